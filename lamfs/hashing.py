@@ -1,0 +1,93 @@
+"""Content hashes: LaminDB's (md5, sha1-fl, md5-d) and lamfs's own per-block BLAKE3. Plain functions, any thread.
+
+LaminDB 0.72: url-safe base64 of the digest without ``=``, first 22 characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from blake3 import blake3
+
+from lamfs.model import BLOCK_SIZE, ContentHash
+
+MD5_MAX = 52_428_800
+"""Files up to this many bytes (50 MiB) are hashed with md5, larger ones with sha1-fl."""
+
+
+def encode_digest(digest: bytes) -> str:
+    """LaminDB's text form of a digest."""
+    return base64.urlsafe_b64encode(digest).decode().strip("=")[:22]
+
+
+def hash_block(data: bytes | memoryview) -> bytes:
+    """BLAKE3 of one block, 32 bytes."""
+    return blake3(data).digest()
+
+
+def hash_fd(fd: int, size: int, progress: Callable[[int], None] | None = None) -> ContentHash:
+    """Hash ``size`` bytes of an open file from its start, in one pass of pread; the file offset stays.
+
+    ``progress`` is called with the number of bytes of each block. Raises EOFError when the file is shorter.
+    """
+    small = size <= MD5_MAX
+    whole = hashlib.md5() if small else hashlib.sha1()
+    blocks = bytearray()
+    buffer = bytearray(min(BLOCK_SIZE, size) or 1)
+    for offset in range(0, size, BLOCK_SIZE):
+        want = min(BLOCK_SIZE, size - offset)
+        view = memoryview(buffer)[:want]
+        _read_full(fd, view, offset)
+        blocks += blake3(view).digest()
+        if small:
+            whole.update(view)
+        elif offset < MD5_MAX:
+            whole.update(view[: MD5_MAX - offset])
+        if progress is not None:
+            progress(want)
+    if small:
+        return ContentHash(size, encode_digest(whole.digest()), "md5", bytes(blocks))
+    last = hashlib.sha1()
+    for offset in range(size - MD5_MAX, size, BLOCK_SIZE):
+        view = memoryview(buffer)[: min(BLOCK_SIZE, size - offset)]
+        _read_full(fd, view, offset)
+        last.update(view)
+    both = hashlib.sha1(whole.digest() + last.digest())
+    return ContentHash(size, encode_digest(both.digest()), "sha1-fl", bytes(blocks))
+
+
+def _read_full(fd: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        got = os.preadv(fd, [view[done:]], offset + done)
+        if got == 0:
+            raise EOFError(f"file ended at byte {offset + done}")
+        done += got
+
+
+def hash_file(path: str | os.PathLike[str], progress: Callable[[int], None] | None = None) -> ContentHash:
+    """Hash a regular file. Raises OSError as open does, EOFError when the file shrinks meanwhile."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return hash_fd(fd, os.fstat(fd).st_size, progress)
+    finally:
+        os.close(fd)
+
+
+def hash_digests(digests: Iterable[bytes]) -> tuple[str, str]:
+    """``md5-d`` of a folder from its files' md5 digests (16 bytes each): order does not matter."""
+    return encode_digest(hashlib.md5(b"".join(sorted(digests))).digest()), "md5-d"
+
+
+def hash_folder(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """``(hash, "md5-d")`` of a folder: md5 over the sorted md5 digests of all regular files below it."""
+    digests = []
+    for file in Path(path).rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "md5").digest())
+    return hash_digests(digests)

@@ -1,0 +1,122 @@
+"""Rules for keys, names, suffixes and object keys. Pure functions.
+
+Sources: LaminDB 0.72 (``extract_suffix_from_path``, ``auto_storage_key_from_artifact``) for suffixes and object
+keys; POSIX.1-2024 ``limits.h`` for NAME_MAX and PATH_MAX; S3 documentation ("Creating object key names") for 1024.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import PurePosixPath
+
+from lamfs.errors import FsError, InvalidName
+from lamfs.model import AUTO_KEY_PREFIX
+
+NAME_MAX = 255
+PATH_MAX = 4096
+REAL_KEY_MAX = 1024
+
+FORMAT_SUFFIXES = frozenset(
+    ".fasta .fastq .jpg .mtx .obo .pdf .png .tar .tiff .txt .tsv .zip .xml .qs .rds "
+    ".h5ad .parquet .csv .fcs .xslx .xlsx .zarr .json .bam .sam .cram .vcf .bcf .bed .gff .gtf .fa .fq .mzml .h5 "
+    ".loom .h5mu .nii .yaml .html .md".split()
+)
+"""Suffixes that make the last two count as one when another follows (``.csv.gz``): LaminDB's list, and the usual
+formats of the field beside it."""
+
+COMPOSITE_SUFFIXES = (".anndata.zarr", ".spatialdata.zarr", ".vitessce.json")
+
+
+def suffix_of(name: str) -> str:
+    """The artifact suffix of a path or key, with its dot, or ``""``.
+
+    One suffix: as it is, unless all digits (``v1.2`` has none). Several: a composite suffix, else the last two when
+    the second-last is a known format, else the last. LaminDB 0.72.
+    """
+    suffixes = PurePosixPath(name).suffixes
+    if not suffixes:
+        return ""
+    if len(suffixes) > 1:
+        total = "".join(suffixes)
+        for composite in COMPOSITE_SUFFIXES:
+            if total.endswith(composite):
+                return composite
+        if suffixes[-2] in FORMAT_SUFFIXES:
+            return suffixes[-2] + suffixes[-1]
+    last = suffixes[-1]
+    return "" if last[1:].isdigit() else last
+
+
+def key_with_suffix(key: str, old_suffix: str, new_suffix: str) -> str:
+    """The key after a replace by a file with another suffix: ``a.tar.gz`` replaced by csv is ``a.csv``."""
+    stem = key[: -len(old_suffix)] if old_suffix and key.endswith(old_suffix) else key
+    return stem + new_suffix
+
+
+def object_key_for(uid: str, suffix: str, key: str | None, key_is_virtual: bool) -> str:
+    """Where the object of an artifact belongs: ``.lamindb/{uid}{suffix}``, or the key itself when it is real."""
+    if key is None or key_is_virtual:
+        return f"{AUTO_KEY_PREFIX}{uid}{suffix}"
+    return key
+
+
+def check_name(name: bytes) -> str:
+    """Decode and check one path component as it comes from the kernel.
+
+    Raises FsError with EILSEQ (not UTF-8), ENAMETOOLONG (over 255 bytes) or EINVAL (empty, ``.``, ``..``, ``/``, NUL).
+    """
+    if len(name) > NAME_MAX:
+        raise FsError(errno.ENAMETOOLONG)
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError:
+        raise FsError(errno.EILSEQ) from None
+    if text in ("", ".", "..") or "/" in text or "\0" in text:
+        raise FsError(errno.EINVAL)
+    return text
+
+
+def check_key(key: str, *, real: bool = False) -> str:
+    """Check a key given by hand (API or CLI) and return it without duplicate or outer slashes.
+
+    Raises InvalidName, a ValueError that says which rule the key breaks.
+    """
+    try:
+        raw = key.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidName(
+            f"The key {key!r} is not valid UTF-8; rename it first.", errno=errno.EILSEQ
+        ) from None
+    if "\0" in key:
+        raise InvalidName(f"The key {key!r} contains a NUL byte; leave it out.")
+    parts = [part for part in key.split("/") if part != ""]
+    if not parts:
+        raise InvalidName("The key is empty; give it a name such as 'folder/file.csv'.")
+    if any(part in (".", "..") for part in parts):
+        raise InvalidName(f"The key '{key}' contains '.' or '..'; give the full key from the root.")
+    if parts[0] in (AUTO_KEY_PREFIX.rstrip("/"), ".lamfs"):
+        raise InvalidName(
+            f"The key '{key}' starts with '{parts[0]}/', which is reserved; choose another key."
+        )
+    if any(len(part.encode()) > NAME_MAX for part in parts):
+        raise InvalidName(
+            f"A part of the key '{key[:80]}…' is longer than {NAME_MAX} bytes; shorten it.",
+            errno=errno.ENAMETOOLONG,
+        )
+    if len(raw) > PATH_MAX:
+        raise InvalidName(
+            f"The key '{key[:80]}…' is longer than {PATH_MAX} bytes; shorten it.", errno=errno.ENAMETOOLONG
+        )
+    if real and len(raw) > REAL_KEY_MAX:
+        raise InvalidName(
+            f"The key '{key[:80]}…' is longer than {REAL_KEY_MAX} bytes, the limit of an S3 object key; shorten it,"
+            " or use a virtual key.",
+            errno=errno.ENAMETOOLONG,
+        )
+    return "/".join(parts)
+
+
+def root_path(key: str) -> tuple[str, str]:
+    """Split a key into parent key (``""`` for the root) and name."""
+    parent, _, name = key.rpartition("/")
+    return parent, name

@@ -1,0 +1,180 @@
+"""The words of lamfs as types: ids, records, constants. Pure; imported by every layer, imports none of them."""
+
+from __future__ import annotations
+
+import secrets
+import string
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+BASE62 = string.digits + string.ascii_letters
+"""The alphabet of every uid (LaminDB: ``[0-9A-Za-z]``)."""
+
+BLOCK_SIZE = 4 << 20
+"""Bytes per block: the unit of per-block hashes, of the cache and of fetching."""
+
+AUTO_KEY_PREFIX = ".lamindb/"
+"""Object keys of artifacts without a real key start with this (LaminDB 0.72)."""
+
+ARTIFACT_UID_LEN = 20
+STORAGE_UID_LEN = 12
+USER_UID_LEN = 8
+RUN_UID_LEN = 20
+TRANSFORM_UID_LEN = 16
+
+ROOT_INO = 1
+"""Inode number of the root of the tree, as in FUSE."""
+AUTO_INO = 2
+"""Inode number of the directory ``.lamindb`` in which auto-managed artifacts show."""
+
+SHOWN, ARCHIVED, TRASH = 1, 0, -1
+"""Artifact visibility (LaminDB's VisibilityChoice)."""
+
+
+def new_uid(length: int = ARTIFACT_UID_LEN) -> str:
+    """A random uid of ``length`` base62 characters."""
+    return "".join(secrets.choice(BASE62) for _ in range(length))
+
+
+def instance_id(slug: str) -> uuid.UUID:
+    """Id of instance ``owner/name``: ``uuid5(NAMESPACE_URL, "owner/name")``."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, slug)
+
+
+def storage_id(root: str) -> uuid.UUID:
+    """Id of a storage root: ``uuid5(NAMESPACE_URL, root)``. ``root`` has no trailing slash."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, root)
+
+
+def now_ns() -> int:
+    """Wall clock in nanoseconds since the epoch."""
+    return time.time_ns()
+
+
+def iso(ns: int) -> str:
+    """Nanoseconds since the epoch as ISO 8601 in UTC, microseconds kept."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000).isoformat()
+
+
+@dataclass(slots=True, frozen=True)
+class ContentHash:
+    """What is known about the bytes of one revision before they are stored.
+
+    ``size`` in bytes; ``hash``/``hash_type`` are LaminDB's (22 characters; ``md5`` or ``sha1-fl``);
+    ``blocks`` is the concatenation of one 32-byte BLAKE3 digest per 4 MiB block (empty for an empty file).
+    Two revisions are equal when ``size`` and ``blocks`` are, never by ``hash`` alone.
+    """
+
+    size: int
+    hash: str
+    hash_type: str
+    blocks: bytes
+
+    def same_bytes(self, other: ContentHash | None) -> bool:
+        """Whether both describe the same bytes (decided on the BLAKE3 block hashes)."""
+        return other is not None and self.size == other.size and self.blocks == other.blocks
+
+    def block(self, index: int) -> bytes:
+        """BLAKE3 digest of block ``index``."""
+        return self.blocks[32 * index : 32 * index + 32]
+
+
+@dataclass(slots=True, frozen=True)
+class Revision:
+    """One stored revision of an artifact: what its bytes are, and the object they are in."""
+
+    content: ContentHash
+    object_key: str
+    etag: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.content.size
+
+    def block_count(self) -> int:
+        """Number of 4 MiB blocks (0 for an empty file)."""
+        return (self.content.size + BLOCK_SIZE - 1) // BLOCK_SIZE
+
+
+@dataclass(slots=True)
+class ArtifactRecord:
+    """One row of the artifact table. Times in nanoseconds since the epoch."""
+
+    uid: str
+    key: str | None
+    suffix: str
+    revision: Revision
+    description: str | None = None
+    visibility: int = SHOWN
+    key_is_virtual: bool = True
+    accessor: str | None = None
+    storage_id: int = 1
+    created_by_id: int | None = None
+    run_id: int | None = None
+    transform_id: int | None = None
+    created_at: int = 0
+    updated_at: int = 0
+    ino: int | None = None
+    id: int | None = None
+    trashed_from: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the stored revision."""
+        return self.revision.content.size
+
+    @property
+    def hash(self) -> str:
+        """LaminDB's content hash of the stored revision."""
+        return self.revision.content.hash
+
+
+@dataclass(slots=True)
+class Inode:
+    """One row of the inode table: the POSIX attributes of a file, directory or other node."""
+
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    size: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    rdev: int = 0
+    revision: int = 0
+    """Counts content revisions made outside of the mount that shows it; a new value means a new FUSE inode."""
+
+
+@dataclass(slots=True)
+class Dentry:
+    """One directory entry. ``cookie`` is stable for the entry's life and orders readdir."""
+
+    cookie: int
+    name: str
+    inode: Inode
+
+
+@dataclass(slots=True)
+class JournalEntry:
+    """One piece of storage work that is owed. See registry/journal.py for the operations."""
+
+    id: int
+    op: str
+    state: str
+    ino: int | None
+    uid: str | None
+    object_key: str | None
+    src: str | None
+    gen: int
+    attempts: int
+    error: str | None
+    next_at: int
+    created_at: int
+    owner: str | None
+    payload: dict[str, object] = field(default_factory=dict)

@@ -1,0 +1,127 @@
+"""What every storage can do: the ObjectStore protocol. Synchronous, callable from any thread; no state but clients.
+
+Keys are relative to the store's root, with ``/`` and no leading slash. ETags are opaque strings that change whenever
+an object's bytes do; they come without surrounding quotes. Every error is one of lamfs.errors' storage errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(slots=True, frozen=True)
+class ObjectStat:
+    """One object: ``key`` below the root, ``size`` in bytes, ``etag``, ``mtime_ns`` since the epoch."""
+
+    key: str
+    size: int
+    etag: str
+    mtime_ns: int
+
+
+@dataclass(slots=True, frozen=True)
+class Capabilities:
+    """What a storage proved it can do when it was checked.
+
+    ``create_exclusive``: a race of ``If-None-Match: *`` writers has one winner. ``replace_guarded``: ``If-Match`` on PUT
+    is honoured. ``read_guarded``: ``If-Match`` on GET is honoured. ``warnings``: one sentence per thing that is
+    missing, and what that costs the user.
+    """
+
+    create_exclusive: bool
+    replace_guarded: bool
+    read_guarded: bool
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class StorageConfig:
+    """How to reach a storage. Holds no secret: credentials come from boto3's own chain (environment, profile, role).
+
+    ``root`` is ``s3://bucket[/prefix]`` or an absolute folder path, without a trailing slash.
+    """
+
+    root: str
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    path_style: bool = False
+    timeout: float = 60.0
+
+
+Progress = Callable[[int], None]
+"""Called with a number of bytes that have just been moved, from the moving thread."""
+
+
+class ObjectStore(Protocol):
+    """A root in a local folder or a bucket. Thread-safe."""
+
+    config: StorageConfig
+
+    @property
+    def kind(self) -> Literal["local", "s3"]:
+        """Which implementation this is."""
+
+    @property
+    def cache_name(self) -> str:
+        """Relative path of this root below the cache directory: ``bucket/prefix``, or the folder's path."""
+
+    def url(self, key: str) -> str:
+        """Full name of an object, for people: ``s3://bucket/prefix/key`` or ``/folder/key``."""
+
+    def local_path(self, key: str) -> str | None:
+        """Path of the object's file where the storage is a local folder, else None."""
+
+    def check(self, *, write: bool = True) -> Capabilities:
+        """Prove that the root is there and can be read (and written), and find what conditional requests do.
+
+        Leaves nothing behind. Raises StorageMissing, StorageForbidden, StorageReadOnly or StorageUnavailable.
+        """
+
+    def head(self, key: str) -> ObjectStat:
+        """Stat one object. Raises ObjectMissing."""
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
+        """Read ``length`` bytes (to the end when None) at ``offset``. Short bodies are retried, then
+        StorageUnavailable. Raises ObjectMissing, and ObjectChanged when ``etag`` no longer matches."""
+
+    def get_into(
+        self,
+        key: str,
+        fd: int,
+        *,
+        offset: int,
+        length: int,
+        etag: str | None = None,
+        file_offset: int | None = None,
+    ) -> None:
+        """As get, but pwrite into ``fd`` at ``file_offset`` (``offset`` when None) as bytes arrive."""
+
+    def put_file(
+        self, key: str, path: str, *, consume: bool = False, progress: Progress | None = None
+    ) -> ObjectStat:
+        """Store a file's bytes under ``key``, atomically replacing what was there, and durably before returning.
+
+        With ``consume`` the file at ``path`` may be taken (renamed) into a local folder; it is then gone from
+        ``path``. Large files go as multipart. Raises StorageFull, StorageUnavailable, StorageForbidden.
+        """
+
+    def put_bytes(
+        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> ObjectStat:
+        """Store a small object. With ``if_none_match`` only when there is none, with ``if_match`` only over that
+        ETag; else PreconditionFailed. A write whose reply was lost but that was ours counts as done."""
+
+    def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+        """Copy within the storage without moving bytes through here. Raises ObjectMissing, ObjectChanged."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, in batches; ones that are gone already are no error."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectStat]:
+        """All objects whose key starts with ``prefix``, in no promised order."""
+
+    def close(self) -> None:
+        """Release connections. The store is not used afterwards."""
