@@ -17,9 +17,49 @@ PATH_MAX = 4096
 REAL_KEY_MAX = 1024
 
 FORMAT_SUFFIXES = frozenset(
-    ".fasta .fastq .jpg .mtx .obo .pdf .png .tar .tiff .txt .tsv .zip .xml .qs .rds "
-    ".h5ad .parquet .csv .fcs .xslx .xlsx .zarr .json .bam .sam .cram .vcf .bcf .bed .gff .gtf .fa .fq .mzml .h5 "
-    ".loom .h5mu .nii .yaml .html .md".split()
+    {
+        ".fasta",
+        ".fastq",
+        ".jpg",
+        ".mtx",
+        ".obo",
+        ".pdf",
+        ".png",
+        ".tar",
+        ".tiff",
+        ".txt",
+        ".tsv",
+        ".zip",
+        ".xml",
+        ".qs",
+        ".rds",
+        ".h5ad",
+        ".parquet",
+        ".csv",
+        ".fcs",
+        ".xslx",
+        ".xlsx",
+        ".zarr",
+        ".json",
+        ".bam",
+        ".sam",
+        ".cram",
+        ".vcf",
+        ".bcf",
+        ".bed",
+        ".gff",
+        ".gtf",
+        ".fa",
+        ".fq",
+        ".mzml",
+        ".h5",
+        ".loom",
+        ".h5mu",
+        ".nii",
+        ".yaml",
+        ".html",
+        ".md",
+    }
 )
 """Suffixes that make the last two count as one when another follows (``.csv.gz``): LaminDB's list, and the usual
 formats of the field beside it."""
@@ -84,9 +124,7 @@ def check_key(key: str, *, real: bool = False) -> str:
     try:
         raw = key.encode("utf-8")
     except UnicodeEncodeError:
-        raise InvalidName(
-            f"The key {key!r} is not valid UTF-8; rename it first.", errno=errno.EILSEQ
-        ) from None
+        raise InvalidName(f"The key {key!r} is not valid UTF-8; rename it first.", errno=errno.EILSEQ) from None
     if "\0" in key:
         raise InvalidName(f"The key {key!r} contains a NUL byte; leave it out.")
     parts = [part for part in key.split("/") if part != ""]
@@ -95,9 +133,7 @@ def check_key(key: str, *, real: bool = False) -> str:
     if any(part in (".", "..") for part in parts):
         raise InvalidName(f"The key '{key}' contains '.' or '..'; give the full key from the root.")
     if parts[0] in (AUTO_KEY_PREFIX.rstrip("/"), ".lamfs"):
-        raise InvalidName(
-            f"The key '{key}' starts with '{parts[0]}/', which is reserved; choose another key."
-        )
+        raise InvalidName(f"The key '{key}' starts with '{parts[0]}/', which is reserved; choose another key.")
     if any(len(part.encode()) > NAME_MAX for part in parts):
         raise InvalidName(
             f"A part of the key '{key[:80]}…' is longer than {NAME_MAX} bytes; shorten it.",

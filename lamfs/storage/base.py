@@ -25,8 +25,8 @@ class ObjectStat:
 class Capabilities:
     """What a storage proved it can do when it was checked.
 
-    ``create_exclusive``: a race of ``If-None-Match: *`` writers has one winner. ``replace_guarded``: ``If-Match`` on PUT
-    is honoured. ``read_guarded``: ``If-Match`` on GET is honoured. ``warnings``: one sentence per thing that is
+    ``create_exclusive``: a race of ``If-None-Match: *`` writers has one winner. ``replace_guarded``: ``If-Match``
+    on PUT is honoured. ``read_guarded``: ``If-Match`` on GET is honoured. ``warnings``: one sentence per thing that is
     missing, and what that costs the user.
     """
 
@@ -99,9 +99,7 @@ class ObjectStore(Protocol):
     ) -> None:
         """As get, but pwrite into ``fd`` at ``file_offset`` (``offset`` when None) as bytes arrive."""
 
-    def put_file(
-        self, key: str, path: str, *, consume: bool = False, progress: Progress | None = None
-    ) -> ObjectStat:
+    def put_file(self, key: str, path: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
         """Store a file's bytes under ``key``, atomically replacing what was there, and durably before returning.
 
         With ``consume`` the file at ``path`` may be taken (renamed) into a local folder; it is then gone from
