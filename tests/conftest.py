@@ -1,0 +1,25 @@
+"""What every test gets. Fixtures live in the plugin files named here, one per area; add a line for yours."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = [
+    "tests.support.servers_fixtures",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_directories(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the directories, credentials or settings of the person who runs it."""
+    for name, folder in (
+        ("LAMFS_CONFIG_DIR", "config"),
+        ("LAMFS_DATA_DIR", "data"),
+        ("LAMFS_CACHE_DIR", "cache"),
+    ):
+        monkeypatch.setenv(name, f"{tmp_path}/lamfs/{folder}")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

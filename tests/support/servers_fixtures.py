@@ -1,0 +1,3 @@
+"""Fixtures around tests/support/servers.py and proxy.py."""
+
+from __future__ import annotations
