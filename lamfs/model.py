@@ -120,7 +120,6 @@ class ArtifactRecord:
     updated_at: int = 0
     ino: int | None = None
     id: int | None = None
-    trashed_from: str | None = None
 
     @property
     def size(self) -> int:

@@ -1,0 +1,74 @@
+"""The registry: the only truth about names and metadata, and the journal of storage work. One object per thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lamfs.model import ArtifactRecord, iso, new_uid
+from lamfs.registry.artifacts import Artifacts
+from lamfs.registry.changes import Change, ChangeLog
+from lamfs.registry.commits import Commits, Committed, Provenance, record_from_payload
+from lamfs.registry.db import Database
+from lamfs.registry.journal import Journal, is_alive, process_id
+from lamfs.registry.namespace import Namespace, Removed, Renamed, spool_name
+from lamfs.registry.people import People, Run, Storage, Transform, User
+from lamfs.registry.tree import Tree
+
+
+class Registry:
+    """All of one registry file, seen through one connection. Belongs to the thread that made it.
+
+    ``origin`` marks this object's rows in the change log.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = path
+        self.origin = new_uid(12)
+        self.db = Database(path, create=create)
+        self.tree = Tree(self.db)
+        self.artifacts = Artifacts(self.db)
+        self.journal = Journal(self.db)
+        self.changes = ChangeLog(self.db, self.origin)
+        self.people = People(self.db)
+        self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes)
+        self.commits = Commits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+
+    def describe(self, record: ArtifactRecord) -> dict[str, Any]:
+        """An artifact's record with its references resolved, ready for JSON: what ``lamfs info`` prints."""
+        storage = self.people.storage(record.storage_id)
+        user = self.people.user(record.created_by_id)
+        run = self.people.run(record.run_id)
+        transform = self.people.transform(record.transform_id)
+        root = storage.root if storage else ""
+        pending = self.journal.put_of(record.ino) if record.ino is not None else None
+        return {
+            "uid": record.uid,
+            "key": record.key,
+            "description": record.description,
+            "suffix": record.suffix,
+            "size": record.size,
+            "hash": record.hash,
+            "hash_type": record.revision.content.hash_type,
+            "visibility": record.visibility,
+            "key_is_virtual": record.key_is_virtual,
+            "accessor": record.accessor,
+            "storage": root,
+            "storage_path": f"{root}/{record.revision.object_key}",
+            "created_by": user.handle if user else None,
+            "run": run.uid if run else None,
+            "transform": transform.name if transform else None,
+            "created_at": iso(record.created_at),
+            "updated_at": iso(record.updated_at),
+            "pending": pending is not None,
+        }
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.db.close()
+
+
+__all__ = [
+    "Change", "Commits", "Committed", "Provenance", "Registry", "Removed", "Renamed", "Run", "Storage", "Transform",
+    "User", "is_alive", "process_id", "record_from_payload", "spool_name",
+]  # fmt: skip

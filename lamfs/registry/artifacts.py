@@ -1,0 +1,199 @@
+"""The artifact table: rows as ArtifactRecord. Synchronous; the Database's thread. Knows nothing of names in the tree.
+
+Changes of several rows belong into ``Database.transaction()``; namespace.py and commits.py see to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lamfs.errors import InvalidArgument
+from lamfs.model import ArtifactRecord, ContentHash, Revision, now_ns
+from lamfs.registry.db import Database
+
+_COLUMNS = (
+    "id, uid, storage_id, key, suffix, description, accessor, size, hash, hash_type, blocks, object_key, etag,"
+    " visibility, key_is_virtual, created_by_id, run_id, transform_id, created_at, updated_at, ino"
+)
+_FIELDS = tuple(name.strip() for name in _COLUMNS.split(","))
+_OPERATORS = {
+    "": "{} = ?",
+    "startswith": "substr({0}, 1, length(?1)) = ?1",
+    "contains": "instr({}, ?) > 0",
+    "endswith": "substr({0}, -length(?1)) = ?1",
+    "gt": "{} > ?",
+    "gte": "{} >= ?",
+    "lt": "{} < ?",
+    "lte": "{} <= ?",
+}
+
+
+class Artifacts:
+    """Reads and writes artifact rows of one Database."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def by_uid(self, uid: str) -> ArtifactRecord | None:
+        """The artifact of that uid, in the trash or not."""
+        return self._one("uid=?", uid)
+
+    def by_ino(self, ino: int) -> ArtifactRecord | None:
+        """The artifact whose bytes inode ``ino`` shows."""
+        return self._one("ino=?", ino)
+
+    def by_key(self, key: str) -> ArtifactRecord | None:
+        """The artifact that has this key now; never one in the trash."""
+        return self._one("key=? AND visibility>-1", key)
+
+    def trashed(self, key: str) -> ArtifactRecord | None:
+        """The artifact in the trash that had this key, the last one thrown away first."""
+        return self._one("key=? AND visibility=-1 ORDER BY updated_at DESC, id DESC", key)
+
+    def same_content(self, content: ContentHash) -> list[ArtifactRecord]:
+        """Artifacts with exactly these bytes, whatever their visibility, oldest first."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM artifact WHERE hash=? AND size=? AND blocks=? ORDER BY id",
+            (content.hash, content.size, content.blocks),
+        )
+        return [_record(row) for row in rows]
+
+    def with_object(self, object_key: str) -> ArtifactRecord | None:
+        """The artifact whose bytes are in this object now."""
+        return self._one("object_key=?", object_key)
+
+    def _one(self, where: str, *params: Any) -> ArtifactRecord | None:
+        row = self._db.one(f"SELECT {_COLUMNS} FROM artifact WHERE {where} LIMIT 1", params)
+        return None if row is None else _record(row)
+
+    def filter(self, **conditions: Any) -> Iterator[ArtifactRecord]:
+        """Artifacts that meet all conditions, oldest first; the trash only when ``visibility`` is named.
+
+        ``field=value``, ``field=None`` and ``field__op=value`` with startswith, endswith, contains, gt, gte, lt, lte,
+        in. ``visibility=None`` means any. Raises InvalidArgument for an unknown field or operator.
+        """
+        clauses: list[str] = []
+        params: list[Any] = []
+        if "visibility" not in conditions:
+            clauses.append("visibility > -1")
+        for name, value in conditions.items():
+            column, _, operator = name.partition("__")
+            if column not in _FIELDS or column == "blocks":
+                raise InvalidArgument(f"Artifacts have no field '{column}'; choose one of {', '.join(_FIELDS)}.")
+            if column == "visibility" and value is None and not operator:
+                continue
+            if operator == "in":
+                values = list(value)
+                clauses.append(f"{column} IN ({','.join('?' * len(values))})")
+                params += values
+            elif operator not in _OPERATORS:
+                raise InvalidArgument(
+                    f"'{operator}' is no condition on a field; choose one of {', '.join(filter(None, _OPERATORS))}, in."
+                )
+            elif value is None and not operator:
+                clauses.append(f"{column} IS NULL")
+            else:
+                clause = _OPERATORS[operator].format(column)
+                params += [value] * (2 if "?1" in clause else 1)
+                clauses.append(clause.replace("?1", "?"))
+        where = " AND ".join(clauses) or "1"
+        for row in self._db.execute(f"SELECT {_COLUMNS} FROM artifact WHERE {where} ORDER BY id", params).fetchall():
+            yield _record(row)
+
+    def count(self, *, trash: bool = False) -> int:
+        """Number of artifacts outside (or in) the trash."""
+        operator = "=" if trash else ">"
+        row = self._db.one(f"SELECT count(*) FROM artifact WHERE visibility {operator} -1")
+        assert row is not None
+        return int(row[0])
+
+    def total_bytes(self) -> int:
+        """Sum of the sizes of all artifacts, the trash included, in bytes."""
+        row = self._db.one("SELECT coalesce(sum(size), 0) FROM artifact")
+        assert row is not None
+        return int(row[0])
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    def insert(self, record: ArtifactRecord) -> int:
+        """Add a row (``record.ino`` must be set); fills in id and times. Returns the id."""
+        now = now_ns()
+        record.created_at = record.created_at or now
+        record.updated_at = record.updated_at or now
+        content = record.revision.content
+        cursor = self._db.execute(
+            f"INSERT INTO artifact({_COLUMNS}) VALUES({','.join('?' * len(_FIELDS))})",
+            (
+                None, record.uid, record.storage_id, record.key, record.suffix, record.description, record.accessor,
+                content.size, content.hash, content.hash_type, content.blocks,
+                record.revision.object_key, record.revision.etag,
+                record.visibility, int(record.key_is_virtual), record.created_by_id, record.run_id,
+                record.transform_id, record.created_at, record.updated_at, record.ino,
+            ),
+        )  # fmt: skip
+        record.id = cursor.lastrowid
+        assert record.id is not None
+        return record.id
+
+    def set_revision(self, uid: str, revision: Revision, *, updated_at: int | None = None) -> None:
+        """Point a row at new bytes. ``updated_at=None``: now."""
+        content = revision.content
+        self._db.execute(
+            "UPDATE artifact SET size=?, hash=?, hash_type=?, blocks=?, object_key=?, etag=?, updated_at=? WHERE uid=?",
+            (
+                content.size, content.hash, content.hash_type, content.blocks,
+                revision.object_key, revision.etag, now_ns() if updated_at is None else updated_at, uid,
+            ),
+        )  # fmt: skip
+
+    def set_object(self, uid: str, object_key: str, etag: str) -> None:
+        """Note that the same bytes are in another object now."""
+        self._db.execute("UPDATE artifact SET object_key=?, etag=? WHERE uid=?", (object_key, etag, uid))
+
+    def update(self, uid: str, **columns: Any) -> None:
+        """Set other columns of a row (key, suffix, description, accessor, visibility, ino, run_id …)."""
+        names = ", ".join(f"{name}=?" for name in columns)
+        self._db.execute(f"UPDATE artifact SET {names} WHERE uid=?", (*columns.values(), uid))
+
+    def remove(self, uid: str) -> None:
+        """Delete a row for good."""
+        self._db.execute("DELETE FROM artifact WHERE uid=?", (uid,))
+
+    def rekey(self, old: str, new: str) -> list[str]:
+        """Give every artifact below directory key ``old`` its key below ``new``; returns uids with real keys."""
+        # '0' is the character after '/': the range is exactly what starts with 'old/'.
+        low, high = f"{old}/", f"{old}0"
+        real = self._db.all(
+            "SELECT uid FROM artifact WHERE key>=? AND key<? AND visibility>-1 AND key_is_virtual=0", (low, high)
+        )
+        self._db.execute(
+            "UPDATE artifact SET key=?||substr(key, ?) WHERE key>=? AND key<? AND visibility>-1",
+            (new, len(old) + 1, low, high),
+        )
+        return [row[0] for row in real]
+
+
+def _record(row: tuple[Any, ...]) -> ArtifactRecord:
+    (id_, uid, storage_id, key, suffix, description, accessor, size, hash_, hash_type, blocks, object_key, etag,
+     visibility, virtual, created_by, run, transform, created_at, updated_at, ino) = row  # fmt: skip
+    return ArtifactRecord(
+        uid=uid,
+        key=key,
+        suffix=suffix,
+        revision=Revision(ContentHash(size, hash_, hash_type, bytes(blocks)), object_key, etag),
+        description=description,
+        visibility=visibility,
+        key_is_virtual=bool(virtual),
+        accessor=accessor,
+        storage_id=storage_id,
+        created_by_id=created_by,
+        run_id=run,
+        transform_id=transform,
+        created_at=created_at,
+        updated_at=updated_at,
+        ino=ino,
+        id=id_,
+    )

@@ -1,0 +1,78 @@
+"""The change log: what changed in the tree, in the transaction that changed it. Synchronous; the Database's thread.
+
+A mount follows it to invalidate what the kernel has cached. Rows carry the origin (one random id per Registry object)
+so that a mount can skip what it did itself.
+
+Kinds: ``entry`` (an entry ``name`` of directory ``parent`` came, went or means another inode), ``attr`` (mode, owner,
+times or size of ``ino``), ``content`` (bytes of ``ino``), ``record`` (description, visibility … of its artifact).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamfs.registry.db import Database
+
+KEEP = 200_000
+"""Rows kept; a follower that is further behind than this has to drop everything it cached."""
+
+
+@dataclass(slots=True, frozen=True)
+class Change:
+    """One row of the log."""
+
+    seq: int
+    origin: str
+    kind: str
+    ino: int
+    parent: int | None
+    name: str | None
+
+
+class ChangeLog:
+    """Appends to and reads the log of one Database."""
+
+    def __init__(self, db: Database, origin: str) -> None:
+        self._db = db
+        self.origin = origin
+
+    def entry(self, parent: int, name: str, ino: int) -> None:
+        """An entry came, went or changed its inode."""
+        self._append("entry", ino, parent, name)
+
+    def attr(self, ino: int) -> None:
+        """Attributes changed."""
+        self._append("attr", ino, None, None)
+
+    def content(self, ino: int) -> None:
+        """Bytes changed."""
+        self._append("content", ino, None, None)
+
+    def record(self, ino: int) -> None:
+        """The artifact's record changed, but neither its bytes nor its name."""
+        self._append("record", ino, None, None)
+
+    def _append(self, kind: str, ino: int, parent: int | None, name: str | None) -> None:
+        self._db.execute(
+            "INSERT INTO change(origin, kind, ino, parent, name) VALUES(?,?,?,?,?)",
+            (self.origin, kind, ino, parent, name),
+        )
+
+    def last(self) -> int:
+        """Number of the newest row ever written (0 when there is none)."""
+        row = self._db.one("SELECT seq FROM sqlite_sequence WHERE name='change'")
+        return int(row[0]) if row else 0
+
+    def since(self, seq: int, limit: int = 10_000) -> tuple[list[Change], bool]:
+        """Rows after ``seq`` in order, and whether rows between were trimmed already (then drop all caches)."""
+        rows = self._db.all(
+            "SELECT seq, origin, kind, ino, parent, name FROM change WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
+        )
+        lost = bool(rows) and rows[0][0] != seq + 1
+        if not rows and self.last() > seq:
+            lost = True
+        return [Change(*row) for row in rows], lost
+
+    def trim(self) -> None:
+        """Forget rows that no follower can need any more."""
+        self._db.execute("DELETE FROM change WHERE seq < ?", (self.last() - KEEP,))

@@ -1,0 +1,288 @@
+"""Commits: what storage has done becomes what the registry says, one transaction each. The Database's thread.
+
+Order (DESIGN §3): object first, registry row second, stale object last. These are the "row" steps; each strikes the
+journal row off, and owes the deletion of the object that has become stale.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from typing import Any
+
+from lamfs.keys import key_with_suffix, object_key_for, root_path, suffix_of
+from lamfs.model import AUTO_INO, ArtifactRecord, ContentHash, JournalEntry, Revision, now_ns
+from lamfs.registry.artifacts import Artifacts
+from lamfs.registry.changes import ChangeLog
+from lamfs.registry.db import Database
+from lamfs.registry.journal import Journal
+from lamfs.registry.namespace import Namespace
+from lamfs.registry.tree import Tree
+
+
+@dataclass(slots=True)
+class Committed:
+    """Outcome of a put. ``record`` is None when the file was deleted meanwhile and the object is stale already.
+
+    ``current``: nothing was written to the file after what was stored. ``spool``: name of the spool file that is free.
+    """
+
+    record: ArtifactRecord | None
+    current: bool
+    spool: str | None = None
+
+
+@dataclass(slots=True)
+class Provenance:
+    """Who and what a new artifact is linked to."""
+
+    user_id: int | None = None
+    run_id: int | None = None
+    transform_id: int | None = None
+
+
+class Commits:
+    """Writes the outcome of storage work into one Database."""
+
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        artifacts: Artifacts,
+        journal: Journal,
+        changes: ChangeLog,
+        namespace: Namespace,
+    ) -> None:
+        self._db = db
+        self._tree = tree
+        self._artifacts = artifacts
+        self._journal = journal
+        self._changes = changes
+        self._namespace = namespace
+
+    # -- puts (the mount) ---------------------------------------------------------------------------------------
+
+    def put_target(self, entry: JournalEntry) -> str:
+        """The object key under which the content of a put row belongs now.
+
+        The artifact's own place, unless another artifact's bytes are still in there (its relocation is owed): then
+        ``.lamindb/{uid}{suffix}``, and a move follows.
+        """
+        assert entry.ino is not None
+        assert entry.uid is not None
+        artifact = self._artifacts.by_ino(entry.ino)
+        if artifact is not None:
+            uid, suffix, key, virtual = artifact.uid, artifact.suffix, artifact.key, artifact.key_is_virtual
+        else:
+            uid = entry.uid
+            key, suffix = self._key_of(entry.ino)
+            virtual = bool(entry.payload.get("key_is_virtual", True))
+        home = object_key_for(uid, suffix, key, virtual)
+        holder = self._artifacts.with_object(home)
+        if (holder is not None and holder.uid != uid) or self._journal.holds(home):
+            return object_key_for(uid, suffix, None, True)
+        return home
+
+    def _key_of(self, ino: int) -> tuple[str | None, str]:
+        names = self._tree.names(ino)
+        if not names:
+            return None, ""
+        parent, name = names[0]
+        return (None if parent == AUTO_INO else self._tree.path(ino)), suffix_of(name)
+
+    def put(
+        self, ino: int, gen: int, content: ContentHash, object_key: str, etag: str, origin: Provenance
+    ) -> Committed:
+        """The bytes of generation ``gen`` of inode ``ino`` are in ``object_key``: save or replace its artifact."""
+        with self._db.transaction():
+            entry = self._journal.put_of(ino)
+            artifact = self._artifacts.by_ino(ino)
+            inode = self._tree.get(ino)
+            if entry is None or inode is None or not stat.S_ISREG(inode.mode):
+                if self._artifacts.with_object(object_key) is None:
+                    self._journal.add_delete(object_key)
+                return Committed(None, current=True)
+            revision = Revision(content, object_key, etag)
+            now = now_ns()
+            if artifact is None:
+                assert entry.uid is not None
+                key, suffix = self._key_of(ino)
+                artifact = ArtifactRecord(
+                    uid=entry.uid, key=key, suffix=suffix, revision=revision,
+                    key_is_virtual=bool(entry.payload.get("key_is_virtual", True)),
+                    created_by_id=origin.user_id, run_id=origin.run_id, transform_id=origin.transform_id,
+                    created_at=now, updated_at=now, ino=ino,
+                )  # fmt: skip
+                self._artifacts.insert(artifact)
+            elif artifact.revision != revision:
+                if artifact.revision.object_key != object_key:
+                    self._journal.add_delete(artifact.revision.object_key)
+                same = content.same_bytes(artifact.revision.content)
+                self._artifacts.set_revision(artifact.uid, revision, updated_at=artifact.updated_at if same else now)
+            self._move_home(artifact, object_key)
+            current = entry.gen == gen and entry.state == "ready"
+            if current:
+                self._journal.done(entry.id)
+                self._tree.update(ino, size=content.size)
+            self._changes.content(ino)
+            return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)
+
+    def put_unneeded(self, ino: int, gen: int) -> Committed:
+        """Generation ``gen`` of an inode has the content its artifact has already: only the journal row goes."""
+        with self._db.transaction():
+            entry = self._journal.put_of(ino)
+            if entry is None:
+                return Committed(None, current=True)
+            current = entry.gen == gen and entry.state == "ready"
+            if current:
+                self._journal.done(entry.id)
+            return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)
+
+    def _move_home(self, artifact: ArtifactRecord, object_key: str) -> None:
+        home = object_key_for(artifact.uid, artifact.suffix, artifact.key, artifact.key_is_virtual)
+        if home != object_key:
+            self._journal.add_move(artifact.uid)
+
+    # -- saves (the Python API and the CLI) ---------------------------------------------------------------------
+
+    def announce_save(self, record: ArtifactRecord) -> tuple[int, str]:
+        """Journal a save of ``record`` (its revision's etag not known yet). Returns the journal id and the object
+        key to store under, which is not one that holds another artifact's bytes."""
+        with self._db.transaction():
+            home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
+            holder = self._artifacts.with_object(home)
+            if holder is not None and holder.uid != record.uid:
+                home = object_key_for(record.uid, record.suffix, None, True)
+            return self._journal.add_save(record.uid, home, save_payload(record)), home
+
+    def save(
+        self, entry_id: int, record: ArtifactRecord, etag: str, *, mode: int, uid: int, gid: int
+    ) -> ArtifactRecord:
+        """The bytes of ``record`` are in storage: insert or update its row, name it in the tree, owe the stale object.
+
+        Raises AlreadyExists when the key was taken meanwhile (the object is then owed a deletion).
+        """
+        with self._db.transaction():
+            content, object_key = record.revision.content, record.revision.object_key
+            revision = Revision(content, object_key, etag)
+            now = now_ns()
+            old = self._artifacts.by_uid(record.uid)
+            if old is None:
+                inode = self._tree.new_inode(stat.S_IFREG | mode, uid, gid, now=now)
+                self._namespace.place(inode, record.key, record.uid, record.suffix)
+                record.ino, record.revision = inode.ino, revision
+                record.created_at = record.updated_at = now
+                self._artifacts.insert(record)
+            else:
+                assert old.ino is not None
+                record.ino = old.ino
+                if old.revision.object_key != object_key:
+                    self._journal.add_delete(old.revision.object_key)
+                self._artifacts.set_revision(record.uid, revision, updated_at=now)
+                self._artifacts.update(
+                    record.uid, description=record.description, accessor=record.accessor, suffix=record.suffix,
+                    run_id=record.run_id, transform_id=record.transform_id,
+                )  # fmt: skip
+                if record.suffix != old.suffix and old.visibility > -1:
+                    self._rename_for_suffix(old, record)
+            ino = record.ino
+            self._tree.update(ino, size=content.size, mtime_ns=now, ctime_ns=now)
+            # A mount's own unsent writes to this inode stay owed and come later; what is shown is a new revision.
+            self._tree.bump_revision(ino)
+            self._changes.content(ino)
+            saved = self._artifacts.by_uid(record.uid)
+            assert saved is not None
+            self._move_home(saved, object_key)
+            self._journal.done(entry_id)
+            return saved
+
+    def _rename_for_suffix(self, old: ArtifactRecord, record: ArtifactRecord) -> None:
+        """A replace changed the suffix: the name in the tree changes with it."""
+        assert old.ino is not None
+        names = self._tree.names(old.ino)
+        if not names:
+            return
+        parent, name = names[0]
+        new_name = record.uid + record.suffix if old.key is None else root_path(record.key or "")[1]
+        if old.key is not None and record.key is None:
+            new_name = key_with_suffix(name, old.suffix, record.suffix)
+        if new_name == name:
+            return
+        inode = self._tree.get(old.ino)
+        assert inode is not None
+        if self._tree.lookup(parent, new_name) is not None:
+            self._namespace.unlink(parent, new_name)
+        self._tree.move_entry(parent, name, parent, new_name, inode, now_ns())
+        self._artifacts.update(record.uid, key=None if parent == AUTO_INO else self._tree.path(old.ino))
+        self._changes.entry(parent, name, old.ino)
+        self._changes.entry(parent, new_name, old.ino)
+
+    def abandon_save(self, entry_id: int, object_key: str, *, delete: bool) -> None:
+        """A save failed or its process died: strike it off; with ``delete`` owe the removal of what it may have left.
+
+        The object stays when an artifact's row says its bytes are in there.
+        """
+        with self._db.transaction():
+            self._journal.done(entry_id)
+            if delete and self._artifacts.with_object(object_key) is None:
+                self._journal.add_delete(object_key)
+
+    # -- moves --------------------------------------------------------------------------------------------------
+
+    def move_plan(self, uid: str) -> tuple[ArtifactRecord, str] | None:
+        """Where the object of an artifact has to go: its record and the object key to copy to; None: nowhere.
+
+        When another artifact's bytes are still at the destination, the plan is ``.lamindb/{uid}{suffix}``, so that
+        cycles of renames (a→b, b→a) come apart; the rest of the way stays owed.
+        """
+        artifact = self._artifacts.by_uid(uid)
+        if artifact is None:
+            return None
+        home = object_key_for(uid, artifact.suffix, artifact.key, artifact.key_is_virtual)
+        at = artifact.revision.object_key
+        if at == home:
+            return None
+        holder = self._artifacts.with_object(home)
+        if holder is not None and holder.uid != uid:
+            aside = object_key_for(uid, artifact.suffix, None, True)
+            return None if at == aside else (artifact, aside)
+        return artifact, home
+
+    def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str) -> bool:
+        """The object was copied: point the row at the copy and owe the deletion of the original.
+
+        False when the artifact has other bytes by now; the copy is then stale, unless it is in use.
+        """
+        with self._db.transaction():
+            now = self._artifacts.by_uid(before.uid)
+            if now is None or now.revision != before.revision:
+                if self._artifacts.with_object(object_key) is None:
+                    self._journal.add_delete(object_key)
+                return False
+            self._artifacts.set_object(before.uid, object_key, etag)
+            self._journal.add_delete(before.revision.object_key)
+            home = object_key_for(now.uid, now.suffix, now.key, now.key_is_virtual)
+            if object_key == home:
+                self._journal.done(entry_id)
+            if now.ino is not None:
+                self._changes.record(now.ino)
+            return True
+
+
+def save_payload(record: ArtifactRecord) -> dict[str, Any]:
+    """The journal's form of an artifact that is about to be saved."""
+    content = record.revision.content
+    return {
+        "uid": record.uid, "key": record.key, "suffix": record.suffix, "description": record.description,
+        "key_is_virtual": record.key_is_virtual, "accessor": record.accessor, "storage_id": record.storage_id,
+        "created_by_id": record.created_by_id, "run_id": record.run_id, "transform_id": record.transform_id,
+        "size": content.size, "hash": content.hash, "hash_type": content.hash_type, "blocks": content.blocks.hex(),
+    }  # fmt: skip
+
+
+def record_from_payload(payload: dict[str, Any], object_key: str) -> ArtifactRecord:
+    """The record that ``save_payload`` described."""
+    content = ContentHash(payload["size"], payload["hash"], payload["hash_type"], bytes.fromhex(payload["blocks"]))
+    names = ("uid", "key", "suffix", "description", "key_is_virtual", "accessor", "storage_id", "created_by_id",
+             "run_id", "transform_id")  # fmt: skip
+    return ArtifactRecord(revision=Revision(content, object_key, ""), **{name: payload[name] for name in names})

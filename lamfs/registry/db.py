@@ -1,0 +1,193 @@
+"""The SQLite connection of one thread to one registry: pragmas, transactions, durability.
+
+A Database belongs to the thread that made it. Any number of threads and processes may have one open on the same file:
+WAL lets readers and one writer go on together, and writers wait for each other (``BUSY_TIMEOUT``) instead of failing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database as UtilsDatabase
+
+from lamfs.errors import LamfsError, NotSetUp, RegistryError
+from lamfs.registry.schema import SCHEMA_VERSION, migrations
+
+BUSY_TIMEOUT = 30.0
+"""Seconds a writer waits for another process's transaction."""
+
+Params = Sequence[Any] | dict[str, Any]
+
+
+class Database:
+    """One connection. Not thread-safe; every thread opens its own.
+
+    Raises RegistryError for anything SQLite says: damaged file, disk full, a schema newer than this program.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = path
+        if not create and not path.exists():
+            raise NotSetUp(f"There is no registry at {path}; run 'lamfs init' or 'lamfs connect' first.")
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Created by us first, so that it is never readable by others for a moment.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        self._depth = 0
+        with translated(path):
+            self.conn = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, cached_statements=512)
+            self.conn.execute("PRAGMA journal_mode=WAL")
+            self.conn.execute("PRAGMA synchronous=NORMAL")
+            self.conn.execute("PRAGMA temp_store=MEMORY")
+            self.conn.execute("PRAGMA cache_size=-32768")
+            self._migrate()
+
+    def _migrate(self) -> None:
+        version = self._version()
+        if version == SCHEMA_VERSION:
+            return
+        if version > SCHEMA_VERSION:
+            raise RegistryError(
+                f"The registry {self.path} has schema version {version}, this lamfs knows up to {SCHEMA_VERSION};"
+                " install the newer lamfs that wrote it."
+            )
+        # Two processes may arrive here together: the migrations run under one write lock, and look again inside it.
+        with self.transaction():
+            if self._version() < SCHEMA_VERSION:
+                migrations.apply(UtilsDatabase(self.conn, recursive_triggers=False, execute_plugins=False))
+                self.conn.execute(
+                    "INSERT INTO meta(key, value) VALUES('schema_version', ?)"
+                    " ON CONFLICT(key) DO UPDATE SET value=excluded.value",
+                    (SCHEMA_VERSION,),
+                )
+
+    def _version(self) -> int:
+        has = self.conn.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone()
+        if has is None:
+            return 0
+        row = self.conn.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
+        return int(row[0]) if row else 0
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction (BEGIN IMMEDIATE … COMMIT); joins the one that is open already, if any.
+
+        Any exception rolls everything back. sqlite3's own exceptions come out as RegistryError.
+        """
+        if self._depth:
+            self._depth += 1
+            try:
+                yield self.conn
+            finally:
+                self._depth -= 1
+            return
+        with translated(self.path):
+            self.conn.execute("BEGIN IMMEDIATE")
+        self._depth = 1
+        try:
+            yield self.conn
+        except BaseException as error:
+            self._depth = 0
+            if self.conn.in_transaction:
+                self.conn.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise registry_error(self.path, error) from error
+            raise
+        self._depth = 0
+        with translated(self.path):
+            try:
+                self.conn.execute("COMMIT")
+            except sqlite3.Error:
+                if self.conn.in_transaction:
+                    self.conn.execute("ROLLBACK")
+                raise
+
+    def execute(self, sql: str, params: Params = ()) -> sqlite3.Cursor:
+        """Run one statement; outside of ``transaction()`` it commits by itself."""
+        try:
+            return self.conn.execute(sql, params)
+        except sqlite3.Error as error:
+            raise registry_error(self.path, error) from error
+
+    def one(self, sql: str, params: Params = ()) -> tuple[Any, ...] | None:
+        """First row, or None."""
+        row: tuple[Any, ...] | None = self.execute(sql, params).fetchone()
+        return row
+
+    def all(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
+        """All rows."""
+        return self.execute(sql, params).fetchall()
+
+    def data_version(self) -> int:
+        """A number that changes when another connection has committed (SQLite documentation, PRAGMA data_version)."""
+        row = self.one("PRAGMA data_version")
+        assert row is not None
+        return int(row[0])
+
+    def make_durable(self) -> None:
+        """Return when everything committed so far, by any connection, survives a power cut.
+
+        A commit with ``synchronous=FULL`` syncs the write-ahead log, which holds the earlier commits before it.
+        """
+        self.execute("PRAGMA synchronous=FULL")
+        try:
+            with self.transaction() as conn:
+                conn.execute(
+                    "INSERT INTO meta(key, value) VALUES('durable', 1) ON CONFLICT(key) DO UPDATE SET value=value+1"
+                )
+        finally:
+            self.execute("PRAGMA synchronous=NORMAL")
+
+    def snapshot(self, target: Path) -> None:
+        """Write a consistent, compact copy of the registry to ``target`` (a new file, mode 0600)."""
+        target.unlink(missing_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        self.execute("VACUUM INTO ?", (str(target),))
+
+    def get_meta(self, key: str, default: Any = None) -> Any:
+        """Value of one row of the meta table."""
+        row = self.one("SELECT value FROM meta WHERE key=?", (key,))
+        return default if row is None else row[0]
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Set one row of the meta table."""
+        self.execute(
+            "INSERT INTO meta(key, value) VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value=excluded.value",
+            (key, value),
+        )
+
+    def close(self) -> None:
+        """Close the connection; the last one to close folds the write-ahead log into the file."""
+        self.conn.close()
+
+
+def registry_error(path: Path, error: sqlite3.Error) -> LamfsError:
+    """The one seam at which sqlite3's exceptions become lamfs's."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return RegistryError(f"The disk that holds the registry {path} is full; free some space.", errno=errno.ENOSPC)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return RegistryError(
+            f"The registry {path} is damaged ({error}); restore the copy in storage with 'lamfs connect --restore'."
+        )
+    if code == sqlite3.SQLITE_BUSY:
+        return RegistryError(
+            f"The registry {path} was held by another process for more than {BUSY_TIMEOUT:.0f} s; try again.",
+            errno=errno.EBUSY,
+        )
+    return RegistryError(f"The registry {path} could not be used: {error}.")
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn sqlite3's exceptions into RegistryError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise registry_error(path, error) from error

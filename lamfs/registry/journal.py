@@ -1,0 +1,190 @@
+"""The journal: storage work that is owed. Synchronous; the Database's thread.
+
+Every step on storage is written here, in the transaction that decides it, before it runs; a crash at any point leaves
+a row that the next mount (or the next command, when its process is gone) finishes.
+
+Operations:
+
+``put``     the bytes of inode ``ino`` are in spool file ``src`` and have to become the content of its artifact. One row
+            per inode, however often it is written: ``gen`` counts the closes. State ``open`` while a handle may still
+            write and nothing was acknowledged, ``ready`` once it was.
+``save``    the Python API or CLI is storing a user's own file under ``object_key``; ``payload`` is the artifact row as
+            it shall become. Finished or undone by whoever finds its process dead.
+``move``    the object of artifact ``uid`` has to go to where its key and suffix say.
+``delete``  nothing needs ``object_key`` any more.
+
+``owner`` is the process that works on the row; rows of dead processes are taken over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from lamfs.model import JournalEntry, new_uid, now_ns
+from lamfs.registry.db import Database
+
+_COLUMNS = "id, op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"
+
+
+def process_id(pid: int | None = None) -> str | None:
+    """A name that no other process ever has: boot id, pid and start time (proc(5)). None if the process is gone."""
+    pid = os.getpid() if pid is None else pid
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as boot:
+            boot_id = boot.read().strip()
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return f"{boot_id}:{pid}:{int(fields[19])}"
+
+
+def is_alive(owner: str | None) -> bool:
+    """Whether the process that ``process_id`` named is still there."""
+    if not owner:
+        return False
+    try:
+        pid = int(owner.split(":")[1])
+    except (IndexError, ValueError):
+        return False
+    return process_id(pid) == owner
+
+
+class Journal:
+    """Reads and writes the journal of one Database. ``owner`` names the process that writes through this object."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.owner = process_id() or new_uid()
+
+    def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True) -> None:
+        """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
+        opens again, so that an upload under way does not strike it off."""
+        self._db.execute(
+            "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, payload) VALUES('put','open',?,?,?,?,?,?)"
+            " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner",
+            (ino, new_uid(), src, now_ns(), self.owner, json.dumps({"key_is_virtual": key_is_virtual})),
+        )
+
+    def ready_put(self, ino: int) -> int:
+        """The bytes of ``ino`` are acknowledged: count one more generation and return it (0: there is no such row)."""
+        row = self._db.one(
+            "UPDATE journal SET state='ready', gen=gen+1, next_at=0 WHERE op='put' AND ino=? RETURNING gen", (ino,)
+        )
+        return int(row[0]) if row else 0
+
+    def put_of(self, ino: int) -> JournalEntry | None:
+        """The put row of an inode."""
+        row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE op='put' AND ino=?", (ino,))
+        return _entry(row) if row else None
+
+    def get(self, entry_id: int) -> JournalEntry | None:
+        """One row by id."""
+        row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE id=?", (entry_id,))
+        return _entry(row) if row else None
+
+    def add_delete(self, object_key: str) -> None:
+        """Owe the deletion of an object that no artifact has any more."""
+        self._add("delete", "ready", object_key=object_key)
+
+    def add_move(self, uid: str) -> None:
+        """Owe the relocation of an artifact's object; at most one row per artifact."""
+        self._db.execute(
+            "INSERT INTO journal(op, state, uid, created_at, owner) VALUES('move','ready',?,?,?)"
+            " ON CONFLICT(uid) WHERE op='move' DO NOTHING",
+            (uid, now_ns(), self.owner),
+        )
+
+    def add_save(self, uid: str, object_key: str, payload: dict[str, Any]) -> int:
+        """Announce that the bytes described by ``payload`` are about to be stored under ``object_key``."""
+        return self._add("save", "open", uid=uid, object_key=object_key, payload=payload)
+
+    def _add(
+        self,
+        op: str,
+        state: str,
+        *,
+        uid: str | None = None,
+        object_key: str | None = None,
+        payload: dict[str, Any] | None = None,
+    ) -> int:
+        cursor = self._db.execute(
+            "INSERT INTO journal(op, state, uid, object_key, created_at, owner, payload) VALUES(?,?,?,?,?,?,?)",
+            (op, state, uid, object_key, now_ns(), self.owner, json.dumps(payload or {})),
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def done(self, entry_id: int) -> None:
+        """Strike a row off."""
+        self._db.execute("DELETE FROM journal WHERE id=?", (entry_id,))
+
+    def drop_put(self, ino: int) -> str | None:
+        """Strike the put of an inode off; returns the spool file's name that is free now."""
+        row = self._db.one("DELETE FROM journal WHERE op='put' AND ino=? RETURNING src", (ino,))
+        return str(row[0]) if row else None
+
+    def failed(self, entry_id: int, error: str, retry_at: int) -> None:
+        """Note a failure and when (ns) to try again."""
+        self._db.execute(
+            "UPDATE journal SET attempts=attempts+1, error=?, next_at=? WHERE id=?", (error, retry_at, entry_id)
+        )
+
+    def ready(self, limit: int = 256, *, skip: Iterable[int] = ()) -> list[JournalEntry]:
+        """Work of this process that may start now, oldest first; ``skip`` are ids under way already."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM journal WHERE state='ready' AND next_at<=? AND owner=? ORDER BY id LIMIT ?",
+            (now_ns(), self.owner, limit + len(set(skip))),
+        )
+        busy = set(skip)
+        return [_entry(row) for row in rows if row[0] not in busy][:limit]
+
+    def next_at(self) -> int | None:
+        """When (ns) the earliest waiting row of this process may be tried; None when nothing is owed."""
+        row = self._db.one("SELECT min(next_at) FROM journal WHERE state='ready' AND owner=?", (self.owner,))
+        return None if row is None or row[0] is None else int(row[0])
+
+    def entries(self) -> list[JournalEntry]:
+        """Everything owed by anybody, oldest first."""
+        return [_entry(row) for row in self._db.all(f"SELECT {_COLUMNS} FROM journal ORDER BY id")]
+
+    def owed(self) -> dict[str, int]:
+        """Number of rows per operation."""
+        return dict(self._db.all("SELECT op, count(*) FROM journal GROUP BY op"))
+
+    def retry_now(self) -> None:
+        """Forget backoffs: what waits to be tried again may be tried at once."""
+        self._db.execute("UPDATE journal SET next_at=0 WHERE next_at>0")
+
+    def adopt(self, ops: Iterable[str] = ("put", "move", "delete")) -> list[JournalEntry]:
+        """Take over the rows of processes that are gone. Returns them as they were."""
+        wanted = set(ops)
+        with self._db.transaction():
+            rows = self._db.all(f"SELECT {_COLUMNS} FROM journal WHERE owner IS NOT ? ORDER BY id", (self.owner,))
+            alive: dict[str | None, bool] = {}
+            taken = []
+            for entry in map(_entry, rows):
+                if entry.op not in wanted:
+                    continue
+                if entry.owner not in alive:
+                    alive[entry.owner] = is_alive(entry.owner)
+                if not alive[entry.owner]:
+                    taken.append(entry)
+            self._db.conn.executemany(
+                "UPDATE journal SET owner=?, next_at=0 WHERE id=?", [(self.owner, entry.id) for entry in taken]
+            )
+        return taken
+
+    def holds(self, object_key: str) -> bool:
+        """Whether a row is about to write, or is writing, this object."""
+        return self._db.one("SELECT 1 FROM journal WHERE object_key=? AND op='save'", (object_key,)) is not None
+
+
+def _entry(row: tuple[Any, ...]) -> JournalEntry:
+    *columns, payload = row
+    return JournalEntry(*columns, json.loads(payload))

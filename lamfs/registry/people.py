@@ -1,0 +1,151 @@
+"""Users, storages, transforms and runs: the small tables beside the artifacts. Synchronous; the Database's thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamfs.model import (
+    RUN_UID_LEN,
+    STORAGE_UID_LEN,
+    TRANSFORM_UID_LEN,
+    new_uid,
+    now_ns,
+    storage_id,
+)
+from lamfs.registry.db import Database
+
+
+@dataclass(slots=True, frozen=True)
+class User:
+    """A row of the user table; ``uid`` has 8 base62 characters."""
+
+    id: int
+    uid: str
+    handle: str
+    email: str | None
+    name: str | None
+
+
+@dataclass(slots=True, frozen=True)
+class Storage:
+    """A row of the storage table; ``uid``: 12 base62 characters; ``uuid``: ``uuid5(NAMESPACE_URL, root)``."""
+
+    id: int
+    uid: str
+    uuid: str
+    root: str
+    type: str
+    region: str | None
+
+
+@dataclass(slots=True, frozen=True)
+class Transform:
+    """A notebook, script or pipeline that makes artifacts."""
+
+    id: int
+    uid: str
+    name: str
+    key: str | None
+    type: str
+
+
+@dataclass(slots=True, frozen=True)
+class Run:
+    """One execution of a transform. Times in nanoseconds since the epoch."""
+
+    id: int
+    uid: str
+    transform_id: int
+    created_by_id: int | None
+    started_at: int
+    finished_at: int | None
+
+
+class People:
+    """Reads and writes the small tables of one Database."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def ensure_user(self, uid: str, handle: str, email: str | None, name: str | None) -> User:
+        """The user of that handle, made or brought up to date."""
+        self._db.execute(
+            "INSERT INTO user(uid, handle, email, name, created_at) VALUES(?,?,?,?,?)"
+            " ON CONFLICT(handle) DO UPDATE"
+            " SET email=coalesce(excluded.email, email), name=coalesce(excluded.name, name)",
+            (uid, handle, email, name, now_ns()),
+        )
+        found = self.user_by_handle(handle)
+        assert found is not None
+        return found
+
+    def user_by_handle(self, handle: str) -> User | None:
+        """A user by handle."""
+        row = self._db.one("SELECT id, uid, handle, email, name FROM user WHERE handle=?", (handle,))
+        return User(*row) if row else None
+
+    def user(self, user_id: int | None) -> User | None:
+        """A user by id."""
+        row = self._db.one("SELECT id, uid, handle, email, name FROM user WHERE id=?", (user_id,))
+        return User(*row) if row else None
+
+    def ensure_storage(self, root: str, kind: str, region: str | None = None) -> Storage:
+        """The storage with that root, made when missing."""
+        self._db.execute(
+            "INSERT INTO storage(uid, uuid, root, type, region, created_at) VALUES(?,?,?,?,?,?)"
+            " ON CONFLICT(root) DO NOTHING",
+            (new_uid(STORAGE_UID_LEN), storage_id(root).hex, root, kind, region, now_ns()),
+        )
+        row = self._db.one("SELECT id, uid, uuid, root, type, region FROM storage WHERE root=?", (root,))
+        assert row is not None
+        return Storage(*row)
+
+    def storage(self, storage_row: int) -> Storage | None:
+        """A storage by row id."""
+        row = self._db.one("SELECT id, uid, uuid, root, type, region FROM storage WHERE id=?", (storage_row,))
+        return Storage(*row) if row else None
+
+    def ensure_transform(self, name: str, key: str | None, kind: str, user_id: int | None) -> Transform:
+        """The transform with that key (its path or name), made when missing."""
+        with self._db.transaction():
+            row = self._db.one("SELECT id, uid, name, key, type FROM transform WHERE key IS ? AND name=?", (key, name))
+            if row is None:
+                now = now_ns()
+                self._db.execute(
+                    "INSERT INTO transform(uid, name, key, type, created_by_id, created_at, updated_at)"
+                    " VALUES(?,?,?,?,?,?,?)",
+                    (new_uid(TRANSFORM_UID_LEN), name, key, kind, user_id, now, now),
+                )
+                row = self._db.one("SELECT id, uid, name, key, type FROM transform WHERE id=last_insert_rowid()")
+            assert row is not None
+            return Transform(*row)
+
+    def transform(self, transform_id: int | None) -> Transform | None:
+        """A transform by row id."""
+        row = self._db.one("SELECT id, uid, name, key, type FROM transform WHERE id=?", (transform_id,))
+        return Transform(*row) if row else None
+
+    def start_run(self, transform_id: int, user_id: int | None) -> Run:
+        """Begin a run of a transform."""
+        with self._db.transaction():
+            self._db.execute(
+                "INSERT INTO run(uid, transform_id, created_by_id, started_at) VALUES(?,?,?,?)",
+                (new_uid(RUN_UID_LEN), transform_id, user_id, now_ns()),
+            )
+            row = self._db.one(
+                "SELECT id, uid, transform_id, created_by_id, started_at, finished_at FROM run"
+                " WHERE id=last_insert_rowid()"
+            )
+            assert row is not None
+            return Run(*row)
+
+    def run(self, run_id: int | None) -> Run | None:
+        """A run by row id."""
+        row = self._db.one(
+            "SELECT id, uid, transform_id, created_by_id, started_at, finished_at FROM run WHERE id=?", (run_id,)
+        )
+        return Run(*row) if row else None
+
+    def finish_run(self, run_id: int) -> None:
+        """Note that a run has ended."""
+        self._db.execute("UPDATE run SET finished_at=? WHERE id=?", (now_ns(), run_id))

@@ -1,0 +1,87 @@
+"""The registry's tables, and the migrations that make them. Run by Database under its write lock; owns no state.
+
+Times are nanoseconds since the epoch. ``artifact.ino`` is 1:1 with a regular file's inode; trashed artifacts keep their
+inode row with ``nlink`` 0 and no entry. Names are TEXT: they were checked to be UTF-8 before they came here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+from sqlite_utils import Database, Migrations
+
+from lamfs.model import AUTO_INO, ROOT_INO
+
+SCHEMA_VERSION = 1
+
+migrations = Migrations("lamfs")
+
+_TABLES = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE user(
+    id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, handle TEXT NOT NULL UNIQUE, email TEXT, name TEXT,
+    created_at INTEGER NOT NULL);
+CREATE TABLE storage(
+    id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, uuid TEXT NOT NULL UNIQUE, root TEXT NOT NULL UNIQUE,
+    type TEXT NOT NULL, region TEXT, created_at INTEGER NOT NULL);
+CREATE TABLE transform(
+    id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, name TEXT NOT NULL, key TEXT, type TEXT NOT NULL,
+    created_by_id INTEGER REFERENCES user(id), created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL);
+CREATE INDEX transform_key ON transform(key);
+CREATE TABLE run(
+    id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, transform_id INTEGER NOT NULL REFERENCES transform(id),
+    created_by_id INTEGER REFERENCES user(id), started_at INTEGER NOT NULL, finished_at INTEGER);
+CREATE TABLE inode(
+    ino INTEGER PRIMARY KEY AUTOINCREMENT, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+    nlink INTEGER NOT NULL, size INTEGER NOT NULL DEFAULT 0, atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL, rdev INTEGER NOT NULL DEFAULT 0, revision INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE dentry(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, parent INTEGER NOT NULL, name TEXT NOT NULL, ino INTEGER NOT NULL);
+CREATE UNIQUE INDEX dentry_name ON dentry(parent, name);
+CREATE INDEX dentry_order ON dentry(parent, id);
+CREATE INDEX dentry_ino ON dentry(ino, id);
+CREATE TABLE symlink(ino INTEGER PRIMARY KEY, target BLOB NOT NULL);
+CREATE TABLE xattr(ino INTEGER NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY(ino, name))
+    WITHOUT ROWID;
+CREATE TABLE artifact(
+    id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, storage_id INTEGER NOT NULL REFERENCES storage(id),
+    key TEXT, suffix TEXT NOT NULL, description TEXT, accessor TEXT,
+    size INTEGER NOT NULL, hash TEXT NOT NULL, hash_type TEXT NOT NULL, blocks BLOB NOT NULL,
+    object_key TEXT NOT NULL, etag TEXT NOT NULL,
+    visibility INTEGER NOT NULL DEFAULT 1, key_is_virtual INTEGER NOT NULL DEFAULT 1,
+    created_by_id INTEGER REFERENCES user(id), run_id INTEGER REFERENCES run(id),
+    transform_id INTEGER REFERENCES transform(id),
+    created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, ino INTEGER NOT NULL UNIQUE);
+CREATE UNIQUE INDEX artifact_key ON artifact(key) WHERE visibility > -1 AND key IS NOT NULL;
+CREATE INDEX artifact_hash ON artifact(hash);
+CREATE INDEX artifact_object ON artifact(object_key);
+CREATE INDEX artifact_trash ON artifact(updated_at) WHERE visibility = -1;
+CREATE TABLE journal(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT NOT NULL, state TEXT NOT NULL, ino INTEGER, uid TEXT,
+    object_key TEXT, src TEXT, gen INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, error TEXT,
+    next_at INTEGER NOT NULL DEFAULT 0, created_at INTEGER NOT NULL, owner TEXT, payload TEXT NOT NULL DEFAULT '{}');
+CREATE UNIQUE INDEX journal_put ON journal(ino) WHERE op = 'put';
+CREATE UNIQUE INDEX journal_move ON journal(uid) WHERE op = 'move';
+CREATE INDEX journal_object ON journal(object_key);
+CREATE INDEX journal_state ON journal(state, next_at);
+CREATE TABLE change(
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, origin TEXT NOT NULL, kind TEXT NOT NULL, ino INTEGER NOT NULL,
+    parent INTEGER, name TEXT);
+"""
+
+
+@migrations()
+def initial(db: Database) -> None:
+    """Version 1: everything."""
+    for statement in _TABLES.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
+    now = time.time_ns()
+    for ino, mode in ((ROOT_INO, 0o755), (AUTO_INO, 0o755)):
+        db.execute(
+            "INSERT INTO inode(ino, mode, uid, gid, nlink, atime_ns, mtime_ns, ctime_ns) VALUES(?,?,?,?,?,?,?,?)",
+            [ino, stat.S_IFDIR | mode, os.getuid(), os.getgid(), 2 if ino == AUTO_INO else 3, now, now, now],
+        )
+    db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?, '.lamindb', ?)", [ROOT_INO, AUTO_INO])

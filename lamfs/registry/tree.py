@@ -1,0 +1,214 @@
+"""Inodes and directory entries: the tree itself, knowing nothing of artifacts. Synchronous; the Database's thread.
+
+Mutators must run inside ``Database.transaction()`` (namespace.py sees to that) and keep nlink and the parents' times as
+POSIX.1-2024 says: a change of entries marks mtime and ctime of the directory, a change of links ctime of the inode.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import Any
+
+from lamfs.errors import FsError
+from lamfs.model import AUTO_INO, ROOT_INO, Dentry, Inode, now_ns
+from lamfs.registry.db import Database
+
+_INODE = "ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns, rdev, revision"
+_JOINED = ", ".join(f"i.{column}" for column in _INODE.split(", "))
+_LOOKUP = f"SELECT {_JOINED} FROM dentry d JOIN inode i ON i.ino=d.ino WHERE d.parent=? AND d.name=?"
+_GET = f"SELECT {_INODE} FROM inode WHERE ino=?"
+_LIST = (
+    f"SELECT d.id, d.name, {_JOINED} FROM dentry d JOIN inode i ON i.ino=d.ino"
+    " WHERE d.parent=? AND d.id>? ORDER BY d.id LIMIT ?"
+)
+LINK_MAX = 65_000
+"""Most names one inode may have, as on ext4."""
+MAX_DEPTH = 2_048
+"""More levels than PATH_MAX can spell; a walk that is longer has met a loop, which is damage."""
+
+
+class Tree:
+    """Reads and changes inodes and dentries of one Database."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def get(self, ino: int) -> Inode | None:
+        """One inode."""
+        row = self._db.one(_GET, (ino,))
+        return None if row is None else Inode(*row)
+
+    def lookup(self, parent: int, name: str) -> Inode | None:
+        """The inode that ``name`` means in directory ``parent``."""
+        row = self._db.one(_LOOKUP, (parent, name))
+        return None if row is None else Inode(*row)
+
+    def entries(self, parent: int, after: int = 0, limit: int = 1000) -> list[Dentry]:
+        """Entries of a directory with a cookie above ``after``, in cookie order."""
+        return [Dentry(row[0], row[1], Inode(*row[2:])) for row in self._db.all(_LIST, (parent, after, limit))]
+
+    def is_empty(self, ino: int) -> bool:
+        """Whether a directory has no entries."""
+        return self._db.one("SELECT 1 FROM dentry WHERE parent=? LIMIT 1", (ino,)) is None
+
+    def names(self, ino: int) -> list[tuple[int, str]]:
+        """All (parent, name) of an inode, the first given first."""
+        return [
+            (row[0], row[1]) for row in self._db.all("SELECT parent, name FROM dentry WHERE ino=? ORDER BY id", (ino,))
+        ]
+
+    def parent(self, ino: int) -> int | None:
+        """Directory of the inode's first name; None for the root and for what has no name."""
+        row = self._db.one("SELECT parent FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
+        return None if row is None else int(row[0])
+
+    def path(self, ino: int) -> str | None:
+        """Key of an inode: the path of its first entry from the root (``""`` for the root); None without a name."""
+        parts: list[str] = []
+        while ino != ROOT_INO:
+            row = self._db.one("SELECT parent, name FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
+            if row is None or len(parts) > MAX_DEPTH:
+                return None
+            ino = row[0]
+            parts.append(row[1])
+        return "/".join(reversed(parts))
+
+    def path_at(self, parent: int, name: str) -> str | None:
+        """Key of entry ``name`` in directory ``parent``."""
+        base = self.path(parent)
+        if base is None:
+            return None
+        return f"{base}/{name}" if base else name
+
+    def resolve(self, key: str) -> Inode | None:
+        """The inode at a key (``""``: the root). Symlinks are not followed."""
+        inode = self.get(ROOT_INO)
+        for name in key.split("/") if key else ():
+            if inode is None:
+                return None
+            inode = self.lookup(inode.ino, name)
+        return inode
+
+    def is_below(self, ino: int, ancestor: int) -> bool:
+        """Whether ``ino`` is ``ancestor`` or, by its first name, inside of it."""
+        for _ in range(MAX_DEPTH):
+            if ino == ancestor:
+                return True
+            up = self.parent(ino)
+            if up is None:
+                return False
+            ino = up
+        return False
+
+    def count(self) -> int:
+        """Number of inodes."""
+        row = self._db.one("SELECT count(*) FROM inode")
+        assert row is not None
+        return int(row[0])
+
+    def symlink_target(self, ino: int) -> bytes:
+        """What a symlink says. Raises FsError(EINVAL) for another kind."""
+        row = self._db.one("SELECT target FROM symlink WHERE ino=?", (ino,))
+        if row is None:
+            raise FsError(errno.EINVAL)
+        return bytes(row[0])
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    def new_inode(
+        self, mode: int, uid: int, gid: int, *, rdev: int = 0, now: int = 0, target: bytes | None = None
+    ) -> Inode:
+        """Make an inode without a name (nlink 0)."""
+        now = now or now_ns()
+        size = len(target) if target is not None else 0
+        cursor = self._db.execute(
+            "INSERT INTO inode(mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns, rdev)"
+            " VALUES(?,?,?,0,?,?,?,?,?)",
+            (mode, uid, gid, size, now, now, now, rdev),
+        )
+        assert cursor.lastrowid is not None
+        if target is not None:
+            self._db.execute("INSERT INTO symlink(ino, target) VALUES(?,?)", (cursor.lastrowid, target))
+        return Inode(cursor.lastrowid, mode, uid, gid, 0, size, now, now, now, rdev)
+
+    def add_entry(self, parent: int, name: str, inode: Inode, now: int) -> None:
+        """Give an inode a name; counts the link, on directories the parent's too. Updates ``inode`` in place."""
+        directory = stat.S_ISDIR(inode.mode)
+        if not directory and inode.nlink >= LINK_MAX:
+            raise FsError(errno.EMLINK)
+        self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?,?,?)", (parent, name, inode.ino))
+        inode.nlink = 2 if directory else inode.nlink + 1
+        inode.ctime_ns = now
+        self._db.execute("UPDATE inode SET nlink=?, ctime_ns=? WHERE ino=?", (inode.nlink, now, inode.ino))
+        self.touch_directory(parent, now, links=1 if directory else 0)
+
+    def remove_entry(self, parent: int, name: str, inode: Inode, now: int) -> None:
+        """Take a name away. The inode row stays, with nlink one less (0 for a directory)."""
+        directory = stat.S_ISDIR(inode.mode)
+        self._db.execute("DELETE FROM dentry WHERE parent=? AND name=?", (parent, name))
+        inode.nlink = 0 if directory else inode.nlink - 1
+        inode.ctime_ns = now
+        self._db.execute("UPDATE inode SET nlink=?, ctime_ns=? WHERE ino=?", (inode.nlink, now, inode.ino))
+        self.touch_directory(parent, now, links=-1 if directory else 0)
+
+    def move_entry(self, parent: int, name: str, new_parent: int, new_name: str, inode: Inode, now: int) -> None:
+        """Rename an entry; the new name must be free. It gets a new cookie, as a new entry would."""
+        directory = stat.S_ISDIR(inode.mode)
+        self._db.execute("DELETE FROM dentry WHERE parent=? AND name=?", (parent, name))
+        self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?,?,?)", (new_parent, new_name, inode.ino))
+        inode.ctime_ns = now
+        self._db.execute("UPDATE inode SET ctime_ns=? WHERE ino=?", (now, inode.ino))
+        moved = directory and parent != new_parent
+        self.touch_directory(parent, now, links=-1 if moved else 0)
+        if parent != new_parent:
+            self.touch_directory(new_parent, now, links=1 if moved else 0)
+
+    def touch_directory(self, ino: int, now: int, *, links: int = 0) -> None:
+        """Mark a directory's entries as changed at ``now``."""
+        self._db.execute("UPDATE inode SET mtime_ns=?, ctime_ns=?, nlink=nlink+? WHERE ino=?", (now, now, links, ino))
+
+    def update(self, ino: int, **columns: int) -> None:
+        """Set columns of an inode (mode, uid, gid, size, atime_ns, mtime_ns, ctime_ns, revision)."""
+        names = ", ".join(f"{name}=?" for name in columns)
+        self._db.execute(f"UPDATE inode SET {names} WHERE ino=?", (*columns.values(), ino))
+
+    def bump_revision(self, ino: int) -> None:
+        """Count a content revision that the mounts showing this inode did not make."""
+        self._db.execute("UPDATE inode SET revision=revision+1 WHERE ino=?", (ino,))
+
+    def remove_inode(self, ino: int) -> None:
+        """Forget an inode, its target and its xattrs. The two fixed directories stay."""
+        if ino in (ROOT_INO, AUTO_INO):
+            raise FsError(errno.EBUSY)
+        self._db.execute("DELETE FROM inode WHERE ino=?", (ino,))
+        self._db.execute("DELETE FROM symlink WHERE ino=?", (ino,))
+        self._db.execute("DELETE FROM xattr WHERE ino=?", (ino,))
+
+    # -- extended attributes ------------------------------------------------------------------------------------
+
+    def xattr(self, ino: int, name: str) -> bytes | None:
+        """Value of one extended attribute."""
+        row = self._db.one("SELECT value FROM xattr WHERE ino=? AND name=?", (ino, name))
+        return None if row is None else bytes(row[0])
+
+    def xattrs(self, ino: int) -> dict[str, int]:
+        """Names of an inode's extended attributes, with the sizes of their values in bytes."""
+        rows: list[tuple[Any, ...]] = self._db.all(
+            "SELECT name, length(value) FROM xattr WHERE ino=? ORDER BY name", (ino,)
+        )
+        return {row[0]: row[1] for row in rows}
+
+    def set_xattr(self, ino: int, name: str, value: bytes) -> None:
+        """Set an extended attribute."""
+        self._db.execute(
+            "INSERT INTO xattr(ino, name, value) VALUES(?,?,?)"
+            " ON CONFLICT(ino, name) DO UPDATE SET value=excluded.value",
+            (ino, name, value),
+        )
+
+    def remove_xattr(self, ino: int, name: str) -> bool:
+        """Remove an extended attribute; False when there was none."""
+        return self._db.execute("DELETE FROM xattr WHERE ino=? AND name=?", (ino, name)).rowcount > 0
