@@ -1,0 +1,252 @@
+"""An import may only point down the picture in DESIGN §4: every import statement of lamfs is read, none is run.
+
+Imports inside functions and under TYPE_CHECKING count as well. The last tests give the reader a package with each kind
+of bad import, so that a reader that finds nothing is noticed.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "lamfs"
+MAX_LINES = 450
+
+PURE = {"model", "errors", "keys", "hashing", "config"}
+BOTTOM = PURE | {"registry", "storage"}
+MIDDLE = BOTTOM | {"cache", "transfer"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "model": set(),
+    "errors": set(),
+    "keys": {"model", "errors"},
+    "hashing": {"model", "errors"},
+    "config": {"model", "errors", "keys", "hashing"},
+    "registry": PURE,
+    "storage": PURE,
+    "transfer": BOTTOM,
+    "cache": BOTTOM | {"transfer"},
+    "fs": MIDDLE,
+    "ops": MIDDLE | {"fs"},
+    "core": PURE,
+    "fuse": MIDDLE | {"fs"},
+    "api": MIDDLE | {"ops", "core"},
+    "cli": MIDDLE | {"ops", ""},
+    # Wires a mount together; nobody imports it, the CLI starts it as a program.
+    "daemon": MIDDLE | {"fs", "fuse", "ops", ""},
+    "__main__": {"cli"},
+    # lamfs/__init__.py: what `import lamfs as ln` gives.
+    "": {"api", "core", "ops"} | PURE,
+}
+"""What each first-level package or module of lamfs may import of the others."""
+
+ONLY_IN: dict[str, set[str]] = {
+    "pyfuse3": {"fuse"},
+    "sqlite_utils": {"registry"},
+    "sqlite3": {"registry", "cache"},
+    "boto3": {"storage"},
+    "botocore": {"storage"},
+    "s3transfer": {"storage"},
+    "mypy_boto3_s3": {"storage"},
+    "cloudpathlib": {"storage", "api"},
+    "trio": {"fuse", "fs", "cache", "transfer", "daemon"},
+    "click": {"cli"},
+}
+"""Where the libraries that shape the layers may be imported: their errors are translated there."""
+
+OPTIONAL = {"pandas", "pyarrow", "numpy"}
+"""Of the extra lamfs[pandas]: `import lamfs` must work without them, so no module imports them as it loads."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, absolute, and where: file, line, and whether it is imported when the file is."""
+
+    file: Path
+    line: int
+    module: str
+    at_load: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def part_of(root: Path, file: Path) -> str:
+    """First-level package or module of a file below the package's root; ``""`` for its ``__init__``."""
+    first = file.relative_to(root).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    test = node.test if isinstance(node, ast.If) else None
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def modules_named(node: ast.AST, package: list[str], root: Path) -> Iterator[str]:
+    """Absolute names of the modules that one syntax node imports."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = package[: len(package) - node.level + 1] if node.level else []
+        full = [*base, *(node.module.split(".") if node.module else [])]
+        if full != [root.name]:
+            yield ".".join(full)
+            return
+        # `from lamfs import x`: a module x of lamfs, or a name from lamfs/__init__.py.
+        for alias in node.names:
+            is_module = (root / alias.name).is_dir() or (root / f"{alias.name}.py").is_file()
+            yield f"{root.name}.{alias.name}" if is_module else root.name
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+            yield node.args[0].value
+
+
+def imports_of(root: Path, file: Path) -> list[Import]:
+    """Every import of a file, in functions too."""
+    found: list[Import] = []
+    package = [root.name, *file.relative_to(root).parts[:-1]]
+
+    def walk(node: ast.AST, at_load: bool) -> None:
+        for name in modules_named(node, package, root):
+            found.append(Import(file.relative_to(root.parent), getattr(node, "lineno", 0), name, at_load))
+        inner = at_load and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if is_type_checking(node):
+            inner = False
+        for child in ast.iter_child_nodes(node):
+            walk(child, inner)
+
+    walk(ast.parse(file.read_text()), True)
+    return found
+
+
+def problems(root: Path) -> list[str]:
+    """A sentence for every import that breaks a rule, every part that has no place, every module that is too long."""
+    found = []
+    for file in sorted(root.rglob("*.py")):
+        part = part_of(root, file)
+        lines = len(file.read_text().splitlines())
+        if lines > MAX_LINES:
+            found.append(f"{file.relative_to(root.parent)} has {lines} lines; split it, {MAX_LINES} is the limit")
+        if part not in MAY_IMPORT:
+            found.append(f"{file.relative_to(root.parent)} has no layer; give '{part}' a place in MAY_IMPORT")
+            continue
+        for item in imports_of(root, file):
+            top, *rest = item.module.split(".")
+            if top == root.name:
+                target = rest[0] if rest else ""
+                if target != part and target not in MAY_IMPORT[part]:
+                    found.append(f"{item}: {part or root.name} may not import {target or root.name}")
+            elif top in ONLY_IN and part not in ONLY_IN[top]:
+                found.append(f"{item}: only {', '.join(sorted(ONLY_IN[top]))} may")
+            elif top in OPTIONAL and item.at_load:
+                found.append(f"{item} as it loads; import it in the function that needs it")
+    return found
+
+
+def test_every_import_of_lamfs_points_down() -> None:
+    assert problems(PACKAGE) == []
+
+
+def test_the_reader_finds_the_package_and_its_imports() -> None:
+    modules = {item.module for file in PACKAGE.rglob("*.py") for item in imports_of(PACKAGE, file)}
+    assert {"lamfs.model", "lamfs.errors", "blake3"} <= modules
+
+
+def test_the_rules_have_no_way_round() -> None:
+    """What a layer may import, its imports may too only if it may itself: no cycle between layers."""
+    for part, allowed in MAY_IMPORT.items():
+        assert part not in allowed
+        for below in allowed:
+            assert part not in MAY_IMPORT[below] or "" in (part, below), f"{part} and {below} may import each other"
+    assert not any("daemon" in allowed for allowed in MAY_IMPORT.values())
+
+
+BAD = [
+    ("registry/rows.py", "import lamfs.storage.base", "registry may not import storage"),
+    ("storage/s3.py", "from lamfs.registry import db", "storage may not import registry"),
+    ("storage/s3.py", "from lamfs import registry", "storage may not import registry"),
+    ("storage/s3.py", "from ..registry import db", "storage may not import registry"),
+    ("storage/s3.py", "from .. import registry", "storage may not import registry"),
+    ("storage/deep/s3.py", "from ...registry.db import open", "storage may not import registry"),
+    ("fs/files.py", "from lamfs.ops import save", "fs may not import ops"),
+    ("fs/files.py", "def f():\n    import lamfs.fuse", "fs may not import fuse"),
+    ("transfer/mover.py", "from lamfs.cache.blocks import BlockCache", "transfer may not import cache"),
+    ("fuse/calls.py", "from lamfs.ops import save", "fuse may not import ops"),
+    ("ops/save.py", "from lamfs.api import Artifact", "ops may not import api"),
+    ("ops/save.py", "import importlib\nimportlib.import_module('lamfs.api')", "ops may not import api"),
+    ("cli/mount.py", "import lamfs.daemon.main", "cli may not import daemon"),
+    ("cli/mount.py", "from lamfs import api", "cli may not import api"),
+    ("fs/files.py", "from lamfs import __version__", "fs may not import lamfs"),
+    ("fs/files.py", "import lamfs", "fs may not import lamfs"),
+    ("model.py", "from lamfs.errors import NotFound", "model may not import errors"),
+    (
+        "errors.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import lamfs.model",
+        "may not import model",
+    ),
+    ("keys.py", "import lamfs.config", "keys may not import config"),
+    ("fs/files.py", "import pyfuse3", "only fuse may"),
+    ("daemon/main.py", "from pyfuse3 import main", "only fuse may"),
+    ("ops/save.py", "import sqlite_utils", "only registry may"),
+    ("transfer/mover.py", "import sqlite3", "only cache, registry may"),
+    ("transfer/mover.py", "from botocore.exceptions import ClientError", "only storage may"),
+    ("ops/setup.py", "import boto3.session", "only storage may"),
+    ("ops/setup.py", "import cloudpathlib", "only api, storage may"),
+    ("storage/local.py", "import trio", "only cache, daemon, fs, fuse, transfer may"),
+    ("registry/db.py", "async def f():\n    from trio import to_thread", "may"),
+    ("ops/save.py", "import click", "only cli may"),
+    ("api/artifact.py", "import pandas as pd", "as it loads"),
+    ("api/artifact.py", "class A:\n    import pyarrow.parquet", "as it loads"),
+    ("helpers.py", "", "has no layer"),
+    ("fs/long.py", "x = 1\n" * 451, "451 lines"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "says"), BAD, ids=[f"{name}-{index}" for index, (name, *_) in enumerate(BAD)]
+)
+def test_the_reader_sees_what_is_forbidden(tmp_path: Path, name: str, source: str, says: str) -> None:
+    root = make_package(tmp_path, name, source)
+    found = problems(root)
+    assert len(found) == 1
+    assert says in found[0]
+    assert f"lamfs/{name}" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("__init__.py", "from lamfs.api import Artifact\nfrom lamfs.core import storage"),
+        ("api/artifact.py", "import typing\nif typing.TYPE_CHECKING:\n    import pandas\ndef f():\n    import pandas"),
+        ("cache/blocks.py", "from lamfs.transfer.client import Mover\nfrom lamfs.cache import index\nimport trio"),
+        ("cli/main.py", "from lamfs import __version__, ops\nimport click"),
+        ("daemon/main.py", "from lamfs.fuse import calls\nfrom lamfs.fs import files\nimport trio"),
+        ("fs/files.py", "from . import other\nfrom .other import x\nfrom lamfs.registry import db"),
+        ("storage/deep/s3.py", "from ..base import ObjectStore\nfrom ... import errors\nimport boto3"),
+        ("fs/long.py", "x = 1\n" * 450),
+    ],
+)
+def test_the_reader_lets_pass_what_is_allowed(tmp_path: Path, name: str, source: str) -> None:
+    assert problems(make_package(tmp_path, name, source)) == []
+
+
+def make_package(folder: Path, name: str, source: str) -> Path:
+    """An empty lamfs with every layer, and one file with this source."""
+    root = folder / "source" / "lamfs"
+    root.mkdir(parents=True)
+    for part in MAY_IMPORT:
+        if part in PURE | {"__main__"}:
+            (root / f"{part}.py").touch()
+        else:
+            (root / part).mkdir(exist_ok=True, parents=True)
+            (root / part / "__init__.py").touch()
+    (root / name).parent.mkdir(exist_ok=True, parents=True)
+    (root / name).write_text(source)
+    return root
