@@ -17,7 +17,9 @@ PACKAGE = Path(__file__).parents[2] / "lamfs"
 MAX_LINES = 450
 
 PURE = {"model", "errors", "keys", "hashing", "config"}
-BOTTOM = PURE | {"registry", "storage"}
+LEAVES = {"copying"}
+"""Plain functions on file descriptors that import nothing of lamfs."""
+BOTTOM = PURE | LEAVES | {"registry", "storage"}
 MIDDLE = BOTTOM | {"cache", "transfer"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -26,8 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keys": {"model", "errors"},
     "hashing": {"model", "errors"},
     "config": {"model", "errors", "keys", "hashing"},
+    "copying": set(),
     "registry": PURE,
-    "storage": PURE,
+    "storage": PURE | LEAVES,
     "transfer": BOTTOM,
     "cache": BOTTOM | {"transfer"},
     "fs": MIDDLE,
@@ -242,7 +245,7 @@ def make_package(folder: Path, name: str, source: str) -> Path:
     root = folder / "source" / "lamfs"
     root.mkdir(parents=True)
     for part in MAY_IMPORT:
-        if part in PURE | {"__main__"}:
+        if part in PURE | LEAVES | {"__main__"}:
             (root / f"{part}.py").touch()
         else:
             (root / part).mkdir(exist_ok=True, parents=True)
