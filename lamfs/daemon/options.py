@@ -13,8 +13,8 @@ from lamfs.errors import InvalidArgument
 class MountOptions:
     """Everything a mount needs to know. Sizes in bytes, times in seconds.
 
-    ``close``: what ``close()`` = 0 means: ``spool`` (bytes and intent are on the local disk) or ``storage`` (they are in
-    storage and in the registry). ``fsync``: likewise. ``umask``, ``uid`` and ``gid`` override what is shown.
+    ``close``: what ``close()`` = 0 means: ``spool`` (bytes and intent are on the local disk) or ``storage`` (they are
+    in storage and in the registry). ``fsync``: likewise. ``umask``, ``uid`` and ``gid`` override what is shown.
     """
 
     slug: str

@@ -186,5 +186,4 @@ class Journal:
 
 
 def _entry(row: tuple[Any, ...]) -> JournalEntry:
-    *columns, payload = row
-    return JournalEntry(*columns, json.loads(payload))
+    return JournalEntry(*(*row[:13], json.loads(row[13])))
