@@ -1,0 +1,25 @@
+"""Storage: where objects are. ``open_store`` is the only way to one; which kind it is, the root says.
+
+boto3 is imported when the first S3 storage is used, so ``import lamfs`` stays quick.
+"""
+
+from __future__ import annotations
+
+from lamfs.storage.base import Capabilities, ObjectStat, ObjectStore, StorageConfig
+from lamfs.storage.root import is_s3, parse_root
+
+__all__ = ["Capabilities", "ObjectStat", "ObjectStore", "StorageConfig", "open_store", "parse_root"]
+
+
+def open_store(config: StorageConfig) -> ObjectStore:
+    """The store of a root in the normal form that ``parse_root`` gives. Cheap: nothing is connected or checked yet.
+
+    Close it when done. Raises InvalidArgument for a root that is not in normal form.
+    """
+    if is_s3(config.root):
+        from lamfs.storage.s3 import S3Store
+
+        return S3Store(config)
+    from lamfs.storage.local import LocalStore
+
+    return LocalStore(config)

@@ -1,0 +1,364 @@
+"""Storage in a local folder: one file per object, at the object's key below the root.
+
+LocalStore owns no state but the root's path; any thread and any number of processes may use the same folder. An
+object is only ever replaced as a whole, by rename, so whoever has it open keeps the revision that they opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+from lamfs.errors import (
+    LamfsError,
+    ObjectChanged,
+    ObjectMissing,
+    PreconditionFailed,
+    StorageError,
+    StorageForbidden,
+    StorageReadOnly,
+)
+from lamfs.storage.base import Capabilities, ObjectStat, Progress, StorageConfig
+from lamfs.storage.folder import SPOOL_FOLDER, TEMP_FOLDER, Folder
+from lamfs.storage.osfiles import copy_contents, source_error, storage_error, write_fetched, write_fully
+from lamfs.storage.root import check_object_key, is_utf8
+
+READ_CHUNK = 1 << 20
+
+_CANNOT_TAKE = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.ETXTBSY})
+"""Renaming the file itself is refused (another file system, somebody else's file): it is copied, which then says what
+is really wrong."""
+
+
+def etag_of(status: os.stat_result) -> str:
+    """The ETag of a file: changes with every put, because that makes a new inode with the time of the put."""
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"
+
+
+class LocalStore:
+    """ObjectStore over a folder. Objects are mode 0600, folders 0700. Stateless and thread-safe."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        self.config = config
+        self.root = config.root
+        self._folder = Folder(config.root)
+
+    @property
+    def kind(self) -> Literal["local"]:
+        return "local"
+
+    @property
+    def cache_name(self) -> str:
+        return self.root.lstrip("/")
+
+    def url(self, key: str) -> str:
+        return f"{self.root}/{key}"
+
+    def local_path(self, key: str) -> str:
+        return f"{self.root}/{check_object_key(key, as_path=True)}"
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    # reading
+
+    def head(self, key: str) -> ObjectStat:
+        path = self.local_path(key)
+        with self._errors_of(key):
+            try:
+                status = os.stat(path)
+            except NotADirectoryError:
+                raise self._missing(key) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise self._missing(key)
+        return _object_stat(key, status)
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
+        with self._open(key, etag) as (fd, size):
+            end = size if length is None else min(size, offset + length)
+            return b"".join(_chunks(fd, offset, end, end - offset))
+
+    def get_into(
+        self,
+        key: str,
+        fd: int,
+        *,
+        offset: int,
+        length: int,
+        etag: str | None = None,
+        file_offset: int | None = None,
+    ) -> None:
+        position = offset if file_offset is None else file_offset
+        end = offset + length
+        with self._open(key, etag) as (source, size):
+            for chunk in _chunks(source, offset, min(end, size), READ_CHUNK):
+                write_fetched(fd, chunk, position)
+                position += len(chunk)
+                offset += len(chunk)
+        if offset < end:
+            raise ObjectChanged(
+                f"The object '{key}' in {self.root} ends before byte {end}, which was asked for; look the artifact up"
+                " again."
+            )
+
+    def list(self, prefix: str = "") -> Iterator[ObjectStat]:
+        base = prefix.rpartition("/")[0]
+        if base and any(part in ("", ".", "..") for part in base.split("/")):
+            return
+        pending = [base]
+        while pending:
+            folder = pending.pop()
+            try:
+                with os.scandir(f"{self.root}/{folder}") as entries:
+                    for entry in entries:
+                        key = f"{folder}/{entry.name}" if folder else entry.name
+                        if entry.is_dir(follow_symlinks=False):
+                            inside = key.startswith(prefix) or prefix.startswith(f"{key}/")
+                            if inside and key not in (TEMP_FOLDER, SPOOL_FOLDER):
+                                pending.append(key)
+                        elif key.startswith(prefix) and is_utf8(key):
+                            with contextlib.suppress(FileNotFoundError):
+                                status = entry.stat()
+                                if stat.S_ISREG(status.st_mode):
+                                    yield _object_stat(key, status)
+            except (FileNotFoundError, NotADirectoryError):
+                if not self._folder.exists():
+                    raise self._folder.missing() from None
+            except OSError as error:
+                raise self._error(error, folder or ".") from error
+
+    # writing
+
+    def put_file(self, key: str, path: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
+        target = self.local_path(key)
+        try:
+            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise source_error(error, path) from error
+        try:
+            takeable = consume and _is_only_name(path, source)
+            if takeable and self._take(key, source, path, target):
+                result = _object_stat(key, os.fstat(source))
+                if progress is not None and result.size:
+                    progress(result.size)
+                return result
+            result = self._store(key, target, lambda fd: _copy_all(source, fd, path, progress))
+        finally:
+            os.close(source)
+        if takeable:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        return result
+
+    def put_bytes(
+        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> ObjectStat:
+        target = self.local_path(key)
+
+        def fill(fd: int) -> None:
+            write_fully(fd, data, 0)
+
+        if not if_none_match and if_match is None:
+            return self._store(key, target, fill)
+        try:
+            if if_none_match:
+                return self._store(key, target, fill, self._folder.link_new)
+            with self._errors_of(key), self._folder.locked():
+                self._require(key, target, if_match)
+                return self._store(key, target, fill)
+        except PreconditionFailed:
+            if self._holds(key, data):
+                return self.head(key)
+            raise
+
+    def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+        target = self.local_path(dst)
+        with self._open(src, etag) as (source, _):
+            return self._store(dst, target, lambda fd: _copy_all(source, fd, self.url(src), None))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            path = self.local_path(key)
+            with self._errors_of(key):
+                try:
+                    os.unlink(path)
+                except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                    if not self._folder.exists():
+                        raise self._folder.missing() from None
+            self._folder.prune(os.path.dirname(path))
+        self._folder.prune_temp()
+
+    # checking
+
+    def check(self, *, write: bool = True) -> Capabilities:
+        try:
+            with os.scandir(self.root) as entries:
+                next(entries, None)
+        except PermissionError as error:
+            raise StorageForbidden(
+                f"The storage folder {self.root} may not be read by you ({error.strerror}); change its owner or"
+                " permissions, or choose another folder."
+            ) from error
+        except OSError as error:
+            raise self._error(error, ".") from error
+        linked = True
+        if write:
+            try:
+                with self._errors_of(TEMP_FOLDER):
+                    linked = self._folder.probe()
+            except (StorageForbidden, StorageReadOnly) as error:
+                raise StorageReadOnly(
+                    f"The storage folder {self.root} can be read but not written ({os.strerror(error.errno)}); change"
+                    " its permissions, remount it writable, or mount with --read-only."
+                ) from error
+        warnings = () if linked else (_NO_LINKS_WARNING.format(root=self.root),)
+        return Capabilities(create_exclusive=linked, replace_guarded=True, read_guarded=True, warnings=warnings)
+
+    # how an object gets into place
+
+    def _take(self, key: str, source: int, path: str, target: str) -> bool:
+        """Rename the file itself into place. False when it cannot be taken and must be copied."""
+        with self._errors_of(key):
+            try:
+                os.fchmod(source, 0o600)
+                _stamp(source)
+                os.fsync(source)
+                self._folder.place(path, target)
+            except OSError as error:
+                if error.errno in _CANNOT_TAKE:
+                    return False
+                raise
+        return True
+
+    def _store(
+        self,
+        key: str,
+        target: str,
+        fill: Callable[[int], None],
+        action: Callable[[str, str], None] = os.rename,
+    ) -> ObjectStat:
+        """Write a temporary file, make it durable, and give it its name. Raises PreconditionFailed from link_new."""
+        with self._errors_of(key), self._folder.temporary() as (fd, temp):
+            fill(fd)
+            _stamp(fd)
+            os.fsync(fd)
+            try:
+                self._folder.place(temp, target, action)
+            except FileExistsError:
+                if action == os.rename:
+                    raise
+                raise PreconditionFailed(
+                    f"There is already an object '{key}' in {self.root}; somebody else made it first."
+                ) from None
+            return _object_stat(key, os.fstat(fd))
+
+    def _require(self, key: str, path: str, etag: str | None) -> None:
+        try:
+            found = etag_of(os.stat(path))
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found != etag:
+            raise PreconditionFailed(
+                f"The object '{key}' in {self.root} was changed by somebody else; read it again.", errno=errno.ESTALE
+            )
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Whether the object is exactly ``data``: then an earlier try of the same write was the one that made it."""
+        try:
+            return self.head(key).size == len(data) and self.get(key) == data
+        except ObjectMissing:
+            return False
+
+    # opening and errors
+
+    @contextlib.contextmanager
+    def _open(self, key: str, etag: str | None) -> Iterator[tuple[int, int]]:
+        """Descriptor and size of an object. The ETag is compared before and after: nobody wrote in between."""
+        path = self.local_path(key)
+        with self._errors_of(key):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except NotADirectoryError:
+                raise self._missing(key) from None
+            try:
+                before = os.fstat(fd)
+                if not stat.S_ISREG(before.st_mode):
+                    raise self._missing(key)
+                if etag is not None and etag_of(before) != etag:
+                    raise self._changed(key)
+                yield fd, before.st_size
+                if etag is not None and etag_of(os.fstat(fd)) != etag:
+                    raise self._changed(key)
+            finally:
+                os.close(fd)
+
+    @contextlib.contextmanager
+    def _errors_of(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._error(error, key) from error
+
+    def _error(self, error: OSError, name: str) -> LamfsError:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not self._folder.exists():
+            return self._folder.missing()
+        return storage_error(error, name, self.root)
+
+    def _missing(self, key: str) -> LamfsError:
+        if not self._folder.exists():
+            return self._folder.missing()
+        return ObjectMissing(f"There is no object '{key}' in the storage {self.root}; it was deleted or never stored.")
+
+    def _changed(self, key: str) -> ObjectChanged:
+        return ObjectChanged(
+            f"The object '{key}' in the storage {self.root} is not the revision that was asked for; look the artifact"
+            " up again."
+        )
+
+
+_NO_LINKS_WARNING = (
+    "The file system of {root} has no hard links, so the lock of an instance holds between processes of one machine"
+    " only: two machines could write at once, and the later one wins. Use the instance from one machine at a time."
+)
+
+
+def _object_stat(key: str, status: os.stat_result) -> ObjectStat:
+    return ObjectStat(key, status.st_size, etag_of(status), status.st_mtime_ns)
+
+
+def _chunks(fd: int, offset: int, end: int, chunk: int) -> Iterator[bytes]:
+    """The bytes from ``offset`` to ``end``, or to where the file ends if that is earlier."""
+    while offset < end:
+        data = os.pread(fd, min(chunk, end - offset), offset)
+        if not data:
+            return
+        yield data
+        offset += len(data)
+
+
+def _is_only_name(path: str, fd: int) -> bool:
+    """Whether renaming ``path`` takes the open file whole: ``path`` is the file itself and its only name."""
+    try:
+        named, opened = os.lstat(path), os.fstat(fd)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(named, opened) and stat.S_ISREG(opened.st_mode) and opened.st_nlink == 1
+
+
+def _stamp(fd: int) -> None:
+    """Set the mtime to this very moment, in nanoseconds: a spool file may carry a time that a user set (``cp -p``),
+    and the kernel's own stamps are as coarse as its clock tick; either could repeat an ETag on a reused inode."""
+    now = time.time_ns()
+    os.utime(fd, ns=(now, now))
+
+
+def _copy_all(source: int, target: int, name: str, progress: Progress | None) -> None:
+    try:
+        copy_contents(source, target, os.fstat(source).st_size, progress)
+    except EOFError as error:
+        raise StorageError(f"'{name}' became shorter while it was stored ({error}); store it again.") from error
