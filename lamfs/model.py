@@ -60,6 +60,21 @@ def iso(ns: int) -> str:
 
 
 @dataclass(slots=True, frozen=True)
+class StorageConfig:
+    """How to reach a storage. Holds no secret: credentials come from boto3's own chain (environment, profile, role).
+
+    ``root`` is ``s3://bucket[/prefix]`` or an absolute folder path, without a trailing slash.
+    """
+
+    root: str
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    path_style: bool = False
+    timeout: float = 60.0
+
+
+@dataclass(slots=True, frozen=True)
 class ContentHash:
     """What is known about the bytes of one revision before they are stored.
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from lamfs.model import StorageConfig as StorageConfig
+
 
 @dataclass(slots=True, frozen=True)
 class ObjectStat:
@@ -34,21 +36,6 @@ class Capabilities:
     replace_guarded: bool
     read_guarded: bool
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(slots=True, frozen=True)
-class StorageConfig:
-    """How to reach a storage. Holds no secret: credentials come from boto3's own chain (environment, profile, role).
-
-    ``root`` is ``s3://bucket[/prefix]`` or an absolute folder path, without a trailing slash.
-    """
-
-    root: str
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    path_style: bool = False
-    timeout: float = 60.0
 
 
 Progress = Callable[[int], None]

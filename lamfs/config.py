@@ -1,0 +1,344 @@
+"""Settings: where lamfs keeps things, who the user is, which instances this machine knows. No state; any thread.
+
+Small JSON files below the config directory, mode 0600, each replaced as a whole (temporary file, fsync, rename), so
+that a reader sees an old or a new one. They hold no credentials: a storage names a profile of boto3 at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import getpass
+import hashlib
+import json
+import os
+import re
+import secrets
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from lamfs.errors import InvalidArgument, LamfsError, NotSetUp
+from lamfs.model import BASE62, USER_UID_LEN, StorageConfig, instance_id
+
+_HANDLE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+
+
+# -- directories ------------------------------------------------------------------------------------------------------
+
+
+def config_dir() -> Path:
+    """Settings. ``LAMFS_CONFIG_DIR``, else the platform's place. Made with mode 0700."""
+    return _directory("LAMFS_CONFIG_DIR", platformdirs.user_config_dir("lamfs", appauthor=False))
+
+
+def data_dir() -> Path:
+    """Registries, journals, spools. ``LAMFS_DATA_DIR``, else the platform's place. Made with mode 0700."""
+    return _directory("LAMFS_DATA_DIR", platformdirs.user_data_dir("lamfs", appauthor=False))
+
+
+def cache_dir() -> Path:
+    """The block cache. ``LAMFS_CACHE_DIR``, else the platform's place. Made with mode 0700."""
+    return _directory("LAMFS_CACHE_DIR", platformdirs.user_cache_dir("lamfs", appauthor=False))
+
+
+def _directory(variable: str, default: str) -> Path:
+    path = Path(os.path.abspath(os.path.expanduser(os.environ.get(variable) or default)))
+    make_directory(path)
+    return path
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory that only its owner can enter, and what is missing above it. Raises NotSetUp."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotSetUp(
+            f"The directory {path} cannot be made ({os.strerror(error.errno or errno.EIO)}); make it yourself, or name"
+            " another place with LAMFS_CONFIG_DIR, LAMFS_DATA_DIR or LAMFS_CACHE_DIR.",
+            errno=error.errno,
+        ) from error
+
+
+# -- JSON files -------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a settings file; None when there is no such file. Raises NotSetUp when it is damaged."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise NotSetUp(f"The settings file {path} cannot be read ({error}); mend or delete it.") from error
+    if not isinstance(data, dict):
+        raise NotSetUp(f"The settings file {path} holds no JSON object; mend or delete it.")
+    return data
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Replace a settings file as a whole, mode 0600, durable before it has its name. Raises LamfsError."""
+    make_directory(path.parent)
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as stream:
+                json.dump(data, stream, indent=2, ensure_ascii=False)
+                stream.write("\n")
+                stream.flush()
+                os.fsync(fd)
+            os.rename(temp, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temp.unlink()
+            raise
+    except OSError as error:
+        raise LamfsError(
+            f"The settings file {path} cannot be written ({os.strerror(error.errno or errno.EIO)}).", errno=error.errno
+        ) from error
+
+
+# -- the user ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class UserSettings:
+    """Who works here. ``uid``: 8 base62 characters, made from the handle, so the same on every machine."""
+
+    handle: str
+    email: str | None
+    uid: str
+    name: str | None = None
+
+
+def user_uid(handle: str) -> str:
+    """uid of a user: 8 base62 characters that depend on the handle alone."""
+    number = int.from_bytes(hashlib.sha256(f"lamfs user {handle}".encode()).digest(), "big")
+    digits = []
+    for _ in range(USER_UID_LEN):
+        number, digit = divmod(number, len(BASE62))
+        digits.append(BASE62[digit])
+    return "".join(digits)
+
+
+def check_handle(handle: str) -> str:
+    """A user's handle or an instance's name. Raises InvalidArgument."""
+    if not _HANDLE.match(handle):
+        raise InvalidArgument(
+            f"'{handle}' is no name for a user or an instance; use up to 64 letters, digits, '.', '_' and '-',"
+            " beginning with a letter or digit."
+        )
+    return handle
+
+
+def make_user(handle: str, email: str | None = None, name: str | None = None) -> UserSettings:
+    """A user of that handle; without an e-mail address ``handle@host``, as git has it. Raises InvalidArgument."""
+    check_handle(handle)
+    return UserSettings(handle, email or f"{handle}@{socket.gethostname()}", user_uid(handle), name)
+
+
+def load_user() -> UserSettings | None:
+    """Who is logged in; None: nobody. Raises NotSetUp when the file is damaged."""
+    path = config_dir() / "user.json"
+    return _user(path, read_json(path))
+
+
+def known_user(handle: str) -> UserSettings | None:
+    """Who logged in here earlier under that handle."""
+    path = config_dir() / "users" / f"{check_handle(handle)}.json"
+    return _user(path, read_json(path))
+
+
+def _user(path: Path, data: dict[str, Any] | None) -> UserSettings | None:
+    if data is None:
+        return None
+    try:
+        return UserSettings(data["handle"], data.get("email"), data["uid"], data.get("name"))
+    except KeyError as error:
+        raise NotSetUp(f"The settings file {path} lacks {error}; run 'lamfs login' again.") from None
+
+
+def save_user(user: UserSettings) -> None:
+    """Log a user in."""
+    write_json(config_dir() / "users" / f"{user.handle}.json", dataclasses.asdict(user))
+    write_json(config_dir() / "user.json", dataclasses.asdict(user))
+
+
+def current_user() -> UserSettings:
+    """Who is logged in, else the user of the operating system."""
+    return load_user() or make_user(system_handle())
+
+
+def system_handle() -> str:
+    """The operating system's name of the user, as a handle."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as in containers
+        name = f"uid{os.getuid()}"
+    handle = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:64]
+    return handle or f"uid{os.getuid()}"
+
+
+# -- instances --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class InstanceSettings:
+    """One instance as this machine knows it: its slug ``owner/name`` and how to reach its storage."""
+
+    slug: str
+    storage: StorageConfig
+
+    @property
+    def id(self) -> uuid.UUID:
+        """``uuid5(NAMESPACE_URL, slug)``."""
+        return instance_id(self.slug)
+
+    @property
+    def owner(self) -> str:
+        """The part before the slash."""
+        return self.slug.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The part after the slash."""
+        return self.slug.partition("/")[2]
+
+    @property
+    def directory(self) -> Path:
+        """What belongs to the instance on this machine."""
+        return data_dir() / self.id.hex
+
+    @property
+    def registry_path(self) -> Path:
+        """The registry's working copy."""
+        return self.directory / "registry.lndb"
+
+    @property
+    def snapshot_key(self) -> str:
+        """Object key of the registry's copy in storage."""
+        return f"{self.id.hex}.lndb"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where bytes wait for storage: on the storage's own file system when that is a folder, so that storing is a
+        rename. Not made here."""
+        if self.storage.root.startswith("/"):
+            return Path(self.storage.root) / ".lamindb" / "_spool" / self.id.hex
+        return self.directory / "spool"
+
+    @property
+    def mounts_dir(self) -> Path:
+        """Records and control sockets of live mounts."""
+        return self.directory / "mounts"
+
+
+def parse_slug(text: str) -> str:
+    """``owner/name``, or ``name`` of the current user's. Raises InvalidArgument."""
+    owner, slash, name = text.rpartition("/")
+    if not slash:
+        owner = current_user().handle
+    return f"{check_handle(owner)}/{check_handle(name)}"
+
+
+def _instance_path(slug: str) -> Path:
+    return config_dir() / "instances" / f"{instance_id(slug).hex}.json"
+
+
+def load_instance(slug: str | None = None) -> InstanceSettings:
+    """Settings of an instance; None: the current one. A bare name may be anybody's when only one instance has it.
+
+    Raises NotSetUp, which says what to run.
+    """
+    if slug is None:
+        slug = current_slug()
+        if slug is None:
+            raise NotSetUp(
+                "No instance is connected; run 'lamfs init --storage FOLDER_OR_S3_URL' (ln.setup.init), or"
+                " 'lamfs connect'."
+            )
+    elif "/" not in slug:
+        own = parse_slug(slug)
+        named = [known.slug for known in list_instances() if known.name == slug]
+        slug = own if own in named or len(named) != 1 else named[0]
+    slug = parse_slug(slug)
+    path = _instance_path(slug)
+    data = read_json(path)
+    if data is None:
+        raise NotSetUp(
+            f"There is no instance '{slug}' on this machine; 'lamfs instances' lists them, 'lamfs connect' adds one."
+        )
+    return _instance(path, data)
+
+
+def _instance(path: Path, data: dict[str, Any]) -> InstanceSettings:
+    fields = {field.name for field in dataclasses.fields(StorageConfig)}
+    try:
+        # Fields of a newer lamfs are left out: an older one can still use what it knows.
+        storage = StorageConfig(**{name: value for name, value in data["storage"].items() if name in fields})
+        return InstanceSettings(str(data["slug"]), storage)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise NotSetUp(f"The settings file {path} is damaged ({error!r}); run 'lamfs connect' again.") from error
+
+
+def save_instance(settings: InstanceSettings) -> None:
+    """Make an instance known to this machine, or change how its storage is reached."""
+    write_json(_instance_path(settings.slug), dataclasses.asdict(settings))
+
+
+def remove_instance(slug: str) -> None:
+    """Forget an instance; also as the current one. No error when it is not known."""
+    with contextlib.suppress(FileNotFoundError):
+        _instance_path(slug).unlink()
+    if current_slug() == slug:
+        set_current(None)
+
+
+def list_instances() -> list[InstanceSettings]:
+    """All instances that this machine knows, by slug. Raises NotSetUp when a file is damaged."""
+    found = []
+    for path in (config_dir() / "instances").glob("*.json"):
+        data = None if path.name.startswith(".") else read_json(path)
+        if data is not None:
+            found.append(_instance(path, data))
+    return sorted(found, key=lambda known: known.slug)
+
+
+def current_slug() -> str | None:
+    """The instance that commands mean when none is named: ``LAMFS_INSTANCE``, else the one set last."""
+    named = os.environ.get("LAMFS_INSTANCE")
+    if named:
+        return parse_slug(named)
+    data = read_json(config_dir() / "current.json")
+    return str(data["slug"]) if data and data.get("slug") else None
+
+
+def set_current(slug: str | None) -> None:
+    """Choose the current instance; None: no instance."""
+    if slug is None:
+        with contextlib.suppress(FileNotFoundError):
+            (config_dir() / "current.json").unlink()
+    else:
+        write_json(config_dir() / "current.json", {"slug": slug})
+
+
+def machine_token() -> str:
+    """A random name of this data directory: to a lease on an instance, one data directory is one machine."""
+    path = data_dir() / "machine.json"
+    data = read_json(path)
+    if data is None:
+        temp = data_dir() / f".machine.{secrets.token_hex(6)}"
+        write_json(temp, {"token": secrets.token_hex(16)})
+        # Two processes may come here at once: link(2) lets one of them win.
+        with contextlib.suppress(FileExistsError):
+            os.link(temp, path)
+        temp.unlink()
+        data = read_json(path)
+    assert data is not None
+    return str(data["token"])
