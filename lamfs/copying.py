@@ -1,0 +1,73 @@
+"""Copying the bytes of one local file into another without reading holes. Plain functions, any thread, blocking.
+
+A reflink (FICLONE: btrfs, XFS, bcachefs) shares the extents; otherwise copy_file_range lets the kernel move the data;
+otherwise pread and pwrite.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+FICLONE = 0x40049409
+"""``ioctl(dst, FICLONE, src)``: linux/fs.h."""
+
+_CHUNK = 4 << 20
+_NOT_HERE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+
+
+def copy_fd(src: int, dst: int) -> int:
+    """Make ``dst`` (empty, open for writing) hold what ``src`` holds now; holes stay holes. Returns the size in bytes.
+
+    Raises OSError; ``dst`` may then hold a part.
+    """
+    size = os.fstat(src).st_size
+    try:
+        fcntl.ioctl(dst, FICLONE, src)
+        return size
+    except OSError:
+        pass  # another file system, or one without reflinks
+    os.ftruncate(dst, size)
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(src, offset, os.SEEK_DATA)
+            end = min(os.lseek(src, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                break
+            start, end = offset, size  # a file system that knows no holes
+        if start >= size:
+            break
+        _copy_range(src, dst, start, end)
+        offset = end
+    return size
+
+
+def _copy_range(src: int, dst: int, start: int, end: int) -> None:
+    offset = start
+    while offset < end:
+        try:
+            moved = os.copy_file_range(src, dst, end - offset, offset, offset)
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            break
+        if moved == 0:  # some kernels answer 0 where they cannot
+            break
+        offset += moved
+    while offset < end:
+        data = os.pread(src, min(_CHUNK, end - offset), offset)
+        if not data:
+            return  # the source shrank meanwhile; whoever compares hashes will see it
+        write_full(dst, data, offset)
+        offset += len(data)
+
+
+def write_full(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """pwrite all of ``data`` at ``offset``. Raises OSError as pwrite does."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done

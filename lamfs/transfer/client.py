@@ -1,0 +1,374 @@
+"""The daemon's side of the moving process: starting it, giving it jobs, starting it again. The trio loop only.
+
+A job is one line out and one line back. Lines leave through one outbox, never from a task that might be cancelled in
+the middle of one. ``/proc/<our pid>/fd/<n>`` paths are held by a duplicate of the descriptor from call to answer:
+``n`` may be closed and given to another file while the job waits in the mover's queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from lamfs.errors import LamfsError, StorageError, TransferDied
+from lamfs.model import ContentHash
+from lamfs.storage.base import ObjectStat, StorageConfig
+from lamfs.transfer import jobs
+from lamfs.transfer.jobs import Message
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int], None]
+
+BACKOFF = (0.05, 5.0)
+"""Seconds before the first and before any later restart; doubled in between."""
+STEADY = 10.0
+"""Seconds of life after which a mover's death counts as its first again."""
+END_TIMEOUT = 5.0
+"""Seconds to wait for the process to end by itself, and again after SIGKILL."""
+
+_FD_PATH = re.compile(r"/proc/(self|\d+)/fd/(\d+)")
+
+
+class _Job:
+    """One job that has no answer yet. ``fds`` are ours to close when it has one."""
+
+    __slots__ = ("done", "error", "fds", "op", "progress", "result")
+
+    def __init__(self, op: str, fds: list[int], progress: Progress | None) -> None:
+        self.op = op
+        self.fds = fds
+        self.progress = progress
+        self.done = trio.Event()
+        self.result: Any = None
+        self.error: LamfsError | None = None
+
+    def finish(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.done.set()
+
+
+class Mover:
+    """Owns the moving process; restarts it when it dies (bounded backoff). The trio loop only.
+
+    All job methods raise what the store raised, or TransferDied: the process ended, the job may or may not have been
+    done, and may be given again at once (it then waits for the restart). Cancelling one drops its answer.
+    """
+
+    def __init__(self, config: StorageConfig) -> None:
+        self.config = config
+        self.pid: int | None = None
+        """Process id of the mover; None while there is none."""
+        self.restarts = 0
+        """How often it had to be started again."""
+        self._sock: socket.socket | None = None
+        self._running = False
+        self._up = trio.Event()
+        self._wake = trio.Event()
+        self._outbox = bytearray()
+        self._jobs: dict[int, _Job] = {}
+        self._last_id = 0
+
+    # ---- the process
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep one moving process alive until cancelled; then end it, and kill it if it does not end.
+
+        Raises StorageError when the first start fails.
+        """
+        self._running = True
+        delay = BACKOFF[0]
+        first = True
+        try:
+            while True:
+                born = trio.current_time()
+                try:
+                    process, sock = await self._spawn()
+                except OSError as error:
+                    if first:
+                        raise StorageError(f"The moving process cannot be started: {error}.") from error
+                    log.error("The moving process cannot be started: %s. Trying again in %.1f s.", error, delay)
+                else:
+                    await self._attend(process, sock, task_status if first else trio.TASK_STATUS_IGNORED)
+                    if trio.current_time() - born > STEADY:
+                        delay = BACKOFF[0]
+                    log.error(
+                        "The moving process %d ended with status %s; starting another in %.2f s.",
+                        process.pid,
+                        process.returncode,
+                        delay,
+                    )
+                first = False
+                await trio.sleep(delay)
+                delay = min(2 * delay, BACKOFF[1])
+                self.restarts += 1
+        finally:
+            self._running = False
+            self._up.set()  # who waits for a restart learns that there will be none
+
+    async def _spawn(self) -> tuple[trio.Process, socket.socket]:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await trio.lowlevel.open_process(
+                    [sys.executable, "-m", "lamfs.transfer.mover", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    # "-m" puts the working directory first in sys.path: a user's json.py must not be found there
+                    cwd="/",
+                    env=_environment(),
+                )
+        except BaseException:
+            ours.close()
+            raise
+        ours.setblocking(False)
+        return process, ours
+
+    async def _attend(self, process: trio.Process, sock: socket.socket, task_status: trio.TaskStatus[None]) -> None:
+        """Serve one process until its socket ends, or until cancelled; it is gone when this returns."""
+        self._outbox = bytearray()
+        self._sock, self.pid = sock, process.pid
+        self._post(jobs.encode(jobs.pack_config(self.config)))
+        self._up.set()
+        task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_loop, sock)
+                await self._read_loop(sock)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._sock, self.pid, self._up = None, None, trio.Event()
+            sock.close()
+            with trio.CancelScope(shield=True):
+                await _end(process)
+            self._fail_all(process.returncode)
+
+    def _fail_all(self, status: int | None) -> None:
+        left, self._jobs = self._jobs, {}
+        for job in left.values():
+            job.error = TransferDied(
+                f"The process that moves bytes ended (status {status}) during a '{job.op}' job; give the job again."
+            )
+            job.finish()
+
+    async def _read_loop(self, sock: socket.socket) -> None:
+        lines = jobs.Lines()
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                data = sock.recv(1 << 18)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            if not data:
+                return
+            for line in lines.feed(data):
+                try:
+                    self._answer(jobs.decode(line))
+                except (ValueError, KeyError):
+                    log.exception("The moving process wrote what is no answer; ending it.")
+                    return
+
+    def _answer(self, message: Message) -> None:
+        ident = message["id"]
+        job = self._jobs[ident]
+        moved = message.get("progress")
+        if moved and job.progress is not None:
+            try:
+                job.progress(moved)
+            except Exception:
+                log.exception("A progress callback failed.")
+        if "ok" in message:
+            job.result = message["ok"]
+        elif "error" in message:
+            job.error = jobs.unpack_error(message["error"])
+        else:
+            return
+        del self._jobs[ident]
+        job.finish()
+
+    # ---- sending
+
+    def _post(self, line: bytes) -> None:
+        """Send a line, or as much as the socket takes now; the send loop does the rest."""
+        sock = self._sock
+        assert sock is not None
+        sent = 0
+        if not self._outbox:
+            try:
+                sent = sock.send(line)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # it is dying: the read loop will see it and fail the jobs
+        if sent < len(line):
+            self._outbox += line[sent:]
+            self._wake.set()
+
+    async def _send_loop(self, sock: socket.socket) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._outbox:
+                await trio.lowlevel.wait_writable(sock)
+                try:
+                    with memoryview(self._outbox) as view:
+                        sent = sock.send(view[: 1 << 18])
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    return
+                del self._outbox[:sent]
+
+    async def _call(self, op: str, message: Message, *, paths: tuple[str, ...] = (), progress: Any = None) -> Any:
+        fds: list[int] = []
+        try:
+            for name in paths:
+                message[name] = _hold(message[name], fds)
+            while self._sock is None:
+                if not self._running:
+                    raise TransferDied("The process that moves bytes is not running: the mount is being ended.")
+                await self._up.wait()
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        self._last_id = ident = self._last_id + 1
+        message["id"], message["op"] = ident, op
+        if progress is not None:
+            message["progress"] = True
+        job = self._jobs[ident] = _Job(op, fds, progress)
+        self._post(jobs.encode(message))
+        try:
+            await job.done.wait()
+        except trio.Cancelled:
+            job.progress = None
+            if ident in self._jobs and self._sock is not None:
+                self._post(jobs.encode({"cancel": ident}))
+            raise
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    # ---- the jobs
+
+    async def hash(self, path: str, size: int | None = None, progress: Progress | None = None) -> ContentHash:
+        """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno."""
+        reply = await self._call("hash", {"path": path, "size": size}, paths=("path",), progress=progress)
+        return jobs.unpack_content(reply)
+
+    async def put(self, path: str, key: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
+        """Store a file under ``key``: ObjectStore.put_file. ``progress`` gets byte counts, about 10 a second."""
+        message = {"path": path, "key": key, "consume": consume}
+        return jobs.unpack_stat(await self._call("put", message, paths=("path",), progress=progress))
+
+    async def push_file(self, key: str, path: str) -> ObjectStat:
+        """Store a file under ``key`` and leave it where it is (the registry's snapshot)."""
+        return await self.put(path, key)
+
+    async def put_bytes(
+        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> ObjectStat:
+        """Store a small object, perhaps conditionally: ObjectStore.put_bytes. Never waits behind transfers."""
+        message = {
+            "key": key,
+            "data": jobs.pack_bytes(data),
+            "if_none_match": if_none_match,
+            "if_match": if_match,
+        }
+        return jobs.unpack_stat(await self._call("put_bytes", message))
+
+    async def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+        """Copy an object within the storage: ObjectStore.copy."""
+        return jobs.unpack_stat(await self._call("copy", {"src": src, "dst": dst, "etag": etag}))
+
+    async def delete(self, keys: list[str]) -> None:
+        """Delete objects; ones that are gone are no error."""
+        await self._call("delete", {"keys": keys})
+
+    async def head(self, key: str) -> ObjectStat:
+        """Stat one object. Raises ObjectMissing."""
+        return jobs.unpack_stat(await self._call("head", {"key": key}))
+
+    async def get(self, key: str) -> bytes:
+        """The bytes of a small object (they travel through the socket). Raises ObjectMissing."""
+        return jobs.unpack_bytes(await self._call("get", {"key": key}))
+
+    async def fetch(self, key: str, *, etag: str, offset: int, length: int, path: str, digest: bytes | None) -> None:
+        """Write a range of the object's revision ``etag`` into the file at ``path``, at the same offset.
+
+        With ``digest`` (BLAKE3 of the range) the bytes are checked before they are written. Raises ObjectChanged,
+        ObjectMissing, StorageUnavailable, and DamagedData when a second GET also gives wrong bytes.
+        """
+        message = {
+            "key": key,
+            "etag": etag,
+            "offset": offset,
+            "length": length,
+            "path": path,
+            "digest": None if digest is None else digest.hex(),
+        }
+        await self._call("fetch", message, paths=("path",))
+
+    async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
+        """Whether a range of a local file has this BLAKE3; False also when the file is too short."""
+        message = {"path": path, "offset": offset, "length": length, "digest": digest.hex()}
+        return bool(await self._call("verify", message, paths=("path",)))
+
+    async def clone(self, src: str, dst: str) -> None:
+        """Make the new file ``dst`` (mode 0600) with the bytes and holes of ``src``, by reflink where that works.
+
+        Raises StorageError with EEXIST when ``dst`` is there, StorageFull without space (``dst`` is then removed).
+        """
+        await self._call("clone", {"src": src, "dst": dst}, paths=("src",))
+
+
+def _hold(path: str, fds: list[int]) -> str:
+    """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``."""
+    match = _FD_PATH.fullmatch(path)
+    if match is None or match[1] not in ("self", str(os.getpid())):
+        return path
+    try:
+        fd = os.dup(int(match[2]))
+    except OSError as error:
+        raise StorageError(
+            f"The open file {path} cannot be handed to the moving process: {error}.", errno=error.errno
+        ) from error
+    fds.append(fd)
+    return f"/proc/{os.getpid()}/fd/{fd}"
+
+
+def _environment() -> dict[str, str]:
+    """Our environment, in which the child finds the lamfs that we are, also when that is a source checkout."""
+    env = dict(os.environ)
+    home = Path(__file__).resolve().parents[2]
+    if home.name not in ("site-packages", "dist-packages"):
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), env.get("PYTHONPATH")]))
+    return env
+
+
+async def _end(process: trio.Process) -> None:
+    """Wait for a process whose socket is closed; kill it, by its own pid, when it takes too long."""
+    with trio.move_on_after(END_TIMEOUT):
+        await process.wait()
+        return
+    log.warning("The moving process %d does not end; killing it.", process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    with trio.move_on_after(END_TIMEOUT):
+        await process.wait()
+        return
+    log.error("The moving process %d cannot be killed (it hangs in the kernel); leaving it behind.", process.pid)

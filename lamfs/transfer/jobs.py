@@ -1,0 +1,142 @@
+"""The language between the daemon and its moving process: framing, jobs, replies, errors. Pure, any thread.
+
+Newline-delimited JSON both ways over one stream socket.
+
+- The daemon's first line is the StorageConfig. Then one line per job, ``{"id": 7, "op": "fetch", …}``, or
+  ``{"cancel": 7}``: nobody waits for job 7 any more; it is skipped when it has not begun. It is answered all the same.
+- The mover answers each job once, in the order of completion: ``{"id": 7, "ok": result}`` or
+  ``{"id": 7, "error": {"type": "ObjectChanged", "message": "…", "errno": 116}}``. Before that it may send
+  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may ride on the answer.
+
+Binary values travel as base64, paths as Python strings (surrogate escapes survive JSON's ``\\u`` form).
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import errno
+import json
+from typing import Any
+
+import lamfs.errors
+from lamfs.errors import FsError, LamfsError, StorageError, StorageFull
+from lamfs.model import ContentHash
+from lamfs.storage.base import ObjectStat, StorageConfig
+
+Message = dict[str, Any]
+
+READS = frozenset({"fetch", "verify", "get", "head"})
+"""Jobs somebody waits for in a read(): the reads pool."""
+CONTROL = frozenset({"put_bytes"})
+"""Small jobs with a deadline (renewing the lease): a pool of their own, so that no transfer holds them up."""
+WRITES = frozenset({"hash", "put", "copy", "delete", "clone"})
+"""Everything that may take long: the writes pool."""
+
+
+def encode(message: Message) -> bytes:
+    """One message as one line."""
+    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The message in one line. Raises ValueError when it is not a JSON object."""
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise ValueError(f"not a message: {line[:80]!r}")
+    return message
+
+
+class Lines:
+    """Cuts a byte stream into lines, in time linear in the bytes. One reader owns it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take what the socket gave; return the lines that it completed, without their newline."""
+        if b"\n" not in data:
+            self._parts.append(data)
+            return []
+        lines = data.split(b"\n")
+        if self._parts:
+            lines[0] = b"".join((*self._parts, lines[0]))
+        rest = lines.pop()
+        self._parts = [rest] if rest else []
+        return lines
+
+
+def pack_bytes(data: bytes) -> str:
+    """Bytes as base64 text."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def unpack_bytes(text: str) -> bytes:
+    """The bytes of pack_bytes."""
+    return base64.b64decode(text)
+
+
+def pack_config(config: StorageConfig) -> Message:
+    """A StorageConfig as a JSON object; it holds no secret."""
+    return dataclasses.asdict(config)
+
+
+def unpack_config(message: Message) -> StorageConfig:
+    """The StorageConfig of pack_config."""
+    return StorageConfig(**message)
+
+
+def pack_stat(stat: ObjectStat) -> list[Any]:
+    """An ObjectStat as a JSON array."""
+    return [stat.key, stat.size, stat.etag, stat.mtime_ns]
+
+
+def unpack_stat(value: list[Any]) -> ObjectStat:
+    """The ObjectStat of pack_stat."""
+    return ObjectStat(*value)
+
+
+def pack_content(content: ContentHash) -> list[Any]:
+    """A ContentHash as a JSON array."""
+    return [content.size, content.hash, content.hash_type, pack_bytes(content.blocks)]
+
+
+def unpack_content(value: list[Any]) -> ContentHash:
+    """The ContentHash of pack_content."""
+    size, text, kind, blocks = value
+    return ContentHash(size, text, kind, unpack_bytes(blocks))
+
+
+def translate(error: BaseException, doing: str) -> LamfsError:
+    """The lamfs error for whatever a job raised; ``doing`` names the job for people ("reading /x")."""
+    if isinstance(error, LamfsError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StorageFull(f"No space was left while {doing}; make room on that disk.", errno=error.errno)
+        return StorageError(f"The system refused {doing}: {error}.", errno=error.errno)
+    if isinstance(error, EOFError):
+        return StorageError(f"The file became shorter while {doing}; it is tried again when it is at rest.")
+    return StorageError(f"{doing.capitalize()} failed with {type(error).__name__}: {error}; see the mount's log.")
+
+
+def pack_error(error: LamfsError) -> Message:
+    """A lamfs error as a JSON object."""
+    return {"type": type(error).__name__, "message": str(error), "errno": error.errno}
+
+
+def unpack_error(value: Message) -> LamfsError:
+    """A fresh exception of the class of that name; StorageError when there is none."""
+    kind = getattr(lamfs.errors, str(value.get("type")), None)
+    message, number = str(value.get("message", "")), int(value.get("errno", errno.EIO))
+    if not (isinstance(kind, type) and issubclass(kind, LamfsError)):
+        kind = StorageError
+    if issubclass(kind, FsError):
+        return kind(number, message)
+    made: LamfsError = kind(message, errno=number)
+    return made
+
+
+def again(error: LamfsError) -> LamfsError:
+    """A copy of an error, for each of several waiters: one exception object must not be raised in two tasks."""
+    return unpack_error(pack_error(error))

@@ -1,0 +1,323 @@
+"""The moving process of a mount: ``python -m lamfs.transfer.mover FD``. boto3, hashing and copying happen here.
+
+Threads: the main thread reads jobs and never writes to the socket, so the daemon can always send, whatever the
+workers do; workers answer under one lock. So a daemon that is slow to read stalls workers, never the reading of jobs,
+and two full socket buffers cannot wait for each other. Reads, writes and control jobs have pools of their own.
+
+The process ends as soon as the socket does, in the middle of whatever it does: the journal knows what is owed, and
+every job may be cut off at any point. Signals of a terminal are ignored; the daemon decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from lamfs import copying, hashing
+from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError
+from lamfs.transfer import jobs
+from lamfs.transfer.jobs import Message
+
+if TYPE_CHECKING:
+    from lamfs.storage.base import ObjectStore
+
+log = logging.getLogger("lamfs.mover")
+
+READ_THREADS = 8
+WRITE_THREADS = 8
+CONTROL_THREADS = 2
+PROGRESS_SECONDS = 0.1
+"""Least time between two progress messages of one job."""
+
+_local = threading.local()
+
+
+class _Cancelled(Exception):
+    """Nobody waits for this job any more."""
+
+
+class _Job:
+    """One job under way: its message, and whether somebody still waits. Made by the reader, run by one worker."""
+
+    __slots__ = ("_lock", "_sent", "_server", "cancelled", "message", "moved")
+
+    def __init__(self, server: Server, message: Message) -> None:
+        self._server = server
+        self._lock = threading.Lock()
+        self._sent = time.monotonic()
+        self.message = message
+        self.cancelled = False
+        self.moved = 0
+        """Bytes moved that no message has told yet."""
+
+    def progress(self) -> Callable[[int], None] | None:
+        """What to give to a store as its progress callback."""
+        return self._moved if self.message.get("progress") else None
+
+    def _moved(self, count: int) -> None:
+        with self._lock:
+            self.moved += count
+            now = time.monotonic()
+            if now - self._sent < PROGRESS_SECONDS:
+                return
+            told, self.moved, self._sent = self.moved, 0, now
+        if not self._server.send({"id": self.message["id"], "progress": told}, wait=False):
+            with self._lock:
+                self.moved += told
+
+    def hashed(self, count: int) -> None:
+        """Progress of hashing, which can be broken off between blocks."""
+        if self.cancelled:
+            raise _Cancelled
+        if self.message.get("progress"):
+            self._moved(count)
+
+
+class Server:
+    """Reads jobs from the socket, runs them in pools, answers. The main thread owns it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._send_lock = threading.Lock()
+        self._jobs: dict[int, _Job] = {}
+        self._reads = ThreadPoolExecutor(READ_THREADS, "reads")
+        self._writes = ThreadPoolExecutor(WRITE_THREADS, "writes")
+        self._control = ThreadPoolExecutor(CONTROL_THREADS, "control")
+        self._store: ObjectStore | None = None
+        self._store_error: LamfsError | None = None
+
+    def run(self) -> None:
+        """Serve until the socket ends. Raises OSError when it breaks otherwise."""
+        lines = jobs.Lines()
+        configured = False
+        while data := self._sock.recv(1 << 18):
+            for line in lines.feed(data):
+                if configured:
+                    self._take(jobs.decode(line))
+                else:
+                    self._configure(jobs.decode(line))
+                    configured = True
+
+    def _configure(self, message: Message) -> None:
+        try:
+            from lamfs.storage import open_store  # boto3 takes long to import: nothing that imports us should pay it
+
+            self._store = open_store(jobs.unpack_config(message))
+        except Exception as error:
+            log.exception("The storage could not be opened.")
+            self._store_error = jobs.translate(error, f"opening the storage {message.get('root')}")
+        gc.freeze()
+
+    def _take(self, message: Message) -> None:
+        if "cancel" in message:
+            if found := self._jobs.get(message["cancel"]):
+                found.cancelled = True
+            return
+        job = _Job(self, message)
+        self._jobs[message["id"]] = job
+        op = message["op"]
+        pool = self._reads if op in jobs.READS else self._control if op in jobs.CONTROL else self._writes
+        pool.submit(self._work, job)
+
+    def _work(self, job: _Job) -> None:
+        message = job.message
+        reply: Message = {"id": message["id"]}
+        try:
+            if job.cancelled:
+                raise _Cancelled
+            handler = _HANDLERS.get(message["op"])
+            if handler is None:
+                raise InvalidArgument(f"The moving process knows no job '{message['op']}'.")
+            reply["ok"] = handler(self, job)
+        except _Cancelled:
+            reply["error"] = jobs.pack_error(StorageError("The job was cancelled."))
+        except BaseException as error:
+            known = jobs.translate(error, _describe(message))
+            if not isinstance(error, (LamfsError, OSError, EOFError)):
+                log.exception("%s failed unexpectedly.", _describe(message))
+            reply["error"] = jobs.pack_error(known)
+        del self._jobs[message["id"]]
+        if job.moved:
+            reply["progress"] = job.moved
+        self.send(reply)
+
+    def send(self, message: Message, *, wait: bool = True) -> bool:
+        """Send one message; with ``wait=False`` give up (False) when another thread is sending."""
+        line = jobs.encode(message)
+        if not self._send_lock.acquire(blocking=wait):
+            return False
+        try:
+            self._sock.sendall(line)
+        except OSError:
+            pass  # the daemon is gone: the main thread reads the end of the socket and ends the process
+        finally:
+            self._send_lock.release()
+        return True
+
+    @property
+    def store(self) -> ObjectStore:
+        """The storage. Raises why it could not be opened."""
+        if self._store is None:
+            assert self._store_error is not None
+            raise jobs.again(self._store_error)
+        return self._store
+
+
+def _describe(message: Message) -> str:
+    words = {
+        "hash": "hashing {path}",
+        "put": "storing {path} as '{key}'",
+        "put_bytes": "storing '{key}'",
+        "copy": "copying '{src}' to '{dst}'",
+        "delete": "deleting objects",
+        "head": "looking up '{key}'",
+        "get": "reading '{key}'",
+        "fetch": "fetching '{key}' at byte {offset}",
+        "verify": "verifying {path} at byte {offset}",
+        "clone": "cloning {src} to {dst}",
+    }
+    return words.get(message["op"], "an unknown job").format_map(message)
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC, mode)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _hash(server: Server, job: _Job) -> Any:
+    with _opened(job.message["path"], os.O_RDONLY) as fd:
+        size = job.message.get("size")
+        return jobs.pack_content(hashing.hash_fd(fd, os.fstat(fd).st_size if size is None else size, job.hashed))
+
+
+def _put(server: Server, job: _Job) -> Any:
+    m = job.message
+    return jobs.pack_stat(
+        server.store.put_file(m["key"], m["path"], consume=m.get("consume", False), progress=job.progress())
+    )
+
+
+def _put_bytes(server: Server, job: _Job) -> Any:
+    m = job.message
+    data = jobs.unpack_bytes(m["data"])
+    return jobs.pack_stat(
+        server.store.put_bytes(m["key"], data, if_none_match=m["if_none_match"], if_match=m["if_match"])
+    )
+
+
+def _copy(server: Server, job: _Job) -> Any:
+    m = job.message
+    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"]))
+
+
+def _delete(server: Server, job: _Job) -> Any:
+    server.store.delete(job.message["keys"])
+
+
+def _head(server: Server, job: _Job) -> Any:
+    return jobs.pack_stat(server.store.head(job.message["key"]))
+
+
+def _get(server: Server, job: _Job) -> Any:
+    return jobs.pack_bytes(server.store.get(job.message["key"]))
+
+
+def _fetch(server: Server, job: _Job) -> Any:
+    m = job.message
+    key, etag, offset, length = m["key"], m["etag"], m["offset"], m["length"]
+    with _opened(m["path"], os.O_WRONLY) as fd:
+        if m["digest"] is None:
+            server.store.get_into(key, fd, offset=offset, length=length, etag=etag)
+            return
+        digest = bytes.fromhex(m["digest"])
+        for _ in range(2):  # wrong once may be the way here; wrong twice is storage
+            data = server.store.get(key, offset=offset, length=length, etag=etag)
+            if len(data) == length and hashing.hash_block(data) == digest:
+                copying.write_full(fd, data, offset)
+                return
+    raise DamagedData(
+        f"The object {server.store.url(key)} (ETag {etag}) is damaged at bytes {offset} to {offset + length}: they are "
+        "not what was saved. Restore the object from a backup or replace the artifact."
+    )
+
+
+def _verify(server: Server, job: _Job) -> Any:
+    m = job.message
+    offset, length = m["offset"], m["length"]
+    with _opened(m["path"], os.O_RDONLY) as fd:
+        data = _buffer(length)
+        done = 0
+        while done < length:
+            got = os.preadv(fd, [data[done:]], offset + done)
+            if got == 0:
+                return False
+            done += got
+    return hashing.hash_block(data) == bytes.fromhex(m["digest"])
+
+
+def _buffer(length: int) -> memoryview:
+    """A buffer that this thread uses again and again: faulting in 4 MiB anew costs as much as hashing it."""
+    buffer: bytearray | None = getattr(_local, "buffer", None)
+    if buffer is None or len(buffer) < length:
+        buffer = _local.buffer = bytearray(length)
+    return memoryview(buffer)[:length]
+
+
+def _clone(server: Server, job: _Job) -> Any:
+    src, dst = job.message["src"], job.message["dst"]
+    with _opened(src, os.O_RDONLY) as source:
+        with _opened(dst, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
+            try:
+                copying.copy_fd(source, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(dst)
+                raise
+
+
+_HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
+    "hash": _hash,
+    "put": _put,
+    "put_bytes": _put_bytes,
+    "copy": _copy,
+    "delete": _delete,
+    "head": _head,
+    "get": _get,
+    "fetch": _fetch,
+    "verify": _verify,
+    "clone": _clone,
+}
+
+
+def main() -> None:
+    """Serve the socket whose file descriptor is the only argument, then end without waiting for anything."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    status = 0
+    try:
+        Server(socket.socket(fileno=int(sys.argv[1]))).run()
+    except ConnectionError:
+        pass
+    except BaseException:
+        log.exception("The moving process fails; the daemon starts another.")
+        status = 1
+    os._exit(status)  # not sys.exit: that would wait for transfers that nobody wants any more
+
+
+if __name__ == "__main__":
+    main()
