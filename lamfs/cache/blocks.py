@@ -1,0 +1,328 @@
+"""The block cache of a mount: which revisions are open, bringing their blocks, prefetch, eviction. The trio loop only.
+
+For a bucket, revisions are sparse files in the cache directory. For a local folder they are the storage's own files,
+which are verified but never copied. Bytes are moved and checked by the moving process; nothing here blocks for long.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import trio
+
+from lamfs.cache import sparse
+from lamfs.cache.blockfile import PRESENT, VERIFIED, BlockFile
+from lamfs.cache.flights import BlockMover, Flights
+from lamfs.cache.index import CacheIndex
+from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
+from lamfs.model import Revision
+from lamfs.storage.base import ObjectStore
+from lamfs.storage.local import etag_of
+
+__all__ = ["BlockCache", "BlockFile"]
+
+log = logging.getLogger(__name__)
+
+IDLE_FILES = 256
+"""Files without a user that stay open, least recently used first to go."""
+REMEMBERED = 16384
+"""Closed files of which this process still knows what it verified ..."""
+REMEMBERED_BLOCKS = 256
+"""... if they have no more blocks than this: some MB of memory at most."""
+HOUSEKEEPING_SECONDS = 2.0
+"""Least time between two looks at the size of the cache."""
+BIG = 64 << 20
+"""Freeing the extents of an unlinked file of this many bytes takes long enough to leave it to a thread."""
+
+
+class BlockCache:
+    """Open revisions by (object key, ETag), the flights of their blocks, and the cache directory's size."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        mover: BlockMover,
+        index: CacheIndex,
+        cache_dir: Path,
+        *,
+        limit_bytes: int,
+        prefetch_blocks: int = 8,
+    ) -> None:
+        self.limit_bytes = limit_bytes
+        """Bytes of blocks in the cache directory above which whole files are evicted."""
+        self._store = store
+        self._index = index
+        self._dir = cache_dir
+        self._local = store.kind == "local"
+        self._files: dict[str, dict[str, BlockFile]] = {}
+        self._idle: OrderedDict[BlockFile, None] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, str], tuple[tuple[int, int], bytearray]] = OrderedDict()
+        self._touched: dict[str, int] = {}
+        self._work = trio.Event()
+        self._hits = 0
+        self._flights = Flights(
+            store,
+            mover,
+            index,
+            prefetch_blocks=prefetch_blocks,
+            release=self._release,
+            make_room=lambda: self._evict(0),
+            grown=self._work.set,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Bring blocks and keep the cache within its limit until cancelled; readers then get TransferDied."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._flights.nursery = nursery
+                task_status.started()
+                while True:
+                    await self._work.wait()
+                    self._work = trio.Event()
+                    self._flush()
+                    self._close_unlinked()
+                    await self._evict(self.limit_bytes)
+                    await trio.sleep(HOUSEKEEPING_SECONDS)
+        finally:
+            self._flights.stop()
+            self._flush()
+            for file in list(self._idle):
+                self._detach(file)
+
+    def stats(self) -> dict[str, int]:
+        """hits (reads served at once), misses (blocks fetched), fetched_bytes, damaged (blocks), cached_bytes."""
+        hits = self._hits + sum(file.hits for etags in self._files.values() for file in etags.values())
+        return {
+            "hits": hits,
+            "misses": self._flights.misses,
+            "fetched_bytes": self._flights.fetched,
+            "damaged": self._flights.damaged,
+            "cached_bytes": self._index.total_bytes(),
+        }
+
+    # ---- open files
+
+    def open(self, revision: Revision) -> BlockFile:
+        """A reference to the shared file of a revision; nothing is fetched yet.
+
+        Raises for a local storage ObjectMissing, and ObjectChanged when its file is not the revision; StorageError
+        when the cache directory cannot be used.
+        """
+        file = self._files.get(revision.object_key, {}).get(revision.etag)
+        if file is not None and not self._still(file, revision):
+            self._detach(file)
+            file = None
+        if file is None:
+            try:
+                file = self._make(revision)
+            except StorageError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._idle:
+                    raise
+                for idle in list(self._idle):
+                    self._detach(idle)
+                file = self._make(revision)
+            self._insert(file)
+        else:
+            self._idle.pop(file, None)
+        file.refs += 1
+        if file.path is not None:
+            self._touched[file.path] = time.time_ns()
+            self._work.set()
+        return file
+
+    def _still(self, file: BlockFile, revision: Revision) -> bool:
+        if file.revision is not revision and not file.revision.content.same_bytes(revision.content):
+            return False
+        return not self._local or etag_of(os.fstat(file.fd())) == revision.etag
+
+    def _make(self, revision: Revision) -> BlockFile:
+        if self._local:
+            file = self._open_storage_file(revision)
+        else:
+            path = sparse.relative_path(self._store, revision.object_key)
+            opened = sparse.open_file(self._index, self._dir, path, revision)
+            file = BlockFile(self._flights, revision, opened.fd, opened.ino, path, opened.present)
+        memo = self._remembered.pop((revision.object_key, revision.etag), None)
+        if memo is not None and len(memo[1]) == len(file.state) and file.same_file(memo[0]):
+            for block, state in enumerate(memo[1]):
+                if state == VERIFIED:
+                    file.verified(block)
+        return file
+
+    def _open_storage_file(self, revision: Revision) -> BlockFile:
+        key = revision.object_key
+        path = self._store.local_path(key)
+        assert path is not None
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO in the folder must not hang us
+        except (FileNotFoundError, NotADirectoryError):
+            raise ObjectMissing(f"The object {path} is gone; restore it, or delete its artifact.") from None
+        except OSError as error:
+            raise StorageError(f"The object {path} cannot be opened: {error}.", errno=error.errno) from error
+        found = os.fstat(fd)
+        if etag_of(found) != revision.etag:
+            os.close(fd)
+            raise ObjectChanged(f"The object {path} is not the revision that was saved; look the artifact up again.")
+        return BlockFile(self._flights, revision, fd, found.st_ino, None, bytearray([PRESENT]) * revision.block_count())
+
+    def _insert(self, file: BlockFile) -> None:
+        etags = self._files.setdefault(file.revision.object_key, {})
+        for other in list(etags.values()):
+            if other.refs == 0:  # an older revision
+                self._detach(other)
+        self._files.setdefault(file.revision.object_key, {})[file.revision.etag] = file
+
+    def _release(self, file: BlockFile) -> None:
+        """Drop one reference; without any the file stays open among the idle ones for a while."""
+        file.refs -= 1
+        if file.refs:
+            return
+        if (
+            self._flights.nursery is None
+            or self._files.get(file.revision.object_key, {}).get(file.revision.etag) is not file
+        ):
+            self._detach(file)
+            return
+        self._idle[file] = None
+        if len(self._idle) > IDLE_FILES:
+            self._detach(next(iter(self._idle)))
+
+    def _detach(self, file: BlockFile) -> None:
+        """Nobody finds the file from now on; it is closed when nobody uses it."""
+        key, etag = file.revision.object_key, file.revision.etag
+        etags = self._files.get(key)
+        if etags is not None and etags.get(etag) is file:
+            del etags[etag]
+            if not etags:
+                del self._files[key]
+        self._idle.pop(file, None)
+        if file.refs or file.fd() < 0:
+            return
+        if len(file.state) <= REMEMBERED_BLOCKS and VERIFIED in file.state:
+            self._remembered[key, etag] = (file.identity(), file.state)
+            if len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        self._hits += file.hits
+        self._close_fd(file.shut(), file.revision.size)
+
+    def _close_fd(self, fd: int, size: int) -> None:
+        if size >= BIG and self._flights.nursery is not None:  # perhaps the last reference to an unlinked file
+            self._flights.nursery.start_soon(_close_in_thread, fd)
+        else:
+            os.close(fd)
+
+    # ---- whole files
+
+    def adopt(self, fd: int, spool_path: str, revision: Revision) -> bool:
+        """Rename a spool file, whose whole content is ``revision``'s, to the cache path, complete and verified.
+
+        False, and nothing changed, when that is not possible (another file system, local storage, not that file).
+        """
+        if self._local:
+            return False
+        path = sparse.relative_path(self._store, revision.object_key)
+        full = self._dir / path
+        try:
+            spool = os.fstat(fd)
+            if not os.path.samestat(spool, os.lstat(spool_path)) or spool.st_size != revision.size:
+                return False
+            sparse.make_parents(self._index, self._dir, path)
+            floor = full.lstat().st_mtime_ns if os.path.lexists(full) else 0
+            if full.is_dir():
+                sparse.clear_way(self._index, self._dir, path)
+            os.rename(spool_path, full)
+        except OSError as error:
+            log.debug("The spool file %s does not become a cache file: %s.", spool_path, error)
+            return False
+        ino = sparse.ino_of(spool)
+        self._index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=True)
+        own = -1
+        try:
+            own = os.open(full, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            os.fchmod(own, 0o600)
+            os.utime(own)
+            sparse.seal(self._index, path, revision, own)
+        except OSError as error:  # out of descriptors, or the cache was deleted this moment
+            log.debug("The new cache file %s is not kept open: %s.", full, error)
+        if own < 0:
+            return True
+        old = self._files.get(revision.object_key, {}).get(revision.etag)
+        if old is not None:
+            self._detach(old)
+        file = BlockFile(self._flights, revision, own, ino, path, bytearray([VERIFIED]) * revision.block_count())
+        self._insert(file)
+        file.refs += 1
+        self._release(file)
+        self._work.set()
+        return True
+
+    def drop(self, object_key: str) -> None:
+        """Forget the cached file of an object that is deleted or replaced; open BlockFiles stay readable."""
+        for file in list(self._files.get(object_key, {}).values()):
+            self._detach(file)
+        path = sparse.relative_path(self._store, object_key)
+        if os.path.lexists(self._dir / path) or self._index.row(path) is not None:
+            self._unlink(path)
+
+    def _unlink(self, path: str) -> None:
+        self._touched.pop(path, None)
+        try:
+            fd = os.open(self._dir / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            fd = -1
+        sparse.remove(self._index, self._dir, path)
+        if fd >= 0:  # the extents are freed with the last descriptor, if need be in a thread
+            self._close_fd(fd, os.fstat(fd).st_size)
+
+    # ---- housekeeping
+
+    def _flush(self) -> None:
+        if self._touched:
+            touched, self._touched = self._touched, {}
+            self._index.touch(touched)
+
+    def _close_unlinked(self) -> None:
+        """Let go of idle files that somebody deleted, so that their space becomes free."""
+        for file in list(self._idle):
+            if os.fstat(file.fd()).st_nlink == 0:
+                self._detach(file)
+
+    async def _evict(self, limit: int) -> None:
+        """Delete whole files, least recently used first and none in use here, until at most ``limit`` bytes are left."""
+        asked = 64
+        total = self._index.total_bytes()
+        while total > limit:
+            rows = self._index.least_recent(asked)
+            for row in rows:
+                if total <= limit:
+                    break
+                if self._in_use(row.path):
+                    continue
+                self._unlink(row.path)
+                total -= row.bytes
+                await trio.lowlevel.checkpoint()
+            if len(rows) < asked:
+                return
+            total = self._index.total_bytes()
+            asked *= 4
+
+    def _in_use(self, path: str) -> bool:
+        """Whether a cache path is open here; an idle file is closed to say no."""
+        prefix = self._store.cache_name + "/"
+        if self._local or not path.startswith(prefix):
+            return False
+        for file in list(self._files.get(path[len(prefix) :], {}).values()):
+            if file.refs:
+                return True
+            self._detach(file)
+        return False
+
+
+async def _close_in_thread(fd: int) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(os.close, fd)

@@ -1,0 +1,241 @@
+"""Complete files in the cache, for the API and the CLI: what ``artifact.cache()`` returns. Synchronous, any thread.
+
+Shares paths and index with mounts that run at the same time: what a mount has fetched is not fetched again, and the
+other way round. A CacheIndex belongs to one thread: callers bring their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from lamfs import copying
+from lamfs.cache import sparse
+from lamfs.cache.index import CacheIndex
+from lamfs.errors import DamagedData, ObjectChanged, ObjectMissing, StorageError
+from lamfs.hashing import hash_block
+from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.storage.base import ObjectStore, Progress
+from lamfs.storage.local import etag_of
+
+log = logging.getLogger(__name__)
+
+
+def cache_path(cache_dir: Path, store: ObjectStore, object_key: str) -> Path:
+    """Where the cached file of an object is, whether or not it is there."""
+    return cache_dir / sparse.relative_path(store, object_key)
+
+
+def cache_file(
+    store: ObjectStore,
+    index: CacheIndex,
+    cache_dir: Path,
+    revision: Revision,
+    *,
+    progress: Progress | None = None,
+    workers: int = 8,
+) -> Path:
+    """Make the complete, verified file of a revision at its cache path, and return the path.
+
+    Only blocks that are not there, or not right, are fetched; a file that lamfs completed and nobody touched since is
+    returned at once. ``progress`` is called from this thread with numbers of bytes, the size in all unless returned at
+    once. Raises ObjectChanged, ObjectMissing, DamagedData, StorageUnavailable, StorageFull; blocks that came before
+    the error stay for the next call.
+    """
+    path = sparse.relative_path(store, revision.object_key)
+    full = cache_dir / path
+    if not sparse.is_sealed(index, cache_dir, path, revision):
+        for last in (False, False, True):
+            if store.kind == "local":
+                _copy_in(store, index, cache_dir, path, revision, progress)
+            else:
+                _fetch_in(store, index, cache_dir, path, revision, progress, workers)
+            if sparse.is_sealed(index, cache_dir, path, revision):
+                break
+            progress = None  # told already; somebody deleted the cache, or replaced the file, meanwhile
+            if last and not _right(full, revision):
+                raise StorageError(
+                    f"The cache file {full} vanishes again and again; is something cleaning that folder?"
+                )
+    index.touch(path)
+    return full
+
+
+def evict(index: CacheIndex, cache_dir: Path, paths: Iterable[str | Path]) -> int:
+    """Delete cached files, given by absolute path or relative to the cache directory. Returns bytes of disk freed.
+
+    Files that a mount has open stay readable there, and take their space until it closes them.
+    """
+    freed = 0
+    for path in paths:
+        given = Path(path)
+        relative = given.relative_to(cache_dir) if given.is_absolute() else given
+        if ".." not in relative.parts and relative.parts:
+            freed += sparse.remove(index, cache_dir, relative.as_posix())
+    return freed
+
+
+def _fetch_in(
+    store: ObjectStore,
+    index: CacheIndex,
+    cache_dir: Path,
+    path: str,
+    revision: Revision,
+    progress: Progress | None,
+    workers: int,
+) -> None:
+    """Complete the sparse file of an object in a bucket, in place: a mount may be filling the same one."""
+    opened = sparse.open_file(index, cache_dir, path, revision)
+    fd = opened.fd
+
+    def bring(block: int) -> int:
+        return _bring(store, fd, revision, block, bool(opened.present[block]), cache_dir / path)
+
+    def brought(block: int) -> None:
+        if not opened.present[block]:
+            index.mark(path, revision.etag, (block,), ino=opened.ino)
+        if progress is not None:
+            progress(_span(revision, block)[1])
+
+    try:
+        _spread(bring, brought, range(revision.block_count()), workers)
+        sparse.seal(index, path, revision, fd)
+    finally:
+        os.close(fd)
+
+
+def _spread(bring: Callable[[int], int], brought: Callable[[int], None], blocks: range, workers: int) -> None:
+    """bring() each block in threads, brought() in this one as they come; the first error stops it."""
+    if len(blocks) <= 1 or workers <= 1:
+        for block in blocks:
+            brought(bring(block))
+        return
+    pool = ThreadPoolExecutor(min(workers, len(blocks)), "cache-file")
+    waiting: set[Future[int]] = set()
+    try:
+        for block in blocks:
+            if len(waiting) >= 2 * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    brought(future.result())
+            waiting.add(pool.submit(bring, block))
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                brought(future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)  # waits for the few that have begun: they write to the descriptor
+
+
+def _bring(store: ObjectStore, fd: int, revision: Revision, block: int, present: bool, full: Path) -> int:
+    offset, length = _span(revision, block)
+    digest = revision.content.block(block)
+    if present:
+        try:
+            data = os.pread(fd, length, offset)
+        except OSError:
+            data = b""
+        if len(data) == length and hash_block(data) == digest:
+            return block
+        log.warning("Block %d of the cache file %s is damaged; fetching it again.", block, full)
+    for _ in range(2):  # wrong once may be the way here; wrong twice is storage
+        data = store.get(revision.object_key, offset=offset, length=length, etag=revision.etag)
+        if len(data) == length and hash_block(data) == digest:
+            try:
+                copying.write_full(fd, data, offset)
+            except OSError as error:
+                raise sparse.cache_error(error, full) from error
+            return block
+    raise _damaged(store, revision, block)
+
+
+def _copy_in(
+    store: ObjectStore, index: CacheIndex, cache_dir: Path, path: str, revision: Revision, progress: Progress | None
+) -> None:
+    """Reflink or copy an object of a local folder to the cache: whole and checked before it gets its name."""
+    source = store.local_path(revision.object_key)
+    assert source is not None
+    full = cache_dir / path
+    try:
+        src = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ObjectMissing(f"The object {source} is gone; restore it, or delete its artifact.") from None
+    except OSError as error:
+        raise StorageError(f"The object {source} cannot be opened: {error}.", errno=error.errno) from error
+    try:
+        changed = ObjectChanged(f"The object {source} is not the revision that was saved; look the artifact up again.")
+        if etag_of(os.fstat(src)) != revision.etag:
+            raise changed
+        temporary = full.with_name(f".lamfs-{secrets.token_hex(8)}")
+        try:
+            sparse.make_parents(index, cache_dir, path)
+            dst = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise sparse.cache_error(error, full) from error
+        try:
+            try:
+                copying.copy_fd(src, dst)
+            except OSError as error:
+                raise sparse.cache_error(error, full) from error
+            for block in range(revision.block_count()):
+                if not _block_is_right(dst, revision, block):
+                    raise (changed if etag_of(os.fstat(src)) != revision.etag else _damaged(store, revision, block))
+                if progress is not None:
+                    progress(_span(revision, block)[1])
+            floor = full.lstat().st_mtime_ns if os.path.lexists(full) else 0
+            if full.is_dir():
+                sparse.clear_way(index, cache_dir, path)
+            ino = sparse.ino_of(os.fstat(dst))
+            try:
+                os.rename(temporary, full)
+            except OSError as error:
+                raise sparse.cache_error(error, full) from error
+            index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=True)
+            sparse.seal(index, path, revision, dst)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        finally:
+            os.close(dst)
+    finally:
+        os.close(src)
+
+
+def _right(full: Path, revision: Revision) -> bool:
+    """Whether the file at a path is the revision, whatever the index (which may be unusable) says."""
+    try:
+        fd = os.open(full, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return os.fstat(fd).st_size == revision.size and all(
+            _block_is_right(fd, revision, block) for block in range(revision.block_count())
+        )
+    finally:
+        os.close(fd)
+
+
+def _block_is_right(fd: int, revision: Revision, block: int) -> bool:
+    offset, length = _span(revision, block)
+    data = os.pread(fd, length, offset)
+    return len(data) == length and hash_block(data) == revision.content.block(block)
+
+
+def _span(revision: Revision, block: int) -> tuple[int, int]:
+    offset = block * BLOCK_SIZE
+    return offset, min(BLOCK_SIZE, revision.size - offset)
+
+
+def _damaged(store: ObjectStore, revision: Revision, block: int) -> DamagedData:
+    url = store.url(revision.object_key)
+    log.error("Block %d of the object %s (ETag %s) is damaged in storage.", block, url, revision.etag)
+    return DamagedData(
+        f"The object {url} (ETag {revision.etag}) is damaged in block {block}: its bytes are not what was saved. "
+        "Restore the object from a backup or replace the artifact."
+    )

@@ -1,0 +1,313 @@
+"""What the block cache holds: one SQLite file, ``<cache_dir>/index.db``, shared by mounts, API and CLI. Synchronous.
+
+One instance belongs to one thread. Everything in it may be lost: a miss costs a fetch, never data. So a damaged or
+newer index is deleted and made anew, a busy or full disk makes a call do nothing, and no method raises. A row says
+which blocks of which file (path *and* inode number) hold which revision; whatever it says, blocks are verified before
+use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from lamfs.model import BLOCK_SIZE
+
+log = logging.getLogger(__name__)
+
+NAME = "index.db"
+SCHEMA = 1
+BUSY_SECONDS = 2.0
+"""How long a call may wait for another process's transaction; these take well under a millisecond."""
+
+_PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM})
+_EXPAND = [bytes((value >> bit) & 1 for bit in range(8)) for value in range(256)]
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS file (
+    path BLOB PRIMARY KEY,
+    etag TEXT NOT NULL,
+    ino INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    bitmap BLOB NOT NULL,
+    bytes INTEGER NOT NULL,
+    used INTEGER NOT NULL,
+    mtime_ns INTEGER,
+    floor_ns INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS file_used ON file (used);
+CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
+INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
+CREATE TRIGGER IF NOT EXISTS file_added AFTER INSERT ON file BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
+CREATE TRIGGER IF NOT EXISTS file_gone AFTER DELETE ON file BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
+CREATE TRIGGER IF NOT EXISTS file_grown AFTER UPDATE OF bytes ON file
+    BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END;
+"""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, frozen=True)
+class CachedFile:
+    """One row: ``path`` relative to the cache directory, ``size`` of the object, ``bytes`` present, ``mtime_ns`` of the
+    file when it became complete (None before), ``floor_ns`` the least mtime it may show then."""
+
+    path: str
+    etag: str
+    ino: int
+    size: int
+    bitmap: bytes
+    bytes: int
+    mtime_ns: int | None
+    floor_ns: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether all blocks are said to be there and the file was sealed."""
+        return self.mtime_ns is not None
+
+
+def unpack_bitmap(bitmap: bytes, count: int) -> bytearray:
+    """One byte (0 or 1) for each of ``count`` blocks from a bitmap: block i is bit i & 7 of byte i >> 3."""
+    flags = bytearray(b"".join([_EXPAND[value] for value in bitmap]))
+    return flags[:count] if len(flags) >= count else flags + bytes(count - len(flags))
+
+
+def full_bitmap(count: int) -> bytes:
+    """The bitmap of ``count`` blocks that are all present."""
+    return ((1 << count) - 1).to_bytes((count + 7) // 8, "little")
+
+
+class CacheIndex:
+    """The index of one cache directory. One thread; several processes. Never raises for what the cache may lose."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.path = cache_dir / NAME
+        self.made_anew = False
+        """Whether a damaged or newer index had to be thrown away: files without a row may lie about."""
+        self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] = (0, 0)
+
+    def close(self) -> None:
+        """Close the database; the next call opens it again."""
+        if self._db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
+
+    # ---- reading
+
+    def row(self, path: str) -> CachedFile | None:
+        """The row of a file (relative path), or None."""
+
+        def work(db: sqlite3.Connection) -> CachedFile | None:
+            found = db.execute(
+                "SELECT etag, ino, size, bitmap, bytes, mtime_ns, floor_ns FROM file WHERE path = ?",
+                (os.fsencode(path),),
+            ).fetchone()
+            return CachedFile(path, *found) if found else None
+
+        return self._do(work, None)
+
+    def present(self, path: str, etag: str, *, ino: int | None = None) -> bytes | None:
+        """Bitmap of the blocks of revision ``etag`` that the file holds; None when nothing is known of it.
+
+        With ``ino`` only if the row speaks of that inode: the file may have been made anew by another process.
+        """
+        row = self.row(path)
+        if row is None or row.etag != etag or (ino is not None and row.ino != ino):
+            return None
+        return row.bitmap
+
+    def total_bytes(self) -> int:
+        """Bytes of all blocks present in all files."""
+
+        def work(db: sqlite3.Connection) -> int:
+            return int(db.execute("SELECT bytes FROM total").fetchone()[0])
+
+        return self._do(work, 0)
+
+    def least_recent(self, count: int) -> list[CachedFile]:
+        """The ``count`` files used longest ago, oldest first."""
+
+        def work(db: sqlite3.Connection) -> list[CachedFile]:
+            rows = db.execute(
+                "SELECT path, etag, ino, size, bitmap, bytes, mtime_ns, floor_ns FROM file ORDER BY used LIMIT ?",
+                (count,),
+            )
+            return [CachedFile(os.fsdecode(row[0]), *row[1:]) for row in rows]
+
+        return self._do(work, [])
+
+    # ---- writing
+
+    def reset(self, path: str, etag: str, size: int, *, ino: int = 0, floor_ns: int = 0, full: bool = False) -> None:
+        """Start a row for a new file: no blocks present (or all, with ``full``), replacing what was known of the path.
+
+        ``floor_ns``: the mtime of the file it replaces.
+        """
+        blocks = (size + BLOCK_SIZE - 1) // BLOCK_SIZE
+        bitmap = full_bitmap(blocks) if full else bytes((blocks + 7) // 8)
+        values = (os.fsencode(path), etag, ino, size, bitmap, size if full else 0, time.time_ns())
+
+        def work(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                old = db.execute("SELECT mtime_ns, floor_ns FROM file WHERE path = ?", values[:1]).fetchone()
+                floor = max(floor_ns, (old[0] or 0) if old else 0, old[1] if old else 0)
+                db.execute("DELETE FROM file WHERE path = ?", values[:1])
+                db.execute("INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)", (*values, floor))
+
+        self._do(work, None)
+
+    def mark(self, path: str, etag: str, blocks: Iterable[int], *, ino: int = 0) -> None:
+        """Blocks whose bytes have been written. Does nothing when the row is of another revision or inode."""
+        name = os.fsencode(path)
+
+        def work(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                found = db.execute(
+                    "SELECT bitmap, bytes, size FROM file WHERE path = ? AND etag = ? AND ino = ?", (name, etag, ino)
+                ).fetchone()
+                if found is None:
+                    return
+                bitmap, total, size = bytearray(found[0]), found[1], found[2]
+                for block in blocks:
+                    byte, bit = block >> 3, 1 << (block & 7)
+                    if byte < len(bitmap) and not bitmap[byte] & bit:
+                        bitmap[byte] |= bit
+                        total += min(BLOCK_SIZE, size - block * BLOCK_SIZE)
+                db.execute("UPDATE file SET bitmap = ?, bytes = ? WHERE path = ?", (bytes(bitmap), total, name))
+
+        self._do(work, None)
+
+    def complete(self, path: str, etag: str, mtime_ns: int, *, ino: int = 0) -> None:
+        """All blocks are written; ``mtime_ns`` is the file's now: unless it changes, nobody else wrote to it."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(
+                "UPDATE file SET mtime_ns = ? WHERE path = ? AND etag = ? AND ino = ?",
+                (mtime_ns, os.fsencode(path), etag, ino),
+            )
+
+        self._do(work, None)
+
+    def touch(self, paths: str | Mapping[str, int]) -> None:
+        """A file was used now; or many, each with its time in nanoseconds since the epoch."""
+        used = {paths: time.time_ns()} if isinstance(paths, str) else paths
+
+        def work(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                db.executemany(
+                    "UPDATE file SET used = ? WHERE path = ?", [(ns, os.fsencode(path)) for path, ns in used.items()]
+                )
+
+        self._do(work, None)
+
+    def forget(self, path: str) -> None:
+        """The file is gone."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM file WHERE path = ?", (os.fsencode(path),))
+
+        self._do(work, None)
+
+    def forget_below(self, folder: str) -> None:
+        """A folder and all files in it are gone."""
+        start = os.fsencode(folder) + b"/"
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM file WHERE path >= ? AND path < ?", (start, start[:-1] + b"0"))  # "0" follows "/"
+
+        self._do(work, None)
+
+    # ---- the database
+
+    def _do(self, work: Callable[[sqlite3.Connection], T], default: T) -> T:
+        for _ in range(3):
+            try:
+                return work(self._connection())
+            except sqlite3.Error as error:
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+                if code & 0xFF in _PASSING:
+                    log.debug("The cache index is not updated: %s.", error)
+                    return default
+                moved = code == sqlite3.SQLITE_READONLY_DBMOVED or not self.path.exists()
+                self._discard(error, delete=not moved)
+            except OSError as error:  # no cache directory, and none can be made
+                log.debug("There is no cache index: %s.", error)
+                self.close()
+                return default
+        return default
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is not None:
+            try:
+                stat = os.stat(self.path)
+                if (stat.st_dev, stat.st_ino) == self._file:
+                    return self._db
+            except FileNotFoundError:
+                pass
+            self.close()  # deleted under us, perhaps with the whole cache
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would use the umask
+        db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            _prepare(db)
+            stat = os.stat(self.path)
+        except BaseException:
+            db.close()
+            raise
+        self._db, self._file = db, (stat.st_dev, stat.st_ino)
+        return db
+
+    def _discard(self, error: sqlite3.Error, *, delete: bool) -> None:
+        self.close()
+        if not delete:
+            return
+        log.warning("The cache index %s is unusable (%s); making a new one.", self.path, error)
+        self.made_anew = True
+        for suffix in ("-wal", "-shm", ""):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self.path}{suffix}")
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    """Set the connection up, and make the tables of a new index. Raises sqlite3.Error when the file is unusable."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version not in (0, SCHEMA):
+        raise sqlite3.DatabaseError(f"its schema is {version}, this lamfs knows {SCHEMA}")
+    db.execute("PRAGMA synchronous = OFF")  # losing the last marks in a power cut costs a fetch
+    if version == SCHEMA:
+        return
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")  # ignores the busy timeout while another process does the same
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+    with _transaction(db):
+        for statement in _TABLES.split(";\n"):  # not executescript: that would commit first
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise

@@ -1,0 +1,192 @@
+"""Cache files on disk: where they are, making, opening, sealing and removing them. Synchronous, any thread.
+
+A cache file is a sparse file of the object's size at ``<cache_dir>/<cache_name>/<object_key>``. Another revision is
+always another inode at the same path, so whoever has the old one open keeps reading it. Nothing here trusts that the
+cache directory still exists: it may be deleted at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamfs.cache.index import CacheIndex, unpack_bitmap
+from lamfs.errors import InvalidName, StorageError, StorageFull
+from lamfs.model import Revision
+from lamfs.storage.base import ObjectStore
+
+_STRANGE = frozenset({"", ".", ".."})
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM})
+_READ_WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@dataclass(slots=True)
+class Opened:
+    """An open cache file: ``present`` has one byte (0 or 1) per block; the caller owns ``fd``."""
+
+    fd: int
+    ino: int
+    present: bytearray
+
+
+def ino_of(found: os.stat_result) -> int:
+    """Inode number as SQLite can hold it (some file systems use all 64 bits)."""
+    return found.st_ino & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def relative_path(store: ObjectStore, object_key: str) -> str:
+    """Path of an object's cache file relative to the cache directory. Raises InvalidName for a key that leads out."""
+    if not _STRANGE.isdisjoint(object_key.split("/")):
+        raise InvalidName(f"The object key '{object_key}' cannot be a file path; rename the object.")
+    return f"{store.cache_name}/{object_key}"
+
+
+def open_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision) -> Opened:
+    """Open the cache file of a revision, or make a new one over whatever else is at its path.
+
+    Raises StorageFull or StorageError (with the errno) when the cache directory cannot be used.
+    """
+    full = cache_dir / path
+    blocks = revision.block_count()
+    try:
+        fd = os.open(full, _READ_WRITE)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise cache_error(error, full) from error
+        fd = -1
+    if fd >= 0:
+        found = os.fstat(fd)
+        bitmap = index.present(path, revision.etag, ino=ino_of(found))
+        if bitmap is not None and stat.S_ISREG(found.st_mode) and found.st_size == revision.size:
+            return Opened(fd, ino_of(found), unpack_bitmap(bitmap, blocks))
+        os.close(fd)
+    return make_file(index, cache_dir, path, revision)
+
+
+def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision) -> Opened:
+    """Make a new, empty cache file for a revision; what is at the path is unlinked. Raises as open_file."""
+    full = cache_dir / path
+    floor = 0
+    try:
+        for last in (False, False, False, True):
+            try:
+                floor = max(floor, os.lstat(full).st_mtime_ns)
+                clear_way(index, cache_dir, path)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            make_parents(index, cache_dir, path)
+            try:
+                fd = os.open(full, _READ_WRITE | os.O_CREAT | os.O_EXCL, 0o600)
+                break
+            except (FileExistsError, FileNotFoundError):
+                if last:  # somebody makes the same file, or deletes the directory, each time
+                    raise
+        try:
+            os.ftruncate(fd, revision.size)
+            ino = ino_of(os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise cache_error(error, full) from error
+    index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor)
+    if revision.size == 0:
+        seal(index, path, revision, fd)
+    return Opened(fd, ino, bytearray(revision.block_count()))
+
+
+def clear_way(index: CacheIndex, cache_dir: Path, path: str) -> None:
+    """Remove whatever is at a path of the cache: a file, a stray link, or a folder of what were longer keys."""
+    full = cache_dir / path
+    try:
+        os.unlink(full)
+    except FileNotFoundError:
+        pass
+    except (IsADirectoryError, PermissionError):
+        shutil.rmtree(full, ignore_errors=True)
+        index.forget_below(path)
+
+
+def make_parents(index: CacheIndex, cache_dir: Path, path: str) -> None:
+    """Make the folders above a path, mode 0700; a cache file where a folder must be is removed. Raises OSError."""
+    folder = cache_dir
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.path.isdir(os.path.dirname(cache_dir / path)):
+        return
+    for name in path.split("/")[:-1]:
+        folder = folder / name
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            if folder.is_dir():
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                folder.unlink()
+            index.forget(str(folder.relative_to(cache_dir)))
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def seal(index: CacheIndex, path: str, revision: Revision, fd: int) -> None:
+    """All blocks are written and marked: give the file an mtime not older than its predecessor's, and note it."""
+    row = index.row(path)
+    found = os.fstat(fd)
+    if row is None or row.etag != revision.etag or row.ino != ino_of(found):
+        return
+    mtime = found.st_mtime_ns
+    if mtime < row.floor_ns:  # the clock went back
+        os.utime(fd, ns=(found.st_atime_ns, row.floor_ns))
+        mtime = os.fstat(fd).st_mtime_ns
+    if row.mtime_ns != mtime:
+        index.complete(path, revision.etag, mtime, ino=row.ino)
+
+
+def is_sealed(index: CacheIndex, cache_dir: Path, path: str, revision: Revision) -> bool:
+    """Whether the file at the path is the complete, untouched file of this revision."""
+    row = index.row(path)
+    if row is None or row.mtime_ns is None or row.etag != revision.etag or row.size != revision.size:
+        return False
+    try:
+        found = os.lstat(cache_dir / path)
+    except OSError:
+        return False
+    return (
+        stat.S_ISREG(found.st_mode)
+        and found.st_size == revision.size
+        and found.st_mtime_ns == row.mtime_ns
+        and ino_of(found) == row.ino
+    )
+
+
+def remove(index: CacheIndex, cache_dir: Path, path: str) -> int:
+    """Delete a cache file, its row, and folders that become empty. Returns the bytes of disk that were its own."""
+    full = cache_dir / path
+    freed = 0
+    try:
+        freed = os.lstat(full).st_blocks * 512
+        os.unlink(full)
+    except OSError:
+        pass  # gone, or a folder by now
+    index.forget(path)
+    folder = os.path.dirname(path)
+    while folder:
+        try:
+            os.rmdir(cache_dir / folder)
+        except OSError:
+            break
+        folder = os.path.dirname(folder)
+    return freed
+
+
+def cache_error(error: OSError, path: os.PathLike[str] | str) -> StorageError:
+    """What the cache raises for an OSError on one of its files."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"There is no space for the cache file {path}; make room, or move the cache directory.")
+    return StorageError(
+        f"The cache file {path} cannot be used: {error.strerror}; check the cache directory's owner and mode.",
+        errno=error.errno,
+    )
