@@ -1,0 +1,408 @@
+"""The moving process, for real: started, given jobs, killed, cancelled, ended. Storage is a local folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from lamfs import hashing
+from lamfs.errors import (
+    DamagedData,
+    LamfsError,
+    ObjectChanged,
+    ObjectMissing,
+    PreconditionFailed,
+    StorageError,
+    TransferDied,
+)
+from lamfs.model import BLOCK_SIZE
+from lamfs.storage import open_store
+from lamfs.storage.base import StorageConfig
+from lamfs.transfer import client
+from lamfs.transfer.client import Mover
+from tests.support.transfer import content_of, gone, make_bytes, open_fds, running_mover, until
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StorageConfig:
+    (tmp_path / "root").mkdir()
+    return StorageConfig(str(tmp_path / "root"))
+
+
+@pytest.fixture
+async def mover(config: StorageConfig) -> AsyncIterator[Mover]:
+    async with running_mover(config) as mover:
+        yield mover
+
+
+class Stuck:
+    """Jobs that hang: hashing or verifying a FIFO waits for a writer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths: list[str] = []
+
+    def path(self) -> str:
+        path = str(self.folder / f"fifo{len(self.paths)}")
+        os.mkfifo(path)
+        self.paths.append(path)
+        return path
+
+    def release(self) -> None:
+        for path in self.paths:
+            with contextlib.suppress(OSError):  # ENXIO: nobody waits there
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+@pytest.fixture
+def stuck(tmp_path: Path) -> Iterator[Stuck]:
+    stuck = Stuck(tmp_path)
+    yield stuck
+    stuck.release()
+
+
+async def test_each_job_does_what_the_store_does(mover: Mover, config: StorageConfig, tmp_path: Path) -> None:
+    data = make_bytes(3 * BLOCK_SIZE + 5)
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    content = await mover.hash(str(file))
+    assert content == hashing.hash_file(file)
+    assert content == content_of(data)
+    assert (await mover.hash(str(file), size=7)).hash == content_of(data[:7]).hash
+
+    put = await mover.put(str(file), "a/b.bin")
+    assert (put.key, put.size) == ("a/b.bin", len(data))
+    assert file.exists()
+    assert await mover.head("a/b.bin") == put
+    copied = await mover.copy("a/b.bin", "c", etag=put.etag)
+    assert open_store(config).get("c") == data
+    await mover.delete(["a/b.bin", "never-there"])
+    with pytest.raises(ObjectMissing):
+        await mover.head("a/b.bin")
+
+    target = tmp_path / "target"
+    target.write_bytes(bytes(len(data)))
+    fd = os.open(target, os.O_RDWR)
+    path = f"/proc/{os.getpid()}/fd/{fd}"
+    for block in (3, 1):
+        offset = block * BLOCK_SIZE
+        length = min(BLOCK_SIZE, len(data) - offset)
+        digest = content.block(block)
+        await mover.fetch("c", etag=copied.etag, offset=offset, length=length, path=path, digest=digest)
+        assert await mover.verify(path, offset=offset, length=length, digest=digest)
+    assert not await mover.verify(path, offset=0, length=BLOCK_SIZE, digest=content.block(0))
+    assert not await mover.verify(path, offset=3 * BLOCK_SIZE, length=BLOCK_SIZE, digest=content.block(3))  # too short
+    await mover.fetch("c", etag=copied.etag, offset=10, length=20, path=path, digest=None)
+    os.close(fd)
+    expected = bytearray(len(data))
+    expected[10:30] = data[10:30]
+    expected[BLOCK_SIZE : 2 * BLOCK_SIZE] = data[BLOCK_SIZE : 2 * BLOCK_SIZE]
+    expected[3 * BLOCK_SIZE :] = data[3 * BLOCK_SIZE :]
+    assert target.read_bytes() == expected
+
+    await mover.put_bytes("lock", b"me", if_none_match=True)
+    assert await mover.get("lock") == b"me"
+    with pytest.raises(PreconditionFailed):
+        await mover.put_bytes("lock", b"you", if_none_match=True)
+    pushed = await mover.push_file("snapshot", str(file))
+    assert pushed.size == len(data)
+    await mover.put(str(file), "taken", consume=True)
+    assert open_store(config).get("taken") == data
+
+
+async def test_errors_arrive_as_what_they_were(mover: Mover, config: StorageConfig, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="nowhere") as missing:
+        await mover.hash(str(tmp_path / "nowhere"))
+    assert missing.value.errno == errno.ENOENT
+    (tmp_path / "short").write_bytes(b"abc")
+    with pytest.raises(StorageError, match="shorter"):
+        await mover.hash(str(tmp_path / "short"), size=10)
+
+    data = make_bytes(1000)
+    stored = await mover.put_bytes("x", data)
+    target = tmp_path / "target"
+    target.write_bytes(bytes(1000))
+    fetch = {"offset": 0, "length": 1000, "path": str(target)}
+    with pytest.raises(ObjectChanged) as changed:
+        await mover.fetch("x", etag="other", digest=hashing.hash_block(data), **fetch)
+    assert changed.value.errno == errno.ESTALE
+    with pytest.raises(DamagedData, match="damaged"):
+        await mover.fetch("x", etag=stored.etag, digest=hashing.hash_block(b"something else"), **fetch)
+    assert target.read_bytes() == bytes(1000), "wrong bytes must not be written"
+
+
+async def test_a_storage_that_cannot_be_opened_answers_each_job(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"abc")
+    async with running_mover(StorageConfig("not/absolute")) as mover:
+        for _ in range(2):
+            with pytest.raises(LamfsError, match="not/absolute"):
+                await mover.head("x")
+        assert (await mover.hash(str(file))).size == 3
+        assert mover.restarts == 0
+
+
+async def test_stuck_writes_hold_up_neither_reads_nor_the_lease(mover: Mover, tmp_path: Path, stuck: Stuck) -> None:
+    await mover.put_bytes("x", b"abc")
+    order: list[str] = []
+    async with trio.open_nursery() as nursery:
+
+        async def hang() -> None:
+            await mover.hash(stuck.path())
+            order.append("hash")
+
+        for _ in range(20):
+            nursery.start_soon(hang)
+        await until(lambda: len(stuck.paths) == 20)
+        with trio.fail_after(10):
+            assert await mover.get("x") == b"abc"
+            await mover.put_bytes("lock", b"renewed")
+        order.append("read")
+        stuck.release()
+        with trio.fail_after(10):
+            while len(order) < 21:
+                stuck.release()
+                await trio.sleep(0.01)
+    assert order[0] == "read"
+
+
+async def test_killed_in_the_middle_of_a_job(mover: Mover, tmp_path: Path, stuck: Stuck) -> None:
+    await mover.put_bytes("x", b"abc")
+    with (tmp_path / "file").open("w+b") as file:
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        before = open_fds()
+        for _ in range(2):
+            pid = mover.pid
+            assert pid is not None
+            answers: list[str] = []
+
+            async def job(answers: list[str] = answers) -> None:
+                with pytest.raises(TransferDied):
+                    await mover.hash(stuck.path())
+                answers.append("died")
+
+            async def held(answers: list[str] = answers) -> None:  # waits behind the others, with a descriptor held
+                with pytest.raises(TransferDied):
+                    await mover.hash(path)
+                answers.append("died")
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(11):
+                    nursery.start_soon(job)
+                await until(lambda: len(mover._jobs) == 11)
+                nursery.start_soon(held)
+                await until(lambda: len(mover._jobs) == 12)
+                os.kill(pid, signal.SIGKILL)
+                with trio.fail_after(10):
+                    while len(answers) < 12:
+                        await trio.sleep(0.01)
+            with trio.fail_after(10):
+                assert await mover.get("x") == b"abc"
+            assert mover.pid != pid
+            assert gone(pid)
+        assert open_fds() == before
+        assert mover.restarts == 2
+
+
+async def test_jobs_given_while_it_is_down_wait_for_the_restart(mover: Mover) -> None:
+    await mover.put_bytes("x", b"abc")
+    pid = mover.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: mover.pid is None)
+    with trio.fail_after(10):
+        assert await mover.get("x") == b"abc"
+
+
+async def test_a_cancelled_job_leaves_nothing_behind(mover: Mover, tmp_path: Path, stuck: Stuck) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"abc")
+    await mover.hash(str(file))
+    before = open_fds()
+    with file.open("rb") as opened:
+        path = f"/proc/{os.getpid()}/fd/{opened.fileno()}"
+        fifos = [stuck.path() for _ in range(8)]
+        async with trio.open_nursery() as nursery:
+            for fifo in fifos:
+                nursery.start_soon(mover.hash, fifo)
+            await until(lambda: len(mover._jobs) == 8)
+            with trio.move_on_after(0.05) as scope:
+                await mover.hash(path)  # waits behind the eight
+            assert scope.cancelled_caught
+            assert open_fds() == before + 2, "the descriptor is held until the mover has answered"
+            nursery.cancel_scope.cancel()
+    stuck.release()
+    await until(lambda: open_fds() == before)
+    assert (await mover.hash(str(file))).size == 3
+    assert not mover._jobs
+
+
+async def test_a_descriptor_that_is_closed_and_used_again_is_not_confused(
+    mover: Mover, tmp_path: Path, stuck: Stuck
+) -> None:
+    (tmp_path / "right").write_bytes(b"right")
+    (tmp_path / "wrong").write_bytes(b"wrong bytes")
+    got: list[int] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(mover.hash, stuck.path())
+        await until(lambda: len(mover._jobs) == 8)
+        fd = os.open(tmp_path / "right", os.O_RDONLY)
+
+        async def job() -> None:
+            got.append((await mover.hash(f"/proc/{os.getpid()}/fd/{fd}")).size)
+
+        nursery.start_soon(job)
+        await until(lambda: len(mover._jobs) == 9)
+        os.close(fd)
+        again = os.open(tmp_path / "wrong", os.O_RDONLY)
+        assert again == fd
+        with trio.fail_after(10):
+            while not got:
+                stuck.release()
+                await trio.sleep(0.01)
+        os.close(again)
+    assert got == [5]
+
+
+async def test_full_socket_buffers_both_ways(mover: Mover) -> None:
+    """Far more bytes in flight, in both directions at once, than two socket buffers hold."""
+    data = make_bytes(300_000)
+    await mover.put_bytes("big", data)
+    done = 0
+
+    async def job(number: int) -> None:
+        nonlocal done
+        await mover.put_bytes(f"copy{number}", data)
+        assert await mover.get("big") == data
+        assert await mover.get(f"copy{number}") == data
+        done += 1
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(job, number)
+                nursery.start_soon(mover.get, "big")
+    assert done == 60
+
+
+async def test_progress_adds_up_and_is_throttled(mover: Mover, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with file.open("wb") as stream:
+        stream.truncate(200 << 20)
+    moved: list[int] = []
+    begun = time.monotonic()
+    await mover.hash(str(file), progress=moved.append)
+    assert sum(moved) == 200 << 20
+    assert len(moved) <= (time.monotonic() - begun) * 10 + 2
+    moved.clear()
+    file.write_bytes(b"abc")
+    await mover.put(str(file), "x", progress=moved.append)
+    assert moved == [3]
+
+
+async def test_a_failing_progress_callback_harms_nobody(mover: Mover, tmp_path: Path) -> None:
+    def fail(count: int) -> None:
+        raise RuntimeError("no")
+
+    (tmp_path / "file").write_bytes(b"abc")
+    assert (await mover.put(str(tmp_path / "file"), "x", progress=fail)).size == 3
+
+
+async def test_clone_keeps_bytes_and_holes(mover: Mover, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("w+b") as stream:
+        stream.truncate(64 << 20)
+        for offset in (0, 20 << 20, (40 << 20) + 123):
+            os.pwrite(stream.fileno(), make_bytes(100_000, offset), offset)
+        stream.truncate((64 << 20) + 7)
+        path = f"/proc/{os.getpid()}/fd/{stream.fileno()}"
+        os.unlink(source)  # it names the open file all the same
+        await mover.clone(path, str(target))
+        stream.seek(0)
+        assert target.read_bytes() == stream.read()
+    assert target.stat().st_blocks * 512 < 2 << 20
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    with pytest.raises(StorageError) as there:
+        await mover.clone(str(target), str(target))
+    assert there.value.errno == errno.EEXIST
+
+
+async def test_signals_of_a_terminal_do_not_end_it(mover: Mover) -> None:
+    await mover.put_bytes("x", b"abc")  # it is up
+    pid = mover.pid
+    assert pid is not None
+    assert os.getsid(pid) == pid
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(pid, number)
+    assert await mover.get("x") == b"abc"
+    assert mover.pid == pid
+
+
+async def test_stopping_does_not_wait_for_stuck_jobs(config: StorageConfig, tmp_path: Path, stuck: Stuck) -> None:
+    mover = Mover(config)
+    with trio.fail_after(client.END_TIMEOUT):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(mover.run)
+            pid = mover.pid
+            assert pid is not None
+            nursery.start_soon(mover.hash, stuck.path())
+            await until(lambda: len(mover._jobs) == 1)
+            nursery.cancel_scope.cancel()
+    assert gone(pid)
+    assert mover.pid is None
+    with pytest.raises(TransferDied):
+        await mover.get("x")
+
+
+async def test_stopping_kills_a_process_that_does_not_end(
+    config: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "END_TIMEOUT", 0.2)
+    mover = Mover(config)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(mover.run)
+        pid = mover.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        nursery.cancel_scope.cancel()
+    assert gone(pid)
+
+
+async def test_it_ends_when_the_daemon_is_killed(config: StorageConfig, tmp_path: Path) -> None:
+    script = (
+        "import sys, trio\n"
+        "from lamfs.storage.base import StorageConfig\n"
+        "from lamfs.transfer.client import Mover\n"
+        "async def main():\n"
+        "    mover = Mover(StorageConfig(sys.argv[1]))\n"
+        "    async with trio.open_nursery() as nursery:\n"
+        "        await nursery.start(mover.run)\n"
+        "        await mover.put_bytes('x', b'abc')\n"
+        "        print(mover.pid, flush=True)\n"
+        "        await trio.sleep_forever()\n"
+        "trio.run(main)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, config.root], stdout=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None
+        pid = int(await trio.to_thread.run_sync(daemon.stdout.readline))
+        assert not gone(pid)
+        daemon.kill()
+    await until(lambda: gone(pid))
+
+
+async def test_a_mover_that_cannot_start_is_said_so(config: StorageConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(StorageError, match="cannot be started"):
+        await Mover(config).run()
