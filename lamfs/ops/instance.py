@@ -1,0 +1,235 @@
+"""One instance as a program uses it: registry, store, cache and lease, wired together. Synchronous.
+
+An Instance may be shared by threads: each gets its own registry connection and cache index. After fork(2) the child
+gets its own of everything. What an Instance shares with other processes of this machine is in files of
+``settings.directory``: ``in-use`` (flock(2): shared by whoever has the registry open, exclusive for whoever replaces or
+removes it) and ``lease.json`` (until when this machine holds the instance's lock in storage).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from lamfs import config
+from lamfs.config import InstanceSettings
+from lamfs.errors import Locked, NotSetUp
+from lamfs.ops.lock import Holder, Lease, LeaseState
+from lamfs.storage import ObjectStore, open_store
+
+if TYPE_CHECKING:
+    from lamfs.cache.index import CacheIndex
+    from lamfs.registry import Registry, User
+
+
+class Instance:
+    """Registry, store, cache and lease of one instance, each opened when it is first used.
+
+    ``store`` may be given by a test. Context manager: closes what the leaving thread has opened, and the store.
+    """
+
+    def __init__(self, settings: InstanceSettings, *, store: ObjectStore | None = None) -> None:
+        self.settings = settings
+        self._given_store = store
+        self._guard = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._store = self._given_store
+        self._thread = threading.local()
+        self._in_use: int | None = None
+        self._users: dict[str, User] = {}
+
+    @classmethod
+    def open(cls, slug: str | None = None) -> Instance:
+        """The instance of that slug; None: the current one. Raises NotSetUp, and RegistryError when it is damaged."""
+        instance = cls(config.load_instance(slug))
+        _ = instance.registry
+        return instance
+
+    def _own(self) -> None:
+        """After a fork, what the parent opened is left to the parent."""
+        if self._pid != os.getpid():
+            self._guard = threading.Lock()
+            self._reset()
+
+    @property
+    def registry(self) -> Registry:
+        """The calling thread's connection to the registry. Raises NotSetUp, RegistryError."""
+        self._own()
+        found: Registry | None = getattr(self._thread, "registry", None)
+        if found is None:
+            from lamfs.registry import Registry
+
+            self._hold_directory()
+            found = self._thread.registry = Registry(self.settings.registry_path)
+        return found
+
+    def _hold_directory(self) -> None:
+        with self._guard:
+            if self._in_use is None:
+                if not self.settings.registry_path.exists():
+                    raise NotSetUp(
+                        f"The working copy of instance '{self.settings.slug}' is not on this machine"
+                        f" ({self.settings.registry_path}); run 'lamfs connect {self.settings.slug}'."
+                    )
+                self._in_use = _flock(self.settings, fcntl.LOCK_SH)
+
+    @property
+    def store(self) -> ObjectStore:
+        """The default storage. Opened once, shared by threads."""
+        self._own()
+        with self._guard:
+            if self._store is None:
+                self._store = open_store(self.settings.storage)
+            return self._store
+
+    @property
+    def cache_dir(self) -> Path:
+        """The cache directory of this machine."""
+        return config.cache_dir()
+
+    @property
+    def cache_index(self) -> CacheIndex:
+        """The calling thread's cache index."""
+        self._own()
+        found: CacheIndex | None = getattr(self._thread, "index", None)
+        if found is None:
+            from lamfs.cache.index import CacheIndex
+
+            found = self._thread.index = CacheIndex(self.cache_dir)
+        return found
+
+    def user(self) -> User | None:
+        """The registry's row of who works here now, made when missing."""
+        user = config.current_user()
+        found = self._users.get(user.handle)
+        if found is None:
+            registry = self.registry
+            found = registry.people.user_by_handle(user.handle)
+            if found is None or (user.email, user.name) != (found.email, found.name):
+                found = registry.people.ensure_user(user.uid, user.handle, user.email, user.name)
+            self._users[user.handle] = found
+        return found
+
+    # -- the lease ----------------------------------------------------------------------------------------------
+
+    def lease(self) -> Lease:
+        """The lock object of this instance in storage."""
+        holder = Holder(config.current_user().handle, socket.gethostname(), config.machine_token())
+        return Lease(self.store, self.settings.id, holder, slug=self.settings.slug)
+
+    @property
+    def _lease_path(self) -> Path:
+        return self.settings.directory / "lease.json"
+
+    def hold(self) -> None:
+        """See to it that this machine holds the lease; cheap while it was renewed within the last hour.
+
+        Called before every change. Another machine's newer registry is pulled first, when nothing here would be lost.
+        Raises Locked, and storage errors.
+        """
+        data = config.read_json(self._lease_path)
+        if data is not None and not LeaseState("", "", "", "", 0.0, float(data.get("until", 0))).renew_due:
+            return
+        self.take_lease()
+
+    def take_lease(self) -> bool:
+        """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``."""
+        lease = self.lease()
+        state, ours = lease.acquire()
+        if not ours and self.settings.registry_path.exists():
+            from lamfs.ops import snapshot
+
+            try:
+                snapshot.catch_up(self)
+            except BaseException:
+                lease.release()
+                raise
+        config.write_json(self._lease_path, {"token": state.token, "since": state.since, "until": state.until})
+        return not ours
+
+    def release_lease(self) -> None:
+        """Give the lease back."""
+        with contextlib.suppress(FileNotFoundError):
+            self._lease_path.unlink()
+        self.lease().release()
+
+    @contextlib.contextmanager
+    def alone(self, purpose: str) -> Iterator[None]:
+        """No process of this machine has the registry open inside the block; this thread's connection is closed.
+
+        Raises Locked when another process, or another Instance, has it.
+        """
+        self.close_thread()
+        with self._guard:
+            if self._in_use is not None:
+                os.close(self._in_use)
+                self._in_use = None
+        try:
+            fd = _flock(self.settings, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(
+                f"The instance '{self.settings.slug}' is in use by another program on this machine, so it cannot be"
+                f" {purpose}; close notebooks and mounts that use it, and try again."
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def close_thread(self) -> None:
+        """Close what the calling thread has opened."""
+        for name in ("registry", "index"):
+            thing = getattr(self._thread, name, None)
+            if thing is not None:
+                delattr(self._thread, name)
+                thing.close()
+
+    def close(self) -> None:
+        """Close the calling thread's connections and the store. Other threads' end with their threads."""
+        self._own()
+        self.close_thread()
+        with self._guard:
+            if self._store is not None and self._given_store is None:
+                self._store.close()
+                self._store = None
+            if self._in_use is not None:
+                os.close(self._in_use)
+                self._in_use = None
+            self._users.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_in_use", None) is not None and self._pid == os.getpid():
+            with contextlib.suppress(OSError):
+                os.close(self._in_use)  # type: ignore[arg-type]
+
+
+def _flock(settings: InstanceSettings, how: int) -> int:
+    """Open and flock the file ``in-use`` of an instance. Raises BlockingIOError with LOCK_NB."""
+    config.make_directory(settings.directory)
+    fd = os.open(settings.directory / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, how)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,151 @@
+"""The lease that one machine holds on an instance: an object in storage. Synchronous; one Lease object per thread.
+
+``{root}/.lamindb/_exclusion/{instance id hex}``, JSON ``{holder, host, machine, token, since, until}``, times in
+seconds since the epoch. Made with ``If-None-Match: *``, renewed and taken over with ``If-Match``; taken over from
+another machine only when it has run out. ``machine`` is config.machine_token(): all processes that share a data
+directory share the lease. After every write the object is read back, so that a storage that ignores conditions is
+noticed by all but one of those who race for it, if they do not race within the same instant.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lamfs.errors import Locked, ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.model import AUTO_KEY_PREFIX
+from lamfs.storage.base import ObjectStore
+
+LEASE_SECONDS = 24 * 3600.0
+RENEW_AFTER = 3600.0
+"""A lease older than this is renewed by whatever command or mount comes next."""
+_TRIES = 8
+
+
+@dataclass(slots=True, frozen=True)
+class Holder:
+    """Who asks for a lease."""
+
+    handle: str
+    host: str
+    machine: str
+
+
+@dataclass(slots=True, frozen=True)
+class LeaseState:
+    """What the lock object says. ``since`` and ``until`` in seconds since the epoch."""
+
+    handle: str
+    host: str
+    machine: str
+    token: str
+    since: float
+    until: float
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has run out by this machine's clock."""
+        return time.time() >= self.until
+
+    @property
+    def renew_due(self) -> bool:
+        """Whether it should be renewed now."""
+        return time.time() >= self.until - LEASE_SECONDS + RENEW_AFTER
+
+
+class Lease:
+    """The lock object of one instance."""
+
+    def __init__(self, store: ObjectStore, instance: uuid.UUID, holder: Holder, *, slug: str = "") -> None:
+        self._store = store
+        self._holder = holder
+        self._slug = slug or instance.hex
+        self.key = f"{AUTO_KEY_PREFIX}_exclusion/{instance.hex}"
+
+    def peek(self) -> LeaseState | None:
+        """Who holds it now; None: nobody. An object that cannot be read counts as run out."""
+        found = self._read()
+        return found[0] if found else None
+
+    def acquire(self) -> tuple[LeaseState, bool]:
+        """Take the lease, or renew it when this machine has it. Returns it, and whether it was this machine's already.
+
+        Raises Locked while another machine holds it, and storage errors.
+        """
+        for _ in range(_TRIES):
+            found = self._read()
+            if found is not None and not self._ours(found[0]) and not found[0].expired:
+                raise self._locked(found[0])
+            now = time.time()
+            ours = found is not None and self._ours(found[0])
+            since = found[0].since if found is not None and ours else now
+            wanted = LeaseState(
+                self._holder.handle,
+                self._holder.host,
+                self._holder.machine,
+                secrets.token_hex(8),
+                since,
+                now + LEASE_SECONDS,
+            )
+            body = json.dumps(asdict(wanted)).encode()
+            try:
+                if found is None:
+                    self._store.put_bytes(self.key, body, if_none_match=True)
+                else:
+                    self._store.put_bytes(self.key, body, if_match=found[1])
+            except (PreconditionFailed, ObjectChanged, ObjectMissing):
+                continue  # somebody was quicker: look who
+            after = self.peek()
+            if after is not None and self._ours(after):
+                return after, ours
+        state = self.peek()
+        if state is not None and not self._ours(state):
+            raise self._locked(state)
+        raise StorageError(
+            f"The lock of instance '{self._slug}' at {self._store.url(self.key)} changes all the time; look who writes"
+            " it, and try again."
+        )
+
+    def release(self) -> None:
+        """Give the lease up; nothing happens when it is not this machine's."""
+        state = self.peek()
+        if state is not None and self._ours(state):
+            self._store.delete([self.key])
+
+    def _ours(self, state: LeaseState) -> bool:
+        return state.machine == self._holder.machine
+
+    def _read(self) -> tuple[LeaseState, str] | None:
+        """The lock object and its ETag, of one and the same write."""
+        for _ in range(_TRIES):
+            try:
+                etag = self._store.head(self.key).etag
+                return _parse(self._store.get(self.key, etag=etag)), etag
+            except ObjectMissing:
+                return None
+            except ObjectChanged:
+                continue
+        raise StorageError(f"The lock at {self._store.url(self.key)} changes all the time; try again.")
+
+    def _locked(self, state: LeaseState) -> Locked:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.since))
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.until))
+        return Locked(
+            f"The instance '{self._slug}' is locked by {state.handle} on {state.host} since {since}, until {until} at"
+            " the latest; run 'lamfs close' there, or wait."
+        )
+
+
+def _parse(body: bytes) -> LeaseState:
+    try:
+        data: dict[str, Any] = json.loads(body)
+        return LeaseState(
+            str(data["handle"]), str(data["host"]), str(data["machine"]), str(data["token"]),
+            float(data["since"]), float(data["until"]),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError):
+        return LeaseState("somebody", "unknown", "", "", 0.0, 0.0)

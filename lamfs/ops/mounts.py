@@ -1,0 +1,242 @@
+"""The mounts that live on this machine: their records, and the client of their control sockets. Synchronous.
+
+A record is ``<data dir>/<instance id hex>/mounts/<pid>.json``, beside the socket ``<pid>.sock``; the mount's daemon
+owns both. Nothing here touches a path inside of a mount: a hung mount must not hang whoever asks about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamfs import config
+from lamfs.config import InstanceSettings
+from lamfs.errors import LamfsError, NotSetUp
+
+SOCKET_PATH_MAX = 100
+"""Bytes; sun_path of unix(7) has 108."""
+_MAX_LINKS = 40
+_MAX_LINE = 16 << 20
+
+
+@dataclass(slots=True, frozen=True)
+class MountRecord:
+    """One live mount. ``owner`` is registry.process_id() of its daemon; ``started_at`` in ns since the epoch;
+    ``mountpoint`` is absolute and free of symlinks."""
+
+    pid: int
+    owner: str
+    mountpoint: str
+    slug: str
+    socket: str
+    started_at: int
+    read_only: bool = False
+
+
+class MountSilent(LamfsError):
+    """The daemon of a mount does not answer."""
+
+    errno = errno.ETIMEDOUT
+
+
+def write(directory: Path, record: MountRecord) -> Path:
+    """Announce a mount; returns the record's path, which the daemon unlinks when it ends."""
+    path = directory / f"{record.pid}.json"
+    config.write_json(path, dataclasses.asdict(record))
+    return path
+
+
+def remove(directory: Path, pid: int) -> None:
+    """Take a mount's record and socket away. No error when they are gone."""
+    for suffix in ("json", "sock"):
+        with contextlib.suppress(FileNotFoundError):
+            (directory / f"{pid}.{suffix}").unlink()
+
+
+def live(settings: InstanceSettings) -> list[MountRecord]:
+    """Mounts of an instance whose daemon lives, oldest first. What dead ones left is cleaned away."""
+    return _live(settings.mounts_dir)
+
+
+def all_live() -> list[MountRecord]:
+    """Live mounts of all instances, oldest first."""
+    found = []
+    for directory in config.data_dir().glob("*/mounts"):
+        found += _live(directory)
+    return sorted(found, key=lambda record: record.started_at)
+
+
+def _live(directory: Path) -> list[MountRecord]:
+    from lamfs.registry.journal import is_alive
+
+    found = []
+    for path in directory.glob("[0-9]*.json"):
+        try:
+            data = config.read_json(path)
+            record = MountRecord(**data) if data is not None else None
+        except (NotSetUp, TypeError):
+            record = None  # damaged, or of another version: nobody can talk to it
+        if record is not None and is_alive(record.owner):
+            found.append(record)
+        elif path.stem.isdigit() and not (record is None and Path(f"/proc/{path.stem}").exists()):
+            remove(directory, int(path.stem))
+    return sorted(found, key=lambda record: record.started_at)
+
+
+# -- paths ------------------------------------------------------------------------------------------------------------
+
+
+def find_by_path(path: str | os.PathLike[str]) -> tuple[MountRecord, str] | None:
+    """The live mount that a path is in, and the key below its root (``""``: the mountpoint itself).
+
+    Symlinks on the way are followed, but no component inside of any mountpoint is looked at.
+    """
+    by_point = {record.mountpoint: record for record in all_live()}
+    if not by_point:
+        return None
+    found = _walk(os.path.abspath(os.fspath(path)), set(by_point))
+    if found is None:
+        return None
+    point, key = found
+    return by_point[point], key
+
+
+def _walk(path: str, points: set[str]) -> tuple[str, str] | None:
+    """Resolve a path component by component until it enters a mountpoint: that, and the rest."""
+    links = 0
+    done = ""
+    rest = [part for part in path.split("/") if part]
+    while True:
+        if (done or "/") in points:
+            return done or "/", os.path.normpath("/".join(rest)) if rest else ""
+        if not rest:
+            return None
+        part = rest.pop(0)
+        if part == "..":
+            done = done.rpartition("/")[0]
+            continue
+        if part == ".":
+            continue
+        here = f"{done}/{part}"
+        if here not in points:
+            try:
+                link = os.readlink(here) if stat.S_ISLNK(os.lstat(here).st_mode) else None
+            except OSError:
+                link = None  # does not exist (yet): take the name as it is
+            if link is not None:
+                links += 1
+                if links > _MAX_LINKS:
+                    return None
+                rest = [piece for piece in link.split("/") if piece] + rest
+                done = "" if link.startswith("/") else done
+                continue
+        done = here
+
+
+# -- the control socket -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def socket_address(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A name of a unix socket that fits into sun_path, for bind(2) and connect(2), valid inside the block.
+
+    A path that is too long is spelled through a file descriptor of its directory.
+    """
+    text = os.fspath(path)
+    if len(os.fsencode(text)) <= SOCKET_PATH_MAX:
+        yield text
+        return
+    fd = os.open(os.path.dirname(text), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{os.path.basename(text)}"
+    finally:
+        os.close(fd)
+
+
+def request(
+    record: MountRecord,
+    command: dict[str, Any],
+    *,
+    timeout: float,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Give a daemon a command and return its reply. ``timeout``: seconds without a word from it.
+
+    ``on_progress`` gets what ``{"progress": …}`` lines hold. Raises LamfsError with the daemon's own sentence, and
+    MountSilent when it does not answer or hangs up.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.settimeout(timeout)
+            with socket_address(record.socket) as address:
+                channel.connect(address)
+            channel.sendall(json.dumps(command).encode() + b"\n")
+            for reply in _lines(channel):
+                if "progress" in reply:
+                    if on_progress is not None:
+                        on_progress(reply["progress"])
+                elif reply.get("error"):
+                    raise LamfsError(str(reply["error"]), errno=reply.get("errno"))
+                else:
+                    return reply
+    except (OSError, ValueError) as error:
+        if isinstance(error, LamfsError):
+            raise
+        raise MountSilent(
+            f"The mount at {record.mountpoint} (process {record.pid}) does not answer ({error}); look at"
+            " 'lamfs status', and unmount it with 'lamfs umount --force' if it hangs."
+        ) from error
+    raise MountSilent(
+        f"The mount at {record.mountpoint} (process {record.pid}) hung up before it had answered; look at"
+        " 'lamfs status' and try again."
+    )
+
+
+def _lines(channel: socket.socket) -> Iterator[dict[str, Any]]:
+    buffer = bytearray()
+    while True:
+        data = channel.recv(65536)
+        if not data:
+            return
+        buffer += data
+        if len(buffer) > _MAX_LINE:
+            raise ValueError("the reply has no end")
+        *lines, rest = bytes(buffer).split(b"\n")
+        buffer = bytearray(rest)
+        for line in filter(None, lines):
+            reply = json.loads(line)
+            if not isinstance(reply, dict):
+                raise ValueError("the reply is no object")
+            yield reply
+
+
+def poke(settings: InstanceSettings, *, timeout: float = 0.5) -> None:
+    """Tell the instance's mounts that something was committed. They would find out; this is sooner. Never raises."""
+    with contextlib.suppress(LamfsError, OSError):
+        if not settings.mounts_dir.is_dir():
+            return
+        for record in live(settings):
+            with contextlib.suppress(LamfsError):
+                request(record, {"cmd": "poke"}, timeout=timeout)
+
+
+def wait_gone(record: MountRecord, *, timeout: float) -> bool:
+    """Wait until a mount's daemon has ended; False when it still lives after ``timeout`` seconds."""
+    from lamfs.registry.journal import is_alive
+
+    deadline = time.monotonic() + timeout
+    while is_alive(record.owner):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

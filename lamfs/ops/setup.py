@@ -1,0 +1,349 @@
+"""login, init, connect, close, delete: what a person does with a whole instance. Synchronous.
+
+``say`` gets one sentence per thing done; by default they go to lamfs's logger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lamfs import config
+from lamfs.config import InstanceSettings, UserSettings
+from lamfs.errors import InvalidArgument, Locked, NotEmpty, NotSetUp, StorageForbidden, StorageReadOnly
+from lamfs.model import StorageConfig, storage_id
+from lamfs.ops import messages, mounts, snapshot
+from lamfs.ops.instance import Instance
+from lamfs.registry import Registry
+from lamfs.storage import open_store, parse_root
+
+Say = Callable[[str], None]
+
+_SNAPSHOT_NAME = re.compile(r"^([0-9a-f]{32})\.lndb$")
+
+
+# -- who --------------------------------------------------------------------------------------------------------------
+
+
+def login(handle: str, email: str | None = None, name: str | None = None, *, say: Say | None = None) -> UserSettings:
+    """Say who works here from now on; ``handle`` may be an e-mail address. Raises InvalidArgument."""
+    if "@" in handle:
+        handle, email = handle.partition("@")[0], email or handle
+    known = config.known_user(handle)
+    user = config.make_user(handle, email or (known.email if known else None), name or (known.name if known else None))
+    config.save_user(user)
+    (say or messages.success)(f"logged in with handle {user.handle}, email {user.email}, uid {user.uid}")
+    return user
+
+
+# -- begin ------------------------------------------------------------------------------------------------------------
+
+
+def init(
+    storage: str,
+    name: str | None = None,
+    owner: str | None = None,
+    *,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    profile: str | None = None,
+    path_style: bool = False,
+    say: Say | None = None,
+) -> InstanceSettings:
+    """Make an instance with this default storage, and make it the current one; one that is there is connected.
+
+    The name is the last part of the storage's root unless given, the owner who is logged in. Raises InvalidArgument,
+    Locked, and storage errors (missing, forbidden, read-only).
+    """
+    root = parse_root(storage)
+    inside = mounts.find_by_path(root) if root.startswith("/") else None
+    if inside is not None:
+        raise InvalidArgument(
+            f"The storage '{root}' is inside of the mount at {inside[0].mountpoint}; choose a folder outside of mounts."
+        )
+    slug = f"{config.check_handle(owner or config.current_user().handle)}/{config.check_handle(name or _name_of(root))}"
+    settings = InstanceSettings(slug, StorageConfig(root, endpoint_url, region, profile, path_style))
+    known = next((known for known in config.list_instances() if known.slug == slug), None)
+    if known is not None and known.storage.root != root:
+        raise InvalidArgument(
+            f"The instance '{slug}' exists with the storage {known.storage.root}; give another name with --name, or"
+            f" delete it first with 'lamfs delete-instance {slug}'."
+        )
+    if root.startswith("/"):
+        _make_folder(root)
+    with Instance(settings) as instance:
+        for warning in instance.store.check(write=True).warnings:
+            (say or messages.warn)(warning)
+        fresh = not settings.registry_path.exists() and not snapshot.exists(instance)
+        if not fresh:
+            _connect(instance, say, restore=False)
+            return settings
+        instance.take_lease()
+        _create_registry(instance)
+        tell = say or messages.info
+        tell(f"updating & unlocking cloud SQLite '{root}/{settings.snapshot_key}' of instance '{slug}'")
+        snapshot.push(instance)
+        config.save_instance(settings)
+        config.set_current(slug)
+        tell(_LOCKED)
+    return settings
+
+
+_LOCKED = "locked instance (to unlock and push changes to the cloud SQLite file, call: lamfs close)"
+
+
+def _name_of(root: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", root.rpartition("/")[2]).lstrip("._-")[:64]
+    if not name:
+        raise InvalidArgument(f"No instance name can be made from '{root}'; give one with --name.")
+    return name
+
+
+def _make_folder(root: str) -> None:
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StorageForbidden(
+            f"The storage folder {root} cannot be made ({os.strerror(error.errno or 0)}); make it yourself, or choose"
+            " another place.",
+            errno=error.errno,
+        ) from error
+
+
+def _create_registry(instance: Instance) -> None:
+    """Make the working copy with its first rows. The registry is whole, or not there under its name."""
+    settings = instance.settings
+    config.make_directory(settings.directory)
+    temp = settings.directory / f".new-{secrets.token_hex(6)}.lndb"
+    registry = Registry(temp, create=True)
+    try:
+        with registry.db.transaction():
+            registry.db.set_meta("slug", settings.slug)
+            kind = instance.store.kind
+            registry.people.ensure_storage(settings.storage.root, kind, settings.storage.region)
+            user = config.current_user()
+            registry.people.ensure_user(user.uid, user.handle, user.email, user.name)
+        registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        registry.close()
+    try:
+        # link(2), not rename: of two processes that come here at once, the registry of one is used by both.
+        with contextlib.suppress(FileExistsError):
+            os.link(temp, settings.registry_path)
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{temp}{suffix}").unlink(missing_ok=True)
+
+
+def ensure_default(*, say: Say | None = None) -> InstanceSettings:
+    """The current instance; without any, the embedded default: ``<user>/default`` in a folder of the data directory."""
+    slug = config.current_slug()
+    if slug is not None:
+        return config.load_instance(slug)
+    return init(str(config.data_dir() / "storage"), "default", say=say)
+
+
+# -- connect ----------------------------------------------------------------------------------------------------------
+
+
+def connect(
+    target: str,
+    *,
+    storage: str | None = None,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    profile: str | None = None,
+    path_style: bool = False,
+    restore: bool = False,
+    say: Say | None = None,
+) -> InstanceSettings:
+    """Use an instance on this machine: ``owner/name`` that it knows, or the storage root that holds its registry.
+
+    With several instances in one storage give both: the slug as ``target``, the root as ``storage``. ``restore`` takes
+    the registry in storage instead of this machine's, which is put aside. Raises NotSetUp, Locked, storage errors.
+    """
+    if storage is None and ("://" in target or target.startswith(("/", ".", "~"))):
+        target, storage = "", target
+    if storage is None:
+        settings = config.load_instance(target)
+    else:
+        where = StorageConfig(parse_root(storage), endpoint_url, region, profile, path_style)
+        slug = config.parse_slug(target) if target else _find_slug(where)
+        settings = InstanceSettings(slug, where)
+    with Instance(settings) as instance:
+        try:
+            instance.store.check(write=True)
+        except StorageReadOnly as error:
+            (say or messages.warn)(f"{error} Only reading is possible.")
+            instance.store.check(write=False)
+        _connect(instance, say, restore=restore)
+    return settings
+
+
+def _connect(instance: Instance, say: Say | None, *, restore: bool) -> None:
+    settings = instance.settings
+    with contextlib.suppress(StorageReadOnly, StorageForbidden):
+        if restore:
+            _refuse_while_mounted(settings, "restored")
+            _put_aside(instance)
+        instance.take_lease()
+    if not settings.registry_path.exists():
+        try:
+            snapshot.pull(instance)
+        except NotSetUp:
+            instance.release_lease()
+            raise
+    _ = instance.registry
+    config.save_instance(settings)
+    config.set_current(settings.slug)
+    (say or messages.info)(f"connected to instance '{settings.slug}' in {settings.storage.root}")
+    (say or messages.info)(_LOCKED)
+
+
+def _put_aside(instance: Instance) -> None:
+    """Rename the working copy, with its write-ahead log folded in where it can be read at all."""
+    path = instance.settings.registry_path
+    if not path.exists():
+        return
+    if not snapshot.exists(instance):
+        raise NotSetUp(f"There is no registry at {instance.store.url(instance.settings.snapshot_key)} to restore from.")
+    with instance.alone("replaced"):
+        with contextlib.suppress(Exception):
+            Registry(path).close()
+        aside = path.with_name(time.strftime(f"registry.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.lndb"))
+        os.rename(path, aside)
+        for suffix in ("-wal", "-shm"):
+            if os.path.exists(f"{path}{suffix}"):
+                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+
+
+def _find_slug(where: StorageConfig) -> str:
+    """The slug of the one instance whose registry is in a storage."""
+    store = open_store(where)
+    try:
+        store.check(write=False)
+        # A listing per first digit, so that a bucket full of other keys is not walked through.
+        keys = [
+            found.key for digit in "0123456789abcdef" for found in store.list(digit) if _SNAPSHOT_NAME.match(found.key)
+        ]
+        slugs = [slug for key in keys if (slug := _slug_in(where, key)) is not None]
+    finally:
+        store.close()
+    if len(slugs) == 1:
+        return slugs[0]
+    if not slugs:
+        raise NotSetUp(
+            f"There is no registry in {where.root}; 'lamfs init --storage {where.root}' makes a new instance."
+        )
+    raise InvalidArgument(
+        f"The storage {where.root} holds the instances {', '.join(sorted(slugs))}; name one, and give the storage with"
+        " --storage."
+    )
+
+
+def _slug_in(where: StorageConfig, key: str) -> str | None:
+    settings = InstanceSettings("unknown/unknown", where)
+    temp = config.data_dir() / f".peek-{secrets.token_hex(6)}.lndb"
+    try:
+        with Instance(settings) as instance:
+            snapshot.fetch(instance, key, temp)
+        with contextlib.closing(Registry(temp)) as registry:
+            slug = registry.db.get_meta("slug")
+            return str(slug) if slug else None
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{temp}{suffix}").unlink(missing_ok=True)
+
+
+# -- end --------------------------------------------------------------------------------------------------------------
+
+
+def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSettings:
+    """Finish what is owed, push the registry, give the lock back, and forget the instance as the current one.
+
+    Raises Locked while it is mounted or another process still saves, and storage errors.
+    """
+    from lamfs.ops import recover
+
+    settings = config.load_instance(slug)
+    _refuse_while_mounted(settings, "closed")
+    tell = say or messages.info
+    with Instance(settings) as instance:
+        instance.hold()
+        recover.finish_all(instance)
+        busy = [entry for entry in instance.registry.journal.entries() if entry.op in ("save", "put")]
+        if busy:
+            raise Locked(
+                f"The instance '{settings.slug}' cannot be closed yet: {len(busy)} files are still on their way to"
+                " storage; see 'lamfs status', and try again."
+            )
+        tell(
+            f"updating & unlocking cloud SQLite '{settings.storage.root}/{settings.snapshot_key}' of instance"
+            f" '{settings.slug}'"
+        )
+        snapshot.push(instance)
+        instance.release_lease()
+    if config.current_slug() == settings.slug:
+        config.set_current(None)
+    return settings
+
+
+def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
+    """Remove an instance: registry, lock, settings, and this machine's working copy and cache.
+
+    Objects of artifacts stay in storage. Raises NotEmpty without ``force`` while artifacts remain, the trash included;
+    Locked while it is mounted, in use, or another machine's.
+    """
+    settings = config.load_instance(slug)
+    _refuse_while_mounted(settings, "deleted")
+    root = settings.storage.root
+    tell = say or messages.info
+    with Instance(settings) as instance:
+        instance.take_lease()
+        if not settings.registry_path.exists() and snapshot.exists(instance):
+            snapshot.pull(instance)
+        count = _contents(instance) if settings.registry_path.exists() else 0
+        if count and not force:
+            raise NotEmpty(
+                f"The instance '{settings.slug}' still has {count} artifacts (the trash included); delete them first,"
+                " or pass --force (force=True) to remove the registry and leave their objects in storage."
+            )
+        with instance.alone("deleted"):
+            instance.store.delete([settings.snapshot_key])
+            cached = config.cache_dir() / instance.store.cache_name
+            instance.cache_index.forget_below(instance.store.cache_name)
+            shutil.rmtree(cached, ignore_errors=True)
+            instance.release_lease()
+            shutil.rmtree(settings.spool_dir, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                settings.spool_dir.parent.rmdir()
+            shutil.rmtree(settings.directory, ignore_errors=True)
+        instance.close()
+    config.remove_instance(settings.slug)
+    if count:
+        (say or messages.warn)(f"the objects of {count} artifacts remain in {root}, not referenced via an artifact")
+    tell(f"deleted storage record {storage_id(root).hex} ({root})")
+    tell(f"deleted instance record {settings.id.hex} ({settings.slug})")
+
+
+def _contents(instance: Instance) -> int:
+    """Artifacts of all visibilities, and files that are still to become some."""
+    registry = instance.registry
+    owed = sum(1 for entry in registry.journal.entries() if entry.op in ("put", "save"))
+    return registry.artifacts.count() + registry.artifacts.count(trash=True) + owed
+
+
+def _refuse_while_mounted(settings: InstanceSettings, what: str) -> None:
+    mounted = mounts.live(settings)
+    if mounted:
+        places = ", ".join(record.mountpoint for record in mounted)
+        raise Locked(
+            f"The instance '{settings.slug}' is mounted at {places}, so it cannot be {what}; run"
+            f" 'lamfs umount {mounted[0].mountpoint}' first."
+        )
