@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamfs.keys import key_with_suffix, object_key_for, root_path, suffix_of
-from lamfs.model import AUTO_INO, ArtifactRecord, ContentHash, JournalEntry, Revision, now_ns
+from lamfs.model import (
+    AUTO_INO,
+    AUTO_KEY_PREFIX,
+    ArtifactRecord,
+    ContentHash,
+    JournalEntry,
+    Revision,
+    new_uid,
+    now_ns,
+)
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -65,8 +74,8 @@ class Commits:
     def put_target(self, entry: JournalEntry) -> str:
         """The object key under which the content of a put row belongs now.
 
-        The artifact's own place, unless another artifact's bytes are still in there (its relocation is owed): then
-        ``.lamindb/{uid}{suffix}``, and a move follows.
+        The artifact's own place, unless another artifact's bytes are still in there (its relocation is owed), or
+        another process is at work on it: then another one, and a move follows.
         """
         assert entry.ino is not None
         assert entry.uid is not None
@@ -77,11 +86,16 @@ class Commits:
             uid = entry.uid
             key, suffix = self._key_of(entry.ino)
             virtual = bool(entry.payload.get("key_is_virtual", True))
-        home = object_key_for(uid, suffix, key, virtual)
-        holder = self._artifacts.with_object(home)
-        if (holder is not None and holder.uid != uid) or self._journal.holds(home):
-            return object_key_for(uid, suffix, None, True)
-        return home
+        return self._free_object(uid, suffix, key, virtual, entry.id)
+
+    def _free_object(self, uid: str, suffix: str, key: str | None, virtual: bool, entry_id: int | None) -> str:
+        """Where new bytes of an artifact may be written now: its home, else ``.lamindb/{uid}{suffix}``, else a name
+        beside that. Not where another artifact's bytes are, nor where storage work of others is under way."""
+        for object_key in (object_key_for(uid, suffix, key, virtual), object_key_for(uid, suffix, None, True)):
+            holder = self._artifacts.with_object(object_key)
+            if (holder is None or holder.uid == uid) and not self._journal.claimed(object_key, uid, entry_id):
+                return object_key
+        return f"{AUTO_KEY_PREFIX}{uid}.{new_uid(6)}{suffix}"
 
     def _key_of(self, ino: int) -> tuple[str | None, str]:
         names = self._tree.names(ino)
@@ -145,15 +159,21 @@ class Commits:
 
     # -- saves (the Python API and the CLI) ---------------------------------------------------------------------
 
-    def announce_save(self, record: ArtifactRecord) -> tuple[int, str]:
+    def announce_save(self, record: ArtifactRecord, *, foreign: str | None = None) -> tuple[int, str]:
         """Journal a save of ``record`` (its revision's etag not known yet). Returns the journal id and the object
-        key to store under, which is not one that holds another artifact's bytes."""
+        key to store under, which is not one that holds another artifact's bytes.
+
+        ``foreign``: ETag of an object that is at the artifact's home and no artifact's; kept in the payload as long as
+        it is not one of lamfs's own, whose deletion is owed.
+        """
         with self._db.transaction():
             home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
-            holder = self._artifacts.with_object(home)
-            if holder is not None and holder.uid != record.uid:
-                home = object_key_for(record.uid, record.suffix, None, True)
-            return self._journal.add_save(record.uid, home, save_payload(record)), home
+            object_key = self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, None)
+            payload = save_payload(record)
+            # Written anew in a moment; what another process is about to delete was not chosen above.
+            if not self._journal.drop_delete(object_key) and foreign is not None and object_key == home:
+                payload["foreign"] = foreign
+            return self._journal.add_save(record.uid, object_key, payload), object_key
 
     def save(
         self, entry_id: int, record: ArtifactRecord, etag: str, *, mode: int, uid: int, gid: int
@@ -242,11 +262,14 @@ class Commits:
         at = artifact.revision.object_key
         if at == home:
             return None
-        holder = self._artifacts.with_object(home)
-        if holder is not None and holder.uid != uid:
-            aside = object_key_for(uid, artifact.suffix, None, True)
-            return None if at == aside else (artifact, aside)
-        return artifact, home
+        if self._journal.claimed(at, uid, None, moves=False):
+            return None
+        for target in (home, object_key_for(uid, artifact.suffix, None, True)):
+            holder = self._artifacts.with_object(target)
+            if holder is not None and holder.uid != uid:
+                continue
+            return None if target == at or self._journal.claimed(target, uid, None, moves=False) else (artifact, target)
+        return None
 
     def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str) -> bool:
         """The object was copied: point the row at the copy and owe the deletion of the original.

@@ -78,6 +78,10 @@ class Journal:
         )
         return int(row[0]) if row else 0
 
+    def set_target(self, entry_id: int, object_key: str) -> None:
+        """Note, before it is written, the object that a put is about to make."""
+        self._db.execute("UPDATE journal SET object_key=? WHERE id=?", (object_key, entry_id))
+
     def put_of(self, ino: int) -> JournalEntry | None:
         """The put row of an inode."""
         row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE op='put' AND ino=?", (ino,))
@@ -183,6 +187,23 @@ class Journal:
     def holds(self, object_key: str) -> bool:
         """Whether a row is about to write, or is writing, this object."""
         return self._db.one("SELECT 1 FROM journal WHERE object_key=? AND op='save'", (object_key,)) is not None
+
+    def claimed(self, object_key: str, uid: str, entry_id: int | None, *, moves: bool = True) -> bool:
+        """Whether storage work of somebody else may be under way on this object (row ``entry_id`` is one's own).
+
+        Anybody's save to it; another living process's put to it or delete of it; and with ``moves`` another living
+        process's relocation of artifact ``uid``, wherever to.
+        """
+        rows = self._db.all(
+            "SELECT op, owner FROM journal WHERE id IS NOT ?1 AND"
+            " (object_key=?2 AND op IN ('save', 'put', 'delete') OR ?3 AND op='move' AND uid=?4)",
+            (entry_id, object_key, moves, uid),
+        )
+        return any(op == "save" or (owner != self.owner and is_alive(owner)) for op, owner in rows)
+
+    def drop_delete(self, object_key: str) -> bool:
+        """The object is about to be written anew: strike its deletion off. Whether one was owed."""
+        return self._db.execute("DELETE FROM journal WHERE op='delete' AND object_key=?", (object_key,)).rowcount > 0
 
 
 def _entry(row: tuple[Any, ...]) -> JournalEntry:
