@@ -9,7 +9,7 @@ from lamfs.model import ArtifactRecord, iso, new_uid
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import Change, ChangeLog
 from lamfs.registry.commits import Commits, Committed, Provenance, record_from_payload
-from lamfs.registry.db import Database
+from lamfs.registry.db import Database, sync_log
 from lamfs.registry.journal import Journal, is_alive, process_id
 from lamfs.registry.namespace import Namespace, Removed, Renamed, spool_name
 from lamfs.registry.people import People, Run, Storage, Transform, User
@@ -70,5 +70,5 @@ class Registry:
 
 __all__ = [
     "Change", "Commits", "Committed", "Provenance", "Registry", "Removed", "Renamed", "Run", "Storage", "Transform",
-    "User", "is_alive", "process_id", "record_from_payload", "spool_name",
+    "User", "is_alive", "process_id", "record_from_payload", "spool_name", "sync_log",
 ]  # fmt: skip

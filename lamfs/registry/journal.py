@@ -139,6 +139,12 @@ class Journal:
             "UPDATE journal SET attempts=attempts+1, error=?, next_at=? WHERE id=?", (error, retry_at, entry_id)
         )
 
+    def postpone(self, entry_id: int, seconds: float) -> None:
+        """Do not try a row before ``seconds`` from now (0: at once)."""
+        self._db.execute(
+            "UPDATE journal SET next_at=? WHERE id=?", (now_ns() + int(seconds * 1e9) if seconds else 0, entry_id)
+        )
+
     def ready(self, limit: int = 256, *, skip: Iterable[int] = ()) -> list[JournalEntry]:
         """Work of this process that may start now, oldest first; ``skip`` are ids under way already."""
         rows = self._db.all(

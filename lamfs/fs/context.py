@@ -1,0 +1,98 @@
+"""What all parts of the file system share: the wiring of one mount. Loop only; made once by the daemon."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lamfs.cache.blocks import BlockCache
+from lamfs.errors import FsError
+from lamfs.fs.nodes import NodeTable
+from lamfs.fs.state import FileState
+from lamfs.model import Inode
+from lamfs.registry import Registry
+from lamfs.storage.base import ObjectStore
+from lamfs.transfer.client import Mover
+from lamfs.transfer.uploader import Uploader
+
+log = logging.getLogger("lamfs.fs")
+
+
+class KernelNotifier(Protocol):
+    """How the kernel is told that what it cached is old. Called in the loop; must not wait for the kernel."""
+
+    def entry(self, parent: int, name: str) -> None:
+        """Forget what ``name`` means in directory ``parent``."""
+
+    def attributes(self, fino: int) -> None:
+        """Forget the attributes of a FUSE inode."""
+
+
+class NoKernel:
+    """A KernelNotifier for a file system that no kernel looks at (unit tests)."""
+
+    def entry(self, parent: int, name: str) -> None:
+        """Nothing to tell."""
+
+    def attributes(self, fino: int) -> None:
+        """Nothing to tell."""
+
+
+@dataclass(slots=True)
+class Policy:
+    """The choices of a mount that the semantics depend on. Seconds."""
+
+    real_keys: bool = False
+    close_stores: bool = False
+    fsync_stores: bool = True
+    timeout: float = 300.0
+    read_only: bool = False
+
+
+@dataclass(slots=True)
+class Context:
+    """One mount's parts. ``states`` holds the open regular files by FUSE inode number."""
+
+    registry: Registry
+    store: ObjectStore
+    cache: BlockCache
+    mover: Mover
+    uploader: Uploader
+    spool_dir: Path
+    policy: Policy
+    kernel: KernelNotifier = field(default_factory=NoKernel)
+    nodes: NodeTable = field(default_factory=NodeTable)
+    states: dict[int, FileState] = field(default_factory=dict)
+
+    def inode(self, fino: int) -> Inode:
+        """Current attributes behind a FUSE inode number. Raises FsError(ESTALE) when there is no such inode."""
+        state = self.states.get(fino)
+        if state is not None and (state.spool is not None or state.stale):
+            return state.inode
+        ino = self.nodes.ino(fino)
+        inode = self.registry.tree.get(ino)
+        if inode is None:
+            inode = self.nodes.ghosts.get(ino)
+            if inode is None:
+                raise FsError(errno.ESTALE)
+            return inode
+        if state is not None:
+            state.inode = inode
+        return inode
+
+    def shown(self, inode: Inode) -> tuple[int, Inode]:
+        """FUSE inode number and attributes with which an inode from the registry is shown now."""
+        fino = self.nodes.fino(inode.ino)
+        if stat.S_ISREG(inode.mode):
+            state = self.states.get(fino)
+            if state is not None and state.spool is not None:
+                return fino, state.inode
+        return fino, inode
+
+    def state_of(self, ino: int) -> FileState | None:
+        """The open file that shows the newest revision of an inode."""
+        return self.states.get(self.nodes.fino(ino))

@@ -1,0 +1,290 @@
+"""Regular files: open, read, write, truncate, flush, fsync, release. Loop only.
+
+Reads and writes of bytes that are on the local disk do not wait for anything. What a return code means is DESIGN §3:
+``flush`` (close) acknowledges into spool and journal, ``fsync`` waits for storage and registry.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import trio
+
+from lamfs.errors import FsError, LamfsError
+from lamfs.fs.context import Context
+from lamfs.fs.spooling import Spooling, touch
+from lamfs.fs.state import FileState, Handle, Spool
+from lamfs.keys import check_name
+from lamfs.model import Inode, now_ns
+from lamfs.registry import sync_log
+
+MAX_SIZE = (1 << 63) - 1
+
+
+class Files:
+    """Operations on the content of regular files of one mount."""
+
+    def __init__(self, context: Context, spooling: Spooling) -> None:
+        self._c = context
+        self._spooling = spooling
+        self.handles: dict[int, Handle] = {}
+        self._next_handle = 1
+
+    # -- opening ------------------------------------------------------------------------------------------------
+
+    async def open(self, fino: int, flags: int) -> int:
+        """Open an existing file; returns the handle. Raises FsError: ESTALE, EROFS, EISDIR, ELOOP."""
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if writable and self._c.policy.read_only:
+            raise FsError(errno.EROFS)
+        state = self._state(fino)
+        state.handles += 1
+        state.writers += writable
+        try:
+            if flags & os.O_TRUNC and writable:
+                await self._truncate(state, 0)
+        except BaseException:
+            self._let_go(state, writable)
+            raise
+        return self._handle(state, flags, writable)
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int) -> tuple[int, int, Inode]:
+        """Make and open a regular file; returns handle, FUSE inode and attributes, one lookup counted."""
+        context = self._c
+        text = check_name(name)
+        inode, src = context.registry.names.create_file(
+            context.nodes.ino(parent),
+            text,
+            stat.S_IFREG | stat.S_IMODE(mode),
+            uid,
+            gid,
+            key_is_virtual=not context.policy.real_keys,
+        )
+        try:
+            spool = self._spooling.new_spool(inode.ino, src)
+        except OSError:
+            context.registry.names.unlink(context.nodes.ino(parent), text)
+            raise
+        state = FileState(inode.ino, inode.ino, inode, spool=spool, journaled=True, dirty=True)
+        context.states[inode.ino] = state
+        context.nodes.looked_up(inode.ino)
+        state.handles = 1
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        state.writers = int(writable)
+        return self._handle(state, flags, writable), inode.ino, inode
+
+    def make_file(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> tuple[int, Inode]:
+        """mknod(2) of a regular file: an empty artifact, acknowledged at once."""
+        handle, fino, inode = self.create(parent, name, mode, os.O_WRONLY, uid, gid)
+        self._acknowledge(self.handles[handle].state)
+        self.release(handle)
+        return fino, inode
+
+    def _handle(self, state: FileState, flags: int, writable: bool) -> int:
+        number = self._next_handle
+        self._next_handle += 1
+        self.handles[number] = Handle(state, flags & os.O_ACCMODE != os.O_WRONLY, writable)
+        return number
+
+    def _state(self, fino: int) -> FileState:
+        """The shared state of an open file, made from what registry and journal know when it is not open yet."""
+        context = self._c
+        state = context.states.get(fino)
+        if state is not None:
+            return state
+        inode = context.inode(fino)
+        if stat.S_ISDIR(inode.mode):
+            raise FsError(errno.EISDIR)
+        if not stat.S_ISREG(inode.mode):
+            raise FsError(errno.ELOOP)
+        if not context.nodes.is_current(fino) or inode.ino in context.nodes.ghosts:
+            raise FsError(errno.ESTALE)
+        state = FileState(inode.ino, fino, inode, private=inode.nlink == 0)
+        artifact = context.registry.artifacts.by_ino(inode.ino)
+        if artifact is not None:
+            state.revision = artifact.revision
+        owed = context.registry.journal.put_of(inode.ino)
+        if owed is not None and owed.src is not None:
+            state.spool = self._open_spool(owed.src, owed.object_key)
+            mine = owed.owner == context.registry.journal.owner
+            state.frozen = not mine or context.uploader.is_uploading(inode.ino, owed.src)
+            inode.size = os.fstat(state.spool.fd).st_size
+        context.states[fino] = state
+        return state
+
+    def _open_spool(self, src: str, object_key: str | None) -> Spool:
+        path = str(self._c.spool_dir / src)
+        try:
+            return Spool(path, src)
+        except FileNotFoundError:
+            # Renamed into a local storage a moment ago, and not committed yet.
+            local = self._c.store.local_path(object_key) if object_key else None
+            if local is None or not os.path.exists(local):
+                raise FsError(errno.EIO) from None
+            return Spool(local, src)
+
+    # -- bytes --------------------------------------------------------------------------------------------------
+
+    def read_now(self, handle: int, offset: int, size: int) -> bytes | None:
+        """Bytes that are on the local disk and checked, without waiting; None when ``read`` has to be awaited."""
+        opened = self.handles[handle]
+        state = opened.state
+        if state.spool is not None:
+            return os.pread(state.spool.fd, size, offset)
+        if state.base is None:
+            return None if state.revision is not None else b""
+        data = state.base.read_now(offset, size)
+        if data is not None:
+            opened.next_offset = offset + len(data)
+        return data
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes at ``offset``; fewer only at the end of the file."""
+        data = self.read_now(handle, offset, size)
+        if data is not None:
+            return data
+        opened = self.handles[handle]
+        sequential = offset == opened.next_offset
+        with trio.move_on_after(self._c.policy.timeout):
+            data = await self._spooling.read_stored(opened.state, offset, size, sequential=sequential)
+            opened.next_offset = offset + len(data)
+            return data
+        raise FsError(errno.EIO, "storage did not answer in time")
+
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write all of ``data``; returns its length. Raises OSError (ENOSPC …), StorageError (content unreachable)."""
+        state = self.handles[handle].state
+        spool = state.spool
+        if spool is None or not state.writable_now():
+            spool = await self._prepare(state)
+        done = spool.write(offset, data)
+        inode = state.inode
+        if offset + done > inode.size:
+            inode.size = offset + done
+        inode.mtime_ns = inode.ctime_ns = now_ns()
+        state.dirty = True
+        return done
+
+    async def _prepare(self, state: FileState, keep: int | None = None) -> Spool:
+        with trio.move_on_after(self._c.policy.timeout):
+            return await self._spooling.prepare_write(state, keep)
+        raise FsError(errno.EIO, "storage did not answer in time")
+
+    async def _truncate(self, state: FileState, size: int) -> None:
+        if size > MAX_SIZE:
+            raise FsError(errno.EFBIG)
+        spool = await self._prepare(state, keep=size)
+        os.ftruncate(spool.fd, size)
+        state.inode.size = size
+        touch(state)
+
+    async def truncate(self, fino: int, size: int) -> None:
+        """truncate(2), ftruncate(2): as if the file were opened, cut and closed."""
+        if self._c.policy.read_only:
+            raise FsError(errno.EROFS)
+        state = self._state(fino)
+        state.handles += 1
+        state.writers += 1
+        try:
+            await self._truncate(state, size)
+            if state.writers == 1 and not state.private:
+                self._acknowledge(state)
+        finally:
+            self._let_go(state, True)
+
+    # -- acknowledging ------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, state: FileState) -> None:
+        if state.dirty and not state.private:
+            self._spooling.acknowledge(state)
+
+    async def flush(self, handle: int) -> None:
+        """close(2): bytes and intent are in spool and journal; with ``-o close=storage`` in storage too."""
+        opened = self.handles[handle]
+        state = opened.state
+        if not opened.writable or not state.dirty:
+            return
+        self._acknowledge(state)
+        if self._c.policy.close_stores:
+            await self._store(state.ino)
+
+    async def fsync(self, handle: int) -> None:
+        """fsync(2): in storage and in the registry; with ``-o fsync=spool`` on the local disk only.
+
+        Raises the error of the try it made when storage refuses or is away; the upload stays owed.
+        """
+        state = self.handles[handle].state
+        self._acknowledge(state)
+        if state.private:
+            return
+        if self._c.policy.fsync_stores:
+            await self._store(state.ino)
+        elif state.spool is not None:
+            await trio.to_thread.run_sync(os.fdatasync, state.spool.fd)
+        await trio.to_thread.run_sync(sync_log, self._c.registry.path)
+
+    async def _store(self, ino: int) -> None:
+        """Wait until what is owed for an inode now is in storage."""
+        entry = self._c.registry.journal.put_of(ino)
+        if entry is None:
+            return
+        with trio.move_on_after(self._c.policy.timeout):
+            if entry.owner == self._c.registry.journal.owner:
+                await self._c.uploader.settle(ino, entry.gen)
+            else:
+                # Another mount has it in hand.
+                while self._c.registry.journal.put_of(ino) is not None:
+                    await trio.sleep(0.05)
+            return
+        raise FsError(errno.EIO, "storage did not answer in time")
+
+    def acknowledge_all(self) -> None:
+        """Journal everything that open handles have written so far."""
+        for state in list(self._c.states.values()):
+            self._acknowledge(state)
+
+    async def sync_below(self, directory: int) -> None:
+        """fsync(2) of a directory: everything below it is in storage and in the registry."""
+        self.acknowledge_all()
+        tree, journal = self._c.registry.tree, self._c.registry.journal
+        error: LamfsError | None = None
+        owed = [e.ino for e in journal.entries() if e.op == "put" and e.state == "ready" and e.ino is not None]
+        below = [ino for ino in owed if tree.is_below(ino, directory)]
+
+        async def store(ino: int) -> None:
+            nonlocal error
+            try:
+                await self._store(ino)
+            except LamfsError as problem:
+                error = problem
+
+        if self._c.policy.fsync_stores:
+            async with trio.open_nursery() as nursery:
+                for ino in below:
+                    nursery.start_soon(store, ino)
+        if error is not None:
+            raise error
+        await trio.to_thread.run_sync(sync_log, self._c.registry.path)
+
+    # -- closing ------------------------------------------------------------------------------------------------
+
+    def release(self, handle: int) -> None:
+        """The last descriptor of an open file description is gone."""
+        opened = self.handles.pop(handle)
+        self._let_go(opened.state, opened.writable)
+
+    def _let_go(self, state: FileState, writable: bool) -> None:
+        state.handles -= 1
+        if writable:
+            state.writers -= 1
+        if state.handles:
+            if writable and not state.writers:
+                self._c.uploader.notify()
+            return
+        self._acknowledge(state)
+        self._c.states.pop(state.fino, None)
+        self._spooling.give_up(state)
+        if writable:
+            self._c.uploader.notify()

@@ -1,0 +1,178 @@
+"""The file system of one mount, FUSE-free: what fuse/operations.py and tests call. Loop only.
+
+Joins names, files, control files and extended attributes behind one face, and holds what belongs to none of them:
+attributes, directory handles, forget, statfs. Inodes here are FUSE inode numbers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from lamfs.errors import FsError
+from lamfs.fs.context import Context
+from lamfs.fs.control import NAME as CONTROL_NAME
+from lamfs.fs.control import Control
+from lamfs.fs.files import Files
+from lamfs.fs.names import Names
+from lamfs.fs.nodes import CONTROL_BASE
+from lamfs.fs.spooling import Spooling
+from lamfs.fs.xattrs import Xattrs
+from lamfs.model import ROOT_INO, Inode, now_ns
+
+PIB = 1 << 50
+
+
+@dataclass(slots=True)
+class Changes:
+    """What setattr is to set; None leaves a field alone. Times in nanoseconds since the epoch."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Space:
+    """statvfs(3) of the mount, in blocks of ``block`` bytes."""
+
+    block: int
+    blocks: int
+    free: int
+    files: int
+    files_free: int
+
+
+class FileSystem:
+    """Everything a kernel asks of one mount."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.spooling = Spooling(context)
+        self.names = Names(context)
+        self.files = Files(context, self.spooling)
+        self.control = Control(context)
+        self.xattrs = Xattrs(context)
+        context.uploader.attach(self.spooling)
+
+    # -- inodes -------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> tuple[int, Inode] | None:
+        """Inode and attributes of an entry, one lookup counted; None when there is none."""
+        if parent >= CONTROL_BASE:
+            return self.control.lookup(parent, name)
+        if parent == ROOT_INO and name == CONTROL_NAME:
+            return self.control.top()
+        return self.names.lookup(parent, name)
+
+    def forget(self, forgotten: list[tuple[int, int]]) -> None:
+        """The kernel takes back ``count`` lookups of each inode."""
+        for fino, count in forgotten:
+            if fino < CONTROL_BASE:
+                self.context.nodes.forget(fino, count)
+
+    def getattr(self, fino: int) -> Inode:
+        """Attributes. Raises FsError(ESTALE)."""
+        if fino >= CONTROL_BASE:
+            return self.control.attributes(fino)
+        return self.context.inode(fino)
+
+    async def setattr(self, fino: int, changes: Changes) -> Inode:
+        """chmod, chown, utimensat, truncate. Raises FsError, OSError (ENOSPC)."""
+        if fino >= CONTROL_BASE:
+            raise FsError(errno.EPERM)
+        if self.context.policy.read_only:
+            raise FsError(errno.EROFS)
+        if changes.size is not None:
+            await self.files.truncate(fino, changes.size)
+        inode = self.context.inode(fino)
+        columns: dict[str, int] = {}
+        if changes.mode is not None:
+            columns["mode"] = (inode.mode & ~0o7777) | (changes.mode & 0o7777)
+        for name in ("uid", "gid", "atime_ns", "mtime_ns"):
+            value = getattr(changes, name)
+            if value is not None:
+                columns[name] = value
+        if columns:
+            columns["ctime_ns"] = now_ns()
+            ino = self.context.nodes.ino(fino)
+            if ino not in self.context.nodes.ghosts:
+                self.context.registry.names.set_attributes(ino, **columns)
+            state = self.context.states.get(fino)
+            for target in {id(i): i for i in (inode, state.inode if state else inode)}.values():
+                for name, value in columns.items():
+                    setattr(target, name, value)
+        return self.context.inode(fino)
+
+    # -- directories --------------------------------------------------------------------------------------------
+
+    def entries(self, directory: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
+        """(cookie, name, inode, attributes) of what follows ``cookie`` in a directory; counts no lookups."""
+        if directory >= CONTROL_BASE:
+            return self.control.entries(directory, cookie)
+        return self.names.entries(directory, cookie)
+
+    def entry_taken(self, name: bytes, fino: int) -> None:
+        """The kernel took an entry of ``entries``: that is a lookup, but for ``.`` and ``..``."""
+        if fino < CONTROL_BASE and name not in (b".", b".."):
+            self.context.nodes.looked_up(fino)
+
+    # -- handles ------------------------------------------------------------------------------------------------
+
+    async def open(self, fino: int, flags: int) -> int:
+        """Open a file; the handle."""
+        if fino >= CONTROL_BASE:
+            return self.control.open(fino, flags)
+        return await self.files.open(fino, flags)
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Read from a handle."""
+        if handle >= CONTROL_BASE:
+            return self.control.read(handle, offset, size)
+        return await self.files.read(handle, offset, size)
+
+    def read_now(self, handle: int, offset: int, size: int) -> bytes | None:
+        """Read what is here already, without waiting; None: await ``read``."""
+        if handle >= CONTROL_BASE:
+            return self.control.read(handle, offset, size)
+        return self.files.read_now(handle, offset, size)
+
+    async def flush(self, handle: int) -> None:
+        """close(2) of one descriptor."""
+        if handle < CONTROL_BASE:
+            await self.files.flush(handle)
+
+    async def fsync(self, handle: int) -> None:
+        """fsync(2), fdatasync(2)."""
+        if handle < CONTROL_BASE:
+            await self.files.fsync(handle)
+
+    def release(self, handle: int) -> None:
+        """The last descriptor is closed."""
+        if handle >= CONTROL_BASE:
+            self.control.release(handle)
+        else:
+            self.files.release(handle)
+
+    async def sync_all(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Everything written so far is in storage and in the registry, and nothing is owed."""
+        self.files.acknowledge_all()
+        await self.context.uploader.drain(progress)
+
+    # -- the whole ----------------------------------------------------------------------------------------------
+
+    def statfs(self) -> Space:
+        """Size and free space of the storage: the disk of a local folder; a bucket has no end, so 1 PiB is free."""
+        artifacts = self.context.registry.artifacts
+        files = artifacts.count()
+        local = self.context.store.local_path("")
+        if local is not None:
+            info = os.statvfs(local)
+            return Space(info.f_frsize, info.f_blocks, info.f_bavail, files + info.f_favail, info.f_favail)
+        used = (artifacts.total_bytes() + 4095) // 4096
+        return Space(4096, used + PIB // 4096, PIB // 4096, files + (1 << 32), 1 << 32)

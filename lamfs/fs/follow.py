@@ -1,0 +1,129 @@
+"""Following the change log: what the Python API, the CLI and other mounts did shows here at once. Loop only.
+
+``PRAGMA data_version`` says cheaply whether another connection committed anything. Then the rows since the last look
+say exactly what the kernel has to forget.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from lamfs.fs.context import Context
+from lamfs.registry import Change
+
+log = logging.getLogger("lamfs.fs")
+
+INTERVAL = 0.1
+"""Seconds between two looks."""
+ADOPT_INTERVAL = 2.0
+"""Seconds between two looks for storage work left behind by processes that are gone."""
+
+
+class Follower:
+    """Reads the change log of one mount's registry and invalidates."""
+
+    def __init__(self, context: Context) -> None:
+        self._c = context
+        self._seq = context.registry.changes.last()
+        self._version = context.registry.db.data_version()
+        self._poke = trio.Event()
+
+    def poke(self) -> None:
+        """Look now: somebody says that there is something new."""
+        self._poke.set()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        adopt_at = trio.current_time()
+        while True:
+            self._poke = trio.Event()
+            with trio.move_on_after(INTERVAL):
+                await self._poke.wait()
+            try:
+                changed = self.look()
+                if changed or trio.current_time() >= adopt_at:
+                    adopt_at = trio.current_time() + ADOPT_INTERVAL
+                    self._adopt()
+            except Exception:
+                log.exception("could not follow the registry's changes; trying again")
+
+    def look(self) -> bool:
+        """Handle what others committed since the last look; says whether there was anything."""
+        version = self._c.registry.db.data_version()
+        if version == self._version:
+            return False
+        self._version = version
+        origin = self._c.registry.changes.origin
+        while True:
+            rows, lost = self._c.registry.changes.since(self._seq)
+            if lost:
+                self._forget_everything()
+                self._seq = self._c.registry.changes.last()
+                return True
+            for row in rows:
+                self._seq = row.seq
+                if row.origin != origin:
+                    self._apply(row)
+            if not rows:
+                return True
+
+    def _apply(self, change: Change) -> None:
+        nodes, kernel = self._c.nodes, self._c.kernel
+        if change.kind == "entry" and change.parent is not None and change.name is not None:
+            if nodes.known(change.parent):
+                kernel.entry(change.parent, change.name)
+                kernel.attributes(change.parent)
+            fino = nodes.fino(change.ino)
+            if nodes.known(fino):
+                kernel.attributes(fino)
+        elif change.kind == "attr":
+            fino = nodes.fino(change.ino)
+            if nodes.known(fino):
+                kernel.attributes(fino)
+        elif change.kind == "content":
+            self._new_revision(change.ino)
+
+    def _new_revision(self, ino: int) -> None:
+        """Somebody else made new content: the kernel gets a new inode for it, open handles keep the old one."""
+        nodes, kernel = self._c.nodes, self._c.kernel
+        state = self._c.state_of(ino)
+        if state is not None:
+            if state.spool is not None and not self._changed_elsewhere(state.spool.name, ino):
+                return  # our own bytes are newer, and will be stored over theirs
+            record = self._c.registry.artifacts.by_ino(ino)
+            if record is not None and record.revision == state.revision and state.spool is None:
+                return
+        old = nodes.supersede(ino)
+        if old is None:
+            return
+        if state is not None:
+            state.stale = True
+        for parent, name in self._c.registry.tree.names(ino):
+            kernel.entry(parent, name)
+        kernel.attributes(old)
+
+    def _changed_elsewhere(self, src: str, ino: int) -> bool:
+        """Whether the spool that is open here is another mount's, and no longer the one that is owed."""
+        owed = self._c.registry.journal.put_of(ino)
+        if owed is None:
+            state = self._c.state_of(ino)
+            return state is not None and state.frozen
+        return owed.owner != self._c.registry.journal.owner and owed.src != src
+
+    def _forget_everything(self) -> None:
+        log.warning("the change log was trimmed past this mount; everything the kernel cached is dropped")
+        tree = self._c.registry.tree
+        for fino in self._c.nodes.all_known():
+            ino = self._c.nodes.ino(fino)
+            self._new_revision(ino)
+            for parent, name in tree.names(ino):
+                self._c.kernel.entry(parent, name)
+            self._c.kernel.attributes(fino)
+
+    def _adopt(self) -> None:
+        """Take over what processes that are gone (a CLI command, a crashed notebook) left to do."""
+        taken = self._c.registry.journal.adopt(("move", "delete"))
+        if taken or self._c.registry.journal.next_at() is not None:
+            self._c.uploader.notify()

@@ -1,0 +1,178 @@
+"""Names: lookup, readdir, mkdir, unlink, rename, link and the rest of what works on directory entries. Loop only.
+
+Every call is one registry transaction and asks nobody else; none of them waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Iterator
+
+from lamfs.errors import FsError
+from lamfs.fs.context import Context
+from lamfs.keys import check_name
+from lamfs.model import AUTO_INO, ROOT_INO, Inode
+from lamfs.registry import Removed
+
+RENAME_NOREPLACE = 1
+FIRST_COOKIE = 2
+"""Cookies 1 and 2 are ``.`` and ``..``; an entry's is its registry cookie above that."""
+PAGE = 128
+SYMLINK_MAX = 4095
+
+
+class Names:
+    """Operations on directory entries of one mount."""
+
+    def __init__(self, context: Context) -> None:
+        self._c = context
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> tuple[int, Inode] | None:
+        """FUSE inode and attributes of an entry, one lookup counted; None when there is none.
+
+        Raises FsError: ESTALE (``.`` or ``..`` of what the kernel has forgotten), ENAMETOOLONG; a name that can not
+        exist (not UTF-8) does not.
+        """
+        if name in (b".", b".."):
+            return self._dot(parent, name)
+        try:
+            text = check_name(name)
+        except FsError as error:
+            if error.errno == errno.EILSEQ:
+                return None
+            raise
+        inode = self._c.registry.tree.lookup(self._c.nodes.ino(parent), text)
+        if inode is None:
+            return None
+        fino, shown = self._c.shown(inode)
+        self._c.nodes.looked_up(fino)
+        return fino, shown
+
+    def _dot(self, parent: int, name: bytes) -> tuple[int, Inode]:
+        ino: int | None = self._c.nodes.ino(parent)
+        if name == b".." and ino != ROOT_INO:
+            ino = self._c.registry.tree.parent(ino or 0)
+        inode = self._c.registry.tree.get(ino) if ino is not None else None
+        if inode is None:
+            raise FsError(errno.ESTALE)
+        fino, shown = self._c.shown(inode)
+        self._c.nodes.looked_up(fino)
+        return fino, shown
+
+    def entries(self, directory: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
+        """(cookie, name, FUSE inode, attributes) of a directory's entries after ``cookie``, ``.`` and ``..`` first.
+
+        Counts no lookup: the caller does, for each entry that the kernel took. ``.lamindb`` is shown when it holds
+        something; the control directory never is.
+        """
+        tree = self._c.registry.tree
+        inode = self._c.inode(directory)
+        if cookie < 1:
+            yield 1, b".", directory, inode
+        if cookie < FIRST_COOKIE:
+            above = tree.parent(directory) if directory != ROOT_INO else ROOT_INO
+            up = tree.get(above) if above is not None else None
+            yield FIRST_COOKIE, b"..", above or directory, up or inode
+        after = max(cookie - FIRST_COOKIE, 0)
+        while True:
+            page = tree.entries(directory, after, PAGE)
+            for entry in page:
+                after = entry.cookie
+                if entry.inode.ino == AUTO_INO and tree.is_empty(AUTO_INO):
+                    continue
+                fino, shown = self._c.shown(entry.inode)
+                yield after + FIRST_COOKIE, entry.name.encode(), fino, shown
+            if len(page) < PAGE:
+                return
+
+    def readlink(self, fino: int) -> bytes:
+        """Target of a symlink. Raises FsError(EINVAL) for another kind."""
+        return self._c.registry.tree.symlink_target(self._c.nodes.ino(fino))
+
+    # -- making -------------------------------------------------------------------------------------------------
+
+    def make(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes | None = None
+    ) -> tuple[int, Inode]:
+        """mkdir, mknod and symlink. Raises FsError as Namespace.create does, ENAMETOOLONG for a long target."""
+        if target is not None and not 0 < len(target) <= SYMLINK_MAX:
+            raise FsError(errno.ENAMETOOLONG if target else errno.ENOENT)
+        inode = self._c.registry.names.create(
+            self._c.nodes.ino(parent), check_name(name), mode, uid, gid, rdev=rdev, target=target
+        )
+        self._c.nodes.looked_up(inode.ino)
+        return inode.ino, inode
+
+    def link(self, fino: int, parent: int, name: bytes) -> tuple[int, Inode]:
+        """link(2)."""
+        ino = self._c.nodes.ino(fino)
+        inode = self._c.registry.names.link(ino, self._c.nodes.ino(parent), check_name(name))
+        state = self._c.state_of(ino)
+        if state is not None:
+            state.inode.nlink, state.inode.ctime_ns = inode.nlink, inode.ctime_ns
+        fino, shown = self._c.shown(inode)
+        self._c.nodes.looked_up(fino)
+        return fino, shown
+
+    # -- removing -----------------------------------------------------------------------------------------------
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """unlink(2): the artifact goes to the trash. Open handles keep the file."""
+        removed = self._c.registry.names.unlink(self._c.nodes.ino(parent), self._known_name(name))
+        self._left(removed)
+        self._c.uploader.notify()
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """rmdir(2)."""
+        self._left(self._c.registry.names.rmdir(self._c.nodes.ino(parent), self._known_name(name)))
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """rename(2), with RENAME_NOREPLACE. Raises FsError(EINVAL) for flags that are not supported."""
+        if flags & ~RENAME_NOREPLACE:
+            raise FsError(errno.EINVAL)
+        result = self._c.registry.names.rename(
+            self._c.nodes.ino(parent),
+            self._known_name(name),
+            self._c.nodes.ino(new_parent),
+            check_name(new_name),
+            noreplace=bool(flags & RENAME_NOREPLACE),
+        )
+        if result.noop:
+            return
+        if result.replaced is not None:
+            self._left(result.replaced)
+        state = self._c.state_of(result.inode.ino)
+        if state is not None:
+            state.inode.ctime_ns = result.inode.ctime_ns
+        self._c.uploader.notify()
+
+    def _known_name(self, name: bytes) -> str:
+        """A name that has to exist: one that can not is simply not there."""
+        try:
+            return check_name(name)
+        except FsError as error:
+            raise FsError(errno.ENOENT if error.errno == errno.EILSEQ else error.errno) from None
+
+    def _left(self, removed: Removed) -> None:
+        """An inode has lost a name: keep what open handles and the kernel still need of it."""
+        inode = removed.inode
+        state = self._c.state_of(inode.ino)
+        if state is not None:
+            state.inode.nlink, state.inode.ctime_ns = inode.nlink, inode.ctime_ns
+        if inode.nlink:
+            return
+        if removed.row_gone and self._c.nodes.known(self._c.nodes.fino(inode.ino)):
+            if state is not None:
+                inode = state.inode
+            self._c.nodes.ghosts[inode.ino] = inode
+        if state is not None and stat.S_ISREG(inode.mode):
+            # From now on it is only for who has it open. A spool that the trash is still owed is not written any more.
+            owed = self._c.registry.journal.put_of(inode.ino) is not None
+            state.private = True
+            state.dirty = False
+            state.frozen = state.frozen or (owed and state.spool is not None)
+        elif removed.spool is not None:
+            (self._c.spool_dir / removed.spool).unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""FUSE inode numbers and lookup counts. Loop only.
+
+A FUSE inode number is the registry's inode number, except where somebody else made a new revision of a file while the
+kernel knew it: then the revision gets a number of its own (DESIGN §4), so that the kernel never mixes old size and new
+bytes. Lookup counts are exact: what the kernel has forgotten is forgotten here.
+"""
+
+from __future__ import annotations
+
+from lamfs.model import Inode
+
+ALIAS_BASE = 1 << 48
+"""FUSE inode numbers from here on are second and later revisions of an inode."""
+CONTROL_BASE = 1 << 62
+"""FUSE inode numbers from here on are control files (control.py)."""
+
+
+class NodeTable:
+    """Which FUSE inode numbers the kernel knows, how often it looked them up, and what they mean."""
+
+    def __init__(self) -> None:
+        self._lookups: dict[int, int] = {}
+        self._alias: dict[int, int] = {}
+        self._current: dict[int, int] = {}
+        self._next_alias = ALIAS_BASE
+        self.ghosts: dict[int, Inode] = {}
+        """Attributes of inodes whose registry row is gone while the kernel still knows them."""
+
+    def ino(self, fino: int) -> int:
+        """Registry inode number behind a FUSE inode number."""
+        return self._alias.get(fino, fino) if fino >= ALIAS_BASE else fino
+
+    def fino(self, ino: int) -> int:
+        """FUSE inode number under which an inode is shown now."""
+        return self._current.get(ino, ino)
+
+    def is_current(self, fino: int) -> bool:
+        """Whether the number still stands for the newest revision of its inode."""
+        return self._current.get(self.ino(fino), self.ino(fino)) == fino
+
+    def known(self, fino: int) -> bool:
+        """Whether the kernel has looked this number up and not forgotten it."""
+        return fino in self._lookups
+
+    def looked_up(self, fino: int) -> None:
+        """Count one lookup."""
+        self._lookups[fino] = self._lookups.get(fino, 0) + 1
+
+    def forget(self, fino: int, count: int) -> bool:
+        """Take ``count`` lookups back; True when the kernel does not know the number any more."""
+        left = self._lookups.get(fino, 0) - count
+        if left > 0:
+            self._lookups[fino] = left
+            return False
+        self._lookups.pop(fino, None)
+        ino = self.ino(fino)
+        self._alias.pop(fino, None)
+        if self._current.get(ino) == fino:
+            del self._current[ino]
+        if not self.known(ino):
+            self.ghosts.pop(ino, None)
+        return True
+
+    def supersede(self, ino: int) -> int | None:
+        """A new revision of ``ino`` came from elsewhere: later lookups get another number.
+
+        Returns the number the kernel knew so far; None when it knows none, and nothing has to be done.
+        """
+        old = self.fino(ino)
+        if not self.known(old):
+            return None
+        fino = self._next_alias
+        self._next_alias += 1
+        self._alias[fino] = ino
+        self._current[ino] = fino
+        return old
+
+    def all_known(self) -> list[int]:
+        """Every number that the kernel knows."""
+        return list(self._lookups)
+
+    def __len__(self) -> int:
+        return len(self._lookups)

@@ -1,0 +1,261 @@
+"""Spool files of open files: copy on write, acknowledging, and what happens when the uploader has stored them.
+
+Loop only. Implements the uploader's FileHooks. A spool file is never written while somebody reads it for an upload:
+it is frozen, and the next write goes to a copy (a reflink where the disk can).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError
+from lamfs.fs.context import Context
+from lamfs.fs.state import FileState, Spool
+from lamfs.model import BLOCK_SIZE, Revision, now_ns
+from lamfs.registry import spool_name
+
+log = logging.getLogger("lamfs.fs")
+T = TypeVar("T")
+
+
+class Spooling:
+    """Makes, freezes and gives up the spool files of one mount's open files."""
+
+    def __init__(self, context: Context) -> None:
+        self._c = context
+
+    # -- stored content -----------------------------------------------------------------------------------------
+
+    async def read_stored(self, state: FileState, offset: int, size: int, *, sequential: bool = False) -> bytes:
+        """Bytes of the stored revision. Raises FsError(ESTALE) when that revision is no more, else StorageError."""
+
+        async def read() -> bytes:
+            return b"" if state.base is None else await state.base.read(offset, size, sequential=sequential)
+
+        return await self._from_base(state, read)
+
+    async def fill_stored(self, state: FileState) -> int:
+        """Descriptor of a complete local file with the stored revision (it belongs to the cache)."""
+
+        async def fill() -> int:
+            assert state.base is not None
+            return await state.base.fill()
+
+        return await self._from_base(state, fill)
+
+    async def _from_base(self, state: FileState, what: Callable[[], Awaitable[T]]) -> T:
+        """Run ``what`` with ``state.base`` open; when the object is not the revision any more, look it up again."""
+        for _ in range(3):
+            try:
+                if state.base is None and state.revision is not None:
+                    state.base = self._c.cache.open(state.revision)
+                return await what()
+            except (ObjectChanged, ObjectMissing) as error:
+                before = state.revision
+                state.drop_base()
+                record = self._c.registry.artifacts.by_ino(state.ino)
+                if record is None or before is None or not record.revision.content.same_bytes(before.content):
+                    raise FsError(errno.ESTALE) from error
+                if record.revision == before:
+                    raise
+                # The same bytes have moved to another object.
+                state.revision = record.revision
+        raise FsError(errno.ESTALE)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    async def prepare_write(self, state: FileState, keep: int | None = None) -> Spool:
+        """Make sure that the file has a spool that may be written. ``keep``: only so many bytes of it are needed.
+
+        Raises StorageError when its present content cannot be fetched, OSError when the spool's disk is full.
+        """
+        if state.stale and state.spool is None:
+            raise FsError(errno.ESTALE)
+        async with state.lock:
+            while not state.writable_now():
+                if state.spool is None:
+                    await self._make_spool(state, keep)
+                elif state.frozen:
+                    await self._copy_spool(state, keep)
+                elif not state.journaled:
+                    self._c.registry.journal.begin_put(
+                        state.ino, state.spool.name, key_is_virtual=not self._c.policy.real_keys
+                    )
+                    state.journaled = True
+        assert state.spool is not None
+        return state.spool
+
+    def new_spool(self, ino: int, name: str | None = None) -> Spool:
+        """An empty spool file."""
+        name = name or spool_name(ino)
+        return Spool(str(self._c.spool_dir / name), name, create=True)
+
+    async def _make_spool(self, state: FileState, keep: int | None) -> None:
+        size = state.revision.size if state.revision is not None else 0
+        want = size if keep is None else min(keep, size)
+        if want <= BLOCK_SIZE:
+            data = await self.read_stored(state, 0, want) if want else b""
+            if state.spool is not None:
+                return
+            spool = self.new_spool(state.ino)
+            self._fill_or_remove(spool, data)
+        else:
+            spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
+        state.spool = spool
+        state.frozen = False
+        state.journaled = False
+        state.drop_base()
+
+    def _fill_or_remove(self, spool: Spool, data: bytes) -> None:
+        try:
+            if data:
+                spool.write(0, data)
+        except OSError:
+            spool.close()
+            os.unlink(spool.path)
+            raise
+
+    async def _copy_spool(self, state: FileState, keep: int | None) -> None:
+        """The spool is frozen: go on in a copy of it."""
+        old = state.spool
+        assert old is not None
+        size = state.inode.size
+        want = size if keep is None else min(keep, size)
+        if want <= BLOCK_SIZE:
+            data = os.pread(old.fd, want, 0) if want else b""
+            spool = self.new_spool(state.ino)
+            self._fill_or_remove(spool, data)
+            os.ftruncate(spool.fd, want)
+        else:
+            # The upload may end meanwhile and close the old spool: hold the file by a descriptor of our own.
+            held = os.dup(old.fd)
+            try:
+                spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{held}")
+            finally:
+                os.close(held)
+        if state.spool is not None:
+            state.drop_spool()
+        state.spool = spool
+        state.frozen = False
+        state.journaled = False
+        state.drop_base()
+
+    async def _clone(self, ino: int, source: str) -> Spool:
+        name = spool_name(ino)
+        path = str(self._c.spool_dir / name)
+        try:
+            await self._c.mover.clone(source, path)
+            return Spool(path, name)
+        except BaseException:
+            if os.path.exists(path):
+                os.unlink(path)
+            raise
+
+    def acknowledge(self, state: FileState) -> int:
+        """Journal that what was written so far has to be stored; returns its generation. One transaction."""
+        registry = self._c.registry
+        inode = state.inode
+        with registry.db.transaction():
+            registry.tree.update(state.ino, size=inode.size, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
+            state.gen = registry.journal.ready_put(state.ino)
+            registry.changes.content(state.ino)
+        state.dirty = False
+        state.journaled = False
+        self._c.uploader.notify(state.ino)
+        return state.gen
+
+    # -- the uploader's hooks -----------------------------------------------------------------------------------
+
+    def has_writers(self, ino: int) -> bool:
+        """Whether a handle may still write to the inode."""
+        state = self._c.state_of(ino)
+        return state is not None and state.writers > 0
+
+    def freeze(self, ino: int, src: str) -> None:
+        """An upload reads ``src`` from now on."""
+        state = self._c.state_of(ino)
+        if state is not None and state.spool is not None and state.spool.name == src:
+            state.frozen = True
+
+    def thaw(self, ino: int, src: str) -> None:
+        """The upload of ``src`` did not become the current content; it may be written again."""
+        state = self._c.state_of(ino)
+        if state is not None and state.spool is not None and state.spool.name == src and not state.private:
+            state.frozen = False
+
+    def stored(self, ino: int, src: str, revision: Revision | None, consumed: bool) -> None:
+        """``src`` is stored and owed no more: open handles go on with the stored revision."""
+        state = self._c.state_of(ino)
+        path = str(self._c.spool_dir / src)
+        mine = state is not None and state.spool is not None and state.spool.name == src
+        if state is not None and mine:
+            if revision is not None:
+                state.revision = revision
+            if state.private:
+                # Only its handles know it. A consumed file is the stored object by now: it stays frozen.
+                state.frozen = consumed
+                if not consumed:
+                    _unlink(path)
+                return
+            if state.writers and not consumed:
+                state.frozen = False
+                return
+        if not consumed and not (revision is not None and self._adopt(path, revision)):
+            _unlink(path)
+        if state is not None and mine:
+            state.drop_spool()
+            state.frozen = state.journaled = False
+
+    def _adopt(self, path: str, revision: Revision) -> bool:
+        """Let a stored spool file become the cache's copy of its object."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return self._c.cache.adopt(fd, path, revision)
+        except (OSError, LamfsError) as error:
+            log.warning("could not keep %s in the cache: %s", revision.object_key, error)
+            return False
+        finally:
+            os.close(fd)
+
+    async def pin(self, object_key: str) -> None:
+        """The object is about to go: fetch what open handles of the revision in it have not read yet."""
+        if self._c.store.kind == "local":
+            return  # their descriptors keep the old file
+        for state in list(self._c.states.values()):
+            if state.spool is None and state.revision is not None and state.revision.object_key == object_key:
+                try:
+                    await self.fill_stored(state)
+                except (StorageError, FsError) as error:
+                    log.warning("open handles of %s may lose their old revision: %s", object_key, error)
+
+    def give_up(self, state: FileState) -> None:
+        """The last handle is gone: close everything, and remove or keep the spool file as the journal says."""
+        spool = state.spool
+        if spool is not None:
+            owed = self._c.registry.journal.put_of(state.ino)
+            if owed is None or owed.src != spool.name:
+                whole = not state.private and not state.stale and not state.frozen and state.revision is not None
+                if not (whole and state.revision is not None and self._adopt(spool.path, state.revision)):
+                    _unlink(spool.path)
+            state.drop_spool()
+        state.drop_base()
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def touch(state: FileState) -> None:
+    """Mark the content of a file as changed now."""
+    state.inode.mtime_ns = state.inode.ctime_ns = now_ns()
+    state.dirty = True

@@ -1,0 +1,106 @@
+"""What is known of a regular file while it is open: where its bytes are, and what has not been acknowledged yet.
+
+A FileState belongs to the loop's thread; files.py changes it, the uploader's hooks do too. There is one per FUSE inode
+that has open handles. When the last handle goes it is dropped: journal and registry know everything it knew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+
+import trio
+
+from lamfs.cache.blocks import BlockFile
+from lamfs.errors import FsError
+from lamfs.model import Inode, Revision
+
+
+class Spool:
+    """An open spool file: the bytes of one inode that storage may not have. Closed by ``close``."""
+
+    __slots__ = ("fd", "name", "path")
+
+    def __init__(self, path: str, name: str, *, create: bool = False) -> None:
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        self.fd = os.open(path, flags, 0o600)
+        self.name = name
+        self.path = path
+
+    def proc_path(self) -> str:
+        """A path by which the moving process opens this very file, also after it was renamed or unlinked."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Write all of ``data`` at ``offset``. Raises OSError (ENOSPC …) and then may have written a part."""
+        done = os.pwrite(self.fd, data, offset)
+        while done < len(data):
+            more = os.pwrite(self.fd, memoryview(data)[done:], offset + done)
+            if more == 0:
+                raise OSError(errno.EIO, "the spool file takes no more bytes")
+            done += more
+        return done
+
+    def close(self) -> None:
+        """Close the descriptor; the file stays."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@dataclass(slots=True, eq=False)
+class FileState:
+    """An open regular file.
+
+    ``inode`` is a copy of its attributes; while ``spool`` is there, its size and times are the true ones.
+    ``frozen``: the spool is being uploaded, or belongs to another process; write to a copy. ``private``: unlinked, or
+    read only for us; nothing is journaled. ``dirty``: written since the last acknowledgement.
+    """
+
+    ino: int
+    fino: int
+    inode: Inode
+    revision: Revision | None = None
+    base: BlockFile | None = None
+    spool: Spool | None = None
+    handles: int = 0
+    writers: int = 0
+    dirty: bool = False
+    journaled: bool = False
+    frozen: bool = False
+    private: bool = False
+    stale: bool = False
+    gen: int = 0
+    lock: trio.Lock = field(default_factory=trio.Lock)
+
+    def writable_now(self) -> bool:
+        """Whether a write may go into the spool without further ado."""
+        return self.spool is not None and not self.frozen and (self.journaled or self.private)
+
+    def drop_base(self) -> None:
+        """Let go of the stored revision's file."""
+        if self.base is not None:
+            self.base.close()
+            self.base = None
+
+    def drop_spool(self) -> None:
+        """Let go of the spool file's descriptor."""
+        if self.spool is not None:
+            self.spool.close()
+            self.spool = None
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """One open file description. ``next_offset`` is where a sequential reader reads next."""
+
+    state: FileState
+    readable: bool
+    writable: bool
+    next_offset: int = 0
+
+    def check_readable(self) -> None:
+        """Raise EBADF when it was opened for writing only (the kernel does not let such reads through)."""
+        if not self.readable and not self.writable:
+            raise FsError(errno.EBADF)

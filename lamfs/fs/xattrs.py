@@ -1,0 +1,129 @@
+"""Extended attributes (xattr(7)), for mounts with ``-o xattr``. Loop only.
+
+``user.lamfs.*`` are made from the artifact's record; only ``user.lamfs.description`` can be written. Others in
+``user.``, ``security.`` and ``trusted.`` are kept in the registry. ``system.`` (ACLs) is not supported.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from lamfs.errors import FsError
+from lamfs.fs.context import Context
+from lamfs.model import ArtifactRecord, now_ns
+
+OWN = "user.lamfs."
+DESCRIPTION = OWN + "description"
+NAME_MAX = 255
+VALUE_MAX = 65_536
+LIST_MAX = 65_536
+
+
+class Xattrs:
+    """Extended attributes of one mount's inodes."""
+
+    def __init__(self, context: Context) -> None:
+        self._c = context
+
+    def _ino(self, fino: int) -> int:
+        self._c.inode(fino)
+        return self._c.nodes.ino(fino)
+
+    def _own(self, ino: int) -> dict[str, str]:
+        record = self._c.registry.artifacts.by_ino(ino)
+        if record is None:
+            return {}
+        return {name: value for name, value in self._values(record).items() if value is not None}
+
+    def _values(self, record: ArtifactRecord) -> dict[str, str | None]:
+        info = self._c.registry.describe(record)
+        return {
+            OWN + "uid": record.uid,
+            OWN + "hash": record.hash,
+            OWN + "hash_type": record.revision.content.hash_type,
+            DESCRIPTION: record.description,
+            OWN + "created_by": info["created_by"],
+            OWN + "run": info["run"],
+            OWN + "key_is_virtual": "1" if record.key_is_virtual else "0",
+            OWN + "storage_path": info["storage_path"],
+        }
+
+    def get(self, fino: int, name: bytes) -> bytes:
+        """getxattr(2). Raises FsError: ENODATA, EOPNOTSUPP."""
+        ino, text = self._ino(fino), self._name(name)
+        if text.startswith(OWN):
+            value = self._own(ino).get(text)
+            if value is None:
+                raise FsError(errno.ENODATA)
+            return value.encode()
+        stored = self._c.registry.tree.xattr(ino, text)
+        if stored is None:
+            raise FsError(errno.ENODATA)
+        return stored
+
+    def names(self, fino: int) -> list[bytes]:
+        """listxattr(2)."""
+        ino = self._ino(fino)
+        return [name.encode() for name in (*self._own(ino), *self._c.registry.tree.xattrs(ino))]
+
+    def set(self, fino: int, name: bytes, value: bytes) -> None:
+        """setxattr(2). Raises FsError: EPERM (read-only), E2BIG, ENOSPC, EOPNOTSUPP, EINVAL."""
+        ino, text = self._ino(fino), self._name(name)
+        if len(value) > VALUE_MAX:
+            raise FsError(errno.E2BIG)
+        registry = self._c.registry
+        if text.startswith(OWN):
+            record = registry.artifacts.by_ino(ino)
+            if text != DESCRIPTION or record is None:
+                raise FsError(errno.EPERM)
+            try:
+                description = value.decode()
+            except UnicodeDecodeError:
+                raise FsError(errno.EILSEQ) from None
+            with registry.db.transaction():
+                registry.artifacts.update(record.uid, description=description or None, updated_at=now_ns())
+                registry.changes.record(ino)
+            return
+        with registry.db.transaction():
+            others = sum(len(other) + 1 for other in registry.tree.xattrs(ino) if other != text)
+            if others + len(name) + 1 > LIST_MAX:
+                raise FsError(errno.ENOSPC)
+            registry.tree.set_xattr(ino, text, value)
+            self._changed(ino)
+
+    def remove(self, fino: int, name: bytes) -> None:
+        """removexattr(2). Raises FsError: ENODATA, EPERM (read-only)."""
+        ino, text = self._ino(fino), self._name(name)
+        if text == DESCRIPTION:
+            if DESCRIPTION not in self._own(ino):
+                raise FsError(errno.ENODATA)
+            self.set(fino, name, b"")
+            return
+        if text.startswith(OWN):
+            raise FsError(errno.EPERM)
+        registry = self._c.registry
+        with registry.db.transaction():
+            if not registry.tree.remove_xattr(ino, text):
+                raise FsError(errno.ENODATA)
+            self._changed(ino)
+
+    def _changed(self, ino: int) -> None:
+        now = now_ns()
+        self._c.registry.tree.update(ino, ctime_ns=now)
+        self._c.registry.changes.attr(ino)
+        state = self._c.state_of(ino)
+        if state is not None:
+            state.inode.ctime_ns = now
+
+    def _name(self, name: bytes) -> str:
+        if len(name) > NAME_MAX:
+            raise FsError(errno.ERANGE)
+        text = os.fsdecode(name)
+        if not text.startswith(("user.", "security.", "trusted.")):
+            raise FsError(errno.EOPNOTSUPP)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise FsError(errno.EILSEQ) from None
+        return text
