@@ -1,0 +1,196 @@
+"""``lamfs save``, ``replace``, ``cache``, ``delete``, ``restore``: commands that change artifacts. Main thread only."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from lamfs.cli.common import instance_option, open_instance
+from lamfs.cli.output import Progress, complain, count_of, note, say, shown, size
+from lamfs.cli.seam import FAILURE, Command, leave
+from lamfs.errors import InvalidArgument, LamfsError
+
+if TYPE_CHECKING:
+    from lamfs.model import ArtifactRecord
+
+
+def title(record: ArtifactRecord) -> str:
+    """How an artifact is called in a line of output: its key, or where it shows without one."""
+    from lamfs.model import AUTO_KEY_PREFIX
+
+    return shown(record.key if record.key is not None else f"{AUTO_KEY_PREFIX}{record.uid}{record.suffix}")
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    lamfs save iris.csv --key flowers/iris.csv --description "six flowers"
+    lamfs save results/
+    """,
+)
+@click.argument("path", type=click.Path(exists=True))
+@click.option("--key", metavar="KEY", help="Where it is to show in the registry; for a directory, below which key.")
+@click.option("--description", metavar="TEXT", help="What it is.")
+@click.option("--real-key", is_flag=True, help="The key is to be the object's key in storage too.")
+@instance_option
+def save(path: str, key: str | None, description: str | None, real_key: bool, instance: str | None) -> None:
+    """Save a file or a directory.
+
+    Prints uid and key. Without --key it shows at .lamindb/UID.SUFFIX. A directory becomes one artifact per regular file
+    in it, below the directory's name; what is neither a file nor a directory is left out, and said so.
+    """
+    if real_key and key is None and not os.path.isdir(path):
+        raise InvalidArgument("--real-key needs a key; give one with --key.")
+    from lamfs.ops import artifacts
+
+    with open_instance(instance) as opened:
+        if not os.path.isdir(path):
+            record = artifacts.save(opened, path, key=key, description=description, virtual=not real_key)
+            say(f"{record.uid}  {title(record)}")
+            return
+        base = os.path.basename(os.path.realpath(path)) if key is None else key.rstrip("/")
+        saved = failed = 0
+        for file, relative in files_below(path):
+            try:
+                record = artifacts.save(
+                    opened, file, key=f"{base}/{relative}", description=description, virtual=not real_key
+                )
+            except LamfsError as error:
+                complain(f"{shown(file)}: {error}")
+                failed += 1
+            else:
+                say(f"{record.uid}  {title(record)}")
+                saved += 1
+        if failed:
+            complain(f"{count_of(failed, 'file')} could not be saved, {saved} could.")
+            leave(FAILURE)
+
+
+def files_below(folder: str) -> Iterator[tuple[str, str]]:
+    """Path and path relative to ``folder`` of every regular file below it, in order; says what it leaves out."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for base, directories, names in os.walk(folder, onerror=refuse):
+        directories.sort()
+        links = [name for name in directories if os.path.islink(os.path.join(base, name))]
+        for name in sorted(names + links):
+            file = os.path.join(base, name)
+            if stat.S_ISREG(os.lstat(file).st_mode):
+                yield file, os.path.relpath(file, folder)
+            else:
+                note(f"left out, not a regular file: {shown(file)}")
+
+
+@click.command(cls=Command, examples="lamfs replace flowers/iris.csv new_iris.csv")
+@click.argument("artifact")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False))
+@instance_option
+def replace(artifact: str, path: str, instance: str | None) -> None:
+    """Replace the content of an artifact.
+
+    ARTIFACT gets the content of the file PATH; its uid, description and provenance stay. When the suffix changes, the
+    key changes with it. ARTIFACT is a key, a uid or a path in a mount.
+    """
+    from lamfs.ops import artifacts
+
+    with open_instance(instance, [artifact]) as opened:
+        record = artifacts.replace(opened, artifacts.find(opened, artifact).uid, path)
+        say(f"{record.uid}  {title(record)}")
+
+
+@click.command(cls=Command, examples="lamfs cache flowers/iris.csv")
+@click.argument("names", metavar="ARTIFACT…", nargs=-1, required=True)
+@instance_option
+def cache(names: tuple[str, ...], instance: str | None) -> None:
+    """Bring artifacts into the local cache.
+
+    Prints the path of each file when it is complete and verified. ARTIFACT is a key, a uid or a path in a mount.
+    """
+    from lamfs.ops import artifacts
+
+    with open_instance(instance, names) as opened:
+        for name in names:
+            record = artifacts.find(opened, name)
+            with Progress(title(record), record.size) as progress:
+                path = artifacts.cache(opened, record, progress=progress.add)
+            say(os.fspath(path))
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    lamfs delete flowers/iris.csv
+    lamfs delete --permanent --yes flowers/iris.csv
+    """,
+)
+@click.argument("names", metavar="ARTIFACT…", nargs=-1, required=True)
+@click.option("--permanent", is_flag=True, help="Delete the record and the object for good; no trash.")
+@click.option("--keep-storage", is_flag=True, help="With --permanent: leave the object in storage.")
+@click.option("--yes", "-y", is_flag=True, help="With --permanent: do not ask.")
+@instance_option
+def delete(names: tuple[str, ...], permanent: bool, keep_storage: bool, yes: bool, instance: str | None) -> None:
+    """Move artifacts to the trash, or delete them.
+
+    'lamfs restore' brings them back from the trash. ARTIFACT is a key, a uid or a path in a mount. With --permanent a
+    uid may name one that is in the trash.
+    """
+    if keep_storage and not permanent:
+        raise InvalidArgument("--keep-storage needs --permanent; the trash keeps the object anyway.")
+    from lamfs.ops import artifacts
+
+    with open_instance(instance, names) as opened:
+        records = [artifacts.find(opened, name) for name in names]
+        if permanent and not yes:
+            confirm(records)
+        for record in records:
+            if permanent:
+                artifacts.purge(opened, record, storage=not keep_storage)
+                say(f"deleted for good: {record.uid}  {title(record)}")
+                if keep_storage:
+                    note(
+                        f"You will retain a dangling store here: {shown(opened.store.url(record.revision.object_key))}"
+                    )
+            else:
+                artifacts.trash(opened, record)
+                say(f"moved to the trash: {record.uid}  {title(record)}")
+
+
+def confirm(records: list[ArtifactRecord]) -> None:
+    """Ask before deleting for good. Raises InvalidArgument where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise InvalidArgument("--permanent deletes for good; without a terminal to ask at, add --yes.")
+    for record in records:
+        note(f"{record.uid}  {title(record)}  {size(record.size)}")
+    if not click.confirm(f"Delete {count_of(len(records), 'artifact')} for good?", err=True):
+        complain("nothing was deleted")
+        leave(FAILURE)
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    lamfs restore flowers/iris.csv
+    lamfs restore 7hJ2kPq9 --key flowers/iris-again.csv
+    """,
+)
+@click.argument("artifact")
+@click.option("--key", metavar="KEY", help="Bring it back under this key.  [default: the one it had]")
+@instance_option
+def restore(artifact: str, key: str | None, instance: str | None) -> None:
+    """Bring an artifact back from the trash.
+
+    It comes back to where it was. ARTIFACT is a uid, the key it had, or the path it had in a mount. 'lamfs ls --trash'
+    lists what can be restored.
+    """
+    from lamfs.ops import artifacts
+
+    with open_instance(instance, [artifact]) as opened:
+        record = artifacts.restore(opened, artifacts.find_trashed(opened, artifact), key)
+        say(f"restored: {record.uid}  {title(record)}")

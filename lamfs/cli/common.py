@@ -1,0 +1,57 @@
+"""What several commands share: which instance is meant, and what names an artifact. Main thread only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lamfs.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from lamfs.ops.instance import Instance
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def instance_option(function: F) -> F:
+    """The option ``--instance``: another instance than the current one."""
+    return click.option(
+        "--instance", metavar="OWNER/NAME", help="The instance to work on.  [default: the current one]"
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """The option ``--json``: output for programs."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+def open_instance(slug: str | None = None, names: Iterable[str] = ()) -> Instance:
+    """Open the instance that a command works on: the one asked for, else that of the mount in which one of ``names``
+    lies, else the current one.
+
+    Raises InvalidArgument when ``names`` lie in mounts of different instances, NotSetUp when there is no instance.
+    """
+    from lamfs.ops import messages
+    from lamfs.ops.instance import Instance
+
+    messages.show_messages()
+    return Instance.open(slug or slug_of_paths(names))
+
+
+def slug_of_paths(names: Iterable[str]) -> str | None:
+    """The instance in whose mounts these paths lie; None when none of them is a path in a mount."""
+    from lamfs.ops import mounts
+
+    slugs = {}
+    for name in names:
+        found = mounts.find_by_path(name)
+        if found is not None:
+            slugs[found[0].slug] = name
+    if len(slugs) > 1:
+        raise InvalidArgument(
+            f"The paths lie in mounts of different instances ({', '.join(sorted(slugs))}); give them in separate"
+            " commands."
+        )
+    return next(iter(slugs), None)

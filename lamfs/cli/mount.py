@@ -1,0 +1,258 @@
+"""``lamfs mount``, ``umount`` and ``sync``. Main thread only; paths inside a mount are never touched here."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from lamfs.cli import mountpoints
+from lamfs.cli.common import instance_option
+from lamfs.cli.output import OwedProgress, complain, count_of, note, say, shown, size
+from lamfs.cli.seam import FAILURE, Command, leave
+from lamfs.errors import AlreadyExists, LamfsError, NotFound, NotSetUp
+
+if TYPE_CHECKING:
+    from lamfs.ops.mounts import MountRecord
+
+DEFAULT_MOUNTPOINT = "~/lamfs"
+SYNC_SILENCE = 600.0
+"""Seconds without a word from the daemon after which waiting for it is given up."""
+MAX_HOLDERS = 5
+
+OPTION_HELP = """\b
+-o takes, separated by commas:
+  ro, rw              read-only, or not
+  allow_other         other users may use the mount (needs user_allow_other
+                      in /etc/fuse.conf unless root mounts)
+  uid=N, gid=N        show everything as owned by this user, group
+  umask=OCTAL         take these bits from every mode
+  xattr               extended attributes: user.lamfs.* and your own
+  real_keys           new files get real keys: the object's key is the path
+  close=spool         close() returns when the bytes are on the local disk
+                      (default); close=storage: when they are in storage
+  fsync=storage       fsync() returns when the bytes are in storage
+                      (default); fsync=spool: when on the local disk
+  cache_limit=SIZE    most bytes in the block cache, such as 20G (default)
+  timeout=SECONDS     how long the kernel may keep names and attributes
+                      (default 300)
+  uploads=N           transfers at a time, 1 to 64 (default 8)
+  debug               log every request
+  noatime, nodiratime, nodev, nosuid, noexec, sync, dirsync and their
+  opposites           as in mount(8)
+"""
+
+
+@click.command(
+    cls=Command,
+    epilog=OPTION_HELP,
+    examples="""
+    lamfs mount ~/data
+    lamfs mount --read-only -o allow_other,umask=022 --instance alice/screens /srv/screens
+    """,
+)
+@click.argument("mountpoint", type=click.Path(), default=DEFAULT_MOUNTPOINT)
+@instance_option
+@click.option("--read-only", is_flag=True, help="Refuse every change.")
+@click.option("--foreground", is_flag=True, help="Stay in the foreground and log to the terminal.")
+@click.option("-o", "words", metavar="OPTION[,…]", multiple=True, help="Mount options; see below.")
+def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bool, words: tuple[str, ...]) -> None:
+    """Show an instance as a directory.
+
+    MOUNTPOINT is ~/lamfs by default. The directory is made when it is missing, and must be empty. Without any instance
+    this makes the default one, with a local folder as its storage. Returns when the mount is ready.
+    """
+    from lamfs.daemon.options import MountOptions, apply_words
+
+    options = MountOptions(slug="", mountpoint="", read_only=read_only, foreground=foreground)
+    apply_words(options, [word for given in words for word in given.split(",") if word])
+    path = mountpoints.absolute(os.path.expanduser(mountpoint))
+    clear_the_way(path)
+    options.slug = choose_instance(instance)
+    mountpoints.prepare(path)
+    options.mountpoint = path
+
+    from lamfs.daemon import launch
+
+    if foreground:
+        leave(launch.run_foreground(options))
+    pid = launch.launch(options)
+    say(f"{options.slug} is mounted at {shown(path)}{' read-only' if options.read_only else ''} (pid {pid}).")
+    say(f"Unmount it with: lamfs umount {shown(path)}")
+
+
+def clear_the_way(path: str) -> None:
+    """See that nothing is mounted at ``path``; unmount what a dead daemon has left. Raises AlreadyExists."""
+    mounted = mountpoints.at(path)
+    if mounted is None:
+        return
+    record = live_mount(path)
+    if record is not None:
+        raise AlreadyExists(f"{record.slug} is mounted at {path} already (pid {record.pid}).")
+    if not mounted.is_lamfs:
+        raise AlreadyExists(f"Something else is mounted at {path} ({mounted.fstype}); choose another directory.")
+    note(f"A mount at {shown(path)} had lost its daemon; it is cleaned away.")
+    mountpoints.unmount(path, lazy=True)
+
+
+def choose_instance(slug: str | None) -> str:
+    """The instance to mount: the one asked for, else the current one, else the embedded default.
+
+    Raises NotSetUp when there are several and none is current.
+    """
+    from lamfs import config
+    from lamfs.ops import setup
+
+    if slug is not None or config.current_slug() is not None:
+        return config.load_instance(slug).slug
+    known = [settings.slug for settings in config.list_instances()]
+    default = f"{config.current_user().handle}/default"
+    if any(name != default for name in known):
+        raise NotSetUp(
+            f"No instance is the current one; choose with --instance: {', '.join(known)}. Or make one current with"
+            " 'lamfs connect'."
+        )
+    # What init says of locks and cloud copies would only puzzle whoever asked for nothing but a mount.
+    settings = setup.ensure_default(say=lambda _: None)
+    if default not in known:
+        say(f"There was no instance yet: made {settings.slug}, with its storage in {settings.storage.root}.")
+    return settings.slug
+
+
+def live_mount(path: str) -> MountRecord | None:
+    """The living mount at just this path."""
+    from lamfs.ops import mounts
+
+    return next((record for record in mounts.all_live() if record.mountpoint == path), None)
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    lamfs umount ~/data
+    lamfs umount --force ~/data
+    """,
+)
+@click.argument("mountpoint", type=click.Path(), default=DEFAULT_MOUNTPOINT)
+@click.option("--force", is_flag=True, help="Unmount although files are open, or something cannot be stored.")
+def umount(mountpoint: str, force: bool) -> None:
+    """Store what is owed, then unmount.
+
+    MOUNTPOINT is ~/lamfs by default. Returns when nothing is owed and the daemon has ended. With --force the mount
+    leaves the tree at once; what could not be stored stays in the spool, and the next mount stores it. Also clears away
+    a mount whose daemon has died.
+    """
+    path = mountpoints.absolute(os.path.expanduser(mountpoint))
+    record = live_mount(path)
+    if record is None:
+        clear_dead(path)
+        return
+    try:
+        sync_mount(record)
+    except LamfsError as error:
+        if not force:
+            raise LamfsError(
+                f"{error} {path} stays mounted; --force unmounts it, and the next mount stores what is owed."
+            ) from error
+        complain(f"{error} The next mount stores what is owed.")
+    # A mount that is this process's own working directory would be busy because of it.
+    os.chdir("/")
+    try:
+        mountpoints.unmount(path, lazy=force)
+    except LamfsError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise LamfsError(busy(path), errno=errno.EBUSY) from None
+    wait_for_end(record)
+    say(f"{shown(path)} is unmounted.")
+
+
+def clear_dead(path: str) -> None:
+    """Unmount what a dead daemon has left at ``path``. Raises NotFound when there is no lamfs mount."""
+    mounted = mountpoints.at(path)
+    if mounted is None:
+        raise NotFound(f"Nothing is mounted at {path}; 'lamfs status' lists the mounts.")
+    if not mounted.is_lamfs:
+        raise NotFound(f"{path} is not a lamfs mount ({mounted.fstype}); use umount.")
+    mountpoints.unmount(path, lazy=True)
+    say(f"The mount at {shown(path)} had lost its daemon; it is unmounted. The next mount stores what is owed.")
+
+
+def busy(path: str) -> str:
+    """A sentence that says who uses a mount."""
+    found = mountpoints.holders(path)
+    if not found:
+        return f"{path} is in use by a process that you may not look at; close it, or use --force."
+    named = [f"{holder.name} (pid {holder.pid}: {holder.path})" for holder in found[:MAX_HOLDERS]]
+    more = f" and {len(found) - MAX_HOLDERS} more" if len(found) > MAX_HOLDERS else ""
+    return f"{path} is in use by {', '.join(named)}{more}. Close these, or use --force."
+
+
+def sync_mount(record: MountRecord) -> None:
+    """Wait until a mount owes nothing to storage. Raises what the daemon says when it cannot store something."""
+    from lamfs.ops import mounts
+
+    with OwedProgress(f"storing what {record.mountpoint} owes") as progress:
+        mounts.request(record, {"cmd": "sync"}, timeout=SYNC_SILENCE, on_progress=progress.report)
+
+
+def wait_for_end(record: MountRecord) -> None:
+    """Wait until the daemon of a mount has ended: it drains once more and stores the registry."""
+    from lamfs.ops import mounts
+
+    try:
+        mounts.wait_gone(record, timeout=float("inf"))
+    except KeyboardInterrupt:
+        note(f"The daemon (pid {record.pid}) goes on storing what is owed, and then ends.")
+        raise
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    lamfs sync
+    lamfs sync ~/data
+    """,
+)
+@click.argument("path", type=click.Path(), required=False)
+def sync(path: str | None) -> None:
+    """Wait until everything is in storage.
+
+    With PATH for the mount in which it lies, else for every mount. What mounts and commands that died have left is
+    stored by the next mount, and listed by 'lamfs status'.
+    """
+    from lamfs.ops import mounts
+
+    if path is None:
+        records = mounts.all_live()
+        if not records:
+            say("No mount is alive, so none owes anything; 'lamfs status' shows what dead ones have left.")
+            return
+    else:
+        found = mounts.find_by_path(os.path.expanduser(path))
+        if found is None:
+            raise NotFound(f"{path} is not in a living mount; 'lamfs status' lists the mounts.")
+        records = [found[0]]
+    failed = False
+    for record in records:
+        try:
+            sync_mount(record)
+        except LamfsError as error:
+            complain(f"{record.mountpoint}: {error}")
+            failed = True
+        else:
+            say(f"{shown(record.mountpoint)}: everything is stored.")
+    if failed:
+        leave(FAILURE)
+
+
+def owed_words(owed: dict[str, int], owed_bytes: int = 0) -> str:
+    """What is owed, for people: ``2 puts (1.5 MiB), 1 delete``; ``nothing``."""
+    words = []
+    for op in ("put", "save", "move", "delete"):
+        if owed.get(op):
+            extra = f" ({size(owed_bytes)})" if op == "put" and owed_bytes else ""
+            words.append(count_of(owed[op], op) + extra)
+    return ", ".join(words) or "nothing"

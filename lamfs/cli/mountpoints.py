@@ -1,0 +1,144 @@
+"""Mount points as the kernel knows them: looked up in /proc/self/mountinfo and unmounted with fusermount3.
+
+Nothing here touches a path inside a mount: one whose daemon is stuck would hang the command. Main thread only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import subprocess
+from dataclasses import dataclass
+
+from lamfs.errors import AlreadyExists, LamfsError, NotEmpty, NotSetUp
+
+UNMOUNT_SECONDS = 30.0
+"""How long fusermount3 may take."""
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """One line of mountinfo: where, and the file system's type and source."""
+
+    path: str
+    fstype: str
+    source: str
+
+    @property
+    def is_lamfs(self) -> bool:
+        """Whether lamfs mounted this."""
+        return self.fstype == "fuse.lamfs" or (self.fstype.startswith("fuse") and self.source == "lamfs")
+
+
+def table(path: str = "/proc/self/mountinfo") -> list[Mounted]:
+    """All mounts, the later ones on top of the earlier ones. Format: proc_pid_mountinfo(5)."""
+    mounts = []
+    with open(path, "rb") as lines:
+        for line in lines:
+            before, _, after = line.partition(b" - ")
+            fields, rest = before.split(), after.split()
+            mounts.append(Mounted(_plain(fields[4]), _plain(rest[0]), _plain(rest[1])))
+    return mounts
+
+
+def _plain(field: bytes) -> str:
+    """A field without its octal escapes."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))
+
+
+def at(path: str) -> Mounted | None:
+    """What is mounted at just this path."""
+    return next((mounted for mounted in reversed(table()) if mounted.path == path), None)
+
+
+def absolute(path: str) -> str:
+    """A path without symlinks, as mountinfo spells it; its last part is looked at only when no mount is there."""
+    path = os.path.abspath(path)
+    parent, name = os.path.split(path)
+    spelled = os.path.join(os.path.realpath(parent), name) if name else path
+    return spelled if at(spelled) else os.path.realpath(spelled)
+
+
+def prepare(path: str) -> None:
+    """Make sure ``path`` is an empty directory, making it (mode 0700) when there is none.
+
+    Raises NotSetUp (not a directory), NotEmpty, AlreadyExists (inside a lamfs mount).
+    """
+    for mounted in table():
+        if mounted.is_lamfs and path.startswith(f"{mounted.path}/"):
+            raise AlreadyExists(f"{path} is inside the lamfs mount {mounted.path}; choose a place outside of it.")
+    with contextlib.suppress(FileExistsError):
+        os.makedirs(path, mode=0o700)
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise NotSetUp(f"{path} is not a directory; choose an empty directory as the mount point.")
+    with os.scandir(path) as entries:
+        if any(True for _ in entries):
+            raise NotEmpty(f"{path} is not empty; a mount would hide what is in it. Choose an empty directory.")
+
+
+def unmount(path: str, *, lazy: bool = False) -> None:
+    """Unmount with fusermount3. Raises LamfsError: EBUSY when something is in use there, else what fusermount3 said.
+
+    ``lazy`` takes the mount out of the tree at once, and ends it when the last file in it is closed.
+    """
+    try:
+        done = subprocess.run(
+            ["fusermount3", "-uz" if lazy else "-u", "--", path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=UNMOUNT_SECONDS,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise NotSetUp("The program fusermount3 is missing; install the package fuse3.") from None
+    except subprocess.TimeoutExpired:
+        raise LamfsError(f"fusermount3 did not end within {UNMOUNT_SECONDS:.0f} s; is {path} stuck?") from None
+    if done.returncode == 0 or at(path) is None:
+        return
+    said = os.fsdecode(done.stderr).strip().removeprefix("fusermount3: ")
+    number = errno.EBUSY if "busy" in said else errno.EIO
+    raise LamfsError(f"{path} could not be unmounted: {said or 'fusermount3 failed'}.", errno=number)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that uses a mount: its id, its name, and one path it holds."""
+
+    pid: int
+    name: str
+    path: str
+
+
+def holders(mountpoint: str) -> list[Holder]:
+    """The processes that have a file or their working directory in a mount; only those this user may look at."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        path = _held_path(entry, mountpoint)
+        if path is not None:
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/comm", "rb") as comm:
+                found.append(Holder(int(entry), os.fsdecode(comm.read().strip()), path))
+    return found
+
+
+def _held_path(pid: str, mountpoint: str) -> str | None:
+    """One path below ``mountpoint`` that a process holds. Reads links in /proc only, which asks no file system."""
+    links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root"]
+    with contextlib.suppress(OSError):
+        links += [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
+    for link in links:
+        with contextlib.suppress(OSError):
+            target = os.readlink(link)
+            if target == mountpoint or target.startswith(f"{mountpoint}/"):
+                return target
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
+        for line in maps:
+            mapped = os.fsdecode(line.rstrip(b"\n").partition(b"/")[2])
+            if f"/{mapped}".startswith(f"{mountpoint}/"):
+                return f"/{mapped}"
+    return None

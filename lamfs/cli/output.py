@@ -1,0 +1,174 @@
+"""What the CLI prints: lines, columns, JSON and progress. Main thread, but for ``Progress.add``, which any may call.
+
+Data goes to stdout, everything else to stderr. Nothing is cut to the terminal's width. rich is loaded only when there
+is a terminal to draw a bar on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+QUIET_SECONDS = 10.0
+"""Without a terminal: seconds between two lines of progress."""
+
+
+def shown(text: str) -> str:
+    """Text as it may go to a terminal: control characters and bytes that are not UTF-8 are spelled out.
+
+    A key may hold a newline or an escape sequence; a line of output is one line, and commands the terminal nothing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def say(text: str) -> None:
+    """Print a line for people on stdout."""
+    click.echo(text)
+
+
+def note(text: str) -> None:
+    """Print a line beside the data, on stderr."""
+    click.echo(text, err=True)
+
+
+def complain(text: str) -> None:
+    """Print an error: ``lamfs: sentence``."""
+    click.echo(f"lamfs: {text}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, for programs."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``224 B``, ``1.4 GiB``."""
+    if count < 1024:
+        return f"{count} B"
+    value = count / 1024
+    for unit in ("KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def when(ns: int) -> str:
+    """Nanoseconds since the epoch as local date and time."""
+    return datetime.fromtimestamp(ns / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def count_of(number: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def width(text: str) -> int:
+    """Columns a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
+
+
+def columns(rows: Iterable[Sequence[str]], *, right: frozenset[int] = frozenset(), indent: str = "") -> None:
+    """Print rows as aligned columns; those in ``right`` are aligned to the right."""
+    table = [[shown(cell) for cell in row] for row in rows]
+    if not table:
+        return
+    widths = [max(width(row[index]) for row in table) for index in range(len(table[0]))]
+    for row in table:
+        cells = []
+        for index, cell in enumerate(row):
+            gap = " " * (widths[index] - width(cell))
+            cells.append(gap + cell if index in right else cell + gap)
+        click.echo((indent + "  ".join(cells)).rstrip())
+
+
+class Progress:
+    """Progress towards a total, as a bar on a terminal and as a line now and then elsewhere; a context manager.
+
+    ``total`` in bytes, or in ``unit``s when one is given; 0 while it is not known.
+    """
+
+    def __init__(self, label: str, total: int = 0, *, unit: str | None = None) -> None:
+        self._label = shown(label)
+        self._total = total
+        self._done = 0
+        self._unit = unit
+        self._bar: RichProgress | None = None
+        self._task: Any = None
+        self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn() if self._unit else DownloadColumn(binary_units=True),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(self._label, total=self._total or None)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def add(self, count: int) -> None:
+        """Note that ``count`` more is done."""
+        self.set(self._done + count)
+
+    def set(self, done: int, total: int | None = None) -> None:
+        """Note how much is done, and of how much."""
+        self._done = done
+        self._total = self._total if total is None else total
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=self._total or None)
+        elif time.monotonic() - self._said >= QUIET_SECONDS:
+            self._said = time.monotonic()
+            of = f" of {self._amount(self._total)}" if self._total else ""
+            note(f"{self._label}: {self._amount(done)}{of}")
+
+    def _amount(self, count: int) -> str:
+        return count_of(count, self._unit) if self._unit else size(count)
+
+
+class OwedProgress(Progress):
+    """Progress of what a mount owes to storage, fed with the daemon's ``{"owed": rows, "bytes": bytes}``."""
+
+    def __init__(self, label: str = "storing") -> None:
+        super().__init__(label, unit="step")
+        self._most = 0
+        self.owed = 0
+        self.bytes = 0
+
+    def report(self, message: dict[str, Any]) -> None:
+        """Take one progress message of the daemon."""
+        self.owed, self.bytes = int(message.get("owed", 0)), int(message.get("bytes", 0))
+        # More may be written meanwhile: the bar's end moves, it never runs backwards past its start.
+        self._most = max(self._most, self.owed)
+        self.set(self._most - self.owed, self._most)

@@ -1,0 +1,132 @@
+"""Where errors become words and exit codes: the one place in the CLI that catches. Main thread only.
+
+0 ok; 1 failure; 2 misuse (click's own, InvalidArgument, InvalidName); 130 interrupted. A user never sees a traceback:
+what nobody expected is one line, and its traceback goes to a log file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from lamfs.cli.output import complain
+from lamfs.errors import InvalidArgument, InvalidName, LamfsError
+
+FAILURE, MISUSE, INTERRUPTED = 1, 2, 130
+LOG_LIMIT = 1 << 20
+"""Bytes after which the log of unexpected errors is begun anew."""
+
+
+class Command(click.Command):
+    """A command whose help ends with examples, printed as they are written."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilog and then the examples, as they are."""
+        super().format_epilog(ctx, formatter)
+        lines = [line.strip() for line in self.examples.strip().splitlines()]
+        with formatter.section("Example" if len(lines) == 1 else "Examples"):
+            for line in lines:
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+class Program(click.Group):
+    """The group of all commands. Every command runs inside ``invoke``, which is the seam."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections: dict[str, list[str]] = {}
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Add commands, to be listed under this headline in this order."""
+        for command in commands:
+            self.add_command(command)
+            self.sections.setdefault(title, []).append(command.name or "")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the help."""
+        return [name for names in self.sections.values() for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list a section, its columns in line with the others'."""
+        widest = max(len(name) for name in self.commands)
+        for title, names in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name.ljust(widest), self.commands[name].get_short_help_str(100)) for name in names]
+                )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; turn what it raises into a sentence on stderr and an exit code."""
+        # Names of files are bytes: one that is not UTF-8 leaves as the bytes it came as.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, ValueError):
+                stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        try:
+            return super().invoke(ctx)
+        except click.Abort:
+            complain("nothing was done")
+            leave(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            complain("interrupted")
+            leave(INTERRUPTED)
+        except LamfsError as error:
+            complain(str(error))
+            leave(MISUSE if isinstance(error, InvalidArgument | InvalidName) else FAILURE)
+        except OSError as error:
+            # A path of the user's own, given to a command: the system's words say what is wrong with it.
+            if error.filename is None or error.strerror is None:
+                unexpected(error)
+            complain(f"{os.fsdecode(error.filename)}: {error.strerror}")
+            leave(FAILURE)
+        except Exception as error:
+            unexpected(error)
+
+
+def leave(code: int) -> NoReturn:
+    """End the program with this exit code."""
+    raise click.exceptions.Exit(code)
+
+
+def unexpected(error: BaseException) -> NoReturn:
+    """Write the traceback of what nobody expected to the log, say so in one line, and end with 1."""
+    kind = type(error).__name__
+    detail = f"{kind}: {error}".splitlines()[0].strip() if str(error).strip() else kind
+    where = write_log(error)
+    complain(f"this should not have happened ({detail}); the traceback is in {where}")
+    leave(FAILURE)
+
+
+def write_log(error: BaseException) -> Path:
+    """Append a traceback to ``<data directory>/error.log`` (mode 0600), or to a temporary file; returns its path."""
+    text = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {sys.argv[1:]}\n{''.join(traceback.format_exception(error))}\n"
+    raw = text.encode(errors="surrogateescape")
+    try:
+        from lamfs.config import data_dir
+
+        path = data_dir() / "error.log"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        if path.exists() and path.stat().st_size > LOG_LIMIT:
+            flags |= os.O_TRUNC
+        descriptor = os.open(path, flags, 0o600)
+    except (OSError, LamfsError):
+        descriptor, name = tempfile.mkstemp(prefix="lamfs-", suffix=".log")
+        path = Path(name)
+    with open(descriptor, "wb") as log:
+        log.write(raw)
+    return path
