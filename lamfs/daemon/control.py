@@ -1,0 +1,147 @@
+"""The daemon's control socket: ``lamfs status``, ``sync`` and ``poke`` speak to it. In the daemon's trio loop.
+
+JSON lines on a unix socket (0600, in a 0700 directory) of the user's data directory. A reply ends with ``ok`` or
+``error``; ``progress`` lines may come before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from lamfs.daemon.options import MountOptions
+from lamfs.errors import LamfsError
+from lamfs.fs.filesystem import FileSystem
+from lamfs.fs.follow import Follower
+from lamfs.model import iso
+from lamfs.ops.mounts import socket_address
+
+log = logging.getLogger("lamfs.control")
+
+MAX_LINE = 65_536
+
+
+class ControlServer:
+    """Answers commands about one mount. ``started_at``: nanoseconds since the epoch."""
+
+    def __init__(
+        self, path: Path, fs: FileSystem, follower: Follower, options: MountOptions, *, started_at: int
+    ) -> None:
+        self.path = path
+        self._fs = fs
+        self._follower = follower
+        self._options = options
+        self._started_at = started_at
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; the socket is there when it is started, and gone afterwards."""
+        self.path.unlink(missing_ok=True)
+        listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            with socket_address(self.path) as address:
+                await listener.bind(address)
+        finally:
+            os.umask(mask)
+        listener.listen(16)
+        task_status.started()
+        try:
+            await trio.serve_listeners(self._serve, [trio.SocketListener(listener)])
+        finally:
+            self.path.unlink(missing_ok=True)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        """One client; whatever it does wrong ends its connection and nothing else."""
+        try:
+            async with stream:
+                buffer = b""
+                while True:
+                    data = await stream.receive_some(MAX_LINE)
+                    if not data:
+                        return
+                    buffer += data
+                    *lines, buffer = buffer.split(b"\n")
+                    for line in lines:
+                        await self._answer(stream, line)
+                    if len(buffer) > MAX_LINE:
+                        return
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        except Exception:
+            log.exception("unexpected error on the control socket")
+
+    async def _answer(self, stream: trio.SocketStream, line: bytes) -> None:
+        try:
+            command = json.loads(line)
+            name = command.get("cmd") if isinstance(command, dict) else None
+        except ValueError:
+            name = None
+        try:
+            if name == "status":
+                reply: dict[str, Any] = {"ok": True, "status": self.status()}
+            elif name == "poke":
+                self._follower.poke()
+                reply = {"ok": True}
+            elif name == "sync":
+                await self._sync(stream)
+                reply = {"ok": True}
+            else:
+                reply = {"error": f"This mount knows no command '{name}'; is it of another version of lamfs?"}
+        except LamfsError as error:
+            reply = {"error": str(error)}
+        await stream.send_all(json.dumps(reply).encode() + b"\n")
+
+    async def _sync(self, stream: trio.SocketStream) -> None:
+        """Drain, telling how far it is; ends early when the client goes."""
+        last: tuple[int, int] | None = None
+        send, receive = trio.open_memory_channel[tuple[int, int]](1)
+
+        def progress(rows: int, size: int) -> None:
+            nonlocal last
+            if (rows, size) != last:
+                last = (rows, size)
+                with contextlib.suppress(trio.WouldBlock):
+                    send.send_nowait((rows, size))
+
+        async def tell() -> None:
+            async for rows, size in receive:
+                await stream.send_all(json.dumps({"progress": {"owed": rows, "bytes": size}}).encode() + b"\n")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell)
+            await self._fs.sync_all(progress)
+            await send.aclose()
+
+    def status(self) -> dict[str, Any]:
+        """What ``lamfs status`` shows of this mount. Sizes in bytes, times ISO 8601."""
+        context = self._fs.context
+        uploader = context.uploader
+        rows, size = uploader.owed()
+        return {
+            "mountpoint": self._options.mountpoint,
+            "slug": self._options.slug,
+            "pid": os.getpid(),
+            "started_at": iso(self._started_at),
+            "read_only": context.policy.read_only,
+            "owed": context.registry.journal.owed(),
+            "owed_rows": rows,
+            "owed_bytes": size,
+            "uploading": [
+                {"key": upload.key, "size": upload.size, "done": upload.done} for upload in uploader.uploads.values()
+            ],
+            "stored_files": uploader.stored_files,
+            "stored_bytes": uploader.stored_bytes,
+            "cache": context.cache.stats(),
+            "errors": [
+                {"at": iso(failure.at), "what": failure.what, "error": failure.error} for failure in uploader.failures
+            ],
+            "open_files": sum(state.handles for state in context.states.values()),
+            "inodes": len(context.nodes),
+        }

@@ -1,0 +1,47 @@
+"""What a mount does before it is shown: take over what a dead daemon left. Synchronous, before the loop runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from lamfs.ops import mounts
+from lamfs.ops.instance import Instance
+
+log = logging.getLogger("lamfs.daemon")
+
+
+def take_over(instance: Instance) -> int:
+    """Adopt the journal rows of processes that are gone; returns how many.
+
+    A file that was still being written when its daemon died counts as closed where it was, as on a local disk whose
+    writer died. Spool files that nothing owes are removed, unless another mount of the instance may have them open.
+    """
+    registry, spool = instance.registry, instance.settings.spool_dir
+    taken = registry.journal.adopt()
+    for entry in taken:
+        if entry.op != "put" or entry.ino is None or entry.src is None:
+            continue
+        try:
+            info = os.stat(spool / entry.src)
+        except FileNotFoundError:
+            continue  # the uploader finds out where it went
+        with registry.db.transaction():
+            inode = registry.tree.get(entry.ino)
+            if inode is not None and (inode.size != info.st_size or entry.state == "open"):
+                registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns)
+            if entry.state == "open":
+                registry.journal.ready_put(entry.ino)
+            registry.changes.content(entry.ino)
+    if taken:
+        log.info("taking over %d pieces of storage work from a mount that ended early", len(taken))
+    if not mounts.live(instance.settings):
+        _sweep(instance)
+    return len(taken)
+
+
+def _sweep(instance: Instance) -> None:
+    owed = {entry.src for entry in instance.registry.journal.entries() if entry.src}
+    for path in instance.settings.spool_dir.iterdir():
+        if path.name not in owed and path.is_file():
+            path.unlink(missing_ok=True)

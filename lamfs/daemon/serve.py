@@ -1,0 +1,275 @@
+"""One mount, from first check to last byte stored: wiring, signals, the end. The daemon's main thread and trio loop.
+
+This is the one place where concrete storage, cache, mover, registry, file system and FUSE come together.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pyfuse3
+import trio
+
+from lamfs import config
+from lamfs.cache.blocks import BlockCache
+from lamfs.daemon.control import ControlServer
+from lamfs.daemon.options import MountOptions
+from lamfs.daemon.recovery import take_over
+from lamfs.errors import FsError, LamfsError, Locked
+from lamfs.fs.context import Context, Policy
+from lamfs.fs.filesystem import FileSystem
+from lamfs.fs.follow import Follower
+from lamfs.fuse.operations import Kernel, Operations, Shown
+from lamfs.model import now_ns
+from lamfs.ops import mounts, recover, snapshot
+from lamfs.ops.instance import Instance
+from lamfs.registry import Provenance, process_id
+from lamfs.transfer.client import Mover
+from lamfs.transfer.uploader import Uploader
+
+log = logging.getLogger("lamfs.daemon")
+
+LEASE_LOOK = 600.0
+"""Seconds between two looks at the lease."""
+READAHEAD_KIB = 1024
+
+
+def serve(options: MountOptions, ready: Callable[[], None], progress: Callable[[int, int], None]) -> None:
+    """Mount and serve until unmounted or told to end; returns when nothing is owed and the registry is pushed.
+
+    ``ready()`` is called when the mount is there. Raises LamfsError when it cannot be.
+    """
+    _clear_stale(options.mountpoint)
+    _raise_limits()
+    with Instance.open(options.slug) as instance:
+        for warning in instance.store.check(write=not options.read_only).warnings:
+            log.warning("%s", warning)
+        if not options.read_only:
+            instance.hold()
+        config.make_directory(instance.settings.spool_dir)
+        config.make_directory(instance.settings.mounts_dir)
+        if not options.read_only:
+            recover.finish_saves(instance)
+            take_over(instance)
+        user = instance.user()
+        mount = _Mount(options, instance, Provenance(user_id=user.id if user else None), ready, progress)
+        trio.run(mount.run, strict_exception_groups=False)
+        if not options.read_only and not mount.hurried:
+            snapshot.push(instance)
+
+
+class _Mount:
+    """The parts of one running mount. Made and used in the main thread."""
+
+    def __init__(
+        self,
+        options: MountOptions,
+        instance: Instance,
+        origin: Provenance,
+        ready: Callable[[], None],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._options = options
+        self._instance = instance
+        self._ready = ready
+        self._progress = progress
+        self.hurried = False
+        store, registry = instance.store, instance.registry
+        self._mover = Mover(store.config)
+        self._uploader = Uploader(
+            registry, store, self._mover, instance.settings.spool_dir, origin, workers=options.uploads
+        )
+        self._cache = BlockCache(
+            store, self._mover, instance.cache_index, instance.cache_dir, limit_bytes=options.cache_limit
+        )
+        policy = Policy(
+            real_keys=options.real_keys,
+            close_stores=options.close == "storage",
+            fsync_stores=options.fsync == "storage",
+            timeout=options.timeout,
+            read_only=options.read_only,
+        )
+        self._context = Context(
+            registry, store, self._cache, self._mover, self._uploader, instance.settings.spool_dir, policy
+        )
+        self._fs = FileSystem(self._context)
+        self._follower = Follower(self._context)
+
+    async def run(self) -> None:
+        """The whole life of the mount."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._mover.run)
+            await nursery.start(self._cache.run)
+            if not self._options.read_only:
+                nursery.start_soon(self._uploader.run)
+            await self._mounted()
+            if not self.hurried and not self._options.read_only:
+                self._fs.files.acknowledge_all()
+                await self._uploader.drain(self._progress)
+            nursery.cancel_scope.cancel()
+
+    async def _mounted(self) -> None:
+        options, settings = self._options, self._instance.settings
+        shown = Shown(options.uid, options.gid, options.umask)
+        operations = Operations(self._fs, shown, xattr=options.xattr)
+        try:
+            pyfuse3.init(operations, options.mountpoint, _fuse_options(options))
+        except RuntimeError as error:
+            raise LamfsError(
+                f"The kernel refused to mount at {options.mountpoint} ({error}); check that /dev/fuse is there, that"
+                " 'fusermount3' is installed, and that you own the folder."
+            ) from error
+        started_at = now_ns()
+        record = mounts.MountRecord(
+            pid=os.getpid(),
+            owner=process_id() or "",
+            mountpoint=options.mountpoint,
+            slug=settings.slug,
+            socket=str(settings.mounts_dir / f"{os.getpid()}.sock"),
+            started_at=started_at,
+            read_only=options.read_only,
+        )
+        control = ControlServer(
+            settings.mounts_dir / f"{os.getpid()}.sock", self._fs, self._follower, options, started_at=started_at
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                kernel = Kernel()
+                self._context.kernel = kernel
+                nursery.start_soon(kernel.run)
+                nursery.start_soon(self._follower.run)
+                await nursery.start(control.run)
+                nursery.start_soon(self._signals)
+                if not options.read_only:
+                    nursery.start_soon(self._keep_lease)
+                mounts.write(settings.mounts_dir, record)
+                _raise_readahead(options.mountpoint)
+                gc.collect()
+                gc.freeze()
+                nursery.start_soon(self._announce)
+                await pyfuse3.main()
+                log.info("unmounted from %s", options.mountpoint)
+                nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=True)
+            mounts.remove(settings.mounts_dir, os.getpid())
+
+    async def _announce(self) -> None:
+        """Say that the mount is there once pyfuse3's loop runs."""
+        log.info("mounted %s at %s", self._instance.settings.slug, self._options.mountpoint)
+        self._ready()
+
+    async def _signals(self) -> None:
+        """SIGTERM, SIGINT, SIGHUP: store everything, unmount, end. A second one: end now, the next mount goes on."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                async for number in signals:
+                    name = signal.Signals(number).name
+                    if self.hurried is False and not nursery.child_tasks:
+                        log.info("%s: storing what is owed, then unmounting", name)
+                        nursery.start_soon(self._leave)
+                    else:
+                        log.warning("%s again: ending now; what is owed is stored by the next mount", name)
+                        self.hurried = True
+                        await self._unmount()
+                        pyfuse3.terminate()
+                        return
+
+    async def _leave(self) -> None:
+        if not self._options.read_only:
+            await self._fs.sync_all(self._progress)
+        await self._unmount()
+        # A lazy unmount leaves the session alive while files are open; everything in them is stored.
+        await trio.sleep(1.0)
+        self._fs.files.acknowledge_all()
+        pyfuse3.terminate()
+
+    async def _unmount(self) -> None:
+        with trio.move_on_after(10):
+            await trio.run_process(
+                ["fusermount3", "-u", "-z", self._options.mountpoint],
+                check=False,
+                stderr=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+
+    async def _keep_lease(self) -> None:
+        """Renew the lease in time. When another machine has it, this mount stops writing."""
+        while True:
+            await trio.sleep(LEASE_LOOK)
+            try:
+                await trio.to_thread.run_sync(self._instance.hold)
+            except Locked as error:
+                log.error("%s This mount is read-only from now on; what is owed stays in the journal.", error)
+                self._context.policy.read_only = True
+            except LamfsError as error:
+                log.warning("could not renew the lock in storage: %s", error)
+
+
+def _fuse_options(options: MountOptions) -> set[str]:
+    words = set(pyfuse3.default_options)
+    words |= {f"fsname=lamfs:{options.slug}", "subtype=lamfs", *options.fuse}
+    if options.allow_other:
+        words.add("allow_other")
+    if options.read_only:
+        words.add("ro")
+    return words
+
+
+def _clear_stale(mountpoint: str) -> None:
+    """Unmount what a dead daemon left here, and refuse what is no empty directory."""
+    try:
+        entries = os.listdir(mountpoint)
+    except NotADirectoryError:
+        raise LamfsError(f"{mountpoint} is not a directory; choose an empty one.") from None
+    except FileNotFoundError:
+        raise LamfsError(f"There is no directory {mountpoint}; make it first.") from None
+    except PermissionError:
+        raise LamfsError(f"You may not look into {mountpoint}; choose a directory of your own.") from None
+    except OSError as error:
+        log.info("%s: %s; cleaning up after a mount that ended early", mountpoint, error.strerror)
+        subprocess.run(["fusermount3", "-u", "-z", mountpoint], check=False, capture_output=True, timeout=10)
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                entries = os.listdir(mountpoint)
+                break
+            except OSError as again:
+                if time.monotonic() > deadline:
+                    raise FsError(
+                        error.errno or 5,
+                        f"A dead mount is left at {mountpoint} and does not go ({again.strerror});"
+                        f" try 'fusermount3 -uz {mountpoint}'.",
+                    ) from None
+                time.sleep(0.05)
+    if entries:
+        raise LamfsError(f"The directory {mountpoint} is not empty; what is in it would be hidden. Choose another.")
+
+
+def _raise_limits() -> None:
+    """As many open files as we may have, and a short switch interval: the loop's thread must not wait for others."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sys.setswitchinterval(0.0005)
+
+
+def _raise_readahead(mountpoint: str) -> None:
+    """Let the kernel read ahead 1 MiB, where we may (root): larger requests, faster sequential reads."""
+    try:
+        with open("/proc/self/mountinfo") as table:
+            for line in table:
+                fields = line.split()
+                if fields[4].encode().decode("unicode_escape") == mountpoint:
+                    path = f"/sys/class/bdi/{fields[2]}/read_ahead_kb"
+                    with open(path, "w") as setting:
+                        setting.write(str(READAHEAD_KIB))
+    except (OSError, UnicodeDecodeError) as error:
+        log.debug("the kernel's readahead stays as it is: %s", error)
