@@ -264,10 +264,6 @@ class BlockFile:
         fd, self._fd = self._fd, -1
         return fd
 
-    def same_file(self, memo: tuple[int, int]) -> bool:
-        """Whether (inode, ctime in ns) are still those of the open file: nobody wrote to it in between."""
-        return memo == self.identity()
-
     def identity(self) -> tuple[int, int]:
         """(inode, ctime in ns) of the open file."""
         found = os.fstat(self._fd)

@@ -20,7 +20,7 @@ from lamfs.cache.blockfile import PRESENT, VERIFIED, BlockFile
 from lamfs.cache.flights import BlockMover, Flights
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
-from lamfs.model import Revision
+from lamfs.model import ContentHash, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
 
@@ -61,7 +61,7 @@ class BlockCache:
         self._local = store.kind == "local"
         self._files: dict[str, dict[str, BlockFile]] = {}
         self._idle: OrderedDict[BlockFile, None] = OrderedDict()
-        self._remembered: OrderedDict[tuple[str, str], tuple[tuple[int, int], bytearray]] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, str], tuple[tuple[int, int], ContentHash, bytearray]] = OrderedDict()
         self._touched: dict[str, int] = {}
         self._work = trio.Event()
         self._hits = 0
@@ -81,6 +81,8 @@ class BlockCache:
             async with trio.open_nursery() as nursery:
                 self._flights.nursery = nursery
                 task_status.started()
+                if not self._local and not self._index.swept(self._store.cache_name):
+                    nursery.start_soon(self._sweep)
                 while True:
                     await self._work.wait()
                     self._work = trio.Event()
@@ -114,7 +116,10 @@ class BlockCache:
         when the cache directory cannot be used.
         """
         file = self._files.get(revision.object_key, {}).get(revision.etag)
-        if file is not None and not self._still(file, revision):
+        if file is not None and not file.revision.content.same_bytes(revision.content):
+            self.drop(revision.object_key)  # a storage whose ETags do not tell: not into the same inode
+            file = None
+        elif file is not None and self._local and etag_of(os.fstat(file.fd())) != revision.etag:
             self._detach(file)
             file = None
         if file is None:
@@ -135,11 +140,6 @@ class BlockCache:
             self._work.set()
         return file
 
-    def _still(self, file: BlockFile, revision: Revision) -> bool:
-        if file.revision is not revision and not file.revision.content.same_bytes(revision.content):
-            return False
-        return not self._local or etag_of(os.fstat(file.fd())) == revision.etag
-
     def _make(self, revision: Revision) -> BlockFile:
         if self._local:
             file = self._open_storage_file(revision)
@@ -148,8 +148,8 @@ class BlockCache:
             opened = sparse.open_file(self._index, self._dir, path, revision)
             file = BlockFile(self._flights, revision, opened.fd, opened.ino, path, opened.present)
         memo = self._remembered.pop((revision.object_key, revision.etag), None)
-        if memo is not None and len(memo[1]) == len(file.state) and file.same_file(memo[0]):
-            for block, state in enumerate(memo[1]):
+        if memo is not None and memo[1].same_bytes(revision.content) and memo[0] == file.identity():
+            for block, state in enumerate(memo[2]):
                 if state == VERIFIED:
                     file.verified(block)
         return file
@@ -204,7 +204,7 @@ class BlockCache:
         if file.refs or file.fd() < 0:
             return
         if len(file.state) <= REMEMBERED_BLOCKS and VERIFIED in file.state:
-            self._remembered[key, etag] = (file.identity(), file.state)
+            self._remembered[key, etag] = (file.identity(), file.revision.content, file.state)
             if len(self._remembered) > REMEMBERED:
                 self._remembered.popitem(last=False)
         self._hits += file.hits
@@ -281,6 +281,21 @@ class BlockCache:
 
     # ---- housekeeping
 
+    async def _sweep(self) -> None:
+        """Remove what an earlier index that was lost has left: the limit could not see it."""
+
+        def work() -> None:
+            index = CacheIndex(self._dir)  # an instance belongs to one thread
+            try:
+                removed = sparse.sweep(index, self._dir, self._store.cache_name)
+                index.swept(self._store.cache_name, done=True)
+            finally:
+                index.close()
+            if removed:
+                log.info("%d stray files were removed from the cache.", removed)
+
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+
     def _flush(self) -> None:
         if self._touched:
             touched, self._touched = self._touched, {}
@@ -293,7 +308,7 @@ class BlockCache:
                 self._detach(file)
 
     async def _evict(self, limit: int) -> None:
-        """Delete whole files, least recently used first and none in use here, until at most ``limit`` bytes are left."""
+        """Delete files, least recently used first and none in use here, until ``limit`` bytes or less are left."""
         asked = 64
         total = self._index.total_bytes()
         while total > limit:

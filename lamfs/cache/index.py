@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS file (
     floor_ns INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS file_used ON file (used);
+CREATE TABLE IF NOT EXISTS swept (folder BLOB PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
 INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
 CREATE TRIGGER IF NOT EXISTS file_added AFTER INSERT ON file BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
@@ -90,8 +91,6 @@ class CacheIndex:
 
     def __init__(self, cache_dir: Path) -> None:
         self.path = cache_dir / NAME
-        self.made_anew = False
-        """Whether a damaged or newer index had to be thrown away: files without a row may lie about."""
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] = (0, 0)
 
@@ -180,7 +179,7 @@ class CacheIndex:
                 bitmap, total, size = bytearray(found[0]), found[1], found[2]
                 for block in blocks:
                     byte, bit = block >> 3, 1 << (block & 7)
-                    if byte < len(bitmap) and not bitmap[byte] & bit:
+                    if block * BLOCK_SIZE < size and not bitmap[byte] & bit:
                         bitmap[byte] |= bit
                         total += min(BLOCK_SIZE, size - block * BLOCK_SIZE)
                 db.execute("UPDATE file SET bitmap = ?, bytes = ? WHERE path = ?", (bytes(bitmap), total, name))
@@ -227,6 +226,19 @@ class CacheIndex:
 
         self._do(work, None)
 
+    def swept(self, folder: str, *, done: bool = False) -> bool:
+        """Whether this index knows all files below a folder: strays of an index before it were removed.
+
+        With ``done`` they have just been.
+        """
+
+        def work(db: sqlite3.Connection) -> bool:
+            if done:
+                db.execute("INSERT OR IGNORE INTO swept VALUES (?)", (os.fsencode(folder),))
+            return db.execute("SELECT * FROM swept WHERE folder = ?", (os.fsencode(folder),)).fetchone() is not None
+
+        return self._do(work, True)
+
     # ---- the database
 
     def _do(self, work: Callable[[sqlite3.Connection], T], default: T) -> T:
@@ -272,7 +284,6 @@ class CacheIndex:
         if not delete:
             return
         log.warning("The cache index %s is unusable (%s); making a new one.", self.path, error)
-        self.made_anew = True
         for suffix in ("-wal", "-shm", ""):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self.path}{suffix}")

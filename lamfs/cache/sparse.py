@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,6 +181,29 @@ def remove(index: CacheIndex, cache_dir: Path, path: str) -> int:
             break
         folder = os.path.dirname(folder)
     return freed
+
+
+def sweep(index: CacheIndex, cache_dir: Path, folder: str) -> int:
+    """Remove files below a folder of the cache that no row speaks of, as an index that was lost leaves them.
+
+    Only what lamfs makes is touched: regular files of this user with mode 0600, older than a minute (a younger one
+    may be about to get its row). Returns how many were removed. Walks the folder: for a thread.
+    """
+    removed = 0
+    young = time.time() - 60
+    for where, _, names in os.walk(cache_dir / folder):
+        for name in names:
+            full = os.path.join(where, name)
+            try:
+                found = os.lstat(full)
+            except OSError:
+                continue
+            ours = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o600 and found.st_uid == os.geteuid()
+            if ours and found.st_ctime < young and index.row(os.path.relpath(full, cache_dir)) is None:
+                with contextlib.suppress(OSError):
+                    os.unlink(full)
+                    removed += 1
+    return removed
 
 
 def cache_error(error: OSError, path: os.PathLike[str] | str) -> StorageError:

@@ -27,7 +27,7 @@ def make_bytes(size: int, seed: int = 1) -> bytes:
 
 
 def content_of(data: bytes) -> ContentHash:
-    """The ContentHash of bytes, without the code that hashes files. The short hash is always md5: nobody here reads it."""
+    """The ContentHash of bytes, without the code that hashes files. The short hash is always md5; nobody reads it."""
     blocks = b"".join(hash_block(data[at : at + BLOCK_SIZE]) for at in range(0, len(data), BLOCK_SIZE))
     return ContentHash(len(data), encode_digest(hashlib.md5(data).digest()), "md5", blocks)
 
