@@ -1,0 +1,155 @@
+"""The connection to a bucket: boto3's clients, one call, and trying again. Thread-safe; one per store.
+
+Retries are done here and not by botocore, because only here is it known what may be retried how: a body that was cut
+short, a conditional write whose reply was lost, and the time that one operation may take in all. botocore's adaptive
+mode stays on for its client-side rate limit after SlowDown.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lamfs.errors import LamfsError, StorageUnavailable
+from lamfs.storage.base import StorageConfig
+from lamfs.storage.root import split_s3
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+log = logging.getLogger(__name__)
+
+POOL_CONNECTIONS = 32
+ATTEMPTS = 8
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+"""Seconds. Eight attempts, each pause twice the one before, last about 11 s when every reply comes at once."""
+PATIENT_SECONDS = 600.0
+"""Silence that is borne while a server copies or assembles gigabytes before it sends its reply."""
+
+T = TypeVar("T")
+
+
+def bare(etag: str) -> str:
+    """An ETag as lamfs keeps it, without quotes and weak mark."""
+    return etag.removeprefix("W/").strip('"')
+
+
+def quoted(etag: str) -> str:
+    """An ETag as ``If-Match`` needs it (RFC 9110 §8.8.3)."""
+    return f'"{etag}"'
+
+
+class Patience:
+    """How long one operation goes on trying. Used by one thread.
+
+    Ends after ATTEMPTS tries, or when ``timeout`` seconds have passed, since the last sign of progress.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self.progressed()
+
+    def progressed(self) -> None:
+        """Bytes have arrived: count from here."""
+        self._deadline = time.monotonic() + self._timeout
+        self._attempt = 1
+
+    def wait(self, error: StorageUnavailable) -> None:
+        """Sleep before the next try, or raise ``error`` when there shall be none."""
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
+        if self._attempt >= ATTEMPTS or time.monotonic() + pause >= self._deadline:
+            raise error
+        log.info("Attempt %d failed, trying again in %.1f s: %s", self._attempt, pause, error)
+        self._attempt += 1
+        time.sleep(pause)
+
+
+class Connection:
+    """Calls of the S3 API on one bucket. Clients are made at the first call, from boto3's own credential chain."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        self.config = config
+        self.bucket, self.prefix = split_s3(config.root)
+        self.endpoint = config.endpoint_url or "Amazon S3"
+        self._lock = threading.Lock()
+        self._clients: dict[bool, S3Client] = {}
+
+    def call(self, operation: str, what: str, *, patient: bool = False, **params: Any) -> dict[str, Any]:
+        """Call an operation on the bucket, trying again while that can help. ``what``: see errors.translate.
+
+        ``patient``: the server may work for minutes before it answers.
+        """
+        return self.retrying(lambda: self.once(operation, what, patient=patient, **params), patient=patient)
+
+    def retrying(self, action: Callable[[], T], *, patient: bool = False) -> T:
+        """The result of ``action``, repeated while it raises StorageUnavailable and patience lasts."""
+        patience = self.patience(patient=patient)
+        while True:
+            try:
+                return action()
+            except StorageUnavailable as error:
+                patience.wait(error)
+
+    def patience(self, *, patient: bool = False) -> Patience:
+        """A fresh count of tries."""
+        return Patience(max(self.config.timeout, PATIENT_SECONDS) if patient else self.config.timeout)
+
+    def once(self, operation: str, what: str, *, patient: bool = False, **params: Any) -> dict[str, Any]:
+        """One request. Raises domain errors only, with botocore's as the cause."""
+        try:
+            client = self._client(patient)
+            result: dict[str, Any] = getattr(client, operation)(Bucket=self.bucket, **params)
+        except LamfsError:
+            raise
+        except Exception as error:
+            raise self.translated(error, what) from error
+        return result
+
+    def translated(self, error: Exception, what: str) -> LamfsError:
+        """The domain error for an exception of boto3, also for one that came while a body was read."""
+        from lamfs.storage.s3.errors import translate
+
+        return translate(error, what, self.bucket, self.endpoint)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        with self._lock:
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.close()
+
+    def _client(self, patient: bool) -> S3Client:
+        with self._lock:
+            client = self._clients.get(patient)
+            if client is None:
+                client = self._clients[patient] = self._make_client(patient)
+            return client
+
+    def _make_client(self, patient: bool) -> S3Client:
+        import boto3
+        from botocore.config import Config
+
+        config = self.config
+        session = boto3.session.Session(profile_name=config.profile, region_name=config.region)
+        return session.client(
+            "s3",
+            region_name=session.region_name or "us-east-1",
+            endpoint_url=config.endpoint_url,
+            config=Config(
+                connect_timeout=min(10.0, config.timeout / 3),
+                # two silent tries fit into the timeout of an operation
+                read_timeout=PATIENT_SECONDS / 2 if patient else config.timeout * 0.45,
+                retries={"mode": "adaptive", "total_max_attempts": 1},
+                max_pool_connections=POOL_CONNECTIONS,
+                tcp_keepalive=True,
+                s3={"payload_signing_enabled": False, "addressing_style": "path" if config.path_style else "auto"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                user_agent_extra="lamfs",
+            ),
+        )

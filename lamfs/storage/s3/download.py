@@ -1,0 +1,146 @@
+"""Ranged GET that ends with the bytes that were asked for, of one revision, or with an error.
+
+botocore hands out bodies that end early without a word, and some servers ignore ``Range`` or ``If-Match``: lengths,
+Content-Range and the reply's own ETag are compared here. A Download is used by one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from lamfs.errors import LamfsError, ObjectChanged, StorageError, StorageUnavailable
+from lamfs.storage.s3.client import Connection, bare, quoted
+from lamfs.storage.s3.errors import BAD_RANGE, NOT_IMPLEMENTED, code_of
+
+CHUNK = 1 << 20
+
+_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
+
+Sink = Callable[[bytes, int], None]
+"""Takes bytes and their distance from the start of the wanted range. A range may start over, from distance 0."""
+
+
+class Download:
+    """One range of one object, resumed after what has arrived.
+
+    ``guarded`` says whether the server understands ``If-Match`` on GET; it is cleared when it turns out not to.
+    """
+
+    def __init__(self, connection: Connection, key: str, url: str, etag: str | None, guarded: bool) -> None:
+        self.guarded = guarded
+        self._connection = connection
+        self._key = key
+        self._what = f"read {url}"
+        self._etag = etag
+
+    def run(self, offset: int, length: int | None, sink: Sink) -> int:
+        """Give the range to ``sink``. Returns the number of bytes: fewer than ``length`` where the object ends.
+
+        Without an ETag a download that was interrupted goes on only in the same revision, and else starts over.
+        """
+        patience = self._connection.patience()
+        pinned = self._etag
+        position, stop = offset, None if length is None else offset + length
+        while stop is None or position < stop:
+            before = position
+            try:
+                reply = self._request(position, stop, pinned)
+                if reply is None:
+                    break  # the object ends at or before `position`
+                body = reply["Body"]
+                with contextlib.closing(body):
+                    pinned = self._check_etag(reply, pinned)
+                    skip, total = self._check_range(reply, position)
+                    stop = total if stop is None else min(stop, total)
+                    self._drop(body, skip)
+                    while position < stop:
+                        data = self._read(body, min(CHUNK, stop - position))
+                        if not data:
+                            break
+                        sink(data, position - offset)
+                        position += len(data)
+                    if position < stop:
+                        raise StorageUnavailable(f"Cannot {self._what}: the body was cut short; try again later.")
+            except StorageUnavailable as error:
+                if position > before:
+                    patience.progressed()
+                patience.wait(error)
+            except ObjectChanged as error:
+                if self._etag is not None:
+                    raise
+                pinned, position, stop = None, offset, None if length is None else offset + length
+                patience.wait(StorageUnavailable(str(error)))
+        return position - offset
+
+    def _request(self, position: int, stop: int | None, etag: str | None) -> dict[str, Any] | None:
+        """Send one GET. None when the object ends at or before ``position``."""
+        params: dict[str, Any] = {"Key": self._key}
+        if stop is not None:
+            params["Range"] = f"bytes={position}-{stop - 1}"
+        elif position:
+            params["Range"] = f"bytes={position}-"
+        if etag is None or not self.guarded:
+            return self._get(params)
+        try:
+            return self._get({**params, "IfMatch": quoted(etag)})
+        except ObjectChanged:
+            # Ceph 16 and some gateways answer 412 to the right ETag: the reply's own ETag must do there.
+            head = self._connection.call("head_object", self._what, Key=self._key)
+            if bare(head.get("ETag", "")) != etag:
+                raise
+        except StorageError as error:
+            if code_of(error) not in NOT_IMPLEMENTED:
+                raise
+        self.guarded = False
+        return self._get(params)
+
+    def _get(self, params: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            return self._connection.once("get_object", self._what, **params)
+        except StorageError as error:
+            if code_of(error) in BAD_RANGE:
+                return None
+            raise
+
+    def _check_etag(self, reply: dict[str, Any], pinned: str | None) -> str:
+        found = bare(reply.get("ETag", ""))
+        if pinned is not None and found != pinned:
+            raise ObjectChanged(
+                f"Cannot {self._what}: the object is not the revision that was asked for; look it up again."
+            )
+        return found
+
+    def _check_range(self, reply: dict[str, Any], position: int) -> tuple[int, int]:
+        """How many bytes of the body come before ``position``, and the size of the object.
+
+        A server that ignores ``Range`` sends everything with status 200.
+        """
+        status = reply["ResponseMetadata"]["HTTPStatusCode"]
+        if status == 200:
+            return position, int(reply["ContentLength"])
+        match = _CONTENT_RANGE.match(reply.get("ContentRange", ""))
+        if status != 206 or match is None or match[3] == "*" or int(match[1]) != position:
+            raise StorageUnavailable(
+                f"Cannot {self._what}: bytes from {position} were asked for, and the server answered {status} with"
+                f" '{reply.get('ContentRange', '')}'; check the server or the proxy in front of it."
+            )
+        return 0, int(match[3])
+
+    def _drop(self, body: Any, count: int) -> None:
+        while count:
+            data = self._read(body, min(CHUNK, count))
+            if not data:
+                raise StorageUnavailable(f"Cannot {self._what}: the body was cut short; try again later.")
+            count -= len(data)
+
+    def _read(self, body: Any, count: int) -> bytes:
+        try:
+            data: bytes = body.read(count)
+        except LamfsError:
+            raise
+        except Exception as error:
+            raise self._connection.translated(error, self._what) from error
+        return data

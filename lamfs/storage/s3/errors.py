@@ -1,0 +1,175 @@
+"""The one seam between botocore's exceptions and lamfs.errors. Pure functions, any thread.
+
+Codes are Amazon's ("Error responses" of the S3 API reference) and those of MinIO, Ceph and SeaweedFS where they differ.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
+
+from lamfs.errors import (
+    InvalidArgument,
+    LamfsError,
+    ObjectChanged,
+    ObjectMissing,
+    StorageError,
+    StorageForbidden,
+    StorageFull,
+    StorageMissing,
+    StorageUnavailable,
+)
+
+NO_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.MetadataRetrievalError,
+    boto.NoAuthTokenError,
+    boto.TokenRetrievalError,
+    boto.SSOError,
+    boto.LoginError,
+    boto.ProfileNotFound,
+    boto.ConfigNotFound,
+    boto.ConfigParseError,
+)
+NO_ANSWER = (
+    boto.ConnectionError,
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    boto.ConnectTimeoutError,
+    boto.ReadTimeoutError,
+)
+
+FORBIDDEN = frozenset(
+    {
+        "AccessDenied",
+        "AccessForbidden",
+        "AccountProblem",
+        "AllAccessDisabled",
+        "AuthorizationHeaderMalformed",
+        "ExpiredToken",
+        "Forbidden",
+        "InvalidAccessKeyId",
+        "InvalidSecurity",
+        "InvalidToken",
+        "NotSignedUp",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+        "UnauthorizedAccess",
+    }
+)
+FULL = frozenset(
+    {
+        "BucketQuotaExceeded",
+        "InsufficientCapacity",
+        "InsufficientStorage",
+        "InsufficientStorageSpace",
+        "NoSpaceLeft",
+        "QuotaExceeded",
+        "ServiceQuotaExceededException",
+        "StorageFull",
+        "XMinioAdminBucketQuotaExceeded",
+        "XMinioStorageFull",
+    }
+)
+BUSY = frozenset(
+    {
+        "Busy",
+        "ConditionalRequestConflict",
+        "InternalError",
+        "OperationAborted",
+        "RequestLimitExceeded",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "SlowDownRead",
+        "SlowDownWrite",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "XMinioServerNotInitialized",
+    }
+)
+NOT_IMPLEMENTED = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405"})
+CHANGED = frozenset({"PreconditionFailed", "412"})
+NO_KEY = frozenset({"NoSuchKey", "NoSuchVersion", "NotFound", "404"})
+OTHER_REGION = frozenset({"PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException", "301", "307"})
+BAD_RANGE = frozenset({"InvalidRange", "416"})
+
+
+def code_of(error: BaseException) -> str:
+    """The S3 error code behind a translated error, ``""`` when there is none; HTTP statuses count as codes."""
+    cause = error.__cause__
+    return str(cause.response.get("Error", {}).get("Code", "")) if isinstance(cause, boto.ClientError) else ""
+
+
+def translate(error: Exception, what: str, bucket: str, endpoint: str) -> LamfsError:
+    """The domain error for an exception of boto3.
+
+    ``what`` was tried, as a verb with its object ("read s3://b/k"). HTTP 412 is ObjectChanged here; writers that set
+    a condition turn it into PreconditionFailed.
+    """
+    if isinstance(error, boto.ClientError):
+        return _from_reply(error, what, bucket, endpoint)
+    cause = _short(str(error))
+    if isinstance(error, NO_CREDENTIALS):
+        return StorageForbidden(
+            f"Cannot {what}: there are no usable credentials ({cause}); set AWS_ACCESS_KEY_ID and"
+            " AWS_SECRET_ACCESS_KEY, or choose a profile of ~/.aws/credentials."
+        )
+    if isinstance(error, NO_ANSWER):
+        return StorageUnavailable(
+            f"Cannot {what}: {endpoint} did not answer ({cause}); check that the server runs and the network is up."
+        )
+    if isinstance(error, ResponseParserError):
+        return StorageError(f"Cannot {what}: {endpoint} does not speak S3 ({cause}); check the endpoint URL.")
+    if isinstance(error, ValueError) and not isinstance(error, boto.BotoCoreError):
+        return InvalidArgument(f"Cannot {what}: {cause}; correct the endpoint URL, region or profile.")
+    return StorageError(
+        f"Cannot {what}: {type(error).__name__}: {cause}; check endpoint URL, region and profile.", errno=errno.EIO
+    )
+
+
+def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) -> LamfsError:
+    details = error.response.get("Error", {})
+    code = str(details.get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    cause = _short(f"{code}: {details['Message']}" if details.get("Message") else code or f"HTTP {status}")
+    if code in CHANGED or status == 412:
+        return ObjectChanged(f"Cannot {what}: the object is not the revision that was asked for; look it up again.")
+    if code == "NoSuchBucket":
+        return StorageMissing(
+            f"Cannot {what}: the bucket '{bucket}' does not exist at {endpoint}; create it, or correct its name."
+        )
+    if code in NO_KEY:
+        return ObjectMissing(f"Cannot {what}: there is no such object; it was deleted or never stored.")
+    if code == "RequestTimeTooSkewed":
+        return StorageForbidden(f"Cannot {what}: this machine's clock is wrong ({cause}); set it right.")
+    if code in FULL or status == 507:
+        return StorageFull(f"Cannot {what}: no space is left at {endpoint} ({cause}); free some, or raise the quota.")
+    if code in FORBIDDEN or status in (401, 403):
+        return StorageForbidden(
+            f"Cannot {what}: the bucket '{bucket}' refuses these credentials ({cause}); check the access key, the"
+            " profile and the bucket's policy."
+        )
+    if code in OTHER_REGION or status in (301, 307):
+        region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
+        return StorageError(
+            f"Cannot {what}: the bucket '{bucket}' is in another region{f' ({region})' if region else ''}; give that"
+            " region, or its endpoint URL."
+        )
+    if code == "KeyTooLongError" or status == 414:
+        return StorageError(f"Cannot {what}: the key is too long for S3; shorten it.", errno=errno.ENAMETOOLONG)
+    if code in BUSY or status in (408, 429) or (status >= 500 and status != 501):
+        return StorageUnavailable(f"Cannot {what}: {endpoint} is busy or failing ({cause}); try again later.")
+    return StorageError(f"Cannot {what}: {endpoint} refused ({cause}, HTTP {status}); check what the server supports.")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split()).rstrip(".")
+    return text if len(text) <= 240 else text[:239] + "…"

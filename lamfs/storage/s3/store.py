@@ -1,0 +1,230 @@
+"""S3Store: the ObjectStore over a bucket and prefix. Thread-safe; its state is the connection and two findings about
+the server (whether it knows batch deletes, and If-Match on GET), which only ever go from true to false."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any, Literal
+
+from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.storage.base import Capabilities, ObjectStat, Progress, StorageConfig
+from lamfs.storage.osfiles import source_error, write_fetched
+from lamfs.storage.root import check_object_key
+from lamfs.storage.s3 import upload
+from lamfs.storage.s3.check import check_bucket
+from lamfs.storage.s3.client import Connection, bare, quoted
+from lamfs.storage.s3.download import Download, Sink
+from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
+
+DELETE_BATCH = 1000
+"""Keys per DeleteObjects (Amazon S3)."""
+_NO_BATCHES = NOT_IMPLEMENTED | {"MissingContentMD5", "MalformedXML", "InvalidRequest", "InvalidArgument", "400"}
+"""A server that has no DeleteObjects, wants an older checksum, or cannot read a key as XML: keys go one by one."""
+
+
+class S3Store:
+    """Objects at ``s3://bucket/prefix/key``. Thread-safe."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        self.config = config
+        self._connection = Connection(config)
+        self._transfers = upload.Transfers(self._connection)
+        self._bucket = self._connection.bucket
+        self._base = f"{self._connection.prefix}/" if self._connection.prefix else ""
+        self._batch_delete = True
+        self._guarded = True
+
+    @property
+    def kind(self) -> Literal["s3"]:
+        return "s3"
+
+    @property
+    def cache_name(self) -> str:
+        return f"{self._bucket}/{self._base}".rstrip("/")
+
+    def url(self, key: str) -> str:
+        return f"s3://{self._bucket}/{self._base}{key}"
+
+    def local_path(self, key: str) -> None:
+        """None: objects are not files here."""
+
+    def close(self) -> None:
+        self._transfers.close()
+        self._connection.close()
+
+    def check(self, *, write: bool = True) -> Capabilities:
+        return check_bucket(self, self._connection, write=write)
+
+    # reading
+
+    def head(self, key: str) -> ObjectStat:
+        reply = self._connection.call("head_object", f"read {self.url(key)}", Key=self._key(key))
+        return ObjectStat(key, int(reply["ContentLength"]), bare(reply["ETag"]), _nanoseconds(reply["LastModified"]))
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
+        chunks: list[bytes] = []
+
+        def sink(data: bytes, at: int) -> None:
+            if at == 0:
+                chunks.clear()
+            chunks.append(data)
+
+        self._download(key, offset, length, etag, sink)
+        return b"".join(chunks)
+
+    def get_into(
+        self,
+        key: str,
+        fd: int,
+        *,
+        offset: int,
+        length: int,
+        etag: str | None = None,
+        file_offset: int | None = None,
+    ) -> None:
+        base = offset if file_offset is None else file_offset
+        count = self._download(key, offset, length, etag, lambda data, at: write_fetched(fd, data, base + at))
+        if count < length:
+            raise ObjectChanged(
+                f"The object {self.url(key)} ends before byte {offset + length}, which was asked for; look the"
+                " artifact up again."
+            )
+
+    def _download(self, key: str, offset: int, length: int | None, etag: str | None, sink: Sink) -> int:
+        if length == 0:
+            if etag is not None and self.head(key).etag != etag:
+                raise ObjectChanged(f"The object {self.url(key)} has changed; look the artifact up again.")
+            return 0
+        download = Download(self._connection, self._key(key), self.url(key), etag, self._guarded)
+        count = download.run(offset, length, sink)
+        self._guarded = self._guarded and download.guarded
+        return count
+
+    def list(self, prefix: str = "") -> Iterator[ObjectStat]:
+        what = f"list {self.url(prefix)}"
+        params: dict[str, Any] = {"Prefix": self._base + prefix}
+        while True:
+            page = self._connection.call("list_objects_v2", what, **params)
+            for entry in page.get("Contents", ()):
+                key = entry["Key"].removeprefix(self._base)
+                if key:
+                    yield ObjectStat(key, int(entry["Size"]), bare(entry["ETag"]), _nanoseconds(entry["LastModified"]))
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated") or not token:
+                return
+            params["ContinuationToken"] = token
+
+    # writing
+
+    def put_file(self, key: str, path: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
+        """As the protocol says. Nothing is taken here, so ``consume`` leaves the file where it is."""
+        what = f"store {self.url(key)}"
+        full_key = self._key(key)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise source_error(error, path) from error
+        try:
+            size = os.fstat(fd).st_size
+            if size > upload.MULTIPART_ABOVE:
+                etag = self._transfers.upload(full_key, what, path, fd, size, progress)
+            else:
+                etag = bare(self._transfers.send("put_object", what, path, fd, 0, size, Key=full_key))
+                if progress is not None and size:
+                    progress(size)
+        finally:
+            os.close(fd)
+        return ObjectStat(key, size, etag, time.time_ns())
+
+    def put_bytes(
+        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> ObjectStat:
+        condition: dict[str, Any] = {}
+        if if_none_match:
+            condition["IfNoneMatch"] = "*"
+        if if_match is not None:
+            condition["IfMatch"] = quoted(if_match)
+        what = f"store {self.url(key)}"
+        try:
+            reply = self._connection.call("put_object", what, Key=self._key(key), Body=data, **condition)
+        except (ObjectChanged, ObjectMissing) as error:
+            # ObjectMissing: If-Match found nothing to match. Either way the write may be our own, repeated because
+            # its reply was lost: then the object holds exactly what we wrote.
+            ours = self._written_before(key, data)
+            if ours is not None:
+                return ours
+            reason = "was changed or removed by somebody else" if if_match is not None else "is there already"
+            raise PreconditionFailed(
+                f"Cannot {what}: the object {reason}; read it again.",
+                errno=ObjectChanged.errno if if_match is not None else None,
+            ) from error
+        return ObjectStat(key, len(data), bare(reply["ETag"]), time.time_ns())
+
+    def _written_before(self, key: str, data: bytes) -> ObjectStat | None:
+        with contextlib.suppress(ObjectMissing, ObjectChanged):
+            found = self.head(key)
+            if found.size == len(data) and self.get(key, etag=found.etag) == data:
+                return found
+        return None
+
+    def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+        what = f"copy {self.url(src)} to {self.url(dst)}"
+        found = self.head(src)
+        if etag is not None and found.etag != etag:
+            raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
+        source, target = self._key(src), self._key(dst)
+        if source == target:
+            return found
+        if found.size > upload.COPY_LIMIT:
+            new = self._transfers.copy(source, target, what, found.size, found.etag)
+        else:
+            reply = self._connection.call(
+                "copy_object",
+                what,
+                patient=True,
+                Key=target,
+                CopySource={"Bucket": self._bucket, "Key": source},
+                CopySourceIfMatch=quoted(found.etag),
+            )
+            new = bare(reply["CopyObjectResult"]["ETag"])
+        return ObjectStat(dst, found.size, new, time.time_ns())
+
+    def delete(self, keys: Iterable[str]) -> None:
+        rest = iter([self._key(key) for key in keys])
+        while batch := tuple(islice(rest, DELETE_BATCH)):
+            single = self._delete_batch(batch) if len(batch) > 1 and self._batch_delete else batch
+            for full_key in single:
+                self._delete_one(full_key)
+
+    def _delete_one(self, full_key: str) -> None:
+        with contextlib.suppress(ObjectMissing):
+            self._connection.call("delete_object", f"delete s3://{self._bucket}/{full_key}", Key=full_key)
+
+    def _delete_batch(self, batch: Sequence[str]) -> Sequence[str]:
+        """Delete up to DELETE_BATCH keys in one request. Returns those that must be tried singly, all of them when
+        the server has no batches: a single request retries, and says what is wrong."""
+        try:
+            reply = self._connection.call(
+                "delete_objects",
+                f"delete {len(batch)} objects of s3://{self._bucket}",
+                Delete={"Objects": [{"Key": full_key} for full_key in batch], "Quiet": True},
+            )
+        except StorageError as error:
+            if code_of(error) not in _NO_BATCHES:
+                raise
+            if code_of(error) in NOT_IMPLEMENTED:
+                self._batch_delete = False
+            return batch
+        return [entry["Key"] for entry in reply.get("Errors", ()) if entry.get("Code") not in NO_KEY]
+
+    def _key(self, key: str) -> str:
+        return self._base + check_object_key(key, as_path=False)
+
+
+def _nanoseconds(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000

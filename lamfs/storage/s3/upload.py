@@ -1,0 +1,275 @@
+"""Bodies from files, and multipart: uploads and server-side copies of large objects.
+
+Parts of one object go through a pool of threads that all transfers of the store share. Each transfer has at most
+WINDOW parts waiting or under way, so a terabyte does not hold up the file behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from lamfs.errors import LamfsError, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.storage.base import Progress
+from lamfs.storage.s3.client import Connection, bare, quoted
+from lamfs.storage.s3.errors import code_of
+
+log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+MULTIPART_ABOVE = 64 * MIB
+"""Files up to this size go in one request."""
+PART_SIZE = 16 * MIB
+COPY_LIMIT = 5 << 30
+"""CopyObject takes sources up to 5 GiB (Amazon S3)."""
+COPY_PART_SIZE = 512 * MIB
+MAX_PARTS = 10_000
+IN_MEMORY = 4 * MIB
+"""Bodies up to this size are bytes, larger ones are read as they are sent; see FileSlice."""
+READ_AHEAD = 1 * MIB
+WINDOW = 8
+THREADS = 8
+
+Part = Callable[[int, int, int], str]
+"""Transfers part ``number`` (from 1) at ``offset`` with ``length`` bytes; returns its ETag as the server gave it."""
+
+
+class FileSlice(io.RawIOBase):
+    """A range of an open file as a request body. Uses pread, so slices of one descriptor do not disturb each other.
+
+    ``read`` gives up to READ_AHEAD bytes whatever was asked for: urllib3 asks for 16 KiB, and a system call and a
+    turn of the interpreter for each 16 KiB would cost more than the transfer. ``failure`` keeps the reason when the
+    file could not be read; botocore hides it.
+    """
+
+    def __init__(self, fd: int, offset: int, length: int) -> None:
+        self.failure: Exception | None = None
+        self._fd = fd
+        self._start = offset
+        self._length = length
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = self._length - self._position
+        want = left if size is None or size < 0 else min(left, max(size, READ_AHEAD))
+        try:
+            data = os.pread(self._fd, want, self._start + self._position)
+            if not data and want:
+                raise EOFError(f"the file ended at byte {self._start + self._position}")
+        except (OSError, EOFError) as error:
+            self.failure = error
+            raise
+        self._position += len(data)
+        return data
+
+
+def body_of(fd: int, offset: int, length: int) -> bytes | FileSlice:
+    """The request body for a range of a file. Raises OSError, and EOFError when the file is shorter."""
+    if length > IN_MEMORY:
+        return FileSlice(fd, offset, length)
+    data = os.pread(fd, length, offset)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            raise EOFError(f"the file ended at byte {offset + len(data)}")
+        data += more
+    return data
+
+
+def unreadable(path: str, error: Exception) -> StorageError:
+    """The error for a file that cannot be read, or became shorter, while it was uploaded."""
+    return StorageError(
+        f"The file '{path}' could not be stored: {error}; check that nobody truncates it, and store it again.",
+        errno=getattr(error, "errno", None),
+    )
+
+
+class Transfers:
+    """Transfers that take many requests. Owns the pool of part threads; thread-safe."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        """End the threads; parts under way are finished first."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def send(self, operation: str, what: str, path: str, fd: int, offset: int, length: int, **params: Any) -> str:
+        """PUT a range of a file as an object or a part, trying again. Returns the ETag as the server gave it."""
+
+        def attempt() -> str:
+            try:
+                body = body_of(fd, offset, length)
+            except (OSError, EOFError) as error:
+                raise unreadable(path, error) from error
+            try:
+                reply = self._connection.once(operation, what, Body=body, ContentLength=length, **params)
+            except LamfsError:
+                failure = body.failure if isinstance(body, FileSlice) else None
+                if failure is not None:
+                    raise unreadable(path, failure) from failure
+                raise
+            return str(reply["ETag"])
+
+        return self._connection.retrying(attempt)
+
+    def upload(self, key: str, what: str, path: str, fd: int, size: int, progress: Progress | None) -> str:
+        """Upload ``size`` bytes of a file in parts. Returns the object's ETag."""
+
+        def part(number: int, offset: int, length: int) -> str:
+            return self.send(
+                "upload_part", what, path, fd, offset, length, Key=key, UploadId=upload_id, PartNumber=number
+            )
+
+        upload_id = self._begin(key, what)
+        return self._transfer(key, what, upload_id, part, size, PART_SIZE, progress)
+
+    def copy(self, source: str, key: str, what: str, size: int, etag: str) -> str:
+        """Copy an object over COPY_LIMIT within the bucket, in parts. Returns the new object's ETag."""
+
+        def part(number: int, offset: int, length: int) -> str:
+            reply = self._connection.call(
+                "upload_part_copy",
+                what,
+                patient=True,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                CopySource={"Bucket": self._connection.bucket, "Key": source},
+                CopySourceIfMatch=quoted(etag),
+                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+            )
+            return str(reply["CopyPartResult"]["ETag"])
+
+        upload_id = self._begin(key, what)
+        return self._transfer(key, what, upload_id, part, size, COPY_PART_SIZE, None)
+
+    def _begin(self, key: str, what: str) -> str:
+        return str(self._connection.call("create_multipart_upload", what, Key=key)["UploadId"])
+
+    def _transfer(
+        self,
+        key: str,
+        what: str,
+        upload_id: str,
+        part: Part,
+        size: int,
+        part_size: int,
+        progress: Progress | None,
+    ) -> str:
+        try:
+            etags = self._parts(part, size, part_size_for(size, part_size), progress)
+            return self._complete(key, what, upload_id, etags)
+        except BaseException:
+            with contextlib.suppress(LamfsError):
+                self._connection.call("abort_multipart_upload", what, Key=key, UploadId=upload_id)
+            raise
+
+    def _parts(self, part: Part, size: int, part_size: int, progress: Progress | None) -> list[str]:
+        """Transfer all parts, WINDOW at a time. On an error no new part begins, and those under way are waited for."""
+        etags = [""] * -(-size // part_size)
+        pending: dict[Future[str], int] = {}
+        todo = iter(range(len(etags)))
+        try:
+            while True:
+                while len(pending) < WINDOW and (index := next(todo, None)) is not None:
+                    length = min(part_size, size - index * part_size)
+                    pending[self._threads().submit(part, index + 1, index * part_size, length)] = index
+                if not pending:
+                    return etags
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    index = pending.pop(future)
+                    etags[index] = future.result()
+                    if progress is not None:
+                        progress(min(part_size, size - index * part_size))
+        finally:
+            for future in pending:
+                future.cancel()
+            wait(pending)
+
+    def _complete(self, key: str, what: str, upload_id: str, etags: list[str]) -> str:
+        parts = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
+        tries = 0
+
+        def attempt() -> str:
+            nonlocal tries
+            tries += 1
+            try:
+                reply = self._connection.once(
+                    "complete_multipart_upload",
+                    what,
+                    patient=True,
+                    Key=key,
+                    UploadId=upload_id,
+                    MultipartUpload={"Parts": parts},
+                )
+            except StorageError as error:
+                if tries > 1 and code_of(error) in ("NoSuchUpload", "404"):
+                    return self._completed_before(key, what, etags, error)
+                raise
+            return bare(reply["ETag"])
+
+        return self._confirmed(key, what, self._connection.retrying(attempt, patient=True))
+
+    def _confirmed(self, key: str, what: str, etag: str) -> str:
+        """The ETag by which the object is known from now on. rclone and some gateways give another one for multipart
+        than the reply said; an object recorded with that could never be read again."""
+        found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
+        if found != etag:
+            log.warning("Stored with ETag %s, found with ETag %s, which is the one that counts (%s)", etag, found, what)
+        return found
+
+    def _completed_before(self, key: str, what: str, etags: list[str], error: StorageError) -> str:
+        """The reply to an earlier try may have been lost: then the object is there, with the ETag that Amazon S3
+        documents for multipart. Anything else means that the upload must be done again."""
+        with contextlib.suppress(ObjectMissing):
+            found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
+            if found == multipart_etag(etags):
+                return found
+        raise StorageUnavailable(f"Cannot {what}: the multipart upload is gone; store it again.") from error
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(THREADS, "lamfs-part")
+            return self._pool
+
+
+def part_size_for(size: int, part_size: int) -> int:
+    """Bytes per part: ``part_size``, or as many whole MiB as it takes for at most MAX_PARTS parts."""
+    return max(part_size, -(-size // MAX_PARTS // MIB) * MIB)
+
+
+def multipart_etag(etags: list[str]) -> str | None:
+    """md5 of the parts' md5 digests with the number of parts, or None when the part ETags are no md5."""
+    try:
+        digests = [bytes.fromhex(bare(etag)) for etag in etags]
+    except ValueError:
+        return None
+    return f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(digests)}"
