@@ -38,8 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": PURE,
     "fuse": MIDDLE | {"fs"},
     "api": MIDDLE | {"ops", "core"},
-    "cli": MIDDLE | {"ops", ""},
-    # Wires a mount together; nobody imports it, the CLI starts it as a program.
+    # Of the daemon: its options, and launch.py, which starts it as a program.
+    "cli": MIDDLE | {"ops", "daemon", ""},
+    # Wires a mount together; nobody below imports it.
     "daemon": MIDDLE | {"fs", "fuse", "ops", ""},
     "__main__": {"cli"},
     # lamfs/__init__.py: what `import lamfs as ln` gives.
@@ -168,7 +169,7 @@ def test_the_rules_have_no_way_round() -> None:
         assert part not in allowed
         for below in allowed:
             assert part not in MAY_IMPORT[below] or "" in (part, below), f"{part} and {below} may import each other"
-    assert not any("daemon" in allowed for allowed in MAY_IMPORT.values())
+    assert [part for part, allowed in MAY_IMPORT.items() if "daemon" in allowed] == ["cli"]
 
 
 BAD = [
@@ -184,7 +185,7 @@ BAD = [
     ("fuse/calls.py", "from lamfs.ops import save", "fuse may not import ops"),
     ("ops/save.py", "from lamfs.api import Artifact", "ops may not import api"),
     ("ops/save.py", "import importlib\nimportlib.import_module('lamfs.api')", "ops may not import api"),
-    ("cli/mount.py", "import lamfs.daemon.main", "cli may not import daemon"),
+    ("api/mount.py", "import lamfs.daemon.launch", "api may not import daemon"),
     ("cli/mount.py", "from lamfs import api", "cli may not import api"),
     ("fs/files.py", "from lamfs import __version__", "fs may not import lamfs"),
     ("fs/files.py", "import lamfs", "fs may not import lamfs"),
