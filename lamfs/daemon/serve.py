@@ -61,7 +61,10 @@ def serve(options: MountOptions, ready: Callable[[], None], progress: Callable[[
             take_over(instance)
         user = instance.user()
         mount = _Mount(options, instance, Provenance(user_id=user.id if user else None), ready, progress)
-        trio.run(mount.run, strict_exception_groups=False)
+        try:
+            trio.run(mount.run)
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
         if not options.read_only and not mount.hurried:
             snapshot.push(instance)
 
@@ -212,6 +215,15 @@ class _Mount:
                 self._context.policy.read_only = True
             except LamfsError as error:
                 log.warning("could not renew the lock in storage: %s", error)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first in the mount's tasks: a domain error with its sentence, if there is one."""
+    known = group.subgroup(LamfsError)
+    error: BaseException = known or group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _fuse_options(options: MountOptions) -> set[str]:

@@ -170,9 +170,8 @@ class FileSystem:
         """Size and free space of the storage: the disk of a local folder; a bucket has no end, so 1 PiB is free."""
         artifacts = self.context.registry.artifacts
         files = artifacts.count()
-        local = self.context.store.local_path("")
-        if local is not None:
-            info = os.statvfs(local)
+        if self.context.store.kind == "local":
+            info = os.statvfs(self.context.store.config.root)
             return Space(info.f_frsize, info.f_blocks, info.f_bavail, files + info.f_favail, info.f_favail)
         used = (artifacts.total_bytes() + 4095) // 4096
         return Space(4096, used + PIB // 4096, PIB // 4096, files + (1 << 32), 1 << 32)
