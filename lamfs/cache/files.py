@@ -158,53 +158,59 @@ def _copy_in(
     store: ObjectStore, index: CacheIndex, cache_dir: Path, path: str, revision: Revision, progress: Progress | None
 ) -> None:
     """Reflink or copy an object of a local folder to the cache: whole and checked before it gets its name."""
-    source = store.local_path(revision.object_key)
+    source, full = store.local_path(revision.object_key), cache_dir / path
     assert source is not None
-    full = cache_dir / path
     try:
         src = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         raise ObjectMissing(f"The object {source} is gone; restore it, or delete its artifact.") from None
     except OSError as error:
         raise StorageError(f"The object {source} cannot be opened: {error}.", errno=error.errno) from error
+    dst = -1
+    temporary = f"{os.path.dirname(path)}/.lamfs-{secrets.token_hex(8)}"
     try:
-        changed = ObjectChanged(f"The object {source} is not the revision that was saved; look the artifact up again.")
         if etag_of(os.fstat(src)) != revision.etag:
-            raise changed
-        temporary = full.with_name(f".lamfs-{secrets.token_hex(8)}")
+            raise _changed(source)
+        floor = 0
         try:
             sparse.make_parents(index, cache_dir, path)
-            dst = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise sparse.cache_error(error, full) from error
-        try:
-            try:
-                copying.copy_fd(src, dst)
-            except OSError as error:
-                raise sparse.cache_error(error, full) from error
-            for block in range(revision.block_count()):
-                if not _block_is_right(dst, revision, block):
-                    raise (changed if etag_of(os.fstat(src)) != revision.etag else _damaged(store, revision, block))
-                if progress is not None:
-                    progress(_span(revision, block)[1])
-            floor = full.lstat().st_mtime_ns if os.path.lexists(full) else 0
+            dst = os.open(cache_dir / temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            ino = sparse.ino_of(os.fstat(dst))
+            # a row, so that a copy which is never finished is evicted some day
+            index.reset(temporary, revision.etag, revision.size, ino=ino, full=True)
+            copying.copy_fd(src, dst)
+            _check_copy(store, src, dst, revision, progress)
+            if os.path.lexists(full):
+                floor = full.lstat().st_mtime_ns
             if full.is_dir():
                 sparse.clear_way(index, cache_dir, path)
-            ino = sparse.ino_of(os.fstat(dst))
-            try:
-                os.rename(temporary, full)
-            except OSError as error:
-                raise sparse.cache_error(error, full) from error
-            index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=True)
-            sparse.seal(index, path, revision, dst)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        finally:
-            os.close(dst)
+            os.rename(cache_dir / temporary, full)
+        except OSError as error:
+            raise sparse.cache_error(error, full) from error
+        index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=True)
+        sparse.seal(index, path, revision, dst)
     finally:
         os.close(src)
+        if dst >= 0:
+            os.close(dst)
+            with contextlib.suppress(OSError):
+                os.unlink(cache_dir / temporary)
+            index.forget(temporary)
+
+
+def _check_copy(store: ObjectStore, src: int, dst: int, revision: Revision, progress: Progress | None) -> None:
+    """Verify each block of a copy. Raises ObjectChanged when the source is being written to, else DamagedData."""
+    for block in range(revision.block_count()):
+        if not _block_is_right(dst, revision, block):
+            if etag_of(os.fstat(src)) != revision.etag:
+                raise _changed(store.url(revision.object_key))
+            raise _damaged(store, revision, block)
+        if progress is not None:
+            progress(_span(revision, block)[1])
+
+
+def _changed(name: str) -> ObjectChanged:
+    return ObjectChanged(f"The object {name} is not the revision that was saved; look the artifact up again.")
 
 
 def _right(full: Path, revision: Revision) -> bool:

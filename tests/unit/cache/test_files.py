@@ -241,6 +241,20 @@ def test_a_cache_directory_that_cannot_be_used(rig: Rig) -> None:
         rig.file(rig.put("k", b"abc"))
 
 
+def test_a_copy_that_was_never_finished_is_evicted_some_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig("local", tmp_path)
+    revision = rig.put("d/k", b"abc")
+    with monkeypatch.context() as patch:
+        patch.setattr("lamfs.cache.files.os.unlink", lambda path: None)
+        patch.setattr(CacheIndex, "forget", lambda self, path: None)
+        with pytest.raises(KeyboardInterrupt):
+            rig.file(revision, progress=lambda count: (_ for _ in ()).throw(KeyboardInterrupt))
+    [left] = os.listdir(cache_path(rig.dir, rig.store, "d"))
+    assert left.startswith(".lamfs-")
+    evict(rig.index, rig.dir, [row.path for row in rig.index.least_recent(5)])
+    assert not cache_path(rig.dir, rig.store, "d").exists()
+
+
 def test_evicting_takes_paths_of_both_kinds_and_nothing_outside(s3: Rig, tmp_path: Path) -> None:
     one, two = s3.file(s3.put("d/one", b"1")), s3.file(s3.put("d/two", b"2"))
     (tmp_path / "precious").write_bytes(b"x")
