@@ -10,7 +10,8 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
-from lamfs.keys import key_with_suffix, object_key_for, root_path, suffix_of
+from lamfs.errors import AlreadyExists, NotFound
+from lamfs.keys import key_with_suffix, object_key_for, suffix_of
 from lamfs.model import (
     AUTO_INO,
     AUTO_KEY_PREFIX,
@@ -159,7 +160,9 @@ class Commits:
 
     # -- saves (the Python API and the CLI) ---------------------------------------------------------------------
 
-    def announce_save(self, record: ArtifactRecord, *, foreign: str | None = None) -> tuple[int, str]:
+    def announce_save(
+        self, record: ArtifactRecord, *, foreign: str | None = None, mode: int = 0o644
+    ) -> tuple[int, str]:
         """Journal a save of ``record`` (its revision's etag not known yet). Returns the journal id and the object
         key to store under, which is not one that holds another artifact's bytes.
 
@@ -169,7 +172,9 @@ class Commits:
         with self._db.transaction():
             home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
             object_key = self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, None)
-            payload = save_payload(record)
+            old = self._artifacts.by_uid(record.uid)
+            base = None if old is None else [old.revision.object_key, old.revision.etag]
+            payload = save_payload(record) | {"base": base, "mode": mode}
             # Written anew in a moment; what another process is about to delete was not chosen above.
             if not self._journal.drop_delete(object_key) and foreign is not None and object_key == home:
                 payload["foreign"] = foreign
@@ -180,7 +185,8 @@ class Commits:
     ) -> ArtifactRecord:
         """The bytes of ``record`` are in storage: insert or update its row, name it in the tree, owe the stale object.
 
-        Raises AlreadyExists when the key was taken meanwhile (the object is then owed a deletion).
+        Raises AlreadyExists when the key was taken meanwhile, NotFound when the artifact was deleted for good; then
+        nothing has changed, and the caller abandons the save.
         """
         with self._db.transaction():
             content, object_key = record.revision.content, record.revision.object_key
@@ -188,6 +194,9 @@ class Commits:
             now = now_ns()
             old = self._artifacts.by_uid(record.uid)
             if old is None:
+                entry = self._journal.get(entry_id)
+                if entry is not None and entry.payload.get("base") is not None:
+                    raise NotFound(f"The artifact {record.uid} was deleted for good while it was being replaced.")
                 inode = self._tree.new_inode(stat.S_IFREG | mode, uid, gid, now=now)
                 self._namespace.place(inode, record.key, record.uid, record.suffix)
                 record.ino, record.revision = inode.ino, revision
@@ -223,15 +232,14 @@ class Commits:
         if not names:
             return
         parent, name = names[0]
-        new_name = record.uid + record.suffix if old.key is None else root_path(record.key or "")[1]
-        if old.key is not None and record.key is None:
-            new_name = key_with_suffix(name, old.suffix, record.suffix)
+        # The name as it is now: the file may have been renamed while its bytes were on their way.
+        new_name = record.uid + record.suffix if old.key is None else key_with_suffix(name, old.suffix, record.suffix)
         if new_name == name:
             return
         inode = self._tree.get(old.ino)
         assert inode is not None
         if self._tree.lookup(parent, new_name) is not None:
-            self._namespace.unlink(parent, new_name)
+            raise AlreadyExists(f"The name '{new_name}' beside '{name}' is taken; rename or delete what is there.")
         self._tree.move_entry(parent, name, parent, new_name, inode, now_ns())
         self._artifacts.update(record.uid, key=None if parent == AUTO_INO else self._tree.path(old.ino))
         self._changes.entry(parent, name, old.ino)
@@ -270,6 +278,13 @@ class Commits:
                 continue
             return None if target == at or self._journal.claimed(target, uid, None, moves=False) else (artifact, target)
         return None
+
+    def is_home(self, uid: str) -> bool:
+        """Whether the object of an artifact is where its key and suffix say; also when there is no such artifact."""
+        artifact = self._artifacts.by_uid(uid)
+        return artifact is None or artifact.revision.object_key == object_key_for(
+            uid, artifact.suffix, artifact.key, artifact.key_is_virtual
+        )
 
     def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str) -> bool:
         """The object was copied: point the row at the copy and owe the deletion of the original.

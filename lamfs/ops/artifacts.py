@@ -1,0 +1,362 @@
+"""Save, replace, cache, trash, restore and delete artifacts: what the Python API and the CLI share. Synchronous.
+
+Any thread. Every change holds the lease first, journals each step before it runs, and tells live mounts afterwards.
+No transaction is open while storage is asked for anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace as with_fields
+from pathlib import Path
+from typing import Any
+
+from lamfs.cache import files as cache_files
+from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectChanged, ObjectMissing
+from lamfs.keys import object_key_for
+from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision
+from lamfs.ops import drafts, messages, mounts, recover
+from lamfs.ops.drafts import Draft
+from lamfs.ops.instance import Instance
+from lamfs.registry import Provenance
+
+log = logging.getLogger("lamfs.artifacts")
+
+Progress = Callable[[int], None]
+
+SYNC_SILENCE = 60.0
+"""Seconds that a mount which was asked to sync may say nothing."""
+MIN_PREFIX = 8
+"""Fewest characters of a uid that name an artifact."""
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    instance: Instance,
+    path: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    description: str | None = None,
+    run: int | None = None,
+    transform: int | None = None,
+    virtual: bool = True,
+    progress: Progress | None = None,
+) -> ArtifactRecord:
+    """Save a file as an artifact, or as the new content of the artifact that has the key. ``run``, ``transform``: row
+    ids. Raises as drafts.draft_new and commit do."""
+    origin = Provenance(_user_id(instance), run, transform)
+    if key is None and description is None and run is None:
+        description = Path(path).name
+    draft = drafts.draft_new(instance, path, key=key, description=description, origin=origin, virtual=virtual)
+    return commit(instance, draft, progress=progress)
+
+
+def replace(
+    instance: Instance,
+    uid: str,
+    path: str | os.PathLike[str],
+    *,
+    run: int | None = None,
+    transform: int | None = None,
+    progress: Progress | None = None,
+) -> ArtifactRecord:
+    """Replace the content of an artifact by a file. Raises as drafts.draft_replace and commit do."""
+    draft = drafts.draft_replace(instance, by_uid(instance, uid), path, origin=Provenance(None, run, transform))
+    return commit(instance, draft, progress=progress)
+
+
+def commit(instance: Instance, draft: Draft, *, progress: Progress | None = None) -> ArtifactRecord:
+    """Store what a draft describes: object first, row second, stale object last. Returns the record as it is then.
+
+    Raises storage errors (the old revision is whole then), AlreadyExists (the key was taken meanwhile), NotFound (the
+    artifact was deleted for good), InvalidArgument (the file is gone or being written).
+    """
+    instance.hold()
+    record = draft.record
+    if not draft.pending:
+        return _update(instance, record)
+    registry = instance.registry
+    if registry.db.one("SELECT 1 FROM journal WHERE op='save' LIMIT 1"):
+        # An interrupted save of the same artifact must not come after this one.
+        recover.finish_saves(instance, strict=True)
+    before = registry.artifacts.by_uid(record.uid)
+    if before is not None and before.ino is not None:
+        settle(instance, before.ino)
+    if record.created_by_id is None:
+        record.created_by_id = _user_id(instance)
+    if draft.etag is not None:
+        key = record.revision.object_key
+        found = instance.store.head(key)
+        if found.etag != draft.etag:
+            raise ObjectChanged(f"The object {instance.store.url(key)} has changed since; register it again.")
+        saved = registry.commits.save(0, record, found.etag, mode=0o644, uid=os.getuid(), gid=os.getgid())
+    else:
+        saved = _store(instance, draft, progress)
+    recover.run_owed(instance)
+    mounts.poke(instance.settings)
+    return registry.artifacts.by_uid(saved.uid) or saved
+
+
+def _store(instance: Instance, draft: Draft, progress: Progress | None) -> ArtifactRecord:
+    assert draft.path is not None
+    registry, store = instance.registry, instance.store
+    for _ in range(3):
+        _rehash_if_changed(draft)
+        record = with_fields(draft.record)
+        _refuse_taken(instance, record)
+        mode = 0o644 if draft.temporary else draft.path.stat().st_mode & 0o777
+        foreign = _foreign(instance, record)
+        with recover.storage_work:
+            entry_id, object_key = registry.commits.announce_save(record, foreign=foreign, mode=mode)
+            recover.active.add(entry_id)
+        record.revision = Revision(record.revision.content, object_key, "")
+        try:
+            etag = recover.copy_twin(instance, record.revision.content, object_key)
+            if etag is None:
+                path = str(draft.path)
+                etag = store.put_file(object_key, path, consume=draft.temporary, progress=progress).etag
+                if not draft.temporary and drafts.stamp_of(draft.path) != draft.stamp:
+                    # Written to while it was sent: nobody knows what the object holds.
+                    recover.active.discard(entry_id)
+                    _settle_failed(instance, entry_id)
+                    continue
+            return registry.commits.save(entry_id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid())
+        except (LamfsError, OSError) as error:
+            recover.active.discard(entry_id)
+            saved = _settle_failed(instance, entry_id)
+            if saved is not None:
+                return saved  # the bytes are there: only the reply was lost
+            if isinstance(error, LamfsError):
+                raise
+            raise InvalidArgument(f"The file {draft.path} cannot be read: {error}.", errno=error.errno) from error
+        finally:
+            recover.active.discard(entry_id)
+    raise InvalidArgument(f"The file {draft.path} is being written; save it when that is done.")
+
+
+def _settle_failed(instance: Instance, entry_id: int) -> ArtifactRecord | None:
+    """After a failed step: finish the save if its bytes are in storage, else undo it. None: undone, or still owed."""
+    entry = instance.registry.journal.get(entry_id)
+    if entry is None:
+        return None
+    try:
+        saved = recover.finish_save(instance, entry)
+        recover.run_owed(instance, ops=("delete",))
+        return saved
+    except LamfsError as error:
+        log.debug("save %d stays owed: %s", entry_id, error)
+        return None
+
+
+def _rehash_if_changed(draft: Draft) -> None:
+    assert draft.path is not None
+    drafts.check_file(draft.path)
+    if drafts.stamp_of(draft.path) != draft.stamp:
+        content, draft.stamp = drafts.hash_stable(draft.path)
+        draft.record.revision = Revision(content, "", "")
+
+
+def _refuse_taken(instance: Instance, record: ArtifactRecord) -> None:
+    """Before bytes are sent: the key is free, or the artifact's own. Raises AlreadyExists."""
+    if record.key is None or instance.registry.artifacts.by_uid(record.uid) is not None:
+        return
+    if instance.registry.tree.resolve(record.key) is not None:
+        raise AlreadyExists(f"The key '{record.key}' was taken meanwhile; choose another, or save the file again.")
+
+
+def _foreign(instance: Instance, record: ArtifactRecord) -> str | None:
+    """ETag of an object at the artifact's real key that is no artifact's."""
+    if record.key is None or record.key_is_virtual:
+        return None
+    home = object_key_for(record.uid, record.suffix, record.key, False)
+    if instance.registry.artifacts.with_object(home) is not None:
+        return None
+    try:
+        return instance.store.head(home).etag
+    except ObjectMissing:
+        return None
+
+
+def _update(instance: Instance, record: ArtifactRecord) -> ArtifactRecord:
+    """Save what a person may change of a record without new content: its description."""
+    registry = instance.registry
+    with registry.db.transaction():
+        current = by_uid(instance, record.uid)
+        if (current.description, current.run_id) != (record.description, record.run_id):
+            registry.artifacts.update(
+                record.uid, description=record.description, run_id=record.run_id, transform_id=record.transform_id
+            )
+            assert current.ino is not None
+            registry.changes.record(current.ino)
+    mounts.poke(instance.settings)
+    return by_uid(instance, record.uid)
+
+
+def _user_id(instance: Instance) -> int | None:
+    user = instance.user()
+    return user.id if user is not None else None
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def by_uid(instance: Instance, uid: str) -> ArtifactRecord:
+    """An artifact by its full uid. Raises NotFound."""
+    found = instance.registry.artifacts.by_uid(uid)
+    if found is None:
+        raise NotFound(f"There is no artifact with uid '{uid}'; it was deleted for good, or is of another instance.")
+    return found
+
+
+def find(instance: Instance, name: str, *, trash: bool = False) -> ArtifactRecord:
+    """The artifact that a person means: a path inside a mount of the instance, a key, a uid, or the beginning of one
+    (8 characters or more) if only one has it. With ``trash`` also by the key it had there. Raises NotFound."""
+    registry = instance.registry
+    inside = mounts.find_by_path(name)
+    if inside is not None and inside[0].slug == instance.settings.slug:
+        found = _at_path(instance, inside[1], trash)
+        if found is None:
+            raise NotFound(f"There is no artifact at {name}; it may be a directory, a link, or not stored yet.")
+        return found
+    found = registry.artifacts.by_uid(name) or _at_path(instance, name.strip("/"), trash)
+    if found is not None:
+        return found
+    if len(name) >= MIN_PREFIX and name.isalnum():
+        matches = list(registry.artifacts.filter(uid__startswith=name, visibility=None))
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise NotFound(f"'{name}' begins the uids of {len(matches)} artifacts; give more of it.")
+    raise NotFound(f"There is no artifact '{name}': no path in a mount, key or uid; 'lamfs ls' shows what there is.")
+
+
+def _at_path(instance: Instance, key: str, trash: bool) -> ArtifactRecord | None:
+    registry = instance.registry
+    inode = registry.tree.resolve(key) if key else None
+    found = None
+    if inode is not None:
+        found = registry.artifacts.by_ino(inode.ino)
+        if found is None and registry.journal.put_of(inode.ino) is not None:
+            settle(instance, inode.ino)
+            found = registry.artifacts.by_ino(inode.ino)
+    if found is None and trash:
+        uid = key.removeprefix(AUTO_KEY_PREFIX).partition(".")[0] if key.startswith(AUTO_KEY_PREFIX) else ""
+        found = registry.artifacts.trashed(key) or (registry.artifacts.by_uid(uid) if uid else None)
+    return found
+
+
+def settle(instance: Instance, ino: int) -> bool:
+    """See to it that what a mount has still to store of a file is stored. False, after a warning, when it is not."""
+    journal = instance.registry.journal
+    if journal.put_of(ino) is None:
+        return True
+    problem = "it is still open, or its mount has not got to it"
+    try:
+        writable = [record for record in mounts.live(instance.settings) if not record.read_only]
+        for record in writable:
+            mounts.request(record, {"cmd": "sync"}, timeout=SYNC_SILENCE)
+        if not writable:
+            instance.hold()
+            recover.finish_puts(instance)
+    except LamfsError as error:
+        problem = str(error)
+    if journal.put_of(ino) is None:
+        return True
+    name = instance.registry.tree.path(ino) or f"inode {ino}"
+    messages.warn(f"the newest bytes of '{name}' are not in storage yet ({problem}); the last stored revision is used")
+    return False
+
+
+def cache(instance: Instance, record: ArtifactRecord, progress: Progress | None = None) -> Path:
+    """The complete, verified file of an artifact's newest revision below the cache directory.
+
+    Raises NotFound, and storage errors (ObjectMissing, DamagedData, StorageUnavailable …).
+    """
+    current = by_uid(instance, record.uid)
+    if current.ino is not None and not settle(instance, current.ino):
+        log.debug("caching the stored revision of %s", record.uid)
+    for _ in range(8):
+        current = by_uid(instance, record.uid)
+        try:
+            return cache_files.cache_file(
+                instance.store, instance.cache_index, instance.cache_dir, current.revision, progress=progress
+            )
+        except (ObjectChanged, ObjectMissing):
+            if by_uid(instance, record.uid).revision == current.revision:
+                if not _rests(instance, current):
+                    continue
+                raise
+    return cache_files.cache_file(
+        instance.store, instance.cache_index, instance.cache_dir, current.revision, progress=progress
+    )
+
+
+def _rests(instance: Instance, record: ArtifactRecord) -> bool:
+    """Whether nobody is at work on an artifact's object; an interrupted save on it is finished here."""
+    entries = [entry for entry in instance.registry.journal.entries() if entry.uid == record.uid]
+    if not any(entry.op == "save" for entry in entries):
+        return True
+    instance.hold()
+    recover.finish_saves(instance)
+    return False
+
+
+def url(instance: Instance, record: ArtifactRecord) -> str:
+    """Where the object of a record is: ``s3://bucket/key`` or a path."""
+    return instance.store.url(record.revision.object_key)
+
+
+# -- leaving ----------------------------------------------------------------------------------------------------------
+
+
+def trash(instance: Instance, record: ArtifactRecord) -> ArtifactRecord:
+    """Move an artifact to the trash; its bytes are kept. Raises NotFound."""
+    instance.hold()
+    instance.registry.names.trash(record.uid)
+    mounts.poke(instance.settings)
+    return by_uid(instance, record.uid)
+
+
+def restore(instance: Instance, record: ArtifactRecord, key: str | None = None) -> ArtifactRecord:
+    """Bring an artifact back from the trash, to ``key`` or where it was. Raises NotFound, AlreadyExists, InvalidName."""
+    instance.hold()
+    instance.registry.names.restore(record.uid, key)
+    recover.run_owed(instance)
+    mounts.poke(instance.settings)
+    return by_uid(instance, record.uid)
+
+
+def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> ArtifactRecord:
+    """Delete an artifact for good: row, then object; with ``storage=False`` the object stays, with a warning.
+
+    Returns the record as it was. Raises NotFound.
+    """
+    instance.hold()
+    registry = instance.registry
+    if registry.db.one("SELECT 1 FROM journal WHERE op='save' AND uid=? LIMIT 1", (record.uid,)):
+        recover.finish_saves(instance, strict=True)
+    pending = registry.journal.put_of(record.ino) if record.ino is not None else None
+    gone = registry.names.purge(record.uid, storage=storage)
+    if pending is not None and pending.src and not mounts.live(instance.settings):
+        with contextlib.suppress(OSError):
+            (instance.settings.spool_dir / pending.src).unlink()
+    if not storage:
+        messages.warn(f"you will retain a dangling store here: {url(instance, gone)}, not referenced via an artifact")
+    recover.run_owed(instance)
+    mounts.poke(instance.settings)
+    return gone
+
+
+def in_trash(record: ArtifactRecord) -> bool:
+    """Whether an artifact is in the trash."""
+    return record.visibility == TRASH
+
+
+def info(instance: Instance, record: ArtifactRecord) -> dict[str, Any]:
+    """An artifact's record for people and JSON: what ``lamfs info`` prints."""
+    return instance.registry.describe(record)

@@ -1,0 +1,329 @@
+"""What a save or replace would do, found out before anything is stored: Draft. Synchronous, any thread.
+
+Rules (DESIGN, and LaminDB 0.72 where they do not differ): a copy is a file, so equal bytes under another key make
+another artifact; a key that exists names that artifact, whose content is then replaced; equal bytes under the same key
+are the existing artifact. Equality is decided on the BLAKE3 block hashes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lamfs import hashing
+from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectMissing
+from lamfs.keys import check_key, key_with_suffix, root_path, suffix_of
+from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, Revision, new_uid
+from lamfs.ops import messages
+from lamfs.ops.instance import Instance
+from lamfs.registry import Provenance
+from lamfs.storage.base import ObjectStore
+
+
+class FileMissing(NotFound, FileNotFoundError):
+    """The file that was to be saved does not exist."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """An artifact as it shall become, and the file its bytes come from.
+
+    ``path`` None: nothing is to be stored (the record is that of an existing artifact, or with ``etag`` that of an
+    object which is in storage already). ``temporary``: the file is ours and may be taken. ``stamp``: what stat(2) said
+    when the file was hashed. ``replaces``: the artifact's record before.
+    """
+
+    record: ArtifactRecord
+    path: Path | None = None
+    stamp: tuple[int, ...] = ()
+    temporary: bool = False
+    replaces: ArtifactRecord | None = None
+    etag: str | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether ``commit`` has something to do."""
+        return self.path is not None or self.etag is not None
+
+
+def draft_new(
+    instance: Instance,
+    path: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    description: str | None = None,
+    origin: Provenance | None = None,
+    virtual: bool = True,
+    accessor: str | None = None,
+    temporary: bool = False,
+) -> Draft:
+    """What saving a file as an artifact would do.
+
+    Raises InvalidArgument and InvalidName (ValueErrors), FileMissing, AlreadyExists, RegistryError.
+    """
+    origin = origin or Provenance()
+    inside = key_in_storage(instance.store, path)
+    if inside is not None:
+        return _draft_in_place(instance, inside, key, description, origin, accessor)
+    if key is None and description is None and origin.run_id is None:
+        raise InvalidArgument("Pass one of key, run or description as a parameter.")
+    if key is not None:
+        key = check_key(key, real=not virtual)
+    source = check_file(path)
+    content, stamp = hash_stable(source)
+    registry = instance.registry
+    if key is None:
+        for twin in registry.artifacts.same_content(content):
+            if twin.key is None and twin.visibility > -1:
+                return _existing(twin, description)
+    else:
+        there = _at_key(instance, key)
+        if there is not None:
+            if content.same_bytes(there.revision.content):
+                return _existing(there, description)
+            messages.warn(f"artifact with key '{key}' exists: its content will be replaced upon `save()`")
+            record = replace(
+                there,
+                revision=Revision(content, "", ""),
+                description=there.description if description is None else description,
+                accessor=there.accessor if accessor is None else accessor,
+            )
+            _link(record, origin)
+            return Draft(record, source, stamp, temporary, replaces=there)
+    suffix = suffix_of(source.name) if key is None else suffix_of(root_path(key)[1])
+    record = ArtifactRecord(
+        uid=new_uid(), key=key, suffix=suffix, revision=Revision(content, "", ""), description=description,
+        key_is_virtual=virtual, accessor=accessor,
+    )  # fmt: skip
+    _link(record, origin)
+    return Draft(record, source, stamp, temporary)
+
+
+def draft_replace(
+    instance: Instance,
+    before: ArtifactRecord,
+    path: str | os.PathLike[str],
+    *,
+    origin: Provenance | None = None,
+    temporary: bool = False,
+) -> Draft:
+    """What replacing the content of a saved artifact would do; not pending when the bytes are the same.
+
+    uid, description, accessor and provenance stay; another suffix changes the key. Raises InvalidArgument (a
+    ValueError), FileMissing, NotFound.
+    """
+    registry = instance.registry
+    if key_in_storage(instance.store, path) is not None:
+        raise InvalidArgument("Can only replace with a local file not in any Storage.")
+    source = check_file(path)
+    current = registry.artifacts.by_uid(before.uid)
+    if current is None:
+        raise NotFound(f"The artifact {before.uid} was deleted for good; save the file as a new one.")
+    content, stamp = hash_stable(source)
+    if content.same_bytes(current.revision.content):
+        return _existing(current, None)
+    record = replace(current, revision=Revision(content, "", ""), suffix=suffix_of(source.name))
+    if record.suffix != current.suffix and current.key is not None:
+        record.key = check_key(
+            key_with_suffix(current.key, current.suffix, record.suffix), real=not current.key_is_virtual
+        )
+        if current.visibility > -1 and registry.tree.resolve(record.key) is not None:
+            raise InvalidArgument(
+                f"Replacing '{current.key}' by a '{record.suffix}' file would change its key to '{record.key}', which"
+                " is taken; rename or delete what is there."
+            )
+        if not current.key_is_virtual:
+            messages.warn(
+                f"replacing the file will replace key '{current.key}' with '{record.key}' and delete '{current.key}'"
+                " upon `save()`"
+            )
+    if origin is not None:
+        _link(record, origin)
+    return Draft(record, source, stamp, temporary, replaces=current)
+
+
+def _link(record: ArtifactRecord, origin: Provenance) -> None:
+    """Link a record to the run that makes its content. Who created it stays."""
+    if record.created_by_id is None:
+        record.created_by_id = origin.user_id
+    if origin.run_id is not None:
+        record.run_id, record.transform_id = origin.run_id, origin.transform_id
+
+
+def _existing(record: ArtifactRecord, description: str | None) -> Draft:
+    messages.info(f"returning existing artifact with same hash: {text_of(record)}")
+    if description is not None and description != record.description:
+        messages.warn(f"updated description from {record.description} to {description}")
+        record.description = description
+    return Draft(record)
+
+
+def text_of(record: ArtifactRecord) -> str:
+    """An artifact as LaminDB's repr shows it, fields that are None left out."""
+    from lamfs.model import iso
+
+    fields: dict[str, object] = {
+        "uid": record.uid, "key": record.key, "description": record.description, "suffix": record.suffix,
+        "accessor": record.accessor, "size": record.size, "hash": record.hash,
+        "hash_type": record.revision.content.hash_type, "visibility": record.visibility,
+        "key_is_virtual": record.key_is_virtual, "updated_at": iso(record.updated_at) if record.updated_at else None,
+        "storage_id": record.storage_id, "transform_id": record.transform_id, "run_id": record.run_id,
+        "created_by_id": record.created_by_id,
+    }  # fmt: skip
+    return f"Artifact({', '.join(f'{name}={value!r}' for name, value in fields.items() if value is not None)})"
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------
+
+
+def _at_key(instance: Instance, key: str) -> ArtifactRecord | None:
+    """The artifact that has a key. Raises InvalidArgument when a directory is there, or a file on the way to it."""
+    tree = instance.registry.tree
+    parent = root_path(key)[0]
+    while parent:
+        inode = tree.resolve(parent)
+        if inode is not None:
+            if not stat.S_ISDIR(inode.mode):
+                raise InvalidArgument(
+                    f"'{parent}' is a file, so nothing can be stored below it as '{key}'; choose another key."
+                )
+            break
+        parent = root_path(parent)[0]
+    inode = tree.resolve(key)
+    if inode is None:
+        return None
+    if stat.S_ISDIR(inode.mode):
+        raise InvalidArgument(f"'{key}' is a directory; choose another key, such as '{key}/name.csv'.")
+    artifact = instance.registry.artifacts.by_ino(inode.ino)
+    if artifact is None:
+        from lamfs.ops.artifacts import settle
+
+        settle(instance, inode.ino)
+        artifact = instance.registry.artifacts.by_ino(inode.ino)
+    if artifact is None:
+        raise AlreadyExists(
+            f"The key '{key}' is taken by a file that is not stored yet, or is no regular file; choose another key, or"
+            " run 'lamfs sync' first."
+        )
+    return artifact
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a regular file. Raises FileMissing, InvalidArgument."""
+    source = Path(os.path.abspath(os.path.expanduser(path)))
+    try:
+        mode = source.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileMissing(f"There is no file {source}; check the path.") from None
+    except OSError as error:
+        raise InvalidArgument(f"The file {source} cannot be read: {error}.", errno=error.errno) from error
+    if stat.S_ISDIR(mode):
+        raise InvalidArgument(
+            f"{source} is a directory; Artifact.from_dir(path, key=…) makes one artifact of each file in it."
+        )
+    if not stat.S_ISREG(mode):
+        raise InvalidArgument(f"{source} is no regular file; only regular files become artifacts.")
+    return source
+
+
+def hash_stable(path: Path) -> tuple[ContentHash, tuple[int, ...]]:
+    """Hash a file that is not being written: the hash, and what stat(2) said before and after.
+
+    Raises InvalidArgument when it changes all the time, or cannot be read.
+    """
+    for _ in range(3):
+        try:
+            before = stamp_of(path)
+            content = hashing.hash_file(path)
+            if stamp_of(path) == before:
+                return content, before
+        except EOFError:
+            continue
+        except OSError as error:
+            raise InvalidArgument(f"The file {path} cannot be read: {error}.", errno=error.errno) from error
+    raise InvalidArgument(f"The file {path} is being written; save it when that is done.")
+
+
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written: size, times, inode and device."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+
+
+def key_in_storage(store: ObjectStore, path: str | os.PathLike[str]) -> str | None:
+    """The object key of a path that lies in the storage, else None. Raises InvalidArgument for another bucket."""
+    text = os.fspath(path)
+    root = store.config.root
+    if "://" in text:
+        if text.startswith(f"{root}/"):
+            return text[len(root) + 1 :]
+        raise InvalidArgument(f"{text} is not in the storage {root}; download it first, and save the local file.")
+    if not root.startswith("/"):
+        return None
+    real, base = os.path.realpath(os.path.expanduser(text)), os.path.realpath(root)
+    return os.path.relpath(real, base) if real.startswith(f"{base}/") else None
+
+
+# -- in place ---------------------------------------------------------------------------------------------------------
+
+
+def _draft_in_place(
+    instance: Instance,
+    object_key: str,
+    key: str | None,
+    description: str | None,
+    origin: Provenance,
+    accessor: str | None,
+) -> Draft:
+    """Register an object that is in storage already, where it is: its key is real."""
+    store, registry = instance.store, instance.registry
+    url = store.url(object_key)
+    holder = registry.artifacts.with_object(object_key)
+    if holder is not None and holder.visibility > -1 and key in (None, holder.key):
+        return _existing(holder, description)
+    if object_key.startswith(AUTO_KEY_PREFIX) or (object_key.endswith(".lndb") and "/" not in object_key):
+        raise InvalidArgument(f"{url} is lamfs's own; save a copy of it from another place.")
+    if holder is not None:
+        raise InvalidArgument(f"{url} holds the bytes of artifact {holder.uid}; restore that, or delete it for good.")
+    if key is not None and check_key(key) != object_key:
+        raise InvalidArgument(
+            f"The path '{url}' is already in registered storage '{store.config.root}' with key '{object_key}'. You"
+            f" passed conflicting key '{key}': please move the file before registering it."
+        )
+    key = check_key(object_key, real=True)
+    if _at_key(instance, key) is not None:
+        raise InvalidArgument(f"The key '{key}' of {url} is that of another artifact; rename one of them.")
+    if store.kind == "local":
+        check_file(store.local_path(object_key) or "")
+    content, etag = hash_object(store, object_key)
+    record = ArtifactRecord(
+        uid=new_uid(), key=key, suffix=suffix_of(root_path(key)[1]), revision=Revision(content, object_key, etag),
+        description=description, key_is_virtual=False, accessor=accessor,
+    )  # fmt: skip
+    _link(record, origin)
+    return Draft(record, etag=etag)
+
+
+def hash_object(store: ObjectStore, object_key: str) -> tuple[ContentHash, str]:
+    """Read an object once, and hash it. Returns the hash and the ETag of what was read. Raises FileMissing."""
+    try:
+        found = store.head(object_key)
+    except ObjectMissing:
+        raise FileMissing(f"There is no object {store.url(object_key)}; check the path.") from None
+    local = store.local_path(object_key)
+    if local is not None:
+        content = hash_stable(Path(local))[0]
+        if store.head(object_key).etag != found.etag:
+            raise LamfsError(f"The file {local} is being written; save it when that is done.")
+        return content, found.etag
+    with tempfile.TemporaryFile() as stream:
+        for offset in range(0, found.size, BLOCK_SIZE):
+            length = min(BLOCK_SIZE, found.size - offset)
+            store.get_into(object_key, stream.fileno(), offset=offset, length=length, etag=found.etag)
+        return hashing.hash_fd(stream.fileno(), found.size), found.etag

@@ -1,0 +1,323 @@
+"""Storage work that is owed: finished by whatever process comes next when the one that began it is gone. Synchronous.
+
+Any thread; ``storage_work`` makes the threads of one process take turns at deciding what happens to an object.
+Processes keep apart through the journal (Journal.claimed, Journal.adopt). The order is always: object first, registry
+row second, stale object last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from lamfs import hashing
+from lamfs.errors import (
+    AlreadyExists,
+    InvalidName,
+    LamfsError,
+    NotFound,
+    ObjectChanged,
+    ObjectMissing,
+    StorageError,
+    StorageUnavailable,
+)
+from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, now_ns
+from lamfs.ops.instance import Instance
+from lamfs.registry import Provenance, record_from_payload
+from lamfs.storage.base import ObjectStat, ObjectStore
+
+log = logging.getLogger("lamfs.recover")
+
+storage_work = threading.RLock()
+"""Held while this process runs owed deletes and moves, and while it announces a save."""
+active: set[int] = set()
+"""Journal ids of saves that this process is at work on; under ``storage_work``."""
+
+RETRY_NS = 5_000_000_000
+
+
+def finish_all(instance: Instance, *, strict: bool = True) -> None:
+    """Finish the saves, puts, moves and deletes of processes that are gone, and this process's own that waited.
+
+    With ``strict`` raises what stopped one of them; else that is logged, and it stays owed.
+    """
+    finish_saves(instance, strict=strict)
+    finish_puts(instance, strict=strict)
+    run_owed(instance, strict=strict)
+
+
+def _trouble(instance: Instance, entry: JournalEntry, error: LamfsError, strict: bool) -> None:
+    instance.registry.journal.failed(entry.id, str(error), now_ns() + RETRY_NS)
+    if strict:
+        raise error
+    log.warning("could not finish %s of %s: %s", entry.op, entry.object_key or entry.uid or entry.src, error)
+
+
+# -- saves ------------------------------------------------------------------------------------------------------------
+
+
+def finish_saves(instance: Instance, *, strict: bool = False) -> int:
+    """Finish or undo the saves of dead processes: forward when the object holds exactly the announced bytes.
+
+    Returns how many became artifacts.
+    """
+    journal = instance.registry.journal
+    journal.adopt(("save",))
+    count = 0
+    for entry in journal.entries():
+        if entry.op != "save" or entry.owner != journal.owner or entry.id in active:
+            continue
+        try:
+            count += finish_save(instance, entry) is not None
+        except StorageError as error:
+            _trouble(instance, entry, error, strict)
+    return count
+
+
+def finish_save(instance: Instance, entry: JournalEntry) -> ArtifactRecord | None:
+    """Finish one interrupted save if its bytes are in storage; else undo it and return None. Raises storage errors."""
+    registry, store = instance.registry, instance.store
+    assert entry.object_key is not None
+    record = record_from_payload(entry.payload, entry.object_key)
+    now = registry.artifacts.by_uid(record.uid)
+    base = None if now is None else [now.revision.object_key, now.revision.etag]
+    # Only what this save set out to replace may be replaced: whoever came later counts.
+    etag = find_bytes(store, entry.object_key, record.revision.content) if base == entry.payload.get("base") else None
+    if etag is None:
+        _undo_save(instance, entry)
+        return None
+    try:
+        mode = int(str(entry.payload.get("mode", 0o644)))
+        return registry.commits.save(entry.id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid())
+    except (AlreadyExists, NotFound, InvalidName) as error:
+        log.warning("the interrupted save of '%s' is undone: %s", record.key or record.uid, error)
+        _undo_save(instance, entry)
+        return None
+
+
+def _undo_save(instance: Instance, entry: JournalEntry) -> None:
+    """Strike a save off that did not become an artifact, and owe the deletion of what it may have stored.
+
+    An object that was there before, and no artifact's, stays unless the save wrote over it.
+    """
+    assert entry.object_key is not None
+    foreign = entry.payload.get("foreign")
+    delete = True
+    if foreign is not None:
+        with contextlib.suppress(ObjectMissing):
+            delete = instance.store.head(entry.object_key).etag != foreign
+    instance.registry.commits.abandon_save(entry.id, entry.object_key, delete=delete)
+
+
+def find_bytes(store: ObjectStore, object_key: str, content: ContentHash) -> str | None:
+    """ETag of an object if it holds exactly these bytes; every block is read and compared. None: it does not."""
+    for _ in range(3):
+        try:
+            found = store.head(object_key)
+            return found.etag if found.size == content.size and _same(store, found, content) else None
+        except ObjectMissing:
+            return None
+        except ObjectChanged:
+            continue
+    raise StorageUnavailable(f"The object {store.url(object_key)} changes all the time; try again.")
+
+
+def _same(store: ObjectStore, found: ObjectStat, content: ContentHash) -> bool:
+    for index, offset in enumerate(range(0, content.size, BLOCK_SIZE)):
+        length = min(BLOCK_SIZE, content.size - offset)
+        data = store.get(found.key, offset=offset, length=length, etag=found.etag)
+        if len(data) != length or hashing.hash_block(data) != content.block(index):
+            return False
+    return True
+
+
+# -- puts -------------------------------------------------------------------------------------------------------------
+
+
+def finish_puts(instance: Instance, *, strict: bool = False) -> int:
+    """Store what a mount that is gone had still to store; nothing happens while another mount can do it.
+
+    Returns how many files were stored.
+    """
+    from lamfs.ops import mounts
+
+    if any(not record.read_only for record in mounts.live(instance.settings)):
+        return 0
+    journal = instance.registry.journal
+    journal.adopt(("put",))
+    count = 0
+    for entry in journal.entries():
+        if entry.op != "put" or entry.owner != journal.owner:
+            continue
+        try:
+            count += finish_put(instance, entry)
+        except LamfsError as error:
+            _trouble(instance, entry, error, strict)
+        except OSError as error:
+            name = instance.settings.spool_dir / (entry.src or "")
+            _trouble(instance, entry, StorageError(f"The spool file {name}: {error}.", errno=error.errno), strict)
+    return count
+
+
+def finish_put(instance: Instance, entry: JournalEntry) -> bool:
+    """Store one spool file; False when its file is gone from the tree. Raises storage errors, and OSError."""
+    registry = instance.registry
+    assert entry.ino is not None
+    inode = registry.tree.get(entry.ino)
+    path = instance.settings.spool_dir / (entry.src or "-")
+    if inode is None or not stat.S_ISREG(inode.mode):
+        registry.journal.done(entry.id)
+        path.unlink(missing_ok=True)
+        return False
+    if entry.state != "ready":
+        # Its writer died with the file open: the bytes it wrote are what there is.
+        registry.journal.ready_put(entry.ino)
+        again = registry.journal.put_of(entry.ino)
+        assert again is not None
+        entry = again
+    user = instance.user()
+    origin = Provenance(user.id if user else None)
+    if not path.exists():
+        return _put_was_renamed(instance, entry, origin)
+    content = hashing.hash_file(path)
+    assert entry.ino is not None
+    artifact = registry.artifacts.by_ino(entry.ino)
+    if artifact is not None and content.same_bytes(artifact.revision.content):
+        registry.commits.put_unneeded(entry.ino, entry.gen)
+    else:
+        with storage_work:
+            target = registry.commits.put_target(entry)
+            registry.journal.drop_delete(target)
+            if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
+                registry.journal.add_delete(entry.object_key or "")
+            registry.journal.set_target(entry.id, target)
+        etag = store_bytes(instance, content, str(path), target, consume=True)
+        registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _put_was_renamed(instance: Instance, entry: JournalEntry, origin: Provenance) -> bool:
+    """The spool file is gone: it was renamed into the storage folder before a crash, or something removed it."""
+    registry, store = instance.registry, instance.store
+    assert entry.ino is not None
+    artifact = registry.artifacts.by_ino(entry.ino)
+    local = store.local_path(entry.object_key) if entry.object_key else None
+    if entry.object_key is not None and local is not None:
+        with contextlib.suppress(ObjectMissing):
+            found = store.head(entry.object_key)
+            if artifact is None or artifact.revision.etag != found.etag:
+                content = hashing.hash_file(local)
+                registry.commits.put(entry.ino, entry.gen, content, entry.object_key, found.etag, origin)
+                return True
+    name = registry.tree.path(entry.ino) or (artifact.uid if artifact else str(entry.ino))
+    raise StorageError(
+        f"The spool file {instance.settings.spool_dir / (entry.src or '')} of '{name}' is missing, so its last bytes"
+        " cannot be stored; 'lamfs fsck' tells more."
+    )
+
+
+def store_bytes(instance: Instance, content: ContentHash, path: str, target: str, *, consume: bool = False) -> str:
+    """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag."""
+    store = instance.store
+    if store.kind != "local":
+        etag = copy_twin(instance, content, target)
+        if etag is not None:
+            return etag
+    return store.put_file(target, path, consume=consume).etag
+
+
+def copy_twin(instance: Instance, content: ContentHash, target: str) -> str | None:
+    """Copy the object of an artifact with the same bytes, so that they need not be sent; None: there is none."""
+    for twin in instance.registry.artifacts.same_content(content)[:3]:
+        if twin.revision.object_key == target:
+            continue
+        with contextlib.suppress(ObjectMissing, ObjectChanged):
+            return instance.store.copy(twin.revision.object_key, target, etag=twin.revision.etag).etag
+    return None
+
+
+# -- moves and deletes ------------------------------------------------------------------------------------------------
+
+
+def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete"), strict: bool = False) -> None:
+    """Run the moves and deletes that this process or a dead one owes. What fails stays owed (or raises, ``strict``)."""
+    wanted = set(ops)
+    journal = instance.registry.journal
+    with storage_work:
+        journal.adopt(wanted)
+        mine = [entry for entry in journal.entries() if entry.owner == journal.owner and entry.op in wanted]
+        for entry in mine:
+            if entry.op == "move":
+                try:
+                    _move(instance, entry)
+                except LamfsError as error:
+                    _trouble(instance, entry, error, strict)
+        if "delete" in wanted:
+            _delete(instance, strict)
+
+
+def _move(instance: Instance, entry: JournalEntry) -> None:
+    registry = instance.registry
+    assert entry.uid is not None
+    for _ in range(8):
+        plan = registry.commits.move_plan(entry.uid)
+        if plan is None:
+            if registry.commits.is_home(entry.uid):
+                registry.journal.done(entry.id)
+            return
+        before, target = plan
+        if registry.journal.claimed(target, entry.uid, entry.id):
+            return  # another process is at work there; whoever comes next moves it
+        registry.journal.drop_delete(target)
+        try:
+            copied = instance.store.copy(before.revision.object_key, target, etag=before.revision.etag)
+        except (ObjectMissing, ObjectChanged):
+            now = registry.artifacts.by_uid(entry.uid)
+            if now is not None and now.revision == before.revision:
+                raise
+            continue  # it got new bytes meanwhile
+        registry.commits.moved(entry.id, before, target, copied.etag)
+        if registry.journal.get(entry.id) is None:
+            return
+
+
+def _delete(instance: Instance, strict: bool) -> None:
+    registry = instance.registry
+    journal = registry.journal
+    entries: dict[str, list[JournalEntry]] = {}
+    with registry.db.transaction():
+        for entry in journal.entries():
+            if entry.op != "delete" or entry.owner != journal.owner or entry.object_key is None:
+                continue
+            if registry.artifacts.with_object(entry.object_key) is not None:
+                journal.done(entry.id)
+            elif not journal.holds(entry.object_key):
+                entries.setdefault(entry.object_key, []).append(entry)
+    if not entries:
+        return
+    # From here on other processes do not choose these names: the rows are those of a living process.
+    try:
+        instance.store.delete(list(entries))
+    except LamfsError as error:
+        for rows in entries.values():
+            for entry in rows:
+                _trouble(instance, entry, error, False)
+        if strict:
+            raise
+        return
+    with registry.db.transaction():
+        for rows in entries.values():
+            for entry in rows:
+                journal.done(entry.id)
+
+
+def spool_files(instance: Instance) -> list[Path]:
+    """Files in the spool of an instance."""
+    directory = instance.settings.spool_dir
+    return sorted(directory.iterdir()) if directory.is_dir() else []
