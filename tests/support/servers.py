@@ -204,6 +204,13 @@ class Server:
         """SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def ensure_running(self) -> None:
+        """Undo pause() and kill()."""
+        if self._process is None:
+            self.restart()
+        else:
+            self.resume()
+
     def __enter__(self) -> Self:
         self.start()
         return self
