@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lamfs.cli.common import instance_option, open_instance
+from lamfs.cli.common import instance_option, open_instance, title
 from lamfs.cli.output import Progress, complain, count_of, note, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import InvalidArgument, LamfsError
 
 if TYPE_CHECKING:
     from lamfs.model import ArtifactRecord
-
-
-def title(record: ArtifactRecord) -> str:
-    """How an artifact is called in a line of output: its key, or where it shows without one."""
-    from lamfs.model import AUTO_KEY_PREFIX
-
-    return shown(record.key if record.key is not None else f"{AUTO_KEY_PREFIX}{record.uid}{record.suffix}")
 
 
 @click.command(
@@ -50,7 +43,10 @@ def save(path: str, key: str | None, description: str | None, real_key: bool, in
 
     with open_instance(instance) as opened:
         if not os.path.isdir(path):
-            record = artifacts.save(opened, path, key=key, description=description, virtual=not real_key)
+            with Progress(path, os.stat(path).st_size) as progress:
+                record = artifacts.save(
+                    opened, path, key=key, description=description, virtual=not real_key, progress=progress.add
+                )
             say(f"{record.uid}  {title(record)}")
             return
         base = os.path.basename(os.path.realpath(path)) if key is None else key.rstrip("/")
@@ -101,7 +97,9 @@ def replace(artifact: str, path: str, instance: str | None) -> None:
     from lamfs.ops import artifacts
 
     with open_instance(instance, [artifact]) as opened:
-        record = artifacts.replace(opened, artifacts.find(opened, artifact).uid, path)
+        uid = artifacts.find(opened, artifact).uid
+        with Progress(path, os.stat(path).st_size) as progress:
+            record = artifacts.replace(opened, uid, path, progress=progress.add)
         say(f"{record.uid}  {title(record)}")
 
 
@@ -138,25 +136,21 @@ def cache(names: tuple[str, ...], instance: str | None) -> None:
 def delete(names: tuple[str, ...], permanent: bool, keep_storage: bool, yes: bool, instance: str | None) -> None:
     """Move artifacts to the trash, or delete them.
 
-    'lamfs restore' brings them back from the trash. ARTIFACT is a key, a uid or a path in a mount. With --permanent a
-    uid may name one that is in the trash.
+    'lamfs restore' brings them back from the trash. ARTIFACT is a key, a uid or a path in a mount; with --permanent
+    also of one that is in the trash.
     """
     if keep_storage and not permanent:
         raise InvalidArgument("--keep-storage needs --permanent; the trash keeps the object anyway.")
     from lamfs.ops import artifacts
 
     with open_instance(instance, names) as opened:
-        records = [artifacts.find(opened, name) for name in names]
+        records = [artifacts.find(opened, name, trash=permanent) for name in names]
         if permanent and not yes:
             confirm(records)
         for record in records:
             if permanent:
                 artifacts.purge(opened, record, storage=not keep_storage)
                 say(f"deleted for good: {record.uid}  {title(record)}")
-                if keep_storage:
-                    note(
-                        f"You will retain a dangling store here: {shown(opened.store.url(record.revision.object_key))}"
-                    )
             else:
                 artifacts.trash(opened, record)
                 say(f"moved to the trash: {record.uid}  {title(record)}")
@@ -192,5 +186,9 @@ def restore(artifact: str, key: str | None, instance: str | None) -> None:
     from lamfs.ops import artifacts
 
     with open_instance(instance, [artifact]) as opened:
-        record = artifacts.restore(opened, artifacts.find_trashed(opened, artifact), key)
+        found = artifacts.find(opened, artifact, trash=True)
+        if found.key is not None and not artifacts.in_trash(found):
+            # Another artifact has taken the place: the one in the trash is meant all the same.
+            found = opened.registry.artifacts.trashed(found.key) or found
+        record = artifacts.restore(opened, found, key)
         say(f"restored: {record.uid}  {title(record)}")

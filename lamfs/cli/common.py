@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lamfs.cli.output import shown
 from lamfs.errors import InvalidArgument
+from lamfs.model import AUTO_KEY_PREFIX
 
 if TYPE_CHECKING:
+    from lamfs.model import ArtifactRecord
     from lamfs.ops.instance import Instance
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,3 +58,13 @@ def slug_of_paths(names: Iterable[str]) -> str | None:
             " commands."
         )
     return next(iter(slugs), None)
+
+
+def place(record: ArtifactRecord) -> str:
+    """Where an artifact shows in a mount: its key, or below ``.lamindb/``."""
+    return f"{AUTO_KEY_PREFIX}{record.uid}{record.suffix}" if record.key is None else record.key
+
+
+def title(record: ArtifactRecord) -> str:
+    """``place`` as it may be printed."""
+    return shown(place(record))

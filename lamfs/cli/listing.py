@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lamfs.cli.artifacts import title
-from lamfs.cli.common import instance_option, json_option, open_instance
+from lamfs.cli.common import instance_option, json_option, open_instance, place, title
 from lamfs.cli.output import columns, print_json, say, shown, size, when
 from lamfs.cli.seam import Command
 
@@ -36,7 +35,7 @@ def ls(prefix: str | None, details: bool, trash: bool, as_json: bool, instance: 
     directory. Artifacts without a key are listed where they show in a mount, at .lamindb/UID.SUFFIX.
     """
     with open_instance(instance, [prefix] if prefix else []) as opened:
-        records = sorted(select(opened, prefix, trash), key=lambda record: (record.key is None, title(record)))
+        records = sorted(select(opened, prefix, trash), key=lambda record: (record.key is None, place(record)))
         if as_json:
             print_json([opened.registry.describe(record) for record in records])
         elif details:
@@ -65,15 +64,14 @@ def select(instance: Instance, prefix: str | None, trash: bool) -> list[Artifact
         return [record for record in in_it if not key or _is_at_or_below(record, key)]
     if prefix and prefix.startswith(AUTO_KEY_PREFIX):
         unnamed = instance.registry.artifacts.filter(key=None, **conditions)
-        return [record for record in unnamed if title(record).startswith(prefix)]
+        return [record for record in unnamed if place(record).startswith(prefix)]
     if prefix:
         conditions["key__startswith"] = prefix
     return list(instance.registry.artifacts.filter(**conditions))
 
 
 def _is_at_or_below(record: ArtifactRecord, key: str) -> bool:
-    place = title(record) if record.key is None else record.key
-    return place == key or place.startswith(f"{key}/")
+    return place(record) == key or place(record).startswith(f"{key}/")
 
 
 @click.command(
@@ -89,12 +87,12 @@ def _is_at_or_below(record: ArtifactRecord, key: str) -> bool:
 def info(names: tuple[str, ...], as_json: bool, instance: str | None) -> None:
     """Print the record of an artifact.
 
-    ARTIFACT is a key, a uid or a path in a mount. A uid also names an artifact in the trash.
+    ARTIFACT is a key, a uid or a path in a mount. It also names an artifact in the trash.
     """
     from lamfs.ops import artifacts
 
     with open_instance(instance, names) as opened:
-        described = [opened.registry.describe(artifacts.find(opened, name)) for name in names]
+        described = [opened.registry.describe(artifacts.find(opened, name, trash=True)) for name in names]
     if as_json:
         print_json(described[0] if len(described) == 1 else described)
         return

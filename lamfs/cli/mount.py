@@ -1,4 +1,4 @@
-"""``lamfs mount``, ``umount`` and ``sync``. Main thread only; paths inside a mount are never touched here."""
+"""``lamfs mount`` and ``umount``. Main thread only; paths inside a mount are never touched here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import click
 
 from lamfs.cli import mountpoints
 from lamfs.cli.common import instance_option
-from lamfs.cli.output import OwedProgress, complain, count_of, note, say, shown, size
-from lamfs.cli.seam import FAILURE, Command, leave
+from lamfs.cli.output import complain, note, say, shown
+from lamfs.cli.seam import Command, leave
+from lamfs.cli.sync import Pending, sync_mount
 from lamfs.errors import AlreadyExists, LamfsError, NotFound, NotSetUp
 
 if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
 
 DEFAULT_MOUNTPOINT = "~/lamfs"
-SYNC_SILENCE = 600.0
-"""Seconds without a word from the daemon after which waiting for it is given up."""
+FORCED_SECONDS = 30.0
+"""With --force: how long storing what is owed may take before the mount goes anyway."""
 MAX_HOLDERS = 5
 
 OPTION_HELP = """\b
@@ -36,10 +37,10 @@ OPTION_HELP = """\b
   fsync=storage       fsync() returns when the bytes are in storage
                       (default); fsync=spool: when on the local disk
   cache_limit=SIZE    most bytes in the block cache, such as 20G (default)
-  timeout=SECONDS     how long the kernel may keep names and attributes
-                      (default 300)
-  uploads=N           transfers at a time, 1 to 64 (default 8)
-  debug               log every request
+  timeout=SECONDS     how long a read or an fsync waits for storage before it
+                      fails with EIO (default 300)
+  uploads=N           files stored at a time, 1 to 64 (default 8)
+  debug               a more talkative log
   noatime, nodiratime, nodev, nosuid, noexec, sync, dirsync and their
   opposites           as in mount(8)
 """
@@ -137,35 +138,45 @@ def live_mount(path: str) -> MountRecord | None:
 )
 @click.argument("mountpoint", type=click.Path(), default=DEFAULT_MOUNTPOINT)
 @click.option("--force", is_flag=True, help="Unmount although files are open, or something cannot be stored.")
-def umount(mountpoint: str, force: bool) -> None:
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help=f"How long storing may take.  [default: no limit; with --force {FORCED_SECONDS:.0f}]",
+)
+def umount(mountpoint: str, force: bool, timeout: float | None) -> None:
     """Store what is owed, then unmount.
 
     MOUNTPOINT is ~/lamfs by default. Returns when nothing is owed and the daemon has ended. With --force the mount
-    leaves the tree at once; what could not be stored stays in the spool, and the next mount stores it. Also clears away
-    a mount whose daemon has died.
+    leaves the tree although files are open in it, and although storage does not answer: the daemon goes on trying, and
+    if it ends before, the next mount stores what is left. Also clears away a mount whose daemon has died.
     """
     path = mountpoints.absolute(os.path.expanduser(mountpoint))
     record = live_mount(path)
     if record is None:
         clear_dead(path)
         return
+    problem = None
     try:
-        sync_mount(record)
+        sync_mount(record, FORCED_SECONDS if force and timeout is None else timeout)
     except LamfsError as error:
         if not force:
-            raise LamfsError(
-                f"{error} {path} stays mounted; --force unmounts it, and the next mount stores what is owed."
-            ) from error
-        complain(f"{error} The next mount stores what is owed.")
+            raise LamfsError(f"{error} {path} stays mounted; --force unmounts it all the same.") from error
+        complain(str(error))
+        problem = error
     # A mount that is this process's own working directory would be busy because of it.
     os.chdir("/")
+    in_use = force and bool(mountpoints.holders(path))
     try:
         mountpoints.unmount(path, lazy=force)
     except LamfsError as error:
         if error.errno != errno.EBUSY:
             raise
         raise LamfsError(busy(path), errno=errno.EBUSY) from None
-    wait_for_end(record)
+    if problem is None and not in_use:
+        wait_for_end(record)
+    elif problem is None or isinstance(problem, Pending):
+        note(f"Its daemon (pid {record.pid}) ends when the files in it are closed and everything is stored.")
     say(f"{shown(path)} is unmounted.")
 
 
@@ -190,14 +201,6 @@ def busy(path: str) -> str:
     return f"{path} is in use by {', '.join(named)}{more}. Close these, or use --force."
 
 
-def sync_mount(record: MountRecord) -> None:
-    """Wait until a mount owes nothing to storage. Raises what the daemon says when it cannot store something."""
-    from lamfs.ops import mounts
-
-    with OwedProgress(f"storing what {record.mountpoint} owes") as progress:
-        mounts.request(record, {"cmd": "sync"}, timeout=SYNC_SILENCE, on_progress=progress.report)
-
-
 def wait_for_end(record: MountRecord) -> None:
     """Wait until the daemon of a mount has ended: it drains once more and stores the registry."""
     from lamfs.ops import mounts
@@ -207,52 +210,3 @@ def wait_for_end(record: MountRecord) -> None:
     except KeyboardInterrupt:
         note(f"The daemon (pid {record.pid}) goes on storing what is owed, and then ends.")
         raise
-
-
-@click.command(
-    cls=Command,
-    examples="""
-    lamfs sync
-    lamfs sync ~/data
-    """,
-)
-@click.argument("path", type=click.Path(), required=False)
-def sync(path: str | None) -> None:
-    """Wait until everything is in storage.
-
-    With PATH for the mount in which it lies, else for every mount. What mounts and commands that died have left is
-    stored by the next mount, and listed by 'lamfs status'.
-    """
-    from lamfs.ops import mounts
-
-    if path is None:
-        records = mounts.all_live()
-        if not records:
-            say("No mount is alive, so none owes anything; 'lamfs status' shows what dead ones have left.")
-            return
-    else:
-        found = mounts.find_by_path(os.path.expanduser(path))
-        if found is None:
-            raise NotFound(f"{path} is not in a living mount; 'lamfs status' lists the mounts.")
-        records = [found[0]]
-    failed = False
-    for record in records:
-        try:
-            sync_mount(record)
-        except LamfsError as error:
-            complain(f"{record.mountpoint}: {error}")
-            failed = True
-        else:
-            say(f"{shown(record.mountpoint)}: everything is stored.")
-    if failed:
-        leave(FAILURE)
-
-
-def owed_words(owed: dict[str, int], owed_bytes: int = 0) -> str:
-    """What is owed, for people: ``2 puts (1.5 MiB), 1 delete``; ``nothing``."""
-    words = []
-    for op in ("put", "save", "move", "delete"):
-        if owed.get(op):
-            extra = f" ({size(owed_bytes)})" if op == "put" and owed_bytes else ""
-            words.append(count_of(owed[op], op) + extra)
-    return ", ".join(words) or "nothing"

@@ -66,9 +66,10 @@ def size(count: int) -> str:
     return f"{value:.1f} TiB"
 
 
-def when(ns: int) -> str:
-    """Nanoseconds since the epoch as local date and time."""
-    return datetime.fromtimestamp(ns / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def when(time_: int | str) -> str:
+    """Nanoseconds since the epoch, or ISO 8601, as local date and time."""
+    moment = datetime.fromisoformat(time_) if isinstance(time_, str) else datetime.fromtimestamp(time_ / 1e9)
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def count_of(number: int, noun: str) -> str:
@@ -141,6 +142,13 @@ class Progress:
     def add(self, count: int) -> None:
         """Note that ``count`` more is done."""
         self.set(self._done + count)
+
+    def note(self, text: str) -> None:
+        """Print a line beside the bar, on stderr."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            note(text)
 
     def set(self, done: int, total: int | None = None) -> None:
         """Note how much is done, and of how much."""

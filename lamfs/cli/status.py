@@ -6,18 +6,20 @@ A living mount is asked over its control socket. Instances that are not mounted 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lamfs.cli.common import json_option
-from lamfs.cli.mount import owed_words
 from lamfs.cli.output import print_json, say, shown, size, when
 from lamfs.cli.seam import Command
+from lamfs.cli.sync import ask, owed_words
 from lamfs.errors import LamfsError
 
-ANSWER_SECONDS = 5.0
-"""How long a daemon may take to say how it is."""
+if TYPE_CHECKING:
+    from lamfs.config import InstanceSettings
+    from lamfs.ops.mounts import MountRecord
+
 MAX_ERRORS = 10
 
 
@@ -42,17 +44,16 @@ def status(as_json: bool) -> None:
         show(result)
 
 
-def mount_status(record: Any) -> dict[str, Any]:
+def mount_status(record: MountRecord) -> dict[str, Any]:
     """One living mount: its record, and what its daemon says."""
-    from lamfs.ops import mounts
+    from lamfs.model import iso
 
-    known = dataclasses.asdict(record)
-    del known["owner"]
+    known = {name: value for name, value in dataclasses.asdict(record).items() if name not in ("owner", "socket")}
+    known["started_at"] = iso(record.started_at)
     try:
-        reply = mounts.request(record, {"cmd": "status"}, timeout=ANSWER_SECONDS)
+        return {**known, **ask(record), "answers": True}
     except LamfsError as error:
         return {**known, "answers": False, "error": str(error)}
-    return {**known, **reply["status"], "answers": True}
 
 
 def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
@@ -74,7 +75,7 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
     return found
 
 
-def left_over(settings: Any) -> dict[str, Any]:
+def left_over(settings: InstanceSettings) -> dict[str, Any]:
     """What the registry of an instance that is not mounted says is owed, and what went wrong with it last."""
     from lamfs.registry import Registry
 
@@ -134,8 +135,7 @@ def show(result: dict[str, Any]) -> None:
 def show_mount(mount: dict[str, Any]) -> None:
     """Print one mount for people."""
     read_only = ", read-only" if mount.get("read_only") else ""
-    since = mount["started_at"]
-    began = when(since) if isinstance(since, int) else str(since)
+    began = when(mount["started_at"])
     say(f"{mount['slug']} at {shown(mount['mountpoint'])} (pid {mount['pid']}, since {began}{read_only})")
     if not mount["answers"]:
         say(f"  error    {shown(mount['error'])}")
@@ -152,5 +152,4 @@ def show_mount(mount: dict[str, Any]) -> None:
     if mount.get("open_files"):
         say(f"  open     {mount['open_files']}")
     for error in mount.get("errors", ())[-MAX_ERRORS:]:
-        at = when(error["at"]) if isinstance(error["at"], int) else error["at"]
-        say(f"  error    {at}  {shown(error['what'])}: {shown(error['error'])}")
+        say(f"  error    {when(error['at'])}  {shown(error['what'])}: {shown(error['error'])}")

@@ -1,0 +1,143 @@
+"""``lamfs sync``, and waiting for a mount to owe nothing. Main thread, and one that waits for the daemon."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lamfs.cli.output import OwedProgress, complain, count_of, say, shown, size
+from lamfs.cli.seam import FAILURE, Command, leave
+from lamfs.errors import LamfsError, NotFound
+
+if TYPE_CHECKING:
+    from lamfs.ops.mounts import MountRecord
+
+LOOK_SECONDS = 2.0
+"""Between two looks at what goes wrong while a mount stores what it owes."""
+ANSWER_SECONDS = 10.0
+"""How long a daemon may take to say how it is."""
+WAIT_SECONDS = 14 * 86_400.0
+"""How long a daemon may be silent while it stores: there is no limit to the size of a file."""
+
+
+class Pending(LamfsError):
+    """The time is up, and something is still owed."""
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    lamfs sync
+    lamfs sync ~/data
+    """,
+)
+@click.argument("path", type=click.Path(), required=False)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long it may take.  [default: no limit]"
+)
+def sync(path: str | None, timeout: float | None) -> None:
+    """Wait until everything is in storage.
+
+    With PATH for the mount in which it lies, else for every mount. What mounts and commands that died have left is
+    stored by the next mount, and listed by 'lamfs status'.
+    """
+    from lamfs.ops import mounts
+
+    if path is None:
+        records = mounts.all_live()
+        if not records:
+            say("No mount is alive, so none owes anything; 'lamfs status' shows what dead ones have left.")
+            return
+    else:
+        found = mounts.find_by_path(os.path.expanduser(path))
+        if found is None:
+            raise NotFound(f"{path} is not in a living mount; 'lamfs status' lists the mounts.")
+        records = [found[0]]
+    failed = False
+    for record in records:
+        try:
+            sync_mount(record, timeout)
+        except LamfsError as error:
+            complain(str(error))
+            failed = True
+        else:
+            say(f"{shown(record.mountpoint)}: everything is stored.")
+    if failed:
+        leave(FAILURE)
+
+
+def sync_mount(record: MountRecord, timeout: float | None = None) -> None:
+    """Wait until a mount owes nothing to storage, and say what goes wrong meanwhile: the daemon tries again and again.
+
+    ``timeout`` in seconds. Raises Pending when it is over, MountSilent when the daemon hangs or dies.
+    """
+    began = time.time()
+    waiting = _Waiting(record)
+    with OwedProgress(f"storing what {record.mountpoint} owes") as progress:
+        waiting.start(progress)
+        said = None
+        while not waiting.over.wait(LOOK_SECONDS if timeout is None else min(LOOK_SECONDS, timeout)):
+            problem = last_error(ask(record), began)
+            if problem is not None and problem != said:
+                progress.note(f"{problem} Trying again; Ctrl-C stops waiting, not the mount.")
+                said = problem
+            if timeout is not None and time.time() - began >= timeout:
+                left = count_of(progress.owed, "step") + (f" ({size(progress.bytes)})" if progress.bytes else "")
+                why = f" {said}" if said else ""
+                raise Pending(f"{record.mountpoint} still owes storage {left} after {timeout:g} s.{why}")
+    if waiting.error is not None:
+        raise waiting.error
+
+
+class _Waiting:
+    """The thread that waits for the daemon's word. ``over`` is set at its end; then ``error`` may be read."""
+
+    def __init__(self, record: MountRecord) -> None:
+        self._record = record
+        self.over = threading.Event()
+        self.error: BaseException | None = None
+
+    def start(self, progress: OwedProgress) -> None:
+        threading.Thread(target=self._run, args=(progress,), daemon=True).start()
+
+    def _run(self, progress: OwedProgress) -> None:
+        from lamfs.ops import mounts
+
+        try:
+            mounts.request(self._record, {"cmd": "sync"}, timeout=WAIT_SECONDS, on_progress=progress.report)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.over.set()
+
+
+def ask(record: MountRecord) -> dict[str, Any]:
+    """What a mount's daemon says of itself. Raises MountSilent."""
+    from lamfs.ops import mounts
+
+    status: dict[str, Any] = mounts.request(record, {"cmd": "status"}, timeout=ANSWER_SECONDS)["status"]
+    return status
+
+
+def last_error(status: dict[str, Any], since: float) -> str | None:
+    """The newest failure in a daemon's status that is not older than ``since`` (seconds since the epoch)."""
+    from datetime import datetime
+
+    for failure in reversed(status.get("errors", ())):
+        if datetime.fromisoformat(failure["at"]).timestamp() >= since:
+            return f"{shown(failure['what'])}: {shown(failure['error'])}"
+    return None
+
+
+def owed_words(owed: dict[str, int], owed_bytes: int = 0) -> str:
+    """What is owed, for people: ``2 puts (1.5 MiB), 1 delete``; ``nothing``."""
+    words = []
+    for op in ("put", "save", "move", "delete"):
+        if owed.get(op):
+            extra = f" ({size(owed_bytes)})" if op == "put" and owed_bytes else ""
+            words.append(count_of(owed[op], op) + extra)
+    return ", ".join(words) or "nothing"
