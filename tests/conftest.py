@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest_plugins = [
+    "tests.support.mounts",
     "tests.support.servers_fixtures",
 ]
 

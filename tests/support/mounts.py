@@ -1,0 +1,535 @@
+"""Real mounts for tests: an instance with directories and storage of its own, mounted as a user would mount it.
+
+    with MountedInstance() as instance:                     # local storage; or MountedInstance(config, env=server.env)
+        instance.mount(["xattr"])
+        (instance.path / "a").write_bytes(b"x")
+        instance.run(["cp", "-a", "/etc/hosts", "b"])       # in the mount, with a timeout
+        instance.sync()
+        instance.kill9(); instance.mount()
+        instance.umount()
+
+Fixtures: ``local_mount``, ``s3_mount`` and ``mount`` (both in turn) are fresh instances, mounted; ``instance`` (both in
+turn) is not mounted yet; ``shared_mount`` is one local mount for a whole test file, ``shared`` an empty directory in
+it, ``same`` runs a function there and in a plain directory and wants one result. After each test the daemon's log must
+hold nothing above INFO but what the test declared with ``expect_log``.
+
+A watchdog process detaches a mount whose test does not end, or whose test run has died: a system call in a stuck mount
+cannot be interrupted otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import pytest
+
+from lamfs.model import StorageConfig, instance_id
+from lamfs.ops import mounts as mount_records
+from lamfs.registry import Registry
+from tests.support import watchdog
+from tests.support.servers import Server
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+OWNER = "testuser1"
+START_SECONDS = 60.0
+COMMAND_SECONDS = 60.0
+TEST_SECONDS = 110.0
+"""Until the watchdog takes a mount away; less than scripts/test allows a test."""
+BUCKET = "lamfs-tests"
+
+Command = Sequence[str | os.PathLike[str]]
+
+
+def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 10.0, every: float = 0.01) -> T:
+    """Poll until ``condition()`` is true, and return what it gave. Fails naming ``what`` after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"after {seconds} s still not: {what}")
+        time.sleep(every)
+
+
+def outcome(function: Callable[[], Any]) -> Any:
+    """What a call gives: its value, or the name of the errno with which it fails."""
+    try:
+        return function()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """Pids of the children of a process."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+class MountedInstance:
+    """One instance and its mount. Used from one thread. Everything it makes is below ``base``, a short path.
+
+    ``storage``: where the bytes go (None: a folder below ``base``). ``env``: what its processes need beside their
+    directories, such as S3 credentials. ``path`` is the mountpoint, as a Path that tests may use directly.
+    """
+
+    def __init__(
+        self,
+        storage: StorageConfig | None = None,
+        *,
+        env: dict[str, str] | None = None,
+        name: str = "one",
+        seconds: float = TEST_SECONDS,
+    ) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="lamfs-m-", dir="/tmp"))
+        self.base.chmod(0o755)
+        self.storage = storage or StorageConfig(str(self.base / "store"))
+        self.slug = f"{OWNER}/{name}"
+        self.path = self.base / "mnt"
+        self.path.mkdir()
+        self.data_dir = self.base / "data"
+        self.cache_dir = self.base / "cache"
+        self.directory = self.data_dir / instance_id(self.slug).hex
+        self.seconds = seconds
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "LAMFS_"))}
+        self.env = {
+            **inherited,
+            "LAMFS_CONFIG_DIR": str(self.base / "config"),
+            "LAMFS_DATA_DIR": str(self.data_dir),
+            "LAMFS_CACHE_DIR": str(self.cache_dir),
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            **(env or {}),
+        }
+        self.pid = 0
+        self._expected: list[re.Pattern[str]] = []
+        self._log_seen = 0
+        self._words: list[str] = []
+        self._read_only = False
+        self._watchdog: subprocess.Popen[bytes] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-I", "-S", watchdog.__file__, str(self.data_dir), str(self.path)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            cwd="/",
+        )
+        self.extend(self.seconds)
+        try:
+            self.init()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self.mounted:
+                self.fusermount()
+        finally:
+            self.close()
+
+    def extend(self, seconds: float) -> None:
+        """The watchdog strikes so many seconds from now."""
+        assert self._watchdog is not None
+        assert self._watchdog.stdin is not None
+        self._watchdog.stdin.write(f"deadline {seconds}\n".encode())
+        self._watchdog.stdin.flush()
+
+    def close(self) -> None:
+        """Kill what still runs, detach the mount, remove everything below ``base``."""
+        watchdog.clean_up(str(self.data_dir), str(self.path))
+        if self._watchdog is not None:
+            assert self._watchdog.stdin is not None
+            self._watchdog.stdin.close()
+            self._watchdog.wait(30)
+            self._watchdog = None
+        if watchdog.is_mounted(str(self.path)):
+            raise AssertionError(f"{self.path} cannot be unmounted; nothing below {self.base} is removed")
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def init(self) -> None:
+        """``lamfs login`` and ``lamfs init``, in one process."""
+        config = self.storage
+        self.python(
+            "import json, sys\n"
+            "from lamfs.ops import setup\n"
+            "arguments = json.loads(sys.argv[1])\n"
+            f"setup.login({OWNER!r}, say=print)\n"
+            "setup.init(say=print, **arguments)\n",
+            json.dumps(
+                {
+                    "storage": config.root,
+                    "name": self.slug.partition("/")[2],
+                    "endpoint_url": config.endpoint_url,
+                    "region": config.region,
+                    "path_style": config.path_style,
+                }
+            ),
+        )
+
+    # -- the mount ----------------------------------------------------------------------------------------------
+
+    def mount(self, words: Sequence[str] = (), *, read_only: bool = False, env: dict[str, str] | None = None) -> None:
+        """``lamfs mount`` with these ``-o`` words; returns when the mount is there. ``env``: only for this daemon."""
+        assert not self.mounted
+        self._words, self._read_only = list(words), read_only
+        command = ["mount", str(self.path)]
+        if words:
+            command += ["-o", ",".join(words)]
+        if read_only:
+            command += ["--read-only"]
+        self.cli(*command, env=env)
+        record = self.record()
+        self.pid = record.pid
+
+    @property
+    def mounted(self) -> bool:
+        """Whether something is mounted at ``path``."""
+        return watchdog.is_mounted(str(self.path))
+
+    def record(self) -> mount_records.MountRecord:
+        """The mount's record, as the CLI finds it."""
+        for file in (self.directory / "mounts").glob("[0-9]*.json"):
+            data = json.loads(file.read_text())
+            if data["mountpoint"] == str(self.path):
+                return mount_records.MountRecord(**data)
+        raise AssertionError(f"no record of a mount at {self.path}\n{self.log()}")
+
+    def request(self, command: str, *, timeout: float = COMMAND_SECONDS) -> dict[str, Any]:
+        """Give the daemon a command over its control socket; its reply. Raises LamfsError."""
+        return mount_records.request(self.record(), {"cmd": command}, timeout=timeout)
+
+    def sync(self, *, timeout: float = COMMAND_SECONDS) -> None:
+        """Return when nothing is owed. Raises LamfsError when something cannot be stored."""
+        self.request("sync", timeout=timeout)
+
+    def status(self) -> dict[str, Any]:
+        """The daemon's status."""
+        status: dict[str, Any] = self.request("status")["status"]
+        return status
+
+    def umount(self, *, timeout: float = COMMAND_SECONDS) -> None:
+        """``lamfs umount``: drains, unmounts, and waits for the daemon's end."""
+        self.cli("umount", str(self.path), timeout=timeout)
+        assert not self.mounted
+        self._gone(timeout)
+
+    def fusermount(self, *, timeout: float = COMMAND_SECONDS) -> None:
+        """``fusermount3 -u``, then wait for the daemon's end: what ``umount`` does, without the time the CLI takes."""
+        subprocess.run(["fusermount3", "-u", str(self.path)], check=True, capture_output=True, timeout=timeout)
+        self._gone(timeout)
+
+    def term(self, *, timeout: float = COMMAND_SECONDS) -> None:
+        """SIGTERM to the daemon, which drains and ends; waits for that."""
+        os.kill(self.pid, signal.SIGTERM)
+        self._gone(timeout)
+        wait_until(lambda: not self.mounted, "the mount is gone", seconds=10)
+
+    def kill9(self) -> None:
+        """SIGKILL of daemon and mover, as a power cut of both; then the dead mount is detached."""
+        for pid in (self.pid, *children(self.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._gone(10.0)
+        wait_until(
+            lambda: not [pid for pid in watchdog.processes_of(str(self.data_dir)) if is_alive(pid)],
+            "all processes of the mount have ended",
+        )
+        if self.mounted:
+            subprocess.run(["fusermount3", "-uz", str(self.path)], check=False, capture_output=True, timeout=10)
+        wait_until(lambda: not self.mounted, "the dead mount is detached")
+
+    def _gone(self, seconds: float) -> None:
+        pid, self.pid = self.pid, 0
+        wait_until(lambda: not is_alive(pid), f"the daemon {pid} has ended", seconds=seconds)
+
+    def remount(self, words: Sequence[str] | None = None, *, empty_cache: bool = False) -> None:
+        """Unmount and mount again, with the same words unless others are given; without any cached block if asked."""
+        self.umount()
+        if empty_cache:
+            shutil.rmtree(self.cache_dir, ignore_errors=True)
+        self.mount(self._words if words is None else words, read_only=self._read_only)
+
+    # -- using it -----------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        command: Command,
+        *,
+        cwd: str | os.PathLike[str] | None = None,
+        timeout: float = COMMAND_SECONDS,
+        check: bool = True,
+        input: str | None = None,
+        env: dict[str, str] | None = None,
+        user: int | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program in the mount (``cwd`` is relative to it). Fails with its output when it fails or is too slow.
+
+        A program that hangs in the mount cannot be killed: then the whole mount is taken down, which ends it.
+        """
+        process = subprocess.Popen(
+            [os.fspath(word) for word in command],
+            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.path / (cwd or "."),
+            env={**self.env, "LC_ALL": "C.UTF-8", **(env or {})},
+            text=True,
+            errors="surrogateescape",
+            user=user,
+            group=user,
+            extra_groups=[] if user is not None else None,
+        )
+        try:
+            output, problems = process.communicate(input, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            log = self.log()
+            watchdog.clean_up(str(self.data_dir), str(self.path))
+            process.communicate()
+            raise AssertionError(f"{command} did not end within {timeout} s\n{log}") from None
+        if check and process.returncode:
+            raise AssertionError(f"{command} ended with {process.returncode}\n{output}{problems}\n{self.log()}")
+        return subprocess.CompletedProcess(process.args, process.returncode, output, problems)
+
+    def python(self, code: str, *arguments: str, timeout: float = COMMAND_SECONDS) -> str:
+        """Run Python code outside of the mount, in the instance's environment; what it printed."""
+        return self.run([sys.executable, "-c", code, *arguments], cwd="/", timeout=timeout).stdout
+
+    def cli(
+        self, *words: str, timeout: float = START_SECONDS, check: bool = True, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The command ``lamfs`` in the instance's environment, outside of the mount."""
+        return self.run([sys.executable, "-m", "lamfs", *words], cwd="/", timeout=timeout, check=check, env=env)
+
+    def info(self, key: str) -> dict[str, Any]:
+        """The artifact's record, read through the mount."""
+        record: dict[str, Any] = json.loads((self.path / ".lamfs" / "info" / key).read_bytes())
+        return record
+
+    def stored_info(self, key: str) -> dict[str, Any]:
+        """The artifact's record once everything is stored."""
+        self.sync()
+        return self.info(key)
+
+    @contextlib.contextmanager
+    def registry(self) -> Iterator[Registry]:
+        """The instance's registry, to look into."""
+        registry = Registry(self.directory / "registry.lndb")
+        try:
+            yield registry
+        finally:
+            registry.close()
+
+    def fsck(self, *, timeout: float = COMMAND_SECONDS) -> list[str]:
+        """What ``lamfs fsck`` complains of; empty when all is well."""
+        done = self.cli("fsck", "--json", timeout=timeout, check=False)
+        try:
+            report = json.loads(done.stdout)
+        except ValueError:
+            raise AssertionError(f"lamfs fsck gave no report ({done.returncode})\n{done.stdout}{done.stderr}") from None
+        assert report["clean"] == (done.returncode == 0) == (not report["problems"]), report
+        problems: list[str] = report["problems"]
+        return problems
+
+    def spooled(self) -> list[str]:
+        """Names of the spool files."""
+        local = Path(self.storage.root) / ".lamindb" / "_spool" / self.directory.name
+        folder = local if self.storage.root.startswith("/") else self.directory / "spool"
+        return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+    # -- the log ------------------------------------------------------------------------------------------------
+
+    def log(self) -> str:
+        """The daemon's log."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.directory / "mount.log").read_text(errors="replace")
+        return ""
+
+    def expect_log(self, *patterns: str) -> None:
+        """Records above INFO that match one of these (re.search) are no failure."""
+        self._expected += [re.compile(pattern) for pattern in patterns]
+
+    def check_log(self) -> None:
+        """Fail when the log holds a record above INFO, or lines that are none, since the last check."""
+        log = self.log()
+        new, self._log_seen = log[self._log_seen :], len(log)
+        bad = [record for record in log_records(new) if not any(found.search(record) for found in self._expected)]
+        assert not bad, "the daemon's log holds:\n" + "\n".join(bad[:20])
+
+
+_RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (\w+) ")
+
+
+def log_records(text: str) -> list[str]:
+    """The records of a log that are above INFO, with the lines that follow them; so are lines before any record."""
+    found: list[str] = []
+    quiet = False
+    for line in text.splitlines():
+        head = _RECORD.match(line)
+        if head is not None:
+            quiet = head.group(1) in ("INFO", "DEBUG")
+            if not quiet:
+                found.append(line)
+        elif not found or quiet:
+            # Nothing that lamfs logs at INFO has a second line: this is from somebody who writes to stderr.
+            found.append(line)
+            quiet = False
+        else:
+            found[-1] += "\n" + line
+    return found
+
+
+# -- fixtures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def fuse() -> None:
+    """This machine can mount. Without that tests are skipped; in CI they fail."""
+    missing = None
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        missing = "/dev/fuse is missing or cannot be opened"
+    elif shutil.which("fusermount3") is None:
+        missing = "fusermount3 is not installed"
+    if missing is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{missing}: the mount tests cannot run")
+        pytest.skip(missing)
+
+
+@contextlib.contextmanager
+def checked(instance: MountedInstance) -> Iterator[MountedInstance]:
+    """An instance whose log is looked at in the end, when it was unmounted without force."""
+    with instance:
+        yield instance
+        if instance.mounted:
+            instance.fusermount()
+        instance.check_log()
+
+
+@contextlib.contextmanager
+def s3_instance(server: Server, **options: Any) -> Iterator[MountedInstance]:
+    """An instance with a root of its own on an S3 server."""
+    config = server.config(BUCKET, f"m{os.urandom(4).hex()}/root")
+    with checked(MountedInstance(config, env=server.env, **options)) as instance:
+        yield instance
+
+
+@contextlib.contextmanager
+def _instance(kind: str, request: pytest.FixtureRequest) -> Iterator[MountedInstance]:
+    with contextlib.ExitStack() as stack:
+        if kind == "s3":
+            yield stack.enter_context(s3_instance(request.getfixturevalue("seaweed")))
+        else:
+            yield stack.enter_context(checked(MountedInstance()))
+
+
+@pytest.fixture(params=["local", "s3"])
+def instance(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInstance]:
+    """A fresh instance, not mounted; on a local folder and on S3."""
+    with _instance(request.param, request) as found:
+        yield found
+
+
+@pytest.fixture
+def mount(instance: MountedInstance) -> MountedInstance:
+    """A fresh instance, mounted; on a local folder and on S3."""
+    instance.mount()
+    return instance
+
+
+@pytest.fixture
+def local_instance(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInstance]:
+    """A fresh instance on a local folder, not mounted."""
+    with _instance("local", request) as found:
+        yield found
+
+
+@pytest.fixture
+def local_mount(local_instance: MountedInstance) -> MountedInstance:
+    """A fresh instance on a local folder, mounted."""
+    local_instance.mount()
+    return local_instance
+
+
+@pytest.fixture
+def s3_mount(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInstance]:
+    """A fresh instance on S3, mounted."""
+    with _instance("s3", request) as found:
+        found.mount()
+        yield found
+
+
+@pytest.fixture(scope="module")
+def module_mount(fuse: None) -> Iterator[MountedInstance]:
+    """One local mount for a file of tests; use ``shared_mount``, which looks at the log after each."""
+    with checked(MountedInstance()) as found:
+        found.mount()
+        yield found
+
+
+@pytest.fixture
+def shared_mount(module_mount: MountedInstance) -> Iterator[MountedInstance]:
+    """The file's mount. A test that needs it clean, or harms it, takes ``local_mount`` instead."""
+    if not module_mount.pid or not is_alive(module_mount.pid):
+        pytest.fail("the mount of this file is gone: an earlier test has killed it")
+    module_mount.extend(TEST_SECONDS)
+    yield module_mount
+    module_mount.check_log()
+
+
+@pytest.fixture
+def shared(shared_mount: MountedInstance) -> Path:
+    """An empty directory in the file's mount."""
+    return Path(tempfile.mkdtemp(prefix="t", dir=shared_mount.path))
+
+
+@pytest.fixture
+def same(shared: Path, tmp_path: Path) -> Callable[[Callable[[Path], Any]], Any]:
+    """``same(function)``: run it in an empty directory of a plain disk and of the mount; both results must be equal."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+
+    def compare(function: Callable[[Path], Any]) -> Any:
+        wanted = outcome(lambda: function(plain))
+        got = outcome(lambda: function(shared))
+        assert got == wanted
+        return wanted
+
+    return compare
