@@ -226,13 +226,23 @@ def find(instance: Instance, name: str, *, trash: bool = False) -> ArtifactRecor
     found = registry.artifacts.by_uid(name) or _at_path(instance, name.strip("/"), trash)
     if found is not None:
         return found
+    with contextlib.suppress(NotFound):
+        return by_uid_prefix(instance, name)
+    raise NotFound(f"There is no artifact '{name}': no path in a mount, key or uid; 'lamfs ls' shows what there is.")
+
+
+def by_uid_prefix(instance: Instance, name: str) -> ArtifactRecord:
+    """The artifact whose uid is, or alone begins with, ``name``. Raises NotFound."""
+    found = instance.registry.artifacts.by_uid(name)
+    if found is not None:
+        return found
     if len(name) >= MIN_PREFIX and name.isalnum():
-        matches = list(registry.artifacts.filter(uid__startswith=name, visibility=None))
+        matches = list(instance.registry.artifacts.filter(uid__startswith=name, visibility=None))
         if len(matches) == 1:
             return matches[0]
         if matches:
             raise NotFound(f"'{name}' begins the uids of {len(matches)} artifacts; give more of it.")
-    raise NotFound(f"There is no artifact '{name}': no path in a mount, key or uid; 'lamfs ls' shows what there is.")
+    raise NotFound(f"There is no artifact with uid '{name}'; it was deleted for good, or is of another instance.")
 
 
 def _at_path(instance: Instance, key: str, trash: bool) -> ArtifactRecord | None:
@@ -323,7 +333,7 @@ def trash(instance: Instance, record: ArtifactRecord) -> ArtifactRecord:
 
 
 def restore(instance: Instance, record: ArtifactRecord, key: str | None = None) -> ArtifactRecord:
-    """Bring an artifact back from the trash, to ``key`` or where it was. Raises NotFound, AlreadyExists, InvalidName."""
+    """Bring an artifact back from the trash, to ``key`` or where it was. Raises NotFound, AlreadyExists."""
     instance.hold()
     instance.registry.names.restore(record.uid, key)
     recover.run_owed(instance)

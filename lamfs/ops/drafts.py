@@ -23,7 +23,7 @@ from lamfs.registry import Provenance
 from lamfs.storage.base import ObjectStore
 
 
-class FileMissing(NotFound, FileNotFoundError):
+class FileMissing(NotFound, FileNotFoundError):  # type: ignore[misc]
     """The file that was to be saved does not exist."""
 
 

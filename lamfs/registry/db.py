@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database as UtilsDatabase
-
 from lamfs.errors import LamfsError, NotSetUp, RegistryError
-from lamfs.registry.schema import SCHEMA_VERSION, migrations
+
+SCHEMA_VERSION = 1
 
 BUSY_TIMEOUT = 30.0
 """Seconds a writer waits for another process's transaction."""
@@ -60,7 +59,10 @@ class Database:
         # Two processes may arrive here together: the migrations run under one write lock, and look again inside it.
         with self.transaction():
             if self._version() < SCHEMA_VERSION:
-                migrations.apply(UtilsDatabase(self.conn, recursive_triggers=False, execute_plugins=False))
+                # Imported only now: sqlite-utils imports pandas where that is installed, which takes half a second.
+                from lamfs.registry.schema import apply
+
+                apply(self.conn)
                 self.conn.execute(
                     "INSERT INTO meta(key, value) VALUES('schema_version', ?)"
                     " ON CONFLICT(key) DO UPDATE SET value=excluded.value",

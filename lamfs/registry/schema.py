@@ -7,14 +7,13 @@ inode row with ``nlink`` 0 and no entry. Names are TEXT: they were checked to be
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import time
 
 from sqlite_utils import Database, Migrations
 
 from lamfs.model import AUTO_INO, ROOT_INO
-
-SCHEMA_VERSION = 1
 
 migrations = Migrations("lamfs")
 
@@ -65,7 +64,7 @@ CREATE TABLE journal(
 CREATE UNIQUE INDEX journal_put ON journal(ino) WHERE op = 'put';
 CREATE UNIQUE INDEX journal_move ON journal(uid) WHERE op = 'move';
 CREATE INDEX journal_object ON journal(object_key);
-CREATE INDEX journal_state ON journal(state, next_at);
+CREATE INDEX journal_due ON journal(owner, state, next_at, id);
 CREATE TABLE change(
     seq INTEGER PRIMARY KEY AUTOINCREMENT, origin TEXT NOT NULL, kind TEXT NOT NULL, ino INTEGER NOT NULL,
     parent INTEGER, name TEXT);
@@ -85,3 +84,8 @@ def initial(db: Database) -> None:
             [ino, stat.S_IFDIR | mode, os.getuid(), os.getgid(), 2 if ino == AUTO_INO else 3, now, now, now],
         )
     db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?, '.lamindb', ?)", [ROOT_INO, AUTO_INO])
+
+
+def apply(conn: sqlite3.Connection) -> None:
+    """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
+    migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))

@@ -1,0 +1,123 @@
+"""The fields of ``ln.Artifact``: what its record says, under LaminDB's names."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from lamfs.api import state
+from lamfs.model import ArtifactRecord
+from lamfs.registry import Run, Transform, User
+
+
+class ArtifactFields:
+    """Reads one record."""
+
+    _record: ArtifactRecord
+
+    @property
+    def id(self) -> int | None:
+        """Row id."""
+        return self._record.id
+
+    @property
+    def uid(self) -> str:
+        """20 base62 characters that never change."""
+        return self._record.uid
+
+    @property
+    def key(self) -> str | None:
+        """The path in the registry's tree; None: auto-managed."""
+        return self._record.key
+
+    @property
+    def description(self) -> str | None:
+        """A text; set it and call ``save()``."""
+        return self._record.description
+
+    @description.setter
+    def description(self, text: str | None) -> None:
+        self._record.description = text
+
+    @property
+    def suffix(self) -> str:
+        """``.csv``, ``.tar.gz`` … or ``""``."""
+        return self._record.suffix
+
+    @property
+    def accessor(self) -> str | None:
+        """What the content was in memory, such as ``DataFrame``."""
+        return self._record.accessor
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._record.size
+
+    @property
+    def hash(self) -> str:
+        """LaminDB's content hash, 22 characters."""
+        return self._record.hash
+
+    @property
+    def hash_type(self) -> str:
+        """``md5``, or ``sha1-fl`` above 50 MiB."""
+        return self._record.revision.content.hash_type
+
+    @property
+    def visibility(self) -> int:
+        """1 shown, 0 archived, -1 in the trash."""
+        return self._record.visibility
+
+    @property
+    def key_is_virtual(self) -> bool:
+        """Whether the key lives in the registry alone."""
+        return self._record.key_is_virtual
+
+    @property
+    def storage_id(self) -> int:
+        """Row id of the storage."""
+        return self._record.storage_id
+
+    @property
+    def created_by_id(self) -> int | None:
+        """Row id of who made it."""
+        return self._record.created_by_id
+
+    @property
+    def run_id(self) -> int | None:
+        """Row id of the run that made its content."""
+        return self._record.run_id
+
+    @property
+    def transform_id(self) -> int | None:
+        """Row id of that run's transform."""
+        return self._record.transform_id
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When it was first saved, in UTC."""
+        return _time(self._record.created_at)
+
+    @property
+    def updated_at(self) -> datetime | None:
+        """When its content or place last changed, in UTC."""
+        return _time(self._record.updated_at)
+
+    @property
+    def created_by(self) -> User | None:
+        """Who made it."""
+        return state.instance().registry.people.user(self.created_by_id)
+
+    @property
+    def run(self) -> Run | None:
+        """The run that made its content."""
+        return state.instance().registry.people.run(self.run_id)
+
+    @property
+    def transform(self) -> Transform | None:
+        """The script or notebook that made its content."""
+        return state.instance().registry.people.transform(self.transform_id)
+
+
+def _time(ns: int) -> datetime | None:
+    return datetime.fromtimestamp(ns / 1e9, UTC) if ns else None

@@ -1,0 +1,84 @@
+"""``ln.settings``: the storage, the user and what new artifacts are like. One object per process, any thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamfs import config
+from lamfs.api import state
+from lamfs.api.paths import storage_path
+from lamfs.config import UserSettings
+from lamfs.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from cloudpathlib import S3Path
+
+
+class CreationSettings:
+    """What new artifacts are like; of this process only. LaminDB's names."""
+
+    def __init__(self) -> None:
+        self._virtual = True
+
+    @property
+    def artifact_use_virtual_keys(self) -> bool:
+        """Whether keys given to new artifacts are virtual (the object is at ``.lamindb/{uid}{suffix}``) or real."""
+        return self._virtual
+
+    @artifact_use_virtual_keys.setter
+    def artifact_use_virtual_keys(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise InvalidArgument(f"artifact_use_virtual_keys is True or False, not {value!r}.")
+        self._virtual = value
+
+    _artifact_use_virtual_keys = artifact_use_virtual_keys
+
+
+class Settings:
+    """What ``ln.settings`` is."""
+
+    def __init__(self) -> None:
+        self.creation = CreationSettings()
+
+    @property
+    def artifact_use_virtual_keys(self) -> bool:
+        """See CreationSettings.artifact_use_virtual_keys."""
+        return self.creation.artifact_use_virtual_keys
+
+    @artifact_use_virtual_keys.setter
+    def artifact_use_virtual_keys(self, value: bool) -> None:
+        self.creation.artifact_use_virtual_keys = value
+
+    _artifact_use_virtual_keys = artifact_use_virtual_keys
+
+    @property
+    def storage(self) -> Path | S3Path:
+        """The root of the default storage: a pathlib.Path, or cloudpathlib's S3Path. Raises NotSetUp."""
+        return storage_path(state.instance().settings.storage)
+
+    @property
+    def instance(self) -> str:
+        """The current instance, ``owner/name``. Raises NotSetUp."""
+        return state.instance().settings.slug
+
+    @property
+    def user(self) -> UserSettings:
+        """Who is logged in, else the user of the operating system."""
+        return config.current_user()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where ``artifact.cache()`` puts files."""
+        return config.cache_dir()
+
+    def __repr__(self) -> str:
+        where = state.instance().settings if state.is_set_up() else None
+        return (
+            f"Settings(user={self.user.handle!r}, instance={where.slug if where else None!r},"
+            f" storage={where.storage.root if where else None!r}, cache_dir={str(self.cache_dir)!r},"
+            f" artifact_use_virtual_keys={self.artifact_use_virtual_keys})"
+        )
+
+
+settings = Settings()
