@@ -22,6 +22,7 @@ from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.model import iso
 from lamfs.ops.mounts import socket_address
+from lamfs.transfer.steps import what
 
 log = logging.getLogger("lamfs.control")
 
@@ -134,7 +135,8 @@ class ControlServer:
             "owed_rows": rows,
             "owed_bytes": size,
             "uploading": [
-                {"key": upload.key, "size": upload.size, "done": upload.done} for upload in uploader.uploads.values()
+                {"key": what(context.registry, upload.entry), "size": upload.size, "done": upload.done}
+                for upload in uploader.uploads.values()
             ],
             "stored_files": uploader.stored_files,
             "stored_bytes": uploader.stored_bytes,

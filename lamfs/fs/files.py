@@ -281,10 +281,10 @@ class Files:
             state.writers -= 1
         if state.handles:
             if writable and not state.writers:
-                self._c.uploader.notify()
+                self._c.uploader.notify(state.ino)
             return
         self._acknowledge(state)
         self._c.states.pop(state.fino, None)
         self._spooling.give_up(state)
         if writable:
-            self._c.uploader.notify()
+            self._c.uploader.notify(state.ino)

@@ -17,6 +17,7 @@ from lamfs.fs.context import Context
 from lamfs.fs.state import FileState, Spool
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
 from lamfs.registry import spool_name
+from lamfs.transfer.uploader import SETTLE
 
 log = logging.getLogger("lamfs.fs")
 T = TypeVar("T")
@@ -161,7 +162,7 @@ class Spooling:
         inode = state.inode
         with registry.db.transaction():
             registry.tree.update(state.ino, size=inode.size, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
-            state.gen = registry.journal.ready_put(state.ino)
+            state.gen = registry.journal.ready_put(state.ino, settle=SETTLE)
             registry.changes.content(state.ino)
         state.dirty = False
         state.journaled = False

@@ -71,10 +71,14 @@ class Journal:
             (ino, new_uid(), src, now_ns(), self.owner, json.dumps({"key_is_virtual": key_is_virtual})),
         )
 
-    def ready_put(self, ino: int) -> int:
-        """The bytes of ``ino`` are acknowledged: count one more generation and return it (0: there is no such row)."""
+    def ready_put(self, ino: int, *, settle: float = 0.0) -> int:
+        """The bytes of ``ino`` are acknowledged: count one more generation and return it (0: there is no such row).
+
+        Its upload may start ``settle`` seconds from now.
+        """
         row = self._db.one(
-            "UPDATE journal SET state='ready', gen=gen+1, next_at=0 WHERE op='put' AND ino=? RETURNING gen", (ino,)
+            "UPDATE journal SET state='ready', gen=gen+1, next_at=? WHERE op='put' AND ino=? RETURNING gen",
+            (now_ns() + int(settle * 1e9), ino),
         )
         return int(row[0]) if row else 0
 
@@ -146,18 +150,33 @@ class Journal:
         )
 
     def ready(self, limit: int = 256, *, skip: Iterable[int] = ()) -> list[JournalEntry]:
-        """Work of this process that may start now, oldest first; ``skip`` are ids under way already."""
-        rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM journal WHERE state='ready' AND next_at<=? AND owner=? ORDER BY id LIMIT ?",
-            (now_ns(), self.owner, limit + len(set(skip))),
-        )
+        """Work of this process that may start now, longest due first; ``skip`` are ids under way already."""
         busy = set(skip)
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM journal WHERE owner=? AND state='ready' AND next_at<=?"
+            " ORDER BY next_at, id LIMIT ?",
+            (self.owner, now_ns(), limit + len(busy)),
+        )
         return [_entry(row) for row in rows if row[0] not in busy][:limit]
 
-    def next_at(self) -> int | None:
-        """When (ns) the earliest waiting row of this process may be tried; None when nothing is owed."""
-        row = self._db.one("SELECT min(next_at) FROM journal WHERE state='ready' AND owner=?", (self.owner,))
-        return None if row is None or row[0] is None else int(row[0])
+    def next_at(self, *, skip: Iterable[int] = ()) -> int | None:
+        """When (ns) the next row of this process, not among ``skip``, may be tried; None when nothing is owed."""
+        busy = set(skip)
+        rows = self._db.all(
+            "SELECT id, next_at FROM journal WHERE owner=? AND state='ready' ORDER BY next_at, id LIMIT ?",
+            (self.owner, len(busy) + 1),
+        )
+        return next((next_at for entry_id, next_at in rows if entry_id not in busy), None)
+
+    def owed_by_me(self) -> tuple[int, int]:
+        """Rows of this process that are ready, and the bytes of the files that are to be put."""
+        row = self._db.one(
+            "SELECT count(*), coalesce(sum(CASE j.op WHEN 'put' THEN i.size END), 0)"
+            " FROM journal j LEFT JOIN inode i ON i.ino=j.ino WHERE j.owner=? AND j.state='ready'",
+            (self.owner,),
+        )
+        assert row is not None
+        return int(row[0]), int(row[1])
 
     def entries(self) -> list[JournalEntry]:
         """Everything owed by anybody, oldest first."""

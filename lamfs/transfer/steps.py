@@ -1,0 +1,205 @@
+"""The steps of storage work: put, move, delete. In the daemon's trio loop, called by the uploader only.
+
+Bytes are moved by the Mover; rows are read and struck off through the Registry of the loop's thread. The order is
+always: object first, registry row second, stale object last (DESIGN §3). Owns which objects are being written.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
+from lamfs.model import ContentHash, JournalEntry, Revision
+from lamfs.registry import Committed, Provenance, Registry
+from lamfs.storage.base import ObjectStore
+from lamfs.transfer.client import Mover
+
+
+class FileHooks(Protocol):
+    """What the uploader needs of the open files; implemented by the file system, called in the loop."""
+
+    def has_writers(self, ino: int) -> bool:
+        """Whether a handle may still write to the inode."""
+
+    def freeze(self, ino: int, src: str) -> None:
+        """The spool file ``src`` is being read for an upload: nobody writes to it from now on."""
+
+    def thaw(self, ino: int, src: str) -> None:
+        """The upload of ``src`` has ended without becoming the current content."""
+
+    def stored(self, ino: int, src: str, revision: Revision | None, consumed: bool) -> None:
+        """Spool file ``src`` has been stored as ``revision`` and is owed no more (None: the file is gone)."""
+
+    async def pin(self, object_key: str) -> None:
+        """The object is about to be replaced or deleted: fetch what open handles still need of it."""
+
+
+@dataclass(slots=True)
+class Upload:
+    """One upload under way: its journal row, and how far it is, in bytes."""
+
+    entry: JournalEntry
+    size: int = 0
+    done: int = 0
+
+
+class Steps:
+    """Does one row of the journal at a time, any number of rows at once. Loop only."""
+
+    def __init__(
+        self, registry: Registry, store: ObjectStore, mover: Mover, spool_dir: Path, origin: Provenance
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._mover = mover
+        self._spool = spool_dir
+        self._origin = origin
+        self._busy_objects: set[str] = set()
+        self.hooks: FileHooks | None = None
+
+    async def put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool]:
+        assert self.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        """Store the spool file of a put row; the outcome, and whether the file was taken (renamed) into storage."""
+        registry, ino = self._registry, entry.ino
+        path = str(self._spool / entry.src)
+        if not os.path.exists(path):
+            return await self._find_stored(entry), True
+        content = await self._mover.hash(path)
+        upload.size = content.size
+        artifact = registry.artifacts.by_ino(ino)
+        if artifact is not None and content.same_bytes(artifact.revision.content):
+            return registry.commits.put_unneeded(ino, entry.gen), False
+        target = registry.commits.put_target(entry)
+        while target in self._busy_objects:
+            await trio.sleep(0.01)
+            target = registry.commits.put_target(entry)
+        self._busy_objects.add(target)
+        try:
+            if (
+                entry.object_key not in (None, target)
+                and registry.artifacts.with_object(entry.object_key or "") is None
+            ):
+                # An earlier try may have written elsewhere, before the file was renamed.
+                registry.journal.add_delete(entry.object_key or "")
+            registry.journal.set_target(entry.id, target)
+            if artifact is not None and artifact.revision.object_key == target:
+                await self.hooks.pin(target)
+            etag, consumed = await self._send(content, path, target, upload, ino)
+            committed = registry.commits.put(ino, entry.gen, content, target, etag, self._origin)
+        finally:
+            self._busy_objects.discard(target)
+        return committed, consumed
+
+    async def _send(self, content: ContentHash, path: str, target: str, upload: Upload, ino: int) -> tuple[str, bool]:
+        """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
+        assert self.hooks is not None
+        if self._store.kind == "local":
+            consume = not self.hooks.has_writers(ino)
+            return (await self._mover.put(path, target, consume=consume)).etag, consume
+        for twin in self._registry.artifacts.same_content(content)[:3]:
+            if twin.revision.object_key == target:
+                continue
+            try:
+                stat = await self._mover.copy(twin.revision.object_key, target, etag=twin.revision.etag)
+            except (ObjectMissing, ObjectChanged):
+                continue
+            return stat.etag, False
+
+        def moved(count: int) -> None:
+            upload.done += count
+
+        return (await self._mover.put(path, target, progress=moved)).etag, False
+
+    async def _find_stored(self, entry: JournalEntry) -> Committed:
+        """The spool file is gone: it was renamed into storage before a crash, or something removed it."""
+        assert entry.ino is not None
+        local = self._store.local_path(entry.object_key) if entry.object_key else None
+        if entry.object_key is None or local is None or not os.path.exists(local):
+            if self._registry.artifacts.by_ino(entry.ino) is None and self._registry.tree.get(entry.ino) is None:
+                return self._registry.commits.put_unneeded(entry.ino, entry.gen)
+            raise StorageError(
+                f"The spool file {entry.src} of '{what(self._registry, entry)}' is missing, so its last bytes cannot be"
+                " stored; 'lamfs fsck' tells more."
+            )
+        stat = await self._mover.head(entry.object_key)
+        content = await self._mover.hash(local)
+        return self._registry.commits.put(entry.ino, entry.gen, content, entry.object_key, stat.etag, self._origin)
+
+    async def move(self, entry: JournalEntry) -> None:
+        assert self.hooks is not None
+        assert entry.uid is not None
+        """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
+        registry = self._registry
+        artifact = registry.artifacts.by_uid(entry.uid)
+        if artifact is not None and artifact.ino is not None and registry.journal.put_of(artifact.ino) is not None:
+            # New bytes are on their way, and will be stored at the right place themselves.
+            registry.journal.postpone(entry.id, 0.2)
+            return
+        plan = registry.commits.move_plan(entry.uid)
+        if plan is None:
+            if registry.commits.is_home(entry.uid):
+                registry.journal.done(entry.id)
+            else:
+                registry.journal.postpone(entry.id, 0.2)  # its place is taken for now
+            return
+        before, target = plan
+        if target in self._busy_objects or before.revision.object_key in self._busy_objects:
+            registry.journal.postpone(entry.id, 0.05)
+            return
+        objects = {target, before.revision.object_key}
+        self._busy_objects |= objects
+        try:
+            await self.hooks.pin(target)
+            await self.hooks.pin(before.revision.object_key)
+            stat = await self._mover.copy(before.revision.object_key, target, etag=before.revision.etag)
+            registry.commits.moved(entry.id, before, target, stat.etag)
+        except (ObjectMissing, ObjectChanged):
+            now = registry.artifacts.by_uid(entry.uid)
+            if now is not None and now.revision == before.revision:
+                raise
+        finally:
+            self._busy_objects -= objects
+
+    async def delete(self, entries: list[JournalEntry]) -> None:
+        """Delete objects that no artifact needs, many in one request."""
+        assert self.hooks is not None
+        registry = self._registry
+        rows: list[JournalEntry] = []
+        keys: set[str] = set()
+        for entry in entries:
+            assert entry.object_key is not None
+            if entry.object_key in self._busy_objects or registry.journal.holds(entry.object_key):
+                registry.journal.postpone(entry.id, 0.1)
+            elif registry.artifacts.with_object(entry.object_key) is not None:
+                registry.journal.done(entry.id)
+            else:
+                rows.append(entry)
+                keys.add(entry.object_key)
+        if not keys:
+            return
+        self._busy_objects |= keys
+        try:
+            for key in keys:
+                await self.hooks.pin(key)
+            await self._mover.delete(sorted(keys))
+            with registry.db.transaction():
+                for entry in rows:
+                    registry.journal.done(entry.id)
+        finally:
+            self._busy_objects -= keys
+
+
+def what(registry: Registry, entry: JournalEntry) -> str:
+    """What a journal row is about, for people: the key of its file if it has one."""
+    if entry.ino is not None:
+        key = registry.tree.path(entry.ino)
+        if key is not None:
+            return key
+    return entry.object_key or entry.uid or f"journal row {entry.id}"
