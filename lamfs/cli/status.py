@@ -77,23 +77,27 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
 
 def left_over(settings: InstanceSettings) -> dict[str, Any]:
     """What the registry of an instance that is not mounted says is owed, and what went wrong with it last."""
-    from lamfs.registry import Registry
+    from lamfs.registry import Registry, is_alive
 
     try:
         registry = Registry(settings.registry_path)
         try:
             owed = registry.journal.owed()
-            failed = [entry for entry in registry.journal.entries() if entry.error] if owed else []
+            entries = registry.journal.entries() if owed else []
         finally:
             registry.close()
     except LamfsError as error:
         return {"error": str(error)}
+    owners = {entry.owner for entry in entries}
     return {
         "owed": owed,
+        # boot id, pid, start time: a process that saves something, or a mount that has left the tree already
+        "busy": sorted(int(owner.split(":")[1]) for owner in owners if owner and is_alive(owner)),
         "errors": [
             {"what": f"{entry.op} {entry.object_key or entry.uid or entry.ino}", "error": entry.error}
-            for entry in failed[-MAX_ERRORS:]
-        ],
+            for entry in entries
+            if entry.error
+        ][-MAX_ERRORS:],
     }
 
 
@@ -125,7 +129,8 @@ def show(result: dict[str, Any]) -> None:
         if instance.get("error"):
             say(f"  error    {shown(instance['error'])}")
         if instance.get("owed"):
-            say(f"  owed     {owed_words(instance['owed'])}; the next mount does it")
+            busy = ", ".join(f"process {pid}" for pid in instance["busy"])
+            say(f"  owed     {owed_words(instance['owed'])}; {f'{busy} does it' if busy else 'the next mount does it'}")
         for error in instance.get("errors", ()):
             say(f"  error    {shown(error['what'])}: {shown(error['error'])}")
     cache = result["cache"]
@@ -151,5 +156,7 @@ def show_mount(mount: dict[str, Any]) -> None:
         say(f"  damaged  {cache['damaged']} blocks in the cache, fetched again")
     if mount.get("open_files"):
         say(f"  open     {mount['open_files']}")
-    for error in mount.get("errors", ())[-MAX_ERRORS:]:
+    # The same failure again and again is shown once, as it was last.
+    latest = {(error["what"], error["error"]): error for error in mount.get("errors", ())}
+    for error in list(latest.values())[-MAX_ERRORS:]:
         say(f"  error    {when(error['at'])}  {shown(error['what'])}: {shown(error['error'])}")

@@ -87,8 +87,7 @@ def sync_mount(record: MountRecord, timeout: float | None = None) -> None:
                 said = problem
             if timeout is not None and time.time() - began >= timeout:
                 left = count_of(progress.owed, "step") + (f" ({size(progress.bytes)})" if progress.bytes else "")
-                why = f" {said}" if said else ""
-                raise Pending(f"{record.mountpoint} still owes storage {left} after {timeout:g} s.{why}")
+                raise Pending(f"{record.mountpoint} still owes storage {left} after {timeout:g} s.")
     if waiting.error is not None:
         raise waiting.error
 
