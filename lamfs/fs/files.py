@@ -36,14 +36,15 @@ class Files:
 
     async def open(self, fino: int, flags: int) -> int:
         """Open an existing file; returns the handle. Raises FsError: ESTALE, EROFS, EISDIR, ELOOP."""
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        # O_TRUNC cuts the file also when it is opened for reading; the kernel has checked that it may be written.
+        writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writable and self._c.policy.read_only:
             raise FsError(errno.EROFS)
         state = self._state(fino)
         state.handles += 1
         state.writers += writable
         try:
-            if flags & os.O_TRUNC and writable:
+            if flags & os.O_TRUNC:
                 await self._truncate(state, 0)
         except BaseException:
             self._let_go(state, writable)
