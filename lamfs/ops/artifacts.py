@@ -29,6 +29,8 @@ Progress = Callable[[int], None]
 
 SYNC_SILENCE = 60.0
 """Seconds that a mount which was asked to sync may say nothing."""
+RETAINED = "retained:"
+"""Rows of the meta table with this and an object key: somebody wanted the object to stay without an artifact."""
 MIN_PREFIX = 8
 """Fewest characters of a uid that name an artifact."""
 
@@ -351,7 +353,10 @@ def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> A
     if registry.db.one("SELECT 1 FROM journal WHERE op='save' AND uid=? LIMIT 1", (record.uid,)):
         recover.finish_saves(instance, strict=True)
     pending = registry.journal.put_of(record.ino) if record.ino is not None else None
-    gone = registry.names.purge(record.uid, storage=storage)
+    with registry.db.transaction():
+        gone = registry.names.purge(record.uid, storage=storage)
+        if not storage:
+            registry.db.set_meta(f"{RETAINED}{gone.revision.object_key}", 1)
     if pending is not None and pending.src and not mounts.live(instance.settings):
         with contextlib.suppress(OSError):
             (instance.settings.spool_dir / pending.src).unlink()

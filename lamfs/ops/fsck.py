@@ -1,0 +1,294 @@
+"""Is what the registry says true? Registry, tree, storage, spool and journal held against each other. Synchronous.
+
+What others are at work on at this moment is not reported: rows and spool files of living processes, objects that a
+journal row names. A problem is one sentence. ``repair`` mends what can be mended without a decision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import stat
+from dataclasses import dataclass, field
+
+from lamfs import hashing
+from lamfs.errors import LamfsError, ObjectMissing, StorageError
+from lamfs.keys import suffix_of
+from lamfs.model import AUTO_INO, BLOCK_SIZE, ROOT_INO, ArtifactRecord, JournalEntry
+from lamfs.ops import mounts, recover
+from lamfs.ops.artifacts import RETAINED
+from lamfs.ops.instance import Instance
+from lamfs.registry import is_alive
+from lamfs.storage.base import ObjectStat, ObjectStore
+
+_SNAPSHOT = re.compile(r"^[0-9a-f]{32}\.lndb$")
+_INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
+_OWN = re.compile(r"^\.lamindb/[0-9A-Za-z]{20}(\.|$)")
+"""Object keys that lamfs gives artifacts without a real key."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check found. ``problems`` are left, ``repaired`` were mended; ``notes`` are no problems."""
+
+    problems: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    artifacts: int = 0
+    objects: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong (any more)."""
+        return not self.problems
+
+    def add(self, text: str, mended: bool = False) -> None:
+        """Note a problem."""
+        (self.repaired if mended else self.problems).append(text)
+
+
+def check(instance: Instance, *, repair: bool = False, data: bool = False) -> Report:
+    """Check everything; with ``data`` also read every object and compare each block's hash.
+
+    Raises NotSetUp and storage errors only when nothing can be checked at all.
+    """
+    report = Report()
+    if repair:
+        instance.hold()
+        recover.finish_all(instance, strict=False)
+    if _registry(instance, report):
+        _tree(instance, report, repair)
+        _keys(instance, report)
+        _journal(instance, report)
+        _spool(instance, report, repair)
+    _storage(instance, report, repair, data)
+    return report
+
+
+# -- registry ---------------------------------------------------------------------------------------------------------
+
+
+def _registry(instance: Instance, report: Report) -> bool:
+    """SQLite's own checks. False when the tables cannot be trusted."""
+    db = instance.registry.db
+    try:
+        wrong = [str(row[0]) for row in db.all("PRAGMA integrity_check(20)") if row[0] != "ok"]
+        for row in db.all("PRAGMA foreign_key_check"):
+            report.add(f"registry: a row of table {row[0]} (rowid {row[1]}) refers to a row of {row[2]} that is gone")
+    except LamfsError as error:
+        wrong = [str(error)]
+    for text in wrong:
+        report.add(
+            f"registry: SQLite says: {text}; 'lamfs connect {instance.settings.slug} --restore' takes the copy in"
+            " storage"
+        )
+    return not wrong
+
+
+# -- tree -------------------------------------------------------------------------------------------------------------
+
+_TREE_QUERIES = (
+    ("entry '{1}' of directory {0} names inode {2}, which does not exist",
+     "SELECT d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode i ON i.ino=d.ino WHERE i.ino IS NULL"),
+    ("entry '{1}' (inode {2}) is in directory {0}, which does not exist or is none",
+     "SELECT d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode p ON p.ino=d.parent"
+     f" WHERE p.ino IS NULL OR p.mode & {0o170000} != {stat.S_IFDIR}"),
+    ("directory inode {0} has {1} names",
+     "SELECT i.ino, count(*) FROM inode i JOIN dentry d ON d.ino=i.ino"
+     f" WHERE i.mode & {0o170000} = {stat.S_IFDIR} GROUP BY i.ino HAVING count(*) > 1"),
+    ("artifact {0} has inode {1}, which does not exist or is no regular file",
+     "SELECT a.uid, a.ino FROM artifact a LEFT JOIN inode i ON i.ino=a.ino"
+     f" WHERE i.ino IS NULL OR i.mode & {0o170000} != {stat.S_IFREG}"),
+    ("artifact {0} is shown but has no entry",
+     "SELECT a.uid FROM artifact a WHERE a.visibility > -1 AND NOT EXISTS(SELECT 1 FROM dentry d WHERE d.ino=a.ino)"),
+    ("artifact {0} is in the trash but has the entry '{1}'",
+     "SELECT a.uid, d.name FROM artifact a JOIN dentry d ON d.ino=a.ino WHERE a.visibility = -1"),
+    ("symlink inode {0} has no target",
+     f"SELECT ino FROM inode WHERE mode & {0o170000} = {stat.S_IFLNK} AND ino NOT IN (SELECT ino FROM symlink)"),
+)  # fmt: skip
+
+
+def _tree(instance: Instance, report: Report, repair: bool) -> None:
+    registry = instance.registry
+    db = registry.db
+    with db.transaction():  # one moment of the tree, and nobody changes what is being repaired
+        for text, query in _TREE_QUERIES:
+            for row in db.all(query):
+                report.add("tree: " + text.format(*row))
+        wrong_links = db.all(
+            "SELECT i.ino, i.nlink, n.want FROM inode i JOIN ("
+            f" SELECT ino, CASE WHEN mode & {0o170000} = {stat.S_IFDIR} THEN"
+            "   CASE WHEN ino=? OR EXISTS(SELECT 1 FROM dentry WHERE dentry.ino=inode.ino) THEN 2 + ("
+            "    SELECT count(*) FROM dentry d JOIN inode c ON c.ino=d.ino"
+            f"    WHERE d.parent=inode.ino AND c.mode & {0o170000} = {stat.S_IFDIR}) ELSE 0 END"
+            "  ELSE (SELECT count(*) FROM dentry WHERE dentry.ino=inode.ino) END AS want FROM inode"
+            ") n ON n.ino=i.ino WHERE i.nlink != n.want",
+            (ROOT_INO,),
+        )
+        for ino, nlink, want in wrong_links:
+            if repair:
+                registry.tree.update(ino, nlink=want)
+                registry.changes.attr(ino)
+            report.add(f"tree: inode {ino} counts {nlink} links and has {want}", repair)
+        _orphans(instance, report, repair)
+        reached = {
+            row[0]
+            for row in db.all(
+                "WITH RECURSIVE below(ino) AS ("
+                "  SELECT ? UNION SELECT d.ino FROM below b JOIN dentry d ON d.parent=b.ino) SELECT ino FROM below",
+                (ROOT_INO,),
+            )
+        }
+        for ino, name in db.all("SELECT ino, name FROM dentry"):
+            if ino not in reached:
+                report.add(f"tree: '{name}' (inode {ino}) cannot be reached from the root")
+
+
+def _orphans(instance: Instance, report: Report, repair: bool) -> None:
+    """Inodes without a name, an artifact or a living mount that may have them open."""
+    if mounts.live(instance.settings):
+        return
+    registry = instance.registry
+    rows = registry.db.all(
+        "SELECT ino FROM inode WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry)"
+        " AND ino NOT IN (SELECT ino FROM artifact)",
+        (ROOT_INO, AUTO_INO),
+    )
+    for (ino,) in rows:
+        if repair:
+            registry.journal.drop_put(ino)
+            registry.tree.remove_inode(ino)
+        report.add(f"tree: inode {ino} has no name and is no artifact's", repair)
+
+
+def _keys(instance: Instance, report: Report) -> None:
+    registry = instance.registry
+    pending = {entry.ino for entry in registry.journal.entries() if entry.op == "put"}
+    for record in registry.artifacts.filter(visibility=None):
+        report.artifacts += 1
+        assert record.ino is not None
+        if record.visibility > -1:
+            parent = registry.tree.parent(record.ino)
+            path = registry.tree.path(record.ino)
+            if parent == AUTO_INO:
+                path = None
+            if parent is not None and path != record.key:
+                report.add(f"tree: artifact {record.uid} has the key '{record.key}' but is at '{path}'")
+            if record.key is not None and record.suffix != suffix_of(record.key.rpartition("/")[2]):
+                report.add(f"registry: artifact '{record.key}' has the suffix '{record.suffix}'")
+        inode = registry.tree.get(record.ino)
+        if inode is not None and inode.size != record.size and record.ino not in pending:
+            report.add(f"tree: '{record.key or record.uid}' shows {inode.size} bytes and has {record.size}")
+
+
+# -- journal and spool ------------------------------------------------------------------------------------------------
+
+
+def _journal(instance: Instance, report: Report) -> None:
+    for entry in instance.registry.journal.entries():
+        what = f"{entry.op} of {entry.object_key or entry.uid or entry.src or entry.ino}"
+        if not is_alive(entry.owner):
+            report.add(f"journal: the {what} was left by a process that is gone; mount, or 'lamfs fsck --repair'")
+        elif entry.attempts:
+            report.add(f"journal: the {what} failed {entry.attempts} times: {entry.error}")
+        elif entry.owner != instance.registry.journal.owner:
+            report.notes.append(f"journal: the {what} is under way")
+
+
+def _spool(instance: Instance, report: Report, repair: bool) -> None:
+    entries: dict[str, JournalEntry] = {
+        entry.src: entry for entry in instance.registry.journal.entries() if entry.op == "put" and entry.src
+    }
+    files = {path.name: path for path in recover.spool_files(instance)}
+    if not mounts.live(instance.settings):
+        for name in sorted(files.keys() - entries.keys()):
+            if repair:
+                with contextlib.suppress(OSError):
+                    files[name].unlink()
+            report.add(f"spool: nothing owes the file {files[name]}", repair)
+    for name, entry in entries.items():
+        if name not in files and not is_alive(entry.owner):
+            key = instance.registry.tree.path(entry.ino or 0) or entry.uid
+            report.add(
+                f"spool: the file {name} with the last bytes of '{key}' is gone; what was stored before is still there,"
+                " if anything was"
+            )
+
+
+# -- storage ----------------------------------------------------------------------------------------------------------
+
+
+def _storage(instance: Instance, report: Report, repair: bool, data: bool) -> None:
+    registry, store = instance.registry, instance.store
+    found: dict[str, ObjectStat] = {}
+    others = 0
+    for item in store.list():
+        if _SNAPSHOT.match(item.key):
+            others += item.key != instance.settings.snapshot_key
+        elif not item.key.startswith(_INTERNAL):
+            found[item.key] = item
+    report.objects = len(found)
+    for record in registry.artifacts.filter(visibility=None):
+        problem = _object_problem(instance, record, found.get(record.revision.object_key), data)
+        if problem is not None:
+            report.add(f"storage: {problem}")
+    stray = []
+    for key in sorted(found.keys() - _used(instance)):
+        # Only what lamfs made itself can be lamfs's to lose; and the instances of one storage share a place for it.
+        if not _OWN.match(key) or others or registry.db.get_meta(f"{RETAINED}{key}"):
+            report.notes.append(f"storage: {store.url(key)} is no artifact's")
+        elif _is_there(store, key) and key not in _used(instance):
+            stray.append(key)
+    for key in stray:
+        if repair:
+            registry.journal.add_delete(key)
+        report.add(f"storage: no artifact references {store.url(key)}", repair)
+    if repair and stray:
+        recover.run_owed(instance, ops=("delete",))
+
+
+def _used(instance: Instance) -> set[str]:
+    """Object keys that an artifact or a journal row names now."""
+    db = instance.registry.db
+    return {row[0] for row in db.all("SELECT object_key FROM artifact UNION SELECT object_key FROM journal")}
+
+
+def _is_there(store: ObjectStore, key: str) -> bool:
+    try:
+        store.head(key)
+    except ObjectMissing:
+        return False
+    return True
+
+
+def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat | None, data: bool) -> str | None:
+    """What is wrong with an artifact's object; looked at again when it seems so, for others may be at work."""
+    store, registry = instance.store, instance.registry
+    if item is None or (item.size, item.etag) != (record.size, record.revision.etag):
+        again = registry.artifacts.by_uid(record.uid)
+        if again is None or again.revision != record.revision:
+            return None
+        url = store.url(record.revision.object_key)
+        try:
+            item = store.head(record.revision.object_key)
+        except ObjectMissing:
+            return f"the object {url} of '{record.key or record.uid}' is gone"
+        if item.size != record.size:
+            return f"the object {url} of '{record.key or record.uid}' has {item.size} bytes, not {record.size}"
+        if item.etag != record.revision.etag:
+            return f"the object {url} of '{record.key or record.uid}' was replaced by something else"
+    return _damage(instance, record) if data else None
+
+
+def _damage(instance: Instance, record: ArtifactRecord) -> str | None:
+    revision, store = record.revision, instance.store
+    for index in range(revision.block_count()):
+        offset = index * BLOCK_SIZE
+        length = min(BLOCK_SIZE, revision.size - offset)
+        try:
+            block = store.get(revision.object_key, offset=offset, length=length, etag=revision.etag)
+        except StorageError as error:
+            return f"the object of '{record.key or record.uid}' cannot be read: {error}"
+        if hashing.hash_block(block) != revision.content.block(index):
+            return f"block {index} of {store.url(revision.object_key)} ('{record.key or record.uid}') is damaged"
+    return None
