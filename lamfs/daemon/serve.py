@@ -50,6 +50,7 @@ def serve(options: MountOptions, ready: Callable[[], None], progress: Callable[[
     _clear_stale(options.mountpoint)
     _raise_limits()
     with Instance.open(options.slug) as instance:
+        _refuse_own_files(options.mountpoint, instance)
         for warning in instance.store.check(write=not options.read_only).warnings:
             log.warning("%s", warning)
         if not options.read_only:
@@ -264,6 +265,17 @@ def _clear_stale(mountpoint: str) -> None:
                 time.sleep(0.05)
     if entries:
         raise LamfsError(f"The directory {mountpoint} is not empty; what is in it would be hidden. Choose another.")
+
+
+def _refuse_own_files(mountpoint: str, instance: Instance) -> None:
+    """A daemon whose own files were below its mount would wait for itself."""
+    inner = os.path.realpath(mountpoint)
+    for path in (instance.settings.storage.root, str(instance.settings.directory), str(instance.cache_dir)):
+        if path.startswith("/") and os.path.commonpath([inner, os.path.realpath(path)]) == inner:
+            raise LamfsError(f"The instance keeps its own files in {path}, below {mountpoint}; mount it elsewhere.")
+    root = instance.settings.storage.root
+    if root.startswith("/") and os.path.commonpath([inner, os.path.realpath(root)]) == os.path.realpath(root):
+        raise LamfsError(f"{mountpoint} is inside of the storage folder {root}; mount it elsewhere.")
 
 
 def _raise_limits() -> None:

@@ -112,6 +112,8 @@ class Files:
             mine = owed.owner == context.registry.journal.owner
             state.frozen = not mine or context.uploader.is_uploading(inode.ino, owed.src)
             inode.size = os.fstat(state.spool.fd).st_size
+        if context.store.kind == "local":
+            self._spooling.keep_stored(state)
         context.states[fino] = state
         return state
 

@@ -7,7 +7,7 @@ bytes. Lookup counts are exact: what the kernel has forgotten is forgotten here.
 
 from __future__ import annotations
 
-from lamfs.model import Inode
+from lamfs.model import ROOT_INO, Inode
 
 ALIAS_BASE = 1 << 48
 """FUSE inode numbers from here on are second and later revisions of an inode."""
@@ -39,8 +39,8 @@ class NodeTable:
         return self._current.get(self.ino(fino), self.ino(fino)) == fino
 
     def known(self, fino: int) -> bool:
-        """Whether the kernel has looked this number up and not forgotten it."""
-        return fino in self._lookups
+        """Whether the kernel has looked this number up and not forgotten it; it always knows the root."""
+        return fino in self._lookups or fino == ROOT_INO
 
     def looked_up(self, fino: int) -> None:
         """Count one lookup."""

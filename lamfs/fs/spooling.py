@@ -6,11 +6,14 @@ it is frozen, and the next write goes to a copy (a reflink where the disk can).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+
+import trio
 
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.fs.context import Context
@@ -20,6 +23,10 @@ from lamfs.registry import spool_name
 from lamfs.transfer.uploader import SETTLE
 
 log = logging.getLogger("lamfs.fs")
+
+RELOOKS = 40
+RELOOK_PAUSE = 0.05
+"""Seconds between two looks at a revision that another process is just replacing."""
 T = TypeVar("T")
 
 
@@ -50,10 +57,9 @@ class Spooling:
 
     async def _from_base(self, state: FileState, what: Callable[[], Awaitable[T]]) -> T:
         """Run ``what`` with ``state.base`` open; when the object is not the revision any more, look it up again."""
-        for _ in range(3):
+        for _ in range(RELOOKS):
             try:
-                if state.base is None and state.revision is not None:
-                    state.base = self._c.cache.open(state.revision)
+                self.open_stored(state)
                 return await what()
             except (ObjectChanged, ObjectMissing) as error:
                 before = state.revision
@@ -62,10 +68,24 @@ class Spooling:
                 if record is None or before is None or not record.revision.content.same_bytes(before.content):
                     raise FsError(errno.ESTALE) from error
                 if record.revision == before:
-                    raise
+                    if not self._c.registry.journal.holds(before.object_key):
+                        raise
+                    # Another process has stored new bytes there, and is about to say so in the registry.
+                    await trio.sleep(RELOOK_PAUSE)
                 # The same bytes have moved to another object.
                 state.revision = record.revision
         raise FsError(errno.ESTALE)
+
+    def open_stored(self, state: FileState) -> None:
+        """Open the stored revision, so that this file keeps it. Raises ObjectChanged or ObjectMissing."""
+        if state.base is None and state.revision is not None:
+            state.base = self._c.cache.open(state.revision)
+
+    def keep_stored(self, state: FileState) -> None:
+        """As open_stored, when it can be done now: in a local folder the descriptor keeps the bytes, whatever comes."""
+        if state.spool is None:
+            with contextlib.suppress(StorageError):
+                self.open_stored(state)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
