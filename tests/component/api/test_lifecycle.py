@@ -129,7 +129,7 @@ def test_the_lifecycle(place: Place, files: Path, caplog: pytest.LogCaptureFixtu
     ln.settings.artifact_use_virtual_keys = True
     artifact = ln.Artifact(files / "iris.csv", key="iris.csv").save()
     assert artifact.key_is_virtual is True
-    with pytest.raises(ValueError, match="Can only replace with a local file not in any Storage."):
+    with pytest.raises(ValueError, match=r"Can only replace with a local file not in any Storage\."):
         artifact.replace(path_in_storage)
     said(caplog)
     assert artifact == artifact.replace(files / "iris.csv")
