@@ -15,6 +15,7 @@ from lamfs.model import AUTO_KEY_PREFIX
 NAME_MAX = 255
 PATH_MAX = 4096
 REAL_KEY_MAX = 1024
+SUFFIX_MAX = 64
 
 FORMAT_SUFFIXES = frozenset(
     {
@@ -71,8 +72,14 @@ def suffix_of(name: str) -> str:
     """The artifact suffix of a path or key, with its dot, or ``""``.
 
     One suffix: as it is, unless all digits (``v1.2`` has none). Several: a composite suffix, else the last two when
-    the second-last is a known format, else the last. LaminDB 0.72.
+    the second-last is a known format, else the last. LaminDB 0.72. What is longer than 64 bytes is no suffix: the name
+    ``{uid}{suffix}`` has to be one that every storage can keep.
     """
+    suffix = _suffix(name)
+    return suffix if len(suffix.encode("utf-8", "surrogateescape")) <= SUFFIX_MAX else ""
+
+
+def _suffix(name: str) -> str:
     suffixes = PurePosixPath(name).suffixes
     if not suffixes:
         return ""
@@ -94,8 +101,11 @@ def key_with_suffix(key: str, old_suffix: str, new_suffix: str) -> str:
 
 
 def object_key_for(uid: str, suffix: str, key: str | None, key_is_virtual: bool) -> str:
-    """Where the object of an artifact belongs: ``.lamindb/{uid}{suffix}``, or the key itself when it is real."""
-    if key is None or key_is_virtual:
+    """Where the object of an artifact belongs: ``.lamindb/{uid}{suffix}``, or the key itself when it is real.
+
+    A real key of more than 1024 bytes (a file can come by one when a directory is renamed) cannot name an S3 object.
+    """
+    if key is None or key_is_virtual or len(key.encode()) > REAL_KEY_MAX:
         return f"{AUTO_KEY_PREFIX}{uid}{suffix}"
     return key
 

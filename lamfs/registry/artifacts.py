@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lamfs.errors import InvalidArgument
-from lamfs.model import ArtifactRecord, ContentHash, Revision, now_ns
+from lamfs.keys import object_key_for
+from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, ContentHash, Revision, now_ns
 from lamfs.registry.db import Database
 
 _COLUMNS = (
@@ -64,6 +65,31 @@ class Artifacts:
     def with_object(self, object_key: str) -> ArtifactRecord | None:
         """The artifact whose bytes are in this object now."""
         return self._one("object_key=?", object_key)
+
+    def home(self, record: ArtifactRecord) -> str:
+        """The object key under which the bytes of an artifact belong.
+
+        A real key is left in peace while its artifact is in the trash, unless the living need the place.
+        """
+        home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
+        if record.visibility == TRASH and home == record.key and self._is_wanted(home):
+            return object_key_for(record.uid, record.suffix, None, True)
+        return home
+
+    def _is_wanted(self, key: str) -> bool:
+        """Whether a living artifact has a real key that is this one, or that cannot exist beside it in a folder."""
+        clause, params = _conflicts("key", key)
+        return self._one(f"visibility>-1 AND key_is_virtual=0 AND ({clause})", *params) is not None
+
+    def in_the_way(self, object_key: str, uid: str) -> list[ArtifactRecord]:
+        """Other artifacts whose objects are where this object is to be: under the same key or, since a folder and some
+        servers cannot have both ``a`` and ``a/b``, above or below it."""
+        if object_key.startswith(AUTO_KEY_PREFIX):
+            holder = self.with_object(object_key)
+            return [] if holder is None or holder.uid == uid else [holder]
+        clause, params = _conflicts("object_key", object_key)
+        rows = self._db.all(f"SELECT {_COLUMNS} FROM artifact WHERE ({clause}) AND uid<>? LIMIT 1000", (*params, uid))
+        return [_record(row) for row in rows]
 
     def _one(self, where: str, *params: Any) -> ArtifactRecord | None:
         row = self._db.one(f"SELECT {_COLUMNS} FROM artifact WHERE {where} LIMIT 1", params)
@@ -174,6 +200,14 @@ class Artifacts:
             (new, len(old) + 1, low, high),
         )
         return [row[0] for row in real]
+
+
+def _conflicts(column: str, key: str) -> tuple[str, list[str]]:
+    """A condition that ``column`` is ``key``, a folder above it, or anything below it ('0' follows '/')."""
+    parts = key.split("/")
+    above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    marks = ",".join("?" * len(above))
+    return f"{column} IN ({marks}) OR ({column}>=? AND {column}<?)", [*above, f"{key}/", f"{key}0"]
 
 
 def _record(row: tuple[Any, ...]) -> ArtifactRecord:

@@ -15,6 +15,7 @@ from lamfs.keys import key_with_suffix, object_key_for, suffix_of
 from lamfs.model import (
     AUTO_INO,
     AUTO_KEY_PREFIX,
+    TRASH,
     ArtifactRecord,
     ContentHash,
     JournalEntry,
@@ -93,8 +94,7 @@ class Commits:
         """Where new bytes of an artifact may be written now: its home, else ``.lamindb/{uid}{suffix}``, else a name
         beside that. Not where another artifact's bytes are, nor where storage work of others is under way."""
         for object_key in (object_key_for(uid, suffix, key, virtual), object_key_for(uid, suffix, None, True)):
-            holder = self._artifacts.with_object(object_key)
-            if (holder is None or holder.uid == uid) and not self._journal.claimed(object_key, uid, entry_id):
+            if not self._artifacts.in_the_way(object_key, uid) and not self._journal.claimed(object_key, uid, entry_id):
                 return object_key
         return f"{AUTO_KEY_PREFIX}{uid}.{new_uid(6)}{suffix}"
 
@@ -154,8 +154,7 @@ class Commits:
             return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)
 
     def _move_home(self, artifact: ArtifactRecord, object_key: str) -> None:
-        home = object_key_for(artifact.uid, artifact.suffix, artifact.key, artifact.key_is_virtual)
-        if home != object_key:
+        if self._artifacts.home(artifact) != object_key:
             self._journal.add_move(artifact.uid)
 
     # -- saves (the Python API and the CLI) ---------------------------------------------------------------------
@@ -266,15 +265,19 @@ class Commits:
         artifact = self._artifacts.by_uid(uid)
         if artifact is None:
             return None
-        home = object_key_for(uid, artifact.suffix, artifact.key, artifact.key_is_virtual)
+        home = self._artifacts.home(artifact)
         at = artifact.revision.object_key
         if at == home:
             return None
         if self._journal.claimed(at, uid, None, moves=False):
             return None
         for target in (home, object_key_for(uid, artifact.suffix, None, True)):
-            holder = self._artifacts.with_object(target)
-            if holder is not None and holder.uid != uid:
+            others = self._artifacts.in_the_way(target, uid)
+            if others:
+                for other in others:
+                    if other.visibility == TRASH:
+                        # Nothing else would make what is in the trash give way to the living.
+                        self._journal.add_move(other.uid)
                 continue
             return None if target == at or self._journal.claimed(target, uid, None, moves=False) else (artifact, target)
         return None
@@ -282,9 +285,7 @@ class Commits:
     def is_home(self, uid: str) -> bool:
         """Whether the object of an artifact is where its key and suffix say; also when there is no such artifact."""
         artifact = self._artifacts.by_uid(uid)
-        return artifact is None or artifact.revision.object_key == object_key_for(
-            uid, artifact.suffix, artifact.key, artifact.key_is_virtual
-        )
+        return artifact is None or artifact.revision.object_key == self._artifacts.home(artifact)
 
     def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str) -> bool:
         """The object was copied: point the row at the copy and owe the deletion of the original.
@@ -299,8 +300,7 @@ class Commits:
                 return False
             self._artifacts.set_object(before.uid, object_key, etag)
             self._journal.add_delete(before.revision.object_key)
-            home = object_key_for(now.uid, now.suffix, now.key, now.key_is_virtual)
-            if object_key == home:
+            if object_key == self._artifacts.home(now):
                 self._journal.done(entry_id)
             if now.ino is not None:
                 self._changes.record(now.ino)

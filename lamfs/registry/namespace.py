@@ -16,7 +16,7 @@ import stat
 from dataclasses import dataclass
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
-from lamfs.keys import check_key, object_key_for, root_path, suffix_of
+from lamfs.keys import PATH_MAX, check_key, object_key_for, root_path, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH, ArtifactRecord, Inode, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
@@ -65,7 +65,7 @@ class Namespace:
     ) -> Inode:
         """Make a directory, symlink, FIFO, socket or device node.
 
-        Raises FsError: ENOENT (parent is gone), ENOTDIR, EEXIST, EPERM (reserved place).
+        Raises FsError: ENOENT (parent is gone), ENOTDIR, EEXIST, EPERM (reserved place), ENAMETOOLONG.
         """
         with self._db.transaction():
             return self._create(parent, name, mode, uid, gid, rdev, target)
@@ -85,6 +85,7 @@ class Namespace:
         self._refuse_reserved(parent, name)
         if self._tree.lookup(parent, name) is not None:
             raise FsError(errno.EEXIST)
+        self._refuse_long(parent, name)
         if directory.mode & stat.S_ISGID:
             # open(2), mkdir(2): a set-group-ID directory hands its group on, and the bit to directories.
             gid = directory.gid
@@ -97,7 +98,7 @@ class Namespace:
         return inode
 
     def link(self, ino: int, parent: int, name: str) -> Inode:
-        """Give a file one more name. Raises FsError: EPERM (directory), EEXIST, EMLINK, ENOENT."""
+        """Give a file one more name. Raises FsError: EPERM (directory), EEXIST, EMLINK, ENOENT, ENAMETOOLONG."""
         with self._db.transaction():
             self._directory(parent)
             self._refuse_reserved(parent, name)
@@ -108,6 +109,7 @@ class Namespace:
                 raise FsError(errno.EPERM)
             if self._tree.lookup(parent, name) is not None:
                 raise FsError(errno.EEXIST)
+            self._refuse_long(parent, name)
             self._tree.add_entry(parent, name, inode, now_ns())
             self._changes.entry(parent, name, ino)
             self._changes.attr(ino)
@@ -196,7 +198,7 @@ class Namespace:
 
     def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, noreplace: bool = False) -> Renamed:
         """rename(2). Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR,
-        EBUSY and EPERM (reserved places)."""
+        ENAMETOOLONG, EBUSY and EPERM (reserved places)."""
         with self._db.transaction():
             inode = self._existing(parent, name)
             self._directory(new_parent)
@@ -209,6 +211,7 @@ class Namespace:
             directory = stat.S_ISDIR(inode.mode)
             if directory and self._tree.is_below(new_parent, inode.ino):
                 raise FsError(errno.EINVAL)
+            self._refuse_long(new_parent, new_name)
             result = Renamed(inode)
             if target is not None:
                 if target.ino == inode.ino:
@@ -264,8 +267,7 @@ class Namespace:
             else:
                 self._artifacts.set_revision(artifact.uid, source.revision)
                 # The stale object goes either way: the move writes over it, or it lies elsewhere and is deleted.
-                home = object_key_for(artifact.uid, artifact.suffix, artifact.key, artifact.key_is_virtual)
-                if artifact.revision.object_key != home:
+                if artifact.revision.object_key != self._artifacts.home(artifact):
                     self._journal.add_delete(artifact.revision.object_key)
                 self._journal.add_move(artifact.uid)
         self._artifacts.update(artifact.uid, ino=ino)
@@ -364,6 +366,12 @@ class Namespace:
     def _refuse_reserved(self, parent: int, name: str) -> None:
         if parent == AUTO_INO or (parent == ROOT_INO and name == ".lamfs"):
             raise FsError(errno.EPERM)
+
+    def _refuse_long(self, parent: int, name: str) -> None:
+        """A key is at most PATH_MAX bytes; a program that walks down with relative names would get further."""
+        path = self._tree.path_at(parent, name)
+        if path is not None and len(path.encode()) > PATH_MAX:
+            raise FsError(errno.ENAMETOOLONG)
 
 
 def spool_name(ino: int) -> str:

@@ -24,8 +24,8 @@ _LIST = (
 )
 LINK_MAX = 65_000
 """Most names one inode may have, as on ext4."""
-MAX_DEPTH = 2_048
-"""More levels than PATH_MAX can spell; a walk that is longer has met a loop, which is damage."""
+MAX_DEPTH = 65_536
+"""Far more levels than PATH_MAX can spell; a walk that is longer has met a loop, which is damage."""
 
 
 class Tree:
