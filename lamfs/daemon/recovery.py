@@ -22,9 +22,14 @@ def take_over(instance: Instance) -> int:
     for entry in taken:
         if entry.op != "put" or entry.ino is None or entry.src is None:
             continue
+        if entry.state == "open" and entry.object_key is None:
+            # It may have died between naming a new file and making its spool file: then nothing was written.
+            os.close(os.open(spool / entry.src, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         try:
             info = os.stat(spool / entry.src)
         except FileNotFoundError:
+            if entry.state == "open":
+                registry.journal.ready_put(entry.ino)
             continue  # the uploader finds out where it went
         with registry.db.transaction():
             inode = registry.tree.get(entry.ino)

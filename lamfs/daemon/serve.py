@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import pyfuse3
 import trio
 
 from lamfs import config
@@ -27,6 +26,7 @@ from lamfs.errors import FsError, LamfsError, Locked
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
+from lamfs.fuse import session
 from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
 from lamfs.ops import mounts, recover, snapshot
@@ -124,13 +124,7 @@ class _Mount:
         options, settings = self._options, self._instance.settings
         shown = Shown(options.uid, options.gid, options.umask)
         operations = Operations(self._fs, shown, xattr=options.xattr)
-        try:
-            pyfuse3.init(operations, options.mountpoint, _fuse_options(options))
-        except RuntimeError as error:
-            raise LamfsError(
-                f"The kernel refused to mount at {options.mountpoint} ({error}); check that /dev/fuse is there, that"
-                " 'fusermount3' is installed, and that you own the folder."
-            ) from error
+        session.mount(operations, options.mountpoint, f"lamfs:{options.slug}", _mount_words(options))
         started_at = now_ns()
         record = mounts.MountRecord(
             pid=os.getpid(),
@@ -159,15 +153,15 @@ class _Mount:
                 gc.collect()
                 gc.freeze()
                 nursery.start_soon(self._announce)
-                await pyfuse3.main()
+                await session.serve()
                 log.info("unmounted from %s", options.mountpoint)
                 nursery.cancel_scope.cancel()
         finally:
-            pyfuse3.close(unmount=True)
+            session.close()
             mounts.remove(settings.mounts_dir, os.getpid())
 
     async def _announce(self) -> None:
-        """Say that the mount is there once pyfuse3's loop runs."""
+        """Say that the mount is there once its requests are answered."""
         log.info("mounted %s at %s", self._instance.settings.slug, self._options.mountpoint)
         self._ready()
 
@@ -184,7 +178,7 @@ class _Mount:
                         log.warning("%s again: ending now; what is owed is stored by the next mount", name)
                         self.hurried = True
                         await self._unmount()
-                        pyfuse3.terminate()
+                        session.end()
                         return
 
     async def _leave(self) -> None:
@@ -194,7 +188,7 @@ class _Mount:
         # A lazy unmount leaves the session alive while files are open; everything in them is stored.
         await trio.sleep(1.0)
         self._fs.files.acknowledge_all()
-        pyfuse3.terminate()
+        session.end()
 
     async def _unmount(self) -> None:
         with trio.move_on_after(10):
@@ -227,14 +221,13 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-def _fuse_options(options: MountOptions) -> set[str]:
-    words = set(pyfuse3.default_options)
-    words |= {f"fsname=lamfs:{options.slug}", "subtype=lamfs", *options.fuse}
+def _mount_words(options: MountOptions) -> tuple[str, ...]:
+    words = list(options.fuse)
     if options.allow_other:
-        words.add("allow_other")
+        words.append("allow_other")
     if options.read_only:
-        words.add("ro")
-    return words
+        words.append("ro")
+    return tuple(words)
 
 
 def _clear_stale(mountpoint: str) -> None:

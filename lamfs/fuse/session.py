@@ -1,0 +1,38 @@
+"""The one FUSE session of a process: mount, serve, end. pyfuse3 keeps it in globals; the daemon's main thread only."""
+
+from __future__ import annotations
+
+import pyfuse3
+
+from lamfs.errors import LamfsError
+from lamfs.fuse.operations import Operations
+
+
+def mount(operations: Operations, mountpoint: str, name: str, words: tuple[str, ...]) -> None:
+    """Mount; the kernel's requests wait until ``serve`` runs. ``name`` is what ``df`` shows as the device.
+
+    Raises LamfsError when the kernel or fusermount3 refuses.
+    """
+    options = set(pyfuse3.default_options) | {f"fsname={name}", "subtype=lamfs", *words}
+    try:
+        pyfuse3.init(operations, mountpoint, options)
+    except RuntimeError as error:
+        raise LamfsError(
+            f"The kernel refused to mount at {mountpoint} ({error}); check that /dev/fuse is there, that 'fusermount3'"
+            " is installed, and that you own the folder. 'allow_other' needs user_allow_other in /etc/fuse.conf."
+        ) from error
+
+
+async def serve() -> None:
+    """Answer the kernel until the file system is unmounted or ``end`` is called."""
+    await pyfuse3.main()
+
+
+def end() -> None:
+    """Make ``serve`` return, whatever is still open."""
+    pyfuse3.terminate()
+
+
+def close() -> None:
+    """Unmount, if that has not happened yet, and release the session."""
+    pyfuse3.close(unmount=True)
