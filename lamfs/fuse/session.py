@@ -13,7 +13,8 @@ def mount(operations: Operations, mountpoint: str, name: str, words: tuple[str, 
 
     Raises LamfsError when the kernel or fusermount3 refuses.
     """
-    options = set(pyfuse3.default_options) | {f"fsname={name}", "subtype=lamfs", *words}
+    # auto_unmount: a helper of libfuse unmounts when this process dies, so that nobody meets a dead mount point.
+    options = set(pyfuse3.default_options) | {f"fsname={name}", "subtype=lamfs", "auto_unmount", *words}
     try:
         pyfuse3.init(operations, mountpoint, options)
     except RuntimeError as error:
