@@ -12,7 +12,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from lamfs.errors import StorageMissing, StorageUnavailable
 from lamfs.storage.osfiles import fsync_folder
@@ -56,9 +56,10 @@ class Folder:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
-    def place(self, path: str, target: str, action: Callable[[str, str], None] = os.rename) -> None:
-        """Rename (or what ``action`` does) ``path`` to ``target``, making folders as needed. The name is then durable.
+    def place(self, path: str, target: str, *, exclusive: bool = False) -> None:
+        """Give the file ``path`` the name ``target``, making folders as needed; the name is then durable.
 
+        Replaces what has the name. With ``exclusive`` that is FileExistsError, and ``path`` may stay as a second name.
         Whoever deletes the last object of a folder removes the folder, maybe between our mkdir and our rename: so
         both are repeated.
         """
@@ -66,7 +67,10 @@ class Folder:
         changed = {folder}
         for _ in range(RACES):
             try:
-                action(path, target)
+                if exclusive:
+                    self._link_new(path, target)
+                else:
+                    os.rename(path, target)
             except FileNotFoundError:
                 if not os.path.lexists(path):
                     raise
@@ -78,7 +82,7 @@ class Folder:
             return
         raise StorageUnavailable(f"The folder {folder} is removed again and again while it is written; look who does.")
 
-    def link_new(self, path: str, target: str) -> None:
+    def _link_new(self, path: str, target: str) -> None:
         """Give the file ``path`` the name ``target`` unless something has it. Raises FileExistsError.
 
         Without hard links the lock of this machine's writers stands in.

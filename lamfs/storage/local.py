@@ -167,7 +167,7 @@ class LocalStore:
             return self._store(key, target, fill)
         try:
             if if_none_match:
-                return self._store(key, target, fill, self._folder.link_new)
+                return self._store(key, target, fill, exclusive=True)
             with self._errors_of(key), self._folder.locked():
                 self._require(key, target, if_match)
                 return self._store(key, target, fill)
@@ -240,17 +240,21 @@ class LocalStore:
         key: str,
         target: str,
         fill: Callable[[int], None],
-        action: Callable[[str, str], None] = os.rename,
+        *,
+        exclusive: bool = False,
     ) -> ObjectStat:
-        """Write a temporary file, make it durable, and give it its name. Raises PreconditionFailed from link_new."""
+        """Write a temporary file, make it durable, and give it its name.
+
+        Raises PreconditionFailed when the name is taken and ``exclusive``.
+        """
         with self._errors_of(key), self._folder.temporary() as (fd, temp):
             fill(fd)
             _stamp(fd)
             os.fsync(fd)
             try:
-                self._folder.place(temp, target, action)
+                self._folder.place(temp, target, exclusive=exclusive)
             except FileExistsError:
-                if action == os.rename:
+                if not exclusive:
                     raise
                 raise PreconditionFailed(
                     f"There is already an object '{key}' in {self.root}; somebody else made it first."

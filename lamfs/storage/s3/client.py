@@ -19,6 +19,7 @@ from lamfs.storage.base import StorageConfig
 from lamfs.storage.root import split_s3
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from mypy_boto3_s3.client import S3Client
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Connection:
         self.endpoint = config.endpoint_url or "Amazon S3"
         self._lock = threading.Lock()
         self._clients: dict[bool, S3Client] = {}
+        self._session: Session | None = None
 
     def call(self, operation: str, what: str, *, patient: bool = False, **params: Any) -> dict[str, Any]:
         """Call an operation on the bucket, trying again while that can help. ``what``: see errors.translate.
@@ -131,11 +133,12 @@ class Connection:
             return client
 
     def _make_client(self, patient: bool) -> S3Client:
-        import boto3
         from botocore.config import Config
 
         config = self.config
-        session = boto3.session.Session(profile_name=config.profile, region_name=config.region)
+        if self._session is None:
+            self._session = _new_session(config)
+        session = self._session
         return session.client(
             "s3",
             region_name=session.region_name or "us-east-1",
@@ -153,3 +156,21 @@ class Connection:
                 user_agent_extra="lamfs",
             ),
         )
+
+
+_models: list[Any] = []
+_models_lock = threading.Lock()
+
+
+def _new_session(config: StorageConfig) -> Session:
+    """A session of boto3 with credentials as they are now. Its description of S3, 0.2 s of parsing, is shared by all
+    sessions of the process."""
+    import boto3
+    import botocore.session
+
+    core = botocore.session.Session(profile=config.profile)
+    with _models_lock:
+        if not _models:
+            _models.append(core.get_component("data_loader"))
+        core.register_component("data_loader", _models[0])
+    return boto3.session.Session(botocore_session=core, profile_name=config.profile, region_name=config.region)

@@ -116,16 +116,18 @@ class Download:
     def _check_range(self, reply: dict[str, Any], position: int) -> tuple[int, int]:
         """How many bytes of the body come before ``position``, and the size of the object.
 
-        A server that ignores ``Range`` sends everything with status 200.
+        A server that ignores ``Range`` sends everything, with status 200 and without Content-Range; rclone sends the
+        range with status 200.
         """
         status = reply["ResponseMetadata"]["HTTPStatusCode"]
-        if status == 200:
+        content_range = reply.get("ContentRange")
+        if content_range is None and status == 200:
             return position, int(reply["ContentLength"])
-        match = _CONTENT_RANGE.match(reply.get("ContentRange", ""))
-        if status != 206 or match is None or match[3] == "*" or int(match[1]) != position:
+        match = _CONTENT_RANGE.match(content_range or "")
+        if match is None or match[3] == "*" or int(match[1]) != position:
             raise StorageUnavailable(
                 f"Cannot {self._what}: bytes from {position} were asked for, and the server answered {status} with"
-                f" '{reply.get('ContentRange', '')}'; check the server or the proxy in front of it."
+                f" '{content_range}'; check the server or the proxy in front of it."
             )
         return 0, int(match[3])
 

@@ -139,7 +139,7 @@ def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) 
     details = error.response.get("Error", {})
     code = str(details.get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    cause = _short(f"{code}: {details['Message']}" if details.get("Message") else code or f"HTTP {status}")
+    cause = _short(": ".join(part for part in (code or f"HTTP {status}", str(details.get("Message") or "")) if part))
     if code in CHANGED or status == 412:
         return ObjectChanged(f"Cannot {what}: the object is not the revision that was asked for; look it up again.")
     if code == "NoSuchBucket":

@@ -217,7 +217,7 @@ class Transfers:
         parts = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
         tries = 0
 
-        def attempt() -> str:
+        def attempt() -> str | None:
             nonlocal tries
             tries += 1
             try:
@@ -231,28 +231,28 @@ class Transfers:
                 )
             except StorageError as error:
                 if tries > 1 and code_of(error) in ("NoSuchUpload", "404"):
-                    return self._completed_before(key, what, etags, error)
+                    return None
                 raise
             return bare(reply["ETag"])
 
-        return self._confirmed(key, what, self._connection.retrying(attempt, patient=True))
-
-    def _confirmed(self, key: str, what: str, etag: str) -> str:
-        """The ETag by which the object is known from now on. rclone and some gateways give another one for multipart
-        than the reply said; an object recorded with that could never be read again."""
+        etag = self._connection.retrying(attempt, patient=True)
+        if etag is None:
+            return self._completed_before(key, what, etags)
+        # rclone and some gateways know the object by another ETag than they replied; recorded with that one it could
+        # never be read again.
         found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
         if found != etag:
             log.warning("Stored with ETag %s, found with ETag %s, which is the one that counts (%s)", etag, found, what)
         return found
 
-    def _completed_before(self, key: str, what: str, etags: list[str], error: StorageError) -> str:
+    def _completed_before(self, key: str, what: str, etags: list[str]) -> str:
         """The reply to an earlier try may have been lost: then the object is there, with the ETag that Amazon S3
         documents for multipart. Anything else means that the upload must be done again."""
         with contextlib.suppress(ObjectMissing):
             found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
             if found == multipart_etag(etags):
                 return found
-        raise StorageUnavailable(f"Cannot {what}: the multipart upload is gone; store it again.") from error
+        raise StorageUnavailable(f"Cannot {what}: the multipart upload is gone; store it again.")
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
