@@ -1,0 +1,72 @@
+"""Machines and stores for tests of ops: several data directories on one machine, and a store that fails or kills."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lamfs.errors import StorageUnavailable
+from lamfs.storage import ObjectStore
+
+
+@contextlib.contextmanager
+def machine(folder: Path) -> Iterator[None]:
+    """Inside of the block, this process works with the directories of another machine."""
+    names = ("CONFIG", "DATA", "CACHE")
+    before = {name: os.environ.get(f"LAMFS_{name}_DIR") for name in names}
+    for name in names:
+        os.environ[f"LAMFS_{name}_DIR"] = str(folder / name.lower())
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[f"LAMFS_{name}_DIR"]
+            else:
+                os.environ[f"LAMFS_{name}_DIR"] = value
+
+
+class BadStore:
+    """A store around a real one. ``plan`` says what happens at the next call of a method, in order:
+
+    ``fail``: StorageUnavailable, nothing done. ``lost``: done, then StorageUnavailable. ``die``: the process ends,
+    nothing done. ``die_after``: done, then the process ends. ``half``: half of the bytes are stored, then as fail.
+    """
+
+    def __init__(self, store: ObjectStore, **plan: list[str]) -> None:
+        self._store = store
+        self.plan = {name: list(steps) for name, steps in plan.items()}
+        self.calls: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def _act(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((name, args[0] if args else None))
+        steps = self.plan.get(name)
+        step = steps.pop(0) if steps else "go"
+        if step == "die":
+            os._exit(9)
+        if step == "fail":
+            raise StorageUnavailable("The storage is away; try again.")
+        result = getattr(self._store, name)(*args, **kwargs)
+        if step == "die_after":
+            os._exit(9)
+        if step == "lost":
+            raise StorageUnavailable("The reply was lost; try again.")
+        return result
+
+    def head(self, key: str) -> Any:
+        return self._act("head", key)
+
+    def put_file(self, key: str, path: str, **kwargs: Any) -> Any:
+        return self._act("put_file", key, path, **kwargs)
+
+    def copy(self, src: str, dst: str, **kwargs: Any) -> Any:
+        return self._act("copy", src, dst, **kwargs)
+
+    def delete(self, keys: Iterable[str]) -> Any:
+        return self._act("delete", list(keys))

@@ -1,0 +1,383 @@
+"""Instances and machines: init, lease, snapshot, connect, close, delete. One data directory is one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from lamfs import config
+from lamfs.errors import InvalidArgument, Locked, NotEmpty, NotSetUp, PreconditionFailed, StorageForbidden
+from lamfs.model import instance_id
+from lamfs.ops import artifacts, fsck, lock, mounts, setup, snapshot
+from lamfs.ops.instance import Instance
+from lamfs.registry import process_id
+from lamfs.storage import StorageConfig, open_store
+from tests.support.ops import machine
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def save(slug: str, tmp_path: Path, key: str, text: str) -> str:
+    with Instance.open(slug) as opened:
+        return artifacts.save(opened, write(tmp_path / "file", text), key=key).uid
+
+
+def read(slug: str, key: str) -> str:
+    with Instance.open(slug) as opened:
+        return artifacts.cache(opened, artifacts.find(opened, key)).read_text()
+
+
+def test_login() -> None:
+    told: list[str] = []
+    user = setup.login("ada@example.com", say=told.append)
+    assert (user.handle, user.email) == ("ada", "ada@example.com")
+    assert told == [f"logged in with handle ada, email ada@example.com, uid {user.uid}"]
+    setup.login("bob")
+    again = setup.login("ada")
+    assert again == user
+    assert config.current_user() == user
+    for bad in ("", "a/b", "-a", "a b", "a" * 65, "ä"):
+        with pytest.raises(InvalidArgument):
+            setup.login(bad)
+
+
+def test_init_makes_private_files_of_known_names(root: Path) -> None:
+    setup.login("testuser1")
+    settings = setup.init(str(root.with_name("test-add-replace-stage")))
+    assert settings.slug == "testuser1/test-add-replace-stage"
+    assert settings.id.hex == "0102f680066a569da6f32766b07a9f5d"
+    assert config.current_slug() == settings.slug
+    for variable in ("LAMFS_CONFIG_DIR", "LAMFS_DATA_DIR"):
+        folder = Path(os.environ[variable])
+        for path in [folder, *folder.rglob("*")]:
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    with Instance.open() as opened:
+        assert snapshot.exists(opened)
+        assert opened.registry.db.get_meta("slug") == settings.slug
+        state = opened.lease().peek()
+        assert state is not None
+        assert (state.handle, state.machine) == ("testuser1", config.machine_token())
+        assert not snapshot.push(opened)  # nothing has changed since
+        assert fsck.check(opened).problems == []
+
+
+def test_init_twice_is_connect_and_another_storage_is_refused(root: Path, tmp_path: Path) -> None:
+    first = setup.init(str(root), "name")
+    uid = save(first.slug, tmp_path, "a.txt", "a")
+    assert setup.init(str(root), "name") == first
+    with Instance.open(first.slug) as opened:
+        assert artifacts.find(opened, "a.txt").uid == uid
+    with pytest.raises(InvalidArgument, match="exists with the storage"):
+        setup.init(str(tmp_path / "other"), "name")
+    for bad in ("gs://bucket", "/", "", "s3://"):
+        with pytest.raises(InvalidArgument):
+            setup.init(bad, "another")
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_init(tmp_path: Path) -> None:
+    with pytest.raises(StorageForbidden, match=r"/proc/lamfs cannot be made"):
+        setup.init("/proc/lamfs", "name")
+
+
+def test_the_default_instance(tmp_path: Path) -> None:
+    settings = setup.ensure_default()
+    assert settings.slug == f"{config.current_user().handle}/default"
+    assert settings.storage.root == str(config.data_dir() / "storage")
+    assert setup.ensure_default() == settings
+
+
+# -- two machines -----------------------------------------------------------------------------------------------------
+
+
+def test_another_machine_waits_for_close_and_then_has_everything(root: Path, tmp_path: Path) -> None:
+    setup.login("ada")
+    slug = setup.init(str(root), "shared").slug
+    uid = save(slug, tmp_path, "a.txt", "from one")
+    with machine(tmp_path / "two"):
+        setup.login("bob")
+        with pytest.raises(Locked, match=r"'ada/shared' is locked by ada on .* run 'lamfs close' there"):
+            setup.connect(str(root))
+        assert config.list_instances() == []
+    told: list[str] = []
+    setup.close(slug, say=told.append)
+    assert told == [f"updating & unlocking cloud SQLite '{root}/{instance_id(slug).hex}.lndb' of instance '{slug}'"]
+    assert config.current_slug() is None
+    with machine(tmp_path / "two"):
+        assert setup.connect(str(root)).slug == slug
+        assert read(slug, "a.txt") == "from one"
+        save(slug, tmp_path, "b.txt", "from two")
+        with Instance.open(slug) as opened:
+            assert artifacts.find(opened, "a.txt").uid == uid
+    with Instance.open(slug) as opened, pytest.raises(Locked, match="locked by bob"):
+        artifacts.save(opened, write(tmp_path / "file", "x"), key="c.txt")
+    with machine(tmp_path / "two"):
+        setup.close(slug)
+    # What the other machine pushed is taken over before anything is changed here.
+    save(slug, tmp_path, "c.txt", "from one again")
+    with Instance.open(slug) as opened:
+        assert sorted(record.key or "" for record in opened.registry.artifacts.filter()) == ["a.txt", "b.txt", "c.txt"]
+        assert fsck.check(opened, data=True).problems == []
+    setup.connect(slug)
+    setup.close(slug)
+
+
+def expire(slug: str) -> None:
+    """The lease runs out."""
+    with Instance.open(slug) as opened:
+        lease = opened.lease()
+        body = json.loads(opened.store.get(lease.key))
+        body["until"] = 1.0
+        opened.store.put_bytes(lease.key, json.dumps(body).encode())
+
+
+def test_a_lease_that_ran_out_is_taken_over_and_the_old_holder_must_decide(root: Path, tmp_path: Path) -> None:
+    slug = setup.init(str(root), "shared", "team").slug
+    save(slug, tmp_path, "lost.txt", "never pushed")
+    expire(slug)
+    with machine(tmp_path / "two"):
+        setup.connect("team/shared", storage=str(root))
+        save(slug, tmp_path, "b.txt", "from two")
+        setup.close(slug)
+    os.unlink(config.load_instance(slug).directory / "lease.json")
+    with Instance.open(slug) as opened:
+        with pytest.raises(Locked, match=r"changed on another machine, and here as well.*--restore"):
+            artifacts.save(opened, write(tmp_path / "file", "x"), key="c.txt")
+        assert opened.lease().peek() is None
+    setup.connect(slug, restore=True)
+    assert read(slug, "b.txt") == "from two"
+    with Instance.open(slug) as opened:
+        assert [record.key for record in opened.registry.artifacts.filter()] == ["b.txt"]
+    assert list(config.load_instance(slug).directory.glob("registry.2*.lndb"))
+
+
+def test_restore_replaces_a_damaged_registry(root: Path, tmp_path: Path) -> None:
+    settings = setup.init(str(root), "shared")
+    save(settings.slug, tmp_path, "a.txt", "a")
+    with Instance.open(settings.slug) as opened:
+        snapshot.push(opened)
+    settings.registry_path.write_bytes(b"damaged" * 1000)
+    setup.connect(settings.slug, restore=True)
+    assert read(settings.slug, "a.txt") == "a"
+
+
+def test_several_instances_in_one_storage(root: Path, tmp_path: Path) -> None:
+    one = setup.init(str(root), "one", "team")
+    two = setup.init(str(root), "two", "team")
+    save("team/one", tmp_path, "a.txt", "1")
+    save("team/two", tmp_path, "a.txt", "2")
+    for name in ("one", "two"):
+        with Instance.open(f"team/{name}") as opened:
+            # The objects of the other are not called stray, and not repaired away.
+            assert fsck.check(opened, repair=True).problems == []
+    assert (read("team/one", "a.txt"), read("team/two", "a.txt")) == ("1", "2")
+    setup.close("team/one")
+    setup.close("team/two")
+    with machine(tmp_path / "two"):
+        with pytest.raises(InvalidArgument, match="holds the instances team/one, team/two"):
+            setup.connect(str(root))
+        assert setup.connect("team/two", storage=str(root)).id == two.id
+        with pytest.raises(NotSetUp, match="no registry"):
+            setup.connect("team/three", storage=str(root))
+    assert one.id != two.id
+    with pytest.raises(NotSetUp, match="no registry in"):
+        setup.connect(str(write(tmp_path / "x", "").parent))
+
+
+def test_names(root: Path, tmp_path: Path) -> None:
+    setup.login("ada")
+    setup.init(str(root), "mine", "bob")
+    assert config.load_instance("mine").slug == "bob/mine"
+    setup.init(str(tmp_path / "other"), "mine")
+    assert config.load_instance("mine").slug == "ada/mine"
+    assert [known.slug for known in config.list_instances()] == ["ada/mine", "bob/mine"]
+    with pytest.raises(NotSetUp, match="'lamfs instances' lists them"):
+        config.load_instance("ada/nothing")
+
+
+# -- the lease --------------------------------------------------------------------------------------------------------
+
+
+def a_lease(root: Path, who: str) -> lock.Lease:
+    root.mkdir(exist_ok=True)
+    store = open_store(StorageConfig(str(root)))
+    return lock.Lease(store, instance_id("a/b"), lock.Holder(who, "host", f"machine of {who}"), slug="a/b")
+
+
+def test_one_of_many_gets_the_lease(root: Path) -> None:
+    results: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def run(who: str) -> None:
+        lease = a_lease(root, who)
+        barrier.wait()
+        try:
+            lease.acquire()
+            results.append(who)
+        except Locked:
+            pass
+
+    threads = [threading.Thread(target=run, args=(f"user{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 1
+    state = a_lease(root, "x").peek()
+    assert state is not None
+    assert state.handle == results[0]
+
+
+def test_lease_renewed_released_and_taken_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada, bob = a_lease(root, "ada"), a_lease(root, "bob")
+    first, ours = ada.acquire()
+    assert not ours
+    again, ours = ada.acquire()
+    assert ours
+    assert (again.since, again.token != first.token, again.until >= first.until) == (first.since, True, True)
+    bob.release()  # not bob's: nothing happens
+    with pytest.raises(Locked):
+        bob.acquire()
+    later = lock.time.time() + lock.LEASE_SECONDS + 1
+    monkeypatch.setattr(lock.time, "time", lambda: later)
+    assert bob.acquire()[0].handle == "bob"
+    with pytest.raises(Locked):
+        ada.acquire()
+    bob.release()
+    assert ada.peek() is None
+    assert ada.acquire()[0].handle == "ada"
+
+
+def test_a_takeover_that_loses_the_race(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between looking at a lease that ran out and taking it, somebody else takes it."""
+    bob = a_lease(root, "bob")
+    eve = a_lease(root, "eve")
+    store = bob._store
+    put = store.put_bytes
+
+    def put_late(key: str, data: bytes, **conditions: object) -> object:
+        monkeypatch.setattr(store, "put_bytes", put)
+        eve.acquire()
+        with pytest.raises(PreconditionFailed):
+            put(key, data, **conditions)  # type: ignore[arg-type]
+        raise PreconditionFailed("late")
+
+    monkeypatch.setattr(store, "put_bytes", put_late)
+    with pytest.raises(Locked, match="locked by eve"):
+        bob.acquire()
+
+
+def test_a_damaged_lock_counts_as_run_out(root: Path) -> None:
+    lease = a_lease(root, "ada")
+    lease._store.put_bytes(lease.key, b"\0\xff no JSON")
+    assert lease.acquire()[0].handle == "ada"
+
+
+def test_the_lease_is_renewed_by_the_next_change_after_an_hour(root: Path, tmp_path: Path) -> None:
+    settings = setup.init(str(root), "a")
+    path = settings.directory / "lease.json"
+    before = path.read_text()
+    save(settings.slug, tmp_path, "a.txt", "a")
+    assert path.read_text() == before
+    data = json.loads(before)
+    config.write_json(path, data | {"until": data["until"] - lock.RENEW_AFTER - 1})
+    save(settings.slug, tmp_path, "b.txt", "b")
+    assert json.loads(path.read_text())["until"] > data["until"]
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def fake_mount(slug: str, mountpoint: str) -> Path:
+    settings = config.load_instance(slug)
+    owner = process_id()
+    assert owner is not None
+    record = mounts.MountRecord(os.getpid(), owner, mountpoint, slug, "/nowhere.sock", 1)
+    return mounts.write(settings.mounts_dir, record)
+
+
+def test_a_mounted_instance_is_neither_closed_nor_deleted(root: Path) -> None:
+    slug = setup.init(str(root), "a").slug
+    record = fake_mount(slug, "/mnt/somewhere")
+    for refused in (lambda: setup.close(slug), lambda: setup.delete(slug, force=True)):
+        with pytest.raises(Locked, match=r"mounted at /mnt/somewhere.*lamfs umount"):
+            refused()
+    record.unlink()
+    setup.delete(slug)
+    assert config.current_slug() is None
+
+
+def test_what_is_in_use_is_not_deleted(root: Path) -> None:
+    slug = setup.init(str(root), "a").slug
+    with Instance.open(slug):
+        with pytest.raises(Locked, match="in use by another program"):
+            setup.delete(slug)
+    assert [known.slug for known in config.list_instances()] == [slug]
+    setup.delete(slug)
+
+
+def test_delete_counts_the_trash_and_leaves_foreign_objects(root: Path, tmp_path: Path) -> None:
+    settings = setup.init(str(root), "a")
+    slug = settings.slug
+    save(slug, tmp_path, "a.txt", "a")
+    (root / "foreign.txt").write_text("not lamfs's")
+    with Instance.open(slug) as opened:
+        record = artifacts.trash(opened, artifacts.find(opened, "a.txt"))
+        path = artifacts.cache(opened, record)
+    with pytest.raises(NotEmpty, match="1 artifacts"):
+        setup.delete(slug)
+    told: list[str] = []
+    setup.delete(slug, force=True, say=told.append)
+    assert told[0] == f"the objects of 1 artifacts remain in {root}, not referenced via an artifact"
+    assert (root / record.revision.object_key).read_text() == "a"
+    assert (root / "foreign.txt").exists()
+    assert not path.exists()
+    assert not settings.directory.exists()
+    assert not list(root.glob("*.lndb"))
+    assert not list((root / ".lamindb").glob("_exclusion/*"))
+
+
+def test_processes_beside_each_other(root: Path, tmp_path: Path) -> None:
+    """Many programs save into one registry at once: nobody is locked out, nothing is lost."""
+    slug = setup.init(str(root), "a").slug
+    code = (
+        "import sys, pathlib\n"
+        "from lamfs.ops import artifacts\n"
+        "from lamfs.ops.instance import Instance\n"
+        "folder, slug, who = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]\n"
+        "with Instance.open(slug) as opened:\n"
+        "    for n in range(15):\n"
+        "        path = folder / f'{who}-{n}'\n"
+        "        path.write_text(f'{who} {n}')\n"
+        "        artifacts.save(opened, path, key=f'd{n % 3}/{who}-{n}')\n"
+        "        if n == 7:\n"
+        "            artifacts.replace(opened, artifacts.find(opened, 'shared').uid, path)\n"
+    )
+    uid = save(slug, tmp_path, "shared", "x")
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), slug, who], stderr=subprocess.PIPE, text=True)
+        for who in ("p", "q", "r", "s")
+    ]
+    errors = [child.communicate(timeout=120)[1] for child in children]
+    assert [child.returncode for child in children] == [0] * 4, errors
+    with Instance.open(slug) as opened:
+        assert opened.registry.artifacts.count() == 61
+        assert artifacts.find(opened, "shared").uid == uid
+        report = fsck.check(opened, data=True)
+        assert (report.problems, report.repaired) == ([], [])
+        assert opened.registry.journal.entries() == []
+    assert read(slug, "shared") in {f"{who} 7" for who in "pqrs"}
