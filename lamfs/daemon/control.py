@@ -79,16 +79,20 @@ class ControlServer:
             log.exception("unexpected error on the control socket")
 
     async def _answer(self, stream: trio.SocketStream, line: bytes) -> None:
-        try:
-            command = json.loads(line)
-            name = command.get("cmd") if isinstance(command, dict) else None
-        except ValueError:
-            name = None
+        command: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):
+            parsed = json.loads(line)
+            command = parsed if isinstance(parsed, dict) else {}
+        name = command.get("cmd")
         try:
             if name == "status":
                 reply: dict[str, Any] = {"ok": True, "status": self.status()}
             elif name == "poke":
                 self._follower.poke()
+                reply = {"ok": True}
+            elif name == "sync" and isinstance(command.get("ino"), int):
+                self._fs.files.acknowledge_all()
+                await self._fs.files.store(command["ino"])
                 reply = {"ok": True}
             elif name == "sync":
                 await self._sync(stream)

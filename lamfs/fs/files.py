@@ -211,7 +211,7 @@ class Files:
             return
         self._acknowledge(state)
         if self._c.policy.close_stores:
-            await self._store(state.ino)
+            await self.store(state.ino)
 
     async def fsync(self, handle: int) -> None:
         """fsync(2): in storage and in the registry; with ``-o fsync=spool`` on the local disk only.
@@ -223,12 +223,12 @@ class Files:
         if state.private:
             return
         if self._c.policy.fsync_stores:
-            await self._store(state.ino)
+            await self.store(state.ino)
         elif state.spool is not None:
             await trio.to_thread.run_sync(os.fdatasync, state.spool.fd)
         await trio.to_thread.run_sync(sync_log, self._c.registry.path)
 
-    async def _store(self, ino: int) -> None:
+    async def store(self, ino: int) -> None:
         """Wait until what is owed for an inode now is in storage."""
         entry = self._c.registry.journal.put_of(ino)
         if entry is None:
@@ -259,7 +259,7 @@ class Files:
         async def store(ino: int) -> None:
             nonlocal error
             try:
-                await self._store(ino)
+                await self.store(ino)
             except LamfsError as problem:
                 error = problem
 

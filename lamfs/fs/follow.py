@@ -99,7 +99,8 @@ class Follower:
         if old is None:
             return
         if state is not None:
-            state.stale = True
+            # Whoever has it open reads on in the old revision, and learns at the next write that it was replaced.
+            state.stale = state.frozen = True
         for parent, name in self._c.registry.tree.names(ino):
             kernel.entry(parent, name)
         kernel.attributes(old)
@@ -109,7 +110,7 @@ class Follower:
         owed = self._c.registry.journal.put_of(ino)
         if owed is None:
             state = self._c.state_of(ino)
-            return state is not None and state.frozen
+            return state is not None and not state.dirty
         return owed.owner != self._c.registry.journal.owner and owed.src != src
 
     def _forget_everything(self) -> None:

@@ -94,8 +94,8 @@ class Spooling:
 
         Raises StorageError when its present content cannot be fetched, OSError when the spool's disk is full.
         """
-        if state.stale and state.spool is None:
-            raise FsError(errno.ESTALE)
+        if state.stale:
+            raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
         async with state.lock:
             while not state.writable_now():
                 if state.spool is None:

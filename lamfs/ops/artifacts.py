@@ -271,7 +271,7 @@ def settle(instance: Instance, ino: int) -> bool:
     try:
         writable = [record for record in mounts.live(instance.settings) if not record.read_only]
         for record in writable:
-            mounts.request(record, {"cmd": "sync"}, timeout=SYNC_SILENCE)
+            mounts.request(record, {"cmd": "sync", "ino": ino}, timeout=SYNC_SILENCE)
         if not writable:
             instance.hold()
             recover.finish_puts(instance)

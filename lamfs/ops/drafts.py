@@ -123,7 +123,8 @@ def draft_replace(
     if current is None:
         raise NotFound(f"The artifact {before.uid} was deleted for good; save the file as a new one.")
     content, stamp = hash_stable(source)
-    if content.same_bytes(current.revision.content):
+    newer = current.ino is not None and registry.journal.put_of(current.ino) is not None
+    if content.same_bytes(current.revision.content) and not newer:
         return _existing(current, None)
     record = replace(current, revision=Revision(content, "", ""), suffix=suffix_of(source.name))
     if record.suffix != current.suffix and current.key is not None:

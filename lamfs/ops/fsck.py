@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass, field
 
 from lamfs import hashing
-from lamfs.errors import LamfsError, ObjectMissing, StorageError
+from lamfs.errors import ObjectMissing, RegistryError, StorageError
 from lamfs.keys import suffix_of
 from lamfs.model import AUTO_INO, BLOCK_SIZE, ROOT_INO, ArtifactRecord, JournalEntry
 from lamfs.ops import mounts, recover
@@ -53,14 +53,15 @@ def check(instance: Instance, *, repair: bool = False, data: bool = False) -> Re
     Raises NotSetUp and storage errors only when nothing can be checked at all.
     """
     report = Report()
-    if repair:
+    if repair and _registry(instance, Report()):
         instance.hold()
         recover.finish_all(instance, strict=False)
-    if _registry(instance, report):
-        _tree(instance, report, repair)
-        _keys(instance, report)
-        _journal(instance, report)
-        _spool(instance, report, repair)
+    if not _registry(instance, report):
+        return report
+    _tree(instance, report, repair)
+    _keys(instance, report)
+    _journal(instance, report)
+    _spool(instance, report, repair)
     _storage(instance, report, repair, data)
     return report
 
@@ -70,17 +71,17 @@ def check(instance: Instance, *, repair: bool = False, data: bool = False) -> Re
 
 def _registry(instance: Instance, report: Report) -> bool:
     """SQLite's own checks. False when the tables cannot be trusted."""
-    db = instance.registry.db
     try:
+        db = instance.registry.db
         wrong = [str(row[0]) for row in db.all("PRAGMA integrity_check(20)") if row[0] != "ok"]
         for row in db.all("PRAGMA foreign_key_check"):
             report.add(f"registry: a row of table {row[0]} (rowid {row[1]}) refers to a row of {row[2]} that is gone")
-    except LamfsError as error:
+    except RegistryError as error:
         wrong = [str(error)]
     for text in wrong:
         report.add(
-            f"registry: SQLite says: {text}; 'lamfs connect {instance.settings.slug} --restore' takes the copy in"
-            " storage"
+            f"registry: SQLite says: {text} ('lamfs connect {instance.settings.slug} --restore' takes the copy in"
+            " storage)"
         )
     return not wrong
 
