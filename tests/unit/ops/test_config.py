@@ -1,0 +1,120 @@
+"""Settings: every value comes back as it was, files are private and whole, damaged ones are said."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from lamfs import config
+from lamfs.config import InstanceSettings
+from lamfs.errors import InvalidArgument, NotSetUp
+from lamfs.model import BASE62, StorageConfig
+
+handles = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z")
+texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+storages = st.builds(
+    StorageConfig,
+    root=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).map(lambda text: f"/{text}"),
+    endpoint_url=texts,
+    region=texts,
+    profile=texts,
+    path_style=st.booleans(),
+    timeout=st.floats(0.1, 1e6),
+)
+relaxed = hypothesis_settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@relaxed
+@given(owner=handles, name=handles, storage=storages)
+def test_an_instance_comes_back(owner: str, name: str, storage: StorageConfig) -> None:
+    instance = InstanceSettings(f"{owner}/{name}", storage)
+    config.save_instance(instance)
+    assert config.load_instance(instance.slug) == instance
+    config.set_current(instance.slug)
+    assert config.load_instance() == instance
+    config.remove_instance(instance.slug)
+    assert config.current_slug() is None
+    with pytest.raises(NotSetUp):
+        config.load_instance(instance.slug)
+
+
+@relaxed
+@given(handle=handles, email=texts, name=texts)
+def test_a_user_comes_back(handle: str, email: str | None, name: str | None) -> None:
+    user = config.make_user(handle, email, name)
+    assert len(user.uid) == 8
+    assert set(user.uid) <= set(BASE62)
+    assert user.uid == config.user_uid(handle)
+    config.save_user(user)
+    assert config.load_user() == user
+    assert config.known_user(handle) == user
+
+
+def test_files_are_private_and_leave_nothing_beside_them(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        config.write_json(tmp_path / "new" / "a.json", {"a": 1})
+    finally:
+        os.umask(old)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "new/a.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"slug": "a/b"}', '{"slug": "a/b", "storage": 3}', "\0"])
+def test_damaged_settings_are_said(text: str) -> None:
+    config.save_instance(InstanceSettings("a/b", StorageConfig("/x")))
+    path = next((config.config_dir() / "instances").iterdir())
+    path.write_text(text)
+    with pytest.raises(NotSetUp, match="settings file"):
+        config.load_instance("a/b")
+
+
+def test_settings_of_a_newer_lamfs_can_be_read() -> None:
+    config.save_instance(InstanceSettings("a/b", StorageConfig("/x")))
+    path = next((config.config_dir() / "instances").iterdir())
+    data = config.read_json(path)
+    assert data is not None
+    data["storage"]["colour"] = "red"
+    config.write_json(path, data)
+    assert config.load_instance("a/b").storage.root == "/x"
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LAMFS_DATA_DIR", str(tmp_path / "file/below"))
+    with pytest.raises(NotSetUp, match="cannot be made"):
+        config.data_dir()
+
+
+def test_places_of_an_instance(tmp_path: Path) -> None:
+    local = InstanceSettings("a/b", StorageConfig("/store"))
+    remote = InstanceSettings("a/b", StorageConfig("s3://bucket/p"))
+    assert local.spool_dir == Path(f"/store/.lamindb/_spool/{local.id.hex}")
+    assert remote.spool_dir == remote.directory / "spool"
+    assert remote.registry_path == config.data_dir() / remote.id.hex / "registry.lndb"
+    assert remote.snapshot_key == f"{remote.id.hex}.lndb"
+
+
+def test_the_machine_has_one_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = config.machine_token()
+    assert config.machine_token() == name
+    monkeypatch.setenv("LAMFS_DATA_DIR", str(tmp_path / "another"))
+    assert config.machine_token() != name
+
+
+def test_the_environment_names_an_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    config.set_current("a/b")
+    monkeypatch.setenv("LAMFS_INSTANCE", "c/d")
+    assert config.current_slug() == "c/d"
+    monkeypatch.setenv("LAMFS_INSTANCE", "c/../d")
+    with pytest.raises(InvalidArgument):
+        config.current_slug()
