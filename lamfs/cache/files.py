@@ -112,10 +112,14 @@ def _fetch_in(
 def _spread(bring: Callable[[int], int], brought: Callable[[int], None], blocks: range, workers: int) -> None:
     """bring() each block in threads, brought() in this one as they come; the first error stops it."""
     if len(blocks) <= 1 or workers <= 1:
-        for block in blocks:
-            brought(bring(block))
+        try:
+            for block in blocks:
+                brought(bring(block))
+        finally:
+            copying.drop_scratch()
         return
-    pool = ThreadPoolExecutor(min(workers, len(blocks)), "cache-file")
+    count = min(workers, len(blocks))
+    pool = ThreadPoolExecutor(count, "cache-file")
     waiting: set[Future[int]] = set()
     try:
         for block in blocks:
@@ -143,14 +147,16 @@ def _bring(store: ObjectStore, fd: int, revision: Revision, block: int, present:
         if len(data) == length and hash_block(data) == digest:
             return block
         log.warning("Block %d of the cache file %s is damaged; fetching it again.", block, full)
+    scratch = copying.scratch(min(revision.size, BLOCK_SIZE))
     for _ in range(2):  # wrong once may be the way here; wrong twice is storage
-        data = store.get(revision.object_key, offset=offset, length=length, etag=revision.etag)
-        if len(data) == length and hash_block(data) == digest:
-            try:
-                copying.write_full(fd, data, offset)
-            except OSError as error:
-                raise sparse.cache_error(error, full) from error
-            return block
+        store.get_into(revision.object_key, scratch.fd, offset=offset, length=length, etag=revision.etag, file_offset=0)
+        with scratch.view(length) as view:
+            if hash_block(view) == digest:
+                try:
+                    copying.write_full(fd, view, offset)
+                except OSError as error:
+                    raise sparse.cache_error(error, full) from error
+                return block
     raise _damaged(store, revision, block)
 
 

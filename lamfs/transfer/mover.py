@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError
+from lamfs.model import BLOCK_SIZE
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
 
@@ -38,8 +39,6 @@ WRITE_THREADS = 8
 CONTROL_THREADS = 2
 PROGRESS_SECONDS = 0.1
 """Least time between two progress messages of one job."""
-
-_local = threading.local()
 
 
 class _Cancelled(Exception):
@@ -244,11 +243,13 @@ def _fetch(server: Server, job: _Job) -> Any:
             server.store.get_into(key, fd, offset=offset, length=length, etag=etag)
             return
         digest = bytes.fromhex(m["digest"])
+        scratch = copying.scratch(max(length, BLOCK_SIZE))
         for _ in range(2):  # wrong once may be the way here; wrong twice is storage
-            data = server.store.get(key, offset=offset, length=length, etag=etag)
-            if len(data) == length and hashing.hash_block(data) == digest:
-                copying.write_full(fd, data, offset)
-                return
+            server.store.get_into(key, scratch.fd, offset=offset, length=length, etag=etag, file_offset=0)
+            with scratch.view(length) as data:
+                if hashing.hash_block(data) == digest:
+                    copying.write_full(fd, data, offset)
+                    return
     raise DamagedData(
         f"The object {server.store.url(key)} (ETag {etag}) is damaged at bytes {offset} to {offset + length}: they are "
         "not what was saved. Restore the object from a backup or replace the artifact."
@@ -258,23 +259,15 @@ def _fetch(server: Server, job: _Job) -> Any:
 def _verify(server: Server, job: _Job) -> Any:
     m = job.message
     offset, length = m["offset"], m["length"]
-    with _opened(m["path"], os.O_RDONLY) as fd:
-        data = _buffer(length)
+    with _opened(m["path"], os.O_RDONLY) as fd, copying.scratch(max(length, BLOCK_SIZE)).view(length) as data:
         done = 0
         while done < length:
-            got = os.preadv(fd, [data[done:]], offset + done)
+            with data[done:] as rest:
+                got = os.preadv(fd, [rest], offset + done)
             if got == 0:
                 return False
             done += got
-    return hashing.hash_block(data) == bytes.fromhex(m["digest"])
-
-
-def _buffer(length: int) -> memoryview:
-    """A buffer that this thread uses again and again: faulting in 4 MiB anew costs as much as hashing it."""
-    buffer: bytearray | None = getattr(_local, "buffer", None)
-    if buffer is None or len(buffer) < length:
-        buffer = _local.buffer = bytearray(length)
-    return memoryview(buffer)[:length]
+        return hashing.hash_block(data) == bytes.fromhex(m["digest"])
 
 
 def _clone(server: Server, job: _Job) -> Any:

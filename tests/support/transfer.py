@@ -94,6 +94,12 @@ class FakeStore:
             raise ObjectChanged(f"the object '{key}' changed")
         return data[offset:] if length is None else data[offset : offset + length]
 
+    def get_into(
+        self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None, file_offset: int | None = None
+    ) -> None:
+        data = self.get(key, offset=offset, length=length, etag=etag)
+        os.pwrite(fd, data, offset if file_offset is None else file_offset)
+
     def head(self, key: str) -> ObjectStat:
         etag, data = self.objects[key]
         return ObjectStat(key, len(data), etag, 0)

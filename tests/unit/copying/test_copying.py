@@ -1,0 +1,104 @@
+"""Copies keep bytes and holes, by whichever way the file system allows; scratch memory goes when its thread does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from lamfs import copying
+from tests.support.transfer import make_bytes, open_fds
+
+MIB = 1 << 20
+
+
+def sparse(path: Path, size: int, pieces: dict[int, int]) -> bytes:
+    """Make a file with holes: pieces are lengths by offset. Returns its bytes."""
+    with path.open("wb") as stream:
+        stream.truncate(size)
+        for offset, length in pieces.items():
+            stream.seek(offset)
+            stream.write(make_bytes(length, offset))
+    return path.read_bytes()
+
+
+def copy(source: Path, target: Path) -> int:
+    with source.open("rb") as src, target.open("w+b") as dst:
+        return copying.copy_fd(src.fileno(), dst.fileno())
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
+@pytest.mark.parametrize(
+    "way", ["the best", "copy_file_range refused", "copy_file_range moves nothing", "no holes known"]
+)
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        (0, {}),
+        (1, {0: 1}),
+        (5 * MIB, {}),
+        (20 * MIB + 3, {0: 10, 8 * MIB: 5 * MIB, 20 * MIB: 3}),
+        (9 * MIB, {0: 9 * MIB}),
+        (9 * MIB, {4 * MIB + 5: 100}),
+    ],
+)
+def test_bytes_and_holes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, size: int, pieces: dict[int, int]
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    data = sparse(source, size, pieces)
+    if way != "the best":
+        monkeypatch.setattr(copying.fcntl, "ioctl", refuse)
+    if way == "copy_file_range refused":
+        monkeypatch.setattr(copying.os, "copy_file_range", refuse)
+    if way == "copy_file_range moves nothing":
+        monkeypatch.setattr(copying.os, "copy_file_range", lambda *_: 0)
+    if way == "no holes known":
+        monkeypatch.setattr(copying.os, "lseek", refuse)
+    assert copy(source, target) == size
+    assert target.read_bytes() == data
+    if way != "no holes known":
+        assert target.stat().st_blocks <= source.stat().st_blocks + 8
+
+
+def test_a_real_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse(tmp_path / "source", 100, {0: 100})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(copying.fcntl, "ioctl", refuse)
+    monkeypatch.setattr(copying.os, "copy_file_range", full)
+    with pytest.raises(OSError) as info:
+        copy(tmp_path / "source", tmp_path / "target")
+    assert info.value.errno == errno.ENOSPC
+
+
+def test_scratch_is_kept_by_its_thread_and_goes_with_it() -> None:
+    before = open_fds()
+    seen: list[int] = []
+
+    def work() -> None:
+        scratch = copying.scratch(1000)
+        os.pwrite(scratch.fd, b"abc", 5)
+        with scratch.view(8) as view:
+            assert bytes(view) == bytes(5) + b"abc"
+        assert copying.scratch(10) is scratch
+        assert copying.scratch(2000) is not scratch
+        seen.append(open_fds())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen[0] > before
+    assert open_fds() == before
+    copying.scratch(10)
+    copying.drop_scratch()
+    copying.drop_scratch()
+    assert open_fds() == before
