@@ -1,0 +1,50 @@
+"""The command ``lamfs`` as a user runs it (``lamfs``: a process of its own), and quicker (``quick``: in this one)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 60.0
+
+Word = str | os.PathLike[str]
+
+
+def lamfs(*words: Word, code: int = 0) -> str:
+    """Run ``lamfs``, which has to end with ``code``; what it printed on stdout (stderr, when ``code`` is not 0)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lamfs", *map(os.fspath, words)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=SECONDS,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    return _checked(words, code, done.returncode, done.stdout, done.stderr)
+
+
+def quick(*words: Word, code: int = 0) -> str:
+    """As ``lamfs``, but in this process, which saves the start of one."""
+    from lamfs.cli import main
+
+    done = CliRunner().invoke(main, [os.fspath(word) for word in words])
+    return _checked(words, code, done.exit_code, done.stdout_bytes, done.stderr_bytes)
+
+
+def _checked(words: tuple[Word, ...], code: int, ended: int, stdout: bytes, stderr: bytes) -> str:
+    output, problems = os.fsdecode(stdout), os.fsdecode(stderr)
+    assert ended == code, f"{words} ended with {ended}\n{output}{problems}"
+    assert "Traceback" not in output + problems
+    assert "should not have happened" not in problems
+    return problems if code else output
+
+
+def quick_json(*words: Word) -> Any:
+    """What ``lamfs … --json`` says."""
+    return json.loads(quick(*words, "--json"))

@@ -1,0 +1,69 @@
+"""Lines, sizes, columns, progress."""
+
+from __future__ import annotations
+
+import pytest
+
+from lamfs.cli import output
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (1 << 20, "1.0 MiB"),
+        ((1 << 30) - 1, "1024.0 MiB"),
+        (3 << 40, "3.0 TiB"),
+        (5000 << 40, "5000.0 TiB"),
+    ],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert output.size(count) == text
+
+
+def test_what_a_key_may_hold_does_nothing_to_a_terminal() -> None:
+    assert output.shown("plain ü 文.csv") == "plain ü 文.csv"
+    assert output.shown("a\nb\x1b[31m\x9b") == r"a\nb\x1b[31m\x9b"
+    assert output.shown("not\udcff utf-8") == r"not\udcff utf-8"
+
+
+def test_columns_are_aligned_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    output.columns([["a", "1", "x" * 200], ["文文", "22", ""], ["\n", "333", "z"]], right=frozenset({1}))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["a       1  " + "x" * 200, "文文   22", r"\n    333  z"]
+
+
+def test_no_rows_no_output(capsys: pytest.CaptureFixture[str]) -> None:
+    output.columns([])
+    assert capsys.readouterr().out == ""
+
+
+def test_when_takes_both_forms_of_a_moment() -> None:
+    assert output.when(1_700_000_000_000_000_000) == output.when("2023-11-14T22:13:20+00:00")
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: clock[0])
+    with output.Progress("big\nfile", 2048) as progress:
+        for second in range(21):
+            clock[0] = float(second)
+            progress.add(10)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [r"big\nfile: 110 B of 2.0 KiB", r"big\nfile: 210 B of 2.0 KiB"]
+
+
+def test_what_is_owed_may_grow_and_the_bar_follows() -> None:
+    with output.OwedProgress() as progress:
+        seen = []
+        for owed in (3, 2, 5, 0):
+            progress.report({"owed": owed, "bytes": 10 * owed})
+            seen.append((progress._done, progress._total))
+    assert seen == [(0, 3), (1, 3), (0, 5), (5, 5)]
+    assert (progress.owed, progress.bytes) == (0, 0)
