@@ -285,18 +285,39 @@ def test_an_instance_with_artifacts_is_removed_by_force_only(root: Path) -> None
     assert "There is no instance" in quick("delete-instance", "testuser1/store", code=1)
 
 
-def test_fsck_says_clean_and_finds_what_is_missing(root: Path) -> None:
+def test_fsck_says_clean_and_finds_what_is_missing_or_damaged(root: Path) -> None:
     uid = quick("save", FILES / "iris.csv", "--key", "a.csv").split()[0]
-    assert quick("fsck").splitlines()[-1] == "testuser1/store: clean"
-    assert quick_json("fsck") == {"instance": "testuser1/store", "clean": True, "problems": []}
-    (root / ".lamindb" / f"{uid}.csv").unlink()
+    assert quick("fsck", "--data") == "testuser1/store: clean (1 artifact, 1 object)\n"
+    report = quick_json("fsck")
+    assert (report["instance"], report["clean"], report["problems"]) == ("testuser1/store", True, [])
+    stored = root / ".lamindb" / f"{uid}.csv"
+    status = stored.stat()
+    stored.chmod(0o600)
+    stored.write_bytes(b"x" * 224)
+    os.utime(stored, ns=(status.st_atime_ns, status.st_mtime_ns))
+    for words in (["fsck", "--data"], ["fsck", "--data", "--repair"]):
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 1
+        assert uid in done.stdout
+    stored.unlink()
     done = CliRunner().invoke(main, ["fsck"])
     assert done.exit_code == 1
+    assert done.stdout.startswith("problem: ")
     assert uid in done.stdout
-    assert done.stdout.splitlines()[-1] == "testuser1/store: 1 problem"
-    report = CliRunner().invoke(main, ["fsck", "--json"])
-    assert report.exit_code == 1
-    assert json.loads(report.stdout)["clean"] is False
+    assert done.stdout.splitlines()[-1] == "testuser1/store: 1 problem (1 artifact, 0 objects)"
+    report = json.loads(CliRunner().invoke(main, ["fsck", "--json"]).stdout)
+    assert report["clean"] is False
+    assert len(report["problems"]) == 1
+
+
+def test_fsck_repairs_what_it_can(root: Path) -> None:
+    stray = root / ".lamindb" / f"{'A' * 20}.csv"
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_text("nobody's")
+    quick("fsck", code=1)
+    assert "repaired: " in quick("fsck", "--repair")
+    assert not stray.exists()
+    assert quick("fsck") == "testuser1/store: clean (0 artifacts, 0 objects)\n"
 
 
 def test_what_lamfs_makes_is_the_users_alone(root: Path) -> None:
