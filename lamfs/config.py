@@ -54,9 +54,10 @@ def _directory(variable: str, default: str) -> Path:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory that only its owner can enter, and what is missing above it. Raises NotSetUp."""
+    """Make a directory that only its owner can enter, and what is missing above it likewise. Raises NotSetUp."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for missing in reversed([folder for folder in (path, *path.parents) if not folder.is_dir()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise NotSetUp(
             f"The directory {path} cannot be made ({os.strerror(error.errno or errno.EIO)}); make it yourself, or name"
