@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from lamfs.errors import FsError
 from lamfs.fs.context import Context
 from lamfs.fs.nodes import CONTROL_BASE
-from lamfs.model import ROOT_INO, Inode, now_ns
+from lamfs.model import AUTO_INO, ROOT_INO, Inode, now_ns
 
 NAME = b".lamfs"
 _TOP = CONTROL_BASE
@@ -102,6 +102,8 @@ class Control:
         while page := self._c.registry.tree.entries(self._subject(directory), after, 128):
             for entry in page:
                 after = entry.cookie
+                if entry.inode.ino == AUTO_INO and self._c.registry.tree.is_empty(AUTO_INO):
+                    continue
                 if stat.S_ISDIR(entry.inode.mode) or stat.S_ISREG(entry.inode.mode):
                     number = _INFO + entry.inode.ino
                     yield after, entry.name.encode(), number, self.attributes(number)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from lamfs.errors import FsError
 from lamfs.fs.context import Context
+from lamfs.fs.control import NAME as CONTROL_NAME
 from lamfs.keys import check_name
 from lamfs.model import AUTO_INO, ROOT_INO, Inode
 from lamfs.registry import Removed
@@ -121,13 +122,13 @@ class Names:
 
     def unlink(self, parent: int, name: bytes) -> None:
         """unlink(2): the artifact goes to the trash. Open handles keep the file."""
-        removed = self._c.registry.names.unlink(self._c.nodes.ino(parent), self._known_name(name))
+        removed = self._c.registry.names.unlink(self._c.nodes.ino(parent), self._known_name(parent, name))
         self._left(removed)
         self._c.uploader.notify()
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """rmdir(2)."""
-        self._left(self._c.registry.names.rmdir(self._c.nodes.ino(parent), self._known_name(name)))
+        self._left(self._c.registry.names.rmdir(self._c.nodes.ino(parent), self._known_name(parent, name)))
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """rename(2), with RENAME_NOREPLACE. Raises FsError(EINVAL) for flags that are not supported."""
@@ -135,7 +136,7 @@ class Names:
             raise FsError(errno.EINVAL)
         result = self._c.registry.names.rename(
             self._c.nodes.ino(parent),
-            self._known_name(name),
+            self._known_name(parent, name),
             self._c.nodes.ino(new_parent),
             check_name(new_name),
             noreplace=bool(flags & RENAME_NOREPLACE),
@@ -149,8 +150,10 @@ class Names:
             state.inode.ctime_ns = result.inode.ctime_ns
         self._c.uploader.notify()
 
-    def _known_name(self, name: bytes) -> str:
-        """A name that has to exist: one that can not is simply not there."""
+    def _known_name(self, parent: int, name: bytes) -> str:
+        """A name that has to exist: one that can not is simply not there. The control directory stays where it is."""
+        if parent == ROOT_INO and name == CONTROL_NAME:
+            raise FsError(errno.EPERM)
         try:
             return check_name(name)
         except FsError as error:
@@ -170,9 +173,12 @@ class Names:
             self._c.nodes.ghosts[inode.ino] = inode
         if state is not None and stat.S_ISREG(inode.mode):
             # From now on it is only for who has it open. A spool that the trash is still owed is not written any more.
-            owed = self._c.registry.journal.put_of(inode.ino) is not None
+            owed = self._c.registry.journal.put_of(inode.ino)
+            if owed is not None and owed.state == "open" and owed.owner == self._c.registry.journal.owner:
+                # What was written until now goes to the trash.
+                self._c.registry.journal.ready_put(inode.ino)
             state.private = True
             state.dirty = False
-            state.frozen = state.frozen or (owed and state.spool is not None)
+            state.frozen = state.frozen or (owed is not None and state.spool is not None)
         elif removed.spool is not None:
             (self._c.spool_dir / removed.spool).unlink(missing_ok=True)

@@ -197,8 +197,9 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         changes = Changes(
             mode=attr.st_mode if fields.update_mode else None,
-            uid=attr.st_uid if fields.update_uid else None,
-            gid=attr.st_gid if fields.update_gid else None,
+            # An owner that the mount was told to show is not the file's own: setting it changes nothing.
+            uid=attr.st_uid if fields.update_uid and self._shown.uid is None else None,
+            gid=attr.st_gid if fields.update_gid and self._shown.gid is None else None,
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
