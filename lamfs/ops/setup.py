@@ -177,33 +177,35 @@ def connect(
         slug = config.parse_slug(target) if target else _find_slug(where)
         settings = InstanceSettings(slug, where)
     with Instance(settings) as instance:
-        try:
-            instance.store.check(write=True)
-        except StorageReadOnly as error:
-            (say or messages.warn)(f"{error} Only reading is possible.")
-            instance.store.check(write=False)
+        instance.store.check(write=False)
         _connect(instance, say, restore=restore)
     return settings
 
 
 def _connect(instance: Instance, say: Say | None, *, restore: bool) -> None:
     settings = instance.settings
-    with contextlib.suppress(StorageReadOnly, StorageForbidden):
-        if restore:
-            _refuse_while_mounted(settings, "restored")
-            _put_aside(instance)
+    if restore:
+        _refuse_while_mounted(settings, "restored")
+        _put_aside(instance)
+    locked = True
+    try:
         instance.take_lease()
+    except (StorageReadOnly, StorageForbidden) as error:
+        locked = False
+        (say or messages.warn)(f"{error} Only reading is possible.")
     if not settings.registry_path.exists():
         try:
             snapshot.pull(instance)
         except NotSetUp:
-            instance.release_lease()
+            if locked:
+                instance.release_lease()
             raise
     _ = instance.registry
     config.save_instance(settings)
     config.set_current(settings.slug)
     (say or messages.info)(f"connected to instance '{settings.slug}' in {settings.storage.root}")
-    (say or messages.info)(_LOCKED)
+    if locked:
+        (say or messages.info)(_LOCKED)
 
 
 def _put_aside(instance: Instance) -> None:

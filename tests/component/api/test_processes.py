@@ -128,6 +128,26 @@ def test_two_machines_on_one_bucket(seaweed_config: object, files: Path, tmp_pat
     assert ln.Artifact.get(uid).cache().read_bytes() == (files / "new_iris.csv").read_bytes()
 
 
+def test_connecting_with_credentials_that_may_only_read(
+    seaweed_config: object, seaweed: object, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(seaweed_config)  # type: ignore[arg-type]
+    place.init(name="shared", owner="ada")
+    ln.Artifact(files / "iris.csv", key="iris.csv").save()
+    ln.setup.close()
+    for name, value in seaweed.reader_env.items():  # type: ignore[attr-defined]
+        monkeypatch.setenv(name, value)
+    with machine(tmp_path / "two"):
+        ln.setup.connect(
+            place.root, endpoint_url=place.config.endpoint_url, region=place.config.region, path_style=True
+        )
+        artifact = ln.Artifact.get(key="iris.csv")
+        assert artifact.cache().read_bytes() == (files / "iris.csv").read_bytes()
+        with pytest.raises((StorageReadOnly, StorageForbidden)):
+            artifact.delete()
+        assert ln.Artifact.get(key="iris.csv").visibility == 1
+
+
 def test_buckets_that_cannot_be_used_are_said_at_init(
     seaweed_config: object, seaweed: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
