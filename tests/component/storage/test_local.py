@@ -251,6 +251,27 @@ def test_creators_and_deleters_race(local: LocalStore) -> None:
     assert list(local.list()) == []
 
 
+def test_guarded_replacements_lose_no_update(local: LocalStore) -> None:
+    """Threads count together in one object, each time over the revision that they read."""
+    threads, turns = 6, 25
+    local.put_bytes("count", b"0 nobody")
+
+    def work(owner: int) -> None:
+        done = 0
+        while done < turns:
+            found = local.head("count")
+            try:
+                value = int(local.get("count", etag=found.etag).split()[0])
+                local.put_bytes("count", b"%d %d" % (value + 1, owner), if_match=found.etag)
+            except (ObjectChanged, PreconditionFailed):
+                continue
+            done += 1
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    assert int(local.get("count").split()[0]) == threads * turns
+
+
 def test_lists_what_are_objects(local: LocalStore, folder: Path, make_file: MakeFile) -> None:
     local.put_bytes("a/b", b"x")
     for name in (f"{TEMP}/half", ".lamindb/_spool/owed", "a/linked"):

@@ -73,6 +73,23 @@ def test_a_body_that_is_cut_short(
     assert os.pread(target, 3_000_000, 17) == data[17:2_000_017]
 
 
+def test_progress_renews_patience(store: ObjectStore, proxy: FaultProxy) -> None:
+    data = os.urandom(1_200_000)
+    etag = store.put_bytes("k", data).etag
+    rule = proxy.add("truncate", method="GET", count=client.ATTEMPTS + 3, keep=100_000)
+    assert store.get("k", etag=etag) == data
+    assert rule.hits == client.ATTEMPTS + 3
+
+
+def test_each_read_names_its_revision(store: ObjectStore, proxy: FaultProxy) -> None:
+    """A server that honours If-Match never sends bytes of another revision."""
+    etag = store.put_bytes("k", b"data").etag
+    store.get("k", etag=etag)
+    store.get("k", offset=1, length=2, etag=etag)
+    conditions = [request.get("If-Match") for request in proxy.requests if request.method == "GET"]
+    assert conditions == [f'"{etag}"'] * 2
+
+
 def test_an_empty_body_is_not_the_end(store: ObjectStore, proxy: FaultProxy) -> None:
     etag = store.put_bytes("k", b"0123456789").etag
     rule = proxy.add("truncate", method="GET", count=3, keep=0)
