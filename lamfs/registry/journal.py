@@ -132,10 +132,11 @@ class Journal:
         """Strike a row off."""
         self._db.execute("DELETE FROM journal WHERE id=?", (entry_id,))
 
-    def drop_put(self, ino: int) -> str | None:
-        """Strike the put of an inode off; returns the spool file's name that is free now."""
-        row = self._db.one("DELETE FROM journal WHERE op='put' AND ino=? RETURNING src", (ino,))
-        return str(row[0]) if row else None
+    def drop_put(self, ino: int) -> tuple[str | None, str | None]:
+        """Strike the put of an inode off; the spool file's name that is free now, and the object that may have been
+        written for it already."""
+        row = self._db.one("DELETE FROM journal WHERE op='put' AND ino=? RETURNING src, object_key", (ino,))
+        return (None, None) if row is None else (row[0], row[1])
 
     def failed(self, entry_id: int, error: str, retry_at: int) -> None:
         """Note a failure and when (ns) to try again."""
@@ -210,13 +211,19 @@ class Journal:
         return taken
 
     def holds(self, object_key: str) -> bool:
-        """Whether a row is about to write, or is writing, this object."""
-        return self._db.one("SELECT 1 FROM journal WHERE object_key=? AND op='save'", (object_key,)) is not None
+        """Whether a row is about to write, or is writing, or has written this object.
+
+        A put counts until its row is struck off: on a local storage the object may be the only copy of its bytes.
+        """
+        return (
+            self._db.one("SELECT 1 FROM journal WHERE object_key=? AND op IN ('save', 'put')", (object_key,))
+            is not None
+        )
 
     def claimed(self, object_key: str, uid: str, entry_id: int | None, *, moves: bool = True) -> bool:
         """Whether storage work of somebody else may be under way on this object (row ``entry_id`` is one's own).
 
-        Anybody's save to it; another living process's put to it or delete of it; and with ``moves`` another living
+        Anybody's save or put to it; another living process's delete of it; and with ``moves`` another living
         process's relocation of artifact ``uid``, wherever to.
         """
         rows = self._db.all(
@@ -224,7 +231,7 @@ class Journal:
             " (object_key=?2 AND op IN ('save', 'put', 'delete') OR ?3 AND op='move' AND uid=?4)",
             (entry_id, object_key, moves, uid),
         )
-        return any(op == "save" or (owner != self.owner and is_alive(owner)) for op, owner in rows)
+        return any(op in ("save", "put") or (owner != self.owner and is_alive(owner)) for op, owner in rows)
 
     def drop_delete(self, object_key: str) -> bool:
         """The object is about to be written anew: strike its deletion off. Whether one was owed."""

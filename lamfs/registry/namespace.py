@@ -190,7 +190,7 @@ class Namespace:
         if artifact is not None:
             self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now_ns())
             return Removed(inode, trashed=artifact.uid)
-        spool = self._journal.drop_put(inode.ino)
+        spool, _ = self._drop_put(inode.ino)
         self._tree.remove_inode(inode.ino)
         return Removed(inode, spool=spool, row_gone=True)
 
@@ -251,18 +251,31 @@ class Namespace:
                 self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (pending.uid, inode.ino))
             return removed, None
         self._tree.remove_entry(parent, name, target, now_ns())
-        spool = self._journal.drop_put(target.ino)
+        spool, written = self._drop_put(target.ino)
         self._tree.remove_inode(target.ino)
-        self._inherit(artifact, inode.ino)
+        self._inherit(artifact, inode.ino, intact=written is None)
         return Removed(target, spool=spool, row_gone=True), artifact.uid
 
-    def _inherit(self, artifact: ArtifactRecord, ino: int) -> None:
-        """The bytes of inode ``ino`` become the content of ``artifact``; an artifact that ``ino`` had ends here."""
+    def _drop_put(self, ino: int) -> tuple[str | None, str | None]:
+        """Owe nothing for an inode any more; what an upload may have left behind is owed its deletion.
+
+        Returns the free spool file, and the object that may have been written.
+        """
+        spool, object_key = self._journal.drop_put(ino)
+        if object_key is not None and self._artifacts.with_object(object_key) is None:
+            self._journal.add_delete(object_key)
+        return spool, object_key
+
+    def _inherit(self, artifact: ArtifactRecord, ino: int, *, intact: bool) -> None:
+        """The bytes of inode ``ino`` become the content of ``artifact``; an artifact that ``ino`` had ends here.
+
+        Not ``intact``: an upload that is not owed any more may have written over the artifact's object.
+        """
         source = self._artifacts.by_ino(ino)
         if source is not None:
             self._artifacts.remove(source.uid)
             self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
-            if source.revision.content.same_bytes(artifact.revision.content):
+            if intact and source.revision.content.same_bytes(artifact.revision.content):
                 self._journal.add_delete(source.revision.object_key)
             else:
                 self._artifacts.set_revision(artifact.uid, source.revision)
@@ -323,7 +336,7 @@ class Namespace:
             self.trash(uid)
             artifact = self._artifact(uid)
             assert artifact.ino is not None
-            self._journal.drop_put(artifact.ino)
+            self._drop_put(artifact.ino)
             self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (uid,))
             self._artifacts.remove(uid)
             self._tree.remove_inode(artifact.ino)
