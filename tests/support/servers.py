@@ -195,6 +195,10 @@ class Server:
             self._process.kill()
             self._process.wait()
             self._process = None
+        for port in self.ports:
+            # SeaweedFS leaves a socket in /tmp for each of its gRPC ports, and has no option for where
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink(missing_ok=True)
 
     def pause(self) -> None:
         """SIGSTOP: connections are accepted by the kernel, nobody answers."""
