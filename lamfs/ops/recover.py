@@ -171,7 +171,10 @@ def finish_put(instance: Instance, entry: JournalEntry) -> bool:
     inode = registry.tree.get(entry.ino)
     path = instance.settings.spool_dir / (entry.src or "-")
     if inode is None or not stat.S_ISREG(inode.mode):
-        registry.journal.done(entry.id)
+        with registry.db.transaction():
+            registry.journal.done(entry.id)
+            if entry.object_key is not None and registry.artifacts.with_object(entry.object_key) is None:
+                registry.journal.add_delete(entry.object_key)
         path.unlink(missing_ok=True)
         return False
     if entry.state != "ready":

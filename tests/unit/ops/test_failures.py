@@ -340,7 +340,7 @@ def test_cache_asks_a_live_mount(instance: Instance, tmp_path: Path, monkeypatch
 
     def request(mount: mounts.MountRecord, command: dict[str, object], **_: object) -> dict[str, object]:
         asked.append(command)
-        if command == {"cmd": "sync"}:
+        if command["cmd"] == "sync":
             entry = instance.registry.journal.put_of(record.ino or 0)
             assert entry is not None
             recover.finish_put(instance, entry)
@@ -348,4 +348,4 @@ def test_cache_asks_a_live_mount(instance: Instance, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(mounts, "request", request)
     assert read(instance, record.uid) == "new"
-    assert asked[0] == {"cmd": "sync"}
+    assert asked[0] == {"cmd": "sync", "ino": record.ino}
