@@ -75,7 +75,9 @@ class Steps:
         upload.size = content.size
         artifact = registry.artifacts.by_ino(ino)
         if artifact is not None and content.same_bytes(artifact.revision.content):
-            return registry.commits.put_unneeded(ino, entry.gen), False
+            unneeded = await self._unneeded(entry, artifact.revision)
+            if unneeded is not None:
+                return unneeded, False
         target = registry.commits.put_target(entry)
         while target in self._busy_objects:
             await trio.sleep(0.01)
@@ -96,6 +98,27 @@ class Steps:
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
+        """The artifact has these bytes already: strike the row off, if storage has them too.
+
+        Other bytes may have reached the object by a put that was superseded, or that did not live to see its row.
+        """
+        assert entry.ino is not None
+        key = revision.object_key
+        while key in self._busy_objects:
+            await trio.sleep(0.01)
+        self._busy_objects.add(key)
+        try:
+            stat = await self._mover.head(key)
+            now = self._registry.artifacts.by_ino(entry.ino)
+            if stat.etag != revision.etag or now is None or now.revision != revision:
+                return None
+            return self._registry.commits.put_unneeded(entry.ino, entry.gen)
+        except ObjectMissing:
+            return None
+        finally:
+            self._busy_objects.discard(key)
 
     async def _send(self, content: ContentHash, path: str, target: str, upload: Upload, ino: int) -> tuple[str, bool]:
         """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
