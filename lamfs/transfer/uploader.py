@@ -27,6 +27,8 @@ log = logging.getLogger("lamfs.uploader")
 
 SETTLE = 0.05
 """Seconds that a closed file waits for its upload, so that write-then-rename, and quick overwriting, is one upload."""
+RETRY_UNNOTED = 2.0
+"""Pause in seconds when the registry cannot be written."""
 MAX_PAUSE = 60.0
 """Longest pause in seconds between two tries."""
 BATCH = 256
@@ -153,7 +155,11 @@ class Uploader:
         async with trio.open_nursery() as nursery:
             while True:
                 self._work = trio.Event()
-                pause = self._start_ready(nursery)
+                try:
+                    pause = self._start_ready(nursery)
+                except LamfsError as error:
+                    log.error("could not look what is owed: %s", error)
+                    pause = 1.0
                 self._wakes_at = trio.current_time() + pause
                 with trio.move_on_after(pause):
                     await self._work.wait()
@@ -232,26 +238,35 @@ class Uploader:
         except Exception:
             log.exception("unexpected error while storing %s", what(self._registry, entries[0]))
             error = StorageError("An unexpected error; the log has the traceback.")
-        finally:
-            self._busy.difference_update(entry.id for entry in entries)
+        unnoted = 0.0
         for entry in entries:
-            if error is not None:
-                self._failed(entry, error)
+            if error is not None and not self._failed(entry, error):
+                unnoted = RETRY_UNNOTED
             if entry.ino is not None:
                 if entry.ino in self._wanted:
                     self._results[entry.ino] = error
                 event = self._attempts.pop(entry.ino, None)
                 if event is not None:
                     event.set()
+        if unnoted:
+            # The rows cannot say when to try again, so they stay busy until then.
+            await trio.sleep(unnoted)
+        self._busy.difference_update(entry.id for entry in entries)
         self._work.set()
         self._idle.set()
 
-    def _failed(self, entry: JournalEntry, error: LamfsError) -> None:
+    def _failed(self, entry: JournalEntry, error: LamfsError) -> bool:
+        """Note a failed try; False when the registry does not take the note (its disk is full)."""
         pause = min(MAX_PAUSE, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
-        name = what(self._registry, entry)
-        log.warning("could not %s %s: %s Trying again in %.0f s.", entry.op, name, error, pause)
-        self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
-        self._registry.journal.failed(entry.id, str(error), now_ns() + int(pause * 1e9))
+        try:
+            name = what(self._registry, entry)
+            log.warning("could not %s %s: %s Trying again in %.0f s.", entry.op, name, error, pause)
+            self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
+            self._registry.journal.failed(entry.id, str(error), now_ns() + int(pause * 1e9))
+        except LamfsError as problem:
+            log.error("could not note a failure: %s", problem)
+            return False
+        return True
 
     async def _delete(self, entries: list[JournalEntry]) -> None:
         await self._steps.delete(entries)
