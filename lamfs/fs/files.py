@@ -110,7 +110,8 @@ class Files:
         if owed is not None and owed.src is not None:
             state.spool = self._open_spool(owed.src, owed.object_key)
             mine = owed.owner == context.registry.journal.owner
-            state.frozen = not mine or context.uploader.is_uploading(inode.ino, owed.src)
+            taken = not os.path.exists(state.spool.path)
+            state.frozen = not mine or taken or context.uploader.is_uploading(inode.ino, owed.src)
             inode.size = os.fstat(state.spool.fd).st_size
         if context.store.kind == "local":
             self._spooling.keep_stored(state)
@@ -126,7 +127,10 @@ class Files:
             local = self._c.store.local_path(object_key) if object_key else None
             if local is None or not os.path.exists(local):
                 raise FsError(errno.EIO) from None
-            return Spool(local, src)
+            spool = Spool(local, src)
+            # What is removed when the file is given up must never be the object.
+            spool.path = path
+            return spool
 
     # -- bytes --------------------------------------------------------------------------------------------------
 
@@ -162,12 +166,17 @@ class Files:
         spool = state.spool
         if spool is None or not state.writable_now():
             spool = await self._prepare(state)
-        done = spool.write(offset, data)
         inode = state.inode
+        # The journal says "open" by now, so the next close has to acknowledge, also when the disk is full.
+        state.dirty = True
+        try:
+            done = spool.write(offset, data)
+        except OSError:
+            inode.size = os.fstat(spool.fd).st_size
+            raise
         if offset + done > inode.size:
             inode.size = offset + done
         inode.mtime_ns = inode.ctime_ns = now_ns()
-        state.dirty = True
         return done
 
     async def _prepare(self, state: FileState, keep: int | None = None) -> Spool:
@@ -179,6 +188,7 @@ class Files:
         if size > MAX_SIZE:
             raise FsError(errno.EFBIG)
         spool = await self._prepare(state, keep=size)
+        state.dirty = True
         os.ftruncate(spool.fd, size)
         state.inode.size = size
         touch(state)

@@ -205,8 +205,10 @@ class Spooling:
     def thaw(self, ino: int, src: str) -> None:
         """The upload of ``src`` did not become the current content; it may be written again."""
         state = self._c.state_of(ino)
-        if state is not None and state.spool is not None and state.spool.name == src and not state.private:
-            state.frozen = False
+        if state is None or state.spool is None or state.spool.name != src or state.private or state.stale:
+            return
+        # A file that was taken into a local storage is an object now, although the try to say so has failed.
+        state.frozen = not os.path.exists(state.spool.path)
 
     def stored(self, ino: int, src: str, revision: Revision | None, consumed: bool) -> None:
         """``src`` is stored and owed no more: open handles go on with the stored revision."""
