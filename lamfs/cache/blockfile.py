@@ -161,6 +161,8 @@ class BlockFile:
 
     async def fill(self) -> int:
         """Bring and verify all blocks; returns the descriptor of the complete file. Raises as read."""
+        if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
+            self._distrust(0, len(self.state) - 1)
         if self._todo:
             await self._bring(0, len(self.state) - 1, False)
         return self._fd

@@ -117,7 +117,9 @@ def translate(error: BaseException, doing: str) -> LamfsError:
         return StorageError(f"The system refused {doing}: {error}.", errno=error.errno)
     if isinstance(error, EOFError):
         return StorageError(f"The file became shorter while {doing}; it is tried again when it is at rest.")
-    return StorageError(f"{doing.capitalize()} failed with {type(error).__name__}: {error}; see the mount's log.")
+    return StorageError(
+        f"{doing[:1].upper()}{doing[1:]} failed with {type(error).__name__}: {error}; see the mount's log."
+    )
 
 
 def pack_error(error: LamfsError) -> Message:

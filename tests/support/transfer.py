@@ -37,6 +37,15 @@ def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def fds_on(path: str | os.PathLike[str]) -> int:
+    """How many descriptors of this process are on one file."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            count += os.readlink(f"/proc/self/fd/{name}") == os.fspath(path)
+    return count
+
+
 async def until(condition: Any, seconds: float = 10.0) -> None:
     """Wait for a condition, polling; fails after a deadline."""
     with trio.fail_after(seconds):

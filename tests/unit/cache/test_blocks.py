@@ -287,6 +287,8 @@ async def test_a_cache_file_that_is_cut_while_open(rig: Rig) -> None:
         assert file.read_now(BLOCK_SIZE, 100) is None
         assert await file.read(0, len(data)) == data
         assert file.read_now(BLOCK_SIZE, 100) == data[BLOCK_SIZE : BLOCK_SIZE + 100]
+        os.truncate(rig.path("k"), 10)
+        assert os.pread(await file.fill(), len(data), 0) == data
         file.close()
 
 
