@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import random
@@ -21,6 +22,7 @@ from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer.client import Mover
 
 
+@functools.lru_cache(maxsize=16)
 def make_bytes(size: int, seed: int = 1) -> bytes:
     """Bytes in which no two blocks are alike."""
     return random.Random(seed).randbytes(size)
