@@ -277,7 +277,7 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         before, target = plan
         if registry.journal.claimed(target, entry.uid, entry.id):
             return  # another process is at work there; whoever comes next moves it
-        registry.journal.drop_delete(target)
+        registry.commits.begin_move(target)
         try:
             copied = instance.store.copy(before.revision.object_key, target, etag=before.revision.etag)
         except (ObjectMissing, ObjectChanged):

@@ -82,13 +82,17 @@ class Artifacts:
         return self._one(f"visibility>-1 AND key_is_virtual=0 AND ({clause})", *params) is not None
 
     def in_the_way(self, object_key: str, uid: str) -> list[ArtifactRecord]:
-        """Other artifacts whose objects are where this object is to be: under the same key or, since a folder and some
+        """Artifacts whose objects are where this object is to be: under the same key or, since a folder and some
         servers cannot have both ``a`` and ``a/b``, above or below it."""
         if object_key.startswith(AUTO_KEY_PREFIX):
             holder = self.with_object(object_key)
             return [] if holder is None or holder.uid == uid else [holder]
         clause, params = _conflicts("object_key", object_key)
-        rows = self._db.all(f"SELECT {_COLUMNS} FROM artifact WHERE ({clause}) AND uid<>? LIMIT 1000", (*params, uid))
+        rows = self._db.all(
+            # Its own object is in the way too when one of the two would have to be a folder: 'a' on its way to 'a/a'.
+            f"SELECT {_COLUMNS} FROM artifact WHERE ({clause}) AND NOT (uid=? AND object_key=?) LIMIT 1000",
+            (*params, uid, object_key),
+        )
         return [_record(row) for row in rows]
 
     def _one(self, where: str, *params: Any) -> ArtifactRecord | None:

@@ -287,6 +287,12 @@ class Commits:
         artifact = self._artifacts.by_uid(uid)
         return artifact is None or artifact.revision.object_key == self._artifacts.home(artifact)
 
+    def begin_move(self, object_key: str) -> None:
+        """An object is about to be copied to ``object_key``: until ``moved`` says whose it is, its deletion is owed."""
+        with self._db.transaction():
+            self._journal.drop_delete(object_key)
+            self._journal.add_delete(object_key)
+
     def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str) -> bool:
         """The object was copied: point the row at the copy and owe the deletion of the original.
 
@@ -295,9 +301,8 @@ class Commits:
         with self._db.transaction():
             now = self._artifacts.by_uid(before.uid)
             if now is None or now.revision != before.revision:
-                if self._artifacts.with_object(object_key) is None:
-                    self._journal.add_delete(object_key)
-                return False
+                return False  # what begin_move owes is done
+            self._journal.drop_delete(object_key)
             self._artifacts.set_object(before.uid, object_key, etag)
             self._journal.add_delete(before.revision.object_key)
             if object_key == self._artifacts.home(now):

@@ -181,6 +181,7 @@ class Steps:
         try:
             await self.hooks.pin(target)
             await self.hooks.pin(before.revision.object_key)
+            registry.commits.begin_move(target)
             stat = await self._mover.copy(before.revision.object_key, target, etag=before.revision.etag)
             registry.commits.moved(entry.id, before, target, stat.etag)
         except (ObjectMissing, ObjectChanged):
