@@ -1,0 +1,596 @@
+"""A file system without kernel and without processes, that can be crashed at every step and started again.
+
+    box = Box(folder, "s3")                      # or "local"; objects, registry and spool outlive a crash
+    box.run(scenario, crash_at=17)               # scenario(user): True when it was crashed at the 17th step
+    box.check(user)                              # start again with an empty cache, drain, compare everything
+
+A *step* is a committed transaction of the registry, or the beginning or the end of a job of the mover: between two of
+them nothing that survives a crash changes. ``Crash`` is no Exception, so nothing in the product handles it.
+
+``User`` does system calls and keeps a model of what the tree must hold: after a crash each file may have the bytes of
+its last acknowledged version or any later one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import trio
+
+from lamfs import copying, hashing
+from lamfs.cache.blocks import BlockCache
+from lamfs.cache.index import CacheIndex
+from lamfs.daemon.recovery import take_over
+from lamfs.errors import DamagedData, LamfsError, ObjectChanged, ObjectMissing, StorageError
+from lamfs.fs.context import Context, Policy
+from lamfs.fs.filesystem import Changes, FileSystem
+from lamfs.keys import object_key_for
+from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, now_ns
+from lamfs.registry import Provenance, Registry
+from lamfs.storage.base import ObjectStat, StorageConfig
+from lamfs.storage.local import LocalStore
+from lamfs.transfer.uploader import Uploader
+from tests.support.tree import check_tree
+
+
+class Crash(BaseException):
+    """The power is gone."""
+
+
+@dataclass
+class MemoryStore:
+    """Objects in memory with the face of a bucket. ETags are MD5, so equal bytes have equal ETags, as on S3."""
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    config: StorageConfig = StorageConfig("s3://bucket/prefix")  # noqa: RUF009
+    kind: str = "s3"
+    cache_name: str = "bucket/prefix"
+
+    def _stat(self, key: str, etag: str | None = None) -> ObjectStat:
+        if key not in self.objects:
+            raise ObjectMissing(f"no object '{key}'")
+        found = hashlib.md5(self.objects[key]).hexdigest()
+        if etag not in (None, found):
+            raise ObjectChanged(f"the object '{key}' changed")
+        return ObjectStat(key, len(self.objects[key]), found, 0)
+
+    def url(self, key: str) -> str:
+        return f"s3://bucket/prefix/{key}"
+
+    def local_path(self, key: str) -> str | None:
+        return None
+
+    def head(self, key: str) -> ObjectStat:
+        return self._stat(key)
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
+        self._stat(key, etag)
+        data = self.objects[key]
+        return data[offset:] if length is None else data[offset : offset + length]
+
+    def get_into(
+        self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None, file_offset: int | None = None
+    ) -> None:
+        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), file_offset or offset)
+
+    def put_file(self, key: str, path: str, *, consume: bool = False, progress: Any = None) -> ObjectStat:
+        self.objects[key] = Path(path).read_bytes()
+        return self._stat(key)
+
+    def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+        self._stat(src, etag)
+        self.objects[dst] = self.objects[src]
+        return self._stat(dst)
+
+    def delete(self, keys: Any) -> None:
+        for key in keys:
+            self.objects.pop(key, None)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectStat]:
+        return iter([self._stat(key) for key in self.objects if key.startswith(prefix)])
+
+
+class DirectMover:
+    """The Mover's jobs done on the spot, each between two steps.
+
+    ``failing(op, key)`` may return an error for a job: raised before it is done, or after when ``late`` is set.
+    ``hold`` names an op whose next job, once done, waits for ``release`` before it is answered.
+    """
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        self.failing: Callable[[str, str], LamfsError | None] = lambda op, key: None
+        self.late = False
+        self.hold: str | None = None
+        self.held = trio.Event()
+        self.release = trio.Event()
+
+    async def _job(self, op: str, key: str, work: Callable[[], Any]) -> Any:
+        self._box.step(f"before {op}")
+        await trio.lowlevel.checkpoint()
+        error = self.failing(op, key)
+        if error is not None and not self.late:
+            raise error
+        result = work()
+        if self.hold == op:
+            self.hold = None
+            self.held.set()
+            await self.release.wait()
+        if error is not None:
+            raise error
+        self._box.step(f"after {op}")
+        await trio.lowlevel.checkpoint()
+        return result
+
+    async def hash(self, path: str, size: int | None = None, progress: Any = None) -> ContentHash:
+        await trio.lowlevel.checkpoint()
+        return hashing.hash_file(path)
+
+    async def put(self, path: str, key: str, *, consume: bool = False, progress: Any = None) -> ObjectStat:
+        def work() -> ObjectStat:
+            return self._box.store.put_file(key, path, consume=consume)
+
+        found: ObjectStat = await self._job("put", key, work)
+        return found
+
+    async def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+        found: ObjectStat = await self._job("copy", dst, lambda: self._box.store.copy(src, dst, etag=etag))
+        return found
+
+    async def delete(self, keys: list[str]) -> None:
+        await self._job("delete", keys[0], lambda: self._box.store.delete(keys))
+
+    async def head(self, key: str) -> ObjectStat:
+        await trio.lowlevel.checkpoint()
+        return self._box.store.head(key)
+
+    async def fetch(self, key: str, *, etag: str, offset: int, length: int, path: str, digest: bytes | None) -> None:
+        await trio.lowlevel.checkpoint()
+        error = self.failing("fetch", key)
+        if error is not None:
+            raise error
+        data = self._box.store.get(key, offset=offset, length=length, etag=etag)
+        if digest is not None and hashing.hash_block(data) != digest:
+            raise DamagedData(f"{key} is damaged")
+        with open(path, "r+b") as file:
+            os.pwrite(file.fileno(), data, offset)
+
+    async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
+        await trio.lowlevel.checkpoint()
+        with open(path, "rb") as file:
+            data = os.pread(file.fileno(), length, offset)
+        return len(data) == length and hashing.hash_block(data) == digest
+
+    async def clone(self, src: str, dst: str) -> None:
+        self._box.step("before clone")
+        await trio.lowlevel.checkpoint()
+        source = os.open(src, os.O_RDONLY)
+        target = os.open(dst, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        copying.copy_fd(source, target)
+        os.close(source)
+        os.close(target)
+        self._box.step("after clone")
+
+
+class Box:
+    """Storage, registry and spool of one instance, and the file system that runs on them."""
+
+    lives = 0
+
+    def __init__(self, base: Path, kind: str = "s3", *, real_keys: bool = False) -> None:
+        self.base = base
+        self.kind = kind
+        self.policy = Policy(real_keys=real_keys, timeout=10.0)
+        base.mkdir(parents=True, exist_ok=True)
+        root = base / "store"
+        self.store: Any = MemoryStore() if kind == "s3" else LocalStore(StorageConfig(str(root)))
+        self.spool = base / "spool" if kind == "s3" else root / ".lamindb" / "_spool" / "x"
+        self.spool.mkdir(parents=True)
+        self.cache_dir = base / "cache"
+        self.steps: list[str] = []
+        self.crash_at = 0
+        registry = Registry(base / "registry.lndb", create=True)
+        registry.people.ensure_storage(self.store.config.root, kind)
+        registry.close()
+
+    def step(self, name: str) -> None:
+        """One step is reached; the ``crash_at``-th is the last."""
+        self.steps.append(name)
+        if len(self.steps) == self.crash_at:
+            raise Crash(name)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def _registry(self) -> Registry:
+        registry = Registry(self.base / "registry.lndb")
+        # Each life is a process of its own; none of them is alive for the next.
+        Box.lives += 1
+        registry.journal.owner = f"boot:0:{Box.lives}"
+        db = registry.db
+        transaction, execute = db.transaction, db.execute
+
+        @contextlib.contextmanager
+        def stepped() -> Iterator[Any]:
+            outermost = not db.conn.in_transaction
+            with transaction() as conn:
+                yield conn
+            if outermost:
+                self.step("commit")
+
+        def run(sql: str, params: Any = ()) -> Any:
+            alone = not db.conn.in_transaction
+            cursor = execute(sql, params)
+            if alone and not sql.lstrip().startswith(("SELECT", "PRAGMA")):
+                if "RETURNING" in sql:
+                    # The row is given out after the commit, which comes when the statement ends.
+                    cursor = _Rows(cursor.fetchall())
+                self.step("commit")
+            return cursor
+
+        postpone, failed = registry.journal.postpone, registry.journal.failed
+        # Twenty times as impatient as the product.
+        registry.journal.postpone = lambda ident, seconds: postpone(ident, seconds / 20)  # type: ignore[method-assign]
+        registry.journal.failed = lambda ident, text, at: failed(  # type: ignore[method-assign]
+            ident, text, now_ns() + (at - now_ns()) // 20
+        )
+        db.transaction = stepped  # type: ignore[method-assign]
+        db.execute = run  # type: ignore[method-assign,assignment]
+        return registry
+
+    @contextlib.asynccontextmanager
+    async def living(self) -> Any:
+        """A running file system: yields it."""
+        registry = self._registry()
+        index = CacheIndex(self.cache_dir)
+        mover: Any = DirectMover(self)
+        settings = SimpleNamespace(spool_dir=self.spool, mounts_dir=self.base / "mounts")
+        fs: FileSystem | None = None
+        try:
+            take_over(SimpleNamespace(registry=registry, settings=settings))  # type: ignore[arg-type]
+            uploader = Uploader(registry, self.store, mover, self.spool, Provenance())
+            cache = BlockCache(self.store, mover, index, self.cache_dir, limit_bytes=1 << 30, prefetch_blocks=0)
+            fs = FileSystem(Context(registry, self.store, cache, mover, uploader, self.spool, self.policy))
+            async with trio.open_nursery() as nursery:
+                await nursery.start(cache.run)
+                nursery.start_soon(uploader.run)
+                yield fs
+                nursery.cancel_scope.cancel()
+        finally:
+            if fs is not None:
+                for state in fs.context.states.values():
+                    state.drop_spool()
+            index.close()
+            registry.close()
+
+    def run(self, scenario: Callable[[User], Awaitable[None]], user: User, *, crash_at: int = 0) -> bool:
+        """Do a scenario; whether it was crashed at the given step (0: never)."""
+        self.steps, self.crash_at = [], crash_at
+
+        async def main() -> None:
+            async with self.living() as fs:
+                user.attach(fs)
+                with trio.fail_after(30):
+                    await scenario(user)
+
+        try:
+            trio.run(main)
+        except BaseException as error:
+            crashes = error.split(Crash) if isinstance(error, BaseExceptionGroup) else None
+            if not (isinstance(error, Crash) or (crashes and crashes[0] is not None and crashes[1] is None)):
+                raise
+            user.crashed()
+            return True
+        finally:
+            self.crash_at = 0
+        user.forget_handles()
+        return False
+
+    def check(self, user: User) -> None:
+        """Start again with an empty cache, store what is owed, and compare tree, bytes, registry and storage."""
+        shutil.rmtree(self.cache_dir, ignore_errors=True)
+        problems: list[str] = []
+
+        async def look(again: User) -> None:
+            await again.compare()
+            await again.sync()
+            await again.compare()
+            problems.extend(self.problems(again.fs.context.registry))
+
+        self.run(look, user)
+        assert not problems, problems
+
+    def problems(self, registry: Registry) -> list[str]:
+        """What is wrong with registry, storage and spool when nothing is owed."""
+        found = check_tree(registry)
+        found += [f"journal: {entry}" for entry in registry.journal.entries()]
+        found += [f"spool: {path.name}" for path in self.spool.iterdir()]
+        objects = {stat.key for stat in self.store.list()}
+        wanted: dict[str, str] = {}
+        for record in registry.artifacts.filter(visibility=None):
+            key = record.revision.object_key
+            if key in wanted:
+                found.append(f"object {key} is of {wanted[key]} and of {record.uid}")
+            wanted[key] = record.uid
+            try:
+                data = self.store.get(key, etag=record.revision.etag)
+            except StorageError as error:
+                found.append(f"object of {record.key} ({record.uid}): {error}")
+                continue
+            blocks = b"".join(hashing.hash_block(data[at : at + BLOCK_SIZE]) for at in range(0, len(data), BLOCK_SIZE))
+            if blocks != record.revision.content.blocks or len(data) != record.size:
+                found.append(f"object {key} of {record.key}: {data[:40]!r} is not what was saved")
+            home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
+            if key != home and record.visibility != TRASH:
+                found.append(f"object of {record.key} is at {key}, not at {home}")
+        found += [f"object {key} is nobody's" for key in sorted(objects - wanted.keys())]
+        return found
+
+
+class _Rows:
+    """Fetched rows with a cursor's face."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self._rows = rows
+
+    def fetchone(self) -> Any:
+        return self._rows[0] if self._rows else None
+
+    def fetchall(self) -> list[Any]:
+        return self._rows
+
+
+@dataclass(eq=False)
+class Node:
+    """A regular file of the model: what it holds now, and what it may hold after a crash."""
+
+    data: bytes = b""
+    since: list[bytes] = field(default_factory=list)
+
+    def set(self, data: bytes) -> None:
+        self.since.append(self.data)
+        self.data = data
+
+    def acknowledged(self) -> None:
+        self.since.clear()
+
+    def may_be(self, data: bytes) -> bool:
+        return data == self.data or data in self.since
+
+
+@dataclass(eq=False)
+class Open:
+    """An open handle of the model."""
+
+    number: int
+    node: Node
+    fino: int
+    writable: bool
+
+
+class User:
+    """Does system calls on a FileSystem, as a kernel would, and on the model. Paths have no leading slash.
+
+    ``tree``: what must be there; None stands for a directory. ``maybe``: another tree that is as good, because the
+    call that makes the difference did not return.
+    """
+
+    def __init__(self) -> None:
+        self.tree: dict[str, Node | None] = {}
+        self.maybe: dict[str, Node | None] | None = None
+        self.handles: list[Open] = []
+        self.fs: FileSystem = None  # type: ignore[assignment]
+
+    def attach(self, fs: FileSystem) -> None:
+        self.fs = fs
+        self.handles = []
+
+    @property
+    def mover(self) -> DirectMover:
+        mover: Any = self.fs.context.mover
+        assert isinstance(mover, DirectMover)
+        return mover
+
+    def crashed(self) -> None:
+        """Handles are gone; what they wrote counts in any version."""
+        self.handles = []
+
+    def forget_handles(self) -> None:
+        self.handles = []
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def find(self, path: str) -> int:
+        """FUSE inode of a path. Raises FileNotFoundError."""
+        fino = ROOT_INO
+        for name in path.split("/") if path else ():
+            found = self.fs.lookup(fino, name.encode())
+            if found is None:
+                raise FileNotFoundError(path)
+            fino = found[0]
+        return fino
+
+    def _at(self, path: str) -> tuple[int, bytes]:
+        folder, _, name = path.rpartition("/")
+        return self.find(folder), name.encode()
+
+    async def read(self, path: str) -> bytes:
+        """All bytes of a file."""
+        fino = self.find(path)
+        handle = await self.fs.open(fino, os.O_RDONLY)
+        try:
+            size = self.fs.getattr(fino).size
+            data = await self.fs.read(handle, 0, size + 10)
+            assert len(data) == size, f"{path}: {len(data)} bytes, stat says {size}"
+            return data
+        finally:
+            self.fs.release(handle)
+
+    async def actual(self) -> dict[str, bytes | None]:
+        """Everything in the tree."""
+        found: dict[str, bytes | None] = {}
+
+        async def walk(fino: int, prefix: str) -> None:
+            for _, name, child, inode in list(self.fs.entries(fino, 0)):
+                if name in (b".", b"..") or (fino == ROOT_INO and name == b".lamindb"):
+                    continue
+                path = prefix + name.decode()
+                if stat.S_ISDIR(inode.mode):
+                    found[path] = None
+                    await walk(child, path + "/")
+                else:
+                    found[path] = await self.read(path)
+
+        await walk(ROOT_INO, "")
+        return found
+
+    async def compare(self) -> None:
+        """The tree is as the model says. Where the model left a choice, what is there is the truth from now on."""
+        actual = await self.actual()
+        wrong = []
+        for tree in (self.tree, self.maybe):
+            if tree is None:
+                continue
+            wrong = _differences(tree, actual)
+            if not wrong:
+                self.tree, self.maybe = tree, None
+                for path, node in tree.items():
+                    if node is not None:
+                        node.data = actual[path] or b""
+                        node.since.clear()
+                return
+        raise AssertionError("; ".join(wrong))
+
+    # -- calls --------------------------------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        """Nothing is owed any more."""
+        with trio.fail_after(20):
+            await self.fs.sync_all()
+
+    @contextlib.contextmanager
+    def _changing(self, tree: dict[str, Node | None]) -> Iterator[None]:
+        """The call in the body turns the tree into another; if it does not return, either may be found."""
+        self.maybe = tree
+        try:
+            yield
+        except OSError:
+            self.maybe = None
+            raise
+        except LamfsError:
+            self.maybe = None
+            raise
+        self.tree, self.maybe = tree, None
+
+    async def create(self, path: str) -> Open:
+        node = Node()
+        with self._changing({**self.tree, path: node}):
+            parent, name = self._at(path)
+            number, fino, _ = self.fs.files.create(parent, name, 0o644, os.O_RDWR, 0, 0)
+        opened = Open(number, node, fino, True)
+        self.handles.append(opened)
+        return opened
+
+    async def open(self, path: str, flags: int = os.O_RDWR) -> Open:
+        node = self.tree[path]
+        assert node is not None
+        fino = self.find(path)
+        if flags & os.O_TRUNC:
+            node.set(b"")
+        number = await self.fs.open(fino, flags)
+        opened = Open(number, node, fino, flags & os.O_ACCMODE != os.O_RDONLY)
+        self.handles.append(opened)
+        return opened
+
+    async def pwrite(self, opened: Open, data: bytes, offset: int) -> None:
+        old = opened.node.data
+        opened.node.set(old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :])
+        await self.fs.files.write(opened.number, offset, data)
+
+    async def ftruncate(self, opened: Open, size: int) -> None:
+        opened.node.set(opened.node.data[:size].ljust(size, b"\0"))
+        await self.fs.setattr(opened.fino, Changes(size=size))
+
+    async def pread(self, opened: Open) -> None:
+        """What a handle reads is what the model says."""
+        data = await self.fs.read(opened.number, 0, len(opened.node.data) + 10)
+        assert data == opened.node.data, (data[:60], opened.node.data[:60])
+
+    async def fsync(self, opened: Open) -> None:
+        await self.fs.fsync(opened.number)
+        opened.node.acknowledged()
+
+    async def close(self, opened: Open) -> None:
+        self.handles.remove(opened)
+        await self.fs.flush(opened.number)
+        if opened.writable:
+            opened.node.acknowledged()
+        self.fs.release(opened.number)
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """What ``cp`` and shells do."""
+        opened = await (self.open(path, os.O_RDWR | os.O_TRUNC) if path in self.tree else self.create(path))
+        if data:
+            await self.pwrite(opened, data, 0)
+        await self.close(opened)
+
+    async def rename(self, old: str, new: str) -> None:
+        """rename(2) of what is there, over a file too."""
+        if self.tree[old] is self.tree.get(new, ...) and self.tree[old] is not None:
+            tree = self.tree
+        else:
+            tree = {path: node for path, node in self.tree.items() if path != old and not path.startswith(old + "/")}
+            tree |= {
+                new + path[len(old) :]: node
+                for path, node in self.tree.items()
+                if path == old or path.startswith(old + "/")
+            }
+        with self._changing(tree):
+            self.fs.names.rename(*self._at(old), *self._at(new), 0)
+
+    async def link(self, old: str, new: str) -> None:
+        with self._changing({**self.tree, new: self.tree[old]}):
+            self.fs.names.link(self.find(old), *self._at(new))
+
+    async def unlink(self, path: str) -> None:
+        with self._changing({name: node for name, node in self.tree.items() if name != path}):
+            self.fs.names.unlink(*self._at(path))
+
+    async def mkdir(self, path: str) -> None:
+        with self._changing({**self.tree, path: None}):
+            self.fs.names.make(*self._at(path), stat.S_IFDIR | 0o755, 0, 0)
+
+    async def rmdir(self, path: str) -> None:
+        with self._changing({name: node for name, node in self.tree.items() if name != path}):
+            self.fs.names.rmdir(*self._at(path))
+
+    def uid(self, path: str) -> str:
+        """uid of the artifact at a path."""
+        record = self.fs.context.registry.artifacts.by_key(path)
+        assert record is not None, f"no artifact at {path}"
+        return record.uid
+
+
+def _differences(tree: dict[str, Node | None], actual: dict[str, bytes | None]) -> list[str]:
+    wrong = [f"{path} is missing" for path in tree.keys() - actual.keys()]
+    wrong += [f"{path} should not be there" for path in actual.keys() - tree.keys()]
+    for path in tree.keys() & actual.keys():
+        node, data = tree[path], actual[path]
+        if (node is None) != (data is None):
+            wrong.append(f"{path} is of another kind")
+        elif node is not None and data is not None and not node.may_be(data):
+            wrong.append(f"{path} holds {data[:40]!r} ({len(data)}), not {node.data[:40]!r} ({len(node.data)})")
+    return wrong
+
+
+def no_entry(problem: OSError) -> bool:
+    return problem.errno == errno.ENOENT
