@@ -114,9 +114,15 @@ class Progress:
         self._bar: RichProgress | None = None
         self._task: Any = None
         self._said = time.monotonic()
+        self._over = False
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        self._draw()
+        return self
+
+    def _draw(self) -> None:
+        """Put the bar on the terminal, if there is one."""
+        if self._bar is None and not self._over and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
@@ -131,11 +137,12 @@ class Progress:
             )
             self._task = self._bar.add_task(self._label, total=self._total or None)
             self._bar.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A thread that waits for a daemon may report once more.
+        self._over = True
         if self._bar is not None:
             self._bar.stop()
 
@@ -155,7 +162,7 @@ class Progress:
         self._done = done
         self._total = self._total if total is None else total
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=self._total or None)
+            self._bar.update(self._task, description=self._label, completed=done, total=self._total or None)
         elif time.monotonic() - self._said >= QUIET_SECONDS:
             self._said = time.monotonic()
             of = f" of {self._amount(self._total)}" if self._total else ""
@@ -166,17 +173,27 @@ class Progress:
 
 
 class OwedProgress(Progress):
-    """Progress of what a mount owes to storage, fed with the daemon's ``{"owed": rows, "bytes": bytes}``."""
+    """Progress of what a mount owes to storage, fed with the daemon's ``{"owed": rows, "bytes": bytes}``.
+
+    Nothing is drawn while nothing is owed.
+    """
 
     def __init__(self, label: str = "storing") -> None:
         super().__init__(label, unit="step")
+        self._plain = self._label
         self._most = 0
         self.owed = 0
         self.bytes = 0
 
+    def __enter__(self) -> Self:
+        return self
+
     def report(self, message: dict[str, Any]) -> None:
         """Take one progress message of the daemon."""
         self.owed, self.bytes = int(message.get("owed", 0)), int(message.get("bytes", 0))
-        # More may be written meanwhile: the bar's end moves, it never runs backwards past its start.
+        if self.owed:
+            self._draw()
+        # More may be written meanwhile: then the end moves away.
         self._most = max(self._most, self.owed)
+        self._label = f"{self._plain}, {size(self.bytes)} left" if self.bytes else self._plain
         self.set(self._most - self.owed, self._most)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lamfs.cli import output
@@ -67,3 +73,47 @@ def test_what_is_owed_may_grow_and_the_bar_follows() -> None:
             seen.append((progress._done, progress._total))
     assert seen == [(0, 3), (1, 3), (0, 5), (5, 5)]
     assert (progress.owed, progress.bytes) == (0, 0)
+
+
+def on_a_terminal(code: str) -> str:
+    """What code writes to a terminal on stderr."""
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", f"from lamfs.cli import output\n{code}"],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        stdin=subprocess.DEVNULL,
+        stderr=slave,
+    ) as process:
+        os.close(slave)
+        written = b""
+        # Reading fails with EIO when the last process has closed its end.
+        try:
+            while data := os.read(master, 65536):
+                written += data
+        except OSError:
+            pass
+        finally:
+            os.close(master)
+    assert process.returncode == 0, written
+    return written.decode()
+
+
+def test_on_a_terminal_there_is_a_bar() -> None:
+    text = on_a_terminal(
+        "with output.Progress('[red]a', 4096) as progress:\n    progress.add(1024)\n    progress.add(3072)"
+    )
+    assert "[red]a" in text
+    assert "4.1/4.1 kB" in text or "4.0/4.0 KiB" in text
+    assert "\x1b[2K" in text
+
+
+def test_what_is_owed_has_a_bar_only_while_something_is() -> None:
+    assert on_a_terminal("with output.OwedProgress('owing') as progress:\n    progress.report({'owed': 0})") == ""
+    text = on_a_terminal(
+        "with output.OwedProgress('owing') as progress:\n"
+        "    progress.report({'owed': 3, 'bytes': 2048})\n    progress.report({'owed': 1, 'bytes': 0})\n"
+        "progress.report({'owed': 9})\n"
+    )
+    assert "2/3" in text
+    assert "9" not in text.rpartition("2/3")[2].rpartition("\x1b[?25h")[2]
