@@ -240,11 +240,12 @@ class Uploader:
             error = StorageError("An unexpected error; the log has the traceback.")
         unnoted = 0.0
         for entry in entries:
-            if error is not None and not self._failed(entry, error):
+            overtaken = error is not None and self._overtaken(entry)
+            if error is not None and not overtaken and not self._failed(entry, error):
                 unnoted = RETRY_UNNOTED
             if entry.ino is not None:
                 if entry.ino in self._wanted:
-                    self._results[entry.ino] = error
+                    self._results[entry.ino] = None if overtaken else error
                 event = self._attempts.pop(entry.ino, None)
                 if event is not None:
                     event.set()
@@ -254,6 +255,16 @@ class Uploader:
         self._busy.difference_update(entry.id for entry in entries)
         self._work.set()
         self._idle.set()
+
+    def _overtaken(self, entry: JournalEntry) -> bool:
+        """Whether a put's row was struck off or written anew meanwhile: its file may be gone, and nothing failed."""
+        if entry.op != "put":
+            return False
+        try:
+            now = self._registry.journal.get(entry.id)
+        except LamfsError:
+            return False
+        return now is None or (now.src, now.gen) != (entry.src, entry.gen)
 
     def _failed(self, entry: JournalEntry, error: LamfsError) -> bool:
         """Note a failed try; False when the registry does not take the note (its disk is full)."""
