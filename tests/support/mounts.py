@@ -9,9 +9,10 @@
         instance.umount()
 
 Fixtures: ``local_mount``, ``s3_mount`` and ``mount`` (both in turn) are fresh instances, mounted; ``instance`` (both in
-turn) is not mounted yet; ``shared_mount`` is one local mount for a whole test file, ``shared`` an empty directory in
-it, ``same`` runs a function there and in a plain directory and wants one result. After each test the daemon's log must
-hold nothing above INFO but what the test declared with ``expect_log``.
+turn) is not mounted yet. To save time, ``shared_mount`` is one local mount for a whole test file, ``shared`` an empty
+directory in it, ``same`` runs a function there and in a plain directory and wants one result; ``each_mount`` and
+``each_dir`` are such a mount on a local folder, then on S3. After each test the daemon's log must hold nothing above
+INFO but what the test declared with ``expect_log``.
 
 A watchdog process detaches a mount whose test does not end, or whose test run has died: a system call in a stuck mount
 cannot be interrupted otherwise.
@@ -504,14 +505,38 @@ def module_mount(fuse: None) -> Iterator[MountedInstance]:
         yield found
 
 
+@pytest.fixture(scope="module", params=["local", "s3"])
+def each_module_mount(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInstance]:
+    """One mount of a kind for a file of tests; use ``each_mount``."""
+    with _instance(request.param, request) as found:
+        found.mount()
+        yield found
+
+
+def _one_test(mount: MountedInstance) -> Iterator[MountedInstance]:
+    if not mount.pid or not is_alive(mount.pid):
+        pytest.fail("the mount of this file is gone: an earlier test has killed it")
+    mount.extend(TEST_SECONDS)
+    yield mount
+    mount.check_log()
+
+
 @pytest.fixture
 def shared_mount(module_mount: MountedInstance) -> Iterator[MountedInstance]:
     """The file's mount. A test that needs it clean, or harms it, takes ``local_mount`` instead."""
-    if not module_mount.pid or not is_alive(module_mount.pid):
-        pytest.fail("the mount of this file is gone: an earlier test has killed it")
-    module_mount.extend(TEST_SECONDS)
-    yield module_mount
-    module_mount.check_log()
+    yield from _one_test(module_mount)
+
+
+@pytest.fixture
+def each_mount(each_module_mount: MountedInstance) -> Iterator[MountedInstance]:
+    """The file's mount, on a local folder and on S3."""
+    yield from _one_test(each_module_mount)
+
+
+@pytest.fixture
+def each_dir(each_mount: MountedInstance) -> Path:
+    """An empty directory in the file's mount, on a local folder and on S3."""
+    return Path(tempfile.mkdtemp(prefix="t", dir=each_mount.path))
 
 
 @pytest.fixture
