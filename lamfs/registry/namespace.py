@@ -279,9 +279,8 @@ class Namespace:
                 self._journal.add_delete(source.revision.object_key)
             else:
                 self._artifacts.set_revision(artifact.uid, source.revision)
-                # The stale object goes either way: the move writes over it, or it lies elsewhere and is deleted.
-                if artifact.revision.object_key != self._artifacts.home(artifact):
-                    self._journal.add_delete(artifact.revision.object_key)
+                # The stale object goes, or the move writes over it if it still leads there when it comes.
+                self._journal.add_delete(artifact.revision.object_key)
                 self._journal.add_move(artifact.uid)
         self._artifacts.update(artifact.uid, ino=ino)
         self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (artifact.uid, ino))
