@@ -40,7 +40,7 @@ class Files:
         writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writable and self._c.policy.read_only:
             raise FsError(errno.EROFS)
-        state = self._state(fino)
+        state = self._state(fino, emptied=bool(flags & os.O_TRUNC))
         state.handles += 1
         state.writers += writable
         try:
@@ -89,8 +89,12 @@ class Files:
         self.handles[number] = Handle(state, flags & os.O_ACCMODE != os.O_WRONLY, writable)
         return number
 
-    def _state(self, fino: int) -> FileState:
-        """The shared state of an open file, made from what registry and journal know when it is not open yet."""
+    def _state(self, fino: int, *, emptied: bool = False) -> FileState:
+        """The shared state of an open file, made from what registry and journal know when it is not open yet.
+
+        ``emptied``: its present content is not needed, so a file that lost its name since the kernel looked it up can
+        be opened, as on a local disk. Otherwise that is ESTALE, upon which the kernel looks the name up again, once.
+        """
         context = self._c
         state = context.states.get(fino)
         if state is not None:
@@ -100,7 +104,7 @@ class Files:
             raise FsError(errno.EISDIR)
         if not stat.S_ISREG(inode.mode):
             raise FsError(errno.ELOOP)
-        if not context.nodes.is_current(fino) or inode.ino in context.nodes.ghosts:
+        if not context.nodes.is_current(fino) or (inode.ino in context.nodes.ghosts and not emptied):
             raise FsError(errno.ESTALE)
         state = FileState(inode.ino, fino, inode, private=inode.nlink == 0)
         artifact = context.registry.artifacts.by_ino(inode.ino)

@@ -6,7 +6,9 @@ Every call is one registry transaction and asks nobody else; none of them waits.
 from __future__ import annotations
 
 import errno
+import os
 import stat
+import time
 from collections.abc import Iterator
 
 from lamfs.errors import FsError
@@ -21,6 +23,9 @@ FIRST_COOKIE = 2
 """Cookies 1 and 2 are ``.`` and ``..``; an entry's is its registry cookie above that."""
 PAGE = 128
 SYMLINK_MAX = 4095
+BACKUP = 10.0
+"""Seconds for which a file that was renamed to a backup's name (``x`` to ``x~``), when it is removed then, was the old
+content of the file that has its old name, and not a file that goes to the trash."""
 
 
 class Names:
@@ -28,6 +33,7 @@ class Names:
 
     def __init__(self, context: Context) -> None:
         self._c = context
+        self._aside: dict[int, tuple[int, str, float]] = {}
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -122,7 +128,15 @@ class Names:
 
     def unlink(self, parent: int, name: bytes) -> None:
         """unlink(2): the artifact goes to the trash. Open handles keep the file."""
-        removed = self._c.registry.names.unlink(self._c.nodes.ino(parent), self._known_name(parent, name))
+        known = self._known_name(parent, name)
+
+        def left(ino: int) -> tuple[int, str] | None:
+            where = self._aside.get(ino)
+            if where is None or where[2] < time.monotonic() - BACKUP or where[1] not in known:
+                return None
+            return where[:2]
+
+        removed = self._c.registry.names.unlink(self._c.nodes.ino(parent), known, left=left)
         self._left(removed)
         self._c.uploader.notify()
 
@@ -145,10 +159,24 @@ class Names:
             return
         if result.replaced is not None:
             self._left(result.replaced)
+            if result.replaced.inode.nlink:
+                self._put_aside(result.replaced.inode, new_parent, os.fsdecode(new_name))
+        if parent == new_parent and name in new_name:
+            self._put_aside(result.inode, parent, os.fsdecode(name))
         state = self._c.state_of(result.inode.ino)
         if state is not None:
             state.inode.ctime_ns = result.inode.ctime_ns
         self._c.uploader.notify()
+
+    def _put_aside(self, inode: Inode, parent: int, name: str) -> None:
+        """A file has left its name, and has one that may be a backup's: for a while, this is remembered."""
+        if not stat.S_ISREG(inode.mode):
+            return
+        now = time.monotonic()
+        while self._aside and next(iter(self._aside.values()))[2] < now - BACKUP:
+            del self._aside[next(iter(self._aside))]
+        self._aside.pop(inode.ino, None)
+        self._aside[inode.ino] = (self._c.nodes.ino(parent), name, now)
 
     def _known_name(self, parent: int, name: bytes) -> str:
         """A name that has to exist: one that can not is simply not there. The control directory stays where it is."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import secrets
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
@@ -150,13 +151,28 @@ class Namespace:
 
     # -- going --------------------------------------------------------------------------------------------------
 
-    def unlink(self, parent: int, name: str) -> Removed:
-        """Remove a name of a file. Raises FsError: ENOENT, EISDIR."""
+    def unlink(
+        self, parent: int, name: str, *, left: Callable[[int], tuple[int, str] | None] = lambda ino: None
+    ) -> Removed:
+        """Remove a name of a file. Raises FsError: ENOENT, EISDIR.
+
+        ``left(ino)``: the (parent, name) that the inode has just been moved away from, to be kept as a backup while
+        the file is written anew there. Then the new file is the new content of the same artifact, and nothing goes to
+        the trash: this is how vim saves.
+        """
         with self._db.transaction():
             inode = self._existing(parent, name)
             if stat.S_ISDIR(inode.mode):
                 raise FsError(errno.EISDIR)
-            removed = self._drop_name(parent, name, inode)
+            before = left(inode.ino) if inode.nlink == 1 else None
+            heir = self._tree.lookup(*before) if before is not None else None
+            if heir is None or heir.ino == inode.ino or not stat.S_ISREG(heir.mode) or not stat.S_ISREG(inode.mode):
+                removed = self._drop_name(parent, name, inode)
+            else:
+                removed, _ = self._replace_file(parent, name, inode, heir)
+                artifact = self._artifacts.by_ino(heir.ino)
+                if artifact is not None:
+                    self._follow_name(artifact)
             self._changes.entry(parent, name, inode.ino)
             return removed
 
@@ -241,7 +257,7 @@ class Namespace:
             return result
 
     def _replace_file(self, parent: int, name: str, target: Inode, inode: Inode) -> tuple[Removed, str | None]:
-        """Make room for ``inode`` where ``target`` is, and hand the target's artifact on to it."""
+        """Remove ``target`` from its name, and hand its artifact on to ``inode``."""
         artifact = self._artifacts.by_ino(target.ino)
         if artifact is None or target.nlink > 1 or not stat.S_ISREG(inode.mode):
             pending = self._journal.put_of(target.ino) if artifact is None and target.nlink == 1 else None
