@@ -286,7 +286,7 @@ def test_vim_saves_in_all_its_ways(each_mount: MountedInstance, each_dir: Path) 
         cwd=each_dir,
     )
     assert path.read_text() == text + "end\n"
-    assert sorted(os.listdir(each_dir)) == ["notes.txt", "notes.txt.orig", "notes.txt~"]
+    assert sorted(os.listdir(each_dir)) == ["notes.txt", "notes.txt.orig"]
 
 
 def test_sort_find_and_other_small_tools(each_mount: MountedInstance, each_dir: Path) -> None:
@@ -356,8 +356,16 @@ def save_by_quick_rename(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def save_with_backup(path: Path, data: bytes) -> None:
-    """Move the old file aside, write anew, remove the old one. The name is free for a moment."""
+def save_with_renamed_backup(path: Path, data: bytes) -> None:
+    """Move the old file aside, write anew, remove the old one (vim). The name is free for a moment."""
+    backup = path.with_name(f"{path.name}~")
+    os.rename(path, backup)
+    path.write_bytes(data)
+    os.unlink(backup)
+
+
+def save_with_linked_backup(path: Path, data: bytes) -> None:
+    """Keep the old file by a second name until the new one is there."""
     backup = path.with_name(f"{path.name}~")
     os.link(path, backup)
     save_by_quick_rename(path, data)
@@ -388,7 +396,8 @@ def save_by_rename_of_an_open_file(path: Path, data: bytes) -> None:
 SAVES = (
     save_by_rename,
     save_by_quick_rename,
-    save_with_backup,
+    save_with_renamed_backup,
+    save_with_linked_backup,
     save_in_place,
     save_over_without_truncating,
     save_by_rename_of_an_open_file,
@@ -426,12 +435,26 @@ def test_a_save_replaces_the_content_of_the_artifact(
     # The same bytes once more: nothing happens to the artifact.
     save(path, b"second,content\n")
     again = each_mount.stored_info(key)
-    if save is save_with_backup:
-        assert (again["uid"], again["hash"]) == (after["uid"], after["hash"])
-    else:
-        assert again == after
+    assert again == after
     assert path.read_bytes() == b"second,content\n"
     assert os.listdir(each_dir) == ["table.csv"]
+
+
+def test_a_file_moved_aside_for_good_keeps_its_uid(each_mount: MountedInstance, each_dir: Path) -> None:
+    """``mv`` changes the key; a new file of the old name is a new artifact, and what is removed goes to the trash."""
+    (each_dir / "a").write_bytes(b"old")
+    uid = each_mount.stored_info(f"{each_dir.name}/a")["uid"]
+    os.rename(each_dir / "a", each_dir / "kept a")
+    (each_dir / "a").write_bytes(b"new")
+    assert each_mount.stored_info(f"{each_dir.name}/kept a")["uid"] == uid
+    assert each_mount.info(f"{each_dir.name}/a")["uid"] != uid
+    os.rename(each_dir / "kept a", each_dir / "other")
+    os.unlink(each_dir / "other")
+    each_mount.sync()
+    with each_mount.registry() as registry:
+        trashed = registry.artifacts.by_uid(uid)
+        assert trashed is not None
+        assert trashed.visibility == -1
 
 
 def test_a_copy_is_a_second_artifact(each_mount: MountedInstance, each_dir: Path) -> None:
