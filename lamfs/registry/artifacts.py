@@ -69,12 +69,13 @@ class Artifacts:
     def home(self, record: ArtifactRecord) -> str:
         """The object key under which the bytes of an artifact belong.
 
-        A real key is left in peace while its artifact is in the trash, unless the living need the place.
+        In the trash it stays where it is, unless the living need the place: others in the trash may have the same key.
         """
-        home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
-        if record.visibility == TRASH and home == record.key and self._is_wanted(home):
-            return object_key_for(record.uid, record.suffix, None, True)
-        return home
+        at = record.revision.object_key
+        if record.visibility == TRASH and (at.startswith(AUTO_KEY_PREFIX) or not self._is_wanted(at)):
+            return at
+        key = None if record.visibility == TRASH else record.key
+        return object_key_for(record.uid, record.suffix, key, record.key_is_virtual)
 
     def _is_wanted(self, key: str) -> bool:
         """Whether a living artifact has a real key that is this one, or that cannot exist beside it in a folder."""
