@@ -356,9 +356,17 @@ class Node:
     data: bytes = b""
     since: list[bytes] = field(default_factory=list)
 
-    def set(self, data: bytes) -> None:
-        self.since.append(self.data)
+    @contextlib.contextmanager
+    def becoming(self, data: bytes) -> Iterator[None]:
+        """The call in the body changes the bytes, unless it fails."""
+        old = self.data
+        self.since.append(old)
         self.data = data
+        try:
+            yield
+        except LamfsError:
+            self.data = old
+            raise
 
     def acknowledged(self) -> None:
         self.since.clear()
@@ -474,8 +482,15 @@ class User:
 
     async def sync(self) -> None:
         """Nothing is owed any more."""
-        with trio.fail_after(20):
+        with trio.move_on_after(10):
             await self.fs.sync_all()
+            return
+        registry = self.fs.context.registry
+        artifacts = [
+            f"{record.uid} {record.key} v{record.visibility} in {record.revision.object_key}"
+            for record in registry.artifacts.filter(visibility=None)
+        ]
+        raise AssertionError(f"still owed: {registry.journal.entries()}\nartifacts: {artifacts}")
 
     @contextlib.contextmanager
     def _changing(self, tree: dict[str, Node | None]) -> Iterator[None]:
@@ -504,21 +519,22 @@ class User:
         node = self.tree[path]
         assert node is not None
         fino = self.find(path)
-        if flags & os.O_TRUNC:
-            node.set(b"")
-        number = await self.fs.open(fino, flags)
+        with node.becoming(b"" if flags & os.O_TRUNC else node.data):
+            number = await self.fs.open(fino, flags)
         opened = Open(number, node, fino, flags & os.O_ACCMODE != os.O_RDONLY)
         self.handles.append(opened)
         return opened
 
     async def pwrite(self, opened: Open, data: bytes, offset: int) -> None:
+        if not data:
+            return  # the kernel does not pass that on
         old = opened.node.data
-        opened.node.set(old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :])
-        await self.fs.files.write(opened.number, offset, data)
+        with opened.node.becoming(old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]):
+            await self.fs.files.write(opened.number, offset, data)
 
     async def ftruncate(self, opened: Open, size: int) -> None:
-        opened.node.set(opened.node.data[:size].ljust(size, b"\0"))
-        await self.fs.setattr(opened.fino, Changes(size=size))
+        with opened.node.becoming(opened.node.data[:size].ljust(size, b"\0")):
+            await self.fs.setattr(opened.fino, Changes(size=size))
 
     async def pread(self, opened: Open) -> None:
         """What a handle reads is what the model says."""

@@ -1,4 +1,4 @@
-"""Every scenario is crashed at every step; then nothing that was acknowledged may be missing, nor anything left over."""
+"""Every scenario is crashed at every step: what was acknowledged is there, and nothing is left over."""
 
 from __future__ import annotations
 
