@@ -79,7 +79,7 @@ def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bo
 
     if foreground:
         leave(launch.run_foreground(options))
-    pid = launch.launch(options)
+    pid = launch.launch(options, warn=note)
     say(f"{options.slug} is mounted at {shown(path)}{' read-only' if options.read_only else ''} (pid {pid}).")
     say(f"Unmount it with: lamfs umount {shown(path)}")
 

@@ -28,10 +28,10 @@ def log_path(slug: str) -> Path:
     return config.load_instance(slug).directory / "mount.log"
 
 
-def launch(options: MountOptions) -> int:
+def launch(options: MountOptions, *, warn: Callable[[str], None] = log.warning) -> int:
     """Start the daemon in the background; its pid when the mount is there.
 
-    Raises LamfsError with the daemon's own sentence when it is not to be.
+    ``warn`` gets a sentence for each thing that the storage lacks. Raises LamfsError with the daemon's own sentence when it is not to be.
     """
     # The child reads its options from stdin, and says in one line on stdout how it went.
     child = subprocess.Popen(
@@ -60,6 +60,8 @@ def launch(options: MountOptions) -> int:
     except ValueError:
         reply = {}
     if reply.get("ready"):
+        for sentence in reply.get("warnings", ()):
+            warn(sentence)
         child.returncode = 0  # it lives on; nobody waits for it
         return child.pid
     child.wait()
@@ -106,7 +108,7 @@ def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | Non
 
     try:
         with Drain(show=options.foreground) as drain:
-            serve(options, lambda: answer({"ready": True, "pid": os.getpid()}), drain.progress)
+            serve(options, lambda warnings: answer({"ready": True, "warnings": list(warnings)}), drain.progress)
     except LamfsError as error:
         return _failed(error, str(error), error.errno, answer)
     except BaseException as error:

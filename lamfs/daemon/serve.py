@@ -42,16 +42,21 @@ LEASE_LOOK = 600.0
 READAHEAD_KIB = 1024
 
 
-def serve(options: MountOptions, ready: Callable[[], None], progress: Callable[[int, int], None]) -> None:
+Ready = Callable[[tuple[str, ...]], None]
+"""Called when the mount is there, with a sentence for each thing that its storage lacks."""
+
+
+def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], None]) -> None:
     """Mount and serve until unmounted or told to end; returns when nothing is owed and the registry is pushed.
 
-    ``ready()`` is called when the mount is there. Raises LamfsError when it cannot be.
+    Raises LamfsError when it cannot be.
     """
     _clear_stale(options.mountpoint)
     _raise_limits()
     with Instance.open(options.slug) as instance:
         _refuse_own_files(options.mountpoint, instance)
-        for warning in instance.store.check(write=not options.read_only).warnings:
+        warnings = instance.store.check(write=not options.read_only).warnings
+        for warning in warnings:
             log.warning("%s", warning)
         if not options.read_only:
             instance.hold()
@@ -61,7 +66,9 @@ def serve(options: MountOptions, ready: Callable[[], None], progress: Callable[[
             recover.finish_saves(instance)
             take_over(instance)
         user = instance.user()
-        mount = _Mount(options, instance, Provenance(user_id=user.id if user else None), ready, progress)
+        mount = _Mount(
+            options, instance, Provenance(user_id=user.id if user else None), lambda: ready(warnings), progress
+        )
         try:
             trio.run(mount.run)
         except BaseExceptionGroup as group:
