@@ -114,6 +114,9 @@ class Commits:
             artifact = self._artifacts.by_ino(ino)
             inode = self._tree.get(ino)
             if entry is None or inode is None or not stat.S_ISREG(inode.mode):
+                if entry is not None:
+                    # Written through a handle after somebody deleted the file for good.
+                    self._journal.done(entry.id)
                 if self._artifacts.with_object(object_key) is None:
                     self._journal.add_delete(object_key)
                 return Committed(None, current=True)

@@ -105,6 +105,9 @@ class Uploader:
         self._held.pop(ino, None)
         try:
             while (entry := self._registry.journal.put_of(ino)) is not None and self._committed.get(ino, 0) < gen:
+                if entry.owner != self._registry.journal.owner:
+                    await trio.sleep(SETTLE)  # another mount has taken it over
+                    continue
                 event = self._attempts.setdefault(ino, trio.Event())
                 if entry.id not in self._busy:
                     self._registry.journal.postpone(entry.id, 0)
@@ -183,6 +186,11 @@ class Uploader:
             # The row as it is now: it may have been written again, postponed or struck off since it was read.
             entry = journal.get(found.id)
             if entry is None or entry.id in self._busy or entry.next_at > now_ns():
+                continue
+            if entry.owner != journal.owner:
+                # Another mount writes the file by now: its spool file is not to be read here.
+                if entry.ino in self._attempts:
+                    self._attempts.pop(entry.ino).set()
                 continue
             if entry.state != "ready" and entry.ino not in self._wanted:
                 continue

@@ -1,0 +1,80 @@
+"""What readers of the core doubted: each test is one doubt that was right once."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import trio
+import trio.testing
+
+from lamfs.fs.filesystem import FileSystem
+from lamfs.model import ROOT_INO
+from lamfs.registry import Registry
+from tests.unit.fs.conftest import MakeBox
+
+
+async def make(fs: FileSystem, name: bytes, data: bytes) -> int:
+    """A stored file; its inode."""
+    handle, fino, _ = fs.files.create(ROOT_INO, name, 0o644, os.O_RDWR, 0, 0)
+    await fs.files.write(handle, 0, data)
+    await fs.flush(handle)
+    fs.release(handle)
+    await fs.sync_all()
+    return fino
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_writing_after_the_artifact_was_deleted_for_good_ends(make_box: MakeBox, kind: str) -> None:
+    """The put of an inode that is gone is struck off: it neither starts over for ever, nor leaves an object."""
+    box = make_box(kind)
+
+    async def main() -> None:
+        async with box.living() as fs:
+            fino = await make(fs, b"f", b"one")
+            handle = await fs.open(fino, os.O_RDWR)
+            other = Registry(box.base / "registry.lndb")
+            record = other.artifacts.by_ino(fino)
+            assert record is not None
+            other.names.purge(record.uid, storage=False)
+            other.close()
+            await fs.files.write(handle, 0, b"two")
+            await fs.flush(handle)
+            fs.release(handle)
+            with trio.fail_after(10):
+                await fs.sync_all()
+            assert fs.context.registry.journal.entries() == []
+            assert [stat.key for stat in box.store.list()] == [record.revision.object_key]
+            assert list(box.spool.iterdir()) == []
+
+    trio.run(main)
+
+
+def test_a_queued_put_that_another_mount_took_over_is_left_to_it(make_box: MakeBox) -> None:
+    """Mount A has read the row; then mount B writes the file: A must not read B's spool file, which B still writes."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            handle, fino, _ = fs.files.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+            await fs.files.write(handle, 0, b"mine")
+            await fs.flush(handle)
+            fs.release(handle)
+            registry, uploader = fs.context.registry, fs.context.uploader
+            queued = registry.journal.put_of(fino)
+            assert queued is not None
+            uploader._queue.append(queued)
+            me, registry.journal.owner = registry.journal.owner, "boot:1:1"
+            (box.spool / "theirs").write_bytes(b"half of what th")
+            registry.journal.begin_put(fino, "theirs")
+            registry.journal.ready_put(fino)
+            registry.journal.owner = me
+            uploader.notify()
+            await trio.sleep(0)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            left = registry.journal.put_of(fino)
+            assert left is not None
+            assert (left.src, left.owner) == ("theirs", "boot:1:1")
+            assert list(box.store.list()) == []
+
+    trio.run(main)
