@@ -22,6 +22,7 @@ class NodeTable:
         self._lookups: dict[int, int] = {}
         self._alias: dict[int, int] = {}
         self._current: dict[int, int] = {}
+        self._kin: dict[int, set[int]] = {}
         self._next_alias = ALIAS_BASE
         self.ghosts: dict[int, Inode] = {}
         """Attributes of inodes whose registry row is gone while the kernel still knows them."""
@@ -54,11 +55,18 @@ class NodeTable:
             return False
         self._lookups.pop(fino, None)
         ino = self.ino(fino)
-        self._alias.pop(fino, None)
-        if self._current.get(ino) == fino:
-            del self._current[ino]
-        if not self.known(ino):
-            self.ghosts.pop(ino, None)
+        kin = self._kin.get(ino, set())
+        if self.known(ino) or any(map(self.known, kin)):
+            # An older revision is still open somewhere: its number must not come to stand for the newest one again.
+            if self._current.get(ino) != fino and fino in kin:
+                kin.remove(fino)
+                del self._alias[fino]
+            return True
+        for alias in kin:
+            self._alias.pop(alias, None)
+        self._kin.pop(ino, None)
+        self._current.pop(ino, None)
+        self.ghosts.pop(ino, None)
         return True
 
     def supersede(self, ino: int) -> int | None:
@@ -73,6 +81,7 @@ class NodeTable:
         self._next_alias += 1
         self._alias[fino] = ino
         self._current[ino] = fino
+        self._kin.setdefault(ino, set()).add(fino)
         return old
 
     def all_known(self) -> list[int]:

@@ -9,7 +9,8 @@ import trio
 import trio.testing
 
 from lamfs.fs.filesystem import FileSystem
-from lamfs.model import ROOT_INO
+from lamfs.fs.nodes import NodeTable
+from lamfs.model import ROOT_INO, Inode
 from lamfs.registry import Registry
 from tests.unit.fs.conftest import MakeBox
 
@@ -78,3 +79,23 @@ def test_a_queued_put_that_another_mount_took_over_is_left_to_it(make_box: MakeB
             assert list(box.store.list()) == []
 
     trio.run(main)
+
+
+def test_a_forgotten_alias_does_not_make_the_old_number_the_newest_again() -> None:
+    nodes = NodeTable()
+    nodes._lookups[7] = 1
+    assert nodes.supersede(7) == 7
+    alias = nodes.fino(7)
+    nodes._lookups[alias] = 1
+    assert nodes.forget(alias, 1)
+    assert not nodes.is_current(7)
+    assert nodes.fino(7) == alias
+    assert nodes.ino(alias) == 7
+    nodes.ghosts[7] = Inode(7, 0o100644, 0, 0, 0, 0, 0, 0, 0)
+    nodes._lookups[alias] = 1
+    nodes.forget(7, 1)
+    assert 7 in nodes.ghosts, "it is open under its other number"
+    nodes.forget(alias, 1)
+    assert nodes.fino(7) == 7
+    assert not nodes.ghosts
+    assert (nodes._alias, nodes._current, nodes._kin) == ({}, {}, {})
