@@ -31,7 +31,8 @@ def log_path(slug: str) -> Path:
 def launch(options: MountOptions, *, warn: Callable[[str], None] = log.warning) -> int:
     """Start the daemon in the background; its pid when the mount is there.
 
-    ``warn`` gets a sentence for each thing that the storage lacks. Raises LamfsError with the daemon's own sentence when it is not to be.
+    ``warn`` gets a sentence for each thing that the storage lacks. Raises LamfsError with the daemon's own sentence
+    when it is not to be.
     """
     # The child reads its options from stdin, and says in one line on stdout how it went.
     child = subprocess.Popen(
