@@ -12,12 +12,12 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace as with_fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamfs.api import frames, state
-from lamfs.api.fields import ArtifactFields
+from lamfs.api.fields import EPOCH, ArtifactFields
 from lamfs.api.paths import storage_path
 from lamfs.api.queryset import QuerySet
 from lamfs.api.settings import settings
@@ -337,7 +337,7 @@ def _ask(question: str, refusal: str | None = None) -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         aware = value if value.tzinfo is not None else value.astimezone()
-        return int(aware.timestamp() * 1_000_000) * 1000
+        return (aware - EPOCH) // timedelta(microseconds=1) * 1000
     return int(value) if isinstance(value, bool) else value
 
 

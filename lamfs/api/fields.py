@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from lamfs.api import state
 from lamfs.model import ArtifactRecord
 from lamfs.registry import Run, Transform, User
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ArtifactFields:
@@ -120,4 +122,5 @@ class ArtifactFields:
 
 
 def _time(ns: int) -> datetime | None:
-    return datetime.fromtimestamp(ns / 1e9, UTC) if ns else None
+    # Whole microseconds, cut off and never rounded up: a time that was read finds its artifact again.
+    return EPOCH + timedelta(microseconds=ns // 1000) if ns else None
