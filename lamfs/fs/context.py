@@ -69,7 +69,10 @@ class Context:
     states: dict[int, FileState] = field(default_factory=dict)
 
     def inode(self, fino: int) -> Inode:
-        """Current attributes behind a FUSE inode number. Raises FsError(ESTALE) when there is no such inode."""
+        """Attributes of the revision that a FUSE inode number stands for.
+
+        Raises FsError(ESTALE) when there is no such inode or revision any more: the kernel looks its name up again.
+        """
         state = self.states.get(fino)
         if state is not None and (state.spool is not None or state.stale):
             return state.inode
@@ -80,9 +83,33 @@ class Context:
             if inode is None:
                 raise FsError(errno.ESTALE)
             return inode
+        if self.nodes.outdated(fino, inode.revision):
+            # Somebody else made a new revision just now. The number is not for its attributes.
+            if state is not None:
+                return state.inode
+            raise FsError(errno.ESTALE)
         if state is not None:
             state.inode = inode
         return inode
+
+    def renew(self, ino: int) -> None:
+        """If somebody else made a new revision of a file, give it a FUSE inode of its own, and tell the kernel.
+
+        Open handles keep the old one.
+        """
+        inode = self.registry.tree.get(ino)
+        if inode is None or not self.nodes.outdated(self.nodes.fino(ino), inode.revision):
+            return
+        state = self.state_of(ino)
+        old = self.nodes.supersede(ino)
+        if old is None:
+            return
+        if state is not None:
+            # Whoever has it open reads on in the old revision, and learns at the next write that it was replaced.
+            state.stale = state.frozen = True
+        for parent, name in self.registry.tree.names(ino):
+            self.kernel.entry(parent, name)
+        self.kernel.attributes(old)
 
     def shown(self, inode: Inode) -> tuple[int, Inode]:
         """FUSE inode number and attributes with which an inode from the registry is shown now."""
@@ -91,6 +118,9 @@ class Context:
             state = self.states.get(fino)
             if state is not None and state.spool is not None:
                 return fino, state.inode
+            if self.nodes.outdated(fino, inode.revision):
+                self.renew(inode.ino)
+                fino = self.nodes.fino(inode.ino)
         return fino, inode
 
     def state_of(self, ino: int) -> FileState | None:

@@ -70,7 +70,7 @@ class Files:
             raise
         state = FileState(inode.ino, inode.ino, inode, spool=spool, journaled=True, dirty=True)
         context.states[inode.ino] = state
-        context.nodes.looked_up(inode.ino)
+        context.nodes.looked_up(inode.ino, inode.revision)
         state.handles = 1
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         state.writers = int(writable)
@@ -119,6 +119,11 @@ class Files:
             inode.size = os.fstat(state.spool.fd).st_size
         if context.store.kind == "local":
             self._spooling.keep_stored(state)
+        if state.spool is None:
+            now = context.registry.tree.get(inode.ino)
+            if now is not None and now.revision != inode.revision:
+                # It was replaced between the look at its size and the look at its content.
+                raise FsError(errno.ESTALE)
         context.states[fino] = state
         return state
 

@@ -117,10 +117,10 @@ class FileSystem:
             return self.control.entries(directory, cookie)
         return self.names.entries(directory, cookie)
 
-    def entry_taken(self, name: bytes, fino: int) -> None:
+    def entry_taken(self, name: bytes, fino: int, inode: Inode) -> None:
         """The kernel took an entry of ``entries``: that is a lookup, but for ``.`` and ``..``."""
         if fino < CONTROL_BASE and name not in (b".", b".."):
-            self.context.nodes.looked_up(fino)
+            self.context.nodes.looked_up(fino, inode.revision)
 
     # -- handles ------------------------------------------------------------------------------------------------
 

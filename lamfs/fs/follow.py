@@ -87,23 +87,10 @@ class Follower:
 
     def _new_revision(self, ino: int) -> None:
         """Somebody else made new content: the kernel gets a new inode for it, open handles keep the old one."""
-        nodes, kernel = self._c.nodes, self._c.kernel
         state = self._c.state_of(ino)
-        if state is not None:
-            if state.spool is not None and not self._changed_elsewhere(state.spool.name, ino):
-                return  # our own bytes are newer, and will be stored over theirs
-            record = self._c.registry.artifacts.by_ino(ino)
-            if record is not None and record.revision == state.revision and state.spool is None:
-                return
-        old = nodes.supersede(ino)
-        if old is None:
-            return
-        if state is not None:
-            # Whoever has it open reads on in the old revision, and learns at the next write that it was replaced.
-            state.stale = state.frozen = True
-        for parent, name in self._c.registry.tree.names(ino):
-            kernel.entry(parent, name)
-        kernel.attributes(old)
+        if state is not None and state.spool is not None and not self._changed_elsewhere(state.spool.name, ino):
+            return  # our own bytes are newer, and will be stored over theirs
+        self._c.renew(ino)
 
     def _changed_elsewhere(self, src: str, ino: int) -> bool:
         """Whether the spool that is open here is another mount's, and no longer the one that is owed."""

@@ -55,7 +55,7 @@ class Names:
         if inode is None:
             return None
         fino, shown = self._c.shown(inode)
-        self._c.nodes.looked_up(fino)
+        self._c.nodes.looked_up(fino, inode.revision)
         return fino, shown
 
     def _dot(self, parent: int, name: bytes) -> tuple[int, Inode]:
@@ -66,7 +66,7 @@ class Names:
         if inode is None:
             raise FsError(errno.ESTALE)
         fino, shown = self._c.shown(inode)
-        self._c.nodes.looked_up(fino)
+        self._c.nodes.looked_up(fino, inode.revision)
         return fino, shown
 
     def entries(self, directory: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
@@ -110,7 +110,7 @@ class Names:
         inode = self._c.registry.names.create(
             self._c.nodes.ino(parent), check_name(name), mode, uid, gid, rdev=rdev, target=target
         )
-        self._c.nodes.looked_up(inode.ino)
+        self._c.nodes.looked_up(inode.ino, inode.revision)
         return inode.ino, inode
 
     def link(self, fino: int, parent: int, name: bytes) -> tuple[int, Inode]:
@@ -121,7 +121,7 @@ class Names:
         if state is not None:
             state.inode.nlink, state.inode.ctime_ns = inode.nlink, inode.ctime_ns
         fino, shown = self._c.shown(inode)
-        self._c.nodes.looked_up(fino)
+        self._c.nodes.looked_up(fino, inode.revision)
         return fino, shown
 
     # -- removing -----------------------------------------------------------------------------------------------

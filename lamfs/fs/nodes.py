@@ -2,7 +2,8 @@
 
 A FUSE inode number is the registry's inode number, except where somebody else made a new revision of a file while the
 kernel knew it: then the revision gets a number of its own (DESIGN §4), so that the kernel never mixes old size and new
-bytes. Lookup counts are exact: what the kernel has forgotten is forgotten here.
+bytes. Each number stands for the revision (``Inode.revision``) with which the kernel first got it. Lookup counts are
+exact: what the kernel has forgotten is forgotten here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class NodeTable:
         self._current: dict[int, int] = {}
         self._kin: dict[int, set[int]] = {}
         self._next_alias = ALIAS_BASE
+        self._revision: dict[int, int] = {}
         self.ghosts: dict[int, Inode] = {}
         """Attributes of inodes whose registry row is gone while the kernel still knows them."""
 
@@ -43,9 +45,21 @@ class NodeTable:
         """Whether the kernel has looked this number up and not forgotten it; it always knows the root."""
         return fino in self._lookups or fino == ROOT_INO
 
-    def looked_up(self, fino: int) -> None:
-        """Count one lookup."""
-        self._lookups[fino] = self._lookups.get(fino, 0) + 1
+    def looked_up(self, fino: int, revision: int) -> None:
+        """Count one lookup, with which the kernel got attributes of this revision."""
+        count = self._lookups.get(fino, 0)
+        if not count:
+            self._revision[fino] = revision
+        self._lookups[fino] = count + 1
+
+    def outdated(self, fino: int, revision: int) -> bool:
+        """Whether the kernel knows another revision by this number."""
+        return self._revision.get(fino, revision) != revision
+
+    def revised(self, fino: int) -> None:
+        """This mount itself has made the next revision, and shows it by the same number."""
+        if fino in self._revision:
+            self._revision[fino] += 1
 
     def forget(self, fino: int, count: int) -> bool:
         """Take ``count`` lookups back; True when the kernel does not know the number any more."""
@@ -54,6 +68,7 @@ class NodeTable:
             self._lookups[fino] = left
             return False
         self._lookups.pop(fino, None)
+        self._revision.pop(fino, None)
         ino = self.ino(fino)
         kin = self._kin.get(ino, set())
         if self.known(ino) or any(map(self.known, kin)):

@@ -103,12 +103,19 @@ class Spooling:
                 elif state.frozen:
                     await self._copy_spool(state, keep)
                 elif not state.journaled:
-                    self._c.registry.journal.begin_put(
-                        state.ino, state.spool.name, key_is_virtual=not self._c.policy.real_keys
-                    )
-                    state.journaled = True
+                    self._begin_put(state, state.spool.name)
         assert state.spool is not None
         return state.spool
+
+    def _begin_put(self, state: FileState, src: str) -> None:
+        journal = self._c.registry.journal
+        before = journal.put_of(state.ino)
+        journal.begin_put(state.ino, src, key_is_virtual=not self._c.policy.real_keys)
+        state.journaled = True
+        replaced = before.src if before is not None else None
+        # Whoever uploads the earlier spool file removes it then; otherwise nobody else would.
+        if replaced not in (None, src) and not self._c.uploader.is_uploading(state.ino, replaced or ""):
+            _unlink(str(self._c.spool_dir / str(replaced)))
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file."""
@@ -183,7 +190,10 @@ class Spooling:
         with registry.db.transaction():
             registry.tree.update(state.ino, size=inode.size, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
             state.gen = registry.journal.ready_put(state.ino, settle=SETTLE)
+            # To other mounts it is a new revision.
+            registry.tree.bump_revision(state.ino)
             registry.changes.content(state.ino)
+        self._c.nodes.revised(state.fino)
         state.dirty = False
         state.journaled = False
         self._c.uploader.notify(state.ino)

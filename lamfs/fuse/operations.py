@@ -231,7 +231,7 @@ class Operations(pyfuse3.Operations):
         for cookie, name, fino, inode in fs.entries(fh, start_id):
             if not pyfuse3.readdir_reply(token, name, shown.attributes(fino, inode, timeout), cookie):
                 return
-            fs.entry_taken(name, fino)
+            fs.entry_taken(name, fino, inode)
 
     @guarded
     async def releasedir(self, fh: int) -> None:

@@ -185,7 +185,7 @@ class Uploader:
             found = self._queue.popleft()
             # The row as it is now: it may have been written again, postponed or struck off since it was read.
             entry = journal.get(found.id)
-            if entry is None or entry.id in self._busy or entry.next_at > now_ns():
+            if entry is None or entry.id in self._busy or entry.next_at > now_ns() or entry.owner != journal.owner:
                 continue
             if entry.owner != journal.owner:
                 # Another mount writes the file by now: its spool file is not to be read here.
