@@ -23,6 +23,7 @@ from lamfs.fs.xattrs import Xattrs
 from lamfs.model import ROOT_INO, Inode, now_ns
 
 PIB = 1 << 50
+MAX_NS = (1 << 63) - 1
 
 
 @dataclass(slots=True)
@@ -97,7 +98,8 @@ class FileSystem:
         for name in ("uid", "gid", "atime_ns", "mtime_ns"):
             value = getattr(changes, name)
             if value is not None:
-                columns[name] = value
+                # A time that cannot be kept becomes the nearest one that can (1677 to 2262), as Linux does.
+                columns[name] = max(-MAX_NS, min(value, MAX_NS))
         if columns:
             columns["ctime_ns"] = now_ns()
             ino = self.context.nodes.ino(fino)
