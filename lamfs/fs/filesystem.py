@@ -49,6 +49,15 @@ class Space:
     files_free: int
 
 
+@dataclass(slots=True)
+class Scan:
+    """An open directory. What is newer than entry ``last`` is not shown, so that a program that renames or makes files
+    while it reads the directory comes to an end."""
+
+    directory: int
+    last: int = 0
+
+
 class FileSystem:
     """Everything a kernel asks of one mount."""
 
@@ -59,6 +68,8 @@ class FileSystem:
         self.files = Files(context, self.spooling)
         self.control = Control(context)
         self.xattrs = Xattrs(context)
+        self._scans: dict[int, Scan] = {}
+        self._next_scan = 1
         context.uploader.attach(self.spooling)
 
     # -- inodes -------------------------------------------------------------------------------------------------
@@ -113,11 +124,38 @@ class FileSystem:
 
     # -- directories --------------------------------------------------------------------------------------------
 
-    def entries(self, directory: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
-        """(cookie, name, inode, attributes) of what follows ``cookie`` in a directory; counts no lookups."""
+    def opendir(self, directory: int) -> int:
+        """A handle for reading a directory."""
+        number = self._next_scan
+        self._next_scan += 1
+        self._scans[number] = Scan(directory)
+        return number
+
+    def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
+        """As ``entries``, of what was there when reading began or was rewound (cookie 0)."""
+        scan = self._scans[handle]
+        if cookie == 0:
+            scan.last = self.context.registry.tree.newest_cookie()
+        return self.entries(scan.directory, cookie, scan.last)
+
+    def releasedir(self, handle: int) -> None:
+        """The directory is closed."""
+        self._scans.pop(handle, None)
+
+    async def fsyncdir(self, handle: int) -> None:
+        """fsync(2) of a directory."""
+        directory = self._scans[handle].directory
+        if directory < CONTROL_BASE:
+            await self.files.sync_below(directory)
+
+    def entries(self, directory: int, cookie: int, last: int | None = None) -> Iterator[tuple[int, bytes, int, Inode]]:
+        """(cookie, name, inode, attributes) of what follows ``cookie`` in a directory; counts no lookups.
+
+        ``last``: the registry's cookie of the newest entry that is of interest.
+        """
         if directory >= CONTROL_BASE:
             return self.control.entries(directory, cookie)
-        return self.names.entries(directory, cookie)
+        return self.names.entries(directory, cookie, last)
 
     def entry_taken(self, name: bytes, fino: int, inode: Inode) -> None:
         """The kernel took an entry of ``entries``: that is a lookup, but for ``.`` and ``..``."""

@@ -69,11 +69,11 @@ class Names:
         self._c.nodes.looked_up(fino, inode.revision)
         return fino, shown
 
-    def entries(self, directory: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
+    def entries(self, directory: int, cookie: int, last: int | None = None) -> Iterator[tuple[int, bytes, int, Inode]]:
         """(cookie, name, FUSE inode, attributes) of a directory's entries after ``cookie``, ``.`` and ``..`` first.
 
         Counts no lookup: the caller does, for each entry that the kernel took. ``.lamindb`` is shown when it holds
-        something; the control directory never is.
+        something; the control directory never is. Entries with a registry cookie above ``last`` are left out.
         """
         tree = self._c.registry.tree
         inode = self._c.inode(directory)
@@ -88,6 +88,8 @@ class Names:
             page = tree.entries(directory, after, PAGE)
             for entry in page:
                 after = entry.cookie
+                if last is not None and after > last:
+                    return
                 if entry.inode.ino == AUTO_INO and tree.is_empty(AUTO_INO):
                     continue
                 fino, shown = self._c.shown(entry.inode)

@@ -222,25 +222,24 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return inode
+        return self._fs.opendir(inode)
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         fs, shown = self._fs, self._shown
-        timeout = 0.0 if fh >= CONTROL_BASE else LONG
-        for cookie, name, fino, inode in fs.entries(fh, start_id):
+        for cookie, name, fino, inode in fs.readdir(fh, start_id):
+            timeout = 0.0 if fino >= CONTROL_BASE else LONG
             if not pyfuse3.readdir_reply(token, name, shown.attributes(fino, inode, timeout), cookie):
                 return
             fs.entry_taken(name, fino, inode)
 
     @guarded
     async def releasedir(self, fh: int) -> None:
-        return None
+        self._fs.releasedir(fh)
 
     @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        if fh < CONTROL_BASE:
-            await self._fs.files.sync_below(fh)
+        await self._fs.fsyncdir(fh)
 
     # -- files --------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,11 @@ class Tree:
         """Entries of a directory with a cookie above ``after``, in cookie order."""
         return [Dentry(row[0], row[1], Inode(*row[2:])) for row in self._db.all(_LIST, (parent, after, limit))]
 
+    def newest_cookie(self) -> int:
+        """The highest cookie that any entry has had so far."""
+        row = self._db.one("SELECT seq FROM sqlite_sequence WHERE name='dentry'")
+        return int(row[0]) if row else 0
+
     def is_empty(self, ino: int) -> bool:
         """Whether a directory has no entries."""
         return self._db.one("SELECT 1 FROM dentry WHERE parent=? LIMIT 1", (ino,)) is None
