@@ -55,14 +55,20 @@ class Files:
         """Make and open a regular file; returns handle, FUSE inode and attributes, one lookup counted."""
         context = self._c
         text = check_name(name)
-        inode, src = context.registry.names.create_file(
-            context.nodes.ino(parent),
-            text,
-            stat.S_IFREG | stat.S_IMODE(mode),
-            uid,
-            gid,
-            key_is_virtual=not context.policy.real_keys,
-        )
+        try:
+            inode, src = context.registry.names.create_file(
+                context.nodes.ino(parent),
+                text,
+                stat.S_IFREG | stat.S_IMODE(mode),
+                uid,
+                gid,
+                key_is_virtual=not context.policy.real_keys,
+            )
+        except FsError as error:
+            if error.errno == errno.EEXIST and not flags & os.O_EXCL:
+                # Somebody else made it, and the kernel does not know yet: ESTALE makes it look, and open what is there.
+                raise FsError(errno.ESTALE) from None
+            raise
         try:
             spool = self._spooling.new_spool(inode.ino, src)
         except OSError:
@@ -106,7 +112,11 @@ class Files:
             raise FsError(errno.ELOOP)
         if not context.nodes.is_current(fino) or (inode.ino in context.nodes.ghosts and not emptied):
             raise FsError(errno.ESTALE)
-        state = FileState(inode.ino, fino, inode, private=inode.nlink == 0)
+        if inode.nlink == 0:
+            # Somebody else deleted it, and the kernel does not know yet: it looks the name up again, instead of writing
+            # into a file that nobody can find. (Who has it open here shares the state above.)
+            raise FsError(errno.ESTALE)
+        state = FileState(inode.ino, fino, inode)
         artifact = context.registry.artifacts.by_ino(inode.ino)
         if artifact is not None:
             state.revision = artifact.revision

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from lamfs.model import ROOT_INO
 from tests.support.mounts import MountedInstance, wait_until
 
 
@@ -27,3 +30,72 @@ def test_what_the_kernel_forgets_does_not_come_back_old(local_mount: MountedInst
         assert path.stat().st_ino == number
         assert old.read() == b"old"
     assert path.read_bytes() == b"new and longer"
+
+
+def test_times_that_do_not_fit_become_the_nearest(local_mount: MountedInstance) -> None:
+    path = local_mount.path / "f"
+    path.write_bytes(b"x")
+    for year_10000, kept in ((253_402_300_800, (1 << 63) - 1), (-(1 << 40), -(1 << 63) + 1)):
+        os.utime(path, (year_10000, year_10000))
+        assert path.stat().st_mtime_ns == kept
+    os.utime(path, ns=(-1, -1))
+    assert path.stat().st_mtime_ns == -1
+
+
+def test_renaming_while_reading_a_directory_comes_to_an_end(local_mount: MountedInstance) -> None:
+    folder = local_mount.path / "d"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number}").write_bytes(b"")
+    seen = []
+    with os.scandir(folder) as scan:
+        for entry in scan:
+            assert len(seen) < 100
+            seen.append(entry.name)
+            os.rename(entry.path, f"{entry.path}x")
+    assert sorted(seen) == sorted(f"{number}" for number in range(30))
+    assert sorted(os.listdir(folder)) == sorted(f"{number}x" for number in range(30))
+    with os.scandir(folder) as scan:
+        (folder / "new").write_bytes(b"")
+        assert len(list(scan)) >= 30
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        assert len(os.listdir(fd)) == 31
+        (folder / "newer").write_bytes(b"")
+        assert len(os.listdir(fd)) == 32, "a rewound directory shows what is there now"
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def test_opening_a_name_that_somebody_else_has_just_made_or_deleted(local_mount: MountedInstance) -> None:
+    """The follower needs a moment; meanwhile what the kernel has cached must not decide."""
+    top = local_mount.path
+    for name in ("made", "linked"):
+        assert not (top / name).exists()
+    kept = top / "kept"
+    kept.write_bytes(b"there")
+    local_mount.sync()
+    with local_mount.registry() as registry:
+        registry.names.rename(ROOT_INO, "kept", ROOT_INO, "made")
+        fd = os.open(top / "made", os.O_RDWR | os.O_CREAT, 0o644)
+        assert os.read(fd, 10) == b"there"
+        os.close(fd)
+        ino = (top / "made").stat().st_ino
+        registry.names.link(ino, ROOT_INO, "linked")
+        with pytest.raises(FileExistsError):
+            os.open(top / "linked", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+
+        gone = top / "gone"
+        gone.write_bytes(b"first")
+        local_mount.sync()
+        assert gone.stat().st_size == 5
+        record = registry.artifacts.by_key("gone")
+        assert record is not None
+        registry.names.trash(record.uid)
+        gone.write_bytes(b"second")
+        wait_until(gone.exists, "the file is there")
+        assert gone.read_bytes() == b"second"
+    local_mount.sync()
+    assert gone.read_bytes() == b"second"
+    assert local_mount.info("gone")["uid"] != record.uid
