@@ -1,0 +1,167 @@
+"""What storage has done becomes what the registry says: generations, files that are gone meanwhile, takeovers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lamfs.errors import NotSetUp
+from lamfs.registry import Provenance, Registry, is_alive, process_id
+from lamfs.registry.changes import KEEP
+from tests.unit.registry.conftest import Hands, content_of
+
+
+def test_a_put_makes_an_artifact_of_a_file(hands: Hands, registry: Registry) -> None:
+    ino = hands.create("a.csv")
+    put = registry.journal.put_of(ino)
+    record = hands.store(ino, b"bytes")
+    assert put is not None
+    assert record is not None
+    assert (record.uid, record.key, record.suffix, record.size) == (put.uid, "a.csv", ".csv", 5)
+    assert record.revision.object_key == f".lamindb/{record.uid}.csv"
+    assert registry.journal.entries() == []
+
+
+def test_bytes_written_during_the_upload_stay_owed(hands: Hands, registry: Registry) -> None:
+    ino = hands.create("a")
+    put = registry.journal.put_of(ino)
+    assert put is not None
+    registry.journal.ready_put(ino)
+    done = registry.commits.put(ino, put.gen, content_of(b"1"), "o", "e", Provenance())
+    assert not done.current
+    assert done.record is not None
+    still = registry.journal.put_of(ino)
+    assert still is not None
+    assert (still.gen, still.state) == (put.gen + 1, "ready")
+    stored = hands.store(ino, b"22")
+    assert stored is not None
+    assert stored.size == 2
+    assert hands.deletes() == ["o"]
+
+
+def test_a_file_that_is_open_again_stays_owed(hands: Hands, registry: Registry) -> None:
+    ino = hands.create("a")
+    put = registry.journal.put_of(ino)
+    assert put is not None
+    registry.journal.begin_put(ino, "new-spool")
+    target = registry.commits.put_target(put)
+    assert not registry.commits.put(ino, put.gen, content_of(b"1"), target, "e", Provenance()).current
+    registry.tree.update(ino, size=1)
+    again = registry.journal.put_of(ino)
+    assert again is not None
+    assert (again.state, again.src, again.uid) == ("open", "new-spool", put.uid)
+    registry.journal.ready_put(ino)
+    assert not registry.commits.put_unneeded(ino, put.gen).current
+    assert registry.commits.put_unneeded(ino, put.gen + 1).current
+    assert registry.journal.entries() == []
+
+
+def test_a_file_deleted_during_its_upload_owes_the_object(hands: Hands, registry: Registry) -> None:
+    ino = hands.create("a")
+    hands.unlink("a")
+    done = registry.commits.put(ino, 1, content_of(b"1"), "o", "e", Provenance())
+    assert done.record is None
+    assert hands.deletes() == ["o"]
+
+
+def test_an_object_in_use_is_not_owed_its_deletion(hands: Hands, registry: Registry) -> None:
+    record = hands.save("a", b"1")
+    ino = hands.create("b")
+    hands.unlink("b")
+    registry.commits.put(ino, 1, content_of(b"1"), record.revision.object_key, "e", Provenance())
+    assert hands.deletes() == []
+
+
+def test_a_replace_owes_the_stale_object_only_elsewhere(hands: Hands) -> None:
+    record = hands.save("a.csv", b"1")
+    hands.rewrite("a.csv")
+    again = hands.store(hands.ino("a.csv"), b"2")
+    assert again is not None
+    assert again.revision.object_key == record.revision.object_key
+    assert hands.deletes() == []
+    hands.rewrite("a.csv")
+    hands.rename("a.csv", "a.txt")
+    moved = hands.store(hands.ino("a.txt"), b"3")
+    assert moved is not None
+    assert moved.revision.object_key == f".lamindb/{record.uid}.txt"
+    assert hands.deletes() == [record.revision.object_key]
+
+
+def test_a_move_that_is_overtaken_owes_its_copy(hands: Hands, registry: Registry) -> None:
+    hands.save("a.csv", b"1")
+    hands.rename("a.csv", "a.txt")
+    (move,) = [entry for entry in registry.journal.entries() if entry.op == "move"]
+    plan = registry.commits.move_plan(move.uid or "")
+    assert plan is not None
+    before, target = plan
+    registry.commits.begin_move(target)
+    hands.rewrite("a.txt")
+    hands.rename("a.txt", "a.bin")
+    hands.store(hands.ino("a.bin"), b"2")
+    assert not registry.commits.moved(move.id, before, target, "e")
+    assert target in hands.deletes()
+
+
+def test_rows_of_dead_processes_are_taken_over(hands: Hands, registry: Registry, tmp_path: Path) -> None:
+    mine, theirs = hands.create("mine"), hands.create("theirs")
+    dead, alive = "boot:0:1", process_id(1)
+    registry.db.execute("UPDATE journal SET owner=? WHERE ino=?", (dead, theirs))
+    other = hands.create("alive")
+    registry.db.execute("UPDATE journal SET owner=? WHERE ino=?", (alive, other))
+    assert [entry.ino for entry in registry.journal.ready()] == [mine]
+    assert [entry.ino for entry in registry.journal.adopt()] == [theirs]
+    assert sorted(entry.ino or 0 for entry in registry.journal.ready()) == sorted([mine, theirs])
+    assert registry.journal.adopt() == []
+
+
+def test_only_a_process_that_lives_is_alive() -> None:
+    me = process_id()
+    assert me is not None
+    assert is_alive(me)
+    boot, pid, started = me.split(":")
+    for other in (None, "", "nonsense", f"{boot}:{pid}:{int(started) + 1}", f"x:{pid}:{started}", f"{boot}:0:1"):
+        assert not is_alive(other)
+
+
+def test_claims_keep_the_work_of_others_apart(hands: Hands, registry: Registry) -> None:
+    journal = registry.journal
+    ino = hands.create("a")
+    put = journal.put_of(ino)
+    assert put is not None
+    journal.set_target(put.id, "o")
+    assert journal.holds("o")
+    assert journal.claimed("o", "other", None)
+    assert not journal.claimed("o", "other", put.id)
+    journal.add_delete("d")
+    assert not journal.claimed("d", "other", None)
+    registry.db.execute("UPDATE journal SET owner=? WHERE object_key='d'", (process_id(1),))
+    assert journal.claimed("d", "other", None)
+    assert journal.drop_delete("d")
+    assert not journal.drop_delete("d")
+
+
+def test_the_change_log_says_what_was_lost(hands: Hands, registry: Registry) -> None:
+    changes = registry.changes
+    start = changes.last()
+    hands.save("a", b"1")
+    rows, lost = changes.since(start)
+    assert not lost
+    assert {row.kind for row in rows} == {"entry", "content"}
+    assert {row.origin for row in rows} == {registry.origin}
+    assert changes.since(changes.last()) == ([], False)
+    registry.db.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<?)"
+        " INSERT INTO change(origin, kind, ino) SELECT 'x', 'attr', i FROM n",
+        (KEEP + 10,),
+    )
+    changes.trim()
+    assert changes.since(start)[1]
+    registry.db.execute("DELETE FROM change")
+    assert changes.since(start) == ([], True)
+    assert not changes.since(changes.last())[1]
+
+
+def test_a_registry_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NotSetUp):
+        Registry(tmp_path / "nothing.lndb")
