@@ -73,6 +73,8 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
             trio.run(mount.run)
         except BaseExceptionGroup as group:
             raise _first(group) from group
+        if mount.lost is not None:
+            raise mount.lost
         if not options.read_only and not mount.hurried:
             snapshot.push(instance)
 
@@ -93,6 +95,8 @@ class _Mount:
         self._ready = ready
         self._progress = progress
         self.hurried = False
+        self.lost: Locked | None = None
+        self._storing = trio.CancelScope()
         store, registry = instance.store, instance.registry
         self._mover = Mover(store.config)
         self._uploader = Uploader(
@@ -120,12 +124,16 @@ class _Mount:
             await nursery.start(self._mover.run)
             await nursery.start(self._cache.run)
             if not self._options.read_only:
-                nursery.start_soon(self._uploader.run)
+                nursery.start_soon(self._store)
             await self._mounted()
-            if not self.hurried and not self._options.read_only:
+            if not self.hurried and await self._may_store():
                 self._fs.files.acknowledge_all()
                 await self._uploader.drain(self._progress)
             nursery.cancel_scope.cancel()
+
+    async def _store(self) -> None:
+        with self._storing:
+            await self._uploader.run()
 
     async def _mounted(self) -> None:
         options, settings = self._options, self._instance.settings
@@ -189,7 +197,7 @@ class _Mount:
                         return
 
     async def _leave(self) -> None:
-        if not self._options.read_only:
+        if await self._may_store():
             await self._fs.sync_all(self._progress)
         await self._unmount()
         # A lazy unmount leaves the session alive while files are open; everything in them is stored.
@@ -210,13 +218,40 @@ class _Mount:
         """Renew the lease in time. When another machine has it, this mount stops writing."""
         while True:
             await trio.sleep(LEASE_LOOK)
-            try:
-                await trio.to_thread.run_sync(self._instance.hold)
-            except Locked as error:
-                log.error("%s This mount is read-only from now on; what is owed stays in the journal.", error)
-                self._context.policy.read_only = True
-            except LamfsError as error:
-                log.warning("could not renew the lock in storage: %s", error)
+            await self._may_store()
+
+    async def _may_store(self) -> bool:
+        """Look after the lease, and say whether this mount may still change storage.
+
+        When it has lost the lease it never may again: what it owes stays in the journal, and the registry in storage
+        is another machine's.
+        """
+        if self._options.read_only or self.lost is not None:
+            return False
+        try:
+            await trio.to_thread.run_sync(self._renew)
+        except Locked as error:
+            log.error("%s", error)
+            self.lost = error
+            self._context.policy.read_only = True
+            self._storing.cancel()
+            return False
+        except LamfsError as error:
+            log.warning("could not look at the lock in storage: %s", error)
+        return True
+
+    def _renew(self) -> None:
+        """Keep the lease. Raises Locked when this machine does not hold it any more (it slept too long), also when
+        nobody does: what another one did meanwhile cannot be taken over below a running mount."""
+        state = self._instance.lease().peek()
+        if state is None or state.machine != config.machine_token():
+            holder = "nobody" if state is None else f"{state.handle} on {state.host}"
+            raise Locked(
+                f"This machine has lost the lock of '{self._instance.settings.slug}', which {holder} has now: the mount"
+                " is read-only, and what it has not stored yet stays on this machine. Unmount, and mount again."
+            )
+        if state.renew_due:
+            self._instance.take_lease()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -99,3 +100,17 @@ def test_opening_a_name_that_somebody_else_has_just_made_or_deleted(local_mount:
     local_mount.sync()
     assert gone.read_bytes() == b"second"
     assert local_mount.info("gone")["uid"] != record.uid
+
+
+def test_a_mount_that_has_lost_the_lease_leaves_storage_alone(local_mount: MountedInstance) -> None:
+    """A machine that slept for days: another one works with the instance, and its registry must not be written over."""
+    (local_mount.path / "f").write_bytes(b"one")
+    local_mount.sync()
+    root, name = Path(local_mount.storage.root), local_mount.directory.name
+    lock, snapshot = root / ".lamindb/_exclusion" / name, root / f"{name}.lndb"
+    lock.write_text(json.dumps(json.loads(lock.read_bytes()) | {"machine": "another", "host": "elsewhere"}))
+    snapshot.write_bytes(b"the other machine's registry")
+    local_mount.expect_log("has lost the lock of .* which testuser1 on elsewhere has now")
+    local_mount.fusermount()
+    assert snapshot.read_bytes() == b"the other machine's registry"
+    assert "has lost the lock" in local_mount.log()
