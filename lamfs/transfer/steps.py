@@ -169,9 +169,9 @@ class Steps:
         return self._registry.commits.put(entry.ino, entry.gen, content, entry.object_key, stat.etag, self._origin)
 
     async def move(self, entry: JournalEntry) -> None:
+        """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
         assert self.hooks is not None
         assert entry.uid is not None
-        """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
         registry = self._registry
         artifact = registry.artifacts.by_uid(entry.uid)
         if artifact is not None and artifact.ino is not None and registry.journal.put_of(artifact.ino) is not None:
