@@ -282,8 +282,7 @@ class Files:
         self.acknowledge_all()
         tree, journal = self._c.registry.tree, self._c.registry.journal
         error: LamfsError | None = None
-        owed = [e.ino for e in journal.entries() if e.op == "put" and e.state == "ready" and e.ino is not None]
-        below = [ino for ino in owed if tree.is_below(ino, directory)]
+        below = [ino for ino in journal.owed_inodes() if tree.is_below(ino, directory)]
 
         async def store(ino: int) -> None:
             nonlocal error

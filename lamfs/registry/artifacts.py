@@ -80,7 +80,8 @@ class Artifacts:
     def _is_wanted(self, key: str) -> bool:
         """Whether a living artifact has a real key that is this one, or that cannot exist beside it in a folder."""
         clause, params = _conflicts("key", key)
-        return self._one(f"visibility>-1 AND key_is_virtual=0 AND ({clause})", *params) is not None
+        # 'key IS NOT NULL' is what lets SQLite use the index of living keys.
+        return self._one(f"visibility>-1 AND key IS NOT NULL AND key_is_virtual=0 AND ({clause})", *params) is not None
 
     def in_the_way(self, object_key: str, uid: str) -> list[ArtifactRecord]:
         """Artifacts whose objects are where this object is to be: under the same key or, since a folder and some

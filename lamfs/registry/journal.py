@@ -179,6 +179,10 @@ class Journal:
         assert row is not None
         return int(row[0]), int(row[1])
 
+    def owed_inodes(self) -> list[int]:
+        """Inodes whose acknowledged bytes are not stored yet, whoever stores them."""
+        return [row[0] for row in self._db.all("SELECT ino FROM journal WHERE op='put' AND state='ready' ORDER BY id")]
+
     def entries(self) -> list[JournalEntry]:
         """Everything owed by anybody, oldest first."""
         return [_entry(row) for row in self._db.all(f"SELECT {_COLUMNS} FROM journal ORDER BY id")]

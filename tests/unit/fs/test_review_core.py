@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from lamfs.fs.filesystem import FileSystem
+from lamfs.fs.follow import Follower
 from lamfs.fs.nodes import NodeTable
 from lamfs.model import ROOT_INO, Inode
 from lamfs.registry import Registry
@@ -99,3 +100,36 @@ def test_a_forgotten_alias_does_not_make_the_old_number_the_newest_again() -> No
     assert nodes.fino(7) == 7
     assert not nodes.ghosts
     assert (nodes._alias, nodes._current, nodes._kin) == ({}, {}, {})
+
+
+def test_a_read_only_mount_takes_over_no_work(make_box: MakeBox) -> None:
+    """It never does it, and as long as it lives nobody else would."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            registry = fs.context.registry
+            me, registry.journal.owner = registry.journal.owner, "boot:1:1"
+            registry.journal.add_delete(".lamindb/gone")
+            registry.journal.owner = me
+            follower = Follower(fs.context)
+            fs.context.policy.read_only = True
+            follower._adopt()
+            assert [entry.owner for entry in registry.journal.entries()] == ["boot:1:1"]
+            fs.context.policy.read_only = False
+            follower._adopt()
+            assert [entry.owner for entry in registry.journal.entries()] == [me]
+
+    trio.run(main)
+
+
+def test_whether_a_real_key_is_wanted_is_asked_of_an_index(make_box: MakeBox) -> None:
+    box = make_box("s3")
+    registry = Registry(box.base / "registry.lndb")
+    statements: list[str] = []
+    registry.db.conn.set_trace_callback(statements.append)
+    registry.artifacts._is_wanted("a/b")
+    registry.db.conn.set_trace_callback(None)
+    plan = registry.db.all(f"EXPLAIN QUERY PLAN {statements[0]}")
+    assert not [row for row in plan if row[3].startswith("SCAN")], plan
+    registry.close()
