@@ -373,8 +373,10 @@ def test_readdir_gives_dots_kinds_and_inode_numbers(shared: Path) -> None:
 def test_a_large_directory_while_it_is_emptied(shared: Path) -> None:
     """5,000 entries: every one that stays all the time is listed once, and rm -rf's way of deleting finds all."""
     names = [f"file {number:05d}" for number in range(5000)]
-    for name in names:
-        (shared / name).mkdir() if name.endswith("00") else os.mknod(shared / name)
+    # Links are entries as good as any, and made five times as fast.
+    put(shared / names[1])
+    for name in names[:1] + names[2:]:
+        (shared / name).mkdir() if name.endswith("00") else os.link(shared / names[1], shared / name)
     assert sorted(os.listdir(shared)) == names
     seen = []
     with os.scandir(shared) as entries:
