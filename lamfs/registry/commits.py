@@ -142,6 +142,9 @@ class Commits:
             if current:
                 self._journal.done(entry.id)
                 self._tree.update(ino, size=content.size)
+            else:
+                # What stays owed has not been written anywhere yet; the object is the artifact's now.
+                self._journal.set_target(entry.id, None)
             self._changes.content(ino)
             return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)
 

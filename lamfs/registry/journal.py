@@ -82,7 +82,7 @@ class Journal:
         )
         return int(row[0]) if row else 0
 
-    def set_target(self, entry_id: int, object_key: str) -> None:
+    def set_target(self, entry_id: int, object_key: str | None) -> None:
         """Note, before it is written, the object that a put is about to make."""
         self._db.execute("UPDATE journal SET object_key=? WHERE id=?", (object_key, entry_id))
 

@@ -174,7 +174,8 @@ class Steps:
         assert entry.uid is not None
         registry = self._registry
         artifact = registry.artifacts.by_uid(entry.uid)
-        if artifact is not None and artifact.ino is not None and registry.journal.put_of(artifact.ino) is not None:
+        owed = None if artifact is None or artifact.ino is None else registry.journal.put_of(artifact.ino)
+        if owed is not None and owed.state == "ready":
             # New bytes are on their way, and will be stored at the right place themselves.
             registry.journal.postpone(entry.id, 0.2)
             return
