@@ -304,10 +304,10 @@ class Namespace:
     def _follow_name(self, artifact: ArtifactRecord) -> None:
         """Bring key and suffix of an artifact in line with the first name of its inode."""
         assert artifact.ino is not None
-        names = self._tree.names(artifact.ino)
-        if not names:
+        first = self._tree.first_name(artifact.ino)
+        if first is None:
             return
-        parent, name = names[0]
+        parent, name = first
         key = None if parent == AUTO_INO else self._tree.path(artifact.ino)
         suffix = suffix_of(name) if key is not None else artifact.suffix
         if key == artifact.key and suffix == artifact.suffix:

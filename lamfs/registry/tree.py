@@ -65,6 +65,11 @@ class Tree:
             (row[0], row[1]) for row in self._db.all("SELECT parent, name FROM dentry WHERE ino=? ORDER BY id", (ino,))
         ]
 
+    def first_name(self, ino: int) -> tuple[int, str] | None:
+        """The (parent, name) that an inode has had longest; None without a name."""
+        row = self._db.one("SELECT parent, name FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
+        return None if row is None else (row[0], row[1])
+
     def parent(self, ino: int) -> int | None:
         """Directory of the inode's first name; None for the root and for what has no name."""
         row = self._db.one("SELECT parent FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
