@@ -106,6 +106,7 @@ class ControlServer:
     async def _sync(self, stream: trio.SocketStream) -> None:
         """Drain, telling how far it is; ends early when the client goes."""
         last: tuple[int, int] | None = None
+        gone = False
         send, receive = trio.open_memory_channel[tuple[int, int]](1)
 
         def progress(rows: int, size: int) -> None:
@@ -116,13 +117,20 @@ class ControlServer:
                     send.send_nowait((rows, size))
 
         async def tell() -> None:
-            async for rows, size in receive:
-                await stream.send_all(json.dumps({"progress": {"owed": rows, "bytes": size}}).encode() + b"\n")
+            nonlocal gone
+            try:
+                async for rows, size in receive:
+                    await stream.send_all(json.dumps({"progress": {"owed": rows, "bytes": size}}).encode() + b"\n")
+            except trio.BrokenResourceError:
+                gone = True
+                nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
             await self._fs.sync_all(progress)
             await send.aclose()
+        if gone:
+            raise trio.BrokenResourceError
 
     def status(self) -> dict[str, Any]:
         """What ``lamfs status`` shows of this mount. Sizes in bytes, times ISO 8601."""

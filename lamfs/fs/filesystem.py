@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from lamfs.fs.xattrs import Xattrs
 from lamfs.model import ROOT_INO, Inode, now_ns
 
 PIB = 1 << 50
+COUNT_SHARE = 50
+"""statfs counts the artifacts again after so many times the time that counting them took."""
 MAX_NS = (1 << 63) - 1
 
 
@@ -71,6 +74,8 @@ class FileSystem:
         self._scans: dict[int, Scan] = {}
         self._next_scan = 1
         context.uploader.attach(self.spooling)
+        self._counted = (0, 0)
+        self._count_again = 0.0
 
     # -- inodes -------------------------------------------------------------------------------------------------
 
@@ -208,10 +213,18 @@ class FileSystem:
 
     def statfs(self) -> Space:
         """Size and free space of the storage: the disk of a local folder; a bucket has no end, so 1 PiB is free."""
-        artifacts = self.context.registry.artifacts
-        files = artifacts.count()
+        files, used = self._totals()
         if self.context.store.kind == "local":
             info = os.statvfs(self.context.store.config.root)
             return Space(info.f_frsize, info.f_blocks, info.f_bavail, files + info.f_favail, info.f_favail)
-        used = (artifacts.total_bytes() + 4095) // 4096
+        used = (used + 4095) // 4096
         return Space(4096, used + PIB // 4096, PIB // 4096, files + (1 << 32), 1 << 32)
+
+    def _totals(self) -> tuple[int, int]:
+        """Number of artifacts and their bytes; counting takes long when there are many, so it is done seldom."""
+        if time.monotonic() >= self._count_again:
+            begin = time.monotonic()
+            artifacts = self.context.registry.artifacts
+            self._counted = artifacts.count(), artifacts.total_bytes()
+            self._count_again = begin + COUNT_SHARE * (time.monotonic() - begin)
+        return self._counted

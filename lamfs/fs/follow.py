@@ -17,6 +17,8 @@ log = logging.getLogger("lamfs.fs")
 
 INTERVAL = 0.1
 """Seconds between two looks."""
+TRIM_INTERVAL = 3600.0
+"""Seconds between two trims of the change log."""
 ADOPT_INTERVAL = 2.0
 """Seconds between two looks for storage work left behind by processes that are gone."""
 
@@ -36,7 +38,7 @@ class Follower:
 
     async def run(self) -> None:
         """Look until cancelled."""
-        adopt_at = trio.current_time()
+        adopt_at = trim_at = trio.current_time()
         while True:
             self._poke = trio.Event()
             with trio.move_on_after(INTERVAL):
@@ -46,13 +48,19 @@ class Follower:
                 if changed or trio.current_time() >= adopt_at:
                     adopt_at = trio.current_time() + ADOPT_INTERVAL
                     self._adopt()
+                if trio.current_time() >= trim_at and not self._c.policy.read_only:
+                    trim_at = trio.current_time() + TRIM_INTERVAL
+                    self._c.registry.changes.trim()
             except Exception:
                 log.exception("could not follow the registry's changes; trying again")
 
     def look(self) -> bool:
         """Handle what others committed since the last look; says whether there was anything."""
+        # In this order: rows up to ``last`` are this mount's own when nobody else has committed since the last look.
+        last = self._c.registry.changes.last()
         version = self._c.registry.db.data_version()
         if version == self._version:
+            self._seq = last
             return False
         self._version = version
         origin = self._c.registry.changes.origin

@@ -40,6 +40,7 @@ def push(instance: Instance) -> bool:
     key = instance.settings.snapshot_key
     if known is not None and known.get("mark") == now and _etag(instance) == known.get("etag"):
         return False
+    registry.changes.trim()
     temp = instance.settings.directory / f".push-{secrets.token_hex(6)}.lndb"
     try:
         registry.db.snapshot(temp)

@@ -198,6 +198,15 @@ class Journal:
     def adopt(self, ops: Iterable[str] = ("put", "move", "delete")) -> list[JournalEntry]:
         """Take over the rows of processes that are gone. Returns them as they were."""
         wanted = set(ops)
+        if (
+            self._db.one(
+                "SELECT 1 FROM journal WHERE owner<?1 UNION ALL SELECT 1 FROM journal WHERE owner>?1"
+                " UNION ALL SELECT 1 FROM journal WHERE owner IS NULL LIMIT 1",
+                (self.owner,),
+            )
+            is None
+        ):
+            return []
         with self._db.transaction():
             rows = self._db.all(f"SELECT {_COLUMNS} FROM journal WHERE owner IS NOT ? ORDER BY id", (self.owner,))
             alive: dict[str | None, bool] = {}

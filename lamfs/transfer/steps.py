@@ -64,6 +64,7 @@ class Steps:
         self._spool = spool_dir
         self._origin = origin
         self._busy_objects: set[str] = set()
+        self._hashing: dict[int, trio.CancelScope] = {}
         self.hooks: FileHooks | None = None
 
     async def put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool]:
@@ -75,7 +76,12 @@ class Steps:
         path = str(self._spool / entry.src)
         if not os.path.exists(path):
             return await self._find_stored(entry), True
-        content = await self._hash(path)
+        with trio.CancelScope() as scope:
+            self._hashing[ino] = scope
+            content = await self._hash(path)
+        self._hashing.pop(ino, None)
+        if scope.cancelled_caught:
+            raise StorageError("The file was deleted while it was hashed.")
         upload.size = content.size
         artifact = registry.artifacts.by_ino(ino)
         if artifact is not None and content.same_bytes(artifact.revision.content):
@@ -102,6 +108,12 @@ class Steps:
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    def abandon(self, ino: int) -> None:
+        """The inode is gone: do not go on hashing it. What is being sent already is finished, and deleted then."""
+        scope = self._hashing.get(ino)
+        if scope is not None:
+            scope.cancel()
 
     async def _hash(self, path: str) -> ContentHash:
         """Hash a spool file: a small one here, which takes less time than to ask the moving process."""

@@ -92,6 +92,10 @@ class Uploader:
                 return  # it looks soon enough by itself
         self._work.set()
 
+    def abandon(self, ino: int) -> None:
+        """The inode is gone, and its bytes are owed no more."""
+        self._steps.abandon(ino)
+
     def is_uploading(self, ino: int, src: str) -> bool:
         """Whether spool file ``src`` is being read right now."""
         return self._uploading.get(ino) == src

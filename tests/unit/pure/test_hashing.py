@@ -236,3 +236,27 @@ def test_folder_hash_sees_content_and_not_names(tmp_path: Path) -> None:
         (tmp_path / folder / name).write_bytes(data)
     assert hash_folder(tmp_path / "a") == hash_folder(tmp_path / "b")
     assert hash_folder(tmp_path / "a") != hash_folder(tmp_path / "c")
+
+
+def test_holes_are_hashed_as_the_zeros_they_are(tmp_path: Path) -> None:
+    size = 96 * 1024 * 1024 + 5
+    sparse, dense = tmp_path / "sparse", tmp_path / "dense"
+    pieces = {0: b"begin", 60 * 1024 * 1024 + 3: b"middle", size - 4: b"end!"}
+    for path in (sparse, dense):
+        with path.open("wb") as out:
+            if path == dense:
+                for _ in range(size // (1 << 20)):
+                    out.write(bytes(1 << 20))
+                out.write(bytes(size % (1 << 20)))
+            out.truncate(size)
+            for offset, data in pieces.items():
+                out.seek(offset)
+                out.write(data)
+    assert sparse.stat().st_blocks < dense.stat().st_blocks // 2, "this disk keeps no holes"
+    assert hash_file(sparse) == hash_file(dense)
+    with sparse.open("rb") as file:
+        file.seek(7)
+        with pytest.raises(EOFError):
+            hash_fd(file.fileno(), size + 64 * 1024 * 1024)
+        assert hash_fd(file.fileno(), size) == hash_file(dense)
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 7
