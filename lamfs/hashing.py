@@ -32,12 +32,11 @@ def hash_block(data: bytes | memoryview) -> bytes:
 
 
 def hash_fd(fd: int, size: int, progress: Callable[[int], None] | None = None) -> ContentHash:
-    """Hash ``size`` bytes of an open file from its start, in one pass of pread; the file offset stays.
+    """Hash ``size`` bytes of an open file from its start, in one pass of pread; the file offset may move.
 
     ``progress`` is called with the number of bytes of each block. Raises EOFError when the file is shorter.
     """
     small = size <= MD5_MAX
-    place = os.lseek(fd, 0, os.SEEK_CUR)
     data_at = 0
     whole = hashlib.md5() if small else hashlib.sha1()
     blocks = bytearray()
@@ -61,7 +60,6 @@ def hash_fd(fd: int, size: int, progress: Callable[[int], None] | None = None) -
             whole.update(view[: MD5_MAX - offset])
         if progress is not None:
             progress(want)
-    os.lseek(fd, place, os.SEEK_SET)
     if os.fstat(fd).st_size < size:
         raise EOFError("file ended while it was hashed")  # behind its end there is no data either
     if small:
