@@ -125,12 +125,18 @@ class ControlServer:
                 gone = True
                 nursery.cancel_scope.cancel()
 
+        problem: LamfsError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
-            await self._fs.sync_all(progress)
+            try:
+                await self._fs.sync_all(progress)
+            except LamfsError as error:
+                problem = error
             await send.aclose()
         if gone:
             raise trio.BrokenResourceError
+        if problem is not None:
+            raise problem
 
     def status(self) -> dict[str, Any]:
         """What ``lamfs status`` shows of this mount. Sizes in bytes, times ISO 8601."""

@@ -235,6 +235,7 @@ class _Mount:
             self.lost = error
             self._context.policy.read_only = True
             self._storing.cancel()
+            self._uploader.stop(error)
             return False
         except LamfsError as error:
             log.warning("could not look at the lock in storage: %s", error)

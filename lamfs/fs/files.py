@@ -189,6 +189,7 @@ class Files:
         # The journal says "open" by now, so the next close has to acknowledge, also when the disk is full.
         state.dirty = True
         try:
+            self._spooling.room.take(len(data))
             done = spool.write(offset, data)
         except OSError:
             inode.size = os.fstat(spool.fd).st_size

@@ -17,6 +17,7 @@ import trio
 
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.fs.context import Context
+from lamfs.fs.room import Room
 from lamfs.fs.state import FileState, Spool
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
 from lamfs.registry import spool_name
@@ -35,6 +36,7 @@ class Spooling:
 
     def __init__(self, context: Context) -> None:
         self._c = context
+        self.room = Room(context.spool_dir, context.registry.path)
 
     # -- stored content -----------------------------------------------------------------------------------------
 
@@ -118,7 +120,8 @@ class Spooling:
             _unlink(str(self._c.spool_dir / str(replaced)))
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
-        """An empty spool file."""
+        """An empty spool file. Raises OSError(ENOSPC)."""
+        self.room.take(0)
         name = name or spool_name(ino)
         return Spool(str(self._c.spool_dir / name), name, create=True)
 

@@ -73,6 +73,7 @@ class Uploader:
         self._idle = trio.Event()
         self._hurry = 0
         self._wakes_at = 0.0
+        self._stopped: LamfsError | None = None
         self.uploads: dict[int, Upload] = {}
         self.failures: deque[Failure] = deque(maxlen=50)
         self.stored_bytes = 0
@@ -92,6 +93,18 @@ class Uploader:
                 return  # it looks soon enough by itself
         self._work.set()
 
+    def stop(self, error: LamfsError) -> None:
+        """This process may not store any more: whoever waits for it, now or later, gets ``error``."""
+        self._stopped = error
+        for event in self._attempts.values():
+            event.set()
+        self._attempts.clear()
+        self._idle.set()
+
+    def _check(self) -> None:
+        if self._stopped is not None:
+            raise type(self._stopped)(str(self._stopped), errno=self._stopped.errno)
+
     def abandon(self, ino: int) -> None:
         """The inode is gone, and its bytes are owed no more."""
         self._steps.abandon(ino)
@@ -109,6 +122,7 @@ class Uploader:
         self._held.pop(ino, None)
         try:
             while (entry := self._registry.journal.put_of(ino)) is not None and self._committed.get(ino, 0) < gen:
+                self._check()
                 if entry.owner != self._registry.journal.owner:
                     await trio.sleep(SETTLE)  # another mount has taken it over
                     continue
@@ -143,6 +157,7 @@ class Uploader:
                     progress(rows, size)
                 if not rows and not self._busy:
                     return
+                self._check()
                 self._idle = trio.Event()
                 self._work.set()
                 with trio.move_on_after(0.2):
