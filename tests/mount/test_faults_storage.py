@@ -1,0 +1,305 @@
+"""Storage that fails, lies, stalls, or is away, and a full disk: nothing acknowledged is lost, and it is said."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.mounts import BUCKET, MountedInstance, wait_until
+from tests.support.proxy import FaultProxy
+from tests.support.servers import SeaweedServer, Server
+
+DATA = b"0123456789abcdef" * 4096
+
+
+class Faulty:
+    """An instance on SeaweedFS behind a proxy that breaks HTTP on demand."""
+
+    def __init__(self, server: Server, proxy: FaultProxy) -> None:
+        self.server = server
+        self.proxy = proxy
+        config = server.config(BUCKET, f"f{os.urandom(4).hex()}/root")
+        self.instance = MountedInstance(dataclasses.replace(config, endpoint_url=proxy.url), env=server.env)
+
+    @property
+    def path(self) -> Path:
+        return self.instance.path
+
+    def errors(self) -> list[dict[str, Any]]:
+        """The failures that ``lamfs status`` shows."""
+        found: list[dict[str, Any]] = self.instance.status()["errors"]
+        return found
+
+    def check(self) -> None:
+        """All is well again: everything drains, and fsck is content."""
+        self.proxy.clear()
+        self.proxy.heal()
+        self.instance.sync()
+        assert self.instance.spooled() == []
+        assert self.instance.status()["owed_rows"] == 0
+        assert self.instance.fsck() == []
+
+    def remount_empty(self) -> None:
+        self.instance.umount()
+        shutil.rmtree(self.instance.cache_dir, ignore_errors=True)
+        self.instance.mount(["timeout=5"])
+
+
+@pytest.fixture
+def faulty(seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterator[Faulty]:
+    """A mount with a timeout of 5 s."""
+    found = Faulty(seaweed, seaweed_proxy)
+    with found.instance:
+        found.instance.mount(["timeout=5"])
+        yield found
+        seaweed_proxy.clear()
+        seaweed_proxy.heal()
+
+
+class Fails:
+    """Expects an OSError with this errno."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        assert isinstance(error, OSError), f"no error, but {errno.errorcode[self.number]} was expected"
+        assert error.errno == self.number, error
+        return True
+
+
+def write_and_fsync(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def test_a_storm_of_503_is_weathered(faulty: Faulty) -> None:
+    """A few errors are nobody's business: not even fsync sees them."""
+    rule = faulty.proxy.add("status", code=503, method="PUT", count=3)
+    write_and_fsync(faulty.path / "a", DATA)
+    assert rule.hits == 3
+    assert faulty.errors() == []
+    faulty.check()
+
+
+def test_resets_and_lost_replies_on_the_way_up(faulty: Faulty) -> None:
+    for action in ("reset", "lost_reply"):
+        faulty.proxy.add(action, method="PUT", count=2)  # type: ignore[arg-type]
+        write_and_fsync(faulty.path / action, DATA)
+    faulty.check()
+    faulty.remount_empty()
+    assert (faulty.path / "reset").read_bytes() == (faulty.path / "lost_reply").read_bytes() == DATA
+
+
+def test_storage_away_close_succeeds_and_fsync_fails(faulty: Faulty) -> None:
+    """Nothing is lost, the error is shown, and everything is stored by itself once storage is back."""
+    (faulty.path / "old").write_bytes(b"old")
+    faulty.instance.sync()
+    faulty.proxy.cut()
+    (faulty.path / "new").write_bytes(DATA)
+    (faulty.path / "old").write_bytes(b"newer")
+    with open(faulty.path / "new", "r+b") as file:
+        started = time.monotonic()
+        with Fails(errno.EIO):
+            os.fsync(file.fileno())
+        assert time.monotonic() - started < 30
+    assert (faulty.path / "new").read_bytes() == DATA
+    assert (faulty.path / "old").read_bytes() == b"newer"
+    wait_until(lambda: faulty.errors(), "status shows the failure", seconds=30)
+    assert faulty.instance.status()["owed"]["put"] == 2
+    os.rename(faulty.path / "new", faulty.path / "renamed")
+    faulty.proxy.heal()
+    wait_until(lambda: faulty.instance.status()["owed_rows"] == 0, "it drains by itself", seconds=60)
+    faulty.check()
+    faulty.remount_empty()
+    assert (faulty.path / "renamed").read_bytes() == DATA
+    assert (faulty.path / "old").read_bytes() == b"newer"
+
+
+def test_one_file_that_stalls_does_not_stop_the_others(faulty: Faulty) -> None:
+    (faulty.path / "slow").write_bytes(DATA)
+    info = faulty.instance.stored_info("slow")
+    faulty.proxy.add("hang", method="PUT", path=info["uid"], count=None)
+    (faulty.path / "slow").write_bytes(DATA + b"2")
+    for number in range(20):
+        write_and_fsync(faulty.path / f"f{number}", b"%d" % number)
+    assert (faulty.path / "slow").read_bytes() == DATA + b"2"
+    faulty.check()
+
+
+def test_reads_that_break(faulty: Faulty) -> None:
+    """A cut body and a reset are tried again; wrong bytes are never given out: once is mended, always is EIO."""
+    for name in ("cut", "reset", "once", "always", "gone"):
+        (faulty.path / name).write_bytes(DATA + name.encode())
+    faulty.instance.sync()
+    uids = {name: faulty.instance.info(name)["uid"] for name in ("cut", "reset", "once", "always", "gone")}
+    faulty.remount_empty()
+    faulty.proxy.add("truncate", method="GET", path=uids["cut"], count=2)
+    faulty.proxy.add("reset", method="GET", path=uids["reset"], after=1000, count=2)
+    faulty.proxy.add("corrupt", method="GET", path=uids["once"], at=5, count=1)
+    rule = faulty.proxy.add("corrupt", method="GET", path=uids["always"], at=70, count=None)
+    for name in ("cut", "reset", "once"):
+        assert (faulty.path / name).read_bytes() == DATA + name.encode()
+    with Fails(errno.EIO):
+        (faulty.path / "always").read_bytes()
+    assert rule.hits >= 2
+    assert uids["always"] in faulty.instance.log()
+    faulty.proxy.clear()
+    assert (faulty.path / "always").read_bytes() == DATA + b"always"
+    faulty.check()
+
+
+def test_reads_end_in_time(faulty: Faulty) -> None:
+    """Storage that swallows a GET: EIO within the mount's timeout, and it works again afterwards."""
+    (faulty.path / "a").write_bytes(DATA)
+    faulty.instance.sync()
+    faulty.remount_empty()
+    faulty.proxy.add("hang", method="GET", count=None)
+    started = time.monotonic()
+    with Fails(errno.EIO):
+        (faulty.path / "a").read_bytes()
+    assert time.monotonic() - started < 20
+    os.stat(faulty.path / "a")
+    (faulty.path / "b").write_bytes(b"others go on")
+    faulty.proxy.clear()
+    assert (faulty.path / "a").read_bytes() == DATA
+    faulty.check()
+
+
+def test_an_edit_whose_old_bytes_cannot_be_had(faulty: Faulty) -> None:
+    """EIO to the writer, and the artifact is as it was."""
+    (faulty.path / "a").write_bytes(DATA)
+    faulty.instance.sync()
+    faulty.remount_empty()
+    faulty.proxy.cut()
+    with open(faulty.path / "a", "r+b", buffering=0) as file, Fails(errno.EIO):
+        file.write(b"edit")
+    faulty.proxy.heal()
+    assert (faulty.path / "a").read_bytes() == DATA
+    with open(faulty.path / "a", "r+b", buffering=0) as file:
+        file.write(b"edit")
+    faulty.check()
+    assert (faulty.path / "a").read_bytes() == b"edit" + DATA[4:]
+
+
+def test_the_server_is_killed_during_uploads(fuse: None, tmp_path: Path) -> None:
+    """kill -9 of SeaweedFS, a few seconds without it, the same data again."""
+    with SeaweedServer(tmp_path / "weed") as server:
+        server.create_bucket(BUCKET)
+        config = server.config(BUCKET, "k/root")
+        with MountedInstance(config, env=server.env) as instance:
+            instance.mount(["timeout=5"])
+            big = os.urandom(40 << 20)
+            done = threading.Event()
+
+            def write() -> None:
+                for number in range(30):
+                    (instance.path / f"f{number}").write_bytes(b"%d" % number * 1000)
+                (instance.path / "big").write_bytes(big)
+                done.set()
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            wait_until(lambda: instance.status()["stored_files"] > 3, "uploads have begun", seconds=30)
+            server.kill()
+            thread.join(60)
+            assert done.is_set(), "writers do not wait for storage"
+            assert (instance.path / "big").read_bytes() == big
+            wait_until(lambda: instance.status()["errors"], "the failure is shown", seconds=60)
+            server.restart()
+            instance.sync(timeout=90)
+            instance.umount()
+            shutil.rmtree(instance.cache_dir)
+            instance.mount()
+            for number in range(30):
+                assert (instance.path / f"f{number}").read_bytes() == b"%d" % number * 1000
+            assert (instance.path / "big").read_bytes() == big
+            assert instance.fsck() == []
+            instance.fusermount()
+
+
+@pytest.fixture
+def small_disk(seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterator[Faulty]:
+    """An instance whose data directory (registry, journal and spool) is a tmpfs of 40 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
+    found = Faulty(seaweed, seaweed_proxy)
+    instance = found.instance
+    instance.data_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m,mode=700", "tmpfs", instance.data_dir], check=True)
+    try:
+        with instance:
+            instance.mount(["timeout=5"])
+            yield found
+            seaweed_proxy.clear()
+            seaweed_proxy.heal()
+            if instance.mounted:
+                instance.umount()
+    finally:
+        subprocess.run(["umount", "-l", instance.data_dir], check=False)
+        shutil.rmtree(instance.base, ignore_errors=True)
+
+
+def test_a_full_spool(small_disk: Faulty) -> None:
+    """ENOSPC to the writer; what was acknowledged before stays, and is stored when storage is back."""
+    faulty = small_disk
+    (faulty.path / "stored").write_bytes(b"stored")
+    faulty.instance.sync()
+    faulty.proxy.cut()
+    kept: dict[str, bytes] = {}
+    refused = None
+    for number in range(60):
+        data = os.urandom(1_000_000)
+        try:
+            (faulty.path / f"f{number}").write_bytes(data)
+        except OSError as error:
+            refused = error.errno
+            break
+        kept[f"f{number}"] = data
+    assert refused == errno.ENOSPC
+    assert len(kept) > 4
+    with contextlib.suppress(OSError):
+        (faulty.path / f"f{len(kept)}").unlink()
+    for name, data in kept.items():
+        assert (faulty.path / name).read_bytes() == data
+    faulty.proxy.heal()
+    wait_until(lambda: faulty.instance.status()["owed_rows"] == 0, "it drains by itself", seconds=60)
+    (faulty.path / "again").write_bytes(DATA)
+    assert (faulty.path / "stored").read_bytes() == b"stored"
+    faulty.check()
+    for name, data in kept.items():
+        assert (faulty.path / name).read_bytes() == data
+
+
+def test_killed_with_a_full_spool(small_disk: Faulty) -> None:
+    """The next mount starts on the full disk, and drains it."""
+    faulty = small_disk
+    faulty.proxy.cut()
+    kept: dict[str, bytes] = {}
+    with contextlib.suppress(OSError):
+        for number in range(60):
+            data = os.urandom(1_000_000)
+            (faulty.path / f"f{number}").write_bytes(data)
+            kept[f"f{number}"] = data
+    faulty.instance.kill9()
+    faulty.proxy.heal()
+    faulty.instance.mount(["timeout=5"])
+    faulty.check()
+    for name, data in kept.items():
+        assert (faulty.path / name).read_bytes() == data
