@@ -1,0 +1,299 @@
+"""Open files: spool, uploads, errors and old revisions, one rule at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from lamfs.errors import RegistryError, StorageUnavailable
+from lamfs.fs import room
+from lamfs.fs.state import Spool
+from tests.support.fsbox import Box, User
+from tests.unit.fs.conftest import MakeBox
+
+Scenario = Callable[[User], Awaitable[None]]
+
+
+@pytest.fixture(params=["s3", "local"])
+def box(request: pytest.FixtureRequest, make_box: MakeBox) -> Box:
+    return make_box(request.param)
+
+
+def run(box: Box, scenario: Scenario) -> User:
+    """Do a scenario to its end, and look at everything afterwards."""
+    user = User()
+    assert not box.run(scenario, user)
+    box.check(user)
+    return user
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.005)
+
+
+def test_an_upload_reads_what_was_closed(box: Box) -> None:
+    """A write during the upload goes to a copy; then both revisions are stored, the later one last."""
+
+    async def scenario(user: User) -> None:
+        user.mover.hold = "put"
+        await user.write_file("a", b"first" * 1000)
+        await user.mover.held.wait()
+        objects = [stat for stat in box.store.list() if stat.size == 5000]
+        assert len(objects) == 1
+        opened = await user.open("a")
+        await user.pwrite(opened, b"SECOND", 0)
+        assert box.store.get(objects[0].key) == b"first" * 1000
+        await user.pread(opened)
+        user.mover.release.set()
+        await user.close(opened)
+        await user.sync()
+
+    run(box, scenario)
+
+
+def test_fsync_reports_a_failed_upload_and_close_does_not(box: Box) -> None:
+    async def scenario(user: User) -> None:
+        user.mover.failing = lambda op, key: StorageUnavailable("storage is away") if op == "put" else None
+        await user.write_file("a", b"x")
+        opened = await user.open("a")
+        with pytest.raises(StorageUnavailable, match="away"):
+            await user.fsync(opened)
+        await user.pread(opened)
+        failures = user.fs.context.uploader.failures
+        assert "away" in failures[-1].error
+        assert "a" in failures[-1].what
+        user.mover.failing = lambda op, key: None
+        await user.fsync(opened)
+        assert user.uid("a")
+        await user.close(opened)
+
+    run(box, scenario)
+
+
+def test_it_is_tried_again_without_being_asked(box: Box) -> None:
+    async def scenario(user: User) -> None:
+        tries = 0
+
+        def failing(op: str, key: str) -> StorageUnavailable | None:
+            nonlocal tries
+            tries += 1
+            return StorageUnavailable("not yet") if tries < 4 else None
+
+        user.mover.failing = failing
+        await user.write_file("a", b"x")
+        await until(lambda: user.fs.context.registry.artifacts.count() == 1)
+        assert tries == 4
+
+    run(box, scenario)
+
+
+def test_many_open_files_do_not_keep_one_from_fsync(box: Box) -> None:
+    """Files that are closed and still open elsewhere wait for their writers; the fsync of another does not."""
+
+    async def scenario(user: User) -> None:
+        for number in range(300):
+            opened = await user.create(f"f{number}")
+            await user.pwrite(opened, b"x", 0)
+            await user.fs.flush(opened.number)
+            opened.node.acknowledged()
+        last = await user.create("last")
+        await user.pwrite(last, b"y", 0)
+        with trio.fail_after(5):
+            await user.fsync(last)
+        assert user.fs.context.registry.artifacts.count() == 1
+        for opened in list(user.handles):
+            await user.close(opened)
+        await user.sync()
+
+    run(box, scenario)
+
+
+def test_a_full_disk_is_told_to_the_writer_only(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier bytes stay, what was closed before is stored, and the file can be written again later."""
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a", b"acknowledged")
+        opened = await user.open("a")
+        await user.pwrite(opened, b"A", 0)
+        with monkeypatch.context() as patch:
+
+            def full(self: Spool, offset: int, data: bytes) -> int:
+                raise OSError(errno.ENOSPC, "full")
+
+            patch.setattr(Spool, "write", full)
+            with pytest.raises(OSError, match="full"):
+                await user.fs.files.write(opened.number, 100, b"more")
+        await user.close(opened)
+        await user.sync()
+        assert user.fs.context.registry.journal.entries() == []
+        assert await user.read("a") == b"Acknowledged"
+        await user.write_file("a", b"again")
+
+    run(box, scenario)
+
+
+def test_an_edit_that_fails_on_a_full_disk_is_no_edit(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first write to a stored file fails: its row is not left open."""
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a", b"stored")
+        await user.sync()
+        opened = await user.open("a")
+        with monkeypatch.context() as patch:
+            patch.setattr(room, "RESERVE", 1 << 60)
+            user.fs.spooling.room._left = 0
+            if os.stat(box.spool).st_dev == os.stat(box.base).st_dev:
+                with pytest.raises(OSError, match="space"):
+                    await user.fs.files.write(opened.number, 0, b"x")
+                with pytest.raises(OSError, match="space"):
+                    user.fs.files.create(1, b"new", 0o644, os.O_RDWR, 0, 0)
+        await user.close(opened)
+        assert await user.read("a") == b"stored"
+        await user.sync()
+
+    run(box, scenario)
+
+
+def test_a_registry_that_cannot_note_a_failure_ends_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(user: User) -> None:
+        journal = user.fs.context.registry.journal
+        failed = journal.failed
+        noted = 0
+
+        def full(*_: object) -> None:
+            nonlocal noted
+            noted += 1
+            raise RegistryError("The disk is full.", errno=errno.ENOSPC)
+
+        monkeypatch.setattr("lamfs.transfer.uploader.RETRY_UNNOTED", 0.01)
+        journal.failed = full  # type: ignore[method-assign]
+        user.mover.failing = lambda op, key: StorageUnavailable("away")
+        await user.write_file("a", b"x")
+        await until(lambda: noted > 2)
+        journal.failed = failed  # type: ignore[method-assign]
+        user.mover.failing = lambda op, key: None
+        await user.sync()
+        assert user.fs.context.registry.artifacts.count() == 1
+
+    run(box, scenario)
+
+
+def test_what_was_written_before_unlink_goes_to_the_trash(box: Box) -> None:
+    async def scenario(user: User) -> None:
+        await user.write_file("a", b"stored")
+        await user.sync()
+        uid = user.uid("a")
+        opened = await user.open("a")
+        await user.pwrite(opened, b"EDIT", 0)
+        await user.unlink("a")
+        await user.pwrite(opened, b"LATER", 0)
+        await user.pread(opened)
+        await user.close(opened)
+        await user.sync()
+        registry = user.fs.context.registry
+        assert registry.journal.entries() == []
+        trashed = registry.artifacts.by_uid(uid)
+        assert trashed is not None
+        assert box.store.get(trashed.revision.object_key) == b"EDITed"
+
+    run(box, scenario)
+
+
+def test_the_bytes_of_the_trash_survive_who_had_them_open(box: Box) -> None:
+    """Opened in the moment between the rename into a local storage and the commit, removed, closed."""
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a", b"first")
+        await user.sync()
+        uid = user.uid("a")
+        user.mover.hold = "put"
+        await user.write_file("a", b"second")
+        await user.mover.held.wait()
+        opened = await user.open("a", os.O_RDONLY)
+        await user.pread(opened)
+        await user.unlink("a")
+        user.mover.release.set()
+        await until(lambda: not user.fs.context.registry.journal.entries())
+        await user.pread(opened)
+        await user.close(opened)
+        trashed = user.fs.context.registry.artifacts.by_uid(uid)
+        assert trashed is not None
+        assert box.store.get(trashed.revision.object_key, etag=trashed.revision.etag) == b"second"
+
+    run(box, scenario)
+
+
+def test_an_object_is_never_written_in_place(make_box: MakeBox) -> None:
+    """A spool file was renamed into the folder, and the mover died before it said so: a write goes to a copy."""
+    box = make_box("local")
+
+    async def scenario(user: User) -> None:
+        opened = await user.create("a")
+        await user.pwrite(opened, b"first", 0)
+        reader = await user.open("a", os.O_RDONLY)
+        await user.close(opened)
+        user.mover.late = True
+        user.mover.failing = lambda op, key: StorageUnavailable("died") if op == "put" else None
+        await until(lambda: user.fs.context.uploader.failures)
+        user.mover.failing = lambda op, key: None
+        (stored,) = [stat for stat in box.store.list() if stat.size == 5]
+        inode = os.stat(box.store.local_path(stored.key)).st_ino
+        writer = await user.open("a")
+        await user.pwrite(writer, b"WRITE", 0)
+        for state in user.fs.context.states.values():
+            assert state.spool is None or os.fstat(state.spool.fd).st_ino != inode
+        await user.pread(reader)
+        await user.close(writer)
+        await user.close(reader)
+        await user.sync()
+
+    run(box, scenario)
+
+
+def test_open_handles_keep_the_revision_they_opened(make_box: MakeBox) -> None:
+    """The object is replaced and deleted under a reader who has not read it yet."""
+    box = make_box("s3")
+
+    async def write(user: User) -> None:
+        await user.write_file("a.csv", b"old" * 100)
+        await user.sync()
+
+    user = User()
+    box.run(write, user)
+
+    async def read(user: User) -> None:
+        import shutil
+
+        shutil.rmtree(Path(box.cache_dir), ignore_errors=True)
+        reader = await user.open("a.csv", os.O_RDONLY)
+        await user.write_file("t.txt", b"new")
+        await user.sync()
+        await user.rename("t.txt", "a.csv")
+        await user.sync()
+        assert await user.fs.read(reader.number, 0, 1000) == b"old" * 100
+        assert await user.read("a.csv") == b"new"
+        await user.close(reader)
+
+    box.run(read, user)
+    box.check(user)
+
+
+def test_a_new_file_whose_maker_died_at_once_is_empty(box: Box) -> None:
+    """The name is in the registry, and the spool file was not made any more."""
+
+    async def scenario(user: User) -> None:
+        user.fs.context.registry.names.create_file(1, "a", 0o100644, 0, 0)
+
+    user = User()
+    box.run(scenario, user)
+    from tests.support.fsbox import Node
+
+    user.tree["a"] = Node()
+    box.check(user)
