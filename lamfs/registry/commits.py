@@ -106,9 +106,20 @@ class Commits:
         return (None if parent == AUTO_INO else self._tree.path(ino)), suffix_of(name)
 
     def put(
-        self, ino: int, gen: int, content: ContentHash, object_key: str, etag: str, origin: Provenance
+        self,
+        ino: int,
+        gen: int,
+        content: ContentHash,
+        object_key: str,
+        etag: str,
+        origin: Provenance,
+        *,
+        taken: str | None = None,
     ) -> Committed:
-        """The bytes of generation ``gen`` of inode ``ino`` are in ``object_key``: save or replace its artifact."""
+        """The bytes of generation ``gen`` of inode ``ino`` are in ``object_key``: save or replace its artifact.
+
+        ``taken``: name of the spool file when it has become the object itself, by a rename.
+        """
         with self._db.transaction():
             entry = self._journal.put_of(ino)
             artifact = self._artifacts.by_ino(ino)
@@ -142,8 +153,9 @@ class Commits:
             if current:
                 self._journal.done(entry.id)
                 self._tree.update(ino, size=content.size)
-            else:
-                # What stays owed has not been written anywhere yet; the object is the artifact's now.
+            elif entry.src != taken:
+                # What stays owed has not been written anywhere yet; the object is the artifact's now. (A close of the
+                # very file that was taken counted a generation meanwhile: then the object is where its bytes are.)
                 self._journal.set_target(entry.id, None)
             self._changes.content(ino)
             return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)

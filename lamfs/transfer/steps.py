@@ -104,7 +104,8 @@ class Steps:
             if artifact is not None and artifact.revision.object_key == target:
                 await self.hooks.pin(target)
             etag, consumed = await self._send(content, path, target, upload, ino)
-            committed = registry.commits.put(ino, entry.gen, content, target, etag, self._origin)
+            taken = entry.src if consumed else None
+            committed = registry.commits.put(ino, entry.gen, content, target, etag, self._origin, taken=taken)
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
@@ -178,7 +179,9 @@ class Steps:
             )
         stat = await self._mover.head(entry.object_key)
         content = await self._mover.hash(local)
-        return self._registry.commits.put(entry.ino, entry.gen, content, entry.object_key, stat.etag, self._origin)
+        return self._registry.commits.put(
+            entry.ino, entry.gen, content, entry.object_key, stat.etag, self._origin, taken=entry.src
+        )
 
     async def move(self, entry: JournalEntry) -> None:
         """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
