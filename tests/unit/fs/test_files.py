@@ -257,6 +257,42 @@ def test_an_object_is_never_written_in_place(make_box: MakeBox) -> None:
     run(box, scenario)
 
 
+def test_a_close_while_the_file_is_taken_loses_nothing(make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written again between the decision to upload and the upload, closed before the file is renamed into the folder:
+    the row counts one generation more than was stored, of the same file."""
+    box = make_box("local")
+
+    async def scenario(user: User) -> None:
+        spooling, steps = user.fs.spooling, user.fs.context.uploader._steps
+        freeze, hash_ = spooling.freeze, steps._hash
+        opened = await user.create("a")
+        await user.pwrite(opened, b"first", 0)
+
+        def late_write(ino: int, src: str) -> None:
+            monkeypatch.setattr(spooling, "freeze", freeze)
+            state = user.fs.context.states[opened.fino]
+            assert state.spool is not None
+            spooling._begin_put(state, src)
+            with opened.node.becoming(b"FIRST"):
+                state.spool.write(0, b"FIRST")
+            state.dirty = True
+            freeze(ino, src)
+
+        async def late_close(path: str) -> object:
+            content = await hash_(path)
+            monkeypatch.setattr(steps, "_hash", hash_)
+            await user.close(opened)
+            return content
+
+        monkeypatch.setattr(spooling, "freeze", late_write)
+        monkeypatch.setattr(steps, "_hash", late_close)
+        with trio.fail_after(5):
+            await user.fs.sync_all()
+        assert user.fs.context.registry.journal.entries() == []
+
+    run(box, scenario)
+
+
 def test_open_handles_keep_the_revision_they_opened(make_box: MakeBox) -> None:
     """The object is replaced and deleted under a reader who has not read it yet."""
     box = make_box("s3")
