@@ -112,11 +112,12 @@ class Files:
             raise FsError(errno.ELOOP)
         if not context.nodes.is_current(fino) or (inode.ino in context.nodes.ghosts and not emptied):
             raise FsError(errno.ESTALE)
-        if inode.nlink == 0:
+        unlinked = inode.nlink == 0 and inode.ino in context.nodes.unlinked
+        if inode.nlink == 0 and not unlinked:
             # Somebody else deleted it, and the kernel does not know yet: it looks the name up again, instead of writing
             # into a file that nobody can find. (Who has it open here shares the state above.)
             raise FsError(errno.ESTALE)
-        state = FileState(inode.ino, fino, inode)
+        state = FileState(inode.ino, fino, inode, private=unlinked)
         artifact = context.registry.artifacts.by_ino(inode.ino)
         if artifact is not None:
             state.revision = artifact.revision

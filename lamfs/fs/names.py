@@ -197,6 +197,8 @@ class Names:
             state.inode.nlink, state.inode.ctime_ns = inode.nlink, inode.ctime_ns
         if inode.nlink:
             return
+        if self._c.nodes.known(self._c.nodes.fino(inode.ino)):
+            self._c.nodes.unlinked.add(inode.ino)
         if removed.row_gone:
             self._c.uploader.abandon(inode.ino)
         if removed.row_gone and self._c.nodes.known(self._c.nodes.fino(inode.ino)):

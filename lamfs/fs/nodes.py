@@ -28,6 +28,8 @@ class NodeTable:
         self._revision: dict[int, int] = {}
         self.ghosts: dict[int, Inode] = {}
         """Attributes of inodes whose registry row is gone while the kernel still knows them."""
+        self.unlinked: set[int] = set()
+        """Inodes that lost their last name through this mount, while the kernel still knows them."""
 
     def ino(self, fino: int) -> int:
         """Registry inode number behind a FUSE inode number."""
@@ -82,6 +84,7 @@ class NodeTable:
         self._kin.pop(ino, None)
         self._current.pop(ino, None)
         self.ghosts.pop(ino, None)
+        self.unlinked.discard(ino)
         return True
 
     def supersede(self, ino: int) -> int | None:
