@@ -160,11 +160,9 @@ POINTS = [
 ]  # fmt: skip
 
 
-@on("local", "s3")
-# On S3 the rest is left to tests/unit/fs/test_crashes.py, which ends at every single step, in one process.
-@pytest.mark.parametrize(
-    ("fragile", "part"), [("local", 0), ("local", 1), ("local", 2), ("s3", 1)], indirect=["fragile"]
-)
+# tests/unit/fs/test_crashes.py ends at every single step, on S3 too, in one process.
+@on("local")
+@pytest.mark.parametrize("part", [0, 1, 2])
 def test_killed_at(part: int, fragile: MountedInstance) -> None:
     """Some lives each: files are made, replaced, renamed, edited; each life ends at another point of the work."""
     instance = fragile
