@@ -158,7 +158,7 @@ def whole_tree(root: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture
 def modelled(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInstance]:
     """An instance that may be killed."""
     with contextlib.ExitStack() as stack:
@@ -171,7 +171,12 @@ def modelled(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInst
             yield instance
 
 
-@pytest.mark.parametrize("words", [[], ["real_keys"]], ids=["virtual", "real"])
+PLACES = [("local", []), ("s3", ["real_keys"]), ("local", ["real_keys"]), ("s3", [])]
+
+
+@pytest.mark.parametrize(
+    ("modelled", "words"), PLACES if "LAMFS_SOAK" in os.environ else PLACES[:2], indirect=["modelled"]
+)
 def test_random_calls(words: list[str], modelled: MountedInstance, tmp_path: Path) -> None:
     """Four lives of an instance: one ends by lamfs umount, one by SIGTERM, one by kill -9; each with an empty cache."""
     instance = modelled
