@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from lamfs import config
 from lamfs.config import InstanceSettings
-from lamfs.errors import Locked, NotSetUp
+from lamfs.errors import Locked, NotSetUp, StorageMissing
 from lamfs.ops.lock import Holder, Lease, LeaseState
 from lamfs.storage import ObjectStore, open_store
 
@@ -137,10 +137,24 @@ class Instance:
         Called before every change. Another machine's newer registry is pulled first, when nothing here would be lost.
         Raises Locked, and storage errors.
         """
+        self._refuse_empty_place()
         data = config.read_json(self._lease_path)
         if data is not None and not LeaseState("", "", "", "", 0.0, float(data.get("until", 0))).renew_due:
             return
         self.take_lease()
+
+    def _refuse_empty_place(self) -> None:
+        """A folder that is not the storage, but lies where its disk is mounted at other times, must not be written to.
+
+        Known by the registry's copy: this machine stored one there, and it is gone. Raises StorageMissing.
+        """
+        copy = self.store.local_path(self.settings.snapshot_key)
+        memory = self.settings.directory / "snapshot.json"
+        if copy is not None and memory.exists() and not os.path.exists(copy):
+            raise StorageMissing(
+                f"The folder {self.settings.storage.root} is not the storage of '{self.settings.slug}' as it was left:"
+                f" {copy} is not there. Mount its disk; if the file was deleted on purpose, delete {memory} as well."
+            )
 
     def take_lease(self) -> bool:
         """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``."""

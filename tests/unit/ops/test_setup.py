@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from lamfs import config
-from lamfs.errors import InvalidArgument, Locked, NotEmpty, NotSetUp, PreconditionFailed, StorageForbidden
+from lamfs.errors import (
+    InvalidArgument,
+    Locked,
+    NotEmpty,
+    NotSetUp,
+    PreconditionFailed,
+    StorageForbidden,
+    StorageMissing,
+)
 from lamfs.model import instance_id
 from lamfs.ops import artifacts, fsck, lock, mounts, setup, snapshot
 from lamfs.ops.instance import Instance
@@ -381,3 +389,19 @@ def test_processes_beside_each_other(root: Path, tmp_path: Path) -> None:
         assert (report.problems, report.repaired) == ([], [])
         assert opened.registry.journal.entries() == []
     assert read(slug, "shared") in {f"{who} 7" for who in "pqrs"}
+
+
+def test_a_folder_in_the_place_of_the_storage_is_not_written_to(root: Path, tmp_path: Path) -> None:
+    """The storage's disk is not mounted: an empty folder lies there."""
+    settings = setup.init(str(root), name="one")
+    save(settings.slug, tmp_path, "a", "one")
+    away = tmp_path / "away"
+    root.rename(away)
+    root.mkdir()
+    with pytest.raises(StorageMissing, match="Mount its disk"):
+        save(settings.slug, tmp_path, "b", "two")
+    assert list(root.rglob("*")) == []
+    root.rmdir()
+    away.rename(root)
+    save(settings.slug, tmp_path, "b", "two")
+    assert read(settings.slug, "b") == "two"
