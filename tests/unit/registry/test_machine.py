@@ -178,7 +178,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.trash)
     @rule(data=st.data())
     def restore(self, data: Any) -> None:
-        uid = data.draw(st.sampled_from(sorted(self.trash)))
+        uid = data.draw(st.sampled_from(list(self.trash)))
         try:
             record = self.registry.names.restore(uid)
         except (AlreadyExists, InvalidName):
@@ -194,7 +194,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.trash)
     @rule(data=st.data())
     def purge(self, data: Any) -> None:
-        uid = data.draw(st.sampled_from(sorted(self.trash)))
+        uid = data.draw(st.sampled_from(list(self.trash)))
         self.registry.names.purge(uid)
         del self.trash[uid]
 
