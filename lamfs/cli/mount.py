@@ -41,8 +41,8 @@ OPTION_HELP = """\b
                       fails with EIO (default 300)
   uploads=N           files stored at a time, 1 to 64 (default 8)
   debug               a more talkative log
-  noatime, nodiratime, nodev, nosuid, noexec, sync, dirsync and their
-  opposites           as in mount(8)
+  noatime, noexec, sync, dirsync, nodev, nosuid
+                      as in mount(8); a mount is always nodev and nosuid
 """
 
 
@@ -69,7 +69,7 @@ def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bo
 
     options = MountOptions(slug="", mountpoint="", read_only=read_only, foreground=foreground)
     apply_words(options, [word for given in words for word in given.split(",") if word])
-    path = mountpoints.absolute(os.path.expanduser(mountpoint))
+    path = mountpoints.absolute(mountpoint)
     clear_the_way(path)
     options.slug = choose_instance(instance)
     mountpoints.prepare(path)
@@ -123,10 +123,11 @@ def choose_instance(slug: str | None) -> str:
 
 
 def live_mount(path: str) -> MountRecord | None:
-    """The living mount at just this path."""
+    """The living mount at just this path; not one that has left the tree and only waits for its last open file."""
     from lamfs.ops import mounts
 
-    return next((record for record in mounts.all_live() if record.mountpoint == path), None)
+    gone = mountpoints.detached(mounts.all_live())
+    return next((record for record in mounts.all_live() if record.mountpoint == path and record.pid not in gone), None)
 
 
 @click.command(
@@ -151,7 +152,7 @@ def umount(mountpoint: str, force: bool, timeout: float | None) -> None:
     leaves the tree although files are open in it, and although storage does not answer: the daemon goes on trying, and
     if it ends before, the next mount stores what is left. Also clears away a mount whose daemon has died.
     """
-    path = mountpoints.absolute(os.path.expanduser(mountpoint))
+    path = mountpoints.absolute(mountpoint)
     record = live_mount(path)
     if record is None:
         clear_dead(path)
@@ -184,6 +185,9 @@ def clear_dead(path: str) -> None:
     """Unmount what a dead daemon has left at ``path``. Raises NotFound when there is no lamfs mount."""
     mounted = mountpoints.at(path)
     if mounted is None:
+        outer = mountpoints.around(path)
+        if outer is not None:
+            raise NotFound(f"{path} is inside the lamfs mount {outer.path}; name that one.")
         raise NotFound(f"Nothing is mounted at {path}; 'lamfs status' lists the mounts.")
     if not mounted.is_lamfs:
         raise NotFound(f"{path} is not a lamfs mount ({mounted.fstype}); use umount.")

@@ -12,8 +12,13 @@ import re
 import stat
 import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lamfs.errors import AlreadyExists, LamfsError, NotEmpty, NotSetUp
+from lamfs import config
+from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotEmpty, NotSetUp
+
+if TYPE_CHECKING:
+    from lamfs.ops.mounts import MountRecord
 
 UNMOUNT_SECONDS = 30.0
 """How long fusermount3 may take."""
@@ -54,24 +59,61 @@ def at(path: str) -> Mounted | None:
     return next((mounted for mounted in reversed(table()) if mounted.path == path), None)
 
 
+def detached(records: list[MountRecord]) -> set[int]:
+    """The pids of the daemons whose mount has left the tree, and that live on because of open files or owed work.
+
+    ``records`` oldest first: of several at one place the newest is the one that is there.
+    """
+    there = {mounted.path for mounted in table() if mounted.is_lamfs}
+    newest = {record.mountpoint: record.pid for record in records}
+    return {
+        record.pid for record in records if record.mountpoint not in there or newest[record.mountpoint] != record.pid
+    }
+
+
 def absolute(path: str) -> str:
-    """A path without symlinks, as mountinfo spells it; its last part is looked at only when no mount is there."""
-    path = os.path.abspath(path)
+    """A path without symlinks, as mountinfo spells it; its last part is looked at only when no mount is there.
+
+    ``~`` is the home directory. Raises InvalidArgument when the path is empty.
+    """
+    if not path:
+        raise InvalidArgument("The mount point is empty; name a directory.")
+    path = os.path.abspath(os.path.expanduser(path))
     parent, name = os.path.split(path)
     spelled = os.path.join(os.path.realpath(parent), name) if name else path
     return spelled if at(spelled) else os.path.realpath(spelled)
 
 
+def around(path: str) -> Mounted | None:
+    """The lamfs mount that ``path`` is inside of."""
+    return next((mounted for mounted in table() if mounted.is_lamfs and path.startswith(f"{mounted.path}/")), None)
+
+
 def prepare(path: str) -> None:
     """Make sure ``path`` is an empty directory, making it (mode 0700) when there is none.
 
-    Raises NotSetUp (not a directory), NotEmpty, AlreadyExists (inside a lamfs mount).
+    Raises NotSetUp (not a directory, or it cannot be made), NotEmpty, AlreadyExists (inside a lamfs mount),
+    InvalidArgument (where lamfs keeps its own files).
     """
-    for mounted in table():
-        if mounted.is_lamfs and path.startswith(f"{mounted.path}/"):
-            raise AlreadyExists(f"{path} is inside the lamfs mount {mounted.path}; choose a place outside of it.")
-    with contextlib.suppress(FileExistsError):
+    outer = around(path)
+    if outer is not None:
+        raise AlreadyExists(f"{path} is inside the lamfs mount {outer.path}; choose a place outside of it.")
+    for what, directory in (
+        ("settings", config.config_dir()),
+        ("registries", config.data_dir()),
+        ("cache", config.cache_dir()),
+    ):
+        # The cache may be deleted at any time: with a mount in it that would delete every artifact.
+        if f"{path}/".startswith(f"{os.path.realpath(directory)}/"):
+            raise InvalidArgument(f"{path} is where lamfs keeps its {what} ({directory}); mount elsewhere.")
+    try:
         os.makedirs(path, mode=0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise NotSetUp(
+            f"The mount point {path} cannot be made ({error.strerror}); choose another directory."
+        ) from error
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise NotSetUp(f"{path} is not a directory; choose an empty directory as the mount point.")
     with os.scandir(path) as entries:
@@ -100,6 +142,8 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     if done.returncode == 0 or at(path) is None:
         return
     said = os.fsdecode(done.stderr).strip().removeprefix("fusermount3: ")
+    if "not found in /etc/mtab" in said:
+        raise LamfsError(f"{path} was mounted by another user; only they or root can unmount it.", errno=errno.EPERM)
     number = errno.EBUSY if "busy" in said else errno.EIO
     raise LamfsError(f"{path} could not be unmounted: {said or 'fusermount3 failed'}.", errno=number)
 

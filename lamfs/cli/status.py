@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lamfs.cli import mountpoints
 from lamfs.cli.common import json_option
 from lamfs.cli.output import print_json, say, shown, size, when
 from lamfs.cli.seam import Command
@@ -32,7 +33,9 @@ def status(as_json: bool) -> None:
     """
     from lamfs.ops import mounts
 
-    live = [mount_status(record) for record in mounts.all_live()]
+    records = mounts.all_live()
+    gone = mountpoints.detached(records)
+    live = [{**mount_status(record), "detached": record.pid in gone} for record in records]
     result = {
         "mounts": live,
         "instances": instance_status({str(mount["slug"]) for mount in live}),
@@ -141,7 +144,9 @@ def show_mount(mount: dict[str, Any]) -> None:
     """Print one mount for people."""
     read_only = ", read-only" if mount.get("read_only") else ""
     began = when(mount["started_at"])
-    say(f"{mount['slug']} at {shown(mount['mountpoint'])} (pid {mount['pid']}, since {began}{read_only})")
+    where = f"{'unmounted from' if mount['detached'] else 'at'} {shown(mount['mountpoint'])}"
+    waits = "; its daemon ends when its files are closed and everything is stored" if mount["detached"] else ""
+    say(f"{mount['slug']} {where} (pid {mount['pid']}, since {began}{read_only}){waits}")
     if not mount["answers"]:
         say(f"  error    {shown(mount['error'])}")
         return

@@ -53,9 +53,9 @@ def sync(path: str | None, timeout: float | None) -> None:
             say("No mount is alive, so none owes anything; 'lamfs status' shows what dead ones have left.")
             return
     else:
-        found = mounts.find_by_path(os.path.expanduser(path))
+        found = mounts.find_by_path(os.path.expanduser(path)) if path else None
         if found is None:
-            raise NotFound(f"{path} is not in a living mount; 'lamfs status' lists the mounts.")
+            raise NotFound(f"'{path}' is not in a living mount; 'lamfs status' lists the mounts.")
         records = [found[0]]
     failed = False
     for record in records:

@@ -46,9 +46,22 @@ class MountOptions:
         return cls(**{**data, "fuse": tuple(data.get("fuse", ()))})
 
 
-KERNEL_WORDS = frozenset(
-    {"noatime", "atime", "nodev", "dev", "nosuid", "suid", "noexec", "exec", "sync", "dirsync", "async", "nodiratime"}
-)
+OPPOSITES = {"noatime": "atime", "noexec": "exec", "sync": "async"}
+KERNEL_WORDS = frozenset({*OPPOSITES, *OPPOSITES.values(), "dirsync", "nodev", "nosuid"})
+"""What libfuse 3 and fusermount3 take and heed. A mount is nodev and nosuid in any case."""
+FLAGS = ("allow_other", "xattr", "real_keys", "debug")
+MAX_ID = (1 << 32) - 2
+"""The largest uid and gid; 2**32-1 means none."""
+NEEDS = {
+    "uid": f"a number from 0 to {MAX_ID}",
+    "gid": f"a number from 0 to {MAX_ID}",
+    "umask": "an octal number such as 022",
+    "close": "'spool' or 'storage'",
+    "fsync": "'spool' or 'storage'",
+    "cache_limit": "a size such as 512M or 20G",
+    "timeout": "a number of seconds above 0",
+    "uploads": "a number from 1 to 64",
+}
 SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -65,28 +78,37 @@ def apply_words(options: MountOptions, words: list[str]) -> None:
     """Apply ``-o`` words (already split at commas) to ``options``. Raises InvalidArgument naming the word."""
     for word in words:
         name, given, value = word.partition("=")
-        if name in ("allow_other", "xattr", "real_keys", "debug") and not given:
+        if name in FLAGS and not given:
             setattr(options, name, True)
         elif name == "ro" and not given:
             options.read_only = True
         elif name == "rw" and not given:
             options.read_only = False
-        elif name in ("uid", "gid") and value.isdigit():
+        elif name in ("uid", "gid") and _is_number(value) and int(value) <= MAX_ID:
             setattr(options, name, int(value))
         elif name == "umask" and _is_octal(value):
             options.umask = int(value, 8)
         elif name in ("close", "fsync") and value in ("spool", "storage"):
             setattr(options, name, value)
-        elif name == "cache_limit":
+        elif name == "cache_limit" and value:
             options.cache_limit = parse_size(value)
-        elif name == "timeout" and value.replace(".", "", 1).isdigit():
+        elif name == "timeout" and _is_number(value.replace(".", "", 1)) and float(value) > 0:
             options.timeout = float(value)
-        elif name == "uploads" and value.isdigit() and 1 <= int(value) <= 64:
+        elif name == "uploads" and _is_number(value) and 1 <= int(value) <= 64:
             options.uploads = int(value)
         elif name in KERNEL_WORDS and not given:
-            options.fuse = (*options.fuse, name)
+            opposites = {OPPOSITES.get(name), *(word for word, other in OPPOSITES.items() if other == name)}
+            options.fuse = (*(word for word in options.fuse if word not in opposites), name)
+        elif name in NEEDS:
+            raise InvalidArgument(f"The mount option '{name}' needs {NEEDS[name]}, but '{word}' was given.")
+        elif given and name in {*KERNEL_WORDS, *FLAGS, "ro", "rw"}:
+            raise InvalidArgument(f"The mount option '{name}' takes no value, but '{word}' was given.")
         else:
             raise InvalidArgument(f"'{word}' is not a mount option that lamfs knows; 'lamfs mount --help' lists them.")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _is_octal(text: str) -> bool:

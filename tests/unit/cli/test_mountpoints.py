@@ -12,7 +12,8 @@ import pytest
 
 from lamfs.cli import mountpoints
 from lamfs.cli.mountpoints import Mounted
-from lamfs.errors import AlreadyExists, NotEmpty, NotSetUp
+from lamfs.errors import AlreadyExists, InvalidArgument, NotEmpty, NotSetUp
+from lamfs.ops.mounts import MountRecord
 
 TABLE = (
     b"25 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
@@ -51,6 +52,36 @@ def test_the_topmost_mount_counts(table: list[Mounted]) -> None:
 def test_nothing_is_mounted_inside_a_mount(table: list[Mounted]) -> None:
     with pytest.raises(AlreadyExists, match="inside the lamfs mount"):
         mountpoints.prepare("/home/a b/m\tx/inner")
+
+
+@pytest.mark.parametrize("variable", ["LAMFS_CONFIG_DIR", "LAMFS_DATA_DIR", "LAMFS_CACHE_DIR"])
+def test_nothing_is_mounted_among_the_files_of_lamfs(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path / "own"))
+    for path in (tmp_path / "own", tmp_path / "own" / "deep" / "er"):
+        with pytest.raises(InvalidArgument, match="mount elsewhere"):
+            mountpoints.prepare(str(path))
+    mountpoints.prepare(str(tmp_path / "owner"))
+
+
+def test_a_place_that_cannot_be_made_is_named(table: list[Mounted]) -> None:
+    with pytest.raises(NotSetUp, match=r"The mount point /proc/none/x cannot be made \(No such file or directory\)"):
+        mountpoints.prepare("/proc/none/x")
+
+
+def test_an_empty_path_is_no_mount_point() -> None:
+    with pytest.raises(InvalidArgument, match="empty"):
+        mountpoints.absolute("")
+
+
+def record(pid: int, mountpoint: str) -> MountRecord:
+    return MountRecord(pid, f"boot:{pid}:1", mountpoint, "a/b", "/socket", pid)
+
+
+def test_a_daemon_that_lives_on_without_its_mount_is_told_from_the_one_that_is_there(table: list[Mounted]) -> None:
+    records = [record(1, "/mnt"), record(2, "/mnt"), record(3, "/left"), record(4, "/srv/ü")]
+    assert mountpoints.detached(records) == {1, 3, 4}
 
 
 def test_the_real_table_has_proc() -> None:

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from lamfs import config
-from lamfs.cli import main, sync
+from lamfs.cli import main, mountpoints, sync
+from lamfs.cli.mountpoints import Mounted
 from lamfs.model import StorageConfig, iso, now_ns
 from lamfs.ops import mounts
 from lamfs.registry import process_id
@@ -149,7 +150,7 @@ def test_a_daemon_that_answers_nothing_does_not_hold_up_the_user(daemon, monkeyp
     assert "does not answer" in shown.stdout
 
 
-def test_status_shows_what_the_daemon_says(daemon) -> None:
+def test_status_shows_what_the_daemon_says(daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     at = iso(now_ns())
     made = daemon(
         lambda command: status(
@@ -162,6 +163,7 @@ def test_status_shows_what_the_daemon_says(daemon) -> None:
             open_files=2,
         )
     )
+    monkeypatch.setattr(mountpoints, "table", lambda: [Mounted(made.record.mountpoint, "fuse.lamfs", "lamfs:a/b")])
     lines = CliRunner().invoke(main, ["status"]).stdout.splitlines()
     assert lines[0].startswith(f"a/b at {made.record.mountpoint} (pid {os.getpid()}, since ")
     assert "  owed     2 puts (3.0 MiB), 1 delete" in lines
@@ -171,6 +173,11 @@ def test_status_shows_what_the_daemon_says(daemon) -> None:
     data = json.loads(CliRunner().invoke(main, ["status", "--json"]).stdout)
     assert data["mounts"][0]["owed"] == {"put": 2, "delete": 1}
     assert data["mounts"][0]["answers"] is True
+    assert data["mounts"][0]["detached"] is False
+    monkeypatch.setattr(mountpoints, "table", list)
+    lines = CliRunner().invoke(main, ["status"]).stdout.splitlines()
+    assert lines[0].startswith(f"a/b unmounted from {made.record.mountpoint} (pid {os.getpid()}, since ")
+    assert lines[0].endswith("its daemon ends when its files are closed and everything is stored")
     assert data["instances"] == [
         {"slug": "a/b", "storage": made.settings.storage.root, "current": False, "mounted": True}
     ]
