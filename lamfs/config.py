@@ -17,12 +17,14 @@ import re
 import secrets
 import socket
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from lamfs import scratch
 from lamfs.errors import InvalidArgument, LamfsError, NotSetUp
 from lamfs.model import BASE62, USER_UID_LEN, StorageConfig, instance_id
 
@@ -327,6 +329,27 @@ def set_current(slug: str | None) -> None:
             (config_dir() / "current.json").unlink()
     else:
         write_json(config_dir() / "current.json", {"slug": slug})
+
+
+def scratch_names() -> tuple[str, ...]:
+    """Patterns of names that never become artifacts (scratch.py). Raises NotSetUp when the settings are damaged."""
+    path = config_dir() / "settings.json"
+    found = (read_json(path) or {}).get("scratch_names")
+    if found is None:
+        return scratch.DEFAULT
+    if not isinstance(found, list) or not all(isinstance(pattern, str) for pattern in found):
+        raise NotSetUp(f"'scratch_names' in {path} is no list of patterns; mend or delete it.")
+    return tuple(found)
+
+
+def set_scratch_names(patterns: Iterable[str] | None) -> None:
+    """Choose the patterns, for mounts to come; None: the default ones. Raises InvalidArgument."""
+    path = config_dir() / "settings.json"
+    data = read_json(path) or {}
+    data.pop("scratch_names", None)
+    if patterns is not None:
+        data["scratch_names"] = list(dict.fromkeys(scratch.check(pattern) for pattern in patterns))
+    write_json(path, data)
 
 
 def machine_token() -> str:

@@ -7,6 +7,7 @@ import os
 
 from lamfs.ops import mounts
 from lamfs.ops.instance import Instance
+from lamfs.registry import Registry
 
 log = logging.getLogger("lamfs.daemon")
 
@@ -28,7 +29,9 @@ def take_over(instance: Instance) -> int:
         try:
             info = os.stat(spool / entry.src)
         except FileNotFoundError:
-            if entry.state == "open":
+            if entry.state == "scratch":
+                _forget(registry, entry.ino)
+            elif entry.state == "open":
                 registry.journal.ready_put(entry.ino)
             continue  # the uploader finds out where it went
         with registry.db.transaction():
@@ -36,13 +39,20 @@ def take_over(instance: Instance) -> int:
             if inode is not None and (inode.size != info.st_size or entry.state == "open"):
                 registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns)
             if entry.state == "open":
-                registry.journal.ready_put(entry.ino)
+                registry.journal.ready_put(entry.ino, scratch=registry.names.is_scratch(entry.ino))
             registry.changes.content(entry.ino)
     if taken:
         log.info("taking over %d pieces of storage work from a mount that ended early", len(taken))
     if not mounts.live(instance.settings):
         _sweep(instance)
     return len(taken)
+
+
+def _forget(registry: Registry, ino: int) -> None:
+    """A scratch file whose bytes are on another machine, or lost: it is of no use, and nothing else has its bytes."""
+    with registry.db.transaction():
+        for parent, name in registry.tree.names(ino):
+            registry.names.unlink(parent, name)
 
 
 def _sweep(instance: Instance) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from lamfs.cache.blocks import BlockCache
 from lamfs.errors import FsError
+from lamfs.fs.backups import Backups
 from lamfs.fs.nodes import NodeTable
 from lamfs.fs.state import FileState
 from lamfs.model import Inode
@@ -66,6 +67,7 @@ class Context:
     policy: Policy
     kernel: KernelNotifier = field(default_factory=NoKernel)
     nodes: NodeTable = field(default_factory=NodeTable)
+    backups: Backups = field(default_factory=Backups)
     states: dict[int, FileState] = field(default_factory=dict)
 
     def inode(self, fino: int) -> Inode:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 import trio
 
@@ -55,6 +56,7 @@ class Files:
         """Make and open a regular file; returns handle, FUSE inode and attributes, one lookup counted."""
         context = self._c
         text = check_name(name)
+        backup = context.backups.kept(context.nodes.ino(parent), text)
         try:
             inode, src = context.registry.names.create_file(
                 context.nodes.ino(parent),
@@ -63,6 +65,7 @@ class Files:
                 uid,
                 gid,
                 key_is_virtual=not context.policy.real_keys,
+                backup=backup,
             )
         except FsError as error:
             if error.errno == errno.EEXIST and not flags & os.O_EXCL:
@@ -72,9 +75,16 @@ class Files:
         try:
             spool = self._spooling.new_spool(inode.ino, src)
         except OSError:
-            context.registry.names.unlink(context.nodes.ino(parent), text)
+            # With a kept backup, the artifact goes back to that.
+            place = context.backups.place(backup) if backup is not None else None
+            context.registry.names.unlink(context.nodes.ino(parent), text, left=lambda _: place)
             raise
         state = FileState(inode.ino, inode.ino, inode, spool=spool, journaled=True, dirty=True)
+        if backup is not None:
+            context.backups.handed(backup)
+            artifact = context.registry.artifacts.by_ino(inode.ino)
+            # What it replaces: bytes that are closed as they were are nothing new.
+            state.revision = artifact.revision if artifact is not None else None
         context.states[inode.ino] = state
         context.nodes.looked_up(inode.ino, inode.revision)
         state.handles = 1
@@ -264,6 +274,9 @@ class Files:
         entry = self._c.registry.journal.put_of(ino)
         if entry is None:
             return
+        if entry.state == "scratch":
+            await trio.to_thread.run_sync(_sync_file, self._c.spool_dir / str(entry.src))
+            return
         with trio.move_on_after(self._c.policy.timeout):
             if entry.owner == self._c.registry.journal.owner:
                 await self._c.uploader.settle(ino, entry.gen)
@@ -321,3 +334,11 @@ class Files:
         self._spooling.give_up(state)
         if writable:
             self._c.uploader.notify(state.ino)
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -6,26 +6,22 @@ Every call is one registry transaction and asks nobody else; none of them waits.
 from __future__ import annotations
 
 import errno
-import os
 import stat
-import time
 from collections.abc import Iterator
 
 from lamfs.errors import FsError
 from lamfs.fs.context import Context
 from lamfs.fs.control import NAME as CONTROL_NAME
 from lamfs.keys import check_name
-from lamfs.model import AUTO_INO, ROOT_INO, Inode
-from lamfs.registry import Removed
+from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, Inode
+from lamfs.registry import Backup, Removed
 
 RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
 FIRST_COOKIE = 2
 """Cookies 1 and 2 are ``.`` and ``..``; an entry's is its registry cookie above that."""
 PAGE = 128
 SYMLINK_MAX = 4095
-BACKUP = 10.0
-"""Seconds for which a file that was renamed to a backup's name (``x`` to ``x~``), when it is removed then, was the old
-content of the file that has its old name, and not a file that goes to the trash."""
 
 
 class Names:
@@ -33,7 +29,6 @@ class Names:
 
     def __init__(self, context: Context) -> None:
         self._c = context
-        self._aside: dict[int, tuple[int, str, float]] = {}
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -132,13 +127,13 @@ class Names:
         """unlink(2): the artifact goes to the trash. Open handles keep the file."""
         known = self._known_name(parent, name)
 
-        def left(ino: int) -> tuple[int, str] | None:
-            where = self._aside.get(ino)
-            if where is None or where[2] < time.monotonic() - BACKUP or where[1] not in known:
-                return None
-            return where[:2]
-
-        removed = self._c.registry.names.unlink(self._c.nodes.ino(parent), known, left=left)
+        backups = self._c.backups
+        removed = self._c.registry.names.unlink(
+            self._c.nodes.ino(parent),
+            known,
+            left=lambda ino: backups.left(ino, known),
+            is_copy=lambda ino: backups.is_copy(ino, known),
+        )
         self._left(removed)
         self._c.uploader.notify()
 
@@ -147,38 +142,50 @@ class Names:
         self._left(self._c.registry.names.rmdir(self._c.nodes.ino(parent), self._known_name(parent, name)))
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        """rename(2), with RENAME_NOREPLACE. Raises FsError(EINVAL) for flags that are not supported."""
+        """renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE. Raises FsError(EINVAL) for other flags."""
+        if flags == RENAME_EXCHANGE:
+            self._exchange(parent, name, new_parent, new_name)
+            return
         if flags & ~RENAME_NOREPLACE:
             raise FsError(errno.EINVAL)
+        backups, known, new_known = self._c.backups, self._known_name(parent, name), check_name(new_name)
+        place, new_place = self._c.nodes.ino(parent), self._c.nodes.ino(new_parent)
+        backup = backups.kept(new_place, new_known)
         result = self._c.registry.names.rename(
-            self._c.nodes.ino(parent),
-            self._known_name(parent, name),
-            self._c.nodes.ino(new_parent),
-            check_name(new_name),
-            noreplace=bool(flags & RENAME_NOREPLACE),
+            place, known, new_place, new_known, noreplace=bool(flags & RENAME_NOREPLACE), backup=backup
         )
         if result.noop:
             return
+        if backup is not None and result.kept:
+            backups.handed(backup)
         if result.replaced is not None:
             self._left(result.replaced)
             if result.replaced.inode.nlink:
-                self._put_aside(result.replaced.inode, new_parent, os.fsdecode(new_name))
-        if parent == new_parent and name in new_name:
-            self._put_aside(result.inode, parent, os.fsdecode(name))
+                self._put_aside(result.replaced.inode, new_place, new_known, "")
+        if place == new_place and known in new_known:
+            self._put_aside(result.inode, place, known, new_known, result.ended)
         state = self._c.state_of(result.inode.ino)
         if state is not None:
             state.inode.ctime_ns = result.inode.ctime_ns
         self._c.uploader.notify()
 
-    def _put_aside(self, inode: Inode, parent: int, name: str) -> None:
-        """A file has left its name, and has one that may be a backup's: for a while, this is remembered."""
-        if not stat.S_ISREG(inode.mode):
-            return
-        now = time.monotonic()
-        while self._aside and next(iter(self._aside.values()))[2] < now - BACKUP:
-            del self._aside[next(iter(self._aside))]
-        self._aside.pop(inode.ino, None)
-        self._aside[inode.ino] = (self._c.nodes.ino(parent), name, now)
+    def _exchange(self, parent: int, name: bytes, other_parent: int, other_name: bytes) -> None:
+        known, other_known = self._known_name(parent, name), self._known_name(other_parent, other_name)
+        places = (self._c.nodes.ino(parent), self._c.nodes.ino(other_parent))
+        one, two = self._c.registry.names.exchange(places[0], known, places[1], other_known)
+        for inode, left, at in ((one, (places[0], known), other_known), (two, (places[1], other_known), known)):
+            # Who saves by an exchange removes the old content next: then its artifact is at the name that it has left.
+            self._put_aside(inode, *left, at)
+            state = self._c.state_of(inode.ino)
+            if state is not None:
+                state.inode.ctime_ns = inode.ctime_ns
+        self._c.uploader.notify()
+
+    def _put_aside(
+        self, inode: Inode, place: int, name: str, at: str, ended: ArtifactRecord | str | None = None
+    ) -> None:
+        if stat.S_ISREG(inode.mode):
+            self._c.backups.put_aside(Backup(inode.ino, ended), place, name, at)
 
     def _known_name(self, parent: int, name: bytes) -> str:
         """A name that has to exist: one that can not is simply not there. The control directory stays where it is."""

@@ -192,7 +192,8 @@ class Spooling:
         inode = state.inode
         with registry.db.transaction():
             registry.tree.update(state.ino, size=inode.size, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
-            state.gen = registry.journal.ready_put(state.ino, settle=SETTLE)
+            scratch = state.revision is None and registry.names.is_scratch(state.ino)
+            state.gen = registry.journal.ready_put(state.ino, settle=SETTLE, scratch=scratch)
             # To other mounts it is a new revision.
             registry.tree.bump_revision(state.ino)
             registry.changes.content(state.ino)

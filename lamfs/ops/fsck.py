@@ -188,6 +188,8 @@ def _keys(instance: Instance, report: Report) -> None:
 def _journal(instance: Instance, report: Report) -> None:
     for entry in instance.registry.journal.entries():
         what = f"{entry.op} of {entry.object_key or entry.uid or entry.src or entry.ino}"
+        if entry.state == "scratch":
+            continue  # in the spool, and nowhere else
         if not is_alive(entry.owner):
             report.add(f"journal: the {what} was left by a process that is gone; mount, or 'lamfs fsck --repair'")
         elif entry.attempts:

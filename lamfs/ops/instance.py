@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from lamfs import config
+from lamfs import config, scratch
 from lamfs.config import InstanceSettings
 from lamfs.errors import Locked, NotSetUp, StorageMissing
 from lamfs.ops.lock import Holder, Lease, LeaseState
@@ -70,7 +70,9 @@ class Instance:
             from lamfs.registry import Registry
 
             self._hold_directory()
-            found = self._thread.registry = Registry(self.settings.registry_path)
+            found = self._thread.registry = Registry(
+                self.settings.registry_path, scratch=scratch.matcher(config.scratch_names())
+            )
         return found
 
     def _hold_directory(self) -> None:

@@ -152,7 +152,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     journal.adopt(("put",))
     count = 0
     for entry in journal.entries():
-        if entry.op != "put" or entry.owner != journal.owner:
+        if entry.op != "put" or entry.state == "scratch" or entry.owner != journal.owner:
             continue
         try:
             count += finish_put(instance, entry)
@@ -179,10 +179,12 @@ def finish_put(instance: Instance, entry: JournalEntry) -> bool:
         return False
     if entry.state != "ready":
         # Its writer died with the file open: the bytes it wrote are what there is.
-        registry.journal.ready_put(entry.ino)
+        registry.journal.ready_put(entry.ino, scratch=registry.names.is_scratch(entry.ino))
         again = registry.journal.put_of(entry.ino)
         assert again is not None
         entry = again
+        if entry.state == "scratch":
+            return False
     user = instance.user()
     origin = Provenance(user.id if user else None)
     if not path.exists():

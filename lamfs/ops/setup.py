@@ -279,7 +279,8 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
     with Instance(settings) as instance:
         instance.hold()
         recover.finish_all(instance)
-        busy = [entry for entry in instance.registry.journal.entries() if entry.op in ("save", "put")]
+        owed = instance.registry.journal.entries()
+        busy = [entry for entry in owed if entry.op in ("save", "put") and entry.state != "scratch"]
         if busy:
             raise Locked(
                 f"The instance '{settings.slug}' cannot be closed yet: {len(busy)} files are still on their way to"
@@ -337,7 +338,7 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
 def _contents(instance: Instance) -> int:
     """Artifacts of all visibilities, and files that are still to become some."""
     registry = instance.registry
-    owed = sum(1 for entry in registry.journal.entries() if entry.op in ("put", "save"))
+    owed = sum(1 for entry in registry.journal.entries() if entry.op in ("put", "save") and entry.state != "scratch")
     return registry.artifacts.count() + registry.artifacts.count(trash=True) + owed
 
 

@@ -10,19 +10,21 @@ from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import Change, ChangeLog
 from lamfs.registry.commits import Commits, Committed, Provenance, record_from_payload
 from lamfs.registry.db import Database, sync_log
+from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal, is_alive, process_id
-from lamfs.registry.namespace import Namespace, Removed, Renamed, spool_name
+from lamfs.registry.namespace import Backup, Namespace, Renamed, spool_name
 from lamfs.registry.people import People, Run, Storage, Transform, User
 from lamfs.registry.tree import Tree
+from lamfs.scratch import Matcher, nothing
 
 
 class Registry:
     """All of one registry file, seen through one connection. Belongs to the thread that made it.
 
-    ``origin`` marks this object's rows in the change log.
+    ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, scratch: Matcher = nothing) -> None:
         self.path = path
         self.origin = new_uid(12)
         self.db = Database(path, create=create)
@@ -31,7 +33,7 @@ class Registry:
         self.journal = Journal(self.db)
         self.changes = ChangeLog(self.db, self.origin)
         self.people = People(self.db)
-        self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes)
+        self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
         self.commits = Commits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:
@@ -69,6 +71,6 @@ class Registry:
 
 
 __all__ = [
-    "Change", "Commits", "Committed", "Provenance", "Registry", "Removed", "Renamed", "Run", "Storage", "Transform",
-    "User", "is_alive", "process_id", "record_from_payload", "spool_name", "sync_log",
+    "Backup", "Change", "Commits", "Committed", "Provenance", "Registry", "Removed", "Renamed", "Run", "Storage",
+    "Transform", "User", "is_alive", "process_id", "record_from_payload", "spool_name", "sync_log",
 ]  # fmt: skip

@@ -87,8 +87,8 @@ class Artifacts:
         """Artifacts whose objects are where this object is to be: under the same key or, since a folder and some
         servers cannot have both ``a`` and ``a/b``, above or below it."""
         if object_key.startswith(AUTO_KEY_PREFIX):
-            holder = self.with_object(object_key)
-            return [] if holder is None or holder.uid == uid else [holder]
+            holder = self._one("object_key=? AND uid<>?", object_key, uid)
+            return [] if holder is None else [holder]
         clause, params = _conflicts("object_key", object_key)
         rows = self._db.all(
             # Its own object is in the way too when one of the two would have to be a folder: 'a' on its way to 'a/a'.
@@ -185,7 +185,7 @@ class Artifacts:
         """Note that the same bytes are in another object now."""
         self._db.execute("UPDATE artifact SET object_key=?, etag=? WHERE uid=?", (object_key, etag, uid))
 
-    def update(self, uid: str, **columns: Any) -> None:
+    def update(self, uid: str, /, **columns: Any) -> None:
         """Set other columns of a row (key, suffix, description, accessor, visibility, ino, run_id …)."""
         names = ", ".join(f"{name}=?" for name in columns)
         self._db.execute(f"UPDATE artifact SET {names} WHERE uid=?", (*columns.values(), uid))

@@ -33,7 +33,8 @@ from lamfs.registry.tree import Tree
 
 @dataclass(slots=True)
 class Committed:
-    """Outcome of a put. ``record`` is None when the file was deleted meanwhile and the object is stale already.
+    """Outcome of a put. ``record`` is None when the file was deleted meanwhile, or became scratch (then not
+    ``current``), and the object is stale already.
 
     ``current``: nothing was written to the file after what was stored. ``spool``: name of the spool file that is free.
     """
@@ -133,6 +134,12 @@ class Commits:
                 return Committed(None, current=True)
             revision = Revision(content, object_key, etag)
             now = now_ns()
+            if artifact is None and entry.state == "scratch" and taken is None:
+                # It got a scratch name while it was on its way: it stays in the spool.
+                self._journal.set_target(entry.id, None)
+                if self._artifacts.with_object(object_key) is None:
+                    self._journal.add_delete(object_key)
+                return Committed(None, current=False)
             if artifact is None:
                 assert entry.uid is not None
                 key, suffix = self._key_of(ino)

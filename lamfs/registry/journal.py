@@ -7,7 +7,8 @@ Operations:
 
 ``put``     the bytes of inode ``ino`` are in spool file ``src`` and have to become the content of its artifact. One row
             per inode, however often it is written: ``gen`` counts the closes. State ``open`` while a handle may still
-            write and nothing was acknowledged, ``ready`` once it was.
+            write and nothing was acknowledged, ``ready`` once it was; ``scratch`` instead when the file has a scratch
+            name: then its bytes stay in the spool.
 ``save``    the Python API or CLI is storing a user's own file under ``object_key``; ``payload`` is the artifact row as
             it shall become. Finished or undone by whoever finds its process dead.
 ``move``    the object of artifact ``uid`` has to go to where its key and suffix say.
@@ -71,16 +72,23 @@ class Journal:
             (ino, new_uid(), src, now_ns(), self.owner, json.dumps({"key_is_virtual": key_is_virtual})),
         )
 
-    def ready_put(self, ino: int, *, settle: float = 0.0) -> int:
+    def ready_put(self, ino: int, *, settle: float = 0.0, scratch: bool = False) -> int:
         """The bytes of ``ino`` are acknowledged: count one more generation and return it (0: there is no such row).
 
-        Its upload may start ``settle`` seconds from now.
+        Its upload may start ``settle`` seconds from now; never, as long as it is ``scratch``.
         """
         row = self._db.one(
-            "UPDATE journal SET state='ready', gen=gen+1, next_at=? WHERE op='put' AND ino=? RETURNING gen",
-            (now_ns() + int(settle * 1e9), ino),
+            "UPDATE journal SET state=?, gen=gen+1, next_at=? WHERE op='put' AND ino=? RETURNING gen",
+            ("scratch" if scratch else "ready", now_ns() + int(settle * 1e9), ino),
         )
         return int(row[0]) if row else 0
+
+    def set_scratch(self, ino: int, scratch: bool) -> None:
+        """The acknowledged bytes of ``ino`` have to be stored, or have not to be (``scratch``) after all."""
+        self._db.execute(
+            "UPDATE journal SET state=?, next_at=0 WHERE op='put' AND ino=? AND state=?",
+            (*(("scratch", ino, "ready") if scratch else ("ready", ino, "scratch")),),
+        )
 
     def set_target(self, entry_id: int, object_key: str | None) -> None:
         """Note, before it is written, the object that a put is about to make."""
@@ -183,13 +191,17 @@ class Journal:
         """Inodes whose acknowledged bytes are not stored yet, whoever stores them."""
         return [row[0] for row in self._db.all("SELECT ino FROM journal WHERE op='put' AND state='ready' ORDER BY id")]
 
+    def closed_inodes(self) -> list[int]:
+        """As owed_inodes, with those that are scratch."""
+        return [row[0] for row in self._db.all("SELECT ino FROM journal WHERE op='put' AND state<>'open'")]
+
     def entries(self) -> list[JournalEntry]:
         """Everything owed by anybody, oldest first."""
         return [_entry(row) for row in self._db.all(f"SELECT {_COLUMNS} FROM journal ORDER BY id")]
 
     def owed(self) -> dict[str, int]:
-        """Number of rows per operation."""
-        return dict(self._db.all("SELECT op, count(*) FROM journal GROUP BY op"))
+        """Number of rows per operation; what is scratch is not owed."""
+        return dict(self._db.all("SELECT op, count(*) FROM journal WHERE state<>'scratch' GROUP BY op"))
 
     def retry_now(self) -> None:
         """Forget backoffs: what waits to be tried again may be tried at once."""

@@ -22,20 +22,20 @@ from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH, ArtifactRecord, Inode,
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
+from lamfs.registry.identity import Identity, Removed
 from lamfs.registry.journal import Journal
 from lamfs.registry.tree import Tree
+from lamfs.scratch import Matcher, nothing
 
 FIXED = (ROOT_INO, AUTO_INO)
 
 
-@dataclass(slots=True)
-class Removed:
-    """What a removal did. ``spool``: name of the spool file that nothing owes any more."""
+@dataclass(slots=True, frozen=True)
+class Backup:
+    """A file that was renamed aside and is kept; ``ended`` as in Renamed."""
 
-    inode: Inode
-    spool: str | None = None
-    trashed: str | None = None
-    row_gone: bool = False
+    ino: int
+    ended: ArtifactRecord | str | None = None
 
 
 @dataclass(slots=True)
@@ -47,17 +47,30 @@ class Renamed:
     noop: bool = False
     inherited: str | None = None
     """uid of the artifact whose content the renamed file has become."""
+    ended: ArtifactRecord | str | None = None
+    """What the renamed file was known as, when it has become the content of another artifact."""
+    kept: bool = False
+    """Whether the artifact of the backup went on with the renamed file."""
 
 
 class Namespace:
     """Changes the tree and the artifacts of one Database together."""
 
-    def __init__(self, db: Database, tree: Tree, artifacts: Artifacts, journal: Journal, changes: ChangeLog) -> None:
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        artifacts: Artifacts,
+        journal: Journal,
+        changes: ChangeLog,
+        scratch: Matcher = nothing,
+    ) -> None:
         self._db = db
         self._tree = tree
         self._artifacts = artifacts
         self._journal = journal
         self._changes = changes
+        self._identity = Identity(db, tree, artifacts, journal, changes, scratch)
 
     # -- coming -------------------------------------------------------------------------------------------------
 
@@ -72,13 +85,26 @@ class Namespace:
             return self._create(parent, name, mode, uid, gid, rdev, target)
 
     def create_file(
-        self, parent: int, name: str, mode: int, uid: int, gid: int, *, key_is_virtual: bool = True
+        self,
+        parent: int,
+        name: str,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        key_is_virtual: bool = True,
+        backup: Backup | None = None,
     ) -> tuple[Inode, str]:
-        """Make a regular file that is about to be written; returns its inode and the name of its spool file."""
+        """Make a regular file that is about to be written; returns its inode and the name of its spool file.
+
+        ``backup``: the file that had this name until now, and is kept as a backup (Identity.keep_backup).
+        """
         with self._db.transaction():
             inode = self._create(parent, name, mode, uid, gid, 0, None)
             src = spool_name(inode.ino)
             self._journal.begin_put(inode.ino, src, key_is_virtual=key_is_virtual)
+            if backup is not None:
+                self._identity.keep_backup(backup.ino, inode.ino, backup.ended)
             return inode, src
 
     def _create(self, parent: int, name: str, mode: int, uid: int, gid: int, rdev: int, target: bytes | None) -> Inode:
@@ -112,6 +138,7 @@ class Namespace:
                 raise FsError(errno.EEXIST)
             self._refuse_long(parent, name)
             self._tree.add_entry(parent, name, inode, now_ns())
+            self._identity.follow_scratch(inode)
             self._changes.entry(parent, name, ino)
             self._changes.attr(ino)
             return inode
@@ -152,9 +179,16 @@ class Namespace:
     # -- going --------------------------------------------------------------------------------------------------
 
     def unlink(
-        self, parent: int, name: str, *, left: Callable[[int], tuple[int, str] | None] = lambda ino: None
+        self,
+        parent: int,
+        name: str,
+        *,
+        left: Callable[[int], tuple[int, str] | None] = lambda ino: None,
+        is_copy: Callable[[int], bool] = lambda ino: False,
     ) -> Removed:
         """Remove a name of a file. Raises FsError: ENOENT, EISDIR.
+
+        ``is_copy(ino)``: whether the inode is a backup whose artifact was handed on; then it goes for good.
 
         ``left(ino)``: the (parent, name) that the inode has just been moved away from, to be kept as a backup while
         the file is written anew there. Then the new file is the new content of the same artifact, and nothing goes to
@@ -164,15 +198,19 @@ class Namespace:
             inode = self._existing(parent, name)
             if stat.S_ISDIR(inode.mode):
                 raise FsError(errno.EISDIR)
+            if inode.nlink == 1 and is_copy(inode.ino):
+                removed = self._identity.drop_copy(parent, name, inode)
+                self._changes.entry(parent, name, inode.ino)
+                return removed
             before = left(inode.ino) if inode.nlink == 1 else None
             heir = self._tree.lookup(*before) if before is not None else None
             if heir is None or heir.ino == inode.ino or not stat.S_ISREG(heir.mode) or not stat.S_ISREG(inode.mode):
-                removed = self._drop_name(parent, name, inode)
+                removed = self._identity.drop_name(parent, name, inode)
             else:
-                removed, _ = self._replace_file(parent, name, inode, heir)
+                removed, _ = self._identity.replace_file(parent, name, inode, heir)
                 artifact = self._artifacts.by_ino(heir.ino)
                 if artifact is not None:
-                    self._follow_name(artifact)
+                    self._identity.follow_name(artifact)
             self._changes.entry(parent, name, inode.ino)
             return removed
 
@@ -195,26 +233,23 @@ class Namespace:
         self._tree.remove_inode(inode.ino)
         return Removed(inode, row_gone=True)
 
-    def _drop_name(self, parent: int, name: str, inode: Inode) -> Removed:
-        self._tree.remove_entry(parent, name, inode, now_ns())
-        artifact = self._artifacts.by_ino(inode.ino)
-        if inode.nlink:
-            if artifact is not None:
-                self._follow_name(artifact)
-            self._changes.attr(inode.ino)
-            return Removed(inode)
-        if artifact is not None:
-            self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now_ns())
-            return Removed(inode, trashed=artifact.uid)
-        spool, _ = self._drop_put(inode.ino)
-        self._tree.remove_inode(inode.ino)
-        return Removed(inode, spool=spool, row_gone=True)
-
     # -- moving -------------------------------------------------------------------------------------------------
 
-    def rename(self, parent: int, name: str, new_parent: int, new_name: str, *, noreplace: bool = False) -> Renamed:
-        """rename(2). Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR,
-        ENAMETOOLONG, EBUSY and EPERM (reserved places)."""
+    def rename(
+        self,
+        parent: int,
+        name: str,
+        new_parent: int,
+        new_name: str,
+        *,
+        noreplace: bool = False,
+        backup: Backup | None = None,
+    ) -> Renamed:
+        """rename(2). ``backup``: as for create_file, when nothing is at the new name.
+
+        Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR, ENAMETOOLONG,
+        EBUSY and EPERM (reserved places).
+        """
         with self._db.transaction():
             inode = self._existing(parent, name)
             self._directory(new_parent)
@@ -239,7 +274,8 @@ class Namespace:
                 elif directory:
                     raise FsError(errno.ENOTDIR)
                 else:
-                    result.replaced, result.inherited = self._replace_file(new_parent, new_name, target, inode)
+                    result.ended = self._identity.known_as(inode.ino)
+                    result.replaced, result.inherited = self._identity.replace_file(new_parent, new_name, target, inode)
             old_key = self._tree.path_at(parent, name)
             new_key = self._tree.path_at(new_parent, new_name)
             self._tree.move_entry(parent, name, new_parent, new_name, inode, now_ns())
@@ -248,73 +284,67 @@ class Namespace:
                 assert new_key is not None
                 for uid in self._artifacts.rekey(old_key, new_key):
                     self._journal.add_move(uid)
+                if self._identity.scratch(old_key) != self._identity.scratch(new_key):
+                    self._identity.follow_scratch(inode)
             else:
                 artifact = self._artifacts.by_ino(inode.ino)
                 if artifact is not None:
-                    self._follow_name(artifact)
+                    self._identity.follow_name(artifact)
+                if backup is not None and target is None and stat.S_ISREG(inode.mode):
+                    result.kept = self._identity.keep_backup(backup.ino, inode.ino, backup.ended)
+                self._identity.follow_scratch(inode)
             self._changes.entry(parent, name, inode.ino)
             self._changes.entry(new_parent, new_name, inode.ino)
             return result
 
-    def _replace_file(self, parent: int, name: str, target: Inode, inode: Inode) -> tuple[Removed, str | None]:
-        """Remove ``target`` from its name, and hand its artifact on to ``inode``."""
-        artifact = self._artifacts.by_ino(target.ino)
-        if artifact is None or target.nlink > 1 or not stat.S_ISREG(inode.mode):
-            pending = self._journal.put_of(target.ino) if artifact is None and target.nlink == 1 else None
-            removed = self._drop_name(parent, name, target)
-            if pending is not None and self._artifacts.by_ino(inode.ino) is None:
-                # Closed but not stored yet: whoever saw its uid finds it again.
-                self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (pending.uid, inode.ino))
-            return removed, None
-        self._tree.remove_entry(parent, name, target, now_ns())
-        spool, written = self._drop_put(target.ino)
-        self._tree.remove_inode(target.ino)
-        self._inherit(artifact, inode.ino, intact=written is None)
-        return Removed(target, spool=spool, row_gone=True), artifact.uid
+    def exchange(self, parent: int, name: str, other_parent: int, other_name: str) -> tuple[Inode, Inode]:
+        """renameat2(2) with RENAME_EXCHANGE: each name gets what the other one meant; artifacts go with their files.
 
-    def _drop_put(self, ino: int) -> tuple[str | None, str | None]:
-        """Owe nothing for an inode any more; what an upload may have left behind is owed its deletion.
-
-        Returns the free spool file, and the object that may have been written.
+        Returns the inode that was at ``name`` and the one at ``other_name``. Raises FsError: ENOENT, EINVAL (one is
+        inside of the other), ENAMETOOLONG, EBUSY and EPERM (reserved places).
         """
-        spool, object_key = self._journal.drop_put(ino)
-        if object_key is not None and self._artifacts.with_object(object_key) is None:
-            self._journal.add_delete(object_key)
-        return spool, object_key
+        with self._db.transaction():
+            one, two = self._existing(parent, name), self._existing(other_parent, other_name)
+            if one.ino in FIXED or two.ino in FIXED:
+                raise FsError(errno.EBUSY)
+            self._refuse_reserved(parent, name)
+            self._refuse_reserved(other_parent, other_name)
+            if self._tree.is_below(other_parent, one.ino) or self._tree.is_below(parent, two.ino):
+                raise FsError(errno.EINVAL)
+            if one.ino == two.ino:
+                return one, two
+            first, second = self._tree.path_at(parent, name), self._tree.path_at(other_parent, other_name)
+            self._tree.exchange_entries(parent, name, one, other_parent, other_name, two, now_ns())
+            if first is not None and second is not None:
+                self._exchange_keys((one, first), (two, second))
+            for inode in (one, two):
+                self._identity.follow_scratch(inode)
+            self._changes.entry(parent, name, two.ino)
+            self._changes.entry(other_parent, other_name, one.ino)
+            self._changes.attr(one.ino)
+            self._changes.attr(two.ino)
+            return one, two
 
-    def _inherit(self, artifact: ArtifactRecord, ino: int, *, intact: bool) -> None:
-        """The bytes of inode ``ino`` become the content of ``artifact``; an artifact that ``ino`` had ends here.
-
-        Not ``intact``: an upload that is not owed any more may have written over the artifact's object.
-        """
-        source = self._artifacts.by_ino(ino)
-        if source is not None:
-            self._artifacts.remove(source.uid)
-            self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
-            if intact and source.revision.content.same_bytes(artifact.revision.content):
-                self._journal.add_delete(source.revision.object_key)
+    def _exchange_keys(self, one: tuple[Inode, str], two: tuple[Inode, str]) -> None:
+        """Bring the keys of what has just changed places in line. ``//`` begins no key, so it is room to swap in."""
+        for (inode, old), spare in ((one, "//1"), (two, "//2")):
+            artifact = self._artifacts.by_ino(inode.ino)
+            if stat.S_ISDIR(inode.mode):
+                self._artifacts.rekey(old, spare)
+            elif artifact is not None and artifact.key is not None:
+                self._artifacts.update(artifact.uid, key=f"{spare}/")
+        for (inode, _), spare, new in ((one, "//1", two[1]), (two, "//2", one[1])):
+            if stat.S_ISDIR(inode.mode):
+                for uid in self._artifacts.rekey(spare, new):
+                    self._journal.add_move(uid)
             else:
-                self._artifacts.set_revision(artifact.uid, source.revision)
-                # The stale object goes, or the move writes over it if it still leads there when it comes.
-                self._journal.add_delete(artifact.revision.object_key)
-                self._journal.add_move(artifact.uid)
-        self._artifacts.update(artifact.uid, ino=ino)
-        self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (artifact.uid, ino))
+                artifact = self._artifacts.by_ino(inode.ino)
+                if artifact is not None:
+                    self._identity.follow_name(artifact)
 
-    def _follow_name(self, artifact: ArtifactRecord) -> None:
-        """Bring key and suffix of an artifact in line with the first name of its inode."""
-        assert artifact.ino is not None
-        first = self._tree.first_name(artifact.ino)
-        if first is None:
-            return
-        parent, name = first
-        key = None if parent == AUTO_INO else self._tree.path(artifact.ino)
-        suffix = suffix_of(name) if key is not None else artifact.suffix
-        if key == artifact.key and suffix == artifact.suffix:
-            return
-        self._artifacts.update(artifact.uid, key=key, suffix=suffix)
-        if object_key_for(artifact.uid, suffix, key, artifact.key_is_virtual) != artifact.revision.object_key:
-            self._journal.add_move(artifact.uid)
+    def is_scratch(self, ino: int) -> bool:
+        """Identity.is_scratch."""
+        return self._identity.is_scratch(ino)
 
     # -- the trash ----------------------------------------------------------------------------------------------
 
@@ -351,7 +381,7 @@ class Namespace:
             self.trash(uid)
             artifact = self._artifact(uid)
             assert artifact.ino is not None
-            self._drop_put(artifact.ino)
+            self._identity.drop_put(artifact.ino)
             self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (uid,))
             self._artifacts.remove(uid)
             self._tree.remove_inode(artifact.ino)

@@ -165,16 +165,31 @@ class Tree:
         self.touch_directory(parent, now, links=-1 if directory else 0)
 
     def move_entry(self, parent: int, name: str, new_parent: int, new_name: str, inode: Inode, now: int) -> None:
-        """Rename an entry; the new name must be free. It gets a new cookie, as a new entry would."""
+        """Rename an entry; the new name must be free. It keeps its cookie, so that who reads the directory meanwhile
+        sees the file once, and its age among the names of a file."""
         directory = stat.S_ISDIR(inode.mode)
-        self._db.execute("DELETE FROM dentry WHERE parent=? AND name=?", (parent, name))
-        self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?,?,?)", (new_parent, new_name, inode.ino))
+        self._db.execute(
+            "UPDATE dentry SET parent=?, name=? WHERE parent=? AND name=?", (new_parent, new_name, parent, name)
+        )
         inode.ctime_ns = now
         self._db.execute("UPDATE inode SET ctime_ns=? WHERE ino=?", (now, inode.ino))
         moved = directory and parent != new_parent
         self.touch_directory(parent, now, links=-1 if moved else 0)
         if parent != new_parent:
             self.touch_directory(new_parent, now, links=1 if moved else 0)
+
+    def exchange_entries(
+        self, parent: int, name: str, one: Inode, other_parent: int, other_name: str, two: Inode, now: int
+    ) -> None:
+        """Let two names change what they mean. Cookies stay with the names: a reader sees each once."""
+        for at, called, inode in ((parent, name, two), (other_parent, other_name, one)):
+            self._db.execute("UPDATE dentry SET ino=? WHERE parent=? AND name=?", (inode.ino, at, called))
+            self._db.execute("UPDATE inode SET ctime_ns=? WHERE ino=?", (now, inode.ino))
+            inode.ctime_ns = now
+        gained = int(stat.S_ISDIR(two.mode)) - int(stat.S_ISDIR(one.mode)) if parent != other_parent else 0
+        self.touch_directory(parent, now, links=gained)
+        if parent != other_parent:
+            self.touch_directory(other_parent, now, links=-gained)
 
     def touch_directory(self, ino: int, now: int, *, links: int = 0) -> None:
         """Mark a directory's entries as changed at ``now``."""

@@ -327,7 +327,7 @@ class Uploader:
             if ino in self._wanted:
                 self._committed[ino] = entry.gen
             record = committed.record
-            if current or record is None:
+            if current:
                 hooks.stored(ino, src, record.revision if record else None, consumed)
             elif not consumed and self._superseded(ino, src):
                 (self._spool / src).unlink(missing_ok=True)

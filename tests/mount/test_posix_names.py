@@ -298,11 +298,30 @@ def test_rename_into_itself_and_other_impossible_ones(same: Same) -> None:
     same(run)
 
 
-def test_exchanging_two_names_is_refused_not_misunderstood(shared: Path) -> None:
-    put(shared / "a", b"a")
-    put(shared / "b", b"b")
-    assert outcome(lambda: rename2(shared / "a", shared / "b", RENAME_EXCHANGE)) == "EINVAL"
-    assert tree(shared)[0][2] == b"a"
+def test_two_names_are_exchanged(same: Same) -> None:
+    def run(where: Path) -> Any:
+        (where / "d/in/deep").mkdir(parents=True)
+        (where / "e").mkdir()
+        put(where / "a", b"of a")
+        put(where / "d/b", b"of b")
+        put(where / "d/in/f", b"of f")
+        os.symlink("nowhere", where / "link")
+        os.link(where / "a", where / "hard")
+        results = []
+        with open(where / "a") as open_a:
+            for one, two in [
+                ("a", "d/b"), ("d/in", "e"), ("e", "link"), ("a", "a"), ("a", "hard"), ("d/b", "hard"), ("d", "a"),
+                ("a", "a/in"), ("a/in", "a"), ("a/b", "a"), ("a", "missing"), ("missing", "a"), ("a", "a/missing"),
+            ]:  # fmt: skip
+                results.append(outcome(lambda o=one, t=two: rename2(where / o, where / t, RENAME_EXCHANGE)))
+                results.append(tree(where))
+            results.append(open_a.read())
+        results.append(sorted((str(p.relative_to(where)), p.lstat().st_nlink) for p in where.rglob("*")))
+        results.append(where.stat().st_nlink)
+        results.append(outcome(lambda: rename2(where / "a", where / "hard", RENAME_EXCHANGE | RENAME_NOREPLACE)))
+        return results
+
+    same(run)
 
 
 def test_rename_between_directories_keeps_the_link_counts_right(same: Same) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
 from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH
-from lamfs.registry import Registry
+from lamfs.registry import Backup, Registry
 from tests.unit.registry.conftest import Hands, content_of
 
 
@@ -338,3 +338,118 @@ def test_a_failed_step_leaves_nothing_behind(hands: Hands, registry: Registry, m
     with pytest.raises(OSError, match="the disk"):
         hands.rename("a", "b")
     assert registry.db.all("SELECT * FROM artifact") + registry.db.all("SELECT * FROM dentry") == before
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+def test_exchanged_files_take_their_artifacts_along(hands: Hands, registry: Registry, virtual: bool) -> None:
+    one = hands.save("a.csv", b"1", virtual=virtual)
+    hands.mkdir("d")
+    two = hands.save("d/b.txt", b"2", virtual=virtual)
+    registry.names.exchange(*hands.at("a.csv"), *hands.at("d/b.txt"))
+    assert (hands.record("a.csv").uid, hands.record("d/b.txt").uid) == (two.uid, one.uid)
+    assert (hands.record("a.csv").key, hands.record("d/b.txt").suffix) == ("a.csv", ".txt")
+    hands.run_moves()
+    for path in ("a.csv", "d/b.txt"):
+        assert registry.commits.is_home(hands.record(path).uid)
+
+
+def test_exchanged_directories_take_all_keys_below_along(hands: Hands, registry: Registry) -> None:
+    hands.mkdir("d")
+    hands.mkdir("d/sub")
+    hands.mkdir("e")
+    one, two = hands.save("d/sub/a", b"1", virtual=False), hands.save("e/b", b"2", virtual=False)
+    three = hands.save("f", b"3")
+    registry.names.exchange(*hands.at("d/sub"), *hands.at("e"))
+    registry.names.exchange(*hands.at("e"), *hands.at("f"))
+    assert {uid: registry.artifacts.by_uid(uid).key for uid in (one.uid, two.uid, three.uid)} == {  # type: ignore[union-attr]
+        one.uid: "f/a",
+        two.uid: "d/sub/b",
+        three.uid: "e",
+    }
+    hands.run_moves()
+    assert registry.commits.is_home(one.uid)
+    assert registry.commits.is_home(two.uid)
+
+
+def test_a_directory_and_what_is_inside_of_it_are_not_exchanged(hands: Hands, registry: Registry) -> None:
+    hands.mkdir("d")
+    hands.save("d/a", b"1")
+    for one, two in (("d", "d/a"), ("d/a", "d")):
+        with _Refused(errno.EINVAL):
+            registry.names.exchange(*hands.at(one), *hands.at(two))
+    with _Refused(errno.ENOENT):
+        registry.names.exchange(*hands.at("d"), *hands.at("none"))
+    with _Refused(errno.EBUSY):
+        registry.names.exchange(*hands.at("d"), *hands.at(".lamindb"))
+
+
+def test_a_renamed_entry_keeps_its_place_in_its_directory(hands: Hands, registry: Registry) -> None:
+    for name in "abc":
+        hands.create(name)
+    hands.rename("b", "x")
+    names = [entry.name for entry in registry.tree.entries(ROOT_INO) if entry.inode.ino != AUTO_INO]
+    assert names == ["a", "x", "c"]
+
+
+def _aside(hands: Hands, registry: Registry, old: str, new: str) -> Backup:
+    renamed = registry.names.rename(*hands.at(old), *hands.at(new))
+    return Backup(renamed.inode.ino, renamed.ended)
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+@pytest.mark.parametrize("older", [False, True], ids=["first", "over an older backup"])
+@pytest.mark.parametrize("how", ["created", "renamed"])
+def test_a_kept_backup_leaves_the_artifact_to_the_new_file(
+    hands: Hands, registry: Registry, virtual: bool, older: bool, how: str
+) -> None:
+    kept = hands.save("x.csv", b"old", virtual=virtual)
+    registry.artifacts.update(kept.uid, description="the good one")
+    if older:
+        hands.save("x.csv~", b"older", virtual=virtual)
+    temporary = hands.save("tmp", b"new", virtual=virtual) if how == "renamed" else None
+    backup = _aside(hands, registry, "x.csv", "x.csv~")
+    if temporary is not None:
+        assert registry.names.rename(*hands.at("tmp"), *hands.at("x.csv"), backup=backup).kept
+        assert registry.artifacts.by_uid(temporary.uid) is None
+    else:
+        inode, _ = registry.names.create_file(*hands.at("x.csv"), 0o100644, 1, 1, key_is_virtual=virtual, backup=backup)
+        assert hands.record("x.csv").revision.content == content_of(b"old"), "until the new content is stored"
+        registry.journal.ready_put(inode.ino)
+        hands.store(inode.ino, b"new")
+    now, copy = hands.record("x.csv"), hands.record("x.csv~")
+    assert (now.uid, now.key, now.description, now.created_at) == (kept.uid, "x.csv", "the good one", kept.created_at)
+    assert now.revision.content == content_of(b"new")
+    assert (copy.key, copy.description, copy.revision.content) == ("x.csv~", None, content_of(b"old"))
+    assert registry.artifacts.count() == 2
+    hands.run_moves()
+    for path in ("x.csv", "x.csv~"):
+        assert registry.commits.is_home(hands.record(path).uid)
+    living = {hands.record(path).revision.object_key for path in ("x.csv", "x.csv~")}
+    assert len(living) == 2
+
+
+def test_a_kept_backup_of_what_is_not_stored_yet_leaves_the_announced_uid(hands: Hands, registry: Registry) -> None:
+    old = hands.create("x")
+    announced = registry.journal.put_of(old)
+    assert announced is not None
+    backup = _aside(hands, registry, "x", "x~")
+    inode, _ = registry.names.create_file(*hands.at("x"), 0o100644, 1, 1, backup=backup)
+    registry.journal.ready_put(inode.ino)
+    copy, now = hands.store(old, b"old"), hands.store(inode.ino, b"new")
+    assert copy is not None
+    assert now is not None
+    assert (now.uid, now.key, copy.key) == (announced.uid, "x", "x~")
+    assert copy.uid != announced.uid
+
+
+def test_the_copy_of_a_kept_backup_goes_for_good(hands: Hands, registry: Registry) -> None:
+    hands.save("x", b"old")
+    backup = _aside(hands, registry, "x", "x~")
+    inode, _ = registry.names.create_file(*hands.at("x"), 0o100644, 1, 1, backup=backup)
+    registry.journal.ready_put(inode.ino)
+    hands.store(inode.ino, b"new")
+    copy = hands.record("x~")
+    registry.names.unlink(*hands.at("x~"), is_copy=lambda ino: ino == backup.ino)
+    assert registry.artifacts.by_uid(copy.uid) is None
+    assert copy.revision.object_key in hands.deletes()
+    assert registry.artifacts.count(trash=True) == 0

@@ -1,0 +1,91 @@
+"""Backups that programs make of a file before they write it anew: which name is still the file. Loop only.
+
+Editors and ``sed -i.bak`` rename ``x`` to ``x~`` or ``x.bak`` and make a new ``x``. To whoever asks, the artifact is
+what is at ``x``; the backup is a copy of its old content. What was renamed aside is remembered for a few seconds, in
+memory: the two steps of a save follow each other at once.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+from lamfs.registry import Backup
+
+SECONDS = 10.0
+"""So long after it was renamed aside, a file can turn out to be the backup of another one."""
+KEPT = re.compile(r"(~|\.~[^/]*~|\.bak|\.orig|\.old|\.backup|\.save)$", re.IGNORECASE)
+"""What follows the name of a file in the name of its kept backup: emacs (also numbered), nano, kate, sed, perl."""
+
+
+@dataclass(slots=True)
+class Aside:
+    """A file that has left the name ``name`` in directory ``parent``, and is at ``at`` now (``""``: not known)."""
+
+    backup: Backup
+    parent: int
+    name: str
+    at: str
+    since: float
+    handed: bool = False
+    """Its artifact is that of the new file at the old name by now."""
+
+
+class Backups:
+    """Files that were put aside a moment ago, by inode. Directories are registry inode numbers."""
+
+    def __init__(self) -> None:
+        self._by_ino: dict[int, Aside] = {}
+        self._by_place: dict[tuple[int, str], Aside] = {}
+
+    def put_aside(self, backup: Backup, parent: int, name: str, at: str = "") -> None:
+        """The file ``backup`` has just lost the name ``name``."""
+        old = time.monotonic() - SECONDS
+        while self._by_ino and (first := next(iter(self._by_ino.values()))).since < old:
+            self._drop(first)
+        before = self._by_ino.get(backup.ino)
+        if before is not None:
+            self._drop(before)
+        aside = Aside(backup, parent, name, at, time.monotonic())
+        self._by_ino[backup.ino] = self._by_place[parent, name] = aside
+
+    def _drop(self, aside: Aside) -> None:
+        self._by_ino.pop(aside.backup.ino, None)
+        if self._by_place.get((aside.parent, aside.name)) is aside:
+            del self._by_place[aside.parent, aside.name]
+
+    def kept(self, parent: int, name: str) -> Backup | None:
+        """A new file is about to get this name: the kept backup of the file that was there.
+
+        It has to be in the same directory, by a name that backups have.
+        """
+        aside = self._by_place.get((parent, name))
+        if aside is None or aside.handed or aside.since < time.monotonic() - SECONDS:
+            return None
+        return aside.backup if aside.at.startswith(name) and KEPT.match(aside.at, len(name)) else None
+
+    def handed(self, backup: Backup) -> None:
+        """The artifact of this file has been handed on."""
+        self._by_ino[backup.ino].handed = True
+
+    def place(self, backup: Backup) -> tuple[int, str]:
+        """The (parent, name) at which a kept backup is."""
+        aside = self._by_ino[backup.ino]
+        return aside.parent, aside.at
+
+    def is_copy(self, ino: int, name: str) -> bool:
+        """Whether the file at ``name`` is a backup whose artifact went on: with it, nothing is lost but the backup."""
+        aside = self._recent(ino)
+        return aside is not None and aside.handed and aside.at == name
+
+    def left(self, ino: int, name: str) -> tuple[int, str] | None:
+        """The file ``ino`` is about to lose ``name``: the (parent, name) that it has left, if this is its backup."""
+        aside = self._recent(ino)
+        if aside is None or aside.handed or not (aside.name in name or aside.at == name):
+            return None
+        return aside.parent, aside.name
+
+    def _recent(self, ino: int) -> Aside | None:
+        aside = self._by_ino.get(ino)
+        return aside if aside is not None and aside.since >= time.monotonic() - SECONDS else None

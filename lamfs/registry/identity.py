@@ -1,0 +1,208 @@
+"""Which artifact a file is, as names come and go. Synchronous; the Database's thread, inside of its transactions.
+
+Used by namespace.py alone, which owns the transactions and logs the changes of entries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+from dataclasses import dataclass
+
+from lamfs.keys import object_key_for, suffix_of
+from lamfs.model import AUTO_INO, TRASH, ArtifactRecord, Inode, new_uid, now_ns
+from lamfs.registry.artifacts import Artifacts
+from lamfs.registry.changes import ChangeLog
+from lamfs.registry.db import Database
+from lamfs.registry.journal import Journal
+from lamfs.registry.tree import Tree
+from lamfs.scratch import Matcher, nothing
+
+
+@dataclass(slots=True)
+class Removed:
+    """What a removal did. ``spool``: name of the spool file that nothing owes any more."""
+
+    inode: Inode
+    spool: str | None = None
+    trashed: str | None = None
+    row_gone: bool = False
+
+
+class Identity:
+    """Hands artifacts from file to file in one Database."""
+
+    def __init__(
+        self, db: Database, tree: Tree, artifacts: Artifacts, journal: Journal, changes: ChangeLog, scratch: Matcher
+    ) -> None:
+        self._db = db
+        self._tree = tree
+        self._artifacts = artifacts
+        self._journal = journal
+        self._changes = changes
+        self.scratch = scratch
+
+    def drop_name(self, parent: int, name: str, inode: Inode) -> Removed:
+        """Remove a name of a file; with the last one its artifact goes to the trash, what is not stored yet goes."""
+        self._tree.remove_entry(parent, name, inode, now_ns())
+        artifact = self._artifacts.by_ino(inode.ino)
+        if inode.nlink:
+            if artifact is not None:
+                self.follow_name(artifact)
+            self._changes.attr(inode.ino)
+            return Removed(inode)
+        if artifact is not None:
+            self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now_ns())
+            return Removed(inode, trashed=artifact.uid)
+        spool, _ = self.drop_put(inode.ino)
+        self._tree.remove_inode(inode.ino)
+        return Removed(inode, spool=spool, row_gone=True)
+
+    def replace_file(self, parent: int, name: str, target: Inode, inode: Inode) -> tuple[Removed, str | None]:
+        """Remove ``target`` from its name, and hand its artifact on to ``inode``."""
+        artifact = self._artifacts.by_ino(target.ino)
+        if artifact is None or target.nlink > 1 or not stat.S_ISREG(inode.mode):
+            pending = self._journal.put_of(target.ino) if artifact is None and target.nlink == 1 else None
+            removed = self.drop_name(parent, name, target)
+            if pending is not None and self._artifacts.by_ino(inode.ino) is None:
+                # Closed but not stored yet: whoever saw its uid finds it again.
+                self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (pending.uid, inode.ino))
+            return removed, None
+        self._tree.remove_entry(parent, name, target, now_ns())
+        spool, written = self.drop_put(target.ino)
+        self._tree.remove_inode(target.ino)
+        self.inherit(artifact, inode.ino, intact=written is None)
+        return Removed(target, spool=spool, row_gone=True), artifact.uid
+
+    def drop_put(self, ino: int) -> tuple[str | None, str | None]:
+        """Owe nothing for an inode any more; what an upload may have left behind is owed its deletion.
+
+        Returns the free spool file, and the object that may have been written.
+        """
+        spool, object_key = self._journal.drop_put(ino)
+        if object_key is not None and self._artifacts.with_object(object_key) is None:
+            self._journal.add_delete(object_key)
+        return spool, object_key
+
+    def inherit(self, artifact: ArtifactRecord, ino: int, *, intact: bool) -> None:
+        """The bytes of inode ``ino`` become the content of ``artifact``; an artifact that ``ino`` had ends here.
+
+        Not ``intact``: an upload that is not owed any more may have written over the artifact's object.
+        """
+        source = self._artifacts.by_ino(ino)
+        if source is not None:
+            self._artifacts.remove(source.uid)
+            self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
+            if intact and source.revision.content.same_bytes(artifact.revision.content):
+                self._journal.add_delete(source.revision.object_key)
+            else:
+                self._artifacts.set_revision(artifact.uid, source.revision)
+                # The stale object goes, or the move writes over it if it still leads there when it comes.
+                self._journal.add_delete(artifact.revision.object_key)
+                self._journal.add_move(artifact.uid)
+        self._artifacts.update(artifact.uid, ino=ino)
+        self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (artifact.uid, ino))
+
+    def known_as(self, ino: int) -> ArtifactRecord | str | None:
+        """The artifact of a file; of one that is not stored yet the uid that it will have."""
+        owed = self._journal.put_of(ino)
+        return self._artifacts.by_ino(ino) or (owed.uid if owed is not None else None)
+
+    def keep_backup(self, backup: int, heir: int, ended: ArtifactRecord | str | None) -> bool:
+        """The file ``heir`` has got the name that ``backup`` had: the artifact goes on with it.
+
+        The old content becomes an artifact of its own, at the backup's name, without history. Until the new content is
+        stored, both have the same object. ``ended``: what ``backup`` was known as, if it has replaced the content of an
+        older backup, whose artifact it is now. False when ``backup`` has no name any more, or was no artifact.
+        """
+        inode = self._tree.get(backup)
+        if inode is None or inode.nlink == 0:
+            return False
+        old = self._artifacts.by_ino(backup)
+        now = self.known_as(backup)
+        if ended is None or _uid(ended) == _uid(now):
+            ended = now
+            if ended is None:
+                return False
+            copy_uid = new_uid()
+            self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (copy_uid, backup))
+            if old is not None:
+                self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (old.uid,))
+                self._artifacts.update(
+                    old.uid, uid=copy_uid, description=None, created_at=now_ns(), updated_at=now_ns()
+                )
+                self._journal.add_move(copy_uid)
+        if isinstance(ended, ArtifactRecord):
+            self._go_on(ended, heir, old)
+        self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (_uid(ended), heir))
+        self._changes.record(backup)
+        self._changes.record(heir)
+        return True
+
+    def _go_on(self, ended: ArtifactRecord, heir: int, old: ArtifactRecord | None) -> None:
+        """Give ``heir`` the identity of an artifact that has no row any more; ``old`` has its stored bytes now."""
+        source = self._artifacts.by_ino(heir)
+        if source is not None:
+            self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
+            self._artifacts.update(
+                source.uid, uid=ended.uid, description=ended.description, created_at=ended.created_at,
+                created_by_id=ended.created_by_id, run_id=ended.run_id, transform_id=ended.transform_id,
+            )  # fmt: skip
+        else:
+            revision = ended.revision if old is None else old.revision
+            self._artifacts.insert(dataclasses.replace(ended, id=None, ino=heir, key=None, revision=revision))
+        record = self._artifacts.by_uid(ended.uid)
+        assert record is not None
+        self.follow_name(record)
+        self._journal.add_move(ended.uid)
+
+    def drop_copy(self, parent: int, name: str, inode: Inode) -> Removed:
+        """Remove a backup whose artifact went on with another file: for good, its content was replaced."""
+        removed = self.drop_name(parent, name, inode)
+        if removed.trashed is None:
+            return removed
+        copy = self._artifacts.by_uid(removed.trashed)
+        assert copy is not None
+        spool, _ = self.drop_put(inode.ino)
+        self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (copy.uid,))
+        self._artifacts.remove(copy.uid)
+        self._tree.remove_inode(inode.ino)
+        self._journal.add_delete(copy.revision.object_key)
+        return Removed(inode, spool=spool, row_gone=True)
+
+    def is_scratch(self, ino: int) -> bool:
+        """Whether a file is no artifact, and by none of its names becomes one."""
+        if self.scratch is nothing or self._artifacts.by_ino(ino) is not None:
+            return False
+        names = self._tree.names(ino)
+        return bool(names) and all(self.scratch(self._tree.path_at(*name) or "") for name in names)
+
+    def follow_scratch(self, inode: Inode) -> None:
+        """The names of an inode have changed: what is not stored yet is to be stored now, or not any more."""
+        if self.scratch is nothing:
+            return
+        if not stat.S_ISDIR(inode.mode):
+            owed = [inode.ino] if self._journal.put_of(inode.ino) is not None else []
+        else:
+            owed = [ino for ino in self._journal.closed_inodes() if self._tree.is_below(ino, inode.ino)]
+        for ino in owed:
+            self._journal.set_scratch(ino, self.is_scratch(ino))
+
+    def follow_name(self, artifact: ArtifactRecord) -> None:
+        """Bring key and suffix of an artifact in line with the first name of its inode."""
+        assert artifact.ino is not None
+        first = self._tree.first_name(artifact.ino)
+        if first is None:
+            return
+        parent, name = first
+        key = None if parent == AUTO_INO else self._tree.path(artifact.ino)
+        suffix = suffix_of(name) if key is not None else artifact.suffix
+        if key == artifact.key and suffix == artifact.suffix:
+            return
+        self._artifacts.update(artifact.uid, key=key, suffix=suffix)
+        if object_key_for(artifact.uid, suffix, key, artifact.key_is_virtual) != artifact.revision.object_key:
+            self._journal.add_move(artifact.uid)
+
+
+def _uid(known: ArtifactRecord | str | None) -> str | None:
+    return known.uid if isinstance(known, ArtifactRecord) else known
