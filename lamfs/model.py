@@ -29,6 +29,9 @@ ROOT_INO = 1
 AUTO_INO = 2
 """Inode number of the directory ``.lamindb`` in which auto-managed artifacts show."""
 
+DESCRIPTION_XATTR = "user.lamfs.description"
+"""The one extended attribute of lamfs's own that can be written; a file that is not stored yet has it as any other."""
+
 SHOWN, ARCHIVED, TRASH = 1, 0, -1
 """Artifact visibility (LaminDB's VisibilityChoice)."""
 
@@ -163,6 +166,8 @@ class Inode:
     rdev: int = 0
     revision: int = 0
     """Counts content revisions made outside of the mount that shows it; a new value means a new FUSE inode."""
+    blocks: int | None = None
+    """Allocated units of 512 bytes (st_blocks) of a file with holes; None: all of ``size``."""
 
 
 @dataclass(slots=True)

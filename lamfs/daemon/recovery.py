@@ -37,7 +37,7 @@ def take_over(instance: Instance) -> int:
         with registry.db.transaction():
             inode = registry.tree.get(entry.ino)
             if inode is not None and (inode.size != info.st_size or entry.state == "open"):
-                registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns)
+                registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=info.st_blocks)
             if entry.state == "open":
                 registry.journal.ready_put(entry.ino, scratch=registry.names.is_scratch(entry.ino))
             registry.changes.content(entry.ino)

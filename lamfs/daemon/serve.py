@@ -23,6 +23,7 @@ from lamfs.daemon.control import ControlServer
 from lamfs.daemon.options import MountOptions
 from lamfs.daemon.recovery import take_over
 from lamfs.errors import FsError, LamfsError, Locked
+from lamfs.fs.atimes import Atimes
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
@@ -113,7 +114,14 @@ class _Mount:
             read_only=options.read_only,
         )
         self._context = Context(
-            registry, store, self._cache, self._mover, self._uploader, instance.settings.spool_dir, policy
+            registry,
+            store,
+            self._cache,
+            self._mover,
+            self._uploader,
+            instance.settings.spool_dir,
+            policy,
+            atimes=Atimes(keep=not options.read_only and "noatime" not in options.fuse),
         )
         self._fs = FileSystem(self._context)
         self._follower = Follower(self._context)
@@ -126,6 +134,7 @@ class _Mount:
             if not self._options.read_only:
                 nursery.start_soon(self._store)
             await self._mounted()
+            self._context.atimes.flush(self._instance.registry)
             if not self.hurried and await self._may_store():
                 self._fs.files.acknowledge_all()
                 await self._uploader.drain(self._progress)

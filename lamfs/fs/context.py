@@ -11,6 +11,7 @@ from typing import Protocol
 
 from lamfs.cache.blocks import BlockCache
 from lamfs.errors import FsError
+from lamfs.fs.atimes import Atimes
 from lamfs.fs.backups import Backups
 from lamfs.fs.nodes import NodeTable
 from lamfs.fs.state import FileState
@@ -68,6 +69,7 @@ class Context:
     kernel: KernelNotifier = field(default_factory=NoKernel)
     nodes: NodeTable = field(default_factory=NodeTable)
     backups: Backups = field(default_factory=Backups)
+    atimes: Atimes = field(default_factory=Atimes)
     states: dict[int, FileState] = field(default_factory=dict)
 
     def inode(self, fino: int) -> Inode:
@@ -77,6 +79,7 @@ class Context:
         """
         state = self.states.get(fino)
         if state is not None and (state.spool is not None or state.stale):
+            state.count_blocks()
             return state.inode
         ino = self.nodes.ino(fino)
         inode = self.registry.tree.get(ino)
@@ -85,6 +88,7 @@ class Context:
             if inode is None:
                 raise FsError(errno.ESTALE)
             return inode
+        self.atimes.show(inode)
         if self.nodes.outdated(fino, inode.revision):
             # Somebody else made a new revision just now. The number is not for its attributes.
             if state is not None:
@@ -116,9 +120,11 @@ class Context:
     def shown(self, inode: Inode) -> tuple[int, Inode]:
         """FUSE inode number and attributes with which an inode from the registry is shown now."""
         fino = self.nodes.fino(inode.ino)
+        self.atimes.show(inode)
         if stat.S_ISREG(inode.mode):
             state = self.states.get(fino)
             if state is not None and state.spool is not None:
+                state.count_blocks()
                 return fino, state.inode
             if self.nodes.outdated(fino, inode.revision):
                 self.renew(inode.ino)

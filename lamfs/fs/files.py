@@ -52,6 +52,11 @@ class Files:
             raise
         return self._handle(state, flags, writable)
 
+    def keeps_pages(self, handle: int) -> bool:
+        """As FileSystem.keeps_pages."""
+        opened = self.handles[handle]
+        return opened.writable or not self._c.atimes.is_due(opened.state.inode)
+
     def create(self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int) -> tuple[int, int, Inode]:
         """Make and open a regular file; returns handle, FUSE inode and attributes, one lookup counted."""
         context = self._c
@@ -168,6 +173,9 @@ class Files:
         """Bytes that are on the local disk and checked, without waiting; None when ``read`` has to be awaited."""
         opened = self.handles[handle]
         state = opened.state
+        if not state.accessed:
+            state.accessed = True
+            self._c.atimes.read(state.inode)
         if state.spool is not None:
             return os.pread(state.spool.fd, size, offset)
         if state.base is None:
@@ -208,6 +216,7 @@ class Files:
         if offset + done > inode.size:
             inode.size = offset + done
         inode.mtime_ns = inode.ctime_ns = now_ns()
+        state.accessed = False
         return done
 
     async def _prepare(self, state: FileState, keep: int | None = None) -> Spool:

@@ -119,9 +119,13 @@ class FileSystem:
         if columns:
             columns["ctime_ns"] = now_ns()
             ino = self.context.nodes.ino(fino)
+            if changes.atime_ns is not None:
+                self.context.atimes.forget(ino)
             if ino not in self.context.nodes.ghosts:
                 self.context.registry.names.set_attributes(ino, **columns)
             state = self.context.states.get(fino)
+            if state is not None:
+                state.accessed = False
             for target in {id(i): i for i in (inode, state.inode if state else inode)}.values():
                 for name, value in columns.items():
                     setattr(target, name, value)
@@ -141,6 +145,8 @@ class FileSystem:
         scan = self._scans[handle]
         if cookie == 0:
             scan.last = self.context.registry.tree.newest_cookie()
+            if scan.directory < CONTROL_BASE:
+                self.context.atimes.read(self.context.inode(scan.directory))
         return self.entries(scan.directory, cookie, scan.last)
 
     def releasedir(self, handle: int) -> None:
@@ -174,6 +180,13 @@ class FileSystem:
         if fino >= CONTROL_BASE:
             return self.control.open(fino, flags)
         return await self.files.open(fino, flags)
+
+    def keeps_pages(self, handle: int) -> bool:
+        """Whether the kernel may keep the file's pages across this open.
+
+        Not when reading them is to mark the time of last access: then the first read has to come here.
+        """
+        return self.files.keeps_pages(handle)
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read from a handle."""

@@ -10,6 +10,7 @@ import logging
 
 import trio
 
+from lamfs.fs.atimes import FLUSH
 from lamfs.fs.context import Context
 from lamfs.registry import Change
 
@@ -38,7 +39,7 @@ class Follower:
 
     async def run(self) -> None:
         """Look until cancelled."""
-        adopt_at = trim_at = trio.current_time()
+        adopt_at = trim_at = flush_at = trio.current_time()
         while True:
             self._poke = trio.Event()
             with trio.move_on_after(INTERVAL):
@@ -48,6 +49,9 @@ class Follower:
                 if changed or trio.current_time() >= adopt_at:
                     adopt_at = trio.current_time() + ADOPT_INTERVAL
                     self._adopt()
+                if trio.current_time() >= flush_at:
+                    flush_at = trio.current_time() + FLUSH
+                    self._c.atimes.flush(self._c.registry)
                 if trio.current_time() >= trim_at and not self._c.policy.read_only:
                     trim_at = trio.current_time() + TRIM_INTERVAL
                     self._c.registry.changes.trim()

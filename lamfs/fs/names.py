@@ -94,7 +94,9 @@ class Names:
 
     def readlink(self, fino: int) -> bytes:
         """Target of a symlink. Raises FsError(EINVAL) for another kind."""
-        return self._c.registry.tree.symlink_target(self._c.nodes.ino(fino))
+        target = self._c.registry.tree.symlink_target(self._c.nodes.ino(fino))
+        self._c.atimes.read(self._c.inode(fino))
+        return target
 
     # -- making -------------------------------------------------------------------------------------------------
 

@@ -191,7 +191,10 @@ class Spooling:
         registry = self._c.registry
         inode = state.inode
         with registry.db.transaction():
-            registry.tree.update(state.ino, size=inode.size, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
+            state.count_blocks()
+            registry.tree.update(
+                state.ino, size=inode.size, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns, blocks=inode.blocks
+            )
             scratch = state.revision is None and registry.names.is_scratch(state.ino)
             state.gen = registry.journal.ready_put(state.ino, settle=SETTLE, scratch=scratch)
             # To other mounts it is a new revision.
@@ -232,8 +235,9 @@ class Spooling:
         if state is not None and mine:
             if revision is not None:
                 state.revision = revision
-            if state.private:
+            if state.private or revision is None:
                 # Only its handles know it. A consumed file is the stored object by now: it stays frozen.
+                state.private = True
                 state.frozen = consumed
                 if not consumed:
                     _unlink(path)
@@ -296,3 +300,4 @@ def touch(state: FileState) -> None:
     """Mark the content of a file as changed now."""
     state.inode.mtime_ns = state.inode.ctime_ns = now_ns()
     state.dirty = True
+    state.accessed = False

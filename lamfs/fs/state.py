@@ -55,7 +55,8 @@ class FileState:
 
     ``inode`` is a copy of its attributes; while ``spool`` is there, its size and times are the true ones.
     ``frozen``: the spool is being uploaded, or belongs to another process; write to a copy. ``private``: unlinked, or
-    read only for us; nothing is journaled. ``dirty``: written since the last acknowledgement.
+    read only for us; nothing is journaled. ``dirty``: written since the last acknowledgement. ``accessed``: read since
+    it was opened, written, or given other times.
     """
 
     ino: int
@@ -71,12 +72,18 @@ class FileState:
     frozen: bool = False
     private: bool = False
     stale: bool = False
+    accessed: bool = False
     gen: int = 0
     lock: trio.Lock = field(default_factory=trio.Lock)
 
     def writable_now(self) -> bool:
         """Whether a write may go into the spool without further ado."""
         return self.spool is not None and not self.frozen and (self.journaled or self.private)
+
+    def count_blocks(self) -> None:
+        """See how much of the spool file is allocated: holes are not."""
+        if self.spool is not None:
+            self.inode.blocks = os.fstat(self.spool.fd).st_blocks
 
     def drop_base(self) -> None:
         """Let go of the stored revision's file."""

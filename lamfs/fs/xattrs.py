@@ -1,20 +1,21 @@
 """Extended attributes (xattr(7)), for mounts with ``-o xattr``. Loop only.
 
-``user.lamfs.*`` are made from the artifact's record; only ``user.lamfs.description`` can be written. Others in
-``user.``, ``security.`` and ``trusted.`` are kept in the registry. ``system.`` (ACLs) is not supported.
+``user.lamfs.*`` are made from the artifact's record; only ``user.lamfs.description`` can be written. The others are not
+listed, so that ``cp --preserve=xattr`` and ``rsync -X`` do not try to give them to a copy, an artifact of its own.
+What is not lamfs's in ``user.``, ``security.`` and ``trusted.`` is kept in the registry.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from lamfs.errors import FsError
 from lamfs.fs.context import Context
-from lamfs.model import ArtifactRecord, now_ns
+from lamfs.model import DESCRIPTION_XATTR, ArtifactRecord, now_ns
 
 OWN = "user.lamfs."
-DESCRIPTION = OWN + "description"
 NAME_MAX = 255
 VALUE_MAX = 65_536
 LIST_MAX = 65_536
@@ -30,11 +31,13 @@ class Xattrs:
         self._c.inode(fino)
         return self._c.nodes.ino(fino)
 
-    def _own(self, ino: int) -> dict[str, str]:
+    def _own(self, ino: int, name: str) -> bytes | None:
+        """Value of one of lamfs's own attributes; None when the file has none of that name."""
         record = self._c.registry.artifacts.by_ino(ino)
         if record is None:
-            return {}
-        return {name: value for name, value in self._values(record).items() if value is not None}
+            return self._c.registry.tree.xattr(ino, name)
+        value = self._values(record).get(name)
+        return None if value is None else value.encode()
 
     def _values(self, record: ArtifactRecord) -> dict[str, str | None]:
         info = self._c.registry.describe(record)
@@ -42,7 +45,7 @@ class Xattrs:
             OWN + "uid": record.uid,
             OWN + "hash": record.hash,
             OWN + "hash_type": record.revision.content.hash_type,
-            DESCRIPTION: record.description,
+            DESCRIPTION_XATTR: record.description,
             OWN + "created_by": info["created_by"],
             OWN + "run": info["run"],
             OWN + "key_is_virtual": "1" if record.key_is_virtual else "0",
@@ -52,20 +55,18 @@ class Xattrs:
     def get(self, fino: int, name: bytes) -> bytes:
         """getxattr(2). Raises FsError: ENODATA, EOPNOTSUPP."""
         ino, text = self._ino(fino), self._name(name)
-        if text.startswith(OWN):
-            value = self._own(ino).get(text)
-            if value is None:
-                raise FsError(errno.ENODATA)
-            return value.encode()
-        stored = self._c.registry.tree.xattr(ino, text)
-        if stored is None:
+        value = self._own(ino, text) if text.startswith(OWN) else self._c.registry.tree.xattr(ino, text)
+        if value is None:
             raise FsError(errno.ENODATA)
-        return stored
+        return value
 
-    def names(self, fino: int) -> list[bytes]:
-        """listxattr(2)."""
+    def names(self, fino: int, *, trusted: bool = True) -> list[bytes]:
+        """listxattr(2). ``trusted.*`` shows to the privileged alone (xattr(7))."""
         ino = self._ino(fino)
-        return [name.encode() for name in (*self._own(ino), *self._c.registry.tree.xattrs(ino))]
+        names = list(self._c.registry.tree.xattrs(ino))
+        if DESCRIPTION_XATTR not in names and self._own(ino, DESCRIPTION_XATTR) is not None:
+            names.insert(0, DESCRIPTION_XATTR)
+        return [name.encode() for name in names if trusted or not name.startswith("trusted.")]
 
     def set(self, fino: int, name: bytes, value: bytes) -> None:
         """setxattr(2). Raises FsError: EPERM (read-only), E2BIG, ENOSPC, EOPNOTSUPP, EINVAL."""
@@ -74,16 +75,7 @@ class Xattrs:
             raise FsError(errno.E2BIG)
         registry = self._c.registry
         if text.startswith(OWN):
-            record = registry.artifacts.by_ino(ino)
-            if text != DESCRIPTION or record is None:
-                raise FsError(errno.EPERM)
-            try:
-                description = value.decode()
-            except UnicodeDecodeError:
-                raise FsError(errno.EILSEQ) from None
-            with registry.db.transaction():
-                registry.artifacts.update(record.uid, description=description or None, updated_at=now_ns())
-                registry.changes.record(ino)
+            self._describe(ino, text, value)
             return
         with registry.db.transaction():
             others = sum(len(other) + 1 for other in registry.tree.xattrs(ino) if other != text)
@@ -92,13 +84,33 @@ class Xattrs:
             registry.tree.set_xattr(ino, text, value)
             self._changed(ino)
 
+    def _describe(self, ino: int, name: str, value: bytes) -> None:
+        """Set the description of an artifact; a file that is not stored yet has it from then on."""
+        registry = self._c.registry
+        inode = registry.tree.get(ino)
+        if name != DESCRIPTION_XATTR or inode is None or not stat.S_ISREG(inode.mode):
+            raise FsError(errno.EPERM)
+        try:
+            description = value.decode()
+        except UnicodeDecodeError:
+            raise FsError(errno.EILSEQ) from None
+        with registry.db.transaction():
+            record = registry.artifacts.by_ino(ino)
+            if record is not None:
+                registry.artifacts.update(record.uid, description=description or None, updated_at=now_ns())
+            elif description:
+                registry.tree.set_xattr(ino, name, value)
+            else:
+                registry.tree.remove_xattr(ino, name)
+            registry.changes.record(ino)
+
     def remove(self, fino: int, name: bytes) -> None:
         """removexattr(2). Raises FsError: ENODATA, EPERM (read-only)."""
         ino, text = self._ino(fino), self._name(name)
-        if text == DESCRIPTION:
-            if DESCRIPTION not in self._own(ino):
+        if text == DESCRIPTION_XATTR:
+            if self._own(ino, text) is None:
                 raise FsError(errno.ENODATA)
-            self.set(fino, name, b"")
+            self._describe(ino, text, b"")
             return
         if text.startswith(OWN):
             raise FsError(errno.EPERM)

@@ -79,7 +79,7 @@ class Shown:
         entry.st_rdev = inode.rdev
         entry.st_size = inode.size
         entry.st_blksize = 4096
-        entry.st_blocks = (inode.size + 511) >> 9
+        entry.st_blocks = inode.blocks if inode.blocks is not None else (inode.size + 4095 >> 12) << 3
         entry.st_atime_ns = inode.atime_ns
         entry.st_mtime_ns = inode.mtime_ns
         entry.st_ctime_ns = inode.ctime_ns
@@ -255,7 +255,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         handle = await self._fs.open(inode, flags)
         control = inode >= CONTROL_BASE
-        return FileInfo(fh=handle, keep_cache=not control, direct_io=control)
+        return FileInfo(fh=handle, keep_cache=not control and self._fs.keeps_pages(handle), direct_io=control)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         # The hottest handler: no wrapper, and no wait for what is on the local disk.
@@ -305,7 +305,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         self._need_xattr(inode)
-        return self._fs.xattrs.names(inode)
+        return self._fs.xattrs.names(inode, trusted=ctx.uid == 0)
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:

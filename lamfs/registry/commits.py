@@ -15,6 +15,7 @@ from lamfs.keys import key_with_suffix, object_key_for, suffix_of
 from lamfs.model import (
     AUTO_INO,
     AUTO_KEY_PREFIX,
+    DESCRIPTION_XATTR,
     TRASH,
     ArtifactRecord,
     ContentHash,
@@ -116,13 +117,20 @@ class Commits:
         origin: Provenance,
         *,
         taken: str | None = None,
+        row: int | None = None,
     ) -> Committed:
         """The bytes of generation ``gen`` of inode ``ino`` are in ``object_key``: save or replace its artifact.
 
-        ``taken``: name of the spool file when it has become the object itself, by a rename.
+        ``taken``: name of the spool file when it has become the object itself, by a rename. ``row``: the journal row
+        that was worked on; when it is not the inode's put any more, another process has newer bytes, and these end.
         """
         with self._db.transaction():
             entry = self._journal.put_of(ino)
+            if row is not None and (entry is None or entry.id != row):
+                found = self._journal.get(row)
+                if found is None and self._artifacts.with_object(object_key) is None:
+                    self._journal.add_delete(object_key)
+                return Committed(None, current=entry is None and found is None)
             artifact = self._artifacts.by_ino(ino)
             inode = self._tree.get(ino)
             if entry is None or inode is None or not stat.S_ISREG(inode.mode):
@@ -143,8 +151,10 @@ class Commits:
             if artifact is None:
                 assert entry.uid is not None
                 key, suffix = self._key_of(ino)
+                description = self._tree.take_xattr(ino, DESCRIPTION_XATTR)
                 artifact = ArtifactRecord(
                     uid=entry.uid, key=key, suffix=suffix, revision=revision,
+                    description=description.decode() if description else None,
                     key_is_virtual=bool(entry.payload.get("key_is_virtual", True)),
                     created_by_id=origin.user_id, run_id=origin.run_id, transform_id=origin.transform_id,
                     created_at=now, updated_at=now, ino=ino,
@@ -239,7 +249,7 @@ class Commits:
                 if record.suffix != old.suffix and old.visibility > -1:
                     self._rename_for_suffix(old, record)
             ino = record.ino
-            self._tree.update(ino, size=content.size, mtime_ns=now, ctime_ns=now)
+            self._tree.update(ino, size=content.size, mtime_ns=now, ctime_ns=now, blocks=None)
             # A mount's own unsent writes to this inode stay owed and come later; what is shown is a new revision.
             self._tree.bump_revision(ino)
             self._changes.content(ino)

@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 
 from lamfs.keys import object_key_for, suffix_of
-from lamfs.model import AUTO_INO, TRASH, ArtifactRecord, Inode, new_uid, now_ns
+from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, TRASH, ArtifactRecord, Inode, new_uid, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -101,6 +101,9 @@ class Identity:
                 self._journal.add_delete(artifact.revision.object_key)
                 self._journal.add_move(artifact.uid)
         self._artifacts.update(artifact.uid, ino=ino)
+        description = self._tree.take_xattr(ino, DESCRIPTION_XATTR)
+        if description and artifact.description is None:
+            self._artifacts.update(artifact.uid, description=description.decode())
         self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (artifact.uid, ino))
 
     def known_as(self, ino: int) -> ArtifactRecord | str | None:

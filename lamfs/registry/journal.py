@@ -12,7 +12,8 @@ Operations:
 ``save``    the Python API or CLI is storing a user's own file under ``object_key``; ``payload`` is the artifact row as
             it shall become. Finished or undone by whoever finds its process dead.
 ``move``    the object of artifact ``uid`` has to go to where its key and suffix say.
-``delete``  nothing needs ``object_key`` any more.
+``delete``  nothing needs ``object_key`` any more. State ``held`` while a living process may still be writing the
+            object for a put that another process has taken over: then that process has to come to its end first.
 
 ``owner`` is the process that works on the row; rows of dead processes are taken over.
 """
@@ -66,11 +67,34 @@ class Journal:
     def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True) -> None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
         opens again, so that an upload under way does not strike it off."""
-        self._db.execute(
-            "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, payload) VALUES('put','open',?,?,?,?,?,?)"
-            " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner",
-            (ino, new_uid(), src, now_ns(), self.owner, json.dumps({"key_is_virtual": key_is_virtual})),
-        )
+        with self._db.transaction():
+            before = self.put_of(ino)
+            payload: dict[str, object] = {"key_is_virtual": key_is_virtual}
+            uid, gen = new_uid(), 0
+            if before is not None and self._leave_to_owner(before):
+                uid, gen, payload = before.uid or uid, before.gen, before.payload
+            self._db.execute(
+                "INSERT INTO journal(op, state, ino, uid, src, gen, created_at, owner, payload)"
+                " VALUES('put','open',?,?,?,?,?,?,?)"
+                " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner",
+                (ino, uid, src, gen, now_ns(), self.owner, json.dumps(payload)),
+            )
+
+    def _leave_to_owner(self, entry: JournalEntry) -> bool:
+        """A put of another living process is taken from it, while it may be writing the object: turn the row into a
+        ``held`` deletion. Whether that was so."""
+        if entry.object_key is None or entry.owner == self.owner or not is_alive(entry.owner):
+            return False
+        self._db.execute("UPDATE journal SET op='delete', state='held', ino=NULL, src=NULL WHERE id=?", (entry.id,))
+        return True
+
+    def release(self, busy: Iterable[int]) -> None:
+        """This process has come to the end of all work but that on the rows ``busy``: what it held may be deleted."""
+        rows = self._db.all("SELECT id FROM journal WHERE owner=? AND state='held'", (self.owner,))
+        under_way = set(busy)
+        for (entry_id,) in rows:
+            if entry_id not in under_way:
+                self._db.execute("UPDATE journal SET state='ready', next_at=0 WHERE id=?", (entry_id,))
 
     def ready_put(self, ino: int, *, settle: float = 0.0, scratch: bool = False) -> int:
         """The bytes of ``ino`` are acknowledged: count one more generation and return it (0: there is no such row).
@@ -142,9 +166,14 @@ class Journal:
 
     def drop_put(self, ino: int) -> tuple[str | None, str | None]:
         """Strike the put of an inode off; the spool file's name that is free now, and the object that may have been
-        written for it already."""
-        row = self._db.one("DELETE FROM journal WHERE op='put' AND ino=? RETURNING src, object_key", (ino,))
-        return (None, None) if row is None else (row[0], row[1])
+        written for it already and whose deletion nobody owes yet."""
+        entry = self.put_of(ino)
+        if entry is None:
+            return None, None
+        if self._leave_to_owner(entry):
+            return entry.src, None
+        self.done(entry.id)
+        return entry.src, entry.object_key
 
     def failed(self, entry_id: int, error: str, retry_at: int) -> None:
         """Note a failure and when (ns) to try again."""
@@ -172,7 +201,7 @@ class Journal:
         """When (ns) the next row of this process, not among ``skip``, may be tried; None when nothing is owed."""
         busy = set(skip)
         rows = self._db.all(
-            "SELECT id, next_at FROM journal WHERE owner=? AND state='ready' ORDER BY next_at, id LIMIT ?",
+            "SELECT id, next_at FROM journal WHERE owner=? AND state IN ('ready', 'held') ORDER BY next_at, id LIMIT ?",
             (self.owner, len(busy) + 1),
         )
         return next((next_at for entry_id, next_at in rows if entry_id not in busy), None)
@@ -231,7 +260,8 @@ class Journal:
                 if not alive[entry.owner]:
                     taken.append(entry)
             self._db.conn.executemany(
-                "UPDATE journal SET owner=?, next_at=0 WHERE id=?", [(self.owner, entry.id) for entry in taken]
+                "UPDATE journal SET owner=?, next_at=0, state=replace(state, 'held', 'ready') WHERE id=?",
+                [(self.owner, entry.id) for entry in taken],
             )
         return taken
 
@@ -241,7 +271,9 @@ class Journal:
         A put counts until its row is struck off: on a local storage the object may be the only copy of its bytes.
         """
         return (
-            self._db.one("SELECT 1 FROM journal WHERE object_key=? AND op IN ('save', 'put')", (object_key,))
+            self._db.one(
+                "SELECT 1 FROM journal WHERE object_key=? AND (op IN ('save', 'put') OR state='held')", (object_key,)
+            )
             is not None
         )
 
@@ -260,7 +292,12 @@ class Journal:
 
     def drop_delete(self, object_key: str) -> bool:
         """The object is about to be written anew: strike its deletion off. Whether one was owed."""
-        return self._db.execute("DELETE FROM journal WHERE op='delete' AND object_key=?", (object_key,)).rowcount > 0
+        return (
+            self._db.execute(
+                "DELETE FROM journal WHERE op='delete' AND state<>'held' AND object_key=?", (object_key,)
+            ).rowcount
+            > 0
+        )
 
 
 def _entry(row: tuple[Any, ...]) -> JournalEntry:

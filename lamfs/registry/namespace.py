@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
-from lamfs.keys import PATH_MAX, check_key, object_key_for, root_path, suffix_of
+from lamfs.keys import check_key, object_key_for, root_path, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH, ArtifactRecord, Inode, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
@@ -79,7 +79,7 @@ class Namespace:
     ) -> Inode:
         """Make a directory, symlink, FIFO, socket or device node.
 
-        Raises FsError: ENOENT (parent is gone), ENOTDIR, EEXIST, EPERM (reserved place), ENAMETOOLONG.
+        Raises FsError: ENOENT (parent is gone), ENOTDIR, EEXIST, EPERM (reserved place).
         """
         with self._db.transaction():
             return self._create(parent, name, mode, uid, gid, rdev, target)
@@ -112,7 +112,6 @@ class Namespace:
         self._refuse_reserved(parent, name)
         if self._tree.lookup(parent, name) is not None:
             raise FsError(errno.EEXIST)
-        self._refuse_long(parent, name)
         if directory.mode & stat.S_ISGID:
             # open(2), mkdir(2): a set-group-ID directory hands its group on, and the bit to directories.
             gid = directory.gid
@@ -125,7 +124,7 @@ class Namespace:
         return inode
 
     def link(self, ino: int, parent: int, name: str) -> Inode:
-        """Give a file one more name. Raises FsError: EPERM (directory), EEXIST, EMLINK, ENOENT, ENAMETOOLONG."""
+        """Give a file one more name. Raises FsError: EPERM (directory), EEXIST, EMLINK, ENOENT."""
         with self._db.transaction():
             self._directory(parent)
             self._refuse_reserved(parent, name)
@@ -136,7 +135,6 @@ class Namespace:
                 raise FsError(errno.EPERM)
             if self._tree.lookup(parent, name) is not None:
                 raise FsError(errno.EEXIST)
-            self._refuse_long(parent, name)
             self._tree.add_entry(parent, name, inode, now_ns())
             self._identity.follow_scratch(inode)
             self._changes.entry(parent, name, ino)
@@ -247,7 +245,7 @@ class Namespace:
     ) -> Renamed:
         """rename(2). ``backup``: as for create_file, when nothing is at the new name.
 
-        Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR, ENAMETOOLONG,
+        Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR,
         EBUSY and EPERM (reserved places).
         """
         with self._db.transaction():
@@ -262,11 +260,12 @@ class Namespace:
             directory = stat.S_ISDIR(inode.mode)
             if directory and self._tree.is_below(new_parent, inode.ino):
                 raise FsError(errno.EINVAL)
-            self._refuse_long(new_parent, new_name)
             result = Renamed(inode)
+            cookie = None
             if target is not None:
                 if target.ino == inode.ino:
                     return Renamed(inode, noop=True)
+                cookie = self._tree.cookie(new_parent, new_name)
                 if stat.S_ISDIR(target.mode):
                     if not directory:
                         raise FsError(errno.EISDIR)
@@ -278,7 +277,7 @@ class Namespace:
                     result.replaced, result.inherited = self._identity.replace_file(new_parent, new_name, target, inode)
             old_key = self._tree.path_at(parent, name)
             new_key = self._tree.path_at(new_parent, new_name)
-            self._tree.move_entry(parent, name, new_parent, new_name, inode, now_ns())
+            self._tree.move_entry(parent, name, new_parent, new_name, inode, now_ns(), cookie=cookie)
             if directory:
                 assert old_key is not None
                 assert new_key is not None
@@ -301,7 +300,7 @@ class Namespace:
         """renameat2(2) with RENAME_EXCHANGE: each name gets what the other one meant; artifacts go with their files.
 
         Returns the inode that was at ``name`` and the one at ``other_name``. Raises FsError: ENOENT, EINVAL (one is
-        inside of the other), ENAMETOOLONG, EBUSY and EPERM (reserved places).
+        inside of the other), EBUSY and EPERM (reserved places).
         """
         with self._db.transaction():
             one, two = self._existing(parent, name), self._existing(other_parent, other_name)
@@ -424,12 +423,6 @@ class Namespace:
     def _refuse_reserved(self, parent: int, name: str) -> None:
         if parent == AUTO_INO or (parent == ROOT_INO and name == ".lamfs"):
             raise FsError(errno.EPERM)
-
-    def _refuse_long(self, parent: int, name: str) -> None:
-        """A key is at most PATH_MAX bytes; a program that walks down with relative names would get further."""
-        path = self._tree.path_at(parent, name)
-        if path is not None and len(path.encode()) > PATH_MAX:
-            raise FsError(errno.ENAMETOOLONG)
 
 
 def spool_name(ino: int) -> str:

@@ -86,6 +86,12 @@ def initial(db: Database) -> None:
     db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?, '.lamindb', ?)", [ROOT_INO, AUTO_INO])
 
 
+@migrations()
+def blocks(db: Database) -> None:
+    """Version 2: how much of a sparse file is there. NULL: all of it."""
+    db.execute("ALTER TABLE inode ADD COLUMN blocks INTEGER")
+
+
 def apply(conn: sqlite3.Connection) -> None:
     """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
     migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))

@@ -14,7 +14,7 @@ from lamfs.errors import FsError
 from lamfs.model import AUTO_INO, ROOT_INO, Dentry, Inode, now_ns
 from lamfs.registry.db import Database
 
-_INODE = "ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns, rdev, revision"
+_INODE = "ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns, rdev, revision, blocks"
 _JOINED = ", ".join(f"i.{column}" for column in _INODE.split(", "))
 _LOOKUP = f"SELECT {_JOINED} FROM dentry d JOIN inode i ON i.ino=d.ino WHERE d.parent=? AND d.name=?"
 _GET = f"SELECT {_INODE} FROM inode WHERE ino=?"
@@ -164,12 +164,32 @@ class Tree:
         self._db.execute("UPDATE inode SET nlink=?, ctime_ns=? WHERE ino=?", (inode.nlink, now, inode.ino))
         self.touch_directory(parent, now, links=-1 if directory else 0)
 
-    def move_entry(self, parent: int, name: str, new_parent: int, new_name: str, inode: Inode, now: int) -> None:
+    def cookie(self, parent: int, name: str) -> int | None:
+        """Cookie of an entry; None without one."""
+        row = self._db.one("SELECT id FROM dentry WHERE parent=? AND name=?", (parent, name))
+        return None if row is None else int(row[0])
+
+    def move_entry(
+        self,
+        parent: int,
+        name: str,
+        new_parent: int,
+        new_name: str,
+        inode: Inode,
+        now: int,
+        *,
+        cookie: int | None = None,
+    ) -> None:
         """Rename an entry; the new name must be free. It keeps its cookie, so that who reads the directory meanwhile
-        sees the file once, and its age among the names of a file."""
+        sees the file once, and its age among the names of a file.
+
+        ``cookie``: that of the entry which had the new name until now. The only name of a file takes it over, so that
+        a name which is always there is seen by whoever reads the directory.
+        """
         directory = stat.S_ISDIR(inode.mode)
         self._db.execute(
-            "UPDATE dentry SET parent=?, name=? WHERE parent=? AND name=?", (new_parent, new_name, parent, name)
+            "UPDATE dentry SET parent=?, name=?, id=coalesce(?, id) WHERE parent=? AND name=?",
+            (new_parent, new_name, cookie if directory or inode.nlink == 1 else None, parent, name),
         )
         inode.ctime_ns = now
         self._db.execute("UPDATE inode SET ctime_ns=? WHERE ino=?", (now, inode.ino))
@@ -195,8 +215,8 @@ class Tree:
         """Mark a directory's entries as changed at ``now``."""
         self._db.execute("UPDATE inode SET mtime_ns=?, ctime_ns=?, nlink=nlink+? WHERE ino=?", (now, now, links, ino))
 
-    def update(self, ino: int, **columns: int) -> None:
-        """Set columns of an inode (mode, uid, gid, size, atime_ns, mtime_ns, ctime_ns, revision)."""
+    def update(self, ino: int, **columns: int | None) -> None:
+        """Set columns of an inode (mode, uid, gid, size, atime_ns, mtime_ns, ctime_ns, revision, blocks)."""
         names = ", ".join(f"{name}=?" for name in columns)
         self._db.execute(f"UPDATE inode SET {names} WHERE ino=?", (*columns.values(), ino))
 
@@ -225,6 +245,13 @@ class Tree:
             "SELECT name, length(value) FROM xattr WHERE ino=? ORDER BY name", (ino,)
         )
         return {row[0]: row[1] for row in rows}
+
+    def take_xattr(self, ino: int, name: str) -> bytes | None:
+        """Remove an extended attribute; its value, or None when there was none."""
+        value = self.xattr(ino, name)
+        if value is not None:
+            self.remove_xattr(ino, name)
+        return value
 
     def set_xattr(self, ino: int, name: str, value: bytes) -> None:
         """Set an extended attribute."""

@@ -105,7 +105,9 @@ class Steps:
                 await self.hooks.pin(target)
             etag, consumed = await self._send(content, path, target, upload, ino)
             taken = entry.src if consumed else None
-            committed = registry.commits.put(ino, entry.gen, content, target, etag, self._origin, taken=taken)
+            committed = registry.commits.put(
+                ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
+            )
         finally:
             self._busy_objects.discard(target)
         return committed, consumed

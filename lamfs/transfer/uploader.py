@@ -191,6 +191,7 @@ class Uploader:
     def _start_ready(self, nursery: trio.Nursery) -> float:
         """Start what may start; how long (s) to wait before looking again without being told."""
         journal = self._registry.journal
+        journal.release(self._busy)
         deletes: list[JournalEntry] = []
         refilled = False
         while len(self._busy) < self._limit:
@@ -291,7 +292,7 @@ class Uploader:
             now = self._registry.journal.get(entry.id)
         except LamfsError:
             return False
-        return now is None or (now.src, now.gen) != (entry.src, entry.gen)
+        return now is None or now.op != entry.op or (now.src, now.gen) != (entry.src, entry.gen)
 
     def _failed(self, entry: JournalEntry, error: LamfsError) -> bool:
         """Note a failed try; False when the registry does not take the note (its disk is full)."""

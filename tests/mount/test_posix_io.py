@@ -544,7 +544,23 @@ def test_set_times_survive_storing_and_a_remount(local_mount: MountedInstance) -
 
 def test_stat_says_the_blocks_and_the_block_size(shared: Path) -> None:
     info = put(shared / "f", b"x" * 10_000).stat()
-    assert (info.st_size, info.st_blocks, info.st_blksize) == (10_000, 20, 4096)
+    assert (info.st_size, info.st_blocks, info.st_blksize) == (10_000, 24, 4096)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_holes_take_no_blocks(shared: Path, shared_mount: MountedInstance, stored: bool) -> None:
+    path = shared / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(50 << 20)
+        file.seek(10 << 20)
+        file.write(b"x" * 100_000)
+        file.flush()
+        assert 100_000 // 512 <= os.fstat(file.fileno()).st_blocks < 1000
+    if stored:
+        shared_mount.sync()
+    assert 100_000 // 512 <= path.stat().st_blocks < 1000
+    os.truncate(path, 100 << 20)
+    assert path.stat().st_blocks < 1000
 
 
 def test_reading_a_directory_or_writing_one_is_refused(same: Same) -> None:

@@ -302,6 +302,9 @@ def test_real_keys_make_objects_with_readable_names(instance: MountedInstance) -
 # -- extended attributes ----------------------------------------------------------------------------------------------
 
 
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+
+
 def test_without_the_option_there_are_no_extended_attributes(local_mount: MountedInstance) -> None:
     path = put(local_mount.path / "f")
     for attempt in (
@@ -320,17 +323,21 @@ def test_extended_attributes(local_instance: MountedInstance, tmp_path: Path) ->
     local_instance.mount(["xattr"])
     path = put(local_instance.path / "data.csv", b"1,2\n")
     record = local_instance.stored_info("data.csv")
-    own = {name: os.getxattr(path, name).decode() for name in os.listxattr(path)}
+    names = ("uid", "hash", "hash_type", "created_by", "key_is_virtual", "storage_path")
+    own = {f"user.lamfs.{name}": os.getxattr(path, f"user.lamfs.{name}").decode() for name in names}
     assert own["user.lamfs.uid"] == record["uid"]
     assert own["user.lamfs.hash"] == record["hash"]
     assert own["user.lamfs.hash_type"] == "md5"
     assert own["user.lamfs.created_by"] == "testuser1"
     assert own["user.lamfs.key_is_virtual"] == "1"
     assert own["user.lamfs.storage_path"] == record["storage_path"]
-    assert "user.lamfs.description" not in own
+    # Copies are artifacts of their own, so tools must not find these. A description may be copied.
+    assert os.listxattr(path) == []
+    assert outcome(lambda: os.getxattr(path, "user.lamfs.description")) == "ENODATA"
     os.setxattr(path, "user.lamfs.description", "größer".encode())
     assert os.getxattr(path, "user.lamfs.description") == "größer".encode()
     assert local_instance.info("data.csv")["description"] == "größer"
+    assert os.listxattr(path) == ["user.lamfs.description"]
     assert outcome(lambda: os.setxattr(path, "user.lamfs.uid", b"x")) == "EPERM"
     assert outcome(lambda: os.removexattr(path, "user.lamfs.hash")) == "EPERM"
     assert outcome(lambda: os.getxattr(path, "user.nothing")) == "ENODATA"
@@ -350,13 +357,45 @@ def test_extended_attributes(local_instance: MountedInstance, tmp_path: Path) ->
     assert os.listxattr(local_instance.path) == ["user.top"]
     local_instance.run(["cp", "-a", "moved.csv", "copy.csv"])
     assert os.getxattr(path.with_name("copy.csv"), "user.mine") == b"changed"
+    local_instance.run(["cp", "--preserve=xattr", "moved.csv", "again.csv"])
+    local_instance.run(["rsync", "-X", "moved.csv", "third.csv"])
+    for name in ("copy.csv", "again.csv", "third.csv"):
+        copied = local_instance.stored_info(name)
+        assert copied["description"] == "größer"
+        assert copied["uid"] != record["uid"]
+        assert os.listxattr(path.with_name(name)) == ["user.lamfs.description", "user.mine"]
     os.removexattr(path, "user.mine")
     assert "user.mine" not in os.listxattr(path)
 
 
-# -- other users ------------------------------------------------------------------------------------------------------
+def test_the_description_of_a_file_that_is_replaced_stays(local_instance: MountedInstance) -> None:
+    local_instance.mount(["xattr"])
+    for target, wanted in (("described", "mine"), ("plain", "theirs")):
+        path = put(local_instance.path / target)
+        if target == "described":
+            os.setxattr(path, "user.lamfs.description", b"mine")
+        uid = local_instance.stored_info(target)["uid"]
+        temporary = put(local_instance.path / "tmp", b"new")
+        os.setxattr(temporary, "user.lamfs.description", b"theirs")
+        os.rename(temporary, path)
+        record = local_instance.stored_info(target)
+        assert (record["uid"], record["description"], record["size"]) == (uid, wanted, 3)
 
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+
+@as_root
+def test_trusted_attributes_show_to_root_alone(local_instance: MountedInstance) -> None:
+    local_instance.mount(["xattr", "allow_other"])
+    path = put(local_instance.path / "f")
+    local_instance.base.chmod(0o755)
+    local_instance.path.chmod(0o755)
+    path.chmod(0o644)
+    for name in ("user.a", "trusted.b", "security.c"):
+        os.setxattr(path, name, b"1")
+    assert sorted(os.listxattr(path)) == ["security.c", "trusted.b", "user.a"]
+    assert try_as_nobody(local_instance, ["sorted(os.listxattr(top + '/f'))"]) == ["['security.c', 'user.a']"]
+
+
+# -- other users ------------------------------------------------------------------------------------------------------
 
 
 def try_as_nobody(mount: MountedInstance, calls: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import MountedInstance
+from tests.support.mounts import MountedInstance, outcome
 
 NAMES = [
     ".x.swp", ".x.csv.swo", "4913", "x~", ".#x", ".~lock.x.ods#", ".DS_Store", "._x", ".nfs000123", ".Trash-1000",
@@ -89,14 +89,15 @@ def test_an_artifact_that_gets_a_scratch_name_is_not_lost(each_mount: MountedIns
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_what_kill_9_leaves_of_a_scratch_file(local_mount: MountedInstance, stored: bool) -> None:
-    path = local_mount.mountpoint / "x~"
+    path = local_mount.path / "x~"
     if stored:
         path.write_bytes(b"closed")
         local_mount.kill9()
     else:
-        with open(path, "wb", buffering=0) as file:
-            file.write(b"closed")
-            local_mount.kill9()
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+        os.write(fd, b"closed")
+        local_mount.kill9()
+        assert outcome(lambda: os.close(fd)) == "ENOTCONN"
     local_mount.mount()
     assert path.read_bytes() == b"closed"
     local_mount.sync()

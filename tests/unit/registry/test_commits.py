@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -165,3 +168,71 @@ def test_the_change_log_says_what_was_lost(hands: Hands, registry: Registry) -> 
 def test_a_registry_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotSetUp):
         Registry(tmp_path / "nothing.lndb")
+
+
+@pytest.fixture
+def other(registry: Registry) -> Iterator[Registry]:
+    """The same registry, as another living process has it."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    registry.journal.owner = process_id(process.pid) or ""
+    yield Registry(registry.path)
+    process.communicate(b"\n")
+
+
+@pytest.mark.parametrize("stored_first", [False, True])
+def test_an_upload_that_another_process_has_overtaken_does_not_share_its_object(
+    hands: Hands, registry: Registry, other: Registry, stored_first: bool
+) -> None:
+    """``registry`` is at work on a put, ``other`` writes the file again: neither object is written by both."""
+    ino = hands.create("a")
+    old = registry.journal.put_of(ino)
+    assert old is not None
+    target = registry.commits.put_target(old)
+    registry.journal.set_target(old.id, target)
+    theirs = Hands(other)
+    theirs.rewrite("a")
+    new = other.journal.put_of(ino)
+    assert new is not None
+    assert (new.uid, new.gen) == (old.uid, old.gen + 1)
+    assert other.commits.put_target(new) != target
+    assert other.journal.holds(target)
+    record = theirs.store(ino, b"new") if stored_first else None
+    assert not registry.commits.put(ino, old.gen, content_of(b"old"), target, "e", Provenance(), row=old.id).current
+    record = record or theirs.store(ino, b"new")
+    assert record is not None
+    assert theirs.record("a").revision.content == content_of(b"new")
+    assert registry.journal.ready() == []
+    registry.journal.release([old.id])
+    assert registry.journal.ready() == []
+    registry.journal.release([])
+    assert [entry.object_key for entry in registry.journal.ready()] == [target]
+    other.close()
+
+
+def test_an_upload_of_what_another_process_deletes_is_deleted_by_who_makes_it(
+    hands: Hands, registry: Registry, other: Registry
+) -> None:
+    ino = hands.create("a")
+    old = registry.journal.put_of(ino)
+    assert old is not None
+    registry.journal.set_target(old.id, "o")
+    Hands(other).unlink("a")
+    assert registry.journal.ready() == []
+    assert registry.commits.put(ino, old.gen, content_of(b"old"), "o", "e", Provenance(), row=old.id).record is None
+    registry.journal.release([])
+    assert [entry.object_key for entry in registry.journal.ready()] == ["o"]
+    other.close()
+
+
+def test_what_a_dead_process_held_is_deleted_by_who_comes_next(
+    hands: Hands, registry: Registry, other: Registry
+) -> None:
+    ino = hands.create("a")
+    old = registry.journal.put_of(ino)
+    assert old is not None
+    registry.journal.set_target(old.id, "o")
+    Hands(other).rewrite("a")
+    other.db.execute("UPDATE journal SET owner='boot:1:1' WHERE id=?", (old.id,))
+    assert [entry.id for entry in other.journal.adopt()] == [old.id]
+    assert "o" in [entry.object_key for entry in other.journal.ready()]
+    other.close()
