@@ -1,0 +1,53 @@
+"""Times of last access, as Linux's ``relatime`` keeps them (mount(8)). Loop only.
+
+The kernel leaves atime to the file system, and asks again after each read that reached it. A read marks the file when
+it was changed since it was last read, or was last read a day ago. The new times are kept in memory and written to the
+registry now and then: no read waits for a transaction, and what a crash loses is only when something was last read.
+"""
+
+from __future__ import annotations
+
+from lamfs.model import Inode, now_ns
+from lamfs.registry import Registry
+
+DAY_NS = 86_400 * 10**9
+FLUSH = 5.0
+"""Seconds after which new times are in the registry."""
+
+
+class Atimes:
+    """Times of access that the registry does not have yet, by registry inode number."""
+
+    def __init__(self, *, keep: bool = True) -> None:
+        self._keep = keep
+        self._times: dict[int, int] = {}
+
+    def is_due(self, inode: Inode) -> bool:
+        """Whether reading it now would change its time of last access."""
+        if not self._keep:
+            return False
+        self.show(inode)
+        return inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or inode.atime_ns < now_ns() - DAY_NS
+
+    def read(self, inode: Inode) -> None:
+        """It has been read. Updates ``inode`` in place."""
+        if self.is_due(inode):
+            inode.atime_ns = self._times[inode.ino] = now_ns()
+
+    def show(self, inode: Inode) -> None:
+        """Bring attributes that came from the registry up to date."""
+        time = self._times.get(inode.ino)
+        if time is not None:
+            inode.atime_ns = time
+
+    def forget(self, ino: int) -> None:
+        """Its time was set by somebody, or it is gone."""
+        self._times.pop(ino, None)
+
+    def flush(self, registry: Registry) -> None:
+        """Write the new times to the registry. To others this is no change: nobody's cache has to forget anything."""
+        if self._times:
+            with registry.db.transaction():
+                for ino, time in self._times.items():
+                    registry.tree.update(ino, atime_ns=time)
+            self._times.clear()
