@@ -395,6 +395,21 @@ def test_trusted_attributes_show_to_root_alone(local_instance: MountedInstance) 
     assert try_as_nobody(local_instance, ["sorted(os.listxattr(top + '/f'))"]) == ["['security.c', 'user.a']"]
 
 
+@pytest.mark.parametrize("words", [[], ["xattr"]])
+def test_access_control_lists_are_refused_cleanly(local_instance: MountedInstance, words: list[str]) -> None:
+    """The FUSE library does not pass on the mode without the umask, which default lists need."""
+    local_instance.mount(words)
+    (local_instance.path / "d").mkdir()
+    put(local_instance.path / "d" / "f")
+    for options in (["-m", "u:1:r", "d/f"], ["-d", "-m", "u:1:r", "d"]):
+        done = local_instance.run(["setfacl", *options], check=False)
+        assert (done.returncode, done.stderr.split(": ")[-1].strip()) == (1, "Operation not supported")
+    assert local_instance.run(["getfacl", "-c", "d/f"]).stdout.split() == ["user::rw-", "group::r--", "other::r--"]
+    local_instance.run(["cp", "-a", "d", "e"])
+    local_instance.run(["rsync", "-aHAX", "d/", "g"])
+    assert (local_instance.path / "g" / "f").read_bytes() == (local_instance.path / "e" / "f").read_bytes() == b"x"
+
+
 # -- other users ------------------------------------------------------------------------------------------------------
 
 
