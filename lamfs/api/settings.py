@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,20 @@ class Settings:
     def cache_dir(self) -> Path:
         """Where ``artifact.cache()`` puts files."""
         return config.cache_dir()
+
+    @property
+    def scratch_names(self) -> tuple[str, ...]:
+        """Patterns of names whose files are no artifacts. Mounts made from now on go by what is set here.
+
+        Raises InvalidArgument for what is no pattern of a name. None brings the default ones back.
+        """
+        return config.scratch_names()
+
+    @scratch_names.setter
+    def scratch_names(self, patterns: Iterable[str] | None) -> None:
+        if isinstance(patterns, str):
+            raise InvalidArgument(f"scratch_names is a list of patterns, such as ['{patterns}'].")
+        config.set_scratch_names(patterns)
 
     def __repr__(self) -> str:
         where = state.instance().settings if state.is_set_up() else None

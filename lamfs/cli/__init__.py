@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lamfs.cli import artifacts, check, listing, mount, setup, status, sync
+from lamfs.cli import artifacts, check, listing, mount, settings, setup, status, sync
 from lamfs.cli.seam import Program
 
 
@@ -46,6 +46,7 @@ main.add_section(
     setup.init,
     setup.connect,
     setup.instances,
+    settings.scratch,
     check.fsck,
     setup.close,
     setup.delete_instance,

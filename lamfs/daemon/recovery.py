@@ -38,8 +38,12 @@ def take_over(instance: Instance) -> int:
             inode = registry.tree.get(entry.ino)
             if inode is not None and (inode.size != info.st_size or entry.state == "open"):
                 registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=info.st_blocks)
+            scratch = registry.names.is_scratch(entry.ino)
             if entry.state == "open":
-                registry.journal.ready_put(entry.ino, scratch=registry.names.is_scratch(entry.ino))
+                registry.journal.ready_put(entry.ino, scratch=scratch)
+            else:
+                # The list of scratch names may be another one than it was.
+                registry.journal.set_scratch(entry.ino, scratch)
             registry.changes.content(entry.ino)
     if taken:
         log.info("taking over %d pieces of storage work from a mount that ended early", len(taken))

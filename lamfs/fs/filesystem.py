@@ -116,7 +116,8 @@ class FileSystem:
             if value is not None:
                 # A time that cannot be kept becomes the nearest one that can (1677 to 2262), as Linux does.
                 columns[name] = max(-MAX_NS, min(value, MAX_NS))
-        if columns:
+        if columns or changes.size is None:
+            # Nothing at all is chown(2) with neither owner nor group: that marks ctime on Linux.
             columns["ctime_ns"] = now_ns()
             ino = self.context.nodes.ino(fino)
             if changes.atime_ns is not None:

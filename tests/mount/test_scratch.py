@@ -102,3 +102,21 @@ def test_what_kill_9_leaves_of_a_scratch_file(local_mount: MountedInstance, stor
     assert path.read_bytes() == b"closed"
     local_mount.sync()
     assert artifacts(local_mount) == set()
+
+
+def test_the_list_counts_from_the_next_mount_on(local_mount: MountedInstance) -> None:
+    for name in ("x~", "y.tmp", "z.tmp"):
+        (local_mount.path / name).write_bytes(name.encode())
+        if name == "y.tmp":
+            local_mount.sync()
+    assert artifacts(local_mount) == {"y.tmp"}
+    local_mount.cli("scratch", "--add", "*.tmp", "--remove", "*~")
+    local_mount.remount()
+    (local_mount.path / "new.tmp").write_bytes(b"new")
+    local_mount.sync()
+    assert artifacts(local_mount) == {"x~", "y.tmp", "z.tmp"}
+    local_mount.remount(empty_cache=True)
+    assert {path.name: path.read_bytes() for path in local_mount.path.iterdir()} == {
+        "x~": b"x~", "y.tmp": b"y.tmp", "z.tmp": b"z.tmp", "new.tmp": b"new"
+    }  # fmt: skip
+    assert local_mount.fsck() == []

@@ -14,7 +14,7 @@ import lamfs
 from lamfs.cli import main
 from lamfs.daemon.options import KERNEL_WORDS, MountOptions, apply_words
 
-SETUP = ("login", "init", "connect", "instances", "fsck", "close", "delete-instance")
+SETUP = ("login", "init", "connect", "instances", "scratch", "fsck", "close", "delete-instance")
 MOUNTS = ("mount", "umount", "status", "sync")
 ARTIFACTS = ("info", "ls", "save", "replace", "cache", "delete", "restore")
 COMMANDS = SETUP + MOUNTS + ARTIFACTS
