@@ -14,6 +14,7 @@ ALIAS_BASE = 1 << 48
 """FUSE inode numbers from here on are second and later revisions of an inode."""
 CONTROL_BASE = 1 << 62
 """FUSE inode numbers from here on are control files (control.py)."""
+MIN_PEAK = 4096
 
 
 class NodeTable:
@@ -25,6 +26,7 @@ class NodeTable:
         self._current: dict[int, int] = {}
         self._kin: dict[int, set[int]] = {}
         self._next_alias = ALIAS_BASE
+        self._peak = MIN_PEAK
         self._revision: dict[int, int] = {}
         self.ghosts: dict[int, Inode] = {}
         """Attributes of inodes whose registry row is gone while the kernel still knows them."""
@@ -53,6 +55,8 @@ class NodeTable:
         if not count:
             self._revision[fino] = revision
         self._lookups[fino] = count + 1
+        if not count and len(self._lookups) > self._peak:
+            self._peak = len(self._lookups)
 
     def outdated(self, fino: int, revision: int) -> bool:
         """Whether the kernel knows another revision by this number."""
@@ -71,6 +75,7 @@ class NodeTable:
             return False
         self._lookups.pop(fino, None)
         self._revision.pop(fino, None)
+        self._shrink()
         ino = self.ino(fino)
         kin = self._kin.get(ino, set())
         if self.known(ino) or any(map(self.known, kin)):
@@ -86,6 +91,12 @@ class NodeTable:
         self.ghosts.pop(ino, None)
         self.unlinked.discard(ino)
         return True
+
+    def _shrink(self) -> None:
+        """A dict keeps the memory of its largest size, so after many have gone what is left moves into a new one."""
+        if len(self._lookups) < self._peak // 4:
+            self._lookups, self._revision = dict(self._lookups), dict(self._revision)
+            self._peak = max(len(self._lookups), MIN_PEAK)
 
     def supersede(self, ino: int) -> int | None:
         """A new revision of ``ino`` came from elsewhere: later lookups get another number.
