@@ -84,6 +84,9 @@ def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bo
     say(f"Unmount it with: lamfs umount {shown(path)}")
 
 
+OTHERS = "another user, or with other directories (LAMFS_DATA_DIR)"
+
+
 def clear_the_way(path: str) -> None:
     """See that nothing is mounted at ``path``; unmount what a dead daemon has left. Raises AlreadyExists."""
     mounted = mountpoints.at(path)
@@ -94,8 +97,10 @@ def clear_the_way(path: str) -> None:
         raise AlreadyExists(f"{record.slug} is mounted at {path} already (pid {record.pid}).")
     if not mounted.is_lamfs:
         raise AlreadyExists(f"Something else is mounted at {path} ({mounted.fstype}); choose another directory.")
-    note(f"A mount at {shown(path)} had lost its daemon; it is cleaned away.")
+    if not mountpoints.is_dead(path):
+        raise AlreadyExists(f"A living lamfs mount of {OTHERS} is at {path}; choose another directory.")
     mountpoints.unmount(path, lazy=True)
+    note(f"A mount at {shown(path)} had lost its daemon; it is cleaned away.")
 
 
 def choose_instance(slug: str | None) -> str:
@@ -191,6 +196,8 @@ def clear_dead(path: str) -> None:
         raise NotFound(f"Nothing is mounted at {path}; 'lamfs status' lists the mounts.")
     if not mounted.is_lamfs:
         raise NotFound(f"{path} is not a lamfs mount ({mounted.fstype}); use umount.")
+    if not mountpoints.is_dead(path):
+        raise LamfsError(f"{path} was mounted by {OTHERS}; unmount it there.", errno=errno.EPERM)
     mountpoints.unmount(path, lazy=True)
     say(f"The mount at {shown(path)} had lost its daemon; it is unmounted. The next mount stores what is owed.")
 

@@ -20,6 +20,8 @@ from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotEmpty, N
 if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
 
+LOOK_SECONDS = 5.0
+"""How long a living mount may take to answer."""
 UNMOUNT_SECONDS = 30.0
 """How long fusermount3 may take."""
 
@@ -87,6 +89,23 @@ def absolute(path: str) -> str:
 def around(path: str) -> Mounted | None:
     """The lamfs mount that ``path`` is inside of."""
     return next((mounted for mounted in table() if mounted.is_lamfs and path.startswith(f"{mounted.path}/")), None)
+
+
+def is_dead(path: str) -> bool:
+    """Whether the mount at ``path`` has no daemon any more. Another process looks, since a stuck mount never answers.
+
+    The living mount of another user is not dead, although it lets nobody look.
+    """
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        looked = subprocess.run(
+            ["stat", "--", path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LOOK_SECONDS,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        return os.strerror(errno.ENOTCONN).encode() in looked.stderr
+    return False
 
 
 def prepare(path: str) -> None:
