@@ -214,6 +214,7 @@ class Names:
             if state is not None:
                 inode = state.inode
             self._c.nodes.ghosts[inode.ino] = inode
+            self._c.nodes.ghost_xattrs[inode.ino] = removed.xattrs
         if state is not None and stat.S_ISREG(inode.mode):
             # From now on it is only for who has it open. A spool that the trash is still owed is not written any more.
             owed = self._c.registry.journal.put_of(inode.ino)

@@ -30,6 +30,8 @@ class NodeTable:
         self._revision: dict[int, int] = {}
         self.ghosts: dict[int, Inode] = {}
         """Attributes of inodes whose registry row is gone while the kernel still knows them."""
+        self.ghost_xattrs: dict[int, dict[str, bytes]] = {}
+        """Extended attributes of such inodes."""
         self.unlinked: set[int] = set()
         """Inodes that lost their last name through this mount, while the kernel still knows them."""
 
@@ -89,6 +91,7 @@ class NodeTable:
         self._kin.pop(ino, None)
         self._current.pop(ino, None)
         self.ghosts.pop(ino, None)
+        self.ghost_xattrs.pop(ino, None)
         self.unlinked.discard(ino)
         return True
 

@@ -35,7 +35,7 @@ class Xattrs:
         """Value of one of lamfs's own attributes; None when the file has none of that name."""
         record = self._c.registry.artifacts.by_ino(ino)
         if record is None:
-            return self._c.registry.tree.xattr(ino, name)
+            return self._stored(ino, name)
         value = self._values(record).get(name)
         return None if value is None else value.encode()
 
@@ -55,7 +55,7 @@ class Xattrs:
     def get(self, fino: int, name: bytes) -> bytes:
         """getxattr(2). Raises FsError: ENODATA, EOPNOTSUPP."""
         ino, text = self._ino(fino), self._name(name)
-        value = self._own(ino, text) if text.startswith(OWN) else self._c.registry.tree.xattr(ino, text)
+        value = self._own(ino, text) if text.startswith(OWN) else self._stored(ino, text)
         if value is None:
             raise FsError(errno.ENODATA)
         return value
@@ -63,7 +63,7 @@ class Xattrs:
     def names(self, fino: int, *, trusted: bool = True) -> list[bytes]:
         """listxattr(2). ``trusted.*`` shows to the privileged alone (xattr(7))."""
         ino = self._ino(fino)
-        names = list(self._c.registry.tree.xattrs(ino))
+        names = list(self._sizes(ino))
         if DESCRIPTION_XATTR not in names and self._own(ino, DESCRIPTION_XATTR) is not None:
             names.insert(0, DESCRIPTION_XATTR)
         return [name.encode() for name in names if trusted or not name.startswith("trusted.")]
@@ -78,10 +78,13 @@ class Xattrs:
             self._describe(ino, text, value)
             return
         with registry.db.transaction():
-            others = sum(len(other) + 1 for other in registry.tree.xattrs(ino) if other != text)
+            others = sum(len(other.encode()) + 1 for other in self._sizes(ino) if other != text)
             if others + len(name) + 1 > LIST_MAX:
                 raise FsError(errno.ENOSPC)
-            registry.tree.set_xattr(ino, text, value)
+            if ino in self._c.nodes.ghosts:
+                self._c.nodes.ghost_xattrs.setdefault(ino, {})[text] = value
+            else:
+                registry.tree.set_xattr(ino, text, value)
             self._changed(ino)
 
     def _describe(self, ino: int, name: str, value: bytes) -> None:
@@ -116,14 +119,34 @@ class Xattrs:
             raise FsError(errno.EPERM)
         registry = self._c.registry
         with registry.db.transaction():
-            if not registry.tree.remove_xattr(ino, text):
+            if ino in self._c.nodes.ghosts:
+                found = self._c.nodes.ghost_xattrs.get(ino, {}).pop(text, None) is not None
+            else:
+                found = registry.tree.remove_xattr(ino, text)
+            if not found:
                 raise FsError(errno.ENODATA)
             self._changed(ino)
 
+    def _stored(self, ino: int, name: str) -> bytes | None:
+        """Value of an attribute that was set; of an inode without a row the mount remembers them."""
+        if ino in self._c.nodes.ghosts:
+            return self._c.nodes.ghost_xattrs.get(ino, {}).get(name)
+        return self._c.registry.tree.xattr(ino, name)
+
+    def _sizes(self, ino: int) -> dict[str, int]:
+        """Names and sizes of the attributes that were set."""
+        if ino in self._c.nodes.ghosts:
+            return {name: len(value) for name, value in sorted(self._c.nodes.ghost_xattrs.get(ino, {}).items())}
+        return self._c.registry.tree.xattrs(ino)
+
     def _changed(self, ino: int) -> None:
         now = now_ns()
-        self._c.registry.tree.update(ino, ctime_ns=now)
-        self._c.registry.changes.attr(ino)
+        ghost = self._c.nodes.ghosts.get(ino)
+        if ghost is not None:
+            ghost.ctime_ns = now
+        else:
+            self._c.registry.tree.update(ino, ctime_ns=now)
+            self._c.registry.changes.attr(ino)
         state = self._c.state_of(ino)
         if state is not None:
             state.inode.ctime_ns = now

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lamfs.keys import object_key_for, suffix_of
 from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, TRASH, ArtifactRecord, Inode, new_uid, now_ns
@@ -21,12 +21,16 @@ from lamfs.scratch import Matcher, nothing
 
 @dataclass(slots=True)
 class Removed:
-    """What a removal did. ``spool``: name of the spool file that nothing owes any more."""
+    """What a removal did. ``spool``: name of the spool file that nothing owes any more.
+
+    ``row_gone``: the registry knows the inode no more, nor the ``xattrs`` that it had.
+    """
 
     inode: Inode
     spool: str | None = None
     trashed: str | None = None
     row_gone: bool = False
+    xattrs: dict[str, bytes] = field(default_factory=dict)
 
 
 class Identity:
@@ -55,8 +59,8 @@ class Identity:
             self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now_ns())
             return Removed(inode, trashed=artifact.uid)
         spool, _ = self.drop_put(inode.ino)
-        self._tree.remove_inode(inode.ino)
-        return Removed(inode, spool=spool, row_gone=True)
+        xattrs = self._tree.remove_inode(inode.ino)
+        return Removed(inode, spool=spool, row_gone=True, xattrs=xattrs)
 
     def replace_file(self, parent: int, name: str, target: Inode, inode: Inode) -> tuple[Removed, str | None]:
         """Remove ``target`` from its name, and hand its artifact on to ``inode``."""
@@ -70,9 +74,9 @@ class Identity:
             return removed, None
         self._tree.remove_entry(parent, name, target, now_ns())
         spool, written = self.drop_put(target.ino)
-        self._tree.remove_inode(target.ino)
+        xattrs = self._tree.remove_inode(target.ino)
         self.inherit(artifact, inode.ino, intact=written is None)
-        return Removed(target, spool=spool, row_gone=True), artifact.uid
+        return Removed(target, spool=spool, row_gone=True, xattrs=xattrs), artifact.uid
 
     def drop_put(self, ino: int) -> tuple[str | None, str | None]:
         """Owe nothing for an inode any more; what an upload may have left behind is owed its deletion.
@@ -169,9 +173,9 @@ class Identity:
         spool, _ = self.drop_put(inode.ino)
         self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (copy.uid,))
         self._artifacts.remove(copy.uid)
-        self._tree.remove_inode(inode.ino)
+        xattrs = self._tree.remove_inode(inode.ino)
         self._journal.add_delete(copy.revision.object_key)
-        return Removed(inode, spool=spool, row_gone=True)
+        return Removed(inode, spool=spool, row_gone=True, xattrs=xattrs)
 
     def is_scratch(self, ino: int) -> bool:
         """Whether a file is no artifact, and by none of its names becomes one."""

@@ -228,8 +228,8 @@ class Namespace:
         if not self._tree.is_empty(inode.ino):
             raise FsError(errno.ENOTEMPTY)
         self._tree.remove_entry(parent, name, inode, now_ns())
-        self._tree.remove_inode(inode.ino)
-        return Removed(inode, row_gone=True)
+        xattrs = self._tree.remove_inode(inode.ino)
+        return Removed(inode, row_gone=True, xattrs=xattrs)
 
     # -- moving -------------------------------------------------------------------------------------------------
 

@@ -224,13 +224,16 @@ class Tree:
         """Count a content revision that the mounts showing this inode did not make."""
         self._db.execute("UPDATE inode SET revision=revision+1 WHERE ino=?", (ino,))
 
-    def remove_inode(self, ino: int) -> None:
-        """Forget an inode, its target and its xattrs. The two fixed directories stay."""
+    def remove_inode(self, ino: int) -> dict[str, bytes]:
+        """Forget an inode, its target and its xattrs, which are returned. The two fixed directories stay."""
         if ino in (ROOT_INO, AUTO_INO):
             raise FsError(errno.EBUSY)
         self._db.execute("DELETE FROM inode WHERE ino=?", (ino,))
         self._db.execute("DELETE FROM symlink WHERE ino=?", (ino,))
-        self._db.execute("DELETE FROM xattr WHERE ino=?", (ino,))
+        return {
+            name: bytes(value)
+            for name, value in self._db.all("DELETE FROM xattr WHERE ino=? RETURNING name, value", (ino,))
+        }
 
     # -- extended attributes ------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ def alice(stage: Stage) -> Iterator[Person]:
         assert not re.search("Traceback|unexpected", log.read_text()), log.read_text()
 
 
-def check(person: Person, cases: dict[str, object]) -> None:
+def check(person: Person, cases: Mapping[str, object]) -> None:
     """Each expression gives, for this person, this value or errno."""
     got = person.evaluate(*cases)
     wanted = [value if isinstance(value, str) and value.startswith("E") else repr(value) for value in cases.values()]

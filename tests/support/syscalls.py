@@ -52,7 +52,7 @@ def utimens(where: str | int, atime: int | str, mtime: int | str, *, follow: boo
         else:
             times[number] = _Timespec(value // SECOND, value % SECOND)
     if isinstance(where, int):
-        _checked(libc.utimensat(where, None, ctypes.byref(times), 0))
+        _checked(libc.futimens(where, ctypes.byref(times)))
     else:
         flags = 0 if follow else AT_SYMLINK_NOFOLLOW
         _checked(libc.utimensat(AT_FDCWD, os.fsencode(where), ctypes.byref(times), flags))
