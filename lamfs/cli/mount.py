@@ -54,7 +54,7 @@ OPTION_HELP = """\b
     lamfs mount --read-only -o allow_other,umask=022 --instance alice/screens /srv/screens
     """,
 )
-@click.argument("mountpoint", type=click.Path(), default=DEFAULT_MOUNTPOINT)
+@click.argument("mountpoint", type=click.Path(readable=False), default=DEFAULT_MOUNTPOINT)
 @instance_option
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to the terminal.")
@@ -71,8 +71,8 @@ def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bo
     apply_words(options, [word for given in words for word in given.split(",") if word])
     path = mountpoints.absolute(mountpoint)
     clear_the_way(path)
-    options.slug = choose_instance(instance)
     mountpoints.prepare(path)
+    options.slug = choose_instance(instance)
     options.mountpoint = path
 
     from lamfs.daemon import launch
@@ -142,7 +142,7 @@ def live_mount(path: str) -> MountRecord | None:
     lamfs umount --force ~/data
     """,
 )
-@click.argument("mountpoint", type=click.Path(), default=DEFAULT_MOUNTPOINT)
+@click.argument("mountpoint", type=click.Path(readable=False), default=DEFAULT_MOUNTPOINT)
 @click.option("--force", is_flag=True, help="Unmount although files are open, or something cannot be stored.")
 @click.option(
     "--timeout",

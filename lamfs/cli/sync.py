@@ -35,7 +35,7 @@ class Pending(LamfsError):
     lamfs sync ~/data
     """,
 )
-@click.argument("path", type=click.Path(), required=False)
+@click.argument("path", type=click.Path(readable=False), required=False)
 @click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long it may take.  [default: no limit]"
 )

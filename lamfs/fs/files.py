@@ -35,8 +35,12 @@ class Files:
 
     # -- opening ------------------------------------------------------------------------------------------------
 
-    async def open(self, fino: int, flags: int) -> int:
-        """Open an existing file; returns the handle. Raises FsError: ESTALE, EROFS, EISDIR, ELOOP."""
+    async def open(self, fino: int, flags: int, *, privileged: bool = True) -> int:
+        """Open an existing file; returns the handle. Raises FsError: ESTALE, EROFS, EISDIR, ELOOP.
+
+        Who is not ``privileged`` takes the set-user-ID and set-group-ID bits away by O_TRUNC; of other changes of the
+        content the kernel sees to that.
+        """
         # O_TRUNC cuts the file also when it is opened for reading; the kernel has checked that it may be written.
         writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writable and self._c.policy.read_only:
@@ -47,10 +51,22 @@ class Files:
         try:
             if flags & os.O_TRUNC:
                 await self._truncate(state, 0)
+                if not privileged:
+                    self._drop_set_ids(state)
         except BaseException:
             self._let_go(state, writable)
             raise
         return self._handle(state, flags, writable)
+
+    def _drop_set_ids(self, state: FileState) -> None:
+        mode = state.inode.mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            mode &= ~stat.S_ISGID
+        if mode != state.inode.mode:
+            state.inode.mode = mode
+            if state.ino not in self._c.nodes.ghosts:
+                self._c.registry.names.set_attributes(state.ino, mode=mode)
+            self._c.kernel.attributes(state.fino)
 
     def keeps_pages(self, handle: int) -> bool:
         """As FileSystem.keeps_pages."""
@@ -210,8 +226,10 @@ class Files:
         try:
             self._spooling.room.take(len(data))
             done = spool.write(offset, data)
-        except OSError:
+        except OSError as error:
             inode.size = os.fstat(spool.fd).st_size
+            if error.errno == errno.EFBIG:
+                raise FsError(errno.EFBIG) from None  # the caller's mistake: not worth a line in the log
             raise
         if offset + done > inode.size:
             inode.size = offset + done

@@ -176,11 +176,11 @@ class FileSystem:
 
     # -- handles ------------------------------------------------------------------------------------------------
 
-    async def open(self, fino: int, flags: int) -> int:
-        """Open a file; the handle."""
+    async def open(self, fino: int, flags: int, *, privileged: bool = True) -> int:
+        """Open a file; the handle. ``privileged`` as in Files.open."""
         if fino >= CONTROL_BASE:
             return self.control.open(fino, flags)
-        return await self.files.open(fino, flags)
+        return await self.files.open(fino, flags, privileged=privileged)
 
     def keeps_pages(self, handle: int) -> bool:
         """Whether the kernel may keep the file's pages across this open.

@@ -77,6 +77,8 @@ class Xattrs:
         if text.startswith(OWN):
             self._describe(ino, text, value)
             return
+        if self._stored(ino, text) == value:
+            return  # nothing changes, ctime neither: as ext4 has it
         with registry.db.transaction():
             others = sum(len(other.encode()) + 1 for other in self._sizes(ino) if other != text)
             if others + len(name) + 1 > LIST_MAX:

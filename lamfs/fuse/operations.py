@@ -253,7 +253,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        handle = await self._fs.open(inode, flags)
+        handle = await self._fs.open(inode, flags, privileged=ctx.uid == 0)
         control = inode >= CONTROL_BASE
         return FileInfo(fh=handle, keep_cache=not control and self._fs.keeps_pages(handle), direct_io=control)
 

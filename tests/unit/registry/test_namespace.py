@@ -331,7 +331,7 @@ def test_a_failed_step_leaves_nothing_behind(hands: Hands, registry: Registry, m
     hands.save("b", b"2")
     before = registry.db.all("SELECT * FROM artifact") + registry.db.all("SELECT * FROM dentry")
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "the disk")
 
     monkeypatch.setattr(registry.tree, "move_entry", broken)
