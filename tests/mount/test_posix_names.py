@@ -772,6 +772,29 @@ def test_chown_and_writes_take_the_set_id_bits_away(same: Same) -> None:
     same(run)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+@pytest.mark.parametrize("mode", [0o4755, 0o2775, 0o6777, 0o755])
+def test_emptying_a_file_takes_the_set_id_bits_away(local_instance: MountedInstance, mode: int) -> None:
+    """open(2) with O_TRUNC by an ordinary user: as any change of the content."""
+    local_instance.mount(["allow_other"])
+    local_instance.path.chmod(0o777)
+    program = (
+        "import os, sys\n"
+        "os.setgroups([]); os.setresgid(5, 5, 5); os.setresuid(5, 5, 5)\n"
+        "path, mode = sys.argv[1], int(sys.argv[2])\n"
+        "os.close(os.open(path, os.O_CREAT | os.O_WRONLY)); os.chmod(path, mode)\n"
+        "file = os.open(path, os.O_RDWR | os.O_TRUNC)\n"
+        "print(oct(os.fstat(file).st_mode), oct(os.stat(path).st_mode))\n"
+    )
+    path = local_instance.path / "f"
+    done = local_instance.run([sys.executable, "-I", "-S", "-c", program, path, str(mode)], cwd="/")
+    wanted = oct(stat.S_IFREG | mode & 0o777)
+    assert done.stdout.split() == [wanted, wanted]
+    path.chmod(mode)
+    os.close(os.open(path, os.O_RDWR | os.O_TRUNC))
+    assert path.stat().st_mode == stat.S_IFREG | mode, "root keeps them"
+
+
 def test_touch_now_is_now(same: Same) -> None:
     def run(where: Path) -> Any:
         path = put(where / "f")
