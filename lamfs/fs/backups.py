@@ -1,6 +1,7 @@
 """Backups that programs make of a file before they write it anew: which name is still the file. Loop only.
 
-Editors and ``sed -i.bak`` rename ``x`` to ``x~`` or ``x.bak`` and make a new ``x``. To whoever asks, the artifact is
+Editors and ``sed -i.bak`` rename ``x`` to ``x~`` or ``x.bak`` and make a new ``x``; perl and GLib give ``x`` the other
+name by link(2), and rename a new file over ``x``. To whoever asks, the artifact is
 what is at ``x``; the backup is a copy of its old content. What was renamed aside is remembered for a few seconds, in
 memory: the two steps of a save follow each other at once.
 """
@@ -17,6 +18,11 @@ SECONDS = 10.0
 """So long after it was renamed aside, a file can turn out to be the backup of another one."""
 KEPT = re.compile(r"(~|\.~[^/]*~|\.bak|\.orig|\.old|\.backup|\.save)$", re.IGNORECASE)
 """What follows the name of a file in the name of its kept backup: emacs (also numbered), nano, kate, sed, perl."""
+
+
+def is_backup(at: str, name: str) -> bool:
+    """Whether ``at`` is what a kept backup of ``name`` is called."""
+    return at.startswith(name) and KEPT.match(at, len(name)) is not None
 
 
 @dataclass(slots=True)
@@ -63,7 +69,7 @@ class Backups:
         aside = self._by_place.get((parent, name))
         if aside is None or aside.handed or aside.since < time.monotonic() - SECONDS:
             return None
-        return aside.backup if aside.at.startswith(name) and KEPT.match(aside.at, len(name)) else None
+        return aside.backup if is_backup(aside.at, name) else None
 
     def handed(self, backup: Backup) -> None:
         """The artifact of this file has been handed on."""

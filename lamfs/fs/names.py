@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 
 from lamfs.errors import FsError
+from lamfs.fs.backups import is_backup
 from lamfs.fs.context import Context
 from lamfs.fs.control import NAME as CONTROL_NAME
 from lamfs.keys import check_name
@@ -114,8 +115,12 @@ class Names:
 
     def link(self, fino: int, parent: int, name: bytes) -> tuple[int, Inode]:
         """link(2)."""
-        ino = self._c.nodes.ino(fino)
-        inode = self._c.registry.names.link(ino, self._c.nodes.ino(parent), check_name(name))
+        ino, place, known = self._c.nodes.ino(fino), self._c.nodes.ino(parent), check_name(name)
+        inode = self._c.registry.names.link(ino, place, known)
+        for at, old in self._c.registry.tree.names(ino):
+            if at == place and is_backup(known, old):
+                self._put_aside(inode, place, old, known)
+                break
         state = self._c.state_of(ino)
         if state is not None:
             state.inode.nlink, state.inode.ctime_ns = inode.nlink, inode.ctime_ns
@@ -162,7 +167,7 @@ class Names:
             backups.handed(backup)
         if result.replaced is not None:
             self._left(result.replaced)
-            if result.replaced.inode.nlink:
+            if result.replaced.inode.nlink and not result.kept:
                 self._put_aside(result.replaced.inode, new_place, new_known, "")
         if place == new_place and known in new_known:
             self._put_aside(result.inode, place, known, new_known, result.ended)

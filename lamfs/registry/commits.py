@@ -166,7 +166,9 @@ class Commits:
                 same = content.same_bytes(artifact.revision.content)
                 self._artifacts.set_revision(artifact.uid, revision, updated_at=artifact.updated_at if same else now)
             self._move_home(artifact, object_key)
-            current = entry.gen == gen and entry.state == "ready"
+            # Scratch only now: it is an artifact all the same, when its only bytes have gone to storage.
+            current = entry.gen == gen and entry.state in ("ready", "scratch")
+            self._journal.set_scratch(ino, False)
             if current:
                 self._journal.done(entry.id)
                 self._tree.update(ino, size=content.size)
@@ -183,7 +185,7 @@ class Commits:
             entry = self._journal.put_of(ino)
             if entry is None:
                 return Committed(None, current=True)
-            current = entry.gen == gen and entry.state == "ready"
+            current = entry.gen == gen and entry.state in ("ready", "scratch")
             if current:
                 self._journal.done(entry.id)
             return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)

@@ -243,7 +243,7 @@ class Namespace:
         noreplace: bool = False,
         backup: Backup | None = None,
     ) -> Renamed:
-        """rename(2). ``backup``: as for create_file, when nothing is at the new name.
+        """rename(2). ``backup``: as for create_file, when nothing is at the new name, or another name of the backup.
 
         Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR,
         EBUSY and EPERM (reserved places).
@@ -289,7 +289,8 @@ class Namespace:
                 artifact = self._artifacts.by_ino(inode.ino)
                 if artifact is not None:
                     self._identity.follow_name(artifact)
-                if backup is not None and target is None and stat.S_ISREG(inode.mode):
+                free = target is None or (backup is not None and target.ino == backup.ino)
+                if backup is not None and free and stat.S_ISREG(inode.mode):
                     result.kept = self._identity.keep_backup(backup.ino, inode.ino, backup.ended)
                 self._identity.follow_scratch(inode)
             self._changes.entry(parent, name, inode.ino)

@@ -34,7 +34,16 @@ def create_and_close_late(path: Path, backup: Path, data: bytes) -> None:
         file.write(data[3:])
 
 
-SAVES = (create_anew, rename_in, create_and_close_late)
+def link_and_rename_over(path: Path, backup: Path, data: bytes) -> None:
+    """Give the old file another name, rename the new one over its first (perl, GLib)."""
+    temporary = path.with_name("XXABCDEF")
+    temporary.write_bytes(data)
+    backup.unlink(missing_ok=True)
+    os.link(path, backup)
+    os.rename(temporary, path)
+
+
+SAVES = (create_anew, rename_in, create_and_close_late, link_and_rename_over)
 
 
 @pytest.mark.parametrize("save", SAVES)

@@ -10,7 +10,7 @@ import pytest
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
 from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH
-from lamfs.registry import Backup, Registry
+from lamfs.registry import Backup, Provenance, Registry
 from tests.unit.registry.conftest import Hands, content_of
 
 
@@ -453,3 +453,20 @@ def test_the_copy_of_a_kept_backup_goes_for_good(hands: Hands, registry: Registr
     assert registry.artifacts.by_uid(copy.uid) is None
     assert copy.revision.object_key in hands.deletes()
     assert registry.artifacts.count(trash=True) == 0
+
+
+def test_what_became_scratch_while_it_was_taken_into_storage_is_an_artifact(hands: Hands, registry: Registry) -> None:
+    registry.names._identity.scratch = lambda key: key.endswith("~")
+    ino = hands.create("x")
+    entry = registry.journal.put_of(ino)
+    assert entry is not None
+    target = registry.commits.put_target(entry)
+    registry.journal.set_target(entry.id, target)
+    hands.rename("x", "x~")
+    waiting = registry.journal.put_of(ino)
+    assert waiting is not None
+    assert waiting.state == "scratch"
+    done = registry.commits.put(ino, entry.gen, content_of(b"1"), target, "e", Provenance(), taken=entry.src)
+    assert done.current
+    assert registry.journal.put_of(ino) is None
+    assert hands.record("x~").uid == entry.uid
