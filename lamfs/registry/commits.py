@@ -168,7 +168,8 @@ class Commits:
             self._move_home(artifact, object_key)
             # Scratch only now: it is an artifact all the same, when its only bytes have gone to storage.
             current = entry.gen == gen and entry.state in ("ready", "scratch")
-            self._journal.set_scratch(ino, False)
+            if entry.state == "scratch":
+                self._journal.set_scratch(ino, False)
             if current:
                 self._journal.done(entry.id)
                 self._tree.update(ino, size=content.size)
