@@ -163,7 +163,7 @@ EDITORS: dict[str, Edit] = {
     "nano keeps": nano("--backup"),
     "ed": shell(r'printf "\$a\n%s\n.\nw\nq\n" "$2" | ed -s "$1"', "ed"),
     "perl": shell('LINE=$2 perl -i -pe \'$_ .= "$ENV{LINE}\\n" if eof\' "$1"', "perl"),
-    # KNOWN: with a backup that is a hard link the artifact stays with the backup (this and "gio").
+    # The backups of this and of "gio" are hard links.
     "perl keeps": shell('LINE=$2 perl -i.bak -pe \'$_ .= "$ENV{LINE}\\n" if eof\' "$1"', "perl"),
     "gio": gio,
     "fileinput": python_fileinput,

@@ -36,7 +36,7 @@ def test_numpy_installed_by_pip(each_mount: MountedInstance, each_dir: Path) -> 
     """A thousand files from pip, shared libraries that are mapped and run; the same from storage afterwards."""
     # The version that runs the tests: pip has it, or gets it as scripts/setup did.
     package = f"numpy=={version('numpy')}"
-    pip: list[str] = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
     each_mount.run([*pip, "--no-compile", "--target", "site", package], cwd=each_dir, timeout=100)
     # -I -S: nothing of the test's own environment is found.
     run = [sys.executable, "-I", "-S", "-c", NUMPY, str(each_dir / "site")]
