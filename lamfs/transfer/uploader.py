@@ -108,6 +108,13 @@ class Uploader:
     def abandon(self, ino: int) -> None:
         """The inode is gone, and its bytes are owed no more."""
         self._steps.abandon(ino)
+        self._look_again(ino)
+
+    def _look_again(self, ino: int | None) -> None:
+        """Wake up who waits for the next try of an inode's put."""
+        event = self._attempts.pop(ino, None) if ino is not None else None
+        if event is not None:
+            event.set()
 
     def is_uploading(self, ino: int, src: str) -> bool:
         """Whether spool file ``src`` is being read right now."""
@@ -205,12 +212,11 @@ class Uploader:
             found = self._queue.popleft()
             # The row as it is now: it may have been written again, postponed or struck off since it was read.
             entry = journal.get(found.id)
-            if entry is None or entry.id in self._busy or entry.next_at > now_ns() or entry.owner != journal.owner:
+            if entry is None or entry.op != found.op or entry.owner != journal.owner:
+                # Its file was deleted, or another mount writes it by now: who waits for it has to look again.
+                self._look_again(found.ino)
                 continue
-            if entry.owner != journal.owner:
-                # Another mount writes the file by now: its spool file is not to be read here.
-                if entry.ino in self._attempts:
-                    self._attempts.pop(entry.ino).set()
+            if entry.id in self._busy or entry.next_at > now_ns():
                 continue
             if entry.state != "ready" and entry.ino not in self._wanted:
                 continue
@@ -274,9 +280,7 @@ class Uploader:
             if entry.ino is not None:
                 if entry.ino in self._wanted:
                     self._results[entry.ino] = None if overtaken else error
-                event = self._attempts.pop(entry.ino, None)
-                if event is not None:
-                    event.set()
+                self._look_again(entry.ino)
         if unnoted:
             # The rows cannot say when to try again, so they stay busy until then.
             await trio.sleep(unnoted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,22 @@ def test_a_mount_that_has_lost_the_lease_leaves_storage_alone(local_mount: Mount
     local_mount.fusermount()
     assert snapshot.read_bytes() == b"the other machine's registry"
     assert "has lost the lock" in local_mount.log()
+
+
+def test_fsync_of_a_file_that_is_deleted_meanwhile_comes_to_an_end(local_mount: MountedInstance) -> None:
+    """Nothing is owed any more, so nobody would ever say that it is stored."""
+    folder = local_mount.path / "d"
+    folder.mkdir()
+    for number in range(60):
+        path = folder / f"{number}"
+        descriptors = [os.open(path, os.O_CREAT | os.O_RDWR), os.open(folder, os.O_RDONLY)]
+        os.write(descriptors[0], b"x" * 100)
+        threads = [threading.Thread(target=os.fsync, args=(fd,), daemon=True) for fd in descriptors]
+        for thread in threads:
+            thread.start()
+        os.unlink(path)
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive(), f"the fsync of file {number} hangs"
+        for fd in descriptors:
+            os.close(fd)
