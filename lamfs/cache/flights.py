@@ -44,6 +44,9 @@ class BlockMover(Protocol):
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
         """Mover.verify."""
 
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        """Mover.graft."""
+
 
 class Flights:
     """All blocks on their way, and the wishes for prefetching. Belongs to one BlockCache, which runs the nursery."""
@@ -164,6 +167,20 @@ class Flights:
         self._index.mark(file.path, revision.etag, (block,), ino=file.ino)
         if file.whole():
             sparse.seal(self._index, file.path, revision, file.fd())
+        self._grown()
+
+    async def graft(self, file: BlockFile, block: int, donor: int) -> None:
+        """Copy a block from another open cache file (descriptor ``donor``), if that has the right bytes."""
+        offset, length = file.span(block)
+        digest = file.revision.content.block(block)
+        ours, theirs = (f"/proc/{os.getpid()}/fd/{fd}" for fd in (file.fd(), donor))
+        if not await self._mover.graft(theirs, ours, offset=offset, length=length, digest=digest):
+            return
+        assert file.path is not None
+        file.verified(block)
+        self._index.mark(file.path, file.revision.etag, (block,), ino=file.ino)
+        if file.whole():
+            sparse.seal(self._index, file.path, file.revision, file.fd())
         self._grown()
 
     async def _verify(self, file: BlockFile, path: str, offset: int, length: int, digest: bytes) -> bool:

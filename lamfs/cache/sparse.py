@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lamfs.cache.index import CacheIndex, unpack_bitmap
 from lamfs.errors import InvalidName, StorageError, StorageFull
-from lamfs.model import Revision
+from lamfs.model import BLOCK_SIZE, Revision
 from lamfs.storage.base import ObjectStore
 
 _STRANGE = frozenset({"", ".", ".."})
@@ -67,6 +67,21 @@ def open_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
             return Opened(fd, ino_of(found), unpack_bitmap(bitmap, blocks))
         os.close(fd)
     return make_file(index, cache_dir, path, revision)
+
+
+def open_old(index: CacheIndex, cache_dir: Path, path: str) -> Opened | None:
+    """The cache file that is at a path, whatever revision it is of; None when there is none that the index knows."""
+    row = index.row(path)
+    if row is None:
+        return None
+    try:
+        fd = os.open(cache_dir / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    if ino_of(os.fstat(fd)) != row.ino:
+        os.close(fd)
+        return None
+    return Opened(fd, row.ino, unpack_bitmap(row.bitmap, (row.size + BLOCK_SIZE - 1) // BLOCK_SIZE))
 
 
 def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision) -> Opened:

@@ -37,7 +37,8 @@ def take_over(instance: Instance) -> int:
         with registry.db.transaction():
             inode = registry.tree.get(entry.ino)
             if inode is not None and (inode.size != info.st_size or entry.state == "open"):
-                registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=info.st_blocks)
+                blocks = None if "base" in entry.payload else info.st_blocks
+                registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=blocks)
             scratch = registry.names.is_scratch(entry.ino)
             if entry.state == "open":
                 registry.journal.ready_put(entry.ino, scratch=scratch)

@@ -155,6 +155,7 @@ class Files:
         owed = context.registry.journal.put_of(inode.ino)
         if owed is not None and owed.src is not None:
             state.spool = self._open_spool(owed.src, owed.object_key)
+            self._spooling.overlays.open(state.spool, owed, state.revision)
             mine = owed.owner == context.registry.journal.owner
             taken = not os.path.exists(state.spool.path)
             state.frozen = not mine or taken or context.uploader.is_uploading(inode.ino, owed.src)
@@ -192,8 +193,9 @@ class Files:
         if not state.accessed:
             state.accessed = True
             self._c.atimes.read(state.inode)
-        if state.spool is not None:
-            return os.pread(state.spool.fd, size, offset)
+        spool = state.spool
+        if spool is not None:
+            return None if spool.missing else os.pread(spool.fd, size, offset)
         if state.base is None:
             return None if state.revision is not None else b""
         data = state.base.read_now(offset, size)
@@ -209,6 +211,8 @@ class Files:
         opened = self.handles[handle]
         sequential = offset == opened.next_offset
         with trio.move_on_after(self._c.policy.timeout):
+            if opened.state.spool is not None:
+                return await self._spooling.overlays.read(opened.state, offset, size)
             data = await self._spooling.read_stored(opened.state, offset, size, sequential=sequential)
             opened.next_offset = offset + len(data)
             return data
@@ -218,8 +222,8 @@ class Files:
         """Write all of ``data``; returns its length. Raises OSError (ENOSPC …), StorageError (content unreachable)."""
         state = self.handles[handle].state
         spool = state.spool
-        if spool is None or not state.writable_now():
-            spool = await self._prepare(state)
+        if spool is None or spool.missing or not state.writable_now():
+            spool = await self._prepare(state, write=(offset, len(data)))
         inode = state.inode
         # The journal says "open" by now, so the next close has to acknowledge, also when the disk is full.
         state.dirty = True
@@ -237,9 +241,9 @@ class Files:
         state.accessed = False
         return done
 
-    async def _prepare(self, state: FileState, keep: int | None = None) -> Spool:
+    async def _prepare(self, state: FileState, keep: int | None = None, write: tuple[int, int] | None = None) -> Spool:
         with trio.move_on_after(self._c.policy.timeout):
-            return await self._spooling.prepare_write(state, keep)
+            return await self._spooling.prepare_write(state, keep, write)
         raise FsError(errno.EIO, "storage did not answer in time")
 
     async def _truncate(self, state: FileState, size: int) -> None:
@@ -248,6 +252,7 @@ class Files:
         spool = await self._prepare(state, keep=size)
         state.dirty = True
         os.ftruncate(spool.fd, size)
+        self._spooling.overlays.cut(state, size)
         state.inode.size = size
         touch(state)
 

@@ -64,9 +64,10 @@ class Journal:
         self._db = db
         self.owner = process_id() or new_uid()
 
-    def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True) -> None:
+    def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True, base: str | None = None) -> None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
-        opens again, so that an upload under way does not strike it off."""
+        opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is an
+        overlay (overlays.py)."""
         with self._db.transaction():
             before = self.put_of(ino)
             payload: dict[str, object] = {"key_is_virtual": key_is_virtual}
@@ -79,6 +80,19 @@ class Journal:
                 " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner",
                 (ino, uid, src, gen, now_ns(), self.owner, json.dumps(payload)),
             )
+            self.set_base(ino, base)
+
+    def set_base(self, ino: int, base: str | None) -> None:
+        """The spool file of an inode's put lies over another revision, or over none."""
+        self._db.execute(
+            "UPDATE journal SET payload=CASE WHEN ?1 IS NULL THEN json_remove(payload, '$.base')"
+            " ELSE json_set(payload, '$.base', ?1) END WHERE op='put' AND ino=?2",
+            (base, ino),
+        )
+
+    def saves(self, uid: str) -> bool:
+        """Whether the Python API or the CLI is storing new bytes for an artifact."""
+        return self._db.one("SELECT 1 FROM journal WHERE op='save' AND uid=?", (uid,)) is not None
 
     def _leave_to_owner(self, entry: JournalEntry) -> bool:
         """A put of another living process is taken from it, while it may be writing the object: turn the row into a

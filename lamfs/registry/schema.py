@@ -92,6 +92,22 @@ def blocks(db: Database) -> None:
     db.execute("ALTER TABLE inode ADD COLUMN blocks INTEGER")
 
 
+_OVERLAY = (
+    "CREATE TABLE overlay(src TEXT NOT NULL, block INTEGER NOT NULL, PRIMARY KEY(src, block)) WITHOUT ROWID",
+    "CREATE TRIGGER overlay_done AFTER DELETE ON journal WHEN old.src IS NOT NULL"
+    " BEGIN DELETE FROM overlay WHERE src = old.src; END",
+    "CREATE TRIGGER overlay_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src"
+    " BEGIN DELETE FROM overlay WHERE src = old.src; END",
+)
+
+
+@migrations()
+def overlay(db: Database) -> None:
+    """Version 3: the blocks that are in a spool file which holds only some of its file's; see overlays.py."""
+    for statement in _OVERLAY:
+        db.execute(statement)
+
+
 def apply(conn: sqlite3.Connection) -> None:
     """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
     migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))

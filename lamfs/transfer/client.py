@@ -328,6 +328,11 @@ class Mover:
         message = {"path": path, "offset": offset, "length": length, "digest": digest.hex()}
         return bool(await self._call("verify", message, paths=("path",)))
 
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        """Copy a range of a local file into another one, at the same offset; False when it has not this BLAKE3."""
+        message = {"src": src, "dst": dst, "offset": offset, "length": length, "digest": digest.hex()}
+        return bool(await self._call("graft", message, paths=("src", "dst")))
+
     async def clone(self, src: str, dst: str) -> None:
         """Make the new file ``dst`` (mode 0600) with the bytes and holes of ``src``, by reflink where that works.
 

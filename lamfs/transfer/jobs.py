@@ -30,7 +30,7 @@ READS = frozenset({"fetch", "verify", "get", "head"})
 """Jobs somebody waits for in a read(): the reads pool."""
 CONTROL = frozenset({"put_bytes"})
 """Small jobs with a deadline (renewing the lease): a pool of their own, so that no transfer holds them up."""
-WRITES = frozenset({"hash", "put", "copy", "delete", "clone"})
+WRITES = frozenset({"hash", "put", "copy", "delete", "clone", "graft"})
 """Everything that may take long: the writes pool."""
 
 

@@ -184,6 +184,7 @@ def _describe(message: Message) -> str:
         "fetch": "fetching '{key}' at byte {offset}",
         "verify": "verifying {path} at byte {offset}",
         "clone": "cloning {src} to {dst}",
+        "graft": "copying {src} to {dst} at byte {offset}",
     }
     return words.get(message["op"], "an unknown job").format_map(message)
 
@@ -258,16 +259,30 @@ def _fetch(server: Server, job: _Job) -> Any:
 
 def _verify(server: Server, job: _Job) -> Any:
     m = job.message
-    offset, length = m["offset"], m["length"]
-    with _opened(m["path"], os.O_RDONLY) as fd, copying.scratch(max(length, BLOCK_SIZE)).view(length) as data:
-        done = 0
-        while done < length:
-            with data[done:] as rest:
-                got = os.preadv(fd, [rest], offset + done)
-            if got == 0:
+    with _opened(m["path"], os.O_RDONLY) as fd, copying.scratch(max(m["length"], BLOCK_SIZE)).view(m["length"]) as data:
+        return _read_right(fd, data, m["offset"], m["digest"])
+
+
+def _read_right(fd: int, data: memoryview, offset: int, digest: str) -> bool:
+    """Read a range of a file into ``data``; whether it is there and has this BLAKE3."""
+    done = 0
+    while done < len(data):
+        with data[done:] as rest:
+            got = os.preadv(fd, [rest], offset + done)
+        if got == 0:
+            return False
+        done += got
+    return hashing.hash_block(data) == bytes.fromhex(digest)
+
+
+def _graft(server: Server, job: _Job) -> Any:
+    m = job.message
+    with _opened(m["src"], os.O_RDONLY) as src, _opened(m["dst"], os.O_WRONLY) as dst:
+        with copying.scratch(max(m["length"], BLOCK_SIZE)).view(m["length"]) as data:
+            if not _read_right(src, data, m["offset"], m["digest"]):
                 return False
-            done += got
-        return hashing.hash_block(data) == bytes.fromhex(m["digest"])
+            copying.write_full(dst, data, m["offset"])
+            return True
 
 
 def _clone(server: Server, job: _Job) -> Any:
@@ -293,6 +308,7 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "fetch": _fetch,
     "verify": _verify,
     "clone": _clone,
+    "graft": _graft,
 }
 
 

@@ -7,7 +7,8 @@ always: object first, registry row second, stale object last (DESIGN §3). Owns 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +17,9 @@ import trio
 from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
 from lamfs.hashing import hash_file
 from lamfs.model import ContentHash, JournalEntry, Revision
-from lamfs.registry import Committed, Provenance, Registry
+from lamfs.registry import Committed, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.storage.base import ObjectStore
+from lamfs.transfer import patches
 from lamfs.transfer.client import Mover
 
 SMALL = 64 << 10
@@ -36,11 +38,23 @@ class FileHooks(Protocol):
     def thaw(self, ino: int, src: str) -> None:
         """The upload of ``src`` has ended without becoming the current content."""
 
-    def stored(self, ino: int, src: str, revision: Revision | None, consumed: bool) -> None:
-        """Spool file ``src`` has been stored as ``revision`` and is owed no more (None: the file is gone)."""
+    def stored(
+        self, ino: int, src: str, revision: Revision | None, consumed: bool, missing: Collection[int] = ()
+    ) -> None:
+        """Spool file ``src`` has been stored as ``revision`` and is owed no more (None: the file is gone).
 
-    async def pin(self, object_key: str) -> None:
-        """The object is about to be replaced or deleted: fetch what open handles still need of it."""
+        ``missing``: the blocks that were never in it, if it is an overlay."""
+
+    def rebased(self, ino: int, revision: Revision) -> None:
+        """An overlay has been stored as ``revision`` while its file was written on in a copy of it."""
+
+    async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
+        """Copy these blocks of the stored revision ``base`` into the overlay ``src``, which is frozen."""
+
+    async def pin(self, object_key: str, *, but: int | None = None) -> None:
+        """The object is about to be replaced or deleted: fetch what open handles still need of it.
+
+        ``but``: the inode of an overlay that is what replaces it."""
 
 
 @dataclass(slots=True)
@@ -50,6 +64,8 @@ class Upload:
     entry: JournalEntry
     size: int = 0
     done: int = 0
+    missing: set[int] = field(default_factory=set)
+    """Blocks that the spool file lacks, as an overlay of the stored revision."""
 
 
 class Steps:
@@ -76,9 +92,14 @@ class Steps:
         path = str(self._spool / entry.src)
         if not os.path.exists(path):
             return await self._find_stored(entry), True
+        base = self._base(entry)
+        if base is not None:
+            present = registry.overlays.present(entry.src)
+            upload.missing = missing_blocks(present, base.size, os.stat(path).st_size)
+            await self._fill(entry, upload, base, patches.needed(os.stat(path).st_size, upload.missing))
         with trio.CancelScope() as scope:
             self._hashing[ino] = scope
-            content = await self._hash(path)
+            content = await self._hash(path, base.content if base is not None else None, upload.missing)
         self._hashing.pop(ino, None)
         if scope.cancelled_caught:
             raise StorageError("The file was deleted while it was hashed.")
@@ -102,7 +123,7 @@ class Steps:
                 registry.journal.add_delete(entry.object_key or "")
             registry.journal.set_target(entry.id, target)
             if artifact is not None and artifact.revision.object_key == target:
-                await self.hooks.pin(target)
+                await self.hooks.pin(target, but=ino if base is not None else None)
             etag, consumed = await self._send(content, path, target, upload, ino)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
@@ -118,14 +139,39 @@ class Steps:
         if scope is not None:
             scope.cancel()
 
-    async def _hash(self, path: str) -> ContentHash:
-        """Hash a spool file: a small one here, which takes less time than to ask the moving process."""
+    def _base(self, entry: JournalEntry) -> Revision | None:
+        """The stored revision over which a spool file is an overlay. Raises StorageError when it is gone."""
+        if "base" not in entry.payload:
+            return None
+        assert entry.ino is not None
+        artifact = self._registry.artifacts.by_ino(entry.ino)
+        if artifact is None or not is_based_on(entry, artifact.revision.content):
+            raise StorageError(
+                f"The revision of '{what(self._registry, entry)}' that was changed is not there any more, so its changes"
+                f" cannot be stored; they are in the spool file {entry.src}."
+            )
+        return artifact.revision
+
+    async def _fill(self, entry: JournalEntry, upload: Upload, base: Revision, blocks: set[int]) -> None:
+        assert self.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        if blocks:
+            await self.hooks.fill(entry.ino, entry.src, base, blocks)
+            upload.missing -= blocks
+
+    async def _hash(self, path: str, base: ContentHash | None, missing: set[int]) -> ContentHash:
+        """Hash a spool file: a small one here, which takes less time than to ask the moving process.
+
+        The hashes of ``missing`` blocks are those of ``base``.
+        """
         if os.stat(path).st_size <= SMALL:
             try:
                 return hash_file(path)
             except EOFError as error:
                 raise StorageError("The file became shorter while it was hashed; it is tried again.") from error
-        return await self._mover.hash(path)
+        known = {block: base.block(block) for block in missing} if base is not None else {}
+        return await self._mover.hash(path, known=known)
 
     async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
         """The artifact has these bytes already: strike the row off, if storage has them too.

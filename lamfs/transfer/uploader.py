@@ -333,9 +333,12 @@ class Uploader:
                 self._committed[ino] = entry.gen
             record = committed.record
             if current:
-                hooks.stored(ino, src, record.revision if record else None, consumed)
-            elif not consumed and self._superseded(ino, src):
-                (self._spool / src).unlink(missing_ok=True)
+                hooks.stored(ino, src, record.revision if record else None, consumed, upload.missing)
+            else:
+                if record is not None and "base" in entry.payload:
+                    hooks.rebased(ino, record.revision)
+                if not consumed and self._superseded(ino, src):
+                    (self._spool / src).unlink(missing_ok=True)
             self.stored_files += 1
             self.stored_bytes += upload.size
             log.debug("stored inode %d, %d bytes, in %.3f s", ino, upload.size, time.monotonic() - started)
