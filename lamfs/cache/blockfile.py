@@ -167,6 +167,17 @@ class BlockFile:
             await self._bring(0, len(self.state) - 1, False)
         return self._fd
 
+    async def fill_range(self, first_block: int, last_block: int) -> int:
+        """Bring and verify these blocks, the last one too; returns the descriptor of the file. Raises as read."""
+        first, last = max(first_block, 0), min(last_block, len(self.state) - 1)
+        if first > last:
+            return self._fd
+        if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
+            self._distrust(0, len(self.state) - 1)
+        if self.state.find(ABSENT, first, last + 1) >= 0 or self.state.find(PRESENT, first, last + 1) >= 0:
+            await self._bring(first, last, False)
+        return self._fd
+
     async def _bring(self, first: int, last: int, sequential: bool) -> None:
         waiting: deque[Flight] = deque()
         for block in range(first, last + 1):
