@@ -92,6 +92,15 @@ def blocks(db: Database) -> None:
     db.execute("ALTER TABLE inode ADD COLUMN blocks INTEGER")
 
 
+@migrations()
+def leaves(db: Database) -> None:
+    """Version 3: hashes of the 64 KiB leaves of blocks. ``hashes``: 8 bytes of the block's own, then the leaves'."""
+    db.execute(
+        "CREATE TABLE leaf(artifact_id INTEGER NOT NULL, block INTEGER NOT NULL, hashes BLOB NOT NULL,"
+        " PRIMARY KEY(artifact_id, block))"
+    )
+
+
 def apply(conn: sqlite3.Connection) -> None:
     """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
     migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))
