@@ -307,10 +307,21 @@ class Mover:
         """The bytes of a small object (they travel through the socket). Raises ObjectMissing."""
         return jobs.unpack_bytes(await self._call("get", {"key": key}))
 
-    async def fetch(self, key: str, *, etag: str, offset: int, length: int, path: str, digest: bytes | None) -> None:
+    async def fetch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        length: int,
+        path: str,
+        digest: bytes | None,
+        leaves: bytes | None = None,
+    ) -> None:
         """Write a range of the object's revision ``etag`` into the file at ``path``, at the same offset.
 
-        With ``digest`` (BLAKE3 of the range) the bytes are checked before they are written. Raises ObjectChanged,
+        With ``digest`` (BLAKE3 of the range) or ``leaves`` (the hashes of its leaves, the first of which begins at
+        ``offset``) the bytes are checked before they are written. Raises ObjectChanged,
         ObjectMissing, StorageUnavailable, and DamagedData when a second GET also gives wrong bytes.
         """
         message = {
@@ -320,6 +331,7 @@ class Mover:
             "length": length,
             "path": path,
             "digest": None if digest is None else digest.hex(),
+            "leaves": None if leaves is None else leaves.hex(),
         }
         await self._call("fetch", message, paths=("path",))
 
