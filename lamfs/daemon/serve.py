@@ -109,9 +109,7 @@ class _Mount:
             instance.cache_index,
             instance.cache_dir,
             limit_bytes=options.cache_limit,
-            leaves=lambda revision, block: registry.artifacts.leaves(
-                revision.object_key, block, revision.content.block(block)
-            ),
+            leaves=registry.artifacts.leaves,
         )
         policy = Policy(
             real_keys=options.real_keys,

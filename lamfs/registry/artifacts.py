@@ -104,16 +104,17 @@ class Artifacts:
         row = self._db.one(f"SELECT {_COLUMNS} FROM artifact WHERE {where} LIMIT 1", params)
         return None if row is None else _record(row)
 
-    def leaves(self, object_key: str, block: int, digest: bytes) -> bytes | None:
-        """The leaf hashes of one block of the artifact that is in an object; None when they are not known.
+    def leaves(self, revision: Revision, block: int) -> bytes | None:
+        """The concatenated leaf hashes of one block of a stored revision; None when they are not known.
 
-        ``digest``: BLAKE3 of the block. Only hashes that were stored with such a block are given.
+        A row that was stored with other content of the block is not believed.
         """
+        digest = revision.content.block(block)
         if digest == zero_block():
             return zero_leaves()
         for (hashes,) in self._db.all(
             "SELECT hashes FROM leaf WHERE block=? AND artifact_id IN (SELECT id FROM artifact WHERE object_key=?)",
-            (block, object_key),
+            (block, revision.object_key),
         ):
             if hashes.startswith(digest[:_MARK]):
                 return bytes(hashes[_MARK:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lamfs.hashing import hash_block, hash_leaves, zero_block, zero_leaves
+from lamfs.hashing import hash_block, hash_leaves, zero_leaves
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, ArtifactRecord, ContentHash, Revision
 from lamfs.registry import Provenance, Registry
 from tests.unit.registry.conftest import Hands, content_of
@@ -29,11 +29,7 @@ def put(hands: Hands, ino: int, what: ContentHash, target: str = "o") -> Artifac
 
 
 def known(registry: Registry, record: ArtifactRecord) -> list[bytes | None]:
-    revision = record.revision
-    return [
-        registry.artifacts.leaves(revision.object_key, block, revision.content.block(block))
-        for block in range(revision.block_count())
-    ]
+    return [registry.artifacts.leaves(record.revision, block) for block in range(record.revision.block_count())]
 
 
 def rows(registry: Registry) -> int:
@@ -45,9 +41,10 @@ def test_a_put_stores_them_and_a_record_does_not_carry_them(hands: Hands, regist
     record = put(hands, ino, content(ONE, TWO))
     assert not record.revision.content.leaves
     assert known(registry, record) == [hash_leaves(ONE), hash_leaves(TWO)]
-    assert registry.artifacts.leaves("o", 0, hash_block(TWO)) is None, "of another block"
-    assert registry.artifacts.leaves("p", 0, hash_block(ONE)) is None, "of another object"
-    assert registry.artifacts.leaves("p", 0, zero_block()) == zero_leaves(), "a hole needs no row"
+    assert registry.artifacts.leaves(Revision(content(TWO), "o", "e"), 0) is None, "of another block"
+    assert registry.artifacts.leaves(Revision(content(ONE), "p", "e"), 0) is None, "of another object"
+    holes = Revision(content(bytes(BLOCK_SIZE)), "p", "e")
+    assert registry.artifacts.leaves(holes, 0) == zero_leaves(), "a hole needs no row"
 
 
 def test_rows_of_blocks_that_did_not_change_stay(hands: Hands, registry: Registry) -> None:
