@@ -1,21 +1,23 @@
-"""One revision's bytes as a local file that fills block by block: which blocks may be read, and reading them.
+"""One revision's bytes as a local file that fills by blocks and leaves: which may be read, and reading them.
 
-The trio loop only; all readers of a revision in the process share one BlockFile. Bytes are given out only from blocks
-that this process has verified.
+The trio loop only; all readers of a revision in the process share one BlockFile. Bytes are given out only from blocks,
+or leaves of blocks, that this process has verified. A random read brings or verifies only the leaves that it needs.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterator
 from os import pread
 from typing import Protocol
 
 import trio
 
+from lamfs.cache.index import leaf_mask
 from lamfs.errors import LamfsError, StorageError
-from lamfs.hashing import hash_block
-from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.hashing import hash_block, hash_leaf
+from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 
 ABSENT, PRESENT, VERIFIED = 0, 1, 2
 """States of a block: not in the file; said to be in the file by the index; checked by this process."""
@@ -26,24 +28,49 @@ FILL_WINDOW = 4
 SMALL = 64 << 10
 """Blocks up to this many bytes are verified right here: hashing them takes less time than a job's way and back."""
 
+FEW_LEAVES = 16
+"""Reads of up to so many leaves of a block bring and verify these alone: the kernel asks for 1 MiB at most."""
+
 _SHIFT = BLOCK_SIZE.bit_length() - 1
+_LEAF_SHIFT = LEAF_SIZE.bit_length() - 1
+_IN_BLOCK = BLOCK_SIZE - 1
 
 
 class Flight:
-    """One block on its way; every reader that wants the block waits for the same one."""
+    """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same flight."""
 
-    __slots__ = ("error", "landed", "prefetch")
+    __slots__ = ("error", "landed", "mask", "prefetch")
 
-    def __init__(self, prefetch: bool) -> None:
+    def __init__(self, prefetch: bool, mask: int = 0) -> None:
         self.prefetch = prefetch
+        self.mask = mask
         self.landed = trio.Event()
         self.error: LamfsError | None = None
+
+
+class Leaves:
+    """What is known of the leaves of a block that is not verified as a whole. Leaf i is bit i of each mask."""
+
+    __slots__ = ("flights", "present", "verified")
+
+    def __init__(self, present: int) -> None:
+        self.present = present
+        """Said to be in the file. Of a block that is PRESENT all are."""
+        self.verified = 0
+        """Checked by this process."""
+        self.flights: list[Flight] = []
 
 
 class Owner(Protocol):
     """What a BlockFile needs of its cache."""
 
     prefetch_blocks: int
+
+    def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
+        """The concatenated leaf hashes of a block; None when they are not known."""
+
+    def start_leaves(self, file: BlockFile, block: int, first: int, last: int) -> Flight:
+        """Fetch leaves ``first`` to ``last`` of a block."""
 
     def start(self, file: BlockFile, block: int) -> Flight:
         """The flight of a block, started if there is none."""
@@ -74,13 +101,24 @@ class BlockFile:
         "flights",
         "hits",
         "ino",
+        "leaf_misses",
+        "leaves",
         "path",
         "refs",
         "revision",
         "state",
     )
 
-    def __init__(self, owner: Owner, revision: Revision, fd: int, ino: int, path: str | None, state: bytearray) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        revision: Revision,
+        fd: int,
+        ino: int,
+        path: str | None,
+        state: bytearray,
+        partial: dict[int, int] | None = None,
+    ) -> None:
         self.revision = revision
         self.path = path
         """Relative path in the cache; None for the file of a local storage itself."""
@@ -91,6 +129,10 @@ class BlockFile:
         """Users and flights. The cache closes the file some time after the last is gone."""
         self.hits = 0
         self.flights: dict[int, Flight] = {}
+        """Whole blocks on their way."""
+        self.leaves = {block: Leaves(mask) for block, mask in (partial or {}).items() if state[block] == ABSENT}
+        self.leaf_misses = (0, 0.0)
+        """How many leaves random reads had to fetch, and since when (trio's clock): Flights counts."""
         self._owner = owner
         self._fd = fd
         self._size = revision.size
@@ -125,9 +167,9 @@ class BlockFile:
         first = offset >> _SHIFT
         last = (offset + size - 1) >> _SHIFT
         if first == last:
-            if not self._ready[first]:
+            if not self._ready[first] and not self._has_leaves(offset, size):
                 return None
-        elif self._ready.find(0, first, last + 1) >= 0:
+        elif self._ready.find(0, first, last + 1) >= 0 and not self._has_leaves(offset, size):
             return None
         try:
             data = pread(self._fd, size, offset)
@@ -150,7 +192,7 @@ class BlockFile:
             return b""
         first, last = offset >> _SHIFT, (offset + size - 1) >> _SHIFT
         for _ in range(3):
-            await self._bring(first, last, sequential)
+            await self._bring(offset, offset + size, sequential)
             data = self.read_now(offset, size)
             if data is not None:
                 return data
@@ -164,26 +206,118 @@ class BlockFile:
         if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
             self._distrust(0, len(self.state) - 1)
         if self._todo:
-            await self._bring(0, len(self.state) - 1, False)
+            await self._bring(0, self._size, whole=True)
         return self._fd
 
-    async def _bring(self, first: int, last: int, sequential: bool) -> None:
-        waiting: deque[Flight] = deque()
-        for block in range(first, last + 1):
-            while self.state[block] != VERIFIED and not self._verify_small(block):
-                if len(waiting) >= FILL_WINDOW:
-                    await self._wait(waiting.popleft())
-                    continue  # somebody else may have brought it meanwhile
-                waiting.append(self._owner.start(self, block))
-                break
+    async def fill_range(self, first_block: int, last_block: int) -> int:
+        """Bring and verify these blocks, the last one too; returns the descriptor of the file. Raises as read."""
+        first, last = max(first_block, 0), min(last_block, len(self.state) - 1)
+        if first > last:
+            return self._fd
+        if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
+            self._distrust(0, len(self.state) - 1)
+        if self.state.find(ABSENT, first, last + 1) >= 0 or self.state.find(PRESENT, first, last + 1) >= 0:
+            await self._bring(first * BLOCK_SIZE, (last + 1) * BLOCK_SIZE, whole=True)
+        return self._fd
+
+    async def _bring(self, offset: int, end: int, sequential: bool = False, *, whole: bool = False) -> None:
+        """Bring and verify what bytes ``offset`` to ``end`` touch; of few leaves only these unless ``whole``."""
+        waiting: deque[tuple[int, int, Flight]] = deque()
+        first, last = offset >> _SHIFT, (min(end, self._size) - 1) >> _SHIFT
+        for block, mask in self._masks(first, last, offset, end):
+            wanted = 0 if whole or sequential or mask.bit_count() > FEW_LEAVES else mask
+            if self.state[block] == VERIFIED:
+                continue
+            while len(waiting) >= FILL_WINDOW:
+                await self._settle(waiting)
+            flight = self._want(block, wanted)
+            if flight is not None:
+                waiting.append((block, wanted, flight))
         if sequential:
             self._read_ahead(first, last)
         while waiting:
-            await self._wait(waiting.popleft())
+            await self._settle(waiting)
         if self._trigger >= 0 and first <= self._trigger <= last:
             self._trigger = -1
         for block in range(first, last + 1):
             self._ready[block] = self.state[block] == VERIFIED
+
+    async def _settle(self, waiting: deque[tuple[int, int, Flight]]) -> None:
+        """Wait for the oldest flight; when it did not bring all that is wanted of its block, for another one."""
+        block, mask, flight = waiting.popleft()
+        await self._wait(flight)
+        more = self._want(block, mask)
+        if more is not None:
+            waiting.append((block, mask, more))
+
+    def _masks(self, first: int, last: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
+        """The blocks ``first`` to ``last``, and which leaves of each the bytes ``offset`` to ``end`` touch."""
+        for block in range(first, last + 1):
+            start = (offset & _IN_BLOCK) >> _LEAF_SHIFT if block == first else 0
+            stop = ((min(end, self._size) - 1) & _IN_BLOCK) >> _LEAF_SHIFT if block == last else 63
+            yield block, leaf_mask(self._size, block, start, stop)
+
+    def _want(self, block: int, mask: int) -> Flight | None:
+        """The flight to wait for until leaves of a block (the whole block for ``mask`` 0) can be read; None: now."""
+        if self.state[block] == VERIFIED or self._verify_small(block):
+            return None
+        flight = self.flights.get(block)
+        if flight is not None:
+            return flight
+        hashes = self._owner.leaf_hashes(self, block) if mask else None
+        if hashes is None:
+            return self._owner.start(self, block)
+        leaves = self.leaves.get(block)
+        if leaves is None:
+            leaves = self.leaves[block] = Leaves(leaf_mask(self._size, block) if self.state[block] == PRESENT else 0)
+        self._check_leaves(block, leaves, mask, hashes)
+        missing = mask & ~leaves.verified
+        if not missing:
+            return None
+        if self.state[block] == PRESENT:  # a leaf is not right: the flight finds the same, and says so
+            return self._owner.start(self, block)
+        in_air = 0
+        for flight in leaves.flights:
+            in_air |= flight.mask
+        free = missing & ~in_air
+        if not free:
+            return next(flight for flight in leaves.flights if flight.mask & missing)
+        first, last = (free & -free).bit_length() - 1, free.bit_length() - 1
+        if leaf_mask(self._size, block, first, last) & in_air:  # only the first run of them now
+            last = first + (~(free >> first) & -~(free >> first)).bit_length() - 2
+        return self._owner.start_leaves(self, block, first, last)
+
+    def _check_leaves(self, block: int, leaves: Leaves, mask: int, hashes: bytes) -> None:
+        """Verify those of the leaves that are in the file, right here: a leaf takes some 20 microseconds."""
+        unsure = mask & leaves.present & ~leaves.verified
+        while unsure:
+            bit = unsure & -unsure
+            unsure ^= bit
+            leaf = bit.bit_length() - 1
+            offset = (block << _SHIFT) + (leaf << _LEAF_SHIFT)
+            try:
+                data = pread(self._fd, min(LEAF_SIZE, self._size - offset), offset)
+            except OSError:  # a bad sector
+                data = b""
+            if hash_leaf(data) == hashes[leaf * LEAF_HASH : (leaf + 1) * LEAF_HASH]:
+                leaves.verified |= bit
+            elif self.state[block] == PRESENT:
+                return
+            else:
+                leaves.present ^= bit  # torn: as if it had never come
+        if leaves.verified == leaf_mask(self._size, block):
+            self.verified(block)
+
+    def _has_leaves(self, offset: int, size: int) -> bool:
+        first, last = offset >> _SHIFT, (offset + size - 1) >> _SHIFT
+        for block, mask in self._masks(first, last, offset, offset + size):
+            if self.state[block] != VERIFIED:
+                leaves = self.leaves.get(block)
+                if leaves is None or mask & ~leaves.verified:
+                    return False
+            elif not self._ready[block]:
+                return False
+        return True
 
     async def _wait(self, flight: Flight) -> None:
         await flight.landed.wait()
@@ -243,7 +377,21 @@ class BlockFile:
         if self.state[block] != VERIFIED:
             self.state[block] = VERIFIED
             self._todo -= 1
+            self.leaves.pop(block, None)
         self._ready[block] = block != self._trigger
+
+    def came(self, block: int, mask: int) -> None:
+        """Leaves of a block are in the file, and they are right."""
+        leaves = self.leaves.get(block)
+        if self.state[block] == VERIFIED or leaves is None:
+            return
+        leaves.present |= mask
+        leaves.verified |= mask
+        full = leaf_mask(self._size, block)
+        if leaves.verified == full:
+            self.verified(block)
+        elif leaves.present == full:
+            self.state[block] = PRESENT
 
     def lost(self, block: int, state: int = ABSENT) -> None:
         """The block's bytes are not what they should be (``state`` PRESENT: not known to be)."""
@@ -251,10 +399,15 @@ class BlockFile:
             self._todo += 1
         self.state[block] = state
         self._ready[block] = 0
+        self.leaves.pop(block, None)
 
     def _distrust(self, first: int, last: int) -> None:
         for block in range(first, last + 1):
-            if block not in self.flights:
+            leaves = self.leaves.get(block)
+            if self.state[block] == ABSENT:
+                if leaves is not None:
+                    leaves.verified = 0
+            elif block not in self.flights:
                 self.lost(block, PRESENT)
 
     def whole(self) -> bool:

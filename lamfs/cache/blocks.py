@@ -18,7 +18,7 @@ import trio
 
 from lamfs.cache import sparse
 from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile
-from lamfs.cache.flights import BlockMover, Flights
+from lamfs.cache.flights import BlockMover, Flights, LeafHashes
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.model import ContentHash, Revision
@@ -53,6 +53,7 @@ class BlockCache:
         *,
         limit_bytes: int,
         prefetch_blocks: int = 8,
+        leaves: LeafHashes | None = None,
     ) -> None:
         self.limit_bytes = limit_bytes
         """Bytes of blocks in the cache directory above which whole files are evicted."""
@@ -71,6 +72,7 @@ class BlockCache:
             mover,
             index,
             prefetch_blocks=prefetch_blocks,
+            leaves=leaves,
             release=self._release,
             make_room=lambda: self._evict(0),
             grown=self._work.set,
@@ -147,7 +149,7 @@ class BlockCache:
         else:
             path = sparse.relative_path(self._store, revision.object_key)
             opened = sparse.open_file(self._index, self._dir, path, revision)
-            file = BlockFile(self._flights, revision, opened.fd, opened.ino, path, opened.present)
+            file = BlockFile(self._flights, revision, opened.fd, opened.ino, path, opened.present, opened.partial)
         memo = self._remembered.pop((revision.object_key, revision.etag), None)
         if memo is not None and memo[1].same_bytes(revision.content) and memo[0] == file.identity():
             for block, state in enumerate(memo[2]):

@@ -104,7 +104,12 @@ class _Mount:
             registry, store, self._mover, instance.settings.spool_dir, origin, workers=options.uploads
         )
         self._cache = BlockCache(
-            store, self._mover, instance.cache_index, instance.cache_dir, limit_bytes=options.cache_limit
+            store,
+            self._mover,
+            instance.cache_index,
+            instance.cache_dir,
+            limit_bytes=options.cache_limit,
+            leaves=registry.artifacts.leaves,
         )
         policy = Policy(
             real_keys=options.real_keys,

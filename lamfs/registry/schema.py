@@ -92,6 +92,15 @@ def blocks(db: Database) -> None:
     db.execute("ALTER TABLE inode ADD COLUMN blocks INTEGER")
 
 
+@migrations()
+def leaves(db: Database) -> None:
+    """Version 3: hashes of the 64 KiB leaves of blocks. ``hashes``: 8 bytes of the block's own, then the leaves'."""
+    db.execute(
+        "CREATE TABLE leaf(artifact_id INTEGER NOT NULL, block INTEGER NOT NULL, hashes BLOB NOT NULL,"
+        " PRIMARY KEY(artifact_id, block))"
+    )
+
+
 _OVERLAY = (
     "CREATE TABLE overlay(src TEXT NOT NULL, block INTEGER NOT NULL, PRIMARY KEY(src, block)) WITHOUT ROWID",
     "CREATE TRIGGER overlay_done AFTER DELETE ON journal WHEN old.src IS NOT NULL"
@@ -103,7 +112,7 @@ _OVERLAY = (
 
 @migrations()
 def overlay(db: Database) -> None:
-    """Version 3: the blocks that are in a spool file which holds only some of its file's; see overlays.py."""
+    """Version 4: the blocks that are in a spool file which holds only some of its file's; see overlays.py."""
     for statement in _OVERLAY:
         db.execute(statement)
 

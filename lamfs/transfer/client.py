@@ -14,7 +14,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -265,9 +265,22 @@ class Mover:
 
     # ---- the jobs
 
-    async def hash(self, path: str, size: int | None = None, progress: Progress | None = None) -> ContentHash:
-        """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno."""
-        reply = await self._call("hash", {"path": path, "size": size}, paths=("path",), progress=progress)
+    async def hash(
+        self,
+        path: str,
+        size: int | None = None,
+        progress: Progress | None = None,
+        *,
+        known: Mapping[int, bytes] | None = None,
+    ) -> ContentHash:
+        """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno.
+
+        ``known``: BLAKE3 of blocks that need not be read.
+        """
+        message: Message = {"path": path, "size": size}
+        if known:
+            message["known"] = [list(known), jobs.pack_bytes(b"".join(known.values()))]
+        reply = await self._call("hash", message, paths=("path",), progress=progress)
         return jobs.unpack_content(reply)
 
     async def put(self, path: str, key: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
@@ -307,10 +320,21 @@ class Mover:
         """The bytes of a small object (they travel through the socket). Raises ObjectMissing."""
         return jobs.unpack_bytes(await self._call("get", {"key": key}))
 
-    async def fetch(self, key: str, *, etag: str, offset: int, length: int, path: str, digest: bytes | None) -> None:
+    async def fetch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        length: int,
+        path: str,
+        digest: bytes | None,
+        leaves: bytes | None = None,
+    ) -> None:
         """Write a range of the object's revision ``etag`` into the file at ``path``, at the same offset.
 
-        With ``digest`` (BLAKE3 of the range) the bytes are checked before they are written. Raises ObjectChanged,
+        With ``digest`` (BLAKE3 of the range) or ``leaves`` (the hashes of its leaves, the first of which begins at
+        ``offset``) the bytes are checked before they are written. Raises ObjectChanged,
         ObjectMissing, StorageUnavailable, and DamagedData when a second GET also gives wrong bytes.
         """
         message = {
@@ -320,6 +344,7 @@ class Mover:
             "length": length,
             "path": path,
             "digest": None if digest is None else digest.hex(),
+            "leaves": None if leaves is None else leaves.hex(),
         }
         await self._call("fetch", message, paths=("path",))
 

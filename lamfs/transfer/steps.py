@@ -147,7 +147,7 @@ class Steps:
         artifact = self._registry.artifacts.by_ino(entry.ino)
         if artifact is None or not is_based_on(entry, artifact.revision.content):
             raise StorageError(
-                f"The revision of '{what(self._registry, entry)}' that was changed is not there any more, so its changes"
+                f"The revision of '{what(self._registry, entry)}' that was changed is not there any more, so the changes"
                 f" cannot be stored; they are in the spool file {entry.src}."
             )
         return artifact.revision

@@ -154,7 +154,17 @@ class DirectMover:
         await trio.lowlevel.checkpoint()
         return self._box.store.head(key)
 
-    async def fetch(self, key: str, *, etag: str, offset: int, length: int, path: str, digest: bytes | None) -> None:
+    async def fetch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        length: int,
+        path: str,
+        digest: bytes | None,
+        leaves: bytes | None = None,
+    ) -> None:
         await trio.lowlevel.checkpoint()
         error = self.failing("fetch", key)
         if error is not None:
@@ -162,6 +172,8 @@ class DirectMover:
         data = self._box.store.get(key, offset=offset, length=length, etag=etag)
         if digest is not None and hashing.hash_block(data) != digest:
             raise DamagedData(f"{key} is damaged")
+        if leaves is not None and hashing.hash_leaves(data) != leaves:
+            raise DamagedData(f"{key} is damaged in a leaf")
         with open(path, "r+b") as file:
             os.pwrite(file.fileno(), data, offset)
 
@@ -258,7 +270,15 @@ class Box:
         try:
             take_over(SimpleNamespace(registry=registry, settings=settings))  # type: ignore[arg-type]
             uploader = Uploader(registry, self.store, mover, self.spool, Provenance())
-            cache = BlockCache(self.store, mover, index, self.cache_dir, limit_bytes=1 << 30, prefetch_blocks=0)
+            cache = BlockCache(
+                self.store,
+                mover,
+                index,
+                self.cache_dir,
+                limit_bytes=1 << 30,
+                prefetch_blocks=0,
+                leaves=registry.artifacts.leaves,
+            )
             fs = FileSystem(Context(registry, self.store, cache, mover, uploader, self.spool, self.policy))
             async with trio.open_nursery() as nursery:
                 await nursery.start(cache.run)

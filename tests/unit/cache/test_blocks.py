@@ -457,6 +457,23 @@ async def test_filling_a_file_leaves_the_mover_room(rig: Rig) -> None:
         file.close()
 
 
+async def test_a_range_of_blocks_is_filled(rig: Rig) -> None:
+    data = make_bytes(5 * BLOCK_SIZE + 1)
+    revision = rig.store.put("k", data)
+    async with rig.mount() as cache:
+        file = cache.open(revision)
+        fd = await file.fill_range(2, 3)
+        assert sorted(block for _, block in rig.mover.fetches) == [2, 3]
+        assert os.pread(fd, 2 * BLOCK_SIZE, 2 * BLOCK_SIZE) == data[2 * BLOCK_SIZE : 4 * BLOCK_SIZE]
+        assert await file.fill_range(3, 99) == fd, "what is behind the end is not asked for"
+        assert sorted(block for _, block in rig.mover.fetches) == [2, 3, 4, 5]
+        assert await file.fill_range(6, 7) == fd
+        os.truncate(rig.path("k"), BLOCK_SIZE)
+        await file.fill_range(5, 5)
+        assert os.pread(fd, 9, 5 * BLOCK_SIZE) == data[-1:]
+        file.close()
+
+
 # ---- descriptors and space
 
 
