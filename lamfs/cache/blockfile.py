@@ -148,6 +148,10 @@ class BlockFile:
         """Descriptor of the (sparse) file. The BlockFile owns it."""
         return self._fd
 
+    def hold(self) -> None:
+        """Take another reference, to be dropped with ``close``: for who waits while its own may be dropped."""
+        self.refs += 1
+
     def close(self) -> None:
         """Drop the reference. The object is not used by this holder afterwards."""
         self._owner.release(self)

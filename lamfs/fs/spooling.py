@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import trio
 
+from lamfs.cache.blocks import BlockFile
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.fs.context import Context
 from lamfs.fs.overlay import Overlays
@@ -45,28 +46,37 @@ class Spooling:
     async def read_stored(self, state: FileState, offset: int, size: int, *, sequential: bool = False) -> bytes:
         """Bytes of the stored revision. Raises FsError(ESTALE) when that revision is no more, else StorageError."""
 
-        async def read() -> bytes:
-            return b"" if state.base is None else await state.base.read(offset, size, sequential=sequential)
+        async def read(base: BlockFile | None) -> bytes:
+            return b"" if base is None else await base.read(offset, size, sequential=sequential)
 
         return await self._from_base(state, read)
 
     async def fill_stored(self, state: FileState) -> int:
         """Descriptor of a complete local file with the stored revision (it belongs to the cache)."""
 
-        async def fill() -> int:
-            assert state.base is not None
-            return await state.base.fill()
+        async def fill(base: BlockFile | None) -> int:
+            assert base is not None
+            return await base.fill()
 
         return await self._from_base(state, fill)
 
-    async def _from_base(self, state: FileState, what: Callable[[], Awaitable[T]]) -> T:
+    async def _from_base(self, state: FileState, what: Callable[[BlockFile | None], Awaitable[T]]) -> T:
         """Run ``what`` with ``state.base`` open; when the object is not the revision any more, look it up again."""
         for _ in range(RELOOKS):
+            before = state.revision
             try:
                 self.open_stored(state)
-                return await what()
+                base = state.base
+                if base is None:
+                    return await what(None)
+                base.hold()  # the file may go on with another revision meanwhile
+                try:
+                    return await what(base)
+                finally:
+                    base.close()
             except (ObjectChanged, ObjectMissing) as error:
-                before = state.revision
+                if state.revision is not before:
+                    continue
                 state.drop_base()
                 record = self._c.registry.artifacts.by_ino(state.ino)
                 if record is None or before is None or not _serves(state, before, record.revision):

@@ -124,7 +124,7 @@ class Steps:
             registry.journal.set_target(entry.id, target)
             if artifact is not None and artifact.revision.object_key == target:
                 await self.hooks.pin(target, but=ino if base is not None else None)
-            etag, consumed = await self._send(content, path, target, upload, ino)
+            etag, consumed = await self._send(content, path, target, upload, base)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
                 ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
@@ -147,8 +147,8 @@ class Steps:
         artifact = self._registry.artifacts.by_ino(entry.ino)
         if artifact is None or not is_based_on(entry, artifact.revision.content):
             raise StorageError(
-                f"The revision of '{what(self._registry, entry)}' that was changed is not there any more, so the changes"
-                f" cannot be stored; they are in the spool file {entry.src}."
+                f"The revision of '{what(self._registry, entry)}' that was changed is not there any more, so what was"
+                f" written cannot be stored; it is in the spool file {entry.src}."
             )
         return artifact.revision
 
@@ -194,9 +194,13 @@ class Steps:
         finally:
             self._busy_objects.discard(key)
 
-    async def _send(self, content: ContentHash, path: str, target: str, upload: Upload, ino: int) -> tuple[str, bool]:
+    async def _send(
+        self, content: ContentHash, path: str, target: str, upload: Upload, base: Revision | None
+    ) -> tuple[str, bool]:
         """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
         assert self.hooks is not None
+        ino = upload.entry.ino
+        assert ino is not None
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(ino)
             return (await self._mover.put(path, target, consume=consume)).etag, consume
@@ -208,6 +212,9 @@ class Steps:
             except (ObjectMissing, ObjectChanged):
                 continue
             return stat.etag, False
+
+        if base is not None:
+            await self._fill(upload.entry, upload, base, set(upload.missing))
 
         def moved(count: int) -> None:
             upload.done += count

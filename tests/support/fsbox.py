@@ -132,9 +132,10 @@ class DirectMover:
         await trio.lowlevel.checkpoint()
         return result
 
-    async def hash(self, path: str, size: int | None = None, progress: Any = None) -> ContentHash:
+    async def hash(self, path: str, size: int | None = None, progress: Any = None, *, known: Any = None) -> ContentHash:
         await trio.lowlevel.checkpoint()
-        return hashing.hash_file(path)
+        with open(path, "rb") as file:
+            return hashing.hash_fd(file.fileno(), os.fstat(file.fileno()).st_size, known=known or {})
 
     async def put(self, path: str, key: str, *, consume: bool = False, progress: Any = None) -> ObjectStat:
         def work() -> ObjectStat:
@@ -182,6 +183,13 @@ class DirectMover:
         with open(path, "rb") as file:
             data = os.pread(file.fileno(), length, offset)
         return len(data) == length and hashing.hash_block(data) == digest
+
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        if not await self.verify(src, offset=offset, length=length, digest=digest):
+            return False
+        with open(src, "rb") as source, open(dst, "r+b") as target:
+            os.pwrite(target.fileno(), os.pread(source.fileno(), length, offset), offset)
+        return True
 
     async def clone(self, src: str, dst: str) -> None:
         self._box.step("before clone")

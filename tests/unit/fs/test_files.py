@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -278,8 +279,8 @@ def test_a_close_while_the_file_is_taken_loses_nothing(make_box: MakeBox, monkey
             state.dirty = True
             freeze(ino, src)
 
-        async def late_close(path: str) -> object:
-            content = await hash_(path)
+        async def late_close(path: str, *base: Any) -> object:
+            content = await hash_(path, *base)
             monkeypatch.setattr(steps, "_hash", hash_)
             await user.close(opened)
             return content
