@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import trio
 
+from lamfs.cache.blocks import Reader
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.fs.context import Context
 from lamfs.fs.room import Room
@@ -40,11 +41,13 @@ class Spooling:
 
     # -- stored content -----------------------------------------------------------------------------------------
 
-    async def read_stored(self, state: FileState, offset: int, size: int, *, sequential: bool = False) -> bytes:
+    async def read_stored(self, state: FileState, offset: int, size: int, reader: Reader | None = None) -> bytes:
         """Bytes of the stored revision. Raises FsError(ESTALE) when that revision is no more, else StorageError."""
 
         async def read() -> bytes:
-            return b"" if state.base is None else await state.base.read(offset, size, sequential=sequential)
+            if state.base is None:
+                return b""
+            return await (state.base.read(offset, size) if reader is None else reader.read(state.base, offset, size))
 
         return await self._from_base(state, read)
 
