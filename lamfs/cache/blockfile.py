@@ -60,11 +60,16 @@ class Leaves:
         """Checked by this process."""
         self.flights: list[Flight] = []
 
+    def in_air(self) -> int:
+        """Leaves that are on their way."""
+        mask = 0
+        for flight in self.flights:
+            mask |= flight.mask
+        return mask
+
 
 class Owner(Protocol):
     """What a BlockFile needs of its cache."""
-
-    prefetch_blocks: int
 
     def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
         """The concatenated leaf hashes of a block; None when they are not known."""
@@ -74,9 +79,6 @@ class Owner(Protocol):
 
     def start(self, file: BlockFile, block: int) -> Flight:
         """The flight of a block, started if there is none."""
-
-    def prefetch(self, file: BlockFile, block: int) -> None:
-        """Bring a block when there is capacity to spare."""
 
     def release(self, file: BlockFile) -> None:
         """Drop one reference."""
@@ -89,15 +91,10 @@ class BlockFile:
     """An open (sparse) file of one revision. Made by BlockCache.open; close() gives the reference back."""
 
     __slots__ = (
-        "_ahead",
         "_fd",
-        "_next",
         "_owner",
         "_ready",
         "_size",
-        "_todo",
-        "_trigger",
-        "_window",
         "flights",
         "hits",
         "ino",
@@ -107,6 +104,7 @@ class BlockFile:
         "refs",
         "revision",
         "state",
+        "todo",
     )
 
     def __init__(
@@ -136,13 +134,9 @@ class BlockFile:
         self._owner = owner
         self._fd = fd
         self._size = revision.size
-        # What read_now may give out: 1 for verified blocks, but for the one that extends the prefetch when reached.
-        self._ready = bytearray(state.replace(b"\x01", b"\x00").replace(b"\x02", b"\x01"))
-        self._todo = len(state) - state.count(VERIFIED)
-        self._trigger = -1
-        self._next = 0
-        self._ahead = 0
-        self._window = 1
+        self._ready = bytearray(state.replace(b"\x01", b"\x00").replace(b"\x02", b"\x01"))  # 1 for verified blocks
+        self.todo = len(state) - state.count(VERIFIED)
+        """Blocks that are not verified."""
 
     def fd(self) -> int:
         """Descriptor of the (sparse) file. The BlockFile owns it."""
@@ -159,10 +153,7 @@ class BlockFile:
     # ---- reading
 
     def read_now(self, offset: int, size: int) -> bytes | None:
-        """The bytes at once, cut at the end of the file, when every block they touch is verified; else None.
-
-        None is also the answer now and then at the start of a block, so that read() can go on prefetching.
-        """
+        """The bytes at once, cut at the end of the file, when all that they touch is verified; else None."""
         left = self._size - offset
         if size >= left:
             if left <= 0:
@@ -184,23 +175,22 @@ class BlockFile:
         self.hits += 1
         return data
 
-    async def read(self, offset: int, size: int, *, sequential: bool = False) -> bytes:
-        """The bytes, cut at the end of the file; missing blocks are brought, each once for all who want it.
+    async def read(self, offset: int, size: int, *, whole: bool = False) -> bytes:
+        """The bytes, cut at the end of the file; what is missing is brought, once for all who want it.
 
-        ``sequential`` brings following blocks in the background, more of them the longer the sequence goes on.
-        Raises ObjectChanged, ObjectMissing, DamagedData, StorageUnavailable, TransferDied. No checkpoint when nothing
-        is missing.
+        ``whole``: by blocks, since what is around will be read too. Else a small read brings leaves, where their hashes
+        are known. Raises ObjectChanged, ObjectMissing, DamagedData, StorageUnavailable, TransferDied. No checkpoint
+        when nothing is missing.
         """
         size = min(size, self._size - offset)
         if size <= 0:
             return b""
-        first, last = offset >> _SHIFT, (offset + size - 1) >> _SHIFT
         for _ in range(3):
-            await self._bring(offset, offset + size, sequential)
+            await self._bring(offset, offset + size, whole)
             data = self.read_now(offset, size)
             if data is not None:
                 return data
-            self._distrust(first, last)
+            self._distrust(offset >> _SHIFT, (offset + size - 1) >> _SHIFT)
         raise StorageError(
             f"The local file of '{self.revision.object_key}' is cut or unreadable again and again; check the disk."
         )
@@ -209,8 +199,8 @@ class BlockFile:
         """Bring and verify all blocks; returns the descriptor of the complete file. Raises as read."""
         if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
             self._distrust(0, len(self.state) - 1)
-        if self._todo:
-            await self._bring(0, self._size, whole=True)
+        if self.todo:
+            await self._bring(0, self._size, True)
         return self._fd
 
     async def fill_range(self, first_block: int, last_block: int) -> int:
@@ -221,38 +211,34 @@ class BlockFile:
         if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
             self._distrust(0, len(self.state) - 1)
         if self.state.find(ABSENT, first, last + 1) >= 0 or self.state.find(PRESENT, first, last + 1) >= 0:
-            await self._bring(first * BLOCK_SIZE, (last + 1) * BLOCK_SIZE, whole=True)
+            await self._bring(first * BLOCK_SIZE, (last + 1) * BLOCK_SIZE, True)
         return self._fd
 
-    async def _bring(self, offset: int, end: int, sequential: bool = False, *, whole: bool = False) -> None:
-        """Bring and verify what bytes ``offset`` to ``end`` touch; of few leaves only these unless ``whole``."""
-        waiting: deque[tuple[int, int, Flight]] = deque()
+    async def _bring(self, offset: int, end: int, whole: bool) -> None:
+        """Bring and verify what bytes ``offset`` to ``end`` touch."""
+        waiting: deque[tuple[int, int, bool, Flight]] = deque()
         first, last = offset >> _SHIFT, (min(end, self._size) - 1) >> _SHIFT
         for block, mask in self._masks(first, last, offset, end):
-            wanted = 0 if whole or sequential or mask.bit_count() > FEW_LEAVES else mask
             if self.state[block] == VERIFIED:
                 continue
             while len(waiting) >= FILL_WINDOW:
                 await self._settle(waiting)
-            flight = self._want(block, wanted)
+            entire = whole or mask.bit_count() > FEW_LEAVES
+            flight = self._want(block, mask, entire)
             if flight is not None:
-                waiting.append((block, wanted, flight))
-        if sequential:
-            self._read_ahead(first, last)
+                waiting.append((block, mask, entire, flight))
         while waiting:
             await self._settle(waiting)
-        if self._trigger >= 0 and first <= self._trigger <= last:
-            self._trigger = -1
-        for block in range(first, last + 1):
-            self._ready[block] = self.state[block] == VERIFIED
 
-    async def _settle(self, waiting: deque[tuple[int, int, Flight]]) -> None:
+    async def _settle(self, waiting: deque[tuple[int, int, bool, Flight]]) -> None:
         """Wait for the oldest flight; when it did not bring all that is wanted of its block, for another one."""
-        block, mask, flight = waiting.popleft()
-        await self._wait(flight)
-        more = self._want(block, mask)
+        block, mask, entire, flight = waiting.popleft()
+        await flight.landed.wait()
+        if flight.error is not None:
+            raise self._owner.failure(flight)
+        more = self._want(block, mask, entire)
         if more is not None:
-            waiting.append((block, mask, more))
+            waiting.append((block, mask, entire, more))
 
     def _masks(self, first: int, last: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
         """The blocks ``first`` to ``last``, and which leaves of each the bytes ``offset`` to ``end`` touch."""
@@ -261,17 +247,22 @@ class BlockFile:
             stop = ((min(end, self._size) - 1) & _IN_BLOCK) >> _LEAF_SHIFT if block == last else 63
             yield block, leaf_mask(self._size, block, start, stop)
 
-    def _want(self, block: int, mask: int) -> Flight | None:
-        """The flight to wait for until leaves of a block (the whole block for ``mask`` 0) can be read; None: now."""
+    def _want(self, block: int, mask: int, entire: bool) -> Flight | None:
+        """The flight to wait for until leaves of a block can be read; None: now. ``entire``: better the whole block."""
         if self.state[block] == VERIFIED or self._verify_small(block):
             return None
         flight = self.flights.get(block)
         if flight is not None:
             return flight
-        hashes = self._owner.leaf_hashes(self, block) if mask else None
+        leaves = self.leaves.get(block)
+        if entire:
+            missing = mask if leaves is None else mask & ~leaves.verified
+            if leaves is None or missing & ~leaves.in_air():
+                return self._owner.start(self, block)
+            return next((flight for flight in leaves.flights if flight.mask & missing), None)
+        hashes = self._owner.leaf_hashes(self, block)
         if hashes is None:
             return self._owner.start(self, block)
-        leaves = self.leaves.get(block)
         if leaves is None:
             leaves = self.leaves[block] = Leaves(leaf_mask(self._size, block) if self.state[block] == PRESENT else 0)
         self._check_leaves(block, leaves, mask, hashes)
@@ -280,16 +271,23 @@ class BlockFile:
             return None
         if self.state[block] == PRESENT:  # a leaf is not right: the flight finds the same, and says so
             return self._owner.start(self, block)
-        in_air = 0
-        for flight in leaves.flights:
-            in_air |= flight.mask
-        free = missing & ~in_air
-        if not free:
+        run = self.missing(block, missing)
+        if run is None:
             return next(flight for flight in leaves.flights if flight.mask & missing)
+        return self._owner.start_leaves(self, block, *run)
+
+    def missing(self, block: int, mask: int) -> tuple[int, int] | None:
+        """First and last of a run of leaves of an absent block that has in it those of ``mask`` that are not there nor
+        on their way, or the first of these; None when there are none."""
+        leaves = self.leaves.get(block)
+        in_air = 0 if leaves is None else leaves.in_air()
+        free = mask & ~in_air if leaves is None else mask & ~in_air & ~leaves.present
+        if not free:
+            return None
         first, last = (free & -free).bit_length() - 1, free.bit_length() - 1
-        if leaf_mask(self._size, block, first, last) & in_air:  # only the first run of them now
+        if leaf_mask(self._size, block, first, last) & in_air:
             last = first + (~(free >> first) & -~(free >> first)).bit_length() - 2
-        return self._owner.start_leaves(self, block, first, last)
+        return first, last
 
     def _check_leaves(self, block: int, leaves: Leaves, mask: int, hashes: bytes) -> None:
         """Verify those of the leaves that are in the file, right here: a leaf takes some 20 microseconds."""
@@ -319,8 +317,6 @@ class BlockFile:
                 leaves = self.leaves.get(block)
                 if leaves is None or mask & ~leaves.verified:
                     return False
-            elif not self._ready[block]:
-                return False
         return True
 
     async def _wait(self, flight: Flight) -> None:
@@ -344,31 +340,6 @@ class BlockFile:
         self.verified(block)
         return True
 
-    def _read_ahead(self, first: int, last: int) -> None:
-        """A sequential reader is at blocks first..last: bring the next ones, once for each block it enters."""
-        if not self._todo:
-            return
-        if not self._next - 1 <= first <= self._ahead:  # a new sequence
-            self._window, self._ahead = 1, last + 1
-        elif last < self._next:
-            return
-        limit = self._owner.prefetch_blocks
-        self._next = last + 1
-        end = min(last + 1 + min(self._window, limit), len(self.state))
-        for block in range(max(self._ahead, last + 1), end):
-            if self.state[block] != VERIFIED:
-                self._owner.prefetch(self, block)
-        self._ahead = max(self._ahead, end)
-        self._window = min(2 * self._window, max(limit, 1))
-        if limit and last + 1 < len(self.state):
-            self._set_trigger(last + 1)
-
-    def _set_trigger(self, block: int) -> None:
-        old, self._trigger = self._trigger, block
-        if old >= 0:
-            self._ready[old] = self.state[old] == VERIFIED
-        self._ready[block] = 0
-
     # ---- what the cache tells
 
     def span(self, block: int) -> tuple[int, int]:
@@ -380,9 +351,9 @@ class BlockFile:
         """The block's bytes are in the file, and they are right."""
         if self.state[block] != VERIFIED:
             self.state[block] = VERIFIED
-            self._todo -= 1
+            self.todo -= 1
             self.leaves.pop(block, None)
-        self._ready[block] = block != self._trigger
+        self._ready[block] = 1
 
     def came(self, block: int, mask: int) -> None:
         """Leaves of a block are in the file, and they are right."""
@@ -400,7 +371,7 @@ class BlockFile:
     def lost(self, block: int, state: int = ABSENT) -> None:
         """The block's bytes are not what they should be (``state`` PRESENT: not known to be)."""
         if self.state[block] == VERIFIED:
-            self._todo += 1
+            self.todo += 1
         self.state[block] = state
         self._ready[block] = 0
         self.leaves.pop(block, None)

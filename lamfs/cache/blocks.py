@@ -20,12 +20,13 @@ from lamfs.cache import sparse
 from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile
 from lamfs.cache.flights import BlockMover, Flights, LeafHashes
 from lamfs.cache.index import CacheIndex
+from lamfs.cache.readers import Reader
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.model import ContentHash, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
 
-__all__ = ["BlockCache", "BlockFile"]
+__all__ = ["BlockCache", "BlockFile", "Reader"]
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,10 @@ class BlockCache:
             self._touched[file.path] = time.time_ns()
             self._work.set()
         return file
+
+    def reader(self) -> Reader:
+        """For an open handle: its reads are to go through it."""
+        return Reader(self._flights)
 
     def _make(self, revision: Revision) -> BlockFile:
         if self._local:

@@ -15,8 +15,9 @@ from typing import Protocol, TypeVar
 import trio
 
 from lamfs.cache import sparse
-from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile, Flight
+from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile, Flight, Leaves
 from lamfs.cache.index import CacheIndex, leaf_bytes, leaf_mask
+from lamfs.cache.readers import Reader
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 
 PREFETCH_JOBS = 6
 """Prefetches at a time, of all files: two of the mover's eight readers are always left for somebody who waits."""
-PREFETCH_QUEUE = 256
-"""Blocks that may wait for prefetching; the oldest wish is dropped."""
 DENSE = 32
 """Leaves that random reads of a file must fetch, ..."""
 DENSE_BYTES = 8 << 20
@@ -96,7 +95,8 @@ class Flights:
         self._leaves = leaves
         self._make_room = make_room
         self._grown = grown
-        self._wishes: deque[tuple[BlockFile, int]] = deque(maxlen=PREFETCH_QUEUE)
+        self._wishing: deque[Reader] = deque()
+        """Readers that have wishes, each once: they take turns."""
         self._prefetching = 0
         self._dense: dict[BlockFile, int] = {}
         """Files of which all is wanted, and how far it has been asked for."""
@@ -104,7 +104,7 @@ class Flights:
     def stop(self) -> None:
         """The nursery has ended: forget all wishes."""
         self.nursery = None
-        self._wishes.clear()
+        self._wishing.clear()
         self._dense.clear()
 
     def start(self, file: BlockFile, block: int, prefetch: bool = False) -> Flight:
@@ -128,14 +128,15 @@ class Flights:
             log.warning("The leaf hashes of '%s' cannot be read: %s", file.revision.object_key, error)
             return None
 
-    def start_leaves(self, file: BlockFile, block: int, first: int, last: int) -> Flight:
+    def start_leaves(self, file: BlockFile, block: int, first: int, last: int, prefetch: bool = False) -> Flight:
         """The flight of leaves ``first`` to ``last`` of an absent block, whose hashes are known. As start."""
         if self.nursery is None:
             raise TransferDied("The block cache is not running: the mount is being ended.")
-        flight = Flight(False, leaf_mask(file.revision.size, block, first, last))
-        file.leaves[block].flights.append(flight)
+        flight = Flight(prefetch, leaf_mask(file.revision.size, block, first, last))
+        file.leaves.setdefault(block, Leaves(0)).flights.append(flight)
         file.refs += 1
-        self._count_miss(file)
+        if not prefetch:
+            self._count_miss(file)
         self.nursery.start_soon(self._fly_leaves, file, block, first, flight)
         return flight
 
@@ -156,30 +157,51 @@ class Flights:
         assert error is not None
         return jobs.again(error)
 
-    def prefetch(self, file: BlockFile, block: int) -> None:
-        """Bring a block when there is capacity to spare; its errors are left to who really reads it."""
-        self._wishes.append((file, block))
+    def wished(self, reader: Reader) -> None:
+        """A reader has wishes: bring them when there is capacity to spare; errors are left to who really reads."""
+        if reader not in self._wishing:
+            self._wishing.append(reader)
         self._pump()
 
     def _pump(self) -> None:
         while self._prefetching < PREFETCH_JOBS and self.nursery is not None:
-            if self._wishes:
-                file, block = self._wishes.popleft()
+            wish = self._next_wish() or self._next_dense()
+            if wish is None:
+                return
+            file, block, mask = wish
+            if not file.refs or file.state[block] == VERIFIED or block in file.flights:
+                continue
+            if mask and self.leaf_hashes(file, block) is not None:
+                run = file.missing(block, mask) if file.state[block] == ABSENT else None
+                if run is None:
+                    continue
+                self.start_leaves(file, block, *run, prefetch=True)
             else:
-                dense = self._next_dense()
-                if dense is None:
-                    return
-                file, block = dense
-            if file.refs and file.state[block] != VERIFIED and block not in file.flights:
-                self._prefetching += 1
                 self.start(file, block, prefetch=True)
+            self._prefetching += 1
 
-    def _next_dense(self) -> tuple[BlockFile, int] | None:
+    def _next_wish(self) -> tuple[BlockFile, int, int] | None:
+        while self._wishing:
+            reader = self._wishing.popleft()
+            if reader.wishes:
+                wish = reader.wishes.popleft()
+                if reader.wishes:
+                    self._wishing.append(reader)
+                return wish
+        return None
+
+    def _ended(self, flight: Flight) -> None:
+        flight.landed.set()
+        if flight.prefetch:
+            self._prefetching -= 1
+            self._pump()
+
+    def _next_dense(self) -> tuple[BlockFile, int, int] | None:
         for file, at in list(self._dense.items()):
             block = file.state.find(ABSENT, at)
             if block >= 0 and file.refs:
                 self._dense[file] = block + 1
-                return file, block
+                return file, block, 0
             del self._dense[file]
             file.leaf_misses = (0, 0.0)
         return None
@@ -197,10 +219,7 @@ class Flights:
             flight.error = StorageError(f"Reading '{file.revision.object_key}' failed: {error}; see the mount's log.")
         finally:
             del file.flights[block]
-            flight.landed.set()
-            if flight.prefetch:
-                self._prefetching -= 1
-                self._pump()
+            self._ended(flight)
             self.release(file)
 
     async def _fly_leaves(self, file: BlockFile, block: int, first: int, flight: Flight) -> None:
@@ -222,7 +241,7 @@ class Flights:
             leaves = file.leaves.get(block)
             if leaves is not None and flight in leaves.flights:
                 leaves.flights.remove(flight)
-            flight.landed.set()
+            self._ended(flight)
             self.release(file)
 
     async def _bring_leaves(self, file: BlockFile, block: int, first: int, mask: int) -> bool:

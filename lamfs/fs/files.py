@@ -123,7 +123,7 @@ class Files:
     def _handle(self, state: FileState, flags: int, writable: bool) -> int:
         number = self._next_handle
         self._next_handle += 1
-        self.handles[number] = Handle(state, flags & os.O_ACCMODE != os.O_WRONLY, writable)
+        self.handles[number] = Handle(state, flags & os.O_ACCMODE != os.O_WRONLY, writable, self._c.cache.reader())
         return number
 
     def _state(self, fino: int, *, emptied: bool = False) -> FileState:
@@ -196,11 +196,12 @@ class Files:
         spool = state.spool
         if spool is not None:
             return None if spool.missing else os.pread(spool.fd, size, offset)
-        if state.base is None:
+        base = state.base
+        if base is None:
             return None if state.revision is not None else b""
-        data = state.base.read_now(offset, size)
-        if data is not None:
-            opened.next_offset = offset + len(data)
+        data = base.read_now(offset, size)
+        if data and base.todo:
+            opened.reader.note(base, offset, len(data))
         return data
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
@@ -209,13 +210,10 @@ class Files:
         if data is not None:
             return data
         opened = self.handles[handle]
-        sequential = offset == opened.next_offset
         with trio.move_on_after(self._c.policy.timeout):
             if opened.state.spool is not None:
-                return await self._spooling.overlays.read(opened.state, offset, size)
-            data = await self._spooling.read_stored(opened.state, offset, size, sequential=sequential)
-            opened.next_offset = offset + len(data)
-            return data
+                return await self._spooling.overlays.read(opened.state, offset, size, opened.reader)
+            return await self._spooling.read_stored(opened.state, offset, size, opened.reader)
         raise FsError(errno.EIO, "storage did not answer in time")
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
@@ -351,6 +349,7 @@ class Files:
     def release(self, handle: int) -> None:
         """The last descriptor of an open file description is gone."""
         opened = self.handles.pop(handle)
+        opened.reader.close()
         self._let_go(opened.state, opened.writable)
 
     def _let_go(self, state: FileState, writable: bool) -> None:

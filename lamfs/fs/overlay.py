@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Awaitable, Callable, Iterable
 
-from lamfs.cache.blocks import BlockFile
+from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError
 from lamfs.fs.context import Context
 from lamfs.fs.state import FileState, Spool
@@ -24,8 +24,8 @@ ABOVE = MD5_MAX
 BATCH = 8
 """Blocks that are brought at a time when many are."""
 
-Reading = Callable[[FileState, int, int], Awaitable[bytes]]
-"""Reads bytes of the stored revision of a file, whatever object it is in by now."""
+Reading = Callable[[FileState, int, int, Reader | None], Awaitable[bytes]]
+"""Reads bytes of the stored revision of a file, for a handle's reader, whatever object it is in by now."""
 
 
 class Overlays:
@@ -87,14 +87,14 @@ class Overlays:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    async def read(self, state: FileState, offset: int, size: int) -> bytes:
+    async def read(self, state: FileState, offset: int, size: int, reader: Reader | None = None) -> bytes:
         """Up to ``size`` bytes at ``offset``, from the spool file and the base. Raises as reading the base does."""
         parts: list[bytes] = []
         size = min(size, state.inode.size - offset)
         while size > 0:
             spool = state.spool
             if spool is None:
-                parts.append(await self._read_stored(state, offset, size))
+                parts.append(await self._read_stored(state, offset, size, reader))
                 break
             block = offset // BLOCK_SIZE
             lacking = block in spool.missing
@@ -102,7 +102,10 @@ class Overlays:
             while end * BLOCK_SIZE < offset + size and (end in spool.missing) == lacking:
                 end += 1
             length = min(size, end * BLOCK_SIZE - offset)
-            data = await self._read_stored(state, offset, length) if lacking else os.pread(spool.fd, length, offset)
+            if lacking:
+                data = await self._read_stored(state, offset, length, reader)
+            else:
+                data = os.pread(spool.fd, length, offset)
             parts.append(data)
             offset, size = offset + len(data), size - len(data)
             if not data:
@@ -141,7 +144,7 @@ class Overlays:
             offset = block * BLOCK_SIZE
             assert state.revision is not None
             length = min(BLOCK_SIZE, state.revision.size - offset)
-            data = await self._read_stored(state, offset, length)
+            data = await self._read_stored(state, offset, length, None)
             if state.spool is not spool or block not in spool.missing:
                 continue  # the file went on without this spool file, or another task was quicker
             if len(data) != length:

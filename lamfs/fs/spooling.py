@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import trio
 
-from lamfs.cache.blocks import BlockFile
+from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.fs.context import Context
 from lamfs.fs.overlay import Overlays
@@ -43,11 +43,13 @@ class Spooling:
 
     # -- stored content -----------------------------------------------------------------------------------------
 
-    async def read_stored(self, state: FileState, offset: int, size: int, *, sequential: bool = False) -> bytes:
+    async def read_stored(self, state: FileState, offset: int, size: int, reader: Reader | None = None) -> bytes:
         """Bytes of the stored revision. Raises FsError(ESTALE) when that revision is no more, else StorageError."""
 
         async def read(base: BlockFile | None) -> bytes:
-            return b"" if base is None else await base.read(offset, size, sequential=sequential)
+            if base is None:
+                return b""
+            return await (base.read(offset, size) if reader is None else reader.read(base, offset, size))
 
         return await self._from_base(state, read)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from lamfs.cache.blocks import BlockFile
+from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError
 from lamfs.model import Inode, Revision
 
@@ -104,12 +104,12 @@ class FileState:
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """One open file description. ``next_offset`` is where a sequential reader reads next."""
+    """One open file description. ``reader`` knows what it has read of the stored revision."""
 
     state: FileState
     readable: bool
     writable: bool
-    next_offset: int = 0
+    reader: Reader
 
     def check_readable(self) -> None:
         """Raise EBADF when it was opened for writing only (the kernel does not let such reads through)."""

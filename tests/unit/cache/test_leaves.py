@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,6 +26,11 @@ SIZE = 2 * BLOCK_SIZE + 3 * LEAF_SIZE + 100
 DATA = make_bytes(SIZE)
 
 
+@functools.lru_cache(maxsize=64)
+def leaves_of(data: bytes, block: int) -> bytes:
+    return hash_leaves(data[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE])
+
+
 class Rig:
     """A store whose leaf hashes are known, and a mover; caches are started on it as mounts would be."""
 
@@ -42,7 +48,7 @@ class Rig:
     def leaves(self, revision: Revision, block: int) -> bytes | None:
         self.asked.append(block)
         data = self.hashes.get(revision.object_key)
-        return None if data is None else hash_leaves(data[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE])
+        return None if data is None else leaves_of(data, block)
 
     @contextlib.asynccontextmanager
     async def mount(self, *, prefetch: int = 0, limit: int = 1 << 40) -> AsyncIterator[BlockCache]:
