@@ -29,6 +29,7 @@ class Files:
 
     def __init__(self, context: Context, spooling: Spooling) -> None:
         self._c = context
+        self._counted = context.stats.counters
         self._spooling = spooling
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
@@ -192,14 +193,21 @@ class Files:
         if not state.accessed:
             state.accessed = True
             self._c.atimes.read(state.inode)
+        counted = self._counted
         if state.spool is not None:
-            return os.pread(state.spool.fd, size, offset)
+            counted.spool_reads += 1
+            data = os.pread(state.spool.fd, size, offset)
+            counted.read_bytes += len(data)
+            return data
         if state.base is None:
             return None if state.revision is not None else b""
-        data = state.base.read_now(offset, size)
-        if data is not None:
-            opened.next_offset = offset + len(data)
-        return data
+        found = state.base.read_now(offset, size)
+        if found is not None:
+            length = len(found)
+            opened.next_offset = offset + length
+            counted.hits += 1
+            counted.read_bytes += length
+        return found
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes at ``offset``; fewer only at the end of the file."""
@@ -208,9 +216,16 @@ class Files:
             return data
         opened = self.handles[handle]
         sequential = offset == opened.next_offset
+        base = opened.state.base
+        waits = base is None or not base.holds(offset, size)
         with trio.move_on_after(self._c.policy.timeout):
             data = await self._spooling.read_stored(opened.state, offset, size, sequential=sequential)
             opened.next_offset = offset + len(data)
+            if waits:
+                self._counted.misses += 1
+            else:
+                self._counted.hits += 1
+            self._counted.read_bytes += len(data)
             return data
         raise FsError(errno.EIO, "storage did not answer in time")
 
@@ -235,6 +250,8 @@ class Files:
             inode.size = offset + done
         inode.mtime_ns = inode.ctime_ns = now_ns()
         state.accessed = False
+        self._counted.writes += 1
+        self._counted.write_bytes += done
         return done
 
     async def _prepare(self, state: FileState, keep: int | None = None) -> Spool:
