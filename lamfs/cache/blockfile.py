@@ -385,6 +385,10 @@ class BlockFile:
             elif block not in self.flights:
                 self.lost(block, PRESENT)
 
+    def holds(self, offset: int, size: int) -> bool:
+        """Whether no block of the range is absent: it can be read without storage."""
+        return self.state.find(ABSENT, offset >> _SHIFT, (offset + size - 1 >> _SHIFT) + 1) < 0
+
     def whole(self) -> bool:
         """Whether no block is absent."""
         return self.state.find(ABSENT) < 0

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import trio
@@ -78,6 +78,20 @@ class BlockCache:
             make_room=lambda: self._evict(0),
             grown=self._work.set,
         )
+
+    @property
+    def on_storage_damage(self) -> Callable[[Revision, int], None]:
+        """Told of each block in storage that is not what was saved; by default that is a line in the log."""
+        return self._flights.on_storage_damage
+
+    @on_storage_damage.setter
+    def on_storage_damage(self, told: Callable[[Revision, int], None]) -> None:
+        self._flights.on_storage_damage = told
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that have come from storage."""
+        return self._flights.fetched
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bring blocks and keep the cache within its limit until cancelled; readers then get TransferDied."""

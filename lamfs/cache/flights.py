@@ -89,6 +89,8 @@ class Flights:
         self.nursery: trio.Nursery | None = None
         """Where flights run; None when the cache does not run."""
         self.misses = self.fetched = self.damaged = 0
+        self.on_storage_damage: Callable[[Revision, int], None] = self._log_damage
+        """Told of each block of an object that is not what was saved: it writes the log line."""
         self._store = store
         self._mover = mover
         self._index = index
@@ -291,12 +293,7 @@ class Flights:
             await self._fetch(revision, offset, length, path, digest)
         except DamagedData:
             self.damaged += 1
-            log.error(
-                "Block %d of the object %s (ETag %s) is damaged in storage.",
-                block,
-                self._store.url(revision.object_key),
-                revision.etag,
-            )
+            self.on_storage_damage(revision, block)
             raise
         self.fetched += length
         file.verified(block)
@@ -355,12 +352,16 @@ class Flights:
             await self._make_room()
             await _persist(fetch)
 
+    def _log_damage(self, revision: Revision, block: int) -> None:
+        url = self._store.url(revision.object_key)
+        log.error("Block %d of the object %s (ETag %s) is damaged in storage.", block, url, revision.etag)
+
     def _storage_damage(self, file: BlockFile, block: int) -> StorageError:
         """A block of a local storage's file is wrong: because somebody wrote to the file, or because it rotted."""
         url, etag = self._store.url(file.revision.object_key), file.revision.etag
         if etag_of(os.fstat(file.fd())) != etag:
             return ObjectChanged(f"The object {url} was changed in place; look the artifact up again.")
-        log.error("Block %d of the object %s (ETag %s) is damaged in storage.", block, url, etag)
+        self.on_storage_damage(file.revision, block)
         return DamagedData(
             f"The object {url} (ETag {etag}) is damaged in block {block}: its bytes are not what was saved. Restore "
             "the file from a backup or replace the artifact."

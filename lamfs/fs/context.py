@@ -15,6 +15,7 @@ from lamfs.fs.atimes import Atimes
 from lamfs.fs.backups import Backups
 from lamfs.fs.nodes import NodeTable
 from lamfs.fs.state import FileState
+from lamfs.fs.stats import Stats
 from lamfs.model import Inode
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStore
@@ -71,6 +72,10 @@ class Context:
     backups: Backups = field(default_factory=Backups)
     atimes: Atimes = field(default_factory=Atimes)
     states: dict[int, FileState] = field(default_factory=dict)
+    stats: Stats = field(default_factory=Stats)
+
+    def __post_init__(self) -> None:
+        self.cache.on_storage_damage = lambda revision, block: self.stats.damaged(self, revision, block)
 
     def inode(self, fino: int) -> Inode:
         """Attributes of the revision that a FUSE inode number stands for.

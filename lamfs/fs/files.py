@@ -29,6 +29,7 @@ class Files:
 
     def __init__(self, context: Context, spooling: Spooling) -> None:
         self._c = context
+        self._counted = context.stats.counters
         self._spooling = spooling
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
@@ -193,16 +194,25 @@ class Files:
         if not state.accessed:
             state.accessed = True
             self._c.atimes.read(state.inode)
+        counted = self._counted
         spool = state.spool
         if spool is not None:
-            return None if spool.missing else os.pread(spool.fd, size, offset)
+            if spool.missing:
+                return None
+            counted.spool_reads += 1
+            data = os.pread(spool.fd, size, offset)
+            counted.read_bytes += len(data)
+            return data
         base = state.base
         if base is None:
             return None if state.revision is not None else b""
-        data = base.read_now(offset, size)
-        if data and base.todo:
-            opened.reader.note(base, offset, len(data))
-        return data
+        found = base.read_now(offset, size)
+        if found is not None:
+            counted.hits += 1
+            counted.read_bytes += len(found)
+            if found and base.todo:
+                opened.reader.note(base, offset, len(found))
+        return found
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes at ``offset``; fewer only at the end of the file."""
@@ -210,10 +220,20 @@ class Files:
         if data is not None:
             return data
         opened = self.handles[handle]
+        state, reader = opened.state, opened.reader
+        base = state.base
+        waits = base is None or not base.holds(offset, size)
         with trio.move_on_after(self._c.policy.timeout):
-            if opened.state.spool is not None:
-                return await self._spooling.overlays.read(opened.state, offset, size, opened.reader)
-            return await self._spooling.read_stored(opened.state, offset, size, opened.reader)
+            if state.spool is not None:
+                data = await self._spooling.overlays.read(state, offset, size, reader)
+            else:
+                data = await self._spooling.read_stored(state, offset, size, reader)
+            if waits:
+                self._counted.misses += 1
+            else:
+                self._counted.hits += 1
+            self._counted.read_bytes += len(data)
+            return data
         raise FsError(errno.EIO, "storage did not answer in time")
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
@@ -237,6 +257,8 @@ class Files:
             inode.size = offset + done
         inode.mtime_ns = inode.ctime_ns = now_ns()
         state.accessed = False
+        self._counted.writes += 1
+        self._counted.write_bytes += done
         return done
 
     async def _prepare(self, state: FileState, keep: int | None = None, write: tuple[int, int] | None = None) -> Spool:

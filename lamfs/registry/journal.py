@@ -242,6 +242,14 @@ class Journal:
         """Everything owed by anybody, oldest first."""
         return [_entry(row) for row in self._db.all(f"SELECT {_COLUMNS} FROM journal ORDER BY id")]
 
+    def failing(self, limit: int) -> tuple[int, list[JournalEntry]]:
+        """How many rows have failed and wait for another try; the first ``limit`` of them, next to come first."""
+        row = self._db.one("SELECT count(*) FROM journal WHERE attempts>0 AND state='ready'")
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM journal WHERE attempts>0 AND state='ready' ORDER BY next_at, id LIMIT ?", (limit,)
+        )
+        return int(row[0]) if row else 0, [_entry(row) for row in rows]
+
     def owed(self) -> dict[str, int]:
         """Number of rows per operation; what is scratch is not owed."""
         return dict(self._db.all("SELECT op, count(*) FROM journal WHERE state<>'scratch' GROUP BY op"))

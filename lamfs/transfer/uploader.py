@@ -76,6 +76,7 @@ class Uploader:
         self._stopped: LamfsError | None = None
         self.uploads: dict[int, Upload] = {}
         self.failures: deque[Failure] = deque(maxlen=50)
+        self.failed_tries = 0
         self.stored_bytes = 0
         self.stored_files = 0
 
@@ -304,6 +305,7 @@ class Uploader:
         try:
             name = what(self._registry, entry)
             log.warning("could not %s %s: %s Trying again in %.0f s.", entry.op, name, error, pause)
+            self.failed_tries += 1
             self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
             self._registry.journal.failed(entry.id, str(error), now_ns() + int(pause * 1e9))
         except LamfsError as problem:
