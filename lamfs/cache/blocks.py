@@ -114,6 +114,10 @@ class BlockCache:
             for file in list(self._idle):
                 self._detach(file)
 
+    def look(self) -> None:
+        """Somebody may have evicted files: let go of those that are idle here, so that their space becomes free."""
+        self._work.set()
+
     def stats(self) -> dict[str, int]:
         """hits (reads served at once), misses (blocks fetched), fetched_bytes, damaged (blocks), cached_bytes."""
         hits = self._hits + sum(file.hits for etags in self._files.values() for file in etags.values())

@@ -82,6 +82,7 @@ class ControlServer:
                 reply: dict[str, Any] = {"ok": True, "status": self.status()}
             elif name == "poke":
                 self._follower.poke()
+                self._fs.context.cache.look()
                 reply = {"ok": True}
             elif name == "sync" and isinstance(command.get("ino"), int):
                 self._fs.files.acknowledge_all()
