@@ -21,7 +21,7 @@ from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision
 from lamfs.ops import drafts, messages, mounts, recover
 from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
-from lamfs.registry import Provenance
+from lamfs.registry import Provenance, sync_log
 
 log = logging.getLogger("lamfs.artifacts")
 
@@ -118,6 +118,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             recover.active.add(entry_id)
         record.revision = Revision(record.revision.content, object_key, "")
         try:
+            sync_log(registry.path)
             etag = recover.copy_twin(instance, record.revision.content, object_key)
             if etag is None:
                 path = str(draft.path)

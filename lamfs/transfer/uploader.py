@@ -163,6 +163,7 @@ class Uploader:
                 if progress is not None:
                     progress(rows, size)
                 if not rows and not self._busy:
+                    await self.durable()
                     return
                 self._check()
                 self._idle = trio.Event()
@@ -172,6 +173,10 @@ class Uploader:
                     await trio.sleep(0.02)
         finally:
             self._hurry -= 1
+
+    async def durable(self) -> None:
+        """Return when everything committed before survives a power cut. Raises RegistryError."""
+        await self._steps.durable()
 
     def owed(self) -> tuple[int, int]:
         """Rows of this process that are ready, and bytes of the files among them."""
