@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 
 import trio
 
@@ -19,7 +18,7 @@ from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import FileState, Handle, Spool
 from lamfs.keys import check_name
 from lamfs.model import Inode, now_ns
-from lamfs.registry import sync_log
+from lamfs.transfer.durable import sync_file
 
 MAX_SIZE = (1 << 63) - 1
 
@@ -318,8 +317,8 @@ class Files:
         if self._c.policy.fsync_stores:
             await self.store(state.ino)
         elif state.spool is not None:
-            await trio.to_thread.run_sync(os.fdatasync, state.spool.fd)
-        await trio.to_thread.run_sync(sync_log, self._c.registry.path)
+            await sync_file(state.spool.proc_path(), self._c.spool_dir)
+        await self._c.uploader.durable()
 
     async def store(self, ino: int) -> None:
         """Wait until what is owed for an inode now is in storage."""
@@ -327,7 +326,7 @@ class Files:
         if entry is None:
             return
         if entry.state == "scratch":
-            await trio.to_thread.run_sync(_sync_file, self._c.spool_dir / str(entry.src))
+            await sync_file(str(self._c.spool_dir / str(entry.src)), self._c.spool_dir)
             return
         with trio.move_on_after(self._c.policy.timeout):
             if entry.owner == self._c.registry.journal.owner:
@@ -364,7 +363,7 @@ class Files:
                     nursery.start_soon(store, ino)
         if error is not None:
             raise error
-        await trio.to_thread.run_sync(sync_log, self._c.registry.path)
+        await self._c.uploader.durable()
 
     # -- closing ------------------------------------------------------------------------------------------------
 
@@ -387,11 +386,3 @@ class Files:
         self._spooling.give_up(state)
         if writable:
             self._c.uploader.notify(state.ino)
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -341,7 +341,10 @@ class Spooling:
             if owed is None or owed.src != spool.name:
                 whole = not state.private and not state.stale and not state.frozen and state.revision is not None
                 missing = spool.missing
-                if not (whole and state.revision is not None and self._adopt(spool.path, state.revision, missing)):
+                # While it is being uploaded, the uploader removes it when its row is struck off for good.
+                if not self._c.uploader.is_uploading(state.ino, spool.name) and not (
+                    whole and state.revision is not None and self._adopt(spool.path, state.revision, missing)
+                ):
                     _unlink(spool.path)
             state.drop_spool()
         state.drop_base()

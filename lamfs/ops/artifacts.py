@@ -22,7 +22,7 @@ from lamfs.ops import drafts, messages, mounts, recover
 from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
-from lamfs.registry import Provenance
+from lamfs.registry import Provenance, sync_log
 
 log = logging.getLogger("lamfs.artifacts")
 
@@ -119,6 +119,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             recover.active.add(entry_id)
         record.revision = Revision(record.revision.content, object_key, "")
         try:
+            sync_log(registry.path)
             etag = recover.copy_twin(instance, record.revision.content, object_key)
             if etag is None:
                 path = str(draft.path)

@@ -11,7 +11,7 @@ from lamfs.registry.changes import Change, ChangeLog
 from lamfs.registry.commits import Commits, Committed, Provenance, record_from_payload
 from lamfs.registry.db import Database, sync_log
 from lamfs.registry.identity import Removed
-from lamfs.registry.journal import Journal, is_alive, process_id
+from lamfs.registry.journal import Journal, is_alive, of_another_boot, process_id
 from lamfs.registry.namespace import Backup, Namespace, Renamed, spool_name
 from lamfs.registry.overlays import Overlays, base_id, is_based_on, missing_blocks
 from lamfs.registry.people import People, Run, Storage, Transform, User
@@ -74,6 +74,6 @@ class Registry:
 
 __all__ = [
     "Backup", "Change", "Commits", "Committed", "Provenance", "Registry", "Removed", "Renamed", "Run", "Storage",
-    "Transform", "User", "base_id", "is_alive", "is_based_on", "missing_blocks", "process_id",
+    "Transform", "User", "base_id", "is_alive", "is_based_on", "missing_blocks", "of_another_boot", "process_id",
     "record_from_payload", "spool_name", "sync_log",
 ]  # fmt: skip

@@ -57,6 +57,12 @@ def is_alive(owner: str | None) -> bool:
     return process_id(pid) == owner
 
 
+def of_another_boot(owner: str | None) -> bool:
+    """Whether the process that ``process_id`` named ran before this machine was started, or on another one."""
+    mine = process_id()
+    return bool(owner) and mine is not None and ":" in str(owner) and str(owner).split(":")[0] != mine.split(":")[0]
+
+
 class Journal:
     """Reads and writes the journal of one Database. ``owner`` names the process that writes through this object."""
 

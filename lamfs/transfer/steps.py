@@ -1,7 +1,8 @@
 """The steps of storage work: put, move, delete. In the daemon's trio loop, called by the uploader only.
 
 Bytes are moved by the Mover; rows are read and struck off through the Registry of the loop's thread. The order is
-always: object first, registry row second, stale object last (DESIGN §3). Owns which objects are being written.
+always: object first, registry row second, stale object last (DESIGN §3), and in a power cut too: the log is synced
+before storage is changed, and before a spool file goes whose row was struck off. Owns which objects are being written.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lamfs.registry import Committed, Provenance, Registry, is_based_on, missing
 from lamfs.storage.base import ObjectStore
 from lamfs.transfer import patches
 from lamfs.transfer.client import Mover
+from lamfs.transfer.durable import LogSync, sync_file
 
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
@@ -81,6 +83,7 @@ class Steps:
         self._origin = origin
         self._busy_objects: set[str] = set()
         self._hashing: dict[int, trio.CancelScope] = {}
+        self.durable = LogSync(registry.path)
         self.hooks: FileHooks | None = None
 
     async def put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool]:
@@ -124,11 +127,16 @@ class Steps:
             registry.journal.set_target(entry.id, target)
             if artifact is not None and artifact.revision.object_key == target:
                 await self.hooks.pin(target, but=ino if base is not None else None)
+                # From here on the old bytes are nowhere else: the new ones must not be lost.
+                await sync_file(path, self._spool)
+            await self.durable()
             etag, consumed = await self._send(content, path, target, upload, base)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
                 ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
             )
+            if not consumed:
+                await self.durable()
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
@@ -266,6 +274,7 @@ class Steps:
             await self.hooks.pin(target)
             await self.hooks.pin(before.revision.object_key)
             registry.commits.begin_move(target)
+            await self.durable()
             stat = await self._mover.copy(before.revision.object_key, target, etag=before.revision.etag)
             registry.commits.moved(entry.id, before, target, stat.etag)
         except (ObjectMissing, ObjectChanged):
@@ -296,6 +305,7 @@ class Steps:
         try:
             for key in keys:
                 await self.hooks.pin(key)
+            await self.durable()
             await self._mover.delete(sorted(keys))
             with registry.db.transaction():
                 for entry in rows:

@@ -31,8 +31,15 @@ RETRY_UNNOTED = 2.0
 """Pause in seconds when the registry cannot be written."""
 MAX_PAUSE = 60.0
 """Longest pause in seconds between two tries."""
+CLOCK_STEP = 1.0
+"""Seconds by which the wall clock, in which the journal's times are, may go back unnoticed."""
 BATCH = 256
 """Rows read from the journal at a time, and objects deleted in one request at most."""
+
+
+def _wall_clock() -> float:
+    """How far the wall clock is ahead of the one that nobody sets, in seconds."""
+    return time.time() - time.monotonic()
 
 
 @dataclass(slots=True)
@@ -73,6 +80,7 @@ class Uploader:
         self._idle = trio.Event()
         self._hurry = 0
         self._wakes_at = 0.0
+        self._clock = _wall_clock()
         self._stopped: LamfsError | None = None
         self.uploads: dict[int, Upload] = {}
         self.failures: deque[Failure] = deque(maxlen=50)
@@ -164,6 +172,7 @@ class Uploader:
                 if progress is not None:
                     progress(rows, size)
                 if not rows and not self._busy:
+                    await self.durable()
                     return
                 self._check()
                 self._idle = trio.Event()
@@ -173,6 +182,10 @@ class Uploader:
                     await trio.sleep(0.02)
         finally:
             self._hurry -= 1
+
+    async def durable(self) -> None:
+        """Return when everything committed before survives a power cut. Raises RegistryError."""
+        await self._steps.durable()
 
     def owed(self) -> tuple[int, int]:
         """Rows of this process that are ready, and bytes of the files among them."""
@@ -200,6 +213,10 @@ class Uploader:
         """Start what may start; how long (s) to wait before looking again without being told."""
         journal = self._registry.journal
         journal.release(self._busy)
+        clock, self._clock = self._clock, _wall_clock()
+        if self._clock < clock - CLOCK_STEP:
+            log.info("the clock was put back by %.0f s: what waits to be tried again is tried now", clock - self._clock)
+            journal.retry_now()
         deletes: list[JournalEntry] = []
         refilled = False
         while len(self._busy) < self._limit:
@@ -240,7 +257,7 @@ class Uploader:
         if len(self._busy) >= self._limit:
             return 3600.0
         next_at = journal.next_at(skip=self._busy.union(self._held.values()))
-        return 3600.0 if next_at is None else max((next_at - now_ns()) / 1e9, 0.001)
+        return 3600.0 if next_at is None else min(max((next_at - now_ns()) / 1e9, 0.001), MAX_PAUSE)
 
     def _must_wait(self, entry: JournalEntry) -> bool:
         """Whether a file that was closed once is still being written by somebody: its upload waits for them."""

@@ -36,7 +36,7 @@ from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, now_ns
-from lamfs.registry import Provenance, Registry
+from lamfs.registry import Provenance, Registry, process_id
 from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.storage.local import LocalStore
 from lamfs.transfer.uploader import Uploader
@@ -219,6 +219,7 @@ class Box:
         self.cache_dir = base / "cache"
         self.steps: list[str] = []
         self.crash_at = 0
+        self.boot = (process_id() or "").split(":")[0]
         registry = Registry(base / "registry.lndb", create=True)
         registry.people.ensure_storage(self.store.config.root, kind)
         registry.close()
@@ -235,7 +236,7 @@ class Box:
         registry = Registry(self.base / "registry.lndb")
         # Each life is a process of its own; none of them is alive for the next.
         Box.lives += 1
-        registry.journal.owner = f"boot:0:{Box.lives}"
+        registry.journal.owner = f"{self.boot}:0:{Box.lives}"
         db = registry.db
         transaction, execute = db.transaction, db.execute
 
@@ -276,7 +277,7 @@ class Box:
         settings = SimpleNamespace(spool_dir=self.spool, mounts_dir=self.base / "mounts")
         fs: FileSystem | None = None
         try:
-            take_over(SimpleNamespace(registry=registry, settings=settings))  # type: ignore[arg-type]
+            take_over(SimpleNamespace(registry=registry, store=self.store, settings=settings))  # type: ignore[arg-type]
             uploader = Uploader(registry, self.store, mover, self.spool, Provenance())
             cache = BlockCache(
                 self.store,
