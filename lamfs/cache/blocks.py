@@ -381,6 +381,11 @@ class BlockCache:
             total = self._index.total_bytes()
             asked *= 4
 
+    async def make_room(self) -> None:
+        """Give up all files that nobody uses: somebody else needs the disk."""
+        if not self._local:
+            await self._evict(0)
+
     def _in_use(self, path: str) -> bool:
         """Whether a cache path is open here; an idle file is closed to say no."""
         prefix = self._store.cache_name + "/"

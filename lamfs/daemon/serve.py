@@ -118,6 +118,8 @@ class _Mount:
             fsync_stores=options.fsync == "storage",
             timeout=options.timeout,
             read_only=options.read_only,
+            spool_limit=options.spool_limit,
+            spool_free=options.spool_free,
         )
         self._context = Context(
             registry,

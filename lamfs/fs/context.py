@@ -54,6 +54,10 @@ class Policy:
     fsync_stores: bool = True
     timeout: float = 300.0
     read_only: bool = False
+    spool_limit: int = 32 << 30
+    """Bytes in the spool above which writers wait for the uploader."""
+    spool_free: int | None = None
+    """Bytes of the spool's disk that waiting writers leave free; None: room.FLOOR."""
 
 
 @dataclass(slots=True)

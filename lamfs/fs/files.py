@@ -241,11 +241,15 @@ class Files:
         spool = state.spool
         if spool is None or spool.missing or not state.writable_now():
             spool = await self._prepare(state, write=(offset, len(data)))
-        inode = state.inode
         # The journal says "open" by now, so the next close has to acknowledge, also when the disk is full.
         state.dirty = True
+        room = self._spooling.room
+        if not room.take(len(data)):
+            await room.wait(len(data))
+            if state.spool is not spool or not state.writable_now():
+                return await self.write(handle, offset, data)  # it was stored while we waited
+        inode = state.inode
         try:
-            self._spooling.room.take(len(data))
             done = spool.write(offset, data)
         except OSError as error:
             inode.size = os.fstat(spool.fd).st_size

@@ -38,7 +38,17 @@ class Spooling:
 
     def __init__(self, context: Context) -> None:
         self._c = context
-        self.room = Room(context.spool_dir, context.registry.path)
+        policy = context.policy
+        self.room = Room(
+            context.spool_dir,
+            context.registry.path,
+            context.uploader,
+            limit=policy.spool_limit,
+            floor=policy.spool_free,
+            timeout=policy.timeout,
+            waits=context.store.kind != "local",
+            make_room=context.cache.make_room,
+        )
         self.overlays = Overlays(context, self.read_stored)
 
     # -- stored content -----------------------------------------------------------------------------------------
@@ -149,7 +159,7 @@ class Spooling:
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file. Raises OSError(ENOSPC)."""
-        self.room.take(0)
+        self.room.check()
         name = name or spool_name(ino)
         return Spool(str(self._c.spool_dir / name), name, create=True)
 

@@ -187,6 +187,10 @@ class Uploader:
         """Return when everything committed before survives a power cut. Raises RegistryError."""
         await self._steps.durable()
 
+    def can_drain(self) -> bool:
+        """Whether something is owed that can be stored now: not only files that are still being written."""
+        return self._stopped is None and self.owed()[0] > len(self._held)
+
     def owed(self) -> tuple[int, int]:
         """Rows of this process that are ready, and bytes of the files among them."""
         return self._registry.journal.owed_by_me()
