@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -212,6 +213,33 @@ def test_a_server_without_batches(
     store.delete(["c", "d"])
     assert list(store.list()) == []
     assert batch.hits == (1 if code == 501 else 2)
+
+
+@pytest.mark.parametrize("kind", ["seaweed", "ministack"])
+def test_unfinished_uploads_are_listed_and_aborted(request: pytest.FixtureRequest, opened: Opener, kind: str) -> None:
+    config: StorageConfig = request.getfixturevalue(f"{kind}_config")
+    server: Server = request.getfixturevalue(kind)
+    store, neighbour = opened(config), opened(dataclasses.replace(config, root=config.root + "-not"))
+    prefix = config.root.removeprefix(f"s3://{BUCKET}/")
+    begun = time.time_ns()
+    with server.client() as client:
+        started = {
+            key: client.create_multipart_upload(Bucket=BUCKET, Key=f"{prefix}{key}")["UploadId"]
+            for key in ("/a/ä b.bin", "/z", "-not/x")
+        }
+    found = {upload.key: upload for upload in store.uploads()}
+    assert {key: upload.id for key, upload in found.items()} == {
+        "a/ä b.bin": started["/a/ä b.bin"],
+        "z": started["/z"],
+    }
+    assert all(abs(upload.started_ns - begun) < 60 * 10**9 for upload in found.values())
+    for _ in range(2):
+        store.abort_upload(found["a/ä b.bin"])
+    assert [upload.key for upload in store.uploads()] == ["z"]
+    store.abort_upload(found["z"])
+    assert list(store.uploads()) == []
+    [last] = neighbour.uploads()
+    neighbour.abort_upload(last)
 
 
 def test_a_root_is_no_prefix_of_its_neighbour(seaweed_config: StorageConfig, opened: Opener) -> None:
