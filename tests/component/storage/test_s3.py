@@ -25,7 +25,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.storage import ObjectStore, StorageConfig
-from lamfs.storage.s3 import upload
+from lamfs.storage.s3 import client, upload
 from tests.support.proxy import FaultProxy
 from tests.support.servers import SeaweedServer, Server
 from tests.support.servers_fixtures import BUCKET, through
@@ -328,6 +328,33 @@ def test_no_credentials(seaweed_config: StorageConfig, opened: Opener, monkeypat
         opened(seaweed_config).check()
     with pytest.raises(StorageForbidden, match="no-such-profile"):
         opened(dataclasses.replace(seaweed_config, profile="no-such-profile")).check()
+
+
+def test_credentials_that_are_written_anew(
+    seaweed: Server, seaweed_config: StorageConfig, opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A settings file whose keys are refused from some moment on, and replaced: all threads go on with the new keys."""
+    settings = tmp_path / "credentials"
+
+    def renew(env: dict[str, str]) -> None:
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        settings.write_text("[work]\n" + "".join(f"{name.lower()} = {env[name]}\n" for name in names))
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(settings))
+    monkeypatch.setattr(client, "LOOK_PAUSE", 0.0)
+    renew(cast(SeaweedServer, seaweed).reader_env)
+    store = opened(dataclasses.replace(seaweed_config, profile="work"))
+    assert list(store.list()) == []
+    with pytest.raises(StorageForbidden):
+        store.put_bytes("k", b"x")
+    renew(seaweed.env)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.put_bytes(f"k{number}", b"x"), range(16)))
+    assert len(list(store.list())) == 16
+    settings.write_text("[work]\n")
+    assert store.get("k1") == b"x"
 
 
 def test_nobody_listens(seaweed_config: StorageConfig, opened: Opener) -> None:
