@@ -25,6 +25,7 @@ from lamfs.model import ContentHash
 from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
+from lamfs.transfer.parts import PartJobs
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class _Job:
         self.done.set()
 
 
-class Mover:
+class Mover(PartJobs):
     """Owns the moving process; restarts it when it dies (bounded backoff). The trio loop only.
 
     All job methods raise what the store raised, or TransferDied: the process ended, the job may or may not have been
@@ -265,9 +266,15 @@ class Mover:
 
     # ---- the jobs
 
-    async def hash(self, path: str, size: int | None = None, progress: Progress | None = None) -> ContentHash:
-        """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno."""
-        reply = await self._call("hash", {"path": path, "size": size}, paths=("path",), progress=progress)
+    async def hash(
+        self, path: str, size: int | None = None, progress: Progress | None = None, *, bulk: bool = False
+    ) -> ContentHash:
+        """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno.
+
+        ``bulk``: it takes long, and other files' jobs shall not wait for it.
+        """
+        message = {"path": path, "size": size, "bulk": bulk}
+        reply = await self._call("hash", message, paths=("path",), progress=progress)
         return jobs.unpack_content(reply)
 
     async def put(self, path: str, key: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:

@@ -1,4 +1,4 @@
-"""The steps of storage work: put, move, delete. In the daemon's trio loop, called by the uploader only.
+"""The steps of storage work: put, move, delete, abort. In the daemon's trio loop, called by the uploader only.
 
 Bytes are moved by the Mover; rows are read and struck off through the Registry of the loop's thread. The order is
 always: object first, registry row second, stale object last (DESIGN §3). Owns which objects are being written.
@@ -18,7 +18,9 @@ from lamfs.hashing import hash_file
 from lamfs.model import ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Provenance, Registry
 from lamfs.storage.base import ObjectStore
+from lamfs.transfer import multipart
 from lamfs.transfer.client import Mover
+from lamfs.transfer.multipart import Multipart, Segment
 
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
@@ -61,6 +63,7 @@ class Steps:
         self._registry = registry
         self._store = store
         self._mover = mover
+        self._multipart = Multipart(registry, mover)
         self._spool = spool_dir
         self._origin = origin
         self._busy_objects: set[str] = set()
@@ -103,7 +106,7 @@ class Steps:
             registry.journal.set_target(entry.id, target)
             if artifact is not None and artifact.revision.object_key == target:
                 await self.hooks.pin(target)
-            etag, consumed = await self._send(content, path, target, upload, ino)
+            etag, consumed = await self._send(entry, content, path, target, upload)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
                 ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
@@ -111,6 +114,13 @@ class Steps:
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    def is_large(self, entry: JournalEntry) -> bool:
+        """Whether a put takes long: its parts do not keep other files' jobs waiting, so it needs no slot of theirs."""
+        try:
+            return os.stat(self._spool / str(entry.src)).st_size > multipart.MULTIPART_ABOVE
+        except OSError:
+            return False
 
     def abandon(self, ino: int) -> None:
         """The inode is gone: do not go on hashing it. What is being sent already is finished, and deleted then."""
@@ -120,12 +130,13 @@ class Steps:
 
     async def _hash(self, path: str) -> ContentHash:
         """Hash a spool file: a small one here, which takes less time than to ask the moving process."""
-        if os.stat(path).st_size <= SMALL:
+        size = os.stat(path).st_size
+        if size <= SMALL:
             try:
                 return hash_file(path)
             except EOFError as error:
                 raise StorageError("The file became shorter while it was hashed; it is tried again.") from error
-        return await self._mover.hash(path)
+        return await self._mover.hash(path, bulk=size > multipart.MULTIPART_ABOVE)
 
     async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
         """The artifact has these bytes already: strike the row off, if storage has them too.
@@ -148,11 +159,14 @@ class Steps:
         finally:
             self._busy_objects.discard(key)
 
-    async def _send(self, content: ContentHash, path: str, target: str, upload: Upload, ino: int) -> tuple[str, bool]:
+    async def _send(
+        self, entry: JournalEntry, content: ContentHash, path: str, target: str, upload: Upload
+    ) -> tuple[str, bool]:
         """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
         assert self.hooks is not None
+        assert entry.ino is not None
         if self._store.kind == "local":
-            consume = not self.hooks.has_writers(ino)
+            consume = not self.hooks.has_writers(entry.ino)
             return (await self._mover.put(path, target, consume=consume)).etag, consume
         for twin in self._registry.artifacts.same_content(content)[:3]:
             if twin.revision.object_key == target:
@@ -166,6 +180,9 @@ class Steps:
         def moved(count: int) -> None:
             upload.done += count
 
+        if content.size > multipart.MULTIPART_ABOVE:
+            segments = [Segment(0, content.size)]
+            return await self._multipart.store(entry, content, path, target, segments, moved), False
         return (await self._mover.put(path, target, progress=moved)).etag, False
 
     async def _find_stored(self, entry: JournalEntry) -> Committed:
@@ -249,6 +266,13 @@ class Steps:
                     registry.journal.done(entry.id)
         finally:
             self._busy_objects -= keys
+
+    async def abort(self, entry: JournalEntry) -> None:
+        """Abort an upload that is needed no more."""
+        if await self._multipart.abort(entry):
+            self._registry.journal.done(entry.id)
+        else:
+            self._registry.journal.postpone(entry.id, 0.2)
 
 
 def what(registry: Registry, entry: JournalEntry) -> str:
