@@ -344,7 +344,7 @@ def _uploads(instance: Instance, report: Report, repair: bool, shared: bool) -> 
             mended = False
             if repair:
                 try:
-                    store.abort_upload(upload)
+                    store.abort_upload(upload.key, upload.id)
                     mended = True
                 except StorageError as error:
                     name = f"{name} cannot be aborted ({error}); it"

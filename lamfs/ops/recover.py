@@ -30,7 +30,7 @@ from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, n
 from lamfs.ops import drafts
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, Registry, of_another_boot, record_from_payload, sync_log
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.base import MultipartStore, ObjectStat, ObjectStore
 
 log = logging.getLogger("lamfs.recover")
 
@@ -87,6 +87,7 @@ def finish_save(instance: Instance, entry: JournalEntry) -> ArtifactRecord | Non
     record = record_from_payload(entry.payload, entry.object_key)
     now = registry.artifacts.by_uid(record.uid)
     base = None if now is None else [now.revision.object_key, now.revision.etag]
+    abort_unknown(instance, entry.object_key)
     # Only what this save set out to replace may be replaced: whoever came later counts.
     etag = find_bytes(store, entry.object_key, record.revision.content) if base == entry.payload.get("base") else None
     if etag is None:
@@ -322,8 +323,11 @@ def copy_twin(instance: Instance, content: ContentHash, target: str) -> str | No
 # -- moves and deletes ------------------------------------------------------------------------------------------------
 
 
-def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete"), strict: bool = False) -> None:
-    """Run the moves and deletes that this process or a dead one owes. What fails stays owed (or raises, ``strict``)."""
+def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abort"), strict: bool = False) -> None:
+    """Run the moves, deletes and aborts that this process or a dead one owes.
+
+    What fails stays owed (or raises, ``strict``).
+    """
     wanted = set(ops)
     journal = instance.registry.journal
     with storage_work:
@@ -333,6 +337,11 @@ def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete"), str
             if entry.op == "move":
                 try:
                     _move(instance, entry)
+                except LamfsError as error:
+                    _trouble(instance, entry, error, strict)
+            elif entry.op == "abort":
+                try:
+                    _abort(instance, entry)
                 except LamfsError as error:
                     _trouble(instance, entry, error, strict)
         if "delete" in wanted:
@@ -363,6 +372,31 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         registry.commits.moved(entry.id, before, target, copied.etag)
         if registry.journal.get(entry.id) is None:
             return
+
+
+def _abort(instance: Instance, entry: JournalEntry) -> None:
+    """Abort an upload that is needed no more; where somebody is at work, whoever comes next does it."""
+    registry, store = instance.registry, instance.store
+    assert entry.object_key is not None
+    upload_id = entry.payload.get("upload_id")
+    if upload_id is None and registry.journal.holds(entry.object_key):
+        return
+    if upload_id is None:
+        abort_unknown(instance, entry.object_key)
+    elif isinstance(store, MultipartStore):
+        store.abort_upload(entry.object_key, str(upload_id))
+    registry.journal.done(entry.id)
+
+
+def abort_unknown(instance: Instance, object_key: str) -> None:
+    """Abort the unfinished uploads of an object that no journal row knows; nobody may be storing it."""
+    store = instance.store
+    if not isinstance(store, MultipartStore):
+        return
+    known = instance.registry.uploads.known(object_key)
+    for upload_id in store.uploads_of(object_key):
+        if upload_id not in known:
+            store.abort_upload(object_key, upload_id)
 
 
 def _delete(instance: Instance, strict: bool) -> None:

@@ -14,6 +14,8 @@ Operations:
 ``move``    the object of artifact ``uid`` has to go to where its key and suffix say.
 ``delete``  nothing needs ``object_key`` any more. State ``held`` while a living process may still be writing the
             object for a put that another process has taken over: then that process has to come to its end first.
+``abort``   the multipart upload ``payload["upload_id"]`` of ``object_key`` is needed no more; without an id every
+            upload of that key which no row knows. Made when the row that the upload belonged to goes (see uploads.py).
 
 ``owner`` is the process that works on the row; rows of dead processes are taken over.
 """
@@ -264,7 +266,7 @@ class Journal:
         """Forget backoffs: what waits to be tried again may be tried at once."""
         self._db.execute("UPDATE journal SET next_at=0 WHERE next_at>0")
 
-    def adopt(self, ops: Iterable[str] = ("put", "move", "delete")) -> list[JournalEntry]:
+    def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort")) -> list[JournalEntry]:
         """Take over the rows of processes that are gone. Returns them as they were."""
         wanted = set(ops)
         if (

@@ -196,7 +196,7 @@ class LocalStore:
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return iter(())
 
-    def abort_upload(self, upload: UnfinishedUpload) -> None:
+    def abort_upload(self, key: str, upload_id: str) -> None:
         """There are none in a folder."""
 
     # checking

@@ -25,6 +25,7 @@ from lamfs.model import ContentHash
 from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
+from lamfs.transfer.parts import PartJobs
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class _Job:
         self.done.set()
 
 
-class Mover:
+class Mover(PartJobs):
     """Owns the moving process; restarts it when it dies (bounded backoff). The trio loop only.
 
     All job methods raise what the store raised, or TransferDied: the process ended, the job may or may not have been
@@ -271,13 +272,15 @@ class Mover:
         size: int | None = None,
         progress: Progress | None = None,
         *,
+        bulk: bool = False,
         known: Mapping[int, bytes] | None = None,
     ) -> ContentHash:
         """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno.
 
-        ``known``: BLAKE3 of blocks that need not be read.
+        ``bulk``: it takes long, and other files' jobs shall not wait for it. ``known``: BLAKE3 of blocks that need not
+        be read.
         """
-        message: Message = {"path": path, "size": size}
+        message: Message = {"path": path, "size": size, "bulk": bulk}
         if known:
             message["known"] = [list(known), jobs.pack_bytes(b"".join(known.values()))]
         reply = await self._call("hash", message, paths=("path",), progress=progress)

@@ -2,7 +2,8 @@
 
 Threads: the main thread reads jobs and never writes to the socket, so the daemon can always send, whatever the
 workers do; workers answer under one lock. So a daemon that is slow to read stalls workers, never the reading of jobs,
-and two full socket buffers cannot wait for each other. Reads, writes and control jobs have pools of their own.
+and two full socket buffers cannot wait for each other. Reads, writes, parts of large files and control jobs have
+pools of their own.
 
 The process ends as soon as the socket does, in the middle of whatever it does: the journal knows what is owed, and
 every job may be cut off at any point. Signals of a terminal are ignored; the daemon decides.
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError
 from lamfs.model import BLOCK_SIZE
+from lamfs.storage.base import MultipartStore
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
 
@@ -36,6 +38,7 @@ log = logging.getLogger("lamfs.mover")
 
 READ_THREADS = 8
 WRITE_THREADS = 8
+PART_THREADS = 8
 CONTROL_THREADS = 2
 PROGRESS_SECONDS = 0.1
 """Least time between two progress messages of one job."""
@@ -91,6 +94,7 @@ class Server:
         self._jobs: dict[int, _Job] = {}
         self._reads = ThreadPoolExecutor(READ_THREADS, "reads")
         self._writes = ThreadPoolExecutor(WRITE_THREADS, "writes")
+        self._parts = ThreadPoolExecutor(PART_THREADS, "parts")
         self._control = ThreadPoolExecutor(CONTROL_THREADS, "control")
         self._store: ObjectStore | None = None
         self._store_error: LamfsError | None = None
@@ -125,7 +129,12 @@ class Server:
         job = _Job(self, message)
         self._jobs[message["id"]] = job
         op = message["op"]
-        pool = self._reads if op in jobs.READS else self._control if op in jobs.CONTROL else self._writes
+        if op in jobs.READS:
+            pool = self._reads
+        elif op in jobs.CONTROL:
+            pool = self._control
+        else:
+            pool = self._parts if op in jobs.PARTS or message.get("bulk") else self._writes
         pool.submit(self._work, job)
 
     def _work(self, job: _Job) -> None:
@@ -171,6 +180,14 @@ class Server:
             raise jobs.again(self._store_error)
         return self._store
 
+    @property
+    def parts(self) -> MultipartStore:
+        """The storage, if it takes objects in parts. Raises why it could not be opened."""
+        store: object = self.store
+        if not isinstance(store, MultipartStore):
+            raise InvalidArgument("This storage takes objects as a whole only.")
+        return store
+
 
 def _describe(message: Message) -> str:
     words = {
@@ -185,6 +202,13 @@ def _describe(message: Message) -> str:
         "verify": "verifying {path} at byte {offset}",
         "clone": "cloning {src} to {dst}",
         "graft": "copying {src} to {dst} at byte {offset}",
+        "begin_upload": "beginning the upload of '{key}'",
+        "send_part": "storing part {number} of '{key}' from {path}",
+        "copy_part": "copying part {number} of '{key}' from '{source}'",
+        "complete_upload": "completing the upload of '{key}'",
+        "abort_upload": "aborting the upload of '{key}'",
+        "list_parts": "listing the parts of '{key}'",
+        "uploads_of": "listing the uploads of '{key}'",
     }
     return words.get(message["op"], "an unknown job").format_map(message)
 
@@ -307,6 +331,40 @@ def _clone(server: Server, job: _Job) -> Any:
                 raise
 
 
+def _begin_upload(server: Server, job: _Job) -> Any:
+    return server.parts.begin_upload(job.message["key"])
+
+
+def _send_part(server: Server, job: _Job) -> Any:
+    m = job.message
+    return server.parts.send_part(m["key"], m["upload_id"], m["number"], m["path"], m["offset"], m["length"])
+
+
+def _copy_part(server: Server, job: _Job) -> Any:
+    m = job.message
+    return server.parts.copy_part(
+        m["key"], m["upload_id"], m["number"], m["source"], m["etag"], m["offset"], m["length"]
+    )
+
+
+def _complete_upload(server: Server, job: _Job) -> Any:
+    m = job.message
+    return server.parts.complete_upload(m["key"], m["upload_id"], m["etags"])
+
+
+def _abort_upload(server: Server, job: _Job) -> Any:
+    server.parts.abort_upload(job.message["key"], job.message["upload_id"])
+
+
+def _list_parts(server: Server, job: _Job) -> Any:
+    found = server.parts.list_parts(job.message["key"], job.message["upload_id"])
+    return [[part.number, part.size, part.etag] for part in found]
+
+
+def _uploads_of(server: Server, job: _Job) -> Any:
+    return server.parts.uploads_of(job.message["key"])
+
+
 _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "hash": _hash,
     "put": _put,
@@ -319,6 +377,13 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "verify": _verify,
     "clone": _clone,
     "graft": _graft,
+    "begin_upload": _begin_upload,
+    "send_part": _send_part,
+    "copy_part": _copy_part,
+    "complete_upload": _complete_upload,
+    "abort_upload": _abort_upload,
+    "list_parts": _list_parts,
+    "uploads_of": _uploads_of,
 }
 
 

@@ -1,4 +1,4 @@
-"""The steps of storage work: put, move, delete. In the daemon's trio loop, called by the uploader only.
+"""The steps of storage work: put, move, delete, abort. In the daemon's trio loop, called by the uploader only.
 
 Bytes are moved by the Mover; rows are read and struck off through the Registry of the loop's thread. The order is
 always: object first, registry row second, stale object last (DESIGN §3), and in a power cut too: the log is synced
@@ -7,6 +7,7 @@ before storage is changed, and before a spool file goes whose row was struck off
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -15,14 +16,17 @@ from typing import Protocol
 
 import trio
 
-from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
+from lamfs.errors import ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.hashing import hash_file
-from lamfs.model import ContentHash, JournalEntry, Revision
+from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer import patches
+from lamfs.transfer import multipart, patches
 from lamfs.transfer.client import Mover
 from lamfs.transfer.durable import LogSync, sync_file
+from lamfs.transfer.multipart import Multipart, Segment
+
+log = logging.getLogger("lamfs.uploader")
 
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
@@ -79,6 +83,7 @@ class Steps:
         self._registry = registry
         self._store = store
         self._mover = mover
+        self._multipart = Multipart(registry, mover)
         self._spool = spool_dir
         self._origin = origin
         self._busy_objects: set[str] = set()
@@ -141,6 +146,13 @@ class Steps:
             self._busy_objects.discard(target)
         return committed, consumed
 
+    def is_large(self, entry: JournalEntry) -> bool:
+        """Whether a put takes long: its parts do not keep other files' jobs waiting, so it needs no slot of theirs."""
+        try:
+            return os.stat(self._spool / str(entry.src)).st_size > multipart.MULTIPART_ABOVE
+        except OSError:
+            return False
+
     def abandon(self, ino: int) -> None:
         """The inode is gone: do not go on hashing it. What is being sent already is finished, and deleted then."""
         scope = self._hashing.get(ino)
@@ -173,13 +185,14 @@ class Steps:
 
         The hashes of ``missing`` blocks are those of ``base``.
         """
-        if os.stat(path).st_size <= SMALL:
+        size = os.stat(path).st_size
+        if size <= SMALL:
             try:
                 return hash_file(path)
             except EOFError as error:
                 raise StorageError("The file became shorter while it was hashed; it is tried again.") from error
         known = {block: base.block(block) for block in missing} if base is not None else {}
-        return await self._mover.hash(path, known=known)
+        return await self._mover.hash(path, bulk=size > multipart.MULTIPART_ABOVE, known=known)
 
     async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
         """The artifact has these bytes already: strike the row off, if storage has them too.
@@ -207,10 +220,10 @@ class Steps:
     ) -> tuple[str, bool]:
         """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
         assert self.hooks is not None
-        ino = upload.entry.ino
-        assert ino is not None
+        entry = upload.entry
+        assert entry.ino is not None
         if self._store.kind == "local":
-            consume = not self.hooks.has_writers(ino)
+            consume = not self.hooks.has_writers(entry.ino)
             return (await self._mover.put(path, target, consume=consume)).etag, consume
         for twin in self._registry.artifacts.same_content(content)[:3]:
             if twin.revision.object_key == target:
@@ -221,13 +234,33 @@ class Steps:
                 continue
             return stat.etag, False
 
-        if base is not None:
-            await self._fill(upload.entry, upload, base, set(upload.missing))
-
         def moved(count: int) -> None:
             upload.done += count
 
+        if base is not None:
+            segments = await self._patched(content, upload, base)
+            if any(segment.source for segment in segments):
+                try:
+                    return await self._multipart.store(entry, content, path, target, segments, moved), False
+                except (ObjectMissing, ObjectChanged, StorageUnavailable):
+                    raise
+                except StorageError as error:
+                    log.info("the server does not copy ranges, so all of '%s' is sent: %s", target, error)
+            await self._fill(entry, upload, base, set(upload.missing))
+        if content.size > multipart.MULTIPART_ABOVE:
+            segments = [Segment(0, content.size)]
+            return await self._multipart.store(entry, content, path, target, segments, moved), False
         return (await self._mover.put(path, target, progress=moved)).etag, False
+
+    async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
+        """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""
+        found = []
+        for sent, offset, length in patches.segments(content, base.content):
+            if sent:
+                blocks = set(range(offset // BLOCK_SIZE, -(-(offset + length) // BLOCK_SIZE)))
+                await self._fill(upload.entry, upload, base, blocks & upload.missing)
+            found.append(Segment(offset, length, None if sent else (base.object_key, base.etag)))
+        return found
 
     async def _find_stored(self, entry: JournalEntry) -> Committed:
         """The spool file is gone: it was renamed into storage before a crash, or something removed it."""
@@ -312,6 +345,13 @@ class Steps:
                     registry.journal.done(entry.id)
         finally:
             self._busy_objects -= keys
+
+    async def abort(self, entry: JournalEntry) -> None:
+        """Abort an upload that is needed no more."""
+        if await self._multipart.abort(entry):
+            self._registry.journal.done(entry.id)
+        else:
+            self._registry.journal.postpone(entry.id, 0.2)
 
 
 def what(registry: Registry, entry: JournalEntry) -> str:

@@ -52,7 +52,11 @@ class Failure:
 
 
 class Uploader:
-    """Drains the journal with ``workers`` jobs at a time. Loop only."""
+    """Drains the journal with ``workers`` jobs at a time. Loop only.
+
+    Large files are not counted among those, but only half as many are under way at a time: so however many there are,
+    small ones go on.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,8 @@ class Uploader:
         self._limit = workers
         self._queue: deque[JournalEntry] = deque()
         self._busy: set[int] = set()
+        self._large: set[int] = set()
+        self._parked: set[int] = set()
         self._held: dict[int, int] = {}
         self._uploading: dict[int, str] = {}
         self._wanted: dict[int, int] = {}
@@ -223,12 +229,12 @@ class Uploader:
             journal.retry_now()
         deletes: list[JournalEntry] = []
         refilled = False
-        while len(self._busy) < self._limit:
+        while self._has_room():
             if not self._queue:
                 if refilled:
                     break
                 refilled = True
-                skip = self._busy.union(self._held.values())
+                skip = self._busy.union(self._held.values(), self._parked)
                 self._queue.extend(journal.ready(BATCH, skip=skip))
                 continue
             found = self._queue.popleft()
@@ -243,11 +249,13 @@ class Uploader:
             if entry.state != "ready" and entry.ino not in self._wanted:
                 continue
             if entry.op == "put":
-                if self._must_wait(entry):
+                if self._must_wait(entry) or not self._may_begin(entry):
                     continue
                 self._begin(nursery, self._put, entry)
             elif entry.op == "move":
                 self._begin(nursery, self._steps.move, entry)
+            elif entry.op == "abort":
+                self._begin(nursery, self._steps.abort, entry)
             elif entry.op == "delete":
                 deletes.append(entry)
                 self._busy.add(entry.id)
@@ -258,10 +266,24 @@ class Uploader:
                         self._busy.add(entry.id)
                 nursery.start_soon(self._guard, self._delete, deletes)
                 deletes = []
-        if len(self._busy) >= self._limit:
+        if not self._has_room():
             return 3600.0
-        next_at = journal.next_at(skip=self._busy.union(self._held.values()))
+        next_at = journal.next_at(skip=self._busy.union(self._held.values(), self._parked))
         return 3600.0 if next_at is None else min(max((next_at - now_ns()) / 1e9, 0.001), MAX_PAUSE)
+
+    def _has_room(self) -> bool:
+        """Whether another small job may begin."""
+        return len(self._busy) - len(self._large) < self._limit
+
+    def _may_begin(self, entry: JournalEntry) -> bool:
+        """Whether a put may begin now; a large file that nobody waits for may have to wait for another."""
+        if not self._steps.is_large(entry):
+            return True
+        if entry.ino not in self._wanted and len(self._large) >= max(1, self._limit // 2):
+            self._parked.add(entry.id)
+            return False
+        self._large.add(entry.id)
+        return True
 
     def _must_wait(self, entry: JournalEntry) -> bool:
         """Whether a file that was closed once is still being written by somebody: its upload waits for them."""
@@ -306,7 +328,11 @@ class Uploader:
         if unnoted:
             # The rows cannot say when to try again, so they stay busy until then.
             await trio.sleep(unnoted)
-        self._busy.difference_update(entry.id for entry in entries)
+        for entry in entries:
+            self._busy.discard(entry.id)
+            if entry.id in self._large:
+                self._large.discard(entry.id)
+                self._parked.clear()
         self._work.set()
         self._idle.set()
 
@@ -365,6 +391,10 @@ class Uploader:
             self.stored_files += 1
             self.stored_bytes += upload.size
             log.debug("stored inode %d, %d bytes, in %.3f s", ino, upload.size, time.monotonic() - started)
+        except LamfsError:
+            if self._superseded(ino, src):
+                (self._spool / src).unlink(missing_ok=True)
+            raise
         finally:
             self._uploading.pop(ino, None)
             self.uploads.pop(entry.id, None)

@@ -1,4 +1,4 @@
-"""Multipart uploads that were begun and never ended: listing and aborting them. Plain functions, any thread.
+"""Multipart uploads that were begun and never ended: listing them. Any thread.
 
 A process that is killed while it uploads leaves its parts in the bucket, where they cost room and no listing of objects
 shows them (Amazon S3, "Aborting a multipart upload").
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lamfs.errors import ObjectMissing, StorageError
+from lamfs.errors import StorageError
 from lamfs.storage.base import UnfinishedUpload
 from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
@@ -37,16 +37,3 @@ def unfinished(connection: Connection, base: str) -> Iterator[UnfinishedUpload]:
         if not page.get("IsTruncated") or following == params:
             return
         params = following
-
-
-def abort(connection: Connection, base: str, upload: UnfinishedUpload) -> None:
-    """Abort one; no error when it is gone. Raises storage errors."""
-    key = base + upload.key
-    what = f"abort the upload to s3://{connection.bucket}/{key}"
-    try:
-        connection.call("abort_multipart_upload", what, Key=key, UploadId=upload.id)
-    except ObjectMissing:
-        pass
-    except StorageError as error:
-        if code_of(error) not in ("NoSuchUpload", "404"):
-            raise

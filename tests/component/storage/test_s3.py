@@ -234,12 +234,12 @@ def test_unfinished_uploads_are_listed_and_aborted(request: pytest.FixtureReques
     }
     assert all(abs(upload.started_ns - begun) < 60 * 10**9 for upload in found.values())
     for _ in range(2):
-        store.abort_upload(found["a/ä b.bin"])
+        store.abort_upload("a/ä b.bin", found["a/ä b.bin"].id)
     assert [upload.key for upload in store.uploads()] == ["z"]
-    store.abort_upload(found["z"])
+    store.abort_upload("z", found["z"].id)
     assert list(store.uploads()) == []
     [last] = neighbour.uploads()
-    neighbour.abort_upload(last)
+    neighbour.abort_upload(last.key, last.id)
 
 
 def test_a_root_is_no_prefix_of_its_neighbour(seaweed_config: StorageConfig, opened: Opener) -> None:

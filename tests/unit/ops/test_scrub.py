@@ -50,8 +50,9 @@ class CountingStore(BadStore):
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return iter(self.unfinished)
 
-    def abort_upload(self, upload: UnfinishedUpload) -> None:
-        self.unfinished.remove(upload)
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        [found] = [upload for upload in self.unfinished if (upload.key, upload.id) == (key, upload_id)]
+        self.unfinished.remove(found)
 
 
 class Interrupting:
