@@ -27,9 +27,9 @@ from lamfs.transfer.uploader import SETTLE
 
 log = logging.getLogger("lamfs.fs")
 
-RELOOKS = 40
+RELOOKS = 400
 RELOOK_PAUSE = 0.05
-"""Seconds between two looks at a revision that another process is just replacing."""
+"""Seconds between two looks at a revision that is just being replaced."""
 T = TypeVar("T")
 
 
@@ -96,8 +96,9 @@ class Spooling:
                 if record.revision == before:
                     if not self._c.registry.journal.holds(before.object_key):
                         raise
-                    # Another process has stored new bytes there, and is about to say so in the registry.
+                    # Somebody has stored new bytes there, and is about to say so in the registry.
                     await trio.sleep(RELOOK_PAUSE)
+                    continue
                 # The same bytes have moved to another object.
                 state.revision = record.revision
         raise FsError(errno.ESTALE)

@@ -46,7 +46,7 @@ async def patch(user: User) -> None:
 async def patch_during_upload(user: User) -> None:
     """The upload of a changed file is under way when it is changed again, by another handle."""
     await store_big(user)
-    user.mover.hold = "put"
+    user.mover.hold = "complete_upload"
     opened = await user.open("big.bin")
     await user.pwrite(opened, b"one", 9 * MIB)
     await user.close(opened)
