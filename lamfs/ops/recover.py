@@ -68,11 +68,15 @@ def finish_saves(instance: Instance, *, strict: bool = False) -> int:
     Returns how many became artifacts.
     """
     journal = instance.registry.journal
-    journal.adopt(("save",))
     count = 0
-    for entry in journal.entries():
-        if entry.op != "save" or entry.owner != journal.owner or entry.id in active:
-            continue
+    with storage_work:  # who announces a save holds it until the save is known to be active
+        journal.adopt(("save",))
+        mine = [
+            entry
+            for entry in journal.entries()
+            if entry.op == "save" and entry.owner == journal.owner and entry.id not in active
+        ]
+    for entry in mine:
         try:
             count += finish_save(instance, entry) is not None
         except StorageError as error:
