@@ -37,6 +37,7 @@ OPTION_HELP = """\b
   fsync=storage       fsync() returns when the bytes are in storage
                       (default); fsync=spool: when on the local disk
   cache_limit=SIZE    most bytes in the block cache, such as 20G (default)
+  cache_free=SIZE     what the cache leaves free of its disk (5 %, at most 10G)
   timeout=SECONDS     how long a read or an fsync waits for storage before it
                       fails with EIO (default 300)
   uploads=N           files stored at a time, 1 to 64 (default 8)

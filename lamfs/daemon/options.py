@@ -29,6 +29,7 @@ class MountOptions:
     close: Literal["spool", "storage"] = "spool"
     fsync: Literal["spool", "storage"] = "storage"
     cache_limit: int = 20 << 30
+    cache_free: int | None = None
     timeout: float = 300.0
     uploads: int = 8
     foreground: bool = False
@@ -59,6 +60,7 @@ NEEDS = {
     "close": "'spool' or 'storage'",
     "fsync": "'spool' or 'storage'",
     "cache_limit": "a size such as 512M or 20G",
+    "cache_free": "a size such as 512M or 20G",
     "timeout": "a number of seconds above 0",
     "uploads": "a number from 1 to 64",
 }
@@ -90,8 +92,8 @@ def apply_words(options: MountOptions, words: list[str]) -> None:
             options.umask = int(value, 8)
         elif name in ("close", "fsync") and value in ("spool", "storage"):
             setattr(options, name, value)
-        elif name == "cache_limit" and value:
-            options.cache_limit = parse_size(value)
+        elif name in ("cache_limit", "cache_free") and value:
+            setattr(options, name, parse_size(value))
         elif name == "timeout" and _is_number(value.replace(".", "", 1)) and float(value) > 0:
             options.timeout = float(value)
         elif name == "uploads" and _is_number(value) and 1 <= int(value) <= 64:

@@ -71,7 +71,7 @@ def test_the_version() -> None:
 
 VALUES = {
     "uid": "1000", "gid": "1000", "umask": "022", "close": "storage", "fsync": "spool", "cache_limit": "1G",
-    "timeout": "5", "uploads": "4",
+    "cache_free": "2G", "timeout": "5", "uploads": "4",
 }  # fmt: skip
 
 
