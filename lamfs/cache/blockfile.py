@@ -14,8 +14,8 @@ from typing import Protocol
 
 import trio
 
-from lamfs.cache.index import leaf_mask
-from lamfs.errors import LamfsError, StorageError
+from lamfs.cache.bits import REGION_BLOCKS, leaf_mask
+from lamfs.errors import LamfsError, StorageError, StorageFull
 from lamfs.hashing import hash_block, hash_leaf
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 
@@ -34,6 +34,7 @@ FEW_LEAVES = 16
 _SHIFT = BLOCK_SIZE.bit_length() - 1
 _LEAF_SHIFT = LEAF_SIZE.bit_length() - 1
 _IN_BLOCK = BLOCK_SIZE - 1
+_REGION_SHIFT = REGION_BLOCKS.bit_length() - 1
 
 
 class Flight:
@@ -86,6 +87,9 @@ class Owner(Protocol):
     def failure(self, flight: Flight) -> LamfsError:
         """A fresh exception for the error of a flight."""
 
+    async def aside(self, file: BlockFile, offset: int, size: int) -> bytes:
+        """Verified bytes straight from storage, which the cache does not keep."""
+
 
 class BlockFile:
     """An open (sparse) file of one revision. Made by BlockCache.open; close() gives the reference back."""
@@ -97,10 +101,14 @@ class BlockFile:
         "_size",
         "flights",
         "hits",
+        "homeless",
         "ino",
+        "kept",
         "leaf_misses",
         "leaves",
         "path",
+        "pins",
+        "recent",
         "refs",
         "revision",
         "state",
@@ -131,6 +139,14 @@ class BlockFile:
         self.leaves = {block: Leaves(mask) for block, mask in (partial or {}).items() if state[block] == ABSENT}
         self.leaf_misses = (0, 0.0)
         """How many leaves random reads had to fetch, and since when (trio's clock): Flights counts."""
+        self.homeless = False
+        """There was no room for a cache file: nothing is kept."""
+        self.pins: dict[int, int] = {}
+        """How many reads are waiting for a block, or about to read it."""
+        self.kept: set[int] = set()
+        """Blocks that somebody relies on until the last user is gone."""
+        self.recent = bytearray((len(state) >> _REGION_SHIFT) + 1)
+        """Regions that were read since the cache looked last."""
         self._owner = owner
         self._fd = fd
         self._size = revision.size
@@ -173,6 +189,7 @@ class BlockFile:
         if len(data) != size:  # somebody truncated the cache file
             return None
         self.hits += 1
+        self.recent[first >> _REGION_SHIFT] = 1
         return data
 
     async def read(self, offset: int, size: int, *, whole: bool = False) -> bytes:
@@ -185,18 +202,45 @@ class BlockFile:
         size = min(size, self._size - offset)
         if size <= 0:
             return b""
-        for _ in range(3):
-            await self._bring(offset, offset + size, whole)
-            data = self.read_now(offset, size)
-            if data is not None:
-                return data
-            self._distrust(offset >> _SHIFT, (offset + size - 1) >> _SHIFT)
+        if self.homeless:
+            return await self._owner.aside(self, offset, size)
+        blocks = range(offset >> _SHIFT, ((offset + size - 1) >> _SHIFT) + 1)
+        self._pin(blocks, 1)
+        try:
+            for _ in range(3):
+                await self._bring(offset, offset + size, whole)
+                data = self.read_now(offset, size)
+                if data is not None:
+                    return data
+                self._distrust(blocks[0], blocks[-1])
+        except StorageFull:  # the cache's disk, and nothing can be evicted
+            return await self._owner.aside(self, offset, size)
+        finally:
+            self._pin(blocks, -1)
         raise StorageError(
             f"The local file of '{self.revision.object_key}' is cut or unreadable again and again; check the disk."
         )
 
+    def _pin(self, blocks: range, by: int) -> None:
+        for block in blocks:
+            count = self.pins.get(block, 0) + by
+            if count:
+                self.pins[block] = count
+            else:
+                del self.pins[block]
+
+    def is_needed(self, block: int) -> bool:
+        """Whether a block must not be evicted now: it is on its way, waited for or relied upon."""
+        leaves = self.leaves.get(block)
+        flying = block in self.flights or (leaves is not None and bool(leaves.flights))
+        return flying or block in self.pins or block in self.kept
+
     async def fill(self) -> int:
-        """Bring and verify all blocks; returns the descriptor of the complete file. Raises as read."""
+        """Bring and verify all blocks; returns the descriptor of the complete file. Raises as read, and StorageFull.
+
+        They stay until the last user of the file is gone.
+        """
+        self._keep(range(len(self.state)))
         if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
             self._distrust(0, len(self.state) - 1)
         if self.todo:
@@ -204,21 +248,26 @@ class BlockFile:
         return self._fd
 
     async def fill_range(self, first_block: int, last_block: int) -> int:
-        """Bring and verify these blocks, the last one too; returns the descriptor of the file. Raises as read."""
+        """Bring and verify these blocks, the last one too; returns the descriptor of the file. As fill."""
         first, last = max(first_block, 0), min(last_block, len(self.state) - 1)
         if first > last:
             return self._fd
+        self._keep(range(first, last + 1))
         if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
             self._distrust(0, len(self.state) - 1)
         if self.state.find(ABSENT, first, last + 1) >= 0 or self.state.find(PRESENT, first, last + 1) >= 0:
             await self._bring(first * BLOCK_SIZE, (last + 1) * BLOCK_SIZE, True)
         return self._fd
 
+    def _keep(self, blocks: range) -> None:
+        if self.homeless:
+            raise StorageFull(f"There is no room in the cache for '{self.revision.object_key}'; make room on its disk.")
+        self.kept.update(blocks)
+
     async def _bring(self, offset: int, end: int, whole: bool) -> None:
         """Bring and verify what bytes ``offset`` to ``end`` touch."""
         waiting: deque[tuple[int, int, bool, Flight]] = deque()
-        first, last = offset >> _SHIFT, (min(end, self._size) - 1) >> _SHIFT
-        for block, mask in self._masks(first, last, offset, end):
+        for block, mask in self.masks(offset, end):
             if self.state[block] == VERIFIED:
                 continue
             while len(waiting) >= FILL_WINDOW:
@@ -240,8 +289,9 @@ class BlockFile:
         if more is not None:
             waiting.append((block, mask, entire, more))
 
-    def _masks(self, first: int, last: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
-        """The blocks ``first`` to ``last``, and which leaves of each the bytes ``offset`` to ``end`` touch."""
+    def masks(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
+        """The blocks that the bytes ``offset`` to ``end`` touch, and which leaves of each."""
+        first, last = offset >> _SHIFT, (min(end, self._size) - 1) >> _SHIFT
         for block in range(first, last + 1):
             start = (offset & _IN_BLOCK) >> _LEAF_SHIFT if block == first else 0
             stop = ((min(end, self._size) - 1) & _IN_BLOCK) >> _LEAF_SHIFT if block == last else 63
@@ -311,8 +361,7 @@ class BlockFile:
             self.verified(block)
 
     def _has_leaves(self, offset: int, size: int) -> bool:
-        first, last = offset >> _SHIFT, (offset + size - 1) >> _SHIFT
-        for block, mask in self._masks(first, last, offset, offset + size):
+        for block, mask in self.masks(offset, offset + size):
             if self.state[block] != VERIFIED:
                 leaves = self.leaves.get(block)
                 if leaves is None or mask & ~leaves.verified:

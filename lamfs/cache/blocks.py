@@ -16,13 +16,15 @@ from pathlib import Path
 
 import trio
 
-from lamfs.cache import sparse
+from lamfs.cache import holes, sparse
+from lamfs.cache.bits import REGION_BLOCKS
 from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile
+from lamfs.cache.eviction import Evictor
 from lamfs.cache.flights import BlockMover, Flights, LeafHashes
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.readers import Reader
-from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError
-from lamfs.model import ContentHash, Revision
+from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageFull
+from lamfs.model import BLOCK_SIZE, ContentHash, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
 
@@ -38,6 +40,10 @@ REMEMBERED_BLOCKS = 256
 """... if they have no more blocks than this: some MB of memory at most."""
 HOUSEKEEPING_SECONDS = 2.0
 """Least time between two looks at the size of the cache."""
+ROOM = 256 << 20
+"""Bytes that are evicted when the disk has become full."""
+AHEAD_NS = 2_000_000_000
+"""Nanoseconds for which what was fetched counts as younger than what was read."""
 BIG = 64 << 20
 """Freeing the extents of an unlinked file of this many bytes takes long enough to leave it to a thread."""
 
@@ -55,9 +61,10 @@ class BlockCache:
         limit_bytes: int,
         prefetch_blocks: int = 8,
         leaves: LeafHashes | None = None,
+        free_bytes: int | None = 0,
     ) -> None:
         self.limit_bytes = limit_bytes
-        """Bytes of blocks in the cache directory above which whole files are evicted."""
+        """Bytes in the cache directory above which the least recently used are evicted."""
         self._store = store
         self._index = index
         self._dir = cache_dir
@@ -67,17 +74,21 @@ class BlockCache:
         self._remembered: OrderedDict[tuple[str, str], tuple[tuple[int, int], ContentHash, bytearray]] = OrderedDict()
         self._touched: dict[str, int] = {}
         self._work = trio.Event()
+        self._urgent = trio.Event()
+        self._fresh = 0
         self._hits = 0
         self._flights = Flights(
             store,
             mover,
             index,
             prefetch_blocks=prefetch_blocks,
+            seal_bytes=limit_bytes,
             leaves=leaves,
             release=self._release,
-            make_room=lambda: self._evict(0),
-            grown=self._work.set,
+            make_room=self._make_room,
+            grown=self._has_grown,
         )
+        self._evictor = Evictor(index, cache_dir, free_bytes=free_bytes, find=self._used_at, unlink=self._unlink)
 
     @property
     def on_storage_damage(self) -> Callable[[Revision, int], None]:
@@ -103,11 +114,10 @@ class BlockCache:
                     nursery.start_soon(self._sweep)
                 while True:
                     await self._work.wait()
-                    self._work = trio.Event()
-                    self._flush()
-                    self._close_unlinked()
-                    await self._evict(self.limit_bytes)
-                    await trio.sleep(HOUSEKEEPING_SECONDS)
+                    self._work, self._urgent, self._fresh = trio.Event(), trio.Event(), 0
+                    await self._keep_house()
+                    with trio.move_on_after(HOUSEKEEPING_SECONDS):
+                        await self._urgent.wait()
         finally:
             self._flights.stop()
             self._flush()
@@ -171,13 +181,24 @@ class BlockCache:
             file = self._open_storage_file(revision)
         else:
             path = sparse.relative_path(self._store, revision.object_key)
-            opened = sparse.open_file(self._index, self._dir, path, revision)
+            try:
+                opened = sparse.open_file(self._index, self._dir, path, revision)
+            except StorageFull:
+                self._work.set()
+                return self._homeless(revision, path)
             file = BlockFile(self._flights, revision, opened.fd, opened.ino, path, opened.present, opened.partial)
         memo = self._remembered.pop((revision.object_key, revision.etag), None)
         if memo is not None and memo[1].same_bytes(revision.content) and memo[0] == file.identity():
             for block, state in enumerate(memo[2]):
-                if state == VERIFIED:
+                if state == VERIFIED and file.state[block] == PRESENT:
                     file.verified(block)
+        return file
+
+    def _homeless(self, revision: Revision, path: str) -> BlockFile:
+        """The cache's disk is full: a file of which nothing is kept."""
+        fd = os.memfd_create("lamfs-homeless", os.MFD_CLOEXEC)
+        file = BlockFile(self._flights, revision, fd, 0, path, bytearray(revision.block_count()))
+        file.homeless = True
         return file
 
     def _open_storage_file(self, revision: Revision) -> BlockFile:
@@ -208,8 +229,17 @@ class BlockCache:
         file.refs -= 1
         if file.refs:
             return
+        file.kept.clear()
+        self._flush_regions(file)
+        partial = (
+            file.path is not None
+            and len(file.recent) > 1
+            and not (file.whole() and file.revision.size <= self.limit_bytes)
+        )
         if (
             self._flights.nursery is None
+            or partial  # an open file keeps other processes from evicting regions of it
+            or file.homeless
             or self._files.get(file.revision.object_key, {}).get(file.revision.etag) is not file
         ):
             self._detach(file)
@@ -237,6 +267,8 @@ class BlockCache:
         self._close_fd(file.shut(), file.revision.size)
 
     def _close_fd(self, fd: int, size: int) -> None:
+        if size > REGION_BLOCKS * BLOCK_SIZE:
+            holes.let_go(fd)
         if size >= BIG and self._flights.nursery is not None:  # perhaps the last reference to an unlinked file
             self._flights.nursery.start_soon(_close_in_thread, fd)
         else:
@@ -282,6 +314,8 @@ class BlockCache:
             os.utime(own)
             if not missing:
                 sparse.seal(self._index, path, revision, own)
+            else:
+                holes.share(own)
         except OSError as error:  # out of descriptors, or the cache was deleted this moment
             log.debug("The new cache file %s is not kept open: %s.", full, error)
         if own < 0:
@@ -351,10 +385,48 @@ class BlockCache:
 
         await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
+    def _has_grown(self, length: int) -> None:
+        self._fresh += length
+        self._work.set()
+        if self._fresh > max(self.limit_bytes >> 4, BIG):
+            self._urgent.set()
+
+    async def _keep_house(self) -> None:
+        self._flush()
+        self._close_unlinked()
+        if self._local:
+            return
+        await self._evictor.down_to(self.limit_bytes)
+        shortage = self._evictor.shortage()
+        if shortage > 0:
+            await self._evictor.down_to(self._index.total_bytes() - shortage)
+            shortage = self._evictor.shortage()
+        self._flights.tight = shortage > 0
+        if shortage > 0 and self._index.total_bytes():
+            self._work.set()  # what is used now may go in a while
+
+    async def _make_room(self) -> None:
+        """The cache's disk is full: evict some of it, or all that can be."""
+        self._flush()
+        await self._evictor.down_to(self._index.total_bytes() - max(ROOM, self._evictor.shortage()))
+
     def _flush(self) -> None:
+        """Tell the index what was used."""
+        for etags in self._files.values():
+            for file in etags.values():
+                self._flush_regions(file)
         if self._touched:
             touched, self._touched = self._touched, {}
             self._index.touch(touched)
+
+    def _flush_regions(self, file: BlockFile) -> None:
+        if file.path is not None and 1 in file.recent:
+            self._touched[file.path] = time.time_ns()
+            if len(file.recent) > 1:
+                # A little earlier than now: what was brought ahead of the reader is to outlive what it has read.
+                used = time.time_ns() - AHEAD_NS
+                self._index.touch_regions(file.path, [n for n, read in enumerate(file.recent) if read], used)
+            file.recent = bytearray(len(file.recent))
 
     def _close_unlinked(self) -> None:
         """Let go of idle files that somebody deleted, so that their space becomes free."""
@@ -362,40 +434,23 @@ class BlockCache:
             if os.fstat(file.fd()).st_nlink == 0:
                 self._detach(file)
 
-    async def _evict(self, limit: int) -> None:
-        """Delete files, least recently used first and none in use here, until ``limit`` bytes or less are left."""
-        asked = 64
-        total = self._index.total_bytes()
-        while total > limit:
-            rows = self._index.least_recent(asked)
-            for row in rows:
-                if total <= limit:
-                    break
-                if self._in_use(row.path):
-                    continue
-                self._unlink(row.path)
-                total -= row.bytes
-                await trio.lowlevel.checkpoint()
-            if len(rows) < asked:
-                return
-            total = self._index.total_bytes()
-            asked *= 4
+    async def make_room(self) -> bool:
+        """Evict some of the cache, because somebody else needs the disk; False when nothing more can go."""
+        before = 0 if self._local else self._index.total_bytes()
+        if before:
+            await self._make_room()
+        return before > 0 and self._index.total_bytes() < before
 
-    async def make_room(self) -> None:
-        """Give up all files that nobody uses: somebody else needs the disk."""
-        if not self._local:
-            await self._evict(0)
-
-    def _in_use(self, path: str) -> bool:
-        """Whether a cache path is open here; an idle file is closed to say no."""
+    def _used_at(self, path: str) -> list[BlockFile]:
+        """The files in use here that are, or were, at a cache path; idle ones are closed."""
         prefix = self._store.cache_name + "/"
         if self._local or not path.startswith(prefix):
-            return False
-        for file in list(self._files.get(path[len(prefix) :], {}).values()):
-            if file.refs:
-                return True
-            self._detach(file)
-        return False
+            return []
+        files = list(self._files.get(path[len(prefix) :], {}).values())
+        for file in files:
+            if not file.refs:
+                self._detach(file)
+        return [file for file in files if file.refs]
 
 
 async def _close_in_thread(fd: int) -> None:

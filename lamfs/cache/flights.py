@@ -15,8 +15,9 @@ from typing import Protocol, TypeVar
 import trio
 
 from lamfs.cache import sparse
+from lamfs.cache.bits import leaf_bytes, leaf_mask
 from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile, Flight, Leaves
-from lamfs.cache.index import CacheIndex, leaf_bytes, leaf_mask
+from lamfs.cache.index import CacheIndex
 from lamfs.cache.readers import Reader
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
@@ -34,6 +35,10 @@ DENSE_BYTES = 8 << 20
 """... and one more per this many bytes of it, ..."""
 DENSE_SECONDS = 60.0
 """... within this time, for the rest of the file to be brought in whole blocks: that takes fewer requests."""
+ASIDE_JOBS = 4
+"""Reads at a time that pass a full cache by, each in its own memory."""
+FULL_SECONDS = 5.0
+"""How long the cache's disk is believed to be full when it was, and nothing could be evicted."""
 ATTEMPTS = 3
 """How often a job is given when the moving process dies during it."""
 
@@ -77,15 +82,18 @@ class Flights:
         index: CacheIndex,
         *,
         prefetch_blocks: int,
+        seal_bytes: int,
         leaves: LeafHashes | None,
         release: Callable[[BlockFile], None],
         make_room: Callable[[], Awaitable[None]],
-        grown: Callable[[], None],
+        grown: Callable[[int], None],
     ) -> None:
         self.prefetch_blocks = prefetch_blocks
         """The widest prefetch window of a sequential reader."""
         self.release = release
         """Drops one reference of a BlockFile."""
+        self.tight = False
+        """The cache's disk is filling up, and nothing more can be evicted: nothing is brought that nobody waits for."""
         self.nursery: trio.Nursery | None = None
         """Where flights run; None when the cache does not run."""
         self.misses = self.fetched = self.damaged = 0
@@ -94,7 +102,10 @@ class Flights:
         self._store = store
         self._mover = mover
         self._index = index
+        self._seal_bytes = seal_bytes
         self._leaves = leaves
+        self._full_until = 0.0
+        self._aside = trio.CapacityLimiter(ASIDE_JOBS)
         self._make_room = make_room
         self._grown = grown
         self._wishing: deque[Reader] = deque()
@@ -166,12 +177,12 @@ class Flights:
         self._pump()
 
     def _pump(self) -> None:
-        while self._prefetching < PREFETCH_JOBS and self.nursery is not None:
+        while self._prefetching < PREFETCH_JOBS and self.nursery is not None and not self.tight:
             wish = self._next_wish() or self._next_dense()
             if wish is None:
                 return
             file, block, mask = wish
-            if not file.refs or file.state[block] == VERIFIED or block in file.flights:
+            if not file.refs or file.homeless or file.state[block] == VERIFIED or block in file.flights:
                 continue
             if mask and self.leaf_hashes(file, block) is not None:
                 run = file.missing(block, mask) if file.state[block] == ABSENT else None
@@ -264,9 +275,7 @@ class Flights:
         file.came(block, mask)
         assert file.path is not None
         self._index.mark_leaves(file.path, revision.etag, block, mask, ino=file.ino)
-        if file.whole():
-            sparse.seal(self._index, file.path, revision, file.fd())
-        self._grown()
+        self._came(file, length)
         return True
 
     async def _bring(self, file: BlockFile, block: int) -> None:
@@ -299,9 +308,48 @@ class Flights:
         file.verified(block)
         assert file.path is not None
         self._index.mark(file.path, revision.etag, (block,), ino=file.ino)
-        if file.whole():
-            sparse.seal(self._index, file.path, revision, file.fd())
-        self._grown()
+        self._came(file, length)
+
+    def _came(self, file: BlockFile, length: int) -> None:
+        """Bytes were added to a cache file. A file that can never be whole for long is not sealed, so that it can be
+        evicted by regions."""
+        assert file.path is not None
+        if file.whole() and file.revision.size <= self._seal_bytes:
+            sparse.seal(self._index, file.path, file.revision, file.fd())
+        self._grown(length)
+
+    async def aside(self, file: BlockFile, offset: int, size: int) -> bytes:
+        """Verified bytes by way of memory, for when the cache's disk takes none. Raises as BlockFile.read."""
+        revision = file.revision
+        async with self._aside:
+            fd = os.memfd_create("lamfs-aside", os.MFD_CLOEXEC)
+            try:
+                path = f"/proc/{os.getpid()}/fd/{fd}"
+                for block, mask in file.masks(offset, offset + size):
+                    await self._fetch_aside(file, block, mask, path)
+                return os.pread(fd, size, offset)
+            finally:
+                os.close(fd)
+                self._grown(0)
+                log.debug("%d bytes of '%s' passed the full cache by.", size, revision.object_key)
+
+    async def _fetch_aside(self, file: BlockFile, block: int, mask: int, path: str) -> None:
+        revision = file.revision
+        hashes = self.leaf_hashes(file, block)
+        start, length = file.span(block)
+        self.misses += 1
+        if hashes is not None:
+            first = (mask & -mask).bit_length() - 1
+            part = leaf_bytes(revision.size, block, mask)
+            wanted = hashes[first * LEAF_HASH : mask.bit_length() * LEAF_HASH]
+            try:
+                await self._give(revision, start + first * LEAF_SIZE, part, path, None, wanted)
+                self.fetched += part
+                return
+            except DamagedData:
+                pass  # the block's own hash decides
+        await self._give(revision, start, length, path, revision.content.block(block), None)
+        self.fetched += length
 
     async def graft(self, file: BlockFile, block: int, donor: int) -> None:
         """Copy a block from another open cache file (descriptor ``donor``), if that has the right bytes."""
@@ -313,9 +361,7 @@ class Flights:
         assert file.path is not None
         file.verified(block)
         self._index.mark(file.path, file.revision.etag, (block,), ino=file.ino)
-        if file.whole():
-            sparse.seal(self._index, file.path, file.revision, file.fd())
-        self._grown()
+        self._came(file, length)
 
     async def _verify(self, file: BlockFile, path: str, offset: int, length: int, digest: bytes) -> bool:
         try:
@@ -335,8 +381,24 @@ class Flights:
         digest: bytes | None,
         leaves: bytes | None = None,
     ) -> None:
-        async def fetch() -> None:
-            await self._mover.fetch(
+        if trio.current_time() < self._full_until:
+            raise StorageFull("The cache's disk is full.")
+        try:
+            await self._give(revision, offset, length, path, digest, leaves)
+        except StorageFull:  # of the cache's disk
+            await self._make_room()
+            try:
+                await self._give(revision, offset, length, path, digest, leaves)
+            except StorageFull:
+                self._full_until = trio.current_time() + FULL_SECONDS
+                raise
+
+    async def _give(
+        self, revision: Revision, offset: int, length: int, path: str, digest: bytes | None, leaves: bytes | None
+    ) -> None:
+        """Give the mover a fetch job."""
+        await _persist(
+            lambda: self._mover.fetch(
                 revision.object_key,
                 etag=revision.etag,
                 offset=offset,
@@ -345,12 +407,7 @@ class Flights:
                 digest=digest,
                 leaves=leaves,
             )
-
-        try:
-            await _persist(fetch)
-        except StorageFull:  # of the cache's disk
-            await self._make_room()
-            await _persist(fetch)
+        )
 
     def _log_damage(self, revision: Revision, block: int) -> None:
         url = self._store.url(revision.object_key)

@@ -13,12 +13,13 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lamfs.model import BLOCK_SIZE, LEAF_SIZE
+from lamfs.cache.bits import REGION_BLOCKS, full_bitmap, leaf_bytes, leaf_mask
+from lamfs.model import BLOCK_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ BUSY_SECONDS = 2.0
 
 _PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM})
 _ALL = (1 << 64) - 1
-_EXPAND = [bytes((value >> bit) & 1 for bit in range(8)) for value in range(256)]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS file (
@@ -47,12 +47,17 @@ CREATE INDEX IF NOT EXISTS file_used ON file (used);
 CREATE TABLE IF NOT EXISTS partial (
     path BLOB NOT NULL, block INTEGER NOT NULL, leaves INTEGER NOT NULL, PRIMARY KEY (path, block)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS region (
+    path BLOB NOT NULL, region INTEGER NOT NULL, used INTEGER NOT NULL, PRIMARY KEY (path, region)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS region_used ON region (used);
 CREATE TABLE IF NOT EXISTS swept (folder BLOB PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
 INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
 CREATE TRIGGER IF NOT EXISTS file_added AFTER INSERT ON file BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
 CREATE TRIGGER IF NOT EXISTS file_gone AFTER DELETE ON file BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
 CREATE TRIGGER IF NOT EXISTS file_parts AFTER DELETE ON file BEGIN DELETE FROM partial WHERE path = old.path; END;
+CREATE TRIGGER IF NOT EXISTS file_regions AFTER DELETE ON file BEGIN DELETE FROM region WHERE path = old.path; END;
 CREATE TRIGGER IF NOT EXISTS file_grown AFTER UPDATE OF bytes ON file
     BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END;
 """
@@ -78,30 +83,6 @@ class CachedFile:
     def complete(self) -> bool:
         """Whether all blocks are said to be there and the file was sealed."""
         return self.mtime_ns is not None
-
-
-def unpack_bitmap(bitmap: bytes, count: int) -> bytearray:
-    """One byte (0 or 1) for each of ``count`` blocks from a bitmap: block i is bit i & 7 of byte i >> 3."""
-    flags = bytearray(b"".join([_EXPAND[value] for value in bitmap]))
-    return flags[:count] if len(flags) >= count else flags + bytes(count - len(flags))
-
-
-def full_bitmap(count: int) -> bytes:
-    """The bitmap of ``count`` blocks that are all present."""
-    return ((1 << count) - 1).to_bytes((count + 7) // 8, "little")
-
-
-def leaf_mask(size: int, block: int, first: int = 0, last: int = 63) -> int:
-    """Bits of leaves ``first`` to ``last`` of a block, as far as a file of ``size`` bytes has them: leaf i is bit i."""
-    count = -(-min(BLOCK_SIZE, size - block * BLOCK_SIZE) // LEAF_SIZE)
-    return ((1 << min(last + 1, count)) - 1) & ~((1 << first) - 1)
-
-
-def leaf_bytes(size: int, block: int, mask: int) -> int:
-    """Bytes in the leaves of a block that ``mask`` names."""
-    short = -size % LEAF_SIZE  # by which the last leaf of the file is shorter
-    has_last = short and block == (size - 1) // BLOCK_SIZE and mask >> (((size - 1) % BLOCK_SIZE) // LEAF_SIZE) & 1
-    return mask.bit_count() * LEAF_SIZE - (short if has_last else 0)
 
 
 class CacheIndex:
@@ -172,6 +153,29 @@ class CacheIndex:
 
         return self._do(work, [])
 
+    def evictable(self, count: int) -> list[tuple[CachedFile, int]]:
+        """The ``count`` files, or regions of larger files that are not complete, used longest ago, oldest first.
+
+        The second value is the number of the region; -1: the whole file.
+        """
+        columns = "f.path, etag, ino, size, bitmap, bytes, mtime_ns, floor_ns"
+
+        def work(db: sqlite3.Connection) -> list[tuple[CachedFile, int]]:
+            files = db.execute(
+                f"SELECT {columns}, -1, f.used FROM file f WHERE size <= ? OR mtime_ns IS NOT NULL OR NOT EXISTS"
+                " (SELECT 1 FROM region r WHERE r.path = f.path) ORDER BY f.used LIMIT ?",
+                (REGION_BLOCKS * BLOCK_SIZE, count),
+            )
+            regions = db.execute(
+                f"SELECT {columns}, region, r.used FROM region r JOIN file f ON f.path = r.path"
+                " WHERE mtime_ns IS NULL ORDER BY r.used LIMIT ?",
+                (count,),
+            )
+            rows = sorted([*files.fetchall(), *regions.fetchall()], key=lambda row: (row[9], row[8]))[:count]
+            return [(CachedFile(os.fsdecode(row[0]), *row[1:8]), row[8]) for row in rows]
+
+        return self._do(work, [])
+
     # ---- writing
 
     def reset(self, path: str, etag: str, size: int, *, ino: int = 0, floor_ns: int = 0, full: bool = False) -> None:
@@ -205,6 +209,7 @@ class CacheIndex:
                     return
                 bitmap, total, size = bytearray(found[0]), found[1], found[2]
                 for block in blocks:
+                    _use_region(db, name, size, block)
                     byte, bit = block >> 3, 1 << (block & 7)
                     if block * BLOCK_SIZE < size and not bitmap[byte] & bit:
                         bitmap[byte] |= bit
@@ -226,6 +231,7 @@ class CacheIndex:
                 if found is None or found[0][block >> 3] >> (block & 7) & 1:
                     return
                 bitmap, total, size = bytearray(found[0]), found[1], found[2]
+                _use_region(db, name, size, block)
                 before = _drop_partial(db, name, block)
                 now = before | mask
                 if now == leaf_mask(size, block):
@@ -260,6 +266,54 @@ class CacheIndex:
                 )
 
         self._do(work, None)
+
+    def touch_regions(self, path: str, regions: Iterable[int], used_ns: int) -> None:
+        """Regions of a file were used at a time (nanoseconds since the epoch)."""
+        rows = [(used_ns, os.fsencode(path), region) for region in regions]
+
+        def work(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                db.executemany("UPDATE region SET used = ? WHERE path = ? AND region = ?", rows)
+
+        self._do(work, None)
+
+    def evict(self, row: CachedFile, region: int, enough: int, keep: Container[int] = ()) -> dict[int, int]:
+        """A region's blocks are about to be punched, but for those to ``keep``, until they have ``enough`` bytes.
+
+        Returns which, and the bytes of each that were there. Nothing when the file has become complete, or another one,
+        since the row was read.
+        """
+        name = os.fsencode(row.path)
+
+        def work(db: sqlite3.Connection) -> dict[int, int]:
+            with _transaction(db):
+                found = db.execute(
+                    "SELECT bitmap, bytes FROM file WHERE path = ? AND etag = ? AND ino = ? AND mtime_ns IS NULL",
+                    (name, row.etag, row.ino),
+                ).fetchone()
+                if found is None:
+                    return {}
+                bitmap, total = bytearray(found[0]), found[1]
+                blocks: dict[int, int] = {}
+                left = False
+                count = (row.size + BLOCK_SIZE - 1) // BLOCK_SIZE
+                for block in range(region * REGION_BLOCKS, min((region + 1) * REGION_BLOCKS, count)):
+                    if block in keep or sum(blocks.values()) >= enough:
+                        left = True
+                        continue
+                    mask = _drop_partial(db, name, block)
+                    if bitmap[block >> 3] >> (block & 7) & 1:
+                        bitmap[block >> 3] ^= 1 << (block & 7)
+                        mask = leaf_mask(row.size, block)
+                    if mask:
+                        blocks[block] = leaf_bytes(row.size, block, mask)
+                total -= sum(blocks.values())
+                db.execute("UPDATE file SET bitmap = ?, bytes = ? WHERE path = ?", (bytes(bitmap), total, name))
+                if not left:
+                    db.execute("DELETE FROM region WHERE path = ? AND region = ?", (name, region))
+                return blocks
+
+        return self._do(work, {})
 
     def forget(self, path: str) -> None:
         """The file is gone."""
@@ -344,7 +398,7 @@ class CacheIndex:
 def _prepare(db: sqlite3.Connection) -> None:
     """Set the connection up, and make the tables of a new index. Raises sqlite3.Error when the file is unusable."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version not in (0, SCHEMA):
+    if version not in (0, 1, SCHEMA):
         raise sqlite3.DatabaseError(f"its schema is {version}, this lamfs knows {SCHEMA}")
     db.execute("PRAGMA synchronous = OFF")  # losing the last marks in a power cut costs a fetch
     if version == SCHEMA:
@@ -358,10 +412,16 @@ def _prepare(db: sqlite3.Connection) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.005)
-    with _transaction(db):
+    with _transaction(db):  # what version 1 lacks is only added
         for statement in _TABLES.split(";\n"):  # not executescript: that would commit first
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _use_region(db: sqlite3.Connection, name: bytes, size: int, block: int) -> None:
+    """The region of a block is used now, if the file has several."""
+    if size > REGION_BLOCKS * BLOCK_SIZE:
+        db.execute("INSERT OR REPLACE INTO region VALUES (?, ?, ?)", (name, block // REGION_BLOCKS, time.time_ns()))
 
 
 def _drop_partial(db: sqlite3.Connection, name: bytes, block: int) -> int:

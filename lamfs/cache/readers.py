@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+from lamfs.cache.bits import leaf_mask
 from lamfs.cache.blockfile import VERIFIED, BlockFile
-from lamfs.cache.index import leaf_mask
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE
 
 NEAR = 1 << 20

@@ -16,7 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamfs.cache.index import CacheIndex, unpack_bitmap
+from lamfs.cache import holes
+from lamfs.cache.bits import REGION_BLOCKS, unpack_bitmap
+from lamfs.cache.index import CacheIndex
 from lamfs.errors import InvalidName, StorageError, StorageFull
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
@@ -63,6 +65,9 @@ def open_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
             raise cache_error(error, full) from error
         fd = -1
     if fd >= 0:
+        if not _shared(fd, revision):  # another process is punching holes and does not come to an end
+            os.close(fd)
+            return make_file(index, cache_dir, path, revision)
         found = os.fstat(fd)
         bitmap = index.present(path, revision.etag, ino=ino_of(found))
         if bitmap is not None and stat.S_ISREG(found.st_mode) and found.st_size == revision.size:
@@ -107,6 +112,7 @@ def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
                 if last:  # somebody makes the same file, or deletes the directory, each time
                     raise
         try:
+            _shared(fd, revision)
             os.ftruncate(fd, revision.size)
             ino = ino_of(os.fstat(fd))
         except BaseException:
@@ -118,6 +124,11 @@ def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
     if revision.size == 0:
         seal(index, path, revision, fd)
     return Opened(fd, ino, bytearray(revision.block_count()), {})
+
+
+def _shared(fd: int, revision: Revision) -> bool:
+    """Keep other processes from punching holes into a file that is open here."""
+    return revision.size <= REGION_BLOCKS * BLOCK_SIZE or holes.share(fd)
 
 
 def clear_way(index: CacheIndex, cache_dir: Path, path: str) -> None:

@@ -31,6 +31,7 @@ class MountOptions:
     cache_limit: int = 20 << 30
     spool_limit: int = 32 << 30
     spool_free: int | None = None
+    cache_free: int | None = None
     timeout: float = 300.0
     uploads: int = 8
     foreground: bool = False
@@ -52,7 +53,7 @@ OPPOSITES = {"noatime": "atime", "noexec": "exec", "sync": "async"}
 KERNEL_WORDS = frozenset({*OPPOSITES, *OPPOSITES.values(), "dirsync", "nodev", "nosuid"})
 """What libfuse 3 and fusermount3 take and heed. A mount is nodev and nosuid in any case."""
 FLAGS = ("allow_other", "xattr", "real_keys", "debug")
-SIZES = ("cache_limit", "spool_limit", "spool_free")
+SIZES = ("cache_limit", "cache_free", "spool_limit", "spool_free")
 MAX_ID = (1 << 32) - 2
 """The largest uid and gid; 2**32-1 means none."""
 NEEDS = {
@@ -64,6 +65,7 @@ NEEDS = {
     "cache_limit": "a size such as 512M or 20G",
     "spool_limit": "a size such as 512M or 32G",
     "spool_free": "a size such as 512M or 1G",
+    "cache_free": "a size such as 512M or 20G",
     "timeout": "a number of seconds above 0",
     "uploads": "a number from 1 to 64",
 }

@@ -111,6 +111,7 @@ class _Mount:
             instance.cache_dir,
             limit_bytes=options.cache_limit,
             leaves=registry.artifacts.leaves,
+            free_bytes=options.cache_free,
         )
         policy = Policy(
             real_keys=options.real_keys,

@@ -37,7 +37,7 @@ class Room:
 
     ``limit``: bytes in the spool; ``floor``: bytes of its disk that stay free (None: see FLOOR); both only as long as
     the uploader can make room: where storage is a folder on the same disk it cannot, and only ENOSPC is left.
-    ``make_room`` lets the cache give up what it has.
+    ``make_room`` lets the cache give up some of what it has; False when it has nothing more.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Room:
         floor: int | None,
         timeout: float,
         waits: bool,
-        make_room: Callable[[], Awaitable[None]],
+        make_room: Callable[[], Awaitable[bool]],
     ) -> None:
         self._spool_dir = spool_dir
         self._registry_path = registry_path
@@ -85,7 +85,7 @@ class Room:
         nothing for the mount's timeout while the spool was at its limit.
         """
         deadline, seen = trio.current_time() + self._timeout, self._progress()
-        tried_cache = waiting = False
+        waiting = False
         try:
             while True:
                 free = self._free() - size
@@ -97,9 +97,7 @@ class Room:
                     if drains and share > SOFT:
                         await trio.sleep(SLOW * (share - SOFT) / (1 - SOFT))
                     return
-                if free < 0 and not tried_cache:
-                    tried_cache = True
-                    await self._make_room()
+                if free < 0 and await self._make_room():
                     continue
                 if not drains:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

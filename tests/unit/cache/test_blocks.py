@@ -488,8 +488,10 @@ async def test_a_full_cache_disk_makes_room_and_tries_again(rig: Rig) -> None:
         assert not rig.path("other").exists()
         rig.mover.failures = [StorageFull("no space"), StorageFull("no space")]
         full = cache.open(rig.store.put("k2", data))
+        assert await full.read(0, 10) == data[:10], "by way of memory"
+        assert full.read_now(0, 10) is None
         with pytest.raises(StorageFull):
-            await full.read(0, 10)
+            await full.fill()
         full.close()
         file.close()
 

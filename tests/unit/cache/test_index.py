@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lamfs.cache.index import SCHEMA, CacheIndex, full_bitmap, unpack_bitmap
+from lamfs.cache.bits import full_bitmap, unpack_bitmap
+from lamfs.cache.index import SCHEMA, CacheIndex
 from lamfs.model import BLOCK_SIZE
 
 

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamfs.cache import flights
+from lamfs.cache.bits import leaf_bytes, leaf_mask
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.files import cache_file
-from lamfs.cache.index import CacheIndex, leaf_bytes, leaf_mask
+from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, TransferDied
 from lamfs.hashing import hash_leaves
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, Revision
@@ -40,10 +41,12 @@ class Rig:
         self.dir = tmp_path / "cache"
         self.asked: list[int] = []
         self.hashes: dict[str, bytes] = {}
+        self.revisions: dict[str, Revision] = {}
 
     def put(self, key: str, data: bytes) -> Revision:
         self.hashes[key] = data
-        return self.store.put(key, data)
+        self.revisions[key] = self.store.put(key, data)
+        return self.revisions[key]
 
     def leaves(self, revision: Revision, block: int) -> bytes | None:
         self.asked.append(block)

@@ -22,6 +22,7 @@ from lamfs.errors import InvalidArgument
         ("cache_limit", "a size"),
         ("spool_limit", "a size"),
         ("spool_free", "a size"),
+        ("cache_free", "a size"),
         ("timeout=0", "above 0"),
         ("timeout=-1", "above 0"),
         ("timeout=nan", "above 0"),
