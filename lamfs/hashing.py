@@ -1,4 +1,6 @@
-"""Content hashes: LaminDB's (md5, sha1-fl, md5-d) and lamfs's own per-block BLAKE3. Plain functions, any thread.
+"""Content hashes: LaminDB's (md5, sha1-fl, md5-d), and lamfs's own BLAKE3 of blocks and leaves. Any thread.
+
+Plain functions.
 
 LaminDB 0.72: url-safe base64 of the digest without ``=``, first 22 characters.
 """
@@ -10,12 +12,13 @@ import errno
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from blake3 import blake3
 
-from lamfs.model import BLOCK_SIZE, ContentHash
+from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, ContentHash
 
 MD5_MAX = 52_428_800
 """Files up to this many bytes (50 MiB) are hashed with md5, larger ones with sha1-fl."""
@@ -31,29 +34,57 @@ def hash_block(data: bytes | memoryview) -> bytes:
     return blake3(data).digest()
 
 
-def hash_fd(fd: int, size: int, progress: Callable[[int], None] | None = None) -> ContentHash:
+def hash_leaf(data: bytes | memoryview) -> bytes:
+    """Hash of one leaf: the first LEAF_HASH bytes of its BLAKE3."""
+    return blake3(data).digest(length=LEAF_HASH)
+
+
+def hash_leaves(block: bytes | memoryview) -> bytes:
+    """The concatenated hashes of the leaves of one block."""
+    with memoryview(block) as view:
+        return b"".join([hash_leaf(view[at : at + LEAF_SIZE]) for at in range(0, len(view), LEAF_SIZE)])
+
+
+def hash_fd(
+    fd: int,
+    size: int,
+    progress: Callable[[int], None] | None = None,
+    *,
+    known: Mapping[int, bytes] = MappingProxyType({}),
+) -> ContentHash:
     """Hash ``size`` bytes of an open file from its start, in one pass of pread; the file offset may move.
 
-    ``progress`` is called with the number of bytes of each block. Raises EOFError when the file is shorter.
+    ``progress`` is called with the number of bytes of each block. Raises EOFError when the file is shorter. The leaves
+    of files of one leaf are left out (their block is as good), and those of holes (zero_leaves knows them). ``known``:
+    BLAKE3 of blocks that need not be read; not for those that the whole-file hash is over.
     """
     small = size <= MD5_MAX
     data_at = 0
     whole = hashlib.md5() if small else hashlib.sha1()
     blocks = bytearray()
+    leaves: dict[int, bytes] = {}
     buffer = bytearray(min(BLOCK_SIZE, size) or 1)
     for offset in range(0, size, BLOCK_SIZE):
         want = min(BLOCK_SIZE, size - offset)
+        digest = known.get(offset // BLOCK_SIZE)
+        if digest is not None:
+            blocks += digest
+            if progress is not None:
+                progress(want)
+            continue
         if not small and data_at <= offset:
             data_at = _next_data(fd, offset, size)
         if data_at >= offset + BLOCK_SIZE and offset >= MD5_MAX and want == BLOCK_SIZE:
             # A hole: its hash is known without reading it.
-            blocks += _zero_block()
+            blocks += zero_block()
             if progress is not None:
                 progress(want)
             continue
         view = memoryview(buffer)[:want]
         _read_full(fd, view, offset)
         blocks += blake3(view).digest()
+        if size > LEAF_SIZE:
+            leaves[offset // BLOCK_SIZE] = hash_leaves(view)
         if small:
             whole.update(view)
         elif offset < MD5_MAX:
@@ -63,19 +94,26 @@ def hash_fd(fd: int, size: int, progress: Callable[[int], None] | None = None) -
     if os.fstat(fd).st_size < size:
         raise EOFError("file ended while it was hashed")  # behind its end there is no data either
     if small:
-        return ContentHash(size, encode_digest(whole.digest()), "md5", bytes(blocks))
+        return ContentHash(size, encode_digest(whole.digest()), "md5", bytes(blocks), leaves)
     last = hashlib.sha1()
     for offset in range(size - MD5_MAX, size, BLOCK_SIZE):
         view = memoryview(buffer)[: min(BLOCK_SIZE, size - offset)]
         _read_full(fd, view, offset)
         last.update(view)
     both = hashlib.sha1(whole.digest() + last.digest())
-    return ContentHash(size, encode_digest(both.digest()), "sha1-fl", bytes(blocks))
+    return ContentHash(size, encode_digest(both.digest()), "sha1-fl", bytes(blocks), leaves)
 
 
 @functools.cache
-def _zero_block() -> bytes:
+def zero_block() -> bytes:
+    """BLAKE3 of a full block of zeros."""
     return hash_block(bytes(BLOCK_SIZE))
+
+
+@functools.cache
+def zero_leaves() -> bytes:
+    """The leaf hashes of a full block of zeros."""
+    return hash_leaf(bytes(LEAF_SIZE)) * (BLOCK_SIZE // LEAF_SIZE)
 
 
 def _next_data(fd: int, offset: int, size: int) -> int:

@@ -6,6 +6,7 @@ import secrets
 import string
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -14,6 +15,11 @@ BASE62 = string.digits + string.ascii_letters
 
 BLOCK_SIZE = 4 << 20
 """Bytes per block: the unit of per-block hashes, of the cache and of fetching."""
+
+LEAF_SIZE = 64 << 10
+"""Bytes per leaf of a block: the least that is fetched and verified for a random read."""
+LEAF_HASH = 16
+"""Bytes per leaf hash: BLAKE3, cut."""
 
 AUTO_KEY_PREFIX = ".lamindb/"
 """Object keys of artifacts without a real key start with this (LaminDB 0.72)."""
@@ -84,12 +90,15 @@ class ContentHash:
     ``size`` in bytes; ``hash``/``hash_type`` are LaminDB's (22 characters; ``md5`` or ``sha1-fl``);
     ``blocks`` is the concatenation of one 32-byte BLAKE3 digest per 4 MiB block (empty for an empty file).
     Two revisions are equal when ``size`` and ``blocks`` are, never by ``hash`` alone.
+    ``leaves`` has, for some blocks, the concatenated hashes of their 64 KiB leaves (``LEAF_HASH`` bytes each). Only who
+    has just hashed the bytes has them here; the registry hands them out by block.
     """
 
     size: int
     hash: str
     hash_type: str
     blocks: bytes
+    leaves: Mapping[int, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     def same_bytes(self, other: ContentHash | None) -> bool:
         """Whether both describe the same bytes (decided on the BLAKE3 block hashes)."""
@@ -143,6 +152,11 @@ class ArtifactRecord:
     def size(self) -> int:
         """Bytes of the stored revision."""
         return self.revision.content.size
+
+    @property
+    def place(self) -> str:
+        """Where it shows in a mount: its key, or below ``.lamindb/``."""
+        return f"{AUTO_KEY_PREFIX}{self.uid}{self.suffix}" if self.key is None else self.key
 
     @property
     def hash(self) -> str:

@@ -1,21 +1,23 @@
-"""One revision's bytes as a local file that fills block by block: which blocks may be read, and reading them.
+"""One revision's bytes as a local file that fills by blocks and leaves: which may be read, and reading them.
 
-The trio loop only; all readers of a revision in the process share one BlockFile. Bytes are given out only from blocks
-that this process has verified.
+The trio loop only; all readers of a revision in the process share one BlockFile. Bytes are given out only from blocks,
+or leaves of blocks, that this process has verified. A random read brings or verifies only the leaves that it needs.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterator
 from os import pread
 from typing import Protocol
 
 import trio
 
+from lamfs.cache.index import leaf_mask
 from lamfs.errors import LamfsError, StorageError
-from lamfs.hashing import hash_block
-from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.hashing import hash_block, hash_leaf
+from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 
 ABSENT, PRESENT, VERIFIED = 0, 1, 2
 """States of a block: not in the file; said to be in the file by the index; checked by this process."""
@@ -26,30 +28,57 @@ FILL_WINDOW = 4
 SMALL = 64 << 10
 """Blocks up to this many bytes are verified right here: hashing them takes less time than a job's way and back."""
 
+FEW_LEAVES = 16
+"""Reads of up to so many leaves of a block bring and verify these alone: the kernel asks for 1 MiB at most."""
+
 _SHIFT = BLOCK_SIZE.bit_length() - 1
+_LEAF_SHIFT = LEAF_SIZE.bit_length() - 1
+_IN_BLOCK = BLOCK_SIZE - 1
 
 
 class Flight:
-    """One block on its way; every reader that wants the block waits for the same one."""
+    """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same flight."""
 
-    __slots__ = ("error", "landed", "prefetch")
+    __slots__ = ("error", "landed", "mask", "prefetch")
 
-    def __init__(self, prefetch: bool) -> None:
+    def __init__(self, prefetch: bool, mask: int = 0) -> None:
         self.prefetch = prefetch
+        self.mask = mask
         self.landed = trio.Event()
         self.error: LamfsError | None = None
+
+
+class Leaves:
+    """What is known of the leaves of a block that is not verified as a whole. Leaf i is bit i of each mask."""
+
+    __slots__ = ("flights", "present", "verified")
+
+    def __init__(self, present: int) -> None:
+        self.present = present
+        """Said to be in the file. Of a block that is PRESENT all are."""
+        self.verified = 0
+        """Checked by this process."""
+        self.flights: list[Flight] = []
+
+    def in_air(self) -> int:
+        """Leaves that are on their way."""
+        mask = 0
+        for flight in self.flights:
+            mask |= flight.mask
+        return mask
 
 
 class Owner(Protocol):
     """What a BlockFile needs of its cache."""
 
-    prefetch_blocks: int
+    def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
+        """The concatenated leaf hashes of a block; None when they are not known."""
+
+    def start_leaves(self, file: BlockFile, block: int, first: int, last: int) -> Flight:
+        """Fetch leaves ``first`` to ``last`` of a block."""
 
     def start(self, file: BlockFile, block: int) -> Flight:
         """The flight of a block, started if there is none."""
-
-    def prefetch(self, file: BlockFile, block: int) -> None:
-        """Bring a block when there is capacity to spare."""
 
     def release(self, file: BlockFile) -> None:
         """Drop one reference."""
@@ -62,25 +91,32 @@ class BlockFile:
     """An open (sparse) file of one revision. Made by BlockCache.open; close() gives the reference back."""
 
     __slots__ = (
-        "_ahead",
         "_fd",
-        "_next",
         "_owner",
         "_ready",
         "_size",
-        "_todo",
-        "_trigger",
-        "_window",
         "flights",
         "hits",
         "ino",
+        "leaf_misses",
+        "leaves",
         "path",
         "refs",
         "revision",
         "state",
+        "todo",
     )
 
-    def __init__(self, owner: Owner, revision: Revision, fd: int, ino: int, path: str | None, state: bytearray) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        revision: Revision,
+        fd: int,
+        ino: int,
+        path: str | None,
+        state: bytearray,
+        partial: dict[int, int] | None = None,
+    ) -> None:
         self.revision = revision
         self.path = path
         """Relative path in the cache; None for the file of a local storage itself."""
@@ -91,20 +127,24 @@ class BlockFile:
         """Users and flights. The cache closes the file some time after the last is gone."""
         self.hits = 0
         self.flights: dict[int, Flight] = {}
+        """Whole blocks on their way."""
+        self.leaves = {block: Leaves(mask) for block, mask in (partial or {}).items() if state[block] == ABSENT}
+        self.leaf_misses = (0, 0.0)
+        """How many leaves random reads had to fetch, and since when (trio's clock): Flights counts."""
         self._owner = owner
         self._fd = fd
         self._size = revision.size
-        # What read_now may give out: 1 for verified blocks, but for the one that extends the prefetch when reached.
-        self._ready = bytearray(state.replace(b"\x01", b"\x00").replace(b"\x02", b"\x01"))
-        self._todo = len(state) - state.count(VERIFIED)
-        self._trigger = -1
-        self._next = 0
-        self._ahead = 0
-        self._window = 1
+        self._ready = bytearray(state.replace(b"\x01", b"\x00").replace(b"\x02", b"\x01"))  # 1 for verified blocks
+        self.todo = len(state) - state.count(VERIFIED)
+        """Blocks that are not verified."""
 
     def fd(self) -> int:
         """Descriptor of the (sparse) file. The BlockFile owns it."""
         return self._fd
+
+    def hold(self) -> None:
+        """Take another reference, to be dropped with ``close``: for who waits while its own may be dropped."""
+        self.refs += 1
 
     def close(self) -> None:
         """Drop the reference. The object is not used by this holder afterwards."""
@@ -113,10 +153,7 @@ class BlockFile:
     # ---- reading
 
     def read_now(self, offset: int, size: int) -> bytes | None:
-        """The bytes at once, cut at the end of the file, when every block they touch is verified; else None.
-
-        None is also the answer now and then at the start of a block, so that read() can go on prefetching.
-        """
+        """The bytes at once, cut at the end of the file, when all that they touch is verified; else None."""
         left = self._size - offset
         if size >= left:
             if left <= 0:
@@ -125,9 +162,9 @@ class BlockFile:
         first = offset >> _SHIFT
         last = (offset + size - 1) >> _SHIFT
         if first == last:
-            if not self._ready[first]:
+            if not self._ready[first] and not self._has_leaves(offset, size):
                 return None
-        elif self._ready.find(0, first, last + 1) >= 0:
+        elif self._ready.find(0, first, last + 1) >= 0 and not self._has_leaves(offset, size):
             return None
         try:
             data = pread(self._fd, size, offset)
@@ -138,23 +175,22 @@ class BlockFile:
         self.hits += 1
         return data
 
-    async def read(self, offset: int, size: int, *, sequential: bool = False) -> bytes:
-        """The bytes, cut at the end of the file; missing blocks are brought, each once for all who want it.
+    async def read(self, offset: int, size: int, *, whole: bool = False) -> bytes:
+        """The bytes, cut at the end of the file; what is missing is brought, once for all who want it.
 
-        ``sequential`` brings following blocks in the background, more of them the longer the sequence goes on.
-        Raises ObjectChanged, ObjectMissing, DamagedData, StorageUnavailable, TransferDied. No checkpoint when nothing
-        is missing.
+        ``whole``: by blocks, since what is around will be read too. Else a small read brings leaves, where their hashes
+        are known. Raises ObjectChanged, ObjectMissing, DamagedData, StorageUnavailable, TransferDied. No checkpoint
+        when nothing is missing.
         """
         size = min(size, self._size - offset)
         if size <= 0:
             return b""
-        first, last = offset >> _SHIFT, (offset + size - 1) >> _SHIFT
         for _ in range(3):
-            await self._bring(first, last, sequential)
+            await self._bring(offset, offset + size, whole)
             data = self.read_now(offset, size)
             if data is not None:
                 return data
-            self._distrust(first, last)
+            self._distrust(offset >> _SHIFT, (offset + size - 1) >> _SHIFT)
         raise StorageError(
             f"The local file of '{self.revision.object_key}' is cut or unreadable again and again; check the disk."
         )
@@ -163,27 +199,125 @@ class BlockFile:
         """Bring and verify all blocks; returns the descriptor of the complete file. Raises as read."""
         if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
             self._distrust(0, len(self.state) - 1)
-        if self._todo:
-            await self._bring(0, len(self.state) - 1, False)
+        if self.todo:
+            await self._bring(0, self._size, True)
         return self._fd
 
-    async def _bring(self, first: int, last: int, sequential: bool) -> None:
-        waiting: deque[Flight] = deque()
-        for block in range(first, last + 1):
-            while self.state[block] != VERIFIED and not self._verify_small(block):
-                if len(waiting) >= FILL_WINDOW:
-                    await self._wait(waiting.popleft())
-                    continue  # somebody else may have brought it meanwhile
-                waiting.append(self._owner.start(self, block))
-                break
-        if sequential:
-            self._read_ahead(first, last)
+    async def fill_range(self, first_block: int, last_block: int) -> int:
+        """Bring and verify these blocks, the last one too; returns the descriptor of the file. Raises as read."""
+        first, last = max(first_block, 0), min(last_block, len(self.state) - 1)
+        if first > last:
+            return self._fd
+        if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
+            self._distrust(0, len(self.state) - 1)
+        if self.state.find(ABSENT, first, last + 1) >= 0 or self.state.find(PRESENT, first, last + 1) >= 0:
+            await self._bring(first * BLOCK_SIZE, (last + 1) * BLOCK_SIZE, True)
+        return self._fd
+
+    async def _bring(self, offset: int, end: int, whole: bool) -> None:
+        """Bring and verify what bytes ``offset`` to ``end`` touch."""
+        waiting: deque[tuple[int, int, bool, Flight]] = deque()
+        first, last = offset >> _SHIFT, (min(end, self._size) - 1) >> _SHIFT
+        for block, mask in self._masks(first, last, offset, end):
+            if self.state[block] == VERIFIED:
+                continue
+            while len(waiting) >= FILL_WINDOW:
+                await self._settle(waiting)
+            entire = whole or mask.bit_count() > FEW_LEAVES
+            flight = self._want(block, mask, entire)
+            if flight is not None:
+                waiting.append((block, mask, entire, flight))
         while waiting:
-            await self._wait(waiting.popleft())
-        if self._trigger >= 0 and first <= self._trigger <= last:
-            self._trigger = -1
+            await self._settle(waiting)
+
+    async def _settle(self, waiting: deque[tuple[int, int, bool, Flight]]) -> None:
+        """Wait for the oldest flight; when it did not bring all that is wanted of its block, for another one."""
+        block, mask, entire, flight = waiting.popleft()
+        await flight.landed.wait()
+        if flight.error is not None:
+            raise self._owner.failure(flight)
+        more = self._want(block, mask, entire)
+        if more is not None:
+            waiting.append((block, mask, entire, more))
+
+    def _masks(self, first: int, last: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
+        """The blocks ``first`` to ``last``, and which leaves of each the bytes ``offset`` to ``end`` touch."""
         for block in range(first, last + 1):
-            self._ready[block] = self.state[block] == VERIFIED
+            start = (offset & _IN_BLOCK) >> _LEAF_SHIFT if block == first else 0
+            stop = ((min(end, self._size) - 1) & _IN_BLOCK) >> _LEAF_SHIFT if block == last else 63
+            yield block, leaf_mask(self._size, block, start, stop)
+
+    def _want(self, block: int, mask: int, entire: bool) -> Flight | None:
+        """The flight to wait for until leaves of a block can be read; None: now. ``entire``: better the whole block."""
+        if self.state[block] == VERIFIED or self._verify_small(block):
+            return None
+        flight = self.flights.get(block)
+        if flight is not None:
+            return flight
+        leaves = self.leaves.get(block)
+        if entire:
+            missing = mask if leaves is None else mask & ~leaves.verified
+            if leaves is None or missing & ~leaves.in_air():
+                return self._owner.start(self, block)
+            return next((flight for flight in leaves.flights if flight.mask & missing), None)
+        hashes = self._owner.leaf_hashes(self, block)
+        if hashes is None:
+            return self._owner.start(self, block)
+        if leaves is None:
+            leaves = self.leaves[block] = Leaves(leaf_mask(self._size, block) if self.state[block] == PRESENT else 0)
+        self._check_leaves(block, leaves, mask, hashes)
+        missing = mask & ~leaves.verified
+        if not missing:
+            return None
+        if self.state[block] == PRESENT:  # a leaf is not right: the flight finds the same, and says so
+            return self._owner.start(self, block)
+        run = self.missing(block, missing)
+        if run is None:
+            return next(flight for flight in leaves.flights if flight.mask & missing)
+        return self._owner.start_leaves(self, block, *run)
+
+    def missing(self, block: int, mask: int) -> tuple[int, int] | None:
+        """First and last of a run of leaves of an absent block that has in it those of ``mask`` that are not there nor
+        on their way, or the first of these; None when there are none."""
+        leaves = self.leaves.get(block)
+        in_air = 0 if leaves is None else leaves.in_air()
+        free = mask & ~in_air if leaves is None else mask & ~in_air & ~leaves.present
+        if not free:
+            return None
+        first, last = (free & -free).bit_length() - 1, free.bit_length() - 1
+        if leaf_mask(self._size, block, first, last) & in_air:
+            last = first + (~(free >> first) & -~(free >> first)).bit_length() - 2
+        return first, last
+
+    def _check_leaves(self, block: int, leaves: Leaves, mask: int, hashes: bytes) -> None:
+        """Verify those of the leaves that are in the file, right here: a leaf takes some 20 microseconds."""
+        unsure = mask & leaves.present & ~leaves.verified
+        while unsure:
+            bit = unsure & -unsure
+            unsure ^= bit
+            leaf = bit.bit_length() - 1
+            offset = (block << _SHIFT) + (leaf << _LEAF_SHIFT)
+            try:
+                data = pread(self._fd, min(LEAF_SIZE, self._size - offset), offset)
+            except OSError:  # a bad sector
+                data = b""
+            if hash_leaf(data) == hashes[leaf * LEAF_HASH : (leaf + 1) * LEAF_HASH]:
+                leaves.verified |= bit
+            elif self.state[block] == PRESENT:
+                return
+            else:
+                leaves.present ^= bit  # torn: as if it had never come
+        if leaves.verified == leaf_mask(self._size, block):
+            self.verified(block)
+
+    def _has_leaves(self, offset: int, size: int) -> bool:
+        first, last = offset >> _SHIFT, (offset + size - 1) >> _SHIFT
+        for block, mask in self._masks(first, last, offset, offset + size):
+            if self.state[block] != VERIFIED:
+                leaves = self.leaves.get(block)
+                if leaves is None or mask & ~leaves.verified:
+                    return False
+        return True
 
     async def _wait(self, flight: Flight) -> None:
         await flight.landed.wait()
@@ -206,31 +340,6 @@ class BlockFile:
         self.verified(block)
         return True
 
-    def _read_ahead(self, first: int, last: int) -> None:
-        """A sequential reader is at blocks first..last: bring the next ones, once for each block it enters."""
-        if not self._todo:
-            return
-        if not self._next - 1 <= first <= self._ahead:  # a new sequence
-            self._window, self._ahead = 1, last + 1
-        elif last < self._next:
-            return
-        limit = self._owner.prefetch_blocks
-        self._next = last + 1
-        end = min(last + 1 + min(self._window, limit), len(self.state))
-        for block in range(max(self._ahead, last + 1), end):
-            if self.state[block] != VERIFIED:
-                self._owner.prefetch(self, block)
-        self._ahead = max(self._ahead, end)
-        self._window = min(2 * self._window, max(limit, 1))
-        if limit and last + 1 < len(self.state):
-            self._set_trigger(last + 1)
-
-    def _set_trigger(self, block: int) -> None:
-        old, self._trigger = self._trigger, block
-        if old >= 0:
-            self._ready[old] = self.state[old] == VERIFIED
-        self._ready[block] = 0
-
     # ---- what the cache tells
 
     def span(self, block: int) -> tuple[int, int]:
@@ -242,20 +351,43 @@ class BlockFile:
         """The block's bytes are in the file, and they are right."""
         if self.state[block] != VERIFIED:
             self.state[block] = VERIFIED
-            self._todo -= 1
-        self._ready[block] = block != self._trigger
+            self.todo -= 1
+            self.leaves.pop(block, None)
+        self._ready[block] = 1
+
+    def came(self, block: int, mask: int) -> None:
+        """Leaves of a block are in the file, and they are right."""
+        leaves = self.leaves.get(block)
+        if self.state[block] == VERIFIED or leaves is None:
+            return
+        leaves.present |= mask
+        leaves.verified |= mask
+        full = leaf_mask(self._size, block)
+        if leaves.verified == full:
+            self.verified(block)
+        elif leaves.present == full:
+            self.state[block] = PRESENT
 
     def lost(self, block: int, state: int = ABSENT) -> None:
         """The block's bytes are not what they should be (``state`` PRESENT: not known to be)."""
         if self.state[block] == VERIFIED:
-            self._todo += 1
+            self.todo += 1
         self.state[block] = state
         self._ready[block] = 0
+        self.leaves.pop(block, None)
 
     def _distrust(self, first: int, last: int) -> None:
         for block in range(first, last + 1):
-            if block not in self.flights:
+            leaves = self.leaves.get(block)
+            if self.state[block] == ABSENT:
+                if leaves is not None:
+                    leaves.verified = 0
+            elif block not in self.flights:
                 self.lost(block, PRESENT)
+
+    def holds(self, offset: int, size: int) -> bool:
+        """Whether no block of the range is absent: it can be read without storage."""
+        return self.state.find(ABSENT, offset >> _SHIFT, (offset + size - 1 >> _SHIFT) + 1) < 0
 
     def whole(self) -> bool:
         """Whether no block is absent."""

@@ -11,20 +11,22 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import trio
 
 from lamfs.cache import sparse
-from lamfs.cache.blockfile import PRESENT, VERIFIED, BlockFile
-from lamfs.cache.flights import BlockMover, Flights
+from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile
+from lamfs.cache.flights import BlockMover, Flights, LeafHashes
 from lamfs.cache.index import CacheIndex
-from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
+from lamfs.cache.readers import Reader
+from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.model import ContentHash, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
 
-__all__ = ["BlockCache", "BlockFile"]
+__all__ = ["BlockCache", "BlockFile", "Reader"]
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class BlockCache:
         *,
         limit_bytes: int,
         prefetch_blocks: int = 8,
+        leaves: LeafHashes | None = None,
     ) -> None:
         self.limit_bytes = limit_bytes
         """Bytes of blocks in the cache directory above which whole files are evicted."""
@@ -70,10 +73,25 @@ class BlockCache:
             mover,
             index,
             prefetch_blocks=prefetch_blocks,
+            leaves=leaves,
             release=self._release,
             make_room=lambda: self._evict(0),
             grown=self._work.set,
         )
+
+    @property
+    def on_storage_damage(self) -> Callable[[Revision, int], None]:
+        """Told of each block in storage that is not what was saved; by default that is a line in the log."""
+        return self._flights.on_storage_damage
+
+    @on_storage_damage.setter
+    def on_storage_damage(self, told: Callable[[Revision, int], None]) -> None:
+        self._flights.on_storage_damage = told
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that have come from storage."""
+        return self._flights.fetched
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bring blocks and keep the cache within its limit until cancelled; readers then get TransferDied."""
@@ -95,6 +113,10 @@ class BlockCache:
             self._flush()
             for file in list(self._idle):
                 self._detach(file)
+
+    def look(self) -> None:
+        """Somebody may have evicted files: let go of those that are idle here, so that their space becomes free."""
+        self._work.set()
 
     def stats(self) -> dict[str, int]:
         """hits (reads served at once), misses (blocks fetched), fetched_bytes, damaged (blocks), cached_bytes."""
@@ -140,13 +162,17 @@ class BlockCache:
             self._work.set()
         return file
 
+    def reader(self) -> Reader:
+        """For an open handle: its reads are to go through it."""
+        return Reader(self._flights)
+
     def _make(self, revision: Revision) -> BlockFile:
         if self._local:
             file = self._open_storage_file(revision)
         else:
             path = sparse.relative_path(self._store, revision.object_key)
             opened = sparse.open_file(self._index, self._dir, path, revision)
-            file = BlockFile(self._flights, revision, opened.fd, opened.ino, path, opened.present)
+            file = BlockFile(self._flights, revision, opened.fd, opened.ino, path, opened.present, opened.partial)
         memo = self._remembered.pop((revision.object_key, revision.etag), None)
         if memo is not None and memo[1].same_bytes(revision.content) and memo[0] == file.identity():
             for block, state in enumerate(memo[2]):
@@ -218,9 +244,10 @@ class BlockCache:
 
     # ---- whole files
 
-    def adopt(self, fd: int, spool_path: str, revision: Revision) -> bool:
-        """Rename a spool file, whose whole content is ``revision``'s, to the cache path, complete and verified.
+    def adopt(self, fd: int, spool_path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
+        """Rename a spool file, whose content is ``revision``'s but for ``missing`` blocks, to the cache path, verified.
 
+        What is missing is taken from the cache file that was there, block by block in the background, if it has it.
         False, and nothing changed, when that is not possible (another file system, local storage, not that file).
         """
         if self._local:
@@ -235,31 +262,59 @@ class BlockCache:
             floor = full.lstat().st_mtime_ns if os.path.lexists(full) else 0
             if full.is_dir():
                 sparse.clear_way(self._index, self._dir, path)
+            donor = sparse.open_old(self._index, self._dir, path) if missing else None
             os.rename(spool_path, full)
         except OSError as error:
             log.debug("The spool file %s does not become a cache file: %s.", spool_path, error)
             return False
         ino = sparse.ino_of(spool)
-        self._index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=True)
+        self._index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=not missing)
+        state = bytearray([VERIFIED]) * revision.block_count()
+        for block in missing:
+            state[block] = ABSENT
+        if missing:
+            present = [block for block, value in enumerate(state) if value]
+            self._index.mark(path, revision.etag, present, ino=ino)
         own = -1
         try:
             own = os.open(full, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             os.fchmod(own, 0o600)
             os.utime(own)
-            sparse.seal(self._index, path, revision, own)
+            if not missing:
+                sparse.seal(self._index, path, revision, own)
         except OSError as error:  # out of descriptors, or the cache was deleted this moment
             log.debug("The new cache file %s is not kept open: %s.", full, error)
         if own < 0:
+            if donor is not None:
+                os.close(donor.fd)
             return True
         old = self._files.get(revision.object_key, {}).get(revision.etag)
         if old is not None:
             self._detach(old)
-        file = BlockFile(self._flights, revision, own, ino, path, bytearray([VERIFIED]) * revision.block_count())
+        file = BlockFile(self._flights, revision, own, ino, path, state)
         self._insert(file)
         file.refs += 1
-        self._release(file)
+        if donor is None:
+            self._release(file)
+        elif self._flights.nursery is None:
+            os.close(donor.fd)
+            self._release(file)
+        else:
+            self._flights.nursery.start_soon(self._graft, file, donor)
         self._work.set()
         return True
+
+    async def _graft(self, file: BlockFile, donor: sparse.Opened) -> None:
+        """Copy the blocks that a revision has in common with the one before it from that one's cache file."""
+        try:
+            for block in range(min(len(donor.present), len(file.state))):
+                if donor.present[block] and file.state[block] == ABSENT and block not in file.flights:
+                    await self._flights.graft(file, block, donor.fd)
+        except LamfsError as error:
+            log.debug("Blocks of '%s' stay behind: %s", file.revision.object_key, error)
+        finally:
+            os.close(donor.fd)
+            self._release(file)
 
     def drop(self, object_key: str) -> None:
         """Forget the cached file of an object that is deleted or replaced; open BlockFiles stay readable."""
@@ -325,6 +380,11 @@ class BlockCache:
                 return
             total = self._index.total_bytes()
             asked *= 4
+
+    async def make_room(self) -> None:
+        """Give up all files that nobody uses: somebody else needs the disk."""
+        if not self._local:
+            await self._evict(0)
 
     def _in_use(self, path: str) -> bool:
         """Whether a cache path is open here; an idle file is closed to say no."""

@@ -1,7 +1,7 @@
-"""Bringing blocks: verifying what is here, fetching what is not, prefetching ahead. The trio loop only.
+"""Bringing blocks and leaves: verifying what is here, fetching what is not, prefetching. The trio loop only.
 
-Each block on its way is one task in the cache's own nursery, whoever asked for it first: several readers cause one GET,
-and a reader that is cancelled takes nothing from the others.
+Each block, or run of leaves, on its way is one task in the cache's own nursery, whoever asked for it first: several
+readers cause one GET, and a reader that is cancelled takes nothing from the others.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Protocol, TypeVar
 import trio
 
 from lamfs.cache import sparse
-from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile, Flight
-from lamfs.cache.index import CacheIndex
+from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile, Flight, Leaves
+from lamfs.cache.index import CacheIndex, leaf_bytes, leaf_mask
+from lamfs.cache.readers import Reader
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
-from lamfs.model import Revision
+from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
 from lamfs.transfer import jobs
@@ -27,8 +28,12 @@ log = logging.getLogger(__name__)
 
 PREFETCH_JOBS = 6
 """Prefetches at a time, of all files: two of the mover's eight readers are always left for somebody who waits."""
-PREFETCH_QUEUE = 256
-"""Blocks that may wait for prefetching; the oldest wish is dropped."""
+DENSE = 32
+"""Leaves that random reads of a file must fetch, ..."""
+DENSE_BYTES = 8 << 20
+"""... and one more per this many bytes of it, ..."""
+DENSE_SECONDS = 60.0
+"""... within this time, for the rest of the file to be brought in whole blocks: that takes fewer requests."""
 ATTEMPTS = 3
 """How often a job is given when the moving process dies during it."""
 
@@ -38,11 +43,28 @@ T = TypeVar("T")
 class BlockMover(Protocol):
     """What the cache wants of lamfs.transfer.client.Mover."""
 
-    async def fetch(self, key: str, *, etag: str, offset: int, length: int, path: str, digest: bytes | None) -> None:
+    async def fetch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        length: int,
+        path: str,
+        digest: bytes | None,
+        leaves: bytes | None = None,
+    ) -> None:
         """Mover.fetch."""
 
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
         """Mover.verify."""
+
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        """Mover.graft."""
+
+
+LeafHashes = Callable[[Revision, int], bytes | None]
+"""The stored leaf hashes of one block of a revision."""
 
 
 class Flights:
@@ -55,6 +77,7 @@ class Flights:
         index: CacheIndex,
         *,
         prefetch_blocks: int,
+        leaves: LeafHashes | None,
         release: Callable[[BlockFile], None],
         make_room: Callable[[], Awaitable[None]],
         grown: Callable[[], None],
@@ -66,18 +89,25 @@ class Flights:
         self.nursery: trio.Nursery | None = None
         """Where flights run; None when the cache does not run."""
         self.misses = self.fetched = self.damaged = 0
+        self.on_storage_damage: Callable[[Revision, int], None] = self._log_damage
+        """Told of each block of an object that is not what was saved: it writes the log line."""
         self._store = store
         self._mover = mover
         self._index = index
+        self._leaves = leaves
         self._make_room = make_room
         self._grown = grown
-        self._wishes: deque[tuple[BlockFile, int]] = deque(maxlen=PREFETCH_QUEUE)
+        self._wishing: deque[Reader] = deque()
+        """Readers that have wishes, each once: they take turns."""
         self._prefetching = 0
+        self._dense: dict[BlockFile, int] = {}
+        """Files of which all is wanted, and how far it has been asked for."""
 
     def stop(self) -> None:
         """The nursery has ended: forget all wishes."""
         self.nursery = None
-        self._wishes.clear()
+        self._wishing.clear()
+        self._dense.clear()
 
     def start(self, file: BlockFile, block: int, prefetch: bool = False) -> Flight:
         """The flight of a block, in the cache's own nursery: who waits for it may be cancelled, the flight is not."""
@@ -90,23 +120,93 @@ class Flights:
             self.nursery.start_soon(self._fly, file, block, flight)
         return flight
 
+    def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
+        """The concatenated leaf hashes of a block; None when they are not known."""
+        if self._leaves is None or file.revision.size <= LEAF_SIZE:
+            return None
+        try:
+            return self._leaves(file.revision, block)
+        except LamfsError as error:
+            log.warning("The leaf hashes of '%s' cannot be read: %s", file.revision.object_key, error)
+            return None
+
+    def start_leaves(self, file: BlockFile, block: int, first: int, last: int, prefetch: bool = False) -> Flight:
+        """The flight of leaves ``first`` to ``last`` of an absent block, whose hashes are known. As start."""
+        if self.nursery is None:
+            raise TransferDied("The block cache is not running: the mount is being ended.")
+        flight = Flight(prefetch, leaf_mask(file.revision.size, block, first, last))
+        file.leaves.setdefault(block, Leaves(0)).flights.append(flight)
+        file.refs += 1
+        if not prefetch:
+            self._count_miss(file)
+        self.nursery.start_soon(self._fly_leaves, file, block, first, flight)
+        return flight
+
+    def _count_miss(self, file: BlockFile) -> None:
+        """A random read had to fetch. When that is so all the time, the whole file is brought in the background."""
+        now = trio.current_time()
+        count, since = file.leaf_misses
+        if now - since > DENSE_SECONDS:
+            count, since = 0, now
+        file.leaf_misses = (count + 1, since)
+        if count + 1 >= max(DENSE, file.revision.size // DENSE_BYTES) and self.prefetch_blocks:
+            self._dense.setdefault(file, 0)
+            self._pump()
+
     def failure(self, flight: Flight) -> LamfsError:
         """The error of a flight as a fresh exception: one object must not be raised in several tasks."""
         error = flight.error
         assert error is not None
         return jobs.again(error)
 
-    def prefetch(self, file: BlockFile, block: int) -> None:
-        """Bring a block when there is capacity to spare; its errors are left to who really reads it."""
-        self._wishes.append((file, block))
+    def wished(self, reader: Reader) -> None:
+        """A reader has wishes: bring them when there is capacity to spare; errors are left to who really reads."""
+        if reader not in self._wishing:
+            self._wishing.append(reader)
         self._pump()
 
     def _pump(self) -> None:
-        while self._wishes and self._prefetching < PREFETCH_JOBS and self.nursery is not None:
-            file, block = self._wishes.popleft()
-            if file.refs and file.state[block] != VERIFIED and block not in file.flights:
-                self._prefetching += 1
+        while self._prefetching < PREFETCH_JOBS and self.nursery is not None:
+            wish = self._next_wish() or self._next_dense()
+            if wish is None:
+                return
+            file, block, mask = wish
+            if not file.refs or file.state[block] == VERIFIED or block in file.flights:
+                continue
+            if mask and self.leaf_hashes(file, block) is not None:
+                run = file.missing(block, mask) if file.state[block] == ABSENT else None
+                if run is None:
+                    continue
+                self.start_leaves(file, block, *run, prefetch=True)
+            else:
                 self.start(file, block, prefetch=True)
+            self._prefetching += 1
+
+    def _next_wish(self) -> tuple[BlockFile, int, int] | None:
+        while self._wishing:
+            reader = self._wishing.popleft()
+            if reader.wishes:
+                wish = reader.wishes.popleft()
+                if reader.wishes:
+                    self._wishing.append(reader)
+                return wish
+        return None
+
+    def _ended(self, flight: Flight) -> None:
+        flight.landed.set()
+        if flight.prefetch:
+            self._prefetching -= 1
+            self._pump()
+
+    def _next_dense(self) -> tuple[BlockFile, int, int] | None:
+        for file, at in list(self._dense.items()):
+            block = file.state.find(ABSENT, at)
+            if block >= 0 and file.refs:
+                self._dense[file] = block + 1
+                return file, block, 0
+            del self._dense[file]
+            file.leaf_misses = (0, 0.0)
+        return None
 
     async def _fly(self, file: BlockFile, block: int, flight: Flight) -> None:
         try:
@@ -121,11 +221,53 @@ class Flights:
             flight.error = StorageError(f"Reading '{file.revision.object_key}' failed: {error}; see the mount's log.")
         finally:
             del file.flights[block]
-            flight.landed.set()
-            if flight.prefetch:
-                self._prefetching -= 1
-                self._pump()
+            self._ended(flight)
             self.release(file)
+
+    async def _fly_leaves(self, file: BlockFile, block: int, first: int, flight: Flight) -> None:
+        try:
+            if not await self._bring_leaves(file, block, first, flight.mask):
+                # Either the bytes or the leaf hashes are wrong: the block's own hash tells.
+                whole = self.start(file, block)
+                await whole.landed.wait()
+                flight.error = whole.error
+        except LamfsError as error:
+            flight.error = error
+        except trio.Cancelled:
+            flight.error = TransferDied("The read was given up: the mount is being ended.")
+            raise
+        except Exception as error:
+            log.exception("Bringing leaves of block %d of '%s' failed.", block, file.revision.object_key)
+            flight.error = StorageError(f"Reading '{file.revision.object_key}' failed: {error}; see the mount's log.")
+        finally:
+            leaves = file.leaves.get(block)
+            if leaves is not None and flight in leaves.flights:
+                leaves.flights.remove(flight)
+            self._ended(flight)
+            self.release(file)
+
+    async def _bring_leaves(self, file: BlockFile, block: int, first: int, mask: int) -> bool:
+        """Fetch a run of leaves; False when they do not have their hashes."""
+        revision = file.revision
+        hashes = self.leaf_hashes(file, block)
+        if hashes is None:  # the artifact has just been deleted or replaced
+            return False
+        length = leaf_bytes(revision.size, block, mask)
+        wanted = hashes[first * LEAF_HASH : (first + mask.bit_count()) * LEAF_HASH]
+        path = f"/proc/{os.getpid()}/fd/{file.fd()}"
+        self.misses += 1
+        try:
+            await self._fetch(revision, block * BLOCK_SIZE + first * LEAF_SIZE, length, path, None, wanted)
+        except DamagedData:
+            return False
+        self.fetched += length
+        file.came(block, mask)
+        assert file.path is not None
+        self._index.mark_leaves(file.path, revision.etag, block, mask, ino=file.ino)
+        if file.whole():
+            sparse.seal(self._index, file.path, revision, file.fd())
+        self._grown()
+        return True
 
     async def _bring(self, file: BlockFile, block: int) -> None:
         revision = file.revision
@@ -151,12 +293,7 @@ class Flights:
             await self._fetch(revision, offset, length, path, digest)
         except DamagedData:
             self.damaged += 1
-            log.error(
-                "Block %d of the object %s (ETag %s) is damaged in storage.",
-                block,
-                self._store.url(revision.object_key),
-                revision.etag,
-            )
+            self.on_storage_damage(revision, block)
             raise
         self.fetched += length
         file.verified(block)
@@ -164,6 +301,20 @@ class Flights:
         self._index.mark(file.path, revision.etag, (block,), ino=file.ino)
         if file.whole():
             sparse.seal(self._index, file.path, revision, file.fd())
+        self._grown()
+
+    async def graft(self, file: BlockFile, block: int, donor: int) -> None:
+        """Copy a block from another open cache file (descriptor ``donor``), if that has the right bytes."""
+        offset, length = file.span(block)
+        digest = file.revision.content.block(block)
+        ours, theirs = (f"/proc/{os.getpid()}/fd/{fd}" for fd in (file.fd(), donor))
+        if not await self._mover.graft(theirs, ours, offset=offset, length=length, digest=digest):
+            return
+        assert file.path is not None
+        file.verified(block)
+        self._index.mark(file.path, file.revision.etag, (block,), ino=file.ino)
+        if file.whole():
+            sparse.seal(self._index, file.path, file.revision, file.fd())
         self._grown()
 
     async def _verify(self, file: BlockFile, path: str, offset: int, length: int, digest: bytes) -> bool:
@@ -175,10 +326,24 @@ class Flights:
             log.warning("The cache file %s cannot be read: %s", file.path, error)
             return False
 
-    async def _fetch(self, revision: Revision, offset: int, length: int, path: str, digest: bytes) -> None:
+    async def _fetch(
+        self,
+        revision: Revision,
+        offset: int,
+        length: int,
+        path: str,
+        digest: bytes | None,
+        leaves: bytes | None = None,
+    ) -> None:
         async def fetch() -> None:
             await self._mover.fetch(
-                revision.object_key, etag=revision.etag, offset=offset, length=length, path=path, digest=digest
+                revision.object_key,
+                etag=revision.etag,
+                offset=offset,
+                length=length,
+                path=path,
+                digest=digest,
+                leaves=leaves,
             )
 
         try:
@@ -187,12 +352,16 @@ class Flights:
             await self._make_room()
             await _persist(fetch)
 
+    def _log_damage(self, revision: Revision, block: int) -> None:
+        url = self._store.url(revision.object_key)
+        log.error("Block %d of the object %s (ETag %s) is damaged in storage.", block, url, revision.etag)
+
     def _storage_damage(self, file: BlockFile, block: int) -> StorageError:
         """A block of a local storage's file is wrong: because somebody wrote to the file, or because it rotted."""
         url, etag = self._store.url(file.revision.object_key), file.revision.etag
         if etag_of(os.fstat(file.fd())) != etag:
             return ObjectChanged(f"The object {url} was changed in place; look the artifact up again.")
-        log.error("Block %d of the object %s (ETag %s) is damaged in storage.", block, url, etag)
+        self.on_storage_damage(file.revision, block)
         return DamagedData(
             f"The object {url} (ETag {etag}) is damaged in block {block}: its bytes are not what was saved. Restore "
             "the file from a backup or replace the artifact."

@@ -2,8 +2,8 @@
 
 One instance belongs to one thread. Everything in it may be lost: a miss costs a fetch, never data. So a damaged or
 newer index is deleted and made anew, a busy or full disk makes a call do nothing, and no method raises. A row says
-which blocks of which file (path *and* inode number) hold which revision; whatever it says, blocks are verified before
-use.
+which blocks of which file (path *and* inode number) hold which revision, and which 64 KiB leaves of blocks that are not
+whole; whatever it says, bytes are verified before use.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lamfs.model import BLOCK_SIZE
+from lamfs.model import BLOCK_SIZE, LEAF_SIZE
 
 log = logging.getLogger(__name__)
 
 NAME = "index.db"
-SCHEMA = 1
+SCHEMA = 2
 BUSY_SECONDS = 2.0
 """How long a call may wait for another process's transaction; these take well under a millisecond."""
 
 _PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM})
+_ALL = (1 << 64) - 1
 _EXPAND = [bytes((value >> bit) & 1 for bit in range(8)) for value in range(256)]
 
 _TABLES = """
@@ -43,11 +44,15 @@ CREATE TABLE IF NOT EXISTS file (
     floor_ns INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS file_used ON file (used);
+CREATE TABLE IF NOT EXISTS partial (
+    path BLOB NOT NULL, block INTEGER NOT NULL, leaves INTEGER NOT NULL, PRIMARY KEY (path, block)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS swept (folder BLOB PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
 INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
 CREATE TRIGGER IF NOT EXISTS file_added AFTER INSERT ON file BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
 CREATE TRIGGER IF NOT EXISTS file_gone AFTER DELETE ON file BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
+CREATE TRIGGER IF NOT EXISTS file_parts AFTER DELETE ON file BEGIN DELETE FROM partial WHERE path = old.path; END;
 CREATE TRIGGER IF NOT EXISTS file_grown AFTER UPDATE OF bytes ON file
     BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END;
 """
@@ -84,6 +89,19 @@ def unpack_bitmap(bitmap: bytes, count: int) -> bytearray:
 def full_bitmap(count: int) -> bytes:
     """The bitmap of ``count`` blocks that are all present."""
     return ((1 << count) - 1).to_bytes((count + 7) // 8, "little")
+
+
+def leaf_mask(size: int, block: int, first: int = 0, last: int = 63) -> int:
+    """Bits of leaves ``first`` to ``last`` of a block, as far as a file of ``size`` bytes has them: leaf i is bit i."""
+    count = -(-min(BLOCK_SIZE, size - block * BLOCK_SIZE) // LEAF_SIZE)
+    return ((1 << min(last + 1, count)) - 1) & ~((1 << first) - 1)
+
+
+def leaf_bytes(size: int, block: int, mask: int) -> int:
+    """Bytes in the leaves of a block that ``mask`` names."""
+    short = -size % LEAF_SIZE  # by which the last leaf of the file is shorter
+    has_last = short and block == (size - 1) // BLOCK_SIZE and mask >> (((size - 1) % BLOCK_SIZE) // LEAF_SIZE) & 1
+    return mask.bit_count() * LEAF_SIZE - (short if has_last else 0)
 
 
 class CacheIndex:
@@ -125,8 +143,17 @@ class CacheIndex:
             return None
         return row.bitmap
 
+    def partial(self, path: str) -> dict[int, int]:
+        """Leaves that are there of blocks that are not whole: a bit for each (leaf i is bit i), by block."""
+
+        def work(db: sqlite3.Connection) -> dict[int, int]:
+            rows = db.execute("SELECT block, leaves FROM partial WHERE path = ?", (os.fsencode(path),))
+            return {block: leaves & _ALL for block, leaves in rows}
+
+        return self._do(work, {})
+
     def total_bytes(self) -> int:
-        """Bytes of all blocks present in all files."""
+        """Bytes of all blocks and leaves present in all files."""
 
         def work(db: sqlite3.Connection) -> int:
             return int(db.execute("SELECT bytes FROM total").fetchone()[0])
@@ -182,6 +209,31 @@ class CacheIndex:
                     if block * BLOCK_SIZE < size and not bitmap[byte] & bit:
                         bitmap[byte] |= bit
                         total += min(BLOCK_SIZE, size - block * BLOCK_SIZE)
+                        total -= leaf_bytes(size, block, _drop_partial(db, name, block))
+                db.execute("UPDATE file SET bitmap = ?, bytes = ? WHERE path = ?", (bytes(bitmap), total, name))
+
+        self._do(work, None)
+
+    def mark_leaves(self, path: str, etag: str, block: int, mask: int, *, ino: int = 0) -> None:
+        """Leaves of a block have been written; with all of them it is whole. Does nothing as mark does."""
+        name = os.fsencode(path)
+
+        def work(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                found = db.execute(
+                    "SELECT bitmap, bytes, size FROM file WHERE path = ? AND etag = ? AND ino = ?", (name, etag, ino)
+                ).fetchone()
+                if found is None or found[0][block >> 3] >> (block & 7) & 1:
+                    return
+                bitmap, total, size = bytearray(found[0]), found[1], found[2]
+                before = _drop_partial(db, name, block)
+                now = before | mask
+                if now == leaf_mask(size, block):
+                    bitmap[block >> 3] |= 1 << (block & 7)
+                else:
+                    signed = now - (1 << 64) if now >> 63 else now
+                    db.execute("INSERT INTO partial VALUES (?, ?, ?)", (name, block, signed))
+                total += leaf_bytes(size, block, now) - leaf_bytes(size, block, before)
                 db.execute("UPDATE file SET bitmap = ?, bytes = ? WHERE path = ?", (bytes(bitmap), total, name))
 
         self._do(work, None)
@@ -310,6 +362,15 @@ def _prepare(db: sqlite3.Connection) -> None:
         for statement in _TABLES.split(";\n"):  # not executescript: that would commit first
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _drop_partial(db: sqlite3.Connection, name: bytes, block: int) -> int:
+    """Forget which leaves of a block are there; returns which they were."""
+    found = db.execute("SELECT leaves FROM partial WHERE path = ? AND block = ?", (name, block)).fetchone()
+    if found is None:
+        return 0
+    db.execute("DELETE FROM partial WHERE path = ? AND block = ?", (name, block))
+    return int(found[0]) & _ALL
 
 
 @contextlib.contextmanager

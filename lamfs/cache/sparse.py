@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lamfs.cache.index import CacheIndex, unpack_bitmap
 from lamfs.errors import InvalidName, StorageError, StorageFull
-from lamfs.model import Revision
+from lamfs.model import BLOCK_SIZE, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
 
 _STRANGE = frozenset({"", ".", ".."})
@@ -28,11 +28,13 @@ _READ_WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 @dataclass(slots=True)
 class Opened:
-    """An open cache file: ``present`` has one byte (0 or 1) per block; the caller owns ``fd``."""
+    """An open cache file: ``present`` has one byte (0 or 1) per block, ``partial`` the leaves of other blocks as
+    CacheIndex.partial; the caller owns ``fd``."""
 
     fd: int
     ino: int
     present: bytearray
+    partial: dict[int, int]
 
 
 def ino_of(found: os.stat_result) -> int:
@@ -64,9 +66,26 @@ def open_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
         found = os.fstat(fd)
         bitmap = index.present(path, revision.etag, ino=ino_of(found))
         if bitmap is not None and stat.S_ISREG(found.st_mode) and found.st_size == revision.size:
-            return Opened(fd, ino_of(found), unpack_bitmap(bitmap, blocks))
+            present = unpack_bitmap(bitmap, blocks)
+            some = revision.size > LEAF_SIZE and present.find(0) >= 0
+            return Opened(fd, ino_of(found), present, index.partial(path) if some else {})
         os.close(fd)
     return make_file(index, cache_dir, path, revision)
+
+
+def open_old(index: CacheIndex, cache_dir: Path, path: str) -> Opened | None:
+    """The cache file that is at a path, whatever revision it is of; None when there is none that the index knows."""
+    row = index.row(path)
+    if row is None:
+        return None
+    try:
+        fd = os.open(cache_dir / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    if ino_of(os.fstat(fd)) != row.ino:
+        os.close(fd)
+        return None
+    return Opened(fd, row.ino, unpack_bitmap(row.bitmap, (row.size + BLOCK_SIZE - 1) // BLOCK_SIZE), {})
 
 
 def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision) -> Opened:
@@ -98,7 +117,7 @@ def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
     index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor)
     if revision.size == 0:
         seal(index, path, revision, fd)
-    return Opened(fd, ino, bytearray(revision.block_count()))
+    return Opened(fd, ino, bytearray(revision.block_count()), {})
 
 
 def clear_way(index: CacheIndex, cache_dir: Path, path: str) -> None:

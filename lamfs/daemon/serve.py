@@ -27,6 +27,7 @@ from lamfs.fs.atimes import Atimes
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
+from lamfs.fs.stats import About, Stats
 from lamfs.fuse import session
 from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
@@ -104,7 +105,12 @@ class _Mount:
             registry, store, self._mover, instance.settings.spool_dir, origin, workers=options.uploads
         )
         self._cache = BlockCache(
-            store, self._mover, instance.cache_index, instance.cache_dir, limit_bytes=options.cache_limit
+            store,
+            self._mover,
+            instance.cache_index,
+            instance.cache_dir,
+            limit_bytes=options.cache_limit,
+            leaves=registry.artifacts.leaves,
         )
         policy = Policy(
             real_keys=options.real_keys,
@@ -112,6 +118,8 @@ class _Mount:
             fsync_stores=options.fsync == "storage",
             timeout=options.timeout,
             read_only=options.read_only,
+            spool_limit=options.spool_limit,
+            spool_free=options.spool_free,
         )
         self._context = Context(
             registry,
@@ -122,6 +130,7 @@ class _Mount:
             instance.settings.spool_dir,
             policy,
             atimes=Atimes(keep=not options.read_only and "noatime" not in options.fuse),
+            stats=Stats(About(instance.settings.slug, options.mountpoint, now_ns())),
         )
         self._fs = FileSystem(self._context)
         self._follower = Follower(self._context)
@@ -149,19 +158,16 @@ class _Mount:
         shown = Shown(options.uid, options.gid, options.umask)
         operations = Operations(self._fs, shown, xattr=options.xattr)
         session.mount(operations, options.mountpoint, f"lamfs:{options.slug}", _mount_words(options))
-        started_at = now_ns()
         record = mounts.MountRecord(
             pid=os.getpid(),
             owner=process_id() or "",
             mountpoint=options.mountpoint,
             slug=settings.slug,
             socket=str(settings.mounts_dir / f"{os.getpid()}.sock"),
-            started_at=started_at,
+            started_at=self._context.stats.about.started_at,
             read_only=options.read_only,
         )
-        control = ControlServer(
-            settings.mounts_dir / f"{os.getpid()}.sock", self._fs, self._follower, options, started_at=started_at
-        )
+        control = ControlServer(settings.mounts_dir / f"{os.getpid()}.sock", self._fs, self._follower)
         try:
             async with trio.open_nursery() as nursery:
                 kernel = Kernel()

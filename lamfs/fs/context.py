@@ -15,6 +15,7 @@ from lamfs.fs.atimes import Atimes
 from lamfs.fs.backups import Backups
 from lamfs.fs.nodes import NodeTable
 from lamfs.fs.state import FileState
+from lamfs.fs.stats import Stats
 from lamfs.model import Inode
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStore
@@ -53,6 +54,10 @@ class Policy:
     fsync_stores: bool = True
     timeout: float = 300.0
     read_only: bool = False
+    spool_limit: int = 32 << 30
+    """Bytes in the spool above which writers wait for the uploader."""
+    spool_free: int | None = None
+    """Bytes of the spool's disk that waiting writers leave free; None: room.FLOOR."""
 
 
 @dataclass(slots=True)
@@ -71,6 +76,10 @@ class Context:
     backups: Backups = field(default_factory=Backups)
     atimes: Atimes = field(default_factory=Atimes)
     states: dict[int, FileState] = field(default_factory=dict)
+    stats: Stats = field(default_factory=Stats)
+
+    def __post_init__(self) -> None:
+        self.cache.on_storage_damage = lambda revision, block: self.stats.damaged(self, revision, block)
 
     def inode(self, fino: int) -> Inode:
         """Attributes of the revision that a FUSE inode number stands for.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 
 import trio
 
@@ -19,7 +18,7 @@ from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import FileState, Handle, Spool
 from lamfs.keys import check_name
 from lamfs.model import Inode, now_ns
-from lamfs.registry import sync_log
+from lamfs.transfer.durable import sync_file
 
 MAX_SIZE = (1 << 63) - 1
 
@@ -29,6 +28,7 @@ class Files:
 
     def __init__(self, context: Context, spooling: Spooling) -> None:
         self._c = context
+        self._counted = context.stats.counters
         self._spooling = spooling
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
@@ -123,7 +123,7 @@ class Files:
     def _handle(self, state: FileState, flags: int, writable: bool) -> int:
         number = self._next_handle
         self._next_handle += 1
-        self.handles[number] = Handle(state, flags & os.O_ACCMODE != os.O_WRONLY, writable)
+        self.handles[number] = Handle(state, flags & os.O_ACCMODE != os.O_WRONLY, writable, self._c.cache.reader())
         return number
 
     def _state(self, fino: int, *, emptied: bool = False) -> FileState:
@@ -155,6 +155,7 @@ class Files:
         owed = context.registry.journal.put_of(inode.ino)
         if owed is not None and owed.src is not None:
             state.spool = self._open_spool(owed.src, owed.object_key)
+            self._spooling.overlays.open(state.spool, owed, state.revision)
             mine = owed.owner == context.registry.journal.owner
             taken = not os.path.exists(state.spool.path)
             state.frozen = not mine or taken or context.uploader.is_uploading(inode.ino, owed.src)
@@ -192,14 +193,25 @@ class Files:
         if not state.accessed:
             state.accessed = True
             self._c.atimes.read(state.inode)
-        if state.spool is not None:
-            return os.pread(state.spool.fd, size, offset)
-        if state.base is None:
+        counted = self._counted
+        spool = state.spool
+        if spool is not None:
+            if spool.missing:
+                return None
+            counted.spool_reads += 1
+            data = os.pread(spool.fd, size, offset)
+            counted.read_bytes += len(data)
+            return data
+        base = state.base
+        if base is None:
             return None if state.revision is not None else b""
-        data = state.base.read_now(offset, size)
-        if data is not None:
-            opened.next_offset = offset + len(data)
-        return data
+        found = base.read_now(offset, size)
+        if found is not None:
+            counted.hits += 1
+            counted.read_bytes += len(found)
+            if found and base.todo:
+                opened.reader.note(base, offset, len(found))
+        return found
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes at ``offset``; fewer only at the end of the file."""
@@ -207,10 +219,19 @@ class Files:
         if data is not None:
             return data
         opened = self.handles[handle]
-        sequential = offset == opened.next_offset
+        state, reader = opened.state, opened.reader
+        base = state.base
+        waits = base is None or not base.holds(offset, size)
         with trio.move_on_after(self._c.policy.timeout):
-            data = await self._spooling.read_stored(opened.state, offset, size, sequential=sequential)
-            opened.next_offset = offset + len(data)
+            if state.spool is not None:
+                data = await self._spooling.overlays.read(state, offset, size, reader)
+            else:
+                data = await self._spooling.read_stored(state, offset, size, reader)
+            if waits:
+                self._counted.misses += 1
+            else:
+                self._counted.hits += 1
+            self._counted.read_bytes += len(data)
             return data
         raise FsError(errno.EIO, "storage did not answer in time")
 
@@ -218,13 +239,17 @@ class Files:
         """Write all of ``data``; returns its length. Raises OSError (ENOSPC …), StorageError (content unreachable)."""
         state = self.handles[handle].state
         spool = state.spool
-        if spool is None or not state.writable_now():
-            spool = await self._prepare(state)
-        inode = state.inode
+        if spool is None or spool.missing or not state.writable_now():
+            spool = await self._prepare(state, write=(offset, len(data)))
         # The journal says "open" by now, so the next close has to acknowledge, also when the disk is full.
         state.dirty = True
+        room = self._spooling.room
+        if not room.take(len(data)):
+            await room.wait(len(data))
+            if state.spool is not spool or not state.writable_now():
+                return await self.write(handle, offset, data)  # it was stored while we waited
+        inode = state.inode
         try:
-            self._spooling.room.take(len(data))
             done = spool.write(offset, data)
         except OSError as error:
             inode.size = os.fstat(spool.fd).st_size
@@ -235,11 +260,13 @@ class Files:
             inode.size = offset + done
         inode.mtime_ns = inode.ctime_ns = now_ns()
         state.accessed = False
+        self._counted.writes += 1
+        self._counted.write_bytes += done
         return done
 
-    async def _prepare(self, state: FileState, keep: int | None = None) -> Spool:
+    async def _prepare(self, state: FileState, keep: int | None = None, write: tuple[int, int] | None = None) -> Spool:
         with trio.move_on_after(self._c.policy.timeout):
-            return await self._spooling.prepare_write(state, keep)
+            return await self._spooling.prepare_write(state, keep, write)
         raise FsError(errno.EIO, "storage did not answer in time")
 
     async def _truncate(self, state: FileState, size: int) -> None:
@@ -248,6 +275,7 @@ class Files:
         spool = await self._prepare(state, keep=size)
         state.dirty = True
         os.ftruncate(spool.fd, size)
+        self._spooling.overlays.cut(state, size)
         state.inode.size = size
         touch(state)
 
@@ -293,8 +321,8 @@ class Files:
         if self._c.policy.fsync_stores:
             await self.store(state.ino)
         elif state.spool is not None:
-            await trio.to_thread.run_sync(os.fdatasync, state.spool.fd)
-        await trio.to_thread.run_sync(sync_log, self._c.registry.path)
+            await sync_file(state.spool.proc_path(), self._c.spool_dir)
+        await self._c.uploader.durable()
 
     async def store(self, ino: int) -> None:
         """Wait until what is owed for an inode now is in storage."""
@@ -302,7 +330,7 @@ class Files:
         if entry is None:
             return
         if entry.state == "scratch":
-            await trio.to_thread.run_sync(_sync_file, self._c.spool_dir / str(entry.src))
+            await sync_file(str(self._c.spool_dir / str(entry.src)), self._c.spool_dir)
             return
         with trio.move_on_after(self._c.policy.timeout):
             if entry.owner == self._c.registry.journal.owner:
@@ -339,13 +367,14 @@ class Files:
                     nursery.start_soon(store, ino)
         if error is not None:
             raise error
-        await trio.to_thread.run_sync(sync_log, self._c.registry.path)
+        await self._c.uploader.durable()
 
     # -- closing ------------------------------------------------------------------------------------------------
 
     def release(self, handle: int) -> None:
         """The last descriptor of an open file description is gone."""
         opened = self.handles.pop(handle)
+        opened.reader.close()
         self._let_go(opened.state, opened.writable)
 
     def _let_go(self, state: FileState, writable: bool) -> None:
@@ -361,11 +390,3 @@ class Files:
         self._spooling.give_up(state)
         if writable:
             self._c.uploader.notify(state.ino)
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -45,6 +45,7 @@ class Follower:
             with trio.move_on_after(INTERVAL):
                 await self._poke.wait()
             try:
+                self._c.stats.sample(self._c)
                 changed = self.look()
                 if changed or trio.current_time() >= adopt_at:
                     adopt_at = trio.current_time() + ADOPT_INTERVAL

@@ -10,7 +10,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -42,17 +42,19 @@ def fuse_error(problem: BaseException, what: str) -> FUSEError:
     return FUSEError(errno.EIO)
 
 
-def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+def guarded(
+    handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
     """Let nothing but FUSEError (and cancellation at the end of the mount) out of a handler."""
 
     @functools.wraps(handler)
-    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+    async def wrapper(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except (FUSEError, trio.Cancelled):
             raise
         except Exception as problem:
-            raise fuse_error(problem, handler.__name__) from problem
+            raise self.failed(problem, handler.__name__) from problem
 
     return wrapper
 
@@ -98,6 +100,13 @@ class Operations(pyfuse3.Operations):
         self._fs = fs
         self._shown = shown
         self._xattr = xattr
+
+    def failed(self, problem: Exception, what: str) -> FUSEError:
+        """The answer to a call that failed; counts EIO."""
+        error = fuse_error(problem, what)
+        if error.errno == errno.EIO:
+            self._fs.context.stats.counters.io_errors += 1
+        return error
 
     def _entry(self, found: tuple[int, Inode]) -> EntryAttributes:
         fino, inode = found
@@ -263,13 +272,13 @@ class Operations(pyfuse3.Operations):
             data = self._fs.read_now(fh, off, size)
             return data if data is not None else await self._fs.read(fh, off, size)
         except Exception as problem:
-            raise fuse_error(problem, "read") from problem
+            raise self.failed(problem, "read") from problem
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         try:
             return await self._fs.files.write(fh, off, buf)
         except Exception as problem:
-            raise fuse_error(problem, "write") from problem
+            raise self.failed(problem, "write") from problem
 
     @guarded
     async def flush(self, fh: int) -> None:

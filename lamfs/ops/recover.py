@@ -27,8 +27,9 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, now_ns
+from lamfs.ops import drafts
 from lamfs.ops.instance import Instance
-from lamfs.registry import Provenance, record_from_payload
+from lamfs.registry import Provenance, Registry, of_another_boot, record_from_payload, sync_log
 from lamfs.storage.base import MultipartStore, ObjectStat, ObjectStore
 
 log = logging.getLogger("lamfs.recover")
@@ -140,6 +141,66 @@ def _same(store: ObjectStore, found: ObjectStat, content: ContentHash) -> bool:
 # -- puts -------------------------------------------------------------------------------------------------------------
 
 
+def adopt_puts(
+    registry: Registry, store: ObjectStore, spool_dir: Path, ops: Iterable[str] = ("put",)
+) -> list[JournalEntry]:
+    """Take over the journal rows of processes that are gone. Returns them as they were, but for puts given up.
+
+    Those are of files that the disk has lost: the machine went down (power cut), and less of the spool file is left
+    than was acknowledged. An artifact has its stored content again then; what was never stored keeps what is left.
+    """
+    with registry.db.transaction():
+        return [entry for entry in registry.journal.adopt(ops) if not _is_lost(registry, store, spool_dir, entry)]
+
+
+def _is_lost(registry: Registry, store: ObjectStore, spool_dir: Path, entry: JournalEntry) -> bool:
+    inode = None if entry.op != "put" or entry.ino is None else registry.tree.get(entry.ino)
+    if inode is None or entry.src is None or not of_another_boot(entry.owner):
+        return False
+    path = spool_dir / entry.src
+    left = path.stat().st_size if path.exists() else None
+    artifact = registry.artifacts.by_ino(inode.ino)
+    if (left or 0) >= inode.size and (left is not None or artifact is None):
+        return False
+    local = store.local_path(entry.object_key) if entry.object_key is not None else None
+    if left is None and local is not None and os.path.exists(local):
+        return False  # it was renamed into the storage
+    name = registry.tree.path(inode.ino) or entry.uid
+    if artifact is None and left:
+        log.error("This machine went down: %d of %d bytes of '%s' are left.", left, inode.size, name)
+        return False
+    if artifact is not None and artifact.revision.object_key == entry.object_key:
+        artifact = _as_in_storage(registry, store, entry, artifact)
+    registry.journal.done(entry.id)
+    if entry.object_key is not None and registry.artifacts.with_object(entry.object_key) is None:
+        registry.journal.add_delete(entry.object_key)
+    if artifact is None:
+        log.error("This machine went down: nothing is left of '%s', which was not stored yet.", name)
+        for parent, entry_name in registry.tree.names(inode.ino):
+            registry.names.unlink(parent, entry_name)
+    else:
+        log.error("This machine went down: '%s' has the content again that was stored last.", name)
+        registry.tree.update(inode.ino, size=artifact.size, blocks=None)
+        registry.tree.bump_revision(inode.ino)
+        registry.changes.content(inode.ino)
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _as_in_storage(
+    registry: Registry, store: ObjectStore, entry: JournalEntry, artifact: ArtifactRecord
+) -> ArtifactRecord | None:
+    """The artifact of a put whose spool file is lost. An earlier close may have reached its object, and the power was
+    cut before the registry said so: then that is its content."""
+    assert entry.ino is not None
+    key = artifact.revision.object_key
+    with contextlib.suppress(ObjectMissing, NotFound):
+        if store.head(key).etag != artifact.revision.etag:
+            content, etag = drafts.hash_object(store, key)
+            registry.commits.put(entry.ino, entry.gen, content, key, etag, Provenance(), row=entry.id)
+    return registry.artifacts.by_ino(entry.ino)
+
+
 def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     """Store what a mount that is gone had still to store; nothing happens while another mount can do it.
 
@@ -149,8 +210,10 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
 
     if any(not record.read_only for record in mounts.live(instance.settings)):
         return 0
+    if not instance.settings.spool_dir.is_dir():
+        return 0  # the disk it is on is not there
     journal = instance.registry.journal
-    journal.adopt(("put",))
+    adopt_puts(instance.registry, instance.store, instance.settings.spool_dir)
     count = 0
     for entry in journal.entries():
         if entry.op != "put" or entry.state == "scratch" or entry.owner != journal.owner:
@@ -202,10 +265,19 @@ def finish_put(instance: Instance, entry: JournalEntry) -> bool:
             if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
                 registry.journal.add_delete(entry.object_key or "")
             registry.journal.set_target(entry.id, target)
+        _sync_before(instance, path)
         etag = store_bytes(instance, content, str(path), target, consume=True)
         registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
+        sync_log(registry.path)
     path.unlink(missing_ok=True)
     return True
+
+
+def _sync_before(instance: Instance, path: Path) -> None:
+    """Before a file's bytes replace others in storage: they, and the row that says so, survive a power cut."""
+    with open(path, "rb") as file:
+        os.fdatasync(file.fileno())
+    sync_log(instance.registry.path)
 
 
 def _put_was_renamed(instance: Instance, entry: JournalEntry, origin: Provenance) -> bool:
@@ -289,6 +361,7 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         if registry.journal.claimed(target, entry.uid, entry.id):
             return  # another process is at work there; whoever comes next moves it
         registry.commits.begin_move(target)
+        sync_log(registry.path)
         try:
             copied = instance.store.copy(before.revision.object_key, target, etag=before.revision.etag)
         except (ObjectMissing, ObjectChanged):
@@ -342,6 +415,7 @@ def _delete(instance: Instance, strict: bool) -> None:
         return
     # From here on other processes do not choose these names: the rows are those of a living process.
     try:
+        sync_log(registry.path)
         instance.store.delete(list(entries))
     except LamfsError as error:
         for rows in entries.values():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lamfs.errors import InvalidArgument
+from lamfs.hashing import zero_block, zero_leaves
 from lamfs.keys import object_key_for
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, ContentHash, Revision, now_ns
 from lamfs.registry.db import Database
@@ -18,6 +19,8 @@ _COLUMNS = (
     " visibility, key_is_virtual, created_by_id, run_id, transform_id, created_at, updated_at, ino"
 )
 _FIELDS = tuple(name.strip() for name in _COLUMNS.split(","))
+_MARK = 8
+"""Bytes of the block's own hash before its leaf hashes: rows of content that was replaced are known by them."""
 _OPERATORS = {
     "": "{} = ?",
     "startswith": "substr({0}, 1, length(?1)) = ?1",
@@ -101,6 +104,22 @@ class Artifacts:
         row = self._db.one(f"SELECT {_COLUMNS} FROM artifact WHERE {where} LIMIT 1", params)
         return None if row is None else _record(row)
 
+    def leaves(self, revision: Revision, block: int) -> bytes | None:
+        """The concatenated leaf hashes of one block of a stored revision; None when they are not known.
+
+        A row that was stored with other content of the block is not believed.
+        """
+        digest = revision.content.block(block)
+        if digest == zero_block():
+            return zero_leaves()
+        for (hashes,) in self._db.all(
+            "SELECT hashes FROM leaf WHERE block=? AND artifact_id IN (SELECT id FROM artifact WHERE object_key=?)",
+            (block, revision.object_key),
+        ):
+            if hashes.startswith(digest[:_MARK]):
+                return bytes(hashes[_MARK:])
+        return None
+
     def filter(self, **conditions: Any) -> Iterator[ArtifactRecord]:
         """Artifacts that meet all conditions, oldest first; the trash only when ``visibility`` is named.
 
@@ -168,7 +187,21 @@ class Artifacts:
         )  # fmt: skip
         record.id = cursor.lastrowid
         assert record.id is not None
+        self._put_leaves(record.id, content)
         return record.id
+
+    def _put_leaves(self, id_: int, content: ContentHash) -> None:
+        """Store the leaf hashes that ``content`` has; of other blocks those stay that are there."""
+        if content.leaves:
+            self._db.conn.executemany(
+                "INSERT OR REPLACE INTO leaf(artifact_id, block, hashes) VALUES(?, ?, ?)",
+                ((id_, block, content.block(block)[:_MARK] + hashes) for block, hashes in content.leaves.items()),
+            )
+
+    def take_leaves(self, source: int, target: int) -> None:
+        """The artifact of id ``target`` gets the content of ``source``, which goes: its leaf hashes too."""
+        self._db.execute("DELETE FROM leaf WHERE artifact_id=?", (target,))
+        self._db.execute("UPDATE leaf SET artifact_id=? WHERE artifact_id=?", (target, source))
 
     def set_revision(self, uid: str, revision: Revision, *, updated_at: int | None = None) -> None:
         """Point a row at new bytes. ``updated_at=None``: now."""
@@ -180,6 +213,10 @@ class Artifacts:
                 revision.object_key, revision.etag, now_ns() if updated_at is None else updated_at, uid,
             ),
         )  # fmt: skip
+        row = self._db.one("SELECT id FROM artifact WHERE uid=?", (uid,))
+        if row is not None:
+            self._db.execute("DELETE FROM leaf WHERE artifact_id=? AND block>=?", (row[0], revision.block_count()))
+            self._put_leaves(row[0], content)
 
     def set_object(self, uid: str, object_key: str, etag: str) -> None:
         """Note that the same bytes are in another object now."""
@@ -192,6 +229,7 @@ class Artifacts:
 
     def remove(self, uid: str) -> None:
         """Delete a row for good."""
+        self._db.execute("DELETE FROM leaf WHERE artifact_id=(SELECT id FROM artifact WHERE uid=?)", (uid,))
         self._db.execute("DELETE FROM artifact WHERE uid=?", (uid,))
 
     def rekey(self, old: str, new: str) -> list[str]:

@@ -95,9 +95,12 @@ class Identity:
         """
         source = self._artifacts.by_ino(ino)
         if source is not None:
+            same = source.revision.content.same_bytes(artifact.revision.content)
+            if not same and source.id is not None and artifact.id is not None:
+                self._artifacts.take_leaves(source.id, artifact.id)
             self._artifacts.remove(source.uid)
             self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
-            if intact and source.revision.content.same_bytes(artifact.revision.content):
+            if intact and same:
                 self._journal.add_delete(source.revision.object_key)
             else:
                 self._artifacts.set_revision(artifact.uid, source.revision)

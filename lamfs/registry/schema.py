@@ -92,6 +92,31 @@ def blocks(db: Database) -> None:
     db.execute("ALTER TABLE inode ADD COLUMN blocks INTEGER")
 
 
+@migrations()
+def leaves(db: Database) -> None:
+    """Version 3: hashes of the 64 KiB leaves of blocks. ``hashes``: 8 bytes of the block's own, then the leaves'."""
+    db.execute(
+        "CREATE TABLE leaf(artifact_id INTEGER NOT NULL, block INTEGER NOT NULL, hashes BLOB NOT NULL,"
+        " PRIMARY KEY(artifact_id, block))"
+    )
+
+
+_OVERLAY = (
+    "CREATE TABLE overlay(src TEXT NOT NULL, block INTEGER NOT NULL, PRIMARY KEY(src, block)) WITHOUT ROWID",
+    "CREATE TRIGGER overlay_done AFTER DELETE ON journal WHEN old.src IS NOT NULL"
+    " BEGIN DELETE FROM overlay WHERE src = old.src; END",
+    "CREATE TRIGGER overlay_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src"
+    " BEGIN DELETE FROM overlay WHERE src = old.src; END",
+)
+
+
+@migrations()
+def overlay(db: Database) -> None:
+    """Version 4: the blocks that are in a spool file which holds only some of its file's; see overlays.py."""
+    for statement in _OVERLAY:
+        db.execute(statement)
+
+
 _UPLOADS = (
     """CREATE TABLE upload(
         journal_id INTEGER PRIMARY KEY, object_key TEXT NOT NULL, upload_id TEXT, completed INTEGER NOT NULL DEFAULT 0)
@@ -114,7 +139,7 @@ _UPLOADS = (
 
 @migrations()
 def uploads(db: Database) -> None:
-    """Version 3: what storage has of an unfinished multipart upload. A trigger owes its abortion when the journal row
+    """Version 5: what storage has of an unfinished multipart upload. A trigger owes its abortion when the journal row
     it belongs to goes, whoever strikes that off and why."""
     for statement in _UPLOADS:
         db.execute(statement)

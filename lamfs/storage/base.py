@@ -24,6 +24,15 @@ class ObjectStat:
 
 
 @dataclass(slots=True, frozen=True)
+class UnfinishedUpload:
+    """A multipart upload that was begun: the object's ``key``, the upload's ``id``, ``started_ns`` since the epoch."""
+
+    key: str
+    id: str
+    started_ns: int
+
+
+@dataclass(slots=True, frozen=True)
 class Capabilities:
     """What a storage proved it can do when it was checked.
 
@@ -116,6 +125,12 @@ class ObjectStore(Protocol):
 
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         """All objects whose key starts with ``prefix``, in no promised order."""
+
+    def uploads(self) -> Iterator[UnfinishedUpload]:
+        """Multipart uploads that were neither completed nor aborted; nothing where there is no such thing."""
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Give up a multipart upload, and free its parts; one that is gone already is no error."""
 
     def close(self) -> None:
         """Release connections. The store is not used afterwards."""

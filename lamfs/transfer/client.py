@@ -14,7 +14,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -267,13 +267,22 @@ class Mover(PartJobs):
     # ---- the jobs
 
     async def hash(
-        self, path: str, size: int | None = None, progress: Progress | None = None, *, bulk: bool = False
+        self,
+        path: str,
+        size: int | None = None,
+        progress: Progress | None = None,
+        *,
+        bulk: bool = False,
+        known: Mapping[int, bytes] | None = None,
     ) -> ContentHash:
         """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno.
 
-        ``bulk``: it takes long, and other files' jobs shall not wait for it.
+        ``bulk``: it takes long, and other files' jobs shall not wait for it. ``known``: BLAKE3 of blocks that need not
+        be read.
         """
-        message = {"path": path, "size": size, "bulk": bulk}
+        message: Message = {"path": path, "size": size, "bulk": bulk}
+        if known:
+            message["known"] = [list(known), jobs.pack_bytes(b"".join(known.values()))]
         reply = await self._call("hash", message, paths=("path",), progress=progress)
         return jobs.unpack_content(reply)
 
@@ -314,10 +323,21 @@ class Mover(PartJobs):
         """The bytes of a small object (they travel through the socket). Raises ObjectMissing."""
         return jobs.unpack_bytes(await self._call("get", {"key": key}))
 
-    async def fetch(self, key: str, *, etag: str, offset: int, length: int, path: str, digest: bytes | None) -> None:
+    async def fetch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        length: int,
+        path: str,
+        digest: bytes | None,
+        leaves: bytes | None = None,
+    ) -> None:
         """Write a range of the object's revision ``etag`` into the file at ``path``, at the same offset.
 
-        With ``digest`` (BLAKE3 of the range) the bytes are checked before they are written. Raises ObjectChanged,
+        With ``digest`` (BLAKE3 of the range) or ``leaves`` (the hashes of its leaves, the first of which begins at
+        ``offset``) the bytes are checked before they are written. Raises ObjectChanged,
         ObjectMissing, StorageUnavailable, and DamagedData when a second GET also gives wrong bytes.
         """
         message = {
@@ -327,6 +347,7 @@ class Mover(PartJobs):
             "length": length,
             "path": path,
             "digest": None if digest is None else digest.hex(),
+            "leaves": None if leaves is None else leaves.hex(),
         }
         await self._call("fetch", message, paths=("path",))
 
@@ -334,6 +355,11 @@ class Mover(PartJobs):
         """Whether a range of a local file has this BLAKE3; False also when the file is too short."""
         message = {"path": path, "offset": offset, "length": length, "digest": digest.hex()}
         return bool(await self._call("verify", message, paths=("path",)))
+
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        """Copy a range of a local file into another one, at the same offset; False when it has not this BLAKE3."""
+        message = {"src": src, "dst": dst, "offset": offset, "length": length, "digest": digest.hex()}
+        return bool(await self._call("graft", message, paths=("src", "dst")))
 
     async def clone(self, src: str, dst: str) -> None:
         """Make the new file ``dst`` (mode 0600) with the bytes and holes of ``src``, by reflink where that works.

@@ -21,7 +21,7 @@ from typing import Any
 
 import lamfs.errors
 from lamfs.errors import FsError, LamfsError, StorageError, StorageFull
-from lamfs.model import ContentHash
+from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, ContentHash
 from lamfs.storage.base import ObjectStat, StorageConfig
 
 Message = dict[str, Any]
@@ -35,7 +35,7 @@ PARTS = frozenset({"send_part", "copy_part"})
 ``bulk`` (hashing a large file) go there too."""
 WRITES = frozenset(
     {
-        "hash", "put", "copy", "delete", "clone",
+        "hash", "put", "copy", "delete", "clone", "graft",
         "begin_upload", "complete_upload", "abort_upload", "list_parts", "uploads_of",
     }
 )  # fmt: skip
@@ -105,14 +105,25 @@ def unpack_stat(value: list[Any]) -> ObjectStat:
 
 
 def pack_content(content: ContentHash) -> list[Any]:
-    """A ContentHash as a JSON array."""
-    return [content.size, content.hash, content.hash_type, pack_bytes(content.blocks)]
+    """A ContentHash as a JSON array; the leaves of all its blocks are one text."""
+    leaves = content.leaves
+    return [
+        content.size, content.hash, content.hash_type, pack_bytes(content.blocks),
+        list(leaves), pack_bytes(b"".join(leaves.values())),
+    ]  # fmt: skip
 
 
 def unpack_content(value: list[Any]) -> ContentHash:
     """The ContentHash of pack_content."""
-    size, text, kind, blocks = value
-    return ContentHash(size, text, kind, unpack_bytes(blocks))
+    size, text, kind, blocks, indexes, joined = value
+    hashes = unpack_bytes(joined)
+    leaves: dict[int, bytes] = {}
+    at = 0
+    for block in indexes:
+        length = -(-min(BLOCK_SIZE, size - block * BLOCK_SIZE) // LEAF_SIZE) * LEAF_HASH
+        leaves[block] = hashes[at : at + length]
+        at += length
+    return ContentHash(size, text, kind, unpack_bytes(blocks), leaves)
 
 
 def translate(error: BaseException, doing: str) -> LamfsError:

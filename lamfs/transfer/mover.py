@@ -201,6 +201,7 @@ def _describe(message: Message) -> str:
         "fetch": "fetching '{key}' at byte {offset}",
         "verify": "verifying {path} at byte {offset}",
         "clone": "cloning {src} to {dst}",
+        "graft": "copying {src} to {dst} at byte {offset}",
         "begin_upload": "beginning the upload of '{key}'",
         "send_part": "storing part {number} of '{key}' from {path}",
         "copy_part": "copying part {number} of '{key}' from '{source}'",
@@ -224,7 +225,11 @@ def _opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
 def _hash(server: Server, job: _Job) -> Any:
     with _opened(job.message["path"], os.O_RDONLY) as fd:
         size = job.message.get("size")
-        return jobs.pack_content(hashing.hash_fd(fd, os.fstat(fd).st_size if size is None else size, job.hashed))
+        numbers, packed = job.message.get("known", ((), ""))
+        digests = jobs.unpack_bytes(packed)
+        known = {number: digests[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
+        size = os.fstat(fd).st_size if size is None else size
+        return jobs.pack_content(hashing.hash_fd(fd, size, job.hashed, known=known))
 
 
 def _put(server: Server, job: _Job) -> Any:
@@ -263,15 +268,14 @@ def _fetch(server: Server, job: _Job) -> Any:
     m = job.message
     key, etag, offset, length = m["key"], m["etag"], m["offset"], m["length"]
     with _opened(m["path"], os.O_WRONLY) as fd:
-        if m["digest"] is None:
+        if m["digest"] is None and m["leaves"] is None:
             server.store.get_into(key, fd, offset=offset, length=length, etag=etag)
             return
-        digest = bytes.fromhex(m["digest"])
         scratch = copying.scratch(max(length, BLOCK_SIZE))
         for _ in range(2):  # wrong once may be the way here; wrong twice is storage
             server.store.get_into(key, scratch.fd, offset=offset, length=length, etag=etag, file_offset=0)
             with scratch.view(length) as data:
-                if hashing.hash_block(data) == digest:
+                if _is_right(m, data):
                     copying.write_full(fd, data, offset)
                     return
     raise DamagedData(
@@ -280,18 +284,39 @@ def _fetch(server: Server, job: _Job) -> Any:
     )
 
 
+def _is_right(message: Message, data: memoryview) -> bool:
+    """Whether fetched bytes have the hash of a block, or the hashes of leaves, that the job names."""
+    if message["leaves"] is not None:
+        return hashing.hash_leaves(data) == bytes.fromhex(message["leaves"])
+    return hashing.hash_block(data) == bytes.fromhex(message["digest"])
+
+
 def _verify(server: Server, job: _Job) -> Any:
     m = job.message
-    offset, length = m["offset"], m["length"]
-    with _opened(m["path"], os.O_RDONLY) as fd, copying.scratch(max(length, BLOCK_SIZE)).view(length) as data:
-        done = 0
-        while done < length:
-            with data[done:] as rest:
-                got = os.preadv(fd, [rest], offset + done)
-            if got == 0:
+    with _opened(m["path"], os.O_RDONLY) as fd, copying.scratch(max(m["length"], BLOCK_SIZE)).view(m["length"]) as data:
+        return _read_right(fd, data, m["offset"], m["digest"])
+
+
+def _read_right(fd: int, data: memoryview, offset: int, digest: str) -> bool:
+    """Read a range of a file into ``data``; whether it is there and has this BLAKE3."""
+    done = 0
+    while done < len(data):
+        with data[done:] as rest:
+            got = os.preadv(fd, [rest], offset + done)
+        if got == 0:
+            return False
+        done += got
+    return hashing.hash_block(data) == bytes.fromhex(digest)
+
+
+def _graft(server: Server, job: _Job) -> Any:
+    m = job.message
+    with _opened(m["src"], os.O_RDONLY) as src, _opened(m["dst"], os.O_WRONLY) as dst:
+        with copying.scratch(max(m["length"], BLOCK_SIZE)).view(m["length"]) as data:
+            if not _read_right(src, data, m["offset"], m["digest"]):
                 return False
-            done += got
-        return hashing.hash_block(data) == bytes.fromhex(m["digest"])
+            copying.write_full(dst, data, m["offset"])
+            return True
 
 
 def _clone(server: Server, job: _Job) -> Any:
@@ -351,6 +376,7 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "fetch": _fetch,
     "verify": _verify,
     "clone": _clone,
+    "graft": _graft,
     "begin_upload": _begin_upload,
     "send_part": _send_part,
     "copy_part": _copy_part,

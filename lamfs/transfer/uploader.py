@@ -31,8 +31,15 @@ RETRY_UNNOTED = 2.0
 """Pause in seconds when the registry cannot be written."""
 MAX_PAUSE = 60.0
 """Longest pause in seconds between two tries."""
+CLOCK_STEP = 1.0
+"""Seconds by which the wall clock, in which the journal's times are, may go back unnoticed."""
 BATCH = 256
 """Rows read from the journal at a time, and objects deleted in one request at most."""
+
+
+def _wall_clock() -> float:
+    """How far the wall clock is ahead of the one that nobody sets, in seconds."""
+    return time.time() - time.monotonic()
 
 
 @dataclass(slots=True)
@@ -79,9 +86,11 @@ class Uploader:
         self._idle = trio.Event()
         self._hurry = 0
         self._wakes_at = 0.0
+        self._clock = _wall_clock()
         self._stopped: LamfsError | None = None
         self.uploads: dict[int, Upload] = {}
         self.failures: deque[Failure] = deque(maxlen=50)
+        self.failed_tries = 0
         self.stored_bytes = 0
         self.stored_files = 0
 
@@ -169,6 +178,7 @@ class Uploader:
                 if progress is not None:
                     progress(rows, size)
                 if not rows and not self._busy:
+                    await self.durable()
                     return
                 self._check()
                 self._idle = trio.Event()
@@ -178,6 +188,14 @@ class Uploader:
                     await trio.sleep(0.02)
         finally:
             self._hurry -= 1
+
+    async def durable(self) -> None:
+        """Return when everything committed before survives a power cut. Raises RegistryError."""
+        await self._steps.durable()
+
+    def can_drain(self) -> bool:
+        """Whether something is owed that can be stored now: not only files that are still being written."""
+        return self._stopped is None and self.owed()[0] > len(self._held)
 
     def owed(self) -> tuple[int, int]:
         """Rows of this process that are ready, and bytes of the files among them."""
@@ -205,6 +223,10 @@ class Uploader:
         """Start what may start; how long (s) to wait before looking again without being told."""
         journal = self._registry.journal
         journal.release(self._busy)
+        clock, self._clock = self._clock, _wall_clock()
+        if self._clock < clock - CLOCK_STEP:
+            log.info("the clock was put back by %.0f s: what waits to be tried again is tried now", clock - self._clock)
+            journal.retry_now()
         deletes: list[JournalEntry] = []
         refilled = False
         while self._has_room():
@@ -247,7 +269,7 @@ class Uploader:
         if not self._has_room():
             return 3600.0
         next_at = journal.next_at(skip=self._busy.union(self._held.values(), self._parked))
-        return 3600.0 if next_at is None else max((next_at - now_ns()) / 1e9, 0.001)
+        return 3600.0 if next_at is None else min(max((next_at - now_ns()) / 1e9, 0.001), MAX_PAUSE)
 
     def _has_room(self) -> bool:
         """Whether another small job may begin."""
@@ -330,6 +352,7 @@ class Uploader:
         try:
             name = what(self._registry, entry)
             log.warning("could not %s %s: %s Trying again in %.0f s.", entry.op, name, error, pause)
+            self.failed_tries += 1
             self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
             self._registry.journal.failed(entry.id, str(error), now_ns() + int(pause * 1e9))
         except LamfsError as problem:
@@ -359,9 +382,12 @@ class Uploader:
                 self._committed[ino] = entry.gen
             record = committed.record
             if current:
-                hooks.stored(ino, src, record.revision if record else None, consumed)
-            elif not consumed and self._superseded(ino, src):
-                (self._spool / src).unlink(missing_ok=True)
+                hooks.stored(ino, src, record.revision if record else None, consumed, upload.missing)
+            else:
+                if record is not None and "base" in entry.payload:
+                    hooks.rebased(ino, record.revision)
+                if not consumed and self._superseded(ino, src):
+                    (self._spool / src).unlink(missing_ok=True)
             self.stored_files += 1
             self.stored_bytes += upload.size
             log.debug("stored inode %d, %d bytes, in %.3f s", ino, upload.size, time.monotonic() - started)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounts import BUCKET, MountedInstance, wait_until
+from tests.support.mounts import BUCKET, MountedInstance, outcome, wait_until
 from tests.support.proxy import FaultProxy
 from tests.support.servers import SeaweedServer, Server
 
@@ -201,6 +201,110 @@ def test_an_edit_whose_old_bytes_cannot_be_had(faulty: Faulty) -> None:
         file.write(b"edit")
     faulty.check()
     assert (faulty.path / "a").read_bytes() == b"edit" + DATA[4:]
+
+
+def test_credentials_that_are_refused_for_a_while(faulty: Faulty) -> None:
+    """EACCES to fsync and to who reads what is not here; both work again by themselves, with nothing lost."""
+    (faulty.path / "a").write_bytes(DATA)
+    faulty.instance.sync()
+    faulty.remount_empty()
+    rule = faulty.proxy.add("status", code=400, error="ExpiredToken", count=None)
+    with Fails(errno.EACCES):
+        write_and_fsync(faulty.path / "b", DATA + b"b")
+    with Fails(errno.EACCES):
+        (faulty.path / "a").read_bytes()
+    assert "ExpiredToken" in faulty.errors()[0]["error"]
+    assert rule.hits > 1
+    faulty.proxy.clear()
+    assert (faulty.path / "a").read_bytes() == DATA
+    wait_until(lambda: faulty.instance.status()["owed_rows"] == 0, "it is stored by itself", seconds=20)
+    faulty.check()
+    faulty.remount_empty()
+    assert (faulty.path / "b").read_bytes() == DATA + b"b"
+
+
+def test_storage_is_away_in_the_middle_of_a_read(faulty: Faulty) -> None:
+    """All connections are reset and refused for a second: the reader waits, and gets the right bytes."""
+    data = os.urandom(13 << 20)
+    (faulty.path / "a").write_bytes(data)
+    faulty.instance.sync()
+    faulty.remount_empty()
+    with open(faulty.path / "a", "rb", buffering=0) as file:
+        assert file.read(1000) == data[:1000]
+        faulty.proxy.cut()
+        back = threading.Timer(1.0, faulty.proxy.heal)
+        back.start()
+        assert b"".join(iter(lambda: file.read(1 << 20), b"")) == data[1000:]
+        back.join()
+    faulty.check()
+
+
+@impatient
+def test_reads_of_others_go_on_while_one_stalls(faulty: Faulty) -> None:
+    """Of an object that is never sent, and of one with a wrong ETag in each reply; another ETag than its own is never
+    taken for the revision."""
+    names = ("stalls", "other", "etag", "whole")
+    for name in names:
+        (faulty.path / name).write_bytes(DATA + name.encode())
+    faulty.instance.sync()
+    uids = {name: faulty.instance.info(name)["uid"] for name in names}
+    faulty.remount_empty()
+    faulty.proxy.add("hang", method="GET", path=uids["stalls"], count=None)
+    wrong = faulty.proxy.add(
+        "reply_header", method="GET", path=uids["etag"], name="ETag", value='"' + "f" * 32 + '"', count=None
+    )
+    results: list[Any] = []
+    reader = threading.Thread(target=lambda: results.append(outcome((faulty.path / "stalls").read_bytes)))
+    reader.start()
+    wait_until(lambda: any(uids["stalls"] in request.path for request in faulty.proxy.requests), "it stalls")
+    started = time.monotonic()
+    assert (faulty.path / "other").read_bytes() == DATA + b"other"
+    assert time.monotonic() - started < 4
+    assert outcome((faulty.path / "etag").read_bytes) in ("ESTALE", "EIO")
+    assert wrong.hits >= 1
+    reader.join(30)
+    assert results == ["EIO"]
+    faulty.proxy.clear()
+    for name in names:
+        assert (faulty.path / name).read_bytes() == DATA + name.encode()
+    faulty.check()
+
+
+def test_the_bucket_is_deleted_and_made_again(faulty: Faulty, seaweed: Server) -> None:
+    """What is written meanwhile is stored when there is a bucket again; what was in the old one is an error, no lie."""
+    with seaweed.client() as client:
+        bucket = f"gone-{os.urandom(4).hex()}"
+        client.create_bucket(Bucket=bucket)
+        config = dataclasses.replace(seaweed.config(bucket, "root"), endpoint_url=faulty.proxy.url)
+        with MountedInstance(config, env=seaweed.env) as instance:
+            instance.mount(["timeout=5"])
+            (instance.path / "old").write_bytes(DATA)
+            (instance.path / "cached").write_bytes(DATA)
+            instance.sync()
+            instance.remount(empty_cache=True)
+            assert (instance.path / "cached").read_bytes() == DATA
+            for entry in client.list_objects_v2(Bucket=bucket)["Contents"]:
+                client.delete_object(Bucket=bucket, Key=entry["Key"])
+            client.delete_bucket(Bucket=bucket)
+            (instance.path / "new").write_bytes(DATA + b"new")
+            with Fails(errno.ENOENT):
+                write_and_fsync(instance.path / "newer", DATA)
+            assert outcome((instance.path / "old").read_bytes) in ("EIO", "ENOENT")
+            assert (instance.path / "new").read_bytes() == DATA + b"new"
+            assert (instance.path / "cached").read_bytes() == DATA
+            client.create_bucket(Bucket=bucket)
+            instance.sync()
+            with Fails(errno.EIO):
+                (instance.path / "old").read_bytes()
+            instance.kill9()
+            shutil.rmtree(instance.cache_dir)
+            instance.mount()
+            assert (instance.path / "new").read_bytes() == DATA + b"new"
+            assert (instance.path / "newer").read_bytes() == DATA
+            problems = instance.fsck()
+            assert len(problems) == 2, problems
+            assert all("is gone" in problem for problem in problems)
+            instance.fusermount()
 
 
 def test_the_server_is_killed_during_uploads(fuse: None, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, now_ns
-from lamfs.registry import Provenance, Registry
+from lamfs.registry import Provenance, Registry, process_id
 from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
 from lamfs.transfer.uploader import Uploader
@@ -198,10 +198,11 @@ class DirectMover:
         return result
 
     async def hash(
-        self, path: str, size: int | None = None, progress: Any = None, *, bulk: bool = False
+        self, path: str, size: int | None = None, progress: Any = None, *, bulk: bool = False, known: Any = None
     ) -> ContentHash:
         await trio.lowlevel.checkpoint()
-        return hashing.hash_file(path)
+        with open(path, "rb") as file:
+            return hashing.hash_fd(file.fileno(), os.fstat(file.fileno()).st_size, known=known or {})
 
     async def put(self, path: str, key: str, *, consume: bool = False, progress: Any = None) -> ObjectStat:
         def work() -> ObjectStat:
@@ -255,7 +256,17 @@ class DirectMover:
         await trio.lowlevel.checkpoint()
         return self._box.store.head(key)
 
-    async def fetch(self, key: str, *, etag: str, offset: int, length: int, path: str, digest: bytes | None) -> None:
+    async def fetch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        length: int,
+        path: str,
+        digest: bytes | None,
+        leaves: bytes | None = None,
+    ) -> None:
         await trio.lowlevel.checkpoint()
         error = self.failing("fetch", key)
         if error is not None:
@@ -263,6 +274,8 @@ class DirectMover:
         data = self._box.store.get(key, offset=offset, length=length, etag=etag)
         if digest is not None and hashing.hash_block(data) != digest:
             raise DamagedData(f"{key} is damaged")
+        if leaves is not None and hashing.hash_leaves(data) != leaves:
+            raise DamagedData(f"{key} is damaged in a leaf")
         with open(path, "r+b") as file:
             os.pwrite(file.fileno(), data, offset)
 
@@ -271,6 +284,13 @@ class DirectMover:
         with open(path, "rb") as file:
             data = os.pread(file.fileno(), length, offset)
         return len(data) == length and hashing.hash_block(data) == digest
+
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        if not await self.verify(src, offset=offset, length=length, digest=digest):
+            return False
+        with open(src, "rb") as source, open(dst, "r+b") as target:
+            os.pwrite(target.fileno(), os.pread(source.fileno(), length, offset), offset)
+        return True
 
     async def clone(self, src: str, dst: str) -> None:
         self._box.step("before clone")
@@ -300,6 +320,7 @@ class Box:
         self.cache_dir = base / "cache"
         self.steps: list[str] = []
         self.crash_at = 0
+        self.boot = (process_id() or "").split(":")[0]
         registry = Registry(base / "registry.lndb", create=True)
         registry.people.ensure_storage(self.store.config.root, kind)
         registry.close()
@@ -316,7 +337,7 @@ class Box:
         registry = Registry(self.base / "registry.lndb")
         # Each life is a process of its own; none of them is alive for the next.
         Box.lives += 1
-        registry.journal.owner = f"boot:0:{Box.lives}"
+        registry.journal.owner = f"{self.boot}:0:{Box.lives}"
         db = registry.db
         transaction, execute = db.transaction, db.execute
 
@@ -357,9 +378,17 @@ class Box:
         settings = SimpleNamespace(spool_dir=self.spool, mounts_dir=self.base / "mounts")
         fs: FileSystem | None = None
         try:
-            take_over(SimpleNamespace(registry=registry, settings=settings))  # type: ignore[arg-type]
+            take_over(SimpleNamespace(registry=registry, store=self.store, settings=settings))  # type: ignore[arg-type]
             uploader = Uploader(registry, self.store, mover, self.spool, Provenance())
-            cache = BlockCache(self.store, mover, index, self.cache_dir, limit_bytes=1 << 30, prefetch_blocks=0)
+            cache = BlockCache(
+                self.store,
+                mover,
+                index,
+                self.cache_dir,
+                limit_bytes=1 << 30,
+                prefetch_blocks=0,
+                leaves=registry.artifacts.leaves,
+            )
             fs = FileSystem(Context(registry, self.store, cache, mover, uploader, self.spool, self.policy))
             async with trio.open_nursery() as nursery:
                 await nursery.start(cache.run)

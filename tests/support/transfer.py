@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, ObjectMissing
-from lamfs.hashing import encode_digest, hash_block
+from lamfs.hashing import encode_digest, hash_block, hash_leaves
 from lamfs.model import BLOCK_SIZE, ContentHash, Revision
 from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer.client import Mover
@@ -127,10 +127,22 @@ class FakeMover:
         self.fetching = 0
         self.most_fetching = 0
         self.fetches: list[tuple[str, int]] = []
+        self.ranges: list[tuple[int, int]] = []
         self.verifies: list[tuple[str, int]] = []
 
-    async def fetch(self, key: str, *, etag: str, offset: int, length: int, path: str, digest: bytes | None) -> None:
+    async def fetch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        length: int,
+        path: str,
+        digest: bytes | None,
+        leaves: bytes | None = None,
+    ) -> None:
         self.fetches.append((key, offset // BLOCK_SIZE))
+        self.ranges.append((offset, length))
         self.fetching += 1
         self.most_fetching = max(self.most_fetching, self.fetching)
         try:
@@ -142,6 +154,8 @@ class FakeMover:
             data = self.store.get(key, offset=offset, length=length, etag=etag)
             if digest is not None and hash_block(data) != digest:
                 raise DamagedData(f"{key} is damaged")
+            if leaves is not None and hash_leaves(data) != leaves:
+                raise DamagedData(f"{key} is damaged in a leaf")
             fd = os.open(path, os.O_WRONLY)
             os.pwrite(fd, data, offset)
             os.close(fd)

@@ -12,10 +12,10 @@ from itertools import islice
 from typing import Any, Literal
 
 from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
-from lamfs.storage.base import Capabilities, ObjectStat, PartStat, Progress, StorageConfig
+from lamfs.storage.base import Capabilities, ObjectStat, PartStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.osfiles import source_error, write_fetched
 from lamfs.storage.root import check_object_key
-from lamfs.storage.s3 import upload
+from lamfs.storage.s3 import upload, uploads
 from lamfs.storage.s3.check import check_bucket
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.download import Download, Sink
@@ -223,6 +223,9 @@ class S3Store:
                 self._batch_delete = False
             return batch
         return [entry["Key"] for entry in reply.get("Errors", ()) if entry.get("Code") not in NO_KEY]
+
+    def uploads(self) -> Iterator[UnfinishedUpload]:
+        return uploads.unfinished(self._connection, self._base)
 
     # in parts (MultipartStore)
 

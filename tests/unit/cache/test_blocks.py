@@ -15,7 +15,6 @@ import pytest
 import trio
 
 from lamfs.cache import blocks as blocks_module
-from lamfs.cache import flights
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import (
@@ -370,80 +369,7 @@ async def test_equal_etag_with_other_content_is_another_file(rig: Rig) -> None:
             other.close()
 
 
-# ---- prefetch
-
-
-async def test_sequential_reading_prefetches_in_a_growing_window(rig: Rig) -> None:
-    data = make_bytes(12 * BLOCK_SIZE)
-    revision = rig.store.put("k", data)
-    async with rig.mount(prefetch=4) as cache:
-        file = cache.open(revision)
-        counts = []
-        for offset in range(0, len(data), 128 << 10):
-            got = file.read_now(offset, 128 << 10)
-            if got is None:
-                got = await file.read(offset, 128 << 10, sequential=True)
-                await trio.testing.wait_all_tasks_blocked()
-                counts.append(len(rig.mover.fetches) - offset // BLOCK_SIZE - 1)
-            assert got == data[offset : offset + (128 << 10)]
-        file.close()
-    assert counts[:5] == [1, 2, 4, 4, 4], "blocks ahead, each time the reader enters a block"
-    assert sorted(rig.mover.fetches) == [("k", block) for block in range(12)]
-    assert all(count == 1 for count in rig.store.gets.values())
-
-
-async def test_random_reading_prefetches_nothing(rig: Rig) -> None:
-    revision = rig.store.put("k", make_bytes(12 * BLOCK_SIZE))
-    async with rig.mount(prefetch=8) as cache:
-        file = cache.open(revision)
-        for block in (0, 7, 3, 4):
-            await file.read(block * BLOCK_SIZE, 10)
-        await trio.testing.wait_all_tasks_blocked()
-        assert [block for _, block in rig.mover.fetches] == [0, 7, 3, 4]
-        file.close()
-
-
-async def test_prefetch_is_bounded_for_the_whole_mount_and_leaves_room_for_readers(rig: Rig) -> None:
-    revisions = [rig.store.put(f"k{number}", make_bytes(4 * BLOCK_SIZE + 5, number)) for number in range(8)]
-    async with rig.mount(prefetch=8) as cache:
-        files = [cache.open(revision) for revision in revisions]
-        for file in files:
-            await file.read(0, 10)
-        rig.mover.gate = trio.Event()
-        for _ in range(3):
-            for file in files:
-                file._read_ahead(0, 0) if file._next == 0 else file._read_ahead(file._next, file._next)
-        await trio.testing.wait_all_tasks_blocked()
-        assert rig.mover.fetching == flights.PREFETCH_JOBS
-        got: list[bytes] = []
-
-        async def reader() -> None:
-            got.append(await files[-1].read(4 * BLOCK_SIZE, 5))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(reader)
-            await until(lambda: rig.mover.fetching == flights.PREFETCH_JOBS + 1)
-            assert rig.mover.fetches[-1] == ("k7", 4), "a read does not queue behind prefetches"
-            rig.mover.gate.set()
-        await trio.testing.wait_all_tasks_blocked()
-        assert rig.mover.most_fetching == flights.PREFETCH_JOBS + 1
-        assert all(count == 1 for count in rig.store.gets.values())
-        for file in files:
-            file.close()
-
-
-async def test_errors_of_prefetch_are_left_to_the_real_read(rig: Rig) -> None:
-    data = make_bytes(3 * BLOCK_SIZE)
-    revision = rig.store.put("k", data)
-    async with rig.mount(prefetch=4) as cache:
-        file = cache.open(revision)
-        await file.read(0, 10)
-        rig.mover.failures = [StorageUnavailable("no answer")]
-        assert await file.read(0, 10, sequential=True) == data[:10]
-        await trio.testing.wait_all_tasks_blocked()
-        assert not rig.mover.failures
-        assert await file.read(BLOCK_SIZE, 10, sequential=True) == data[BLOCK_SIZE : BLOCK_SIZE + 10]
-        file.close()
+# ---- filling
 
 
 async def test_filling_a_file_leaves_the_mover_room(rig: Rig) -> None:
@@ -454,6 +380,23 @@ async def test_filling_a_file_leaves_the_mover_room(rig: Rig) -> None:
         fd = await file.fill()
         assert os.pread(fd, len(data), 0) == data
         assert 2 <= rig.mover.most_fetching <= 4
+        file.close()
+
+
+async def test_a_range_of_blocks_is_filled(rig: Rig) -> None:
+    data = make_bytes(5 * BLOCK_SIZE + 1)
+    revision = rig.store.put("k", data)
+    async with rig.mount() as cache:
+        file = cache.open(revision)
+        fd = await file.fill_range(2, 3)
+        assert sorted(block for _, block in rig.mover.fetches) == [2, 3]
+        assert os.pread(fd, 2 * BLOCK_SIZE, 2 * BLOCK_SIZE) == data[2 * BLOCK_SIZE : 4 * BLOCK_SIZE]
+        assert await file.fill_range(3, 99) == fd, "what is behind the end is not asked for"
+        assert sorted(block for _, block in rig.mover.fetches) == [2, 3, 4, 5]
+        assert await file.fill_range(6, 7) == fd
+        os.truncate(rig.path("k"), BLOCK_SIZE)
+        await file.fill_range(5, 5)
+        assert os.pread(fd, 9, 5 * BLOCK_SIZE) == data[-1:]
         file.close()
 
 
@@ -753,7 +696,7 @@ async def test_local_files_are_read_in_place_and_verified_once(local: LocalStore
     revision = put_local(local, "d/k", data)
     async with local_cache(local, tmp_path) as (cache, mover):
         file = cache.open(revision)
-        assert await file.read(0, size + 1, sequential=True) == data
+        assert await file.read(0, size + 1, whole=True) == data
         assert file.read_now(0, size) == data
         assert os.fstat(await file.fill()).st_ino == os.stat(f"{local.root}/d/k").st_ino
         assert len({block for _, block in mover.verifies}) == len(mover.verifies)
@@ -838,7 +781,7 @@ async def test_reading_by_chance(rig: Rig) -> None:
                         with trio.move_on_after(random_.choice([0.0, 10.0])):
                             got = file.read_now(offset, length)
                             if got is None:
-                                got = await file.read(offset, length, sequential=random_.random() < 0.5)
+                                got = await file.read(offset, length, whole=random_.random() < 0.5)
                             assert got == data[offset : offset + length]
                 finally:
                     file.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -90,6 +92,27 @@ def test_it_is_tried_again_without_being_asked(box: Box) -> None:
         await user.write_file("a", b"x")
         await until(lambda: user.fs.context.registry.artifacts.count() == 1)
         assert tries == 4
+
+    run(box, scenario)
+
+
+@pytest.mark.parametrize("jump", [-86_400, 3600])
+def test_a_clock_that_is_set_postpones_nothing(box: Box, jump: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for its next try, and what was closed just before, when the clock goes back a day or on an hour."""
+    set_by = 0
+    clock, clock_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: clock() + set_by)
+    monkeypatch.setattr(time, "time_ns", lambda: clock_ns() + set_by * 10**9)
+
+    async def scenario(user: User) -> None:
+        nonlocal set_by
+        user.mover.failing = lambda op, key: StorageUnavailable("not yet")
+        await user.write_file("a", b"x")
+        await until(lambda: user.fs.context.uploader.failures)
+        user.mover.failing = lambda op, key: None
+        await user.write_file("b", b"y")
+        set_by = jump
+        await until(lambda: user.fs.context.registry.artifacts.count() == 2)
 
     run(box, scenario)
 
@@ -278,8 +301,8 @@ def test_a_close_while_the_file_is_taken_loses_nothing(make_box: MakeBox, monkey
             state.dirty = True
             freeze(ino, src)
 
-        async def late_close(path: str) -> object:
-            content = await hash_(path)
+        async def late_close(path: str, *base: Any) -> object:
+            content = await hash_(path, *base)
             monkeypatch.setattr(steps, "_hash", hash_)
             await user.close(opened)
             return content

@@ -21,6 +21,9 @@ from lamfs.hashing import (
     hash_fd,
     hash_file,
     hash_folder,
+    hash_leaves,
+    zero_block,
+    zero_leaves,
 )
 from lamfs.model import BLOCK_SIZE
 
@@ -106,6 +109,31 @@ def test_sparse_files_at_the_edge(tmp_path: Path) -> None:
     assert len(larger.blocks) == 13 * 32
     assert zeros.blocks[: 12 * 32] == larger.blocks[: 12 * 32]
     assert zeros.blocks[12 * 32 :] != larger.blocks[12 * 32 :]
+
+
+@pytest.mark.parametrize("size", [1, 65536, 65537, BLOCK_SIZE, BLOCK_SIZE + 65536 + 1, FIFTY_MIB + BLOCK_SIZE])
+def test_leaves(tmp_path: Path, size: int) -> None:
+    data = pattern(size)
+    (tmp_path / "file").write_bytes(data)
+    found = hash_file(tmp_path / "file").leaves
+    if size <= 65536:
+        assert not found
+        return
+    plain = [blake3(data[at : at + 65536]).digest()[:16] for at in range(0, size, 65536)]
+    assert found == {
+        number: b"".join(plain[64 * number : 64 * number + 64]) for number in range(-(-size // BLOCK_SIZE))
+    }
+
+
+def test_leaves_of_holes_are_known_without_being_listed(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    path.write_bytes(b"x" * (FIFTY_MIB + BLOCK_SIZE))
+    os.truncate(path, 3 * FIFTY_MIB)
+    found = hash_file(path)
+    holes = set(range(-(-found.size // BLOCK_SIZE))) - set(found.leaves)
+    assert len(holes) > 20
+    assert {found.block(block) for block in holes} == {zero_block()}
+    assert zero_leaves() == hash_leaves(bytes(BLOCK_SIZE))
 
 
 def test_sha1_fl_is_blind_to_the_middle_and_the_blocks_are_not(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lamfs import errors
 from lamfs.errors import FsError, LamfsError, StorageError, StorageFull
-from lamfs.model import ContentHash
+from lamfs.model import BLOCK_SIZE, LEAF_SIZE, ContentHash
 from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import jobs
 
@@ -79,6 +79,10 @@ def test_values_survive() -> None:
     assert jobs.unpack_stat(jobs.decode(jobs.encode({"x": jobs.pack_stat(stat)}))["x"]) == stat
     content = ContentHash(5, "h", "md5", bytes(range(32)))
     assert jobs.unpack_content(jobs.decode(jobs.encode({"x": jobs.pack_content(content)}))["x"]) == content
+    size = 5 * BLOCK_SIZE + LEAF_SIZE + 1
+    leaves = {0: bytes(range(16)) * 64, 3: b"x" * 1024, 5: b"y" * 32}
+    known = jobs.pack_content(ContentHash(size, "h", "sha1-fl", bytes(32 * 6), leaves))
+    assert jobs.unpack_content(jobs.decode(jobs.encode({"x": known}))["x"]).leaves == leaves
 
 
 def test_every_job_has_one_pool_and_a_handler() -> None:

@@ -1,0 +1,171 @@
+"""What the reader of one open file does, and what it will want next. The trio loop only; one Reader per open handle.
+
+A reader's requests are sorted into runs: requests near each other. A run that goes on forwards or backwards for a while
+is a sequence, whose next blocks are wished for, more of them the longer it goes on. Runs of equal length at equal
+distances are strided. Anything else is random, and brings only what is read. The kernel sends the requests of one
+sequence (its readahead, or page faults of a mapping) in odd order, and of several threads mixed: so a run forgives what
+comes a little early or late, and a reader has several of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from lamfs.cache.blockfile import VERIFIED, BlockFile
+from lamfs.cache.index import leaf_mask
+from lamfs.model import BLOCK_SIZE, LEAF_SIZE
+
+NEAR = 1 << 20
+"""A request at most so many bytes before or behind where a run has come to belongs to it."""
+SURE = 1 << 20
+"""Bytes by which a run must have grown to be a sequence: more than the kernel reads around one page fault."""
+RUNS = 4
+"""Runs of one reader at a time."""
+STRIDES = 3
+"""Runs at equal distances that make a stride."""
+
+_IN_BLOCK = BLOCK_SIZE - 1
+
+
+class Owner(Protocol):
+    """What a Reader needs of the cache's Flights."""
+
+    prefetch_blocks: int
+
+    def wished(self, reader: Reader) -> None:
+        """The reader has wishes."""
+
+
+class Run:
+    """Requests near each other: bytes ``low`` to ``high``, and by how much they have grown upwards and downwards."""
+
+    __slots__ = ("at", "down", "high", "low", "up", "window")
+
+    def __init__(self, offset: int, end: int) -> None:
+        self.low, self.high = offset, end
+        self.up = self.down = 0
+        self.window = 0
+        """Blocks to have ahead; 0 until the run is a sequence."""
+        self.at = -1
+        """The block from which on that was last asked for."""
+
+    def takes(self, offset: int, end: int) -> bool:
+        """Whether a request belongs to the run, which then has grown by it."""
+        if self.window and self.up >= self.down:
+            if not self.high - NEAR <= offset <= self.high + NEAR:
+                return False
+        elif not self.low - NEAR <= offset <= (self.low if self.window else self.high) + NEAR:
+            return False
+        if end > self.high:
+            self.up += end - max(self.high, offset)
+            self.high = end
+        if offset < self.low:
+            self.down += min(self.low, end) - offset
+            self.low = offset
+        return True
+
+
+class Reader:
+    """Belongs to one open handle; asks Flights for what the handle will read next. close() takes its wishes back."""
+
+    __slots__ = ("_distance", "_equal", "_owner", "_runs", "wishes")
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._runs: list[Run] = []
+        """The one that was used last comes first."""
+        self._distance = 0
+        """Bytes between the starts of the last two runs."""
+        self._equal = 0
+        """How many runs have followed each other at this distance."""
+        self.wishes: deque[tuple[BlockFile, int, int]] = deque()
+        """Blocks of files, and leaves of them (a mask; 0: the whole block), to be brought when there is capacity."""
+
+    def note(self, file: BlockFile, offset: int, size: int) -> bool:
+        """A request was made: see what it belongs to, and wish for what comes next. Whether it is of a sequence."""
+        end = offset + size
+        runs = self._runs
+        for run in runs:
+            if run.takes(offset, end):
+                if run is not runs[0]:
+                    runs.remove(run)
+                    runs.insert(0, run)
+                break
+        else:
+            run = self._jumped(file, offset, end)
+            if offset >= LEAF_SIZE:
+                return False
+            # From its start most files are read to their end: the rest of the block comes behind the first leaves.
+            rest = leaf_mask(file.revision.size, 0, (end - 1) // LEAF_SIZE + 1)
+            if rest:
+                self._wish(file, 0, rest)
+            return False
+        if not run.window:
+            if max(run.up, run.down) < SURE and not (run.low < LEAF_SIZE and run.up > run.down):
+                return False
+            run.window = 1
+        self._go_on(file, run)
+        return True
+
+    async def read(self, file: BlockFile, offset: int, size: int) -> bytes:
+        """As BlockFile.read; sequences are read in whole blocks, everything else by leaf."""
+        return await file.read(offset, size, whole=self.note(file, offset, size))
+
+    def close(self) -> None:
+        """The handle is closed: nothing more is wished for."""
+        self.wishes.clear()
+
+    def _jumped(self, file: BlockFile, offset: int, end: int) -> Run:
+        """A run begins: what was wished for before is not wanted now. Perhaps it is the next of a stride."""
+        self.wishes.clear()
+        runs = self._runs
+        for run in runs:
+            run.at = -1
+        if runs:
+            before = runs[0]
+            distance = offset - before.low
+            self._equal = self._equal + 1 if distance == self._distance else 1
+            self._distance = distance
+            if self._equal >= STRIDES - 1:
+                self._stride(file, offset, max(end - offset, before.high - before.low))
+        run = Run(offset, end)
+        runs.insert(0, run)
+        del runs[RUNS:]
+        return run
+
+    def _stride(self, file: BlockFile, offset: int, length: int) -> None:
+        """Wish for the next places of a stride: twice as many as have been right, within reason."""
+        if length > BLOCK_SIZE:
+            return
+        for number in range(1, min(2 * self._equal, 2 * self._owner.prefetch_blocks) + 1):
+            start = offset + number * self._distance
+            stop = min(start + length, file.revision.size)
+            if start < 0 or start >= stop:
+                return
+            for block in range(start // BLOCK_SIZE, (stop - 1) // BLOCK_SIZE + 1):
+                first = max(start - block * BLOCK_SIZE, 0) // LEAF_SIZE
+                last = min(stop - 1 - block * BLOCK_SIZE, _IN_BLOCK) // LEAF_SIZE
+                self._wish(file, block, leaf_mask(file.revision.size, block, first, last))
+
+    def _go_on(self, file: BlockFile, run: Run) -> None:
+        """A sequence has come to a block: if it is another one, wish for the next, twice as many as before."""
+        limit = self._owner.prefetch_blocks
+        forwards = run.up >= run.down
+        block = (run.high - 1 if forwards else run.low) // BLOCK_SIZE
+        if block == run.at or not limit:
+            return
+        run.at = block
+        run.window = min(2 * run.window, limit)
+        wanted = {wish[1] for wish in self.wishes if wish[0] is file}
+        for number in range(1, run.window + 1):
+            ahead = block + number if forwards else block - number
+            if not 0 <= ahead < len(file.state):
+                break
+            if file.state[ahead] != VERIFIED and ahead not in wanted:
+                self._wish(file, ahead, 0)
+
+    def _wish(self, file: BlockFile, block: int, mask: int) -> None:
+        if self._owner.prefetch_blocks and file.state[block] != VERIFIED:
+            self.wishes.append((file, block, mask))
+            self._owner.wished(self)
