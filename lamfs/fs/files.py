@@ -21,6 +21,8 @@ from lamfs.model import Inode, now_ns
 from lamfs.transfer.durable import sync_file
 
 MAX_SIZE = (1 << 63) - 1
+SYNC_TASKS = 64
+"""Files that the fsync of a directory waits for at a time; as many can be stored at once."""
 
 
 class Files:
@@ -352,19 +354,22 @@ class Files:
         self.acknowledge_all()
         tree, journal = self._c.registry.tree, self._c.registry.journal
         error: LamfsError | None = None
-        below = [ino for ino in journal.owed_inodes() if tree.is_below(ino, directory)]
+        below = (ino for ino in journal.owed_inodes() if tree.is_below(ino, directory))
 
-        async def store(ino: int) -> None:
+        async def store() -> None:
             nonlocal error
-            try:
-                await self.store(ino)
-            except LamfsError as problem:
-                error = problem
+            for ino in below:
+                try:
+                    await self.store(ino)
+                except LamfsError as problem:
+                    error = problem
+                if error is not None:
+                    return  # the rest is stored all the same, and nobody is told so
 
         if self._c.policy.fsync_stores:
             async with trio.open_nursery() as nursery:
-                for ino in below:
-                    nursery.start_soon(store, ino)
+                for _ in range(SYNC_TASKS):
+                    nursery.start_soon(store)
         if error is not None:
             raise error
         await self._c.uploader.durable()

@@ -15,6 +15,7 @@ import trio
 from lamfs.errors import RegistryError, StorageUnavailable
 from lamfs.fs import room
 from lamfs.fs.state import Spool
+from lamfs.model import ROOT_INO
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -134,6 +135,26 @@ def test_many_open_files_do_not_keep_one_from_fsync(box: Box) -> None:
         for opened in list(user.handles):
             await user.close(opened)
         await user.sync()
+
+    run(box, scenario)
+
+
+def test_fsync_of_a_directory_of_many_files_waits_for_some_at_a_time(box: Box) -> None:
+    """A hundred thousand files must not be as many tasks; all of them are stored when it returns."""
+
+    async def scenario(user: User) -> None:
+        user.mover.hold = "put"
+        await user.write_file("first", b"x")
+        await user.mover.held.wait()
+        for number in range(300):
+            await user.write_file(f"f{number}", b"%d" % number)
+        directory = user.fs.opendir(ROOT_INO)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(user.fs.fsyncdir, directory)
+            await trio.sleep(0.01)
+            assert trio.lowlevel.current_statistics().tasks_living < 150
+            user.mover.release.set()
+        assert user.fs.context.registry.artifacts.count() == 301
 
     run(box, scenario)
 
