@@ -388,14 +388,12 @@ class BlockCache:
     def _has_grown(self, length: int) -> None:
         self._fresh += length
         self._work.set()
-        if self._fresh > max(self.limit_bytes >> 4, BIG):
+        if self._fresh > max(self.limit_bytes >> 4, 4 * BLOCK_SIZE):
             self._urgent.set()
 
     async def _keep_house(self) -> None:
         self._flush()
         self._close_unlinked()
-        if self._local:
-            return
         await self._evictor.down_to(self.limit_bytes)
         shortage = self._evictor.shortage()
         if shortage > 0:

@@ -160,7 +160,8 @@ class Flights:
         if now - since > DENSE_SECONDS:
             count, since = 0, now
         file.leaf_misses = (count + 1, since)
-        if count + 1 >= max(DENSE, file.revision.size // DENSE_BYTES) and self.prefetch_blocks:
+        size = file.revision.size
+        if count + 1 >= max(DENSE, size // DENSE_BYTES) and self.prefetch_blocks and size <= self._seal_bytes:
             self._dense.setdefault(file, 0)
             self._pump()
 

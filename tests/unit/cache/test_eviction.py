@@ -86,7 +86,6 @@ async def test_the_region_used_longest_ago_goes_first(rig: Rig) -> None:
 
 async def test_a_file_larger_than_the_limit_passes_through(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks_module, "HOUSEKEEPING_SECONDS", 0.01)
-    monkeypatch.setattr(blocks_module, "BIG", 1)
     rig.put("k", BIG)
     worst = 0
     async with rig.mount(limit=2 * REGION, prefetch=2) as cache:
