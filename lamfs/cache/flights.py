@@ -16,9 +16,10 @@ import trio
 
 from lamfs.cache import sparse
 from lamfs.cache.bits import leaf_bytes, leaf_mask
-from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile, Flight, Leaves
+from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.readers import Reader
+from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
