@@ -21,7 +21,7 @@ ABSENT, PRESENT, VERIFIED = 0, 1, 2
 """States of a block: not in the file; said to be in the file by the index; checked by this process."""
 
 FILL_WINDOW = 4
-"""Blocks that fill() and reads over many blocks bring at a time: half of the mover's readers stay for others."""
+"""Blocks that fill() and reads over many blocks bring at a time: most of the mover's readers stay for others."""
 
 SMALL = 64 << 10
 """Blocks up to this many bytes are verified right here: hashing them takes less time than a job's way and back."""

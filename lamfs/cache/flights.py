@@ -25,8 +25,10 @@ from lamfs.transfer import jobs
 
 log = logging.getLogger(__name__)
 
-PREFETCH_JOBS = 6
-"""Prefetches at a time, of all files: two of the mover's eight readers are always left for somebody who waits."""
+PREFETCH_JOBS = 18
+"""Prefetches at a time, of all files: of the mover's 32 readers some are always left for somebody who waits."""
+PREFETCH_OF_FILE = 6
+"""Of one file: when it stalls, others are still prefetched."""
 PREFETCH_QUEUE = 256
 """Blocks that may wait for prefetching; the oldest wish is dropped."""
 ATTEMPTS = 3
@@ -104,9 +106,14 @@ class Flights:
         self._pump()
 
     def _pump(self) -> None:
-        while self._wishes and self._prefetching < PREFETCH_JOBS and self.nursery is not None:
+        for _ in range(len(self._wishes)):
+            if self._prefetching >= PREFETCH_JOBS or self.nursery is None:
+                return
             file, block = self._wishes.popleft()
             if file.refs and file.state[block] != VERIFIED and block not in file.flights:
+                if sum(flight.prefetch for flight in file.flights.values()) >= PREFETCH_OF_FILE:
+                    self._wishes.append((file, block))
+                    continue
                 self._prefetching += 1
                 self.start(file, block, prefetch=True)
 

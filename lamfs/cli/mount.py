@@ -38,7 +38,7 @@ OPTION_HELP = """\b
                       (default); fsync=spool: when on the local disk
   cache_limit=SIZE    most bytes in the block cache, such as 20G (default)
   timeout=SECONDS     how long a read or an fsync waits for storage before it
-                      fails with EIO (default 300)
+                      fails with EIO (default 60)
   uploads=N           files stored at a time, 1 to 64 (default 8)
   debug               a more talkative log
   noatime, noexec, sync, dirsync, nodev, nosuid

@@ -29,7 +29,7 @@ class MountOptions:
     close: Literal["spool", "storage"] = "spool"
     fsync: Literal["spool", "storage"] = "storage"
     cache_limit: int = 20 << 30
-    timeout: float = 300.0
+    timeout: float = 60.0
     uploads: int = 8
     foreground: bool = False
     debug: bool = False
