@@ -19,7 +19,7 @@ from lamfs.hashing import hash_block, hash_leaf
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 
 FILL_WINDOW = 4
-"""Blocks that fill() and reads over many blocks bring at a time: half of the mover's readers stay for others."""
+"""Blocks that fill() and reads over many blocks bring at a time: most of the mover's readers stay for others."""
 
 SMALL = 64 << 10
 """Blocks up to this many bytes are verified right here: hashing them takes less time than a job's way and back."""

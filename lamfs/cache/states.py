@@ -1,4 +1,4 @@
-"""What is known of a block and of its leaves, and what is on its way. Data of BlockFile and Flights; the trio loop only."""
+"""What is known of a block and of its leaves, and what is on its way. Data of BlockFile and Flights; loop only."""
 
 from __future__ import annotations
 

@@ -178,7 +178,8 @@ def test_reads_end_in_time(faulty: Faulty) -> None:
     started = time.monotonic()
     with Fails(errno.EIO):
         (faulty.path / "a").read_bytes()
-    assert time.monotonic() - started < 20
+    assert 4.5 < time.monotonic() - started < 8, "the kernel asks again: all of it together takes the timeout"
+    assert faulty.instance.status()["timeouts"] >= 1
     os.stat(faulty.path / "a")
     (faulty.path / "b").write_bytes(b"others go on")
     faulty.proxy.clear()
