@@ -365,6 +365,44 @@ def small_disk(seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterat
         shutil.rmtree(instance.base, ignore_errors=True)
 
 
+@pytest.fixture
+def small_cache(seaweed: Server, fuse: None) -> Iterator[MountedInstance]:
+    """An instance on S3 whose cache directory is a tmpfs of 24 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
+    config = seaweed.config(BUCKET, f"c{os.urandom(4).hex()}/root")
+    instance = MountedInstance(config, env=seaweed.env)
+    instance.cache_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", instance.cache_dir], check=True)
+    try:
+        with instance:
+            instance.mount(["timeout=30"])
+            yield instance
+    finally:
+        subprocess.run(["umount", "-l", instance.cache_dir], check=False)
+        shutil.rmtree(instance.base, ignore_errors=True)
+
+
+def test_a_full_cache_disk(small_cache: MountedInstance) -> None:
+    """More bytes than it holds are read, whoever has it open; with no room at all reading fails, and lives on."""
+    instance = small_cache
+    data = {f"f{number}": os.urandom(7 << 20) for number in range(6)}
+    for name, content in data.items():
+        (instance.path / name).write_bytes(content)
+    instance.sync()
+    for name, content in data.items():
+        assert (instance.path / name).read_bytes() == content
+    with open(instance.path / "f0", "rb") as held, open(instance.path / "f1", "rb") as second:
+        assert held.read() == data["f0"]
+        assert second.read() == data["f1"]
+        assert (instance.path / "f2").read_bytes() == data["f2"]
+        (instance.path / "new").write_bytes(DATA)
+    instance.sync()
+    for name, content in data.items():
+        assert (instance.path / name).read_bytes() == content
+    assert instance.fsck() == []
+
+
 def test_a_full_spool(small_disk: Faulty) -> None:
     """ENOSPC to the writer; what was acknowledged before stays, and is stored when storage is back."""
     faulty = small_disk
