@@ -403,6 +403,53 @@ def test_a_full_cache_disk(small_cache: MountedInstance) -> None:
     assert instance.fsck() == []
 
 
+@pytest.fixture
+def small_registry(fuse: None) -> Iterator[MountedInstance]:
+    """An instance on a local folder, with its spool in there; the registry alone is on a tmpfs of 24 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
+    instance = MountedInstance()
+    instance.data_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", instance.data_dir], check=True)
+    try:
+        with instance:
+            instance.mount()
+            yield instance
+    finally:
+        subprocess.run(["umount", "-l", instance.data_dir], check=False)
+        shutil.rmtree(instance.base, ignore_errors=True)
+
+
+def test_a_full_disk_of_the_registry(small_registry: MountedInstance) -> None:
+    """ENOSPC for what cannot be noted, nothing acknowledged is lost, also by a kill; all is well when there is room."""
+    instance = small_registry
+    (instance.path / "old").write_bytes(DATA)
+    instance.sync()
+    with open(instance.data_dir / "filler", "wb") as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(1 << 16))
+            filler.flush()
+    kept = {"old": DATA}
+    results = []
+    for number in range(400):
+        data = b"%d" % number * 1000
+        results.append(outcome(lambda path=instance.path / f"f{number}", data=data: path.write_bytes(data)))
+        if results[-1] == len(data):
+            kept[f"f{number}"] = data
+    assert "ENOSPC" in results
+    assert (instance.path / "old").read_bytes() == DATA
+    os.unlink(instance.data_dir / "filler")
+    (instance.path / "later").write_bytes(DATA)
+    kept["later"] = DATA
+    instance.kill9()
+    instance.mount()
+    instance.sync()
+    for name, data in kept.items():
+        assert (instance.path / name).read_bytes() == data, name
+    assert instance.spooled() == []
+    assert instance.fsck() == []
+
+
 def test_a_full_spool(small_disk: Faulty) -> None:
     """ENOSPC to the writer; what was acknowledged before stays, and is stored when storage is back."""
     faulty = small_disk
