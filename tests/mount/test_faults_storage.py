@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounts import BUCKET, MountedInstance, outcome, wait_until
+from lamfs.model import iso, now_ns
+from tests.support.mounts import BUCKET, TEST_SECONDS, MountedInstance, outcome, wait_until
 from tests.support.proxy import FaultProxy
 from tests.support.servers import SeaweedServer, Server
 
@@ -28,6 +29,7 @@ class Faulty:
 
     def __init__(self, server: Server, proxy: FaultProxy, timeout: int) -> None:
         self.words = [f"timeout={timeout}"]
+        self.since = ""
         self.server = server
         self.proxy = proxy
         config = server.config(BUCKET, f"f{os.urandom(4).hex()}/root")
@@ -38,9 +40,8 @@ class Faulty:
         return self.instance.path
 
     def errors(self) -> list[dict[str, Any]]:
-        """The failures that ``lamfs status`` shows."""
-        found: list[dict[str, Any]] = self.instance.status()["errors"]
-        return found
+        """The failures since the test began that ``lamfs status`` shows."""
+        return [error for error in self.instance.status()["errors"] if error["at"] >= self.since]
 
     def check(self) -> None:
         """All is well again: everything drains, and fsck is content."""
@@ -52,23 +53,37 @@ class Faulty:
         assert self.instance.fsck() == []
 
     def remount_empty(self) -> None:
-        self.instance.umount()
+        self.instance.fusermount()
         shutil.rmtree(self.instance.cache_dir, ignore_errors=True)
         self.instance.mount(self.words)
 
 
+@pytest.fixture(scope="module", params=[60])
+def faulty_mount(request: pytest.FixtureRequest, seaweed: Server, fuse: None) -> Iterator[Faulty]:
+    """A mount with this timeout, for all tests that want one; use ``faulty``."""
+    with FaultProxy(seaweed.port) as proxy:
+        found = Faulty(seaweed, proxy, request.param)
+        with found.instance:
+            found.instance.mount(found.words)
+            yield found
+
+
 @pytest.fixture
-def faulty(request: pytest.FixtureRequest, seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterator[Faulty]:
-    """A mount; ``impatient`` tests get one with a timeout of 5 s."""
-    found = Faulty(seaweed, seaweed_proxy, getattr(request, "param", 60))
-    with found.instance:
-        found.instance.mount(found.words)
-        yield found
-        seaweed_proxy.clear()
-        seaweed_proxy.heal()
+def faulty(faulty_mount: Faulty) -> Iterator[Faulty]:
+    """An empty mount; ``impatient`` tests get one with a timeout of 5 s."""
+    found = faulty_mount
+    found.instance.extend(TEST_SECONDS)
+    found.since = iso(now_ns())
+    found.proxy.requests.clear()
+    yield found
+    found.proxy.clear()
+    found.proxy.heal()
+    for path in found.path.iterdir():
+        path.unlink()
+    found.instance.sync()
 
 
-impatient = pytest.mark.parametrize("faulty", [5], indirect=True)
+impatient = pytest.mark.parametrize("faulty_mount", [5], indirect=True)
 
 
 class Fails:
@@ -236,6 +251,24 @@ def test_storage_is_away_in_the_middle_of_a_read(faulty: Faulty) -> None:
         back.start()
         assert b"".join(iter(lambda: file.read(1 << 20), b"")) == data[1000:]
         back.join()
+    faulty.check()
+
+
+def test_sigterm_with_much_owed(faulty: Faulty) -> None:
+    """The daemon stores everything before it ends, however slowly storage takes it: 32 MiB, in scripts/soak 1 GiB."""
+    count = 1024 if "LAMFS_SOAK" in os.environ else 32
+    faulty.proxy.add("delay", method="PUT", seconds=0.2, count=None)
+    data = os.urandom(1 << 20)
+    for number in range(count):
+        (faulty.path / f"f{number}").write_bytes(b"%d" % number + data)
+    assert faulty.instance.status()["owed_bytes"] > count << 19
+    faulty.instance.term(timeout=300)
+    assert faulty.instance.spooled() == []
+    shutil.rmtree(faulty.instance.cache_dir)
+    faulty.proxy.clear()
+    faulty.instance.mount(faulty.words)
+    for number in range(count):
+        assert (faulty.path / f"f{number}").read_bytes() == b"%d" % number + data
     faulty.check()
 
 
