@@ -31,8 +31,8 @@ PREFETCH_JOBS = 6
 """Prefetches at a time, of all files: two of the mover's eight readers are always left for somebody who waits."""
 DENSE = 32
 """Leaves that random reads of a file must fetch, ..."""
-DENSE_BYTES = 8 << 20
-"""... and one more per this many bytes of it, ..."""
+DENSE_BYTES = BLOCK_SIZE
+"""... or as many as it has blocks, which then takes about as long, ..."""
 DENSE_SECONDS = 60.0
 """... within this time, for the rest of the file to be brought in whole blocks: that takes fewer requests."""
 ASIDE_JOBS = 4
