@@ -134,6 +134,10 @@ class PreconditionFailed(StorageError):
     errno = errno.EEXIST
 
 
+class UploadGone(StorageUnavailable):
+    """The multipart upload is not there any more: completed, aborted, or removed by the bucket's owner."""
+
+
 class DamagedData(StorageError):
     """Bytes whose BLAKE3 is not the one recorded at save."""
 

@@ -12,8 +12,9 @@ import errno
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from blake3 import blake3
 
@@ -44,11 +45,18 @@ def hash_leaves(block: bytes | memoryview) -> bytes:
         return b"".join([hash_leaf(view[at : at + LEAF_SIZE]) for at in range(0, len(view), LEAF_SIZE)])
 
 
-def hash_fd(fd: int, size: int, progress: Callable[[int], None] | None = None) -> ContentHash:
+def hash_fd(
+    fd: int,
+    size: int,
+    progress: Callable[[int], None] | None = None,
+    *,
+    known: Mapping[int, bytes] = MappingProxyType({}),
+) -> ContentHash:
     """Hash ``size`` bytes of an open file from its start, in one pass of pread; the file offset may move.
 
     ``progress`` is called with the number of bytes of each block. Raises EOFError when the file is shorter. The leaves
-    of files of one leaf are left out (their block is as good), and those of holes (zero_leaves knows them).
+    of files of one leaf are left out (their block is as good), and those of holes (zero_leaves knows them). ``known``:
+    BLAKE3 of blocks that need not be read; not for those that the whole-file hash is over.
     """
     small = size <= MD5_MAX
     data_at = 0
@@ -58,6 +66,12 @@ def hash_fd(fd: int, size: int, progress: Callable[[int], None] | None = None) -
     buffer = bytearray(min(BLOCK_SIZE, size) or 1)
     for offset in range(0, size, BLOCK_SIZE):
         want = min(BLOCK_SIZE, size - offset)
+        digest = known.get(offset // BLOCK_SIZE)
+        if digest is not None:
+            blocks += digest
+            if progress is not None:
+                progress(want)
+            continue
         if not small and data_at <= offset:
             data_at = _next_data(fd, offset, size)
         if data_at >= offset + BLOCK_SIZE and offset >= MD5_MAX and want == BLOCK_SIZE:

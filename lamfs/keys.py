@@ -7,6 +7,7 @@ keys; POSIX.1-2024 ``limits.h`` for NAME_MAX and PATH_MAX; S3 documentation ("Cr
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import PurePosixPath
 
 from lamfs.errors import FsError, InvalidName
@@ -166,3 +167,48 @@ def root_path(key: str) -> tuple[str, str]:
     """Split a key into parent key (``""`` for the root) and name."""
     parent, _, name = key.rpartition("/")
     return parent, name
+
+
+def is_glob(text: str) -> bool:
+    """Whether a text has characters that mean something in a pattern."""
+    return any(char in text for char in "*?[")
+
+
+def glob_pattern(glob: str) -> re.Pattern[str]:
+    """A pattern over keys as the shell has it (glob(7), bash's globstar), for ``fullmatch``.
+
+    ``*`` is any text without ``/``, ``?`` one character, ``[ab]``, ``[a-z]``, ``[!a]`` one of (or not of) these; ``**``
+    as a whole part is any number of parts, as the last one everything below.
+    """
+    parts = [part for part in glob.split("/") if part]
+    text = ""
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        if part == "**":
+            text += ".+" if last else "(?:[^/]+/)*"
+        else:
+            text += _part_pattern(part) + ("" if last else "/")
+    try:
+        return re.compile(text, re.DOTALL)
+    except re.error as error:
+        raise InvalidName(f"'{glob}' is no pattern: {error}.") from None
+
+
+def _part_pattern(part: str) -> str:
+    found, at = "", 0
+    while at < len(part):
+        char = part[at]
+        end = part.find("]", at + 3 if part[at + 1 : at + 2] in ("!", "^") else at + 2) if char == "[" else -1
+        if char == "*":
+            found += "[^/]*" if not found.endswith("[^/]*") else ""
+        elif char == "?":
+            found += "[^/]"
+        elif end > 0:
+            negated = part[at + 1] in "!^"
+            inside = part[at + 1 + negated : end].replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]")
+            found += f"(?!/)[{'^' if negated else ''}{inside}]"
+            at = end
+        else:
+            found += re.escape(char)
+        at += 1
+    return found

@@ -154,6 +154,11 @@ class ArtifactRecord:
         return self.revision.content.size
 
     @property
+    def place(self) -> str:
+        """Where it shows in a mount: its key, or below ``.lamindb/``."""
+        return f"{AUTO_KEY_PREFIX}{self.uid}{self.suffix}" if self.key is None else self.key
+
+    @property
     def hash(self) -> str:
         """LaminDB's content hash of the stored revision."""
         return self.revision.content.hash

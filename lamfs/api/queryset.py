@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamfs.errors import InvalidArgument, NotFound
@@ -47,6 +49,23 @@ class QuerySet(list["Artifact"]):
     def count(self, *value: Any) -> int:
         """How many there are; with a value, how often that is in the list."""
         return super().count(*value) if value else len(self)
+
+    def cache(self, progress: Callable[[int], None] | None = None) -> list[Path]:
+        """``artifact.cache()`` of each, many at a time; the paths in the order of this list.
+
+        ``progress`` gets bytes, from any thread. Raises NotFound and storage errors when all others have come.
+        """
+        from lamfs.api import state
+        from lamfs.ops import caching
+
+        records = {artifact.uid: artifact._record for artifact in self}
+        done = {
+            found.record.uid: found for found in caching.fill(state.instance(), records.values(), progress=progress)
+        }
+        for found in done.values():
+            if found.error is not None:
+                raise found.error
+        return [path for artifact in self if (path := done[artifact.uid].path) is not None]
 
     def df(self) -> pd.DataFrame:
         """As a pandas DataFrame, one row an artifact, by id. Raises NotSetUp without pandas."""

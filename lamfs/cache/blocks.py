@@ -11,18 +11,20 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import trio
 
-from lamfs.cache import holes, sparse
+from lamfs.cache import adoption, holes, sparse
 from lamfs.cache.bits import REGION_BLOCKS
-from lamfs.cache.blockfile import PRESENT, VERIFIED, BlockFile
+from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.eviction import Evictor
 from lamfs.cache.flights import BlockMover, Flights, LeafHashes
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.readers import Reader
-from lamfs.errors import ObjectChanged, ObjectMissing, StorageError, StorageFull
+from lamfs.cache.states import ABSENT, PRESENT, VERIFIED
+from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageFull
 from lamfs.model import BLOCK_SIZE, ContentHash, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
@@ -89,6 +91,20 @@ class BlockCache:
         )
         self._evictor = Evictor(index, cache_dir, free_bytes=free_bytes, find=self._used_at, unlink=self._unlink)
 
+    @property
+    def on_storage_damage(self) -> Callable[[Revision, int], None]:
+        """Told of each block in storage that is not what was saved; by default that is a line in the log."""
+        return self._flights.on_storage_damage
+
+    @on_storage_damage.setter
+    def on_storage_damage(self, told: Callable[[Revision, int], None]) -> None:
+        self._flights.on_storage_damage = told
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that have come from storage."""
+        return self._flights.fetched
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bring blocks and keep the cache within its limit until cancelled; readers then get TransferDied."""
         try:
@@ -108,6 +124,10 @@ class BlockCache:
             self._flush()
             for file in list(self._idle):
                 self._detach(file)
+
+    def look(self) -> None:
+        """Somebody may have evicted files: let go of those that are idle here, so that their space becomes free."""
+        self._work.set()
 
     def stats(self) -> dict[str, int]:
         """hits (reads served at once), misses (blocks fetched), fetched_bytes, damaged (blocks), cached_bytes."""
@@ -257,48 +277,47 @@ class BlockCache:
 
     # ---- whole files
 
-    def adopt(self, fd: int, spool_path: str, revision: Revision) -> bool:
-        """Rename a spool file, whose whole content is ``revision``'s, to the cache path, complete and verified.
+    def adopt(self, fd: int, spool_path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
+        """Rename a spool file, whose content is ``revision``'s but for ``missing`` blocks, to the cache path, verified.
 
+        What is missing is taken from the cache file that was there, block by block in the background, if it has it.
         False, and nothing changed, when that is not possible (another file system, local storage, not that file).
         """
         if self._local:
             return False
         path = sparse.relative_path(self._store, revision.object_key)
-        full = self._dir / path
-        try:
-            spool = os.fstat(fd)
-            if not os.path.samestat(spool, os.lstat(spool_path)) or spool.st_size != revision.size:
-                return False
-            sparse.make_parents(self._index, self._dir, path)
-            floor = full.lstat().st_mtime_ns if os.path.lexists(full) else 0
-            if full.is_dir():
-                sparse.clear_way(self._index, self._dir, path)
-            os.rename(spool_path, full)
-        except OSError as error:
-            log.debug("The spool file %s does not become a cache file: %s.", spool_path, error)
+        taken = adoption.take(self._index, self._dir, path, fd, spool_path, revision, missing)
+        if taken is None:
             return False
-        ino = sparse.ino_of(spool)
-        self._index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=True)
-        own = -1
-        try:
-            own = os.open(full, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            os.fchmod(own, 0o600)
-            os.utime(own)
-            sparse.seal(self._index, path, revision, own)
-        except OSError as error:  # out of descriptors, or the cache was deleted this moment
-            log.debug("The new cache file %s is not kept open: %s.", full, error)
-        if own < 0:
+        if taken.fd < 0:
             return True
         old = self._files.get(revision.object_key, {}).get(revision.etag)
         if old is not None:
             self._detach(old)
-        file = BlockFile(self._flights, revision, own, ino, path, bytearray([VERIFIED]) * revision.block_count())
+        file = BlockFile(self._flights, revision, taken.fd, taken.ino, path, taken.state)
         self._insert(file)
         file.refs += 1
-        self._release(file)
+        donor = taken.donor
+        if donor is not None and self._flights.nursery is not None:
+            self._flights.nursery.start_soon(self._graft, file, donor)
+        else:
+            self._release(file)
+            if donor is not None:
+                os.close(donor.fd)
         self._work.set()
         return True
+
+    async def _graft(self, file: BlockFile, donor: sparse.Opened) -> None:
+        """Copy the blocks that a revision has in common with the one before it from that one's cache file."""
+        try:
+            for block in range(min(len(donor.present), len(file.state))):
+                if donor.present[block] and file.state[block] == ABSENT and block not in file.flights:
+                    await self._flights.graft(file, block, donor.fd)
+        except LamfsError as error:
+            log.debug("Blocks of '%s' stay behind: %s", file.revision.object_key, error)
+        finally:
+            os.close(donor.fd)
+            self._release(file)
 
     def drop(self, object_key: str) -> None:
         """Forget the cached file of an object that is deleted or replaced; open BlockFiles stay readable."""
@@ -381,6 +400,13 @@ class BlockCache:
         for file in list(self._idle):
             if os.fstat(file.fd()).st_nlink == 0:
                 self._detach(file)
+
+    async def make_room(self) -> bool:
+        """Evict some of the cache, because somebody else needs the disk; False when nothing more can go."""
+        before = 0 if self._local else self._index.total_bytes()
+        if before:
+            await self._make_room()
+        return before > 0 and self._index.total_bytes() < before
 
     def _used_at(self, path: str) -> list[BlockFile]:
         """The files in use here that are, or were, at a cache path; idle ones are closed."""

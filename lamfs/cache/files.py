@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from lamfs import copying
@@ -20,6 +19,7 @@ from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, ObjectChanged, ObjectMissing, StorageError
 from lamfs.hashing import hash_block
 from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.pool import Pool
 from lamfs.storage.base import ObjectStore, Progress
 from lamfs.storage.local import etag_of
 
@@ -39,13 +39,15 @@ def cache_file(
     *,
     progress: Progress | None = None,
     workers: int = 8,
+    pool: Pool | None = None,
 ) -> Path:
     """Make the complete, verified file of a revision at its cache path, and return the path.
 
-    Only blocks that are not there, or not right, are fetched; a file that lamfs completed and nobody touched since is
-    returned at once. ``progress`` is called from this thread with numbers of bytes, the size in all unless returned at
-    once. Raises ObjectChanged, ObjectMissing, DamagedData, StorageUnavailable, StorageFull; blocks that came before
-    the error stay for the next call.
+    Only blocks that are not there, or not right, are fetched, by the threads of ``pool``, which may be shared, or by up
+    to ``workers`` of its own; a file that lamfs completed and nobody touched since is returned at once. ``progress`` is
+    called from this thread with numbers of bytes, the size in all unless returned at once. Raises ObjectChanged,
+    ObjectMissing, DamagedData, StorageUnavailable, StorageFull; blocks that came before the error stay for the next
+    call.
     """
     path = sparse.relative_path(store, revision.object_key)
     full = cache_dir / path
@@ -54,7 +56,7 @@ def cache_file(
             if store.kind == "local":
                 _copy_in(store, index, cache_dir, path, revision, progress)
             else:
-                _fetch_in(store, index, cache_dir, path, revision, progress, workers)
+                _fetch_in(store, index, cache_dir, path, revision, progress, workers, pool)
             if sparse.is_sealed(index, cache_dir, path, revision):
                 break
             progress = None  # told already; somebody deleted the cache, or replaced the file, meanwhile
@@ -88,10 +90,12 @@ def _fetch_in(
     revision: Revision,
     progress: Progress | None,
     workers: int,
+    pool: Pool | None,
 ) -> None:
     """Complete the sparse file of an object in a bucket, in place: a mount may be filling the same one."""
     opened = sparse.open_file(index, cache_dir, path, revision)
     fd = opened.fd
+    index.touch(path)  # a mount that makes room meanwhile shall take another file
 
     def bring(block: int) -> int:
         return _bring(store, fd, revision, block, bool(opened.present[block]), cache_dir / path)
@@ -103,37 +107,32 @@ def _fetch_in(
             progress(_span(revision, block)[1])
 
     try:
-        _spread(bring, brought, range(revision.block_count()), workers)
+        _spread(bring, brought, range(revision.block_count()), workers, pool)
         sparse.seal(index, path, revision, fd)
     finally:
         os.close(fd)
 
 
-def _spread(bring: Callable[[int], int], brought: Callable[[int], None], blocks: range, workers: int) -> None:
-    """bring() each block in threads, brought() in this one as they come; the first error stops it."""
-    if len(blocks) <= 1 or workers <= 1:
+def _spread(
+    bring: Callable[[int], int], brought: Callable[[int], None], blocks: range, workers: int, pool: Pool | None
+) -> None:
+    """bring() each block in threads, brought() in this one as they come; the first error stops it.
+
+    Waits in any case for the few that have begun: they write to the descriptor.
+    """
+    if pool is not None:
+        with contextlib.closing(pool.unordered(bring, blocks)) as done:
+            for _, future in done:
+                brought(future.result())
+    elif len(blocks) <= 1 or workers <= 1:
         try:
             for block in blocks:
                 brought(bring(block))
         finally:
             copying.drop_scratch()
-        return
-    count = min(workers, len(blocks))
-    pool = ThreadPoolExecutor(count, "cache-file")
-    waiting: set[Future[int]] = set()
-    try:
-        for block in blocks:
-            if len(waiting) >= 2 * workers:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    brought(future.result())
-            waiting.add(pool.submit(bring, block))
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                brought(future.result())
-    finally:
-        pool.shutdown(cancel_futures=True)  # waits for the few that have begun: they write to the descriptor
+    else:
+        with Pool(min(workers, len(blocks)), "cache-file") as own:
+            _spread(bring, brought, blocks, workers, own)
 
 
 def _bring(store: ObjectStore, fd: int, revision: Revision, block: int, present: bool, full: Path) -> int:

@@ -16,9 +16,10 @@ import trio
 
 from lamfs.cache import sparse
 from lamfs.cache.bits import leaf_bytes, leaf_mask
-from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile, Flight, Leaves
+from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.readers import Reader
+from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
@@ -27,8 +28,10 @@ from lamfs.transfer import jobs
 
 log = logging.getLogger(__name__)
 
-PREFETCH_JOBS = 6
-"""Prefetches at a time, of all files: two of the mover's eight readers are always left for somebody who waits."""
+PREFETCH_JOBS = 18
+"""Prefetches at a time, of all files: of the mover's 32 readers some are always left for somebody who waits."""
+PREFETCH_OF_FILE = 6
+"""Of one file: when it stalls, others are still prefetched."""
 DENSE = 32
 """Leaves that random reads of a file must fetch, ..."""
 DENSE_BYTES = BLOCK_SIZE
@@ -64,6 +67,9 @@ class BlockMover(Protocol):
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
         """Mover.verify."""
 
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        """Mover.graft."""
+
 
 LeafHashes = Callable[[Revision, int], bytes | None]
 """The stored leaf hashes of one block of a revision."""
@@ -94,6 +100,8 @@ class Flights:
         self.nursery: trio.Nursery | None = None
         """Where flights run; None when the cache does not run."""
         self.misses = self.fetched = self.damaged = 0
+        self.on_storage_damage: Callable[[Revision, int], None] = self._log_damage
+        """Told of each block of an object that is not what was saved: it writes the log line."""
         self._store = store
         self._mover = mover
         self._index = index
@@ -190,13 +198,14 @@ class Flights:
             self._prefetching += 1
 
     def _next_wish(self) -> tuple[BlockFile, int, int] | None:
-        while self._wishing:
+        for _ in range(len(self._wishing)):
             reader = self._wishing.popleft()
             if reader.wishes:
-                wish = reader.wishes.popleft()
+                wish = None if _is_busy(reader.wishes[0][0]) else reader.wishes.popleft()
                 if reader.wishes:
                     self._wishing.append(reader)
-                return wish
+                if wish is not None:
+                    return wish
         return None
 
     def _ended(self, flight: Flight) -> None:
@@ -208,6 +217,8 @@ class Flights:
     def _next_dense(self) -> tuple[BlockFile, int, int] | None:
         for file, at in list(self._dense.items()):
             block = file.state.find(ABSENT, at)
+            if _is_busy(file):
+                continue
             if block >= 0 and file.refs:
                 self._dense[file] = block + 1
                 return file, block, 0
@@ -298,12 +309,7 @@ class Flights:
             await self._fetch(revision, offset, length, path, digest)
         except DamagedData:
             self.damaged += 1
-            log.error(
-                "Block %d of the object %s (ETag %s) is damaged in storage.",
-                block,
-                self._store.url(revision.object_key),
-                revision.etag,
-            )
+            self.on_storage_damage(revision, block)
             raise
         self.fetched += length
         file.verified(block)
@@ -352,6 +358,18 @@ class Flights:
         await self._give(revision, start, length, path, revision.content.block(block), None)
         self.fetched += length
 
+    async def graft(self, file: BlockFile, block: int, donor: int) -> None:
+        """Copy a block from another open cache file (descriptor ``donor``), if that has the right bytes."""
+        offset, length = file.span(block)
+        digest = file.revision.content.block(block)
+        ours, theirs = (f"/proc/{os.getpid()}/fd/{fd}" for fd in (file.fd(), donor))
+        if not await self._mover.graft(theirs, ours, offset=offset, length=length, digest=digest):
+            return
+        assert file.path is not None
+        file.verified(block)
+        self._index.mark(file.path, file.revision.etag, (block,), ino=file.ino)
+        self._came(file, length)
+
     async def _verify(self, file: BlockFile, path: str, offset: int, length: int, digest: bytes) -> bool:
         try:
             return await _persist(lambda: self._mover.verify(path, offset=offset, length=length, digest=digest))
@@ -398,12 +416,16 @@ class Flights:
             )
         )
 
+    def _log_damage(self, revision: Revision, block: int) -> None:
+        url = self._store.url(revision.object_key)
+        log.error("Block %d of the object %s (ETag %s) is damaged in storage.", block, url, revision.etag)
+
     def _storage_damage(self, file: BlockFile, block: int) -> StorageError:
         """A block of a local storage's file is wrong: because somebody wrote to the file, or because it rotted."""
         url, etag = self._store.url(file.revision.object_key), file.revision.etag
         if etag_of(os.fstat(file.fd())) != etag:
             return ObjectChanged(f"The object {url} was changed in place; look the artifact up again.")
-        log.error("Block %d of the object %s (ETag %s) is damaged in storage.", block, url, etag)
+        self.on_storage_damage(file.revision, block)
         return DamagedData(
             f"The object {url} (ETag {etag}) is damaged in block {block}: its bytes are not what was saved. Restore "
             "the file from a backup or replace the artifact."
@@ -418,3 +440,9 @@ async def _persist(job: Callable[[], Awaitable[T]]) -> T:
         except TransferDied as error:
             log.warning("%s", error)
     return await job()
+
+
+def _is_busy(file: BlockFile) -> bool:
+    """Whether as much of a file is being prefetched as may be."""
+    leaves = sum(flight.prefetch for found in file.leaves.values() for flight in found.flights)
+    return sum(flight.prefetch for flight in file.flights.values()) + leaves >= PREFETCH_OF_FILE

@@ -78,6 +78,21 @@ def open_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
     return make_file(index, cache_dir, path, revision)
 
 
+def open_old(index: CacheIndex, cache_dir: Path, path: str) -> Opened | None:
+    """The cache file that is at a path, whatever revision it is of; None when there is none that the index knows."""
+    row = index.row(path)
+    if row is None:
+        return None
+    try:
+        fd = os.open(cache_dir / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    if ino_of(os.fstat(fd)) != row.ino:
+        os.close(fd)
+        return None
+    return Opened(fd, row.ino, unpack_bitmap(row.bitmap, (row.size + BLOCK_SIZE - 1) // BLOCK_SIZE), {})
+
+
 def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision) -> Opened:
     """Make a new, empty cache file for a revision; what is at the path is unlinked. Raises as open_file."""
     full = cache_dir / path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lamfs.cli import artifacts, check, listing, mount, settings, setup, status, sync
+from lamfs.cli import artifacts, caching, check, listing, mount, settings, setup, status, sync
 from lamfs.cli.seam import Program
 
 
@@ -36,7 +36,7 @@ main.add_section(
     listing.info,
     artifacts.save,
     artifacts.replace,
-    artifacts.cache,
+    caching.cache,
     artifacts.delete,
     artifacts.restore,
 )

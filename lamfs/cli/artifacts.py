@@ -1,4 +1,4 @@
-"""``lamfs save``, ``replace``, ``cache``, ``delete``, ``restore``: commands that change artifacts. Main thread only."""
+"""``lamfs save``, ``replace``, ``delete``, ``restore``: commands that change artifacts. Main thread only."""
 
 from __future__ import annotations
 
@@ -101,24 +101,6 @@ def replace(artifact: str, path: str, instance: str | None) -> None:
         with Progress(path, os.stat(path).st_size) as progress:
             record = artifacts.replace(opened, uid, path, progress=progress.add)
         say(f"{record.uid}  {title(record)}")
-
-
-@click.command(cls=Command, examples="lamfs cache flowers/iris.csv")
-@click.argument("names", metavar="ARTIFACT…", nargs=-1, required=True)
-@instance_option
-def cache(names: tuple[str, ...], instance: str | None) -> None:
-    """Bring artifacts into the local cache.
-
-    Prints the path of each file when it is complete and verified. ARTIFACT is a key, a uid or a path in a mount.
-    """
-    from lamfs.ops import artifacts
-
-    with open_instance(instance, names) as opened:
-        for name in names:
-            record = artifacts.find(opened, name)
-            with Progress(title(record), record.size) as progress:
-                path = artifacts.cache(opened, record, progress=progress.add)
-            say(os.fspath(path))
 
 
 @click.command(

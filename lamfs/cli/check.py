@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import click
 
 from lamfs.cli.common import instance_option, json_option, open_instance
-from lamfs.cli.output import count_of, print_json, say, shown
+from lamfs.cli.output import Progress, count_of, note, print_json, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
+from lamfs.errors import InvalidArgument
 
 
 @click.command(
@@ -16,22 +18,41 @@ from lamfs.cli.seam import FAILURE, Command, leave
     examples="""
     lamfs fsck
     lamfs fsck --repair
+    lamfs fsck --data
     """,
 )
 @click.option("--repair", is_flag=True, help="Mend what can be mended without a decision, and do what is owed.")
 @click.option("--data", is_flag=True, help="Also read every object, and compare the hash of each block.")
+@click.option("--restart", is_flag=True, help="With --data: read all, also what an earlier check has read.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 32),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="With --data: blocks of 4 MiB read at a time.",
+)
 @json_option
 @instance_option
-def fsck(repair: bool, data: bool, as_json: bool, instance: str | None) -> None:
+def fsck(repair: bool, data: bool, restart: bool, jobs: int, as_json: bool, instance: str | None) -> None:
     """Check an instance, and mend it.
 
-    Holds registry, tree, storage, spool and journal against each other. Exits with 1 when a problem is left.
+    Holds registry, tree, storage, spool and journal against each other. --data may be interrupted at any time: started
+    again, it goes on from there. Exits with 1 when a problem is left.
     """
+    if restart and not data:
+        raise InvalidArgument("--restart belongs to --data; add it.")
     from lamfs.ops import fsck as checking
 
     with open_instance(instance) as opened:
-        report = checking.check(opened, repair=repair, data=data)
         slug = opened.settings.slug
+        with Progress(f"reading {slug}") if data else contextlib.nullcontext() as progress:
+            try:
+                report = checking.check(opened, repair=repair, data=data, restart=restart, jobs=jobs, watcher=progress)
+            except KeyboardInterrupt:
+                if data:
+                    note("What has been read is noted; 'lamfs fsck --data' goes on from there.")
+                raise
     if as_json:
         print_json({"instance": slug, "clean": report.clean, **dataclasses.asdict(report)})
     else:
@@ -42,6 +63,7 @@ def fsck(repair: bool, data: bool, as_json: bool, instance: str | None) -> None:
         for text in report.problems:
             say(f"problem: {shown(text)}")
         verdict = "clean" if report.clean else count_of(len(report.problems), "problem")
-        say(f"{slug}: {verdict} ({count_of(report.artifacts, 'artifact')}, {count_of(report.objects, 'object')})")
+        read = f", {size(report.read_bytes)} read" if data else ""
+        say(f"{slug}: {verdict} ({count_of(report.artifacts, 'artifact')}, {count_of(report.objects, 'object')}{read})")
     if not report.clean:
         leave(FAILURE)

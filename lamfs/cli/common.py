@@ -9,7 +9,6 @@ import click
 
 from lamfs.cli.output import shown
 from lamfs.errors import InvalidArgument
-from lamfs.model import AUTO_KEY_PREFIX
 
 if TYPE_CHECKING:
     from lamfs.model import ArtifactRecord
@@ -62,7 +61,7 @@ def slug_of_paths(names: Iterable[str]) -> str | None:
 
 def place(record: ArtifactRecord) -> str:
     """Where an artifact shows in a mount: its key, or below ``.lamindb/``."""
-    return f"{AUTO_KEY_PREFIX}{record.uid}{record.suffix}" if record.key is None else record.key
+    return record.place
 
 
 def title(record: ArtifactRecord) -> str:

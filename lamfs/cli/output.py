@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -113,7 +114,9 @@ class Progress:
         self._unit = unit
         self._bar: RichProgress | None = None
         self._task: Any = None
-        self._said = time.monotonic()
+        self._began = self._said = time.monotonic()
+        self._base = 0
+        self._lock = threading.Lock()
         self._over = False
 
     def __enter__(self) -> Self:
@@ -124,7 +127,15 @@ class Progress:
         """Put the bar on the terminal, if there is one."""
         if self._bar is None and not self._over and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
@@ -132,6 +143,7 @@ class Progress:
                 BarColumn(),
                 MofNCompleteColumn() if self._unit else DownloadColumn(binary_units=True),
                 TimeElapsedColumn(),
+                *(() if self._unit else (TransferSpeedColumn(), TimeRemainingColumn(compact=True))),
                 console=Console(stderr=True),
                 transient=True,
             )
@@ -146,9 +158,18 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def begin(self, done: int, total: int) -> None:
+        """Note how much of how much was done before: rate and time left are counted from here."""
+        self._done = self._base = done
+        self._total = total
+        self._began = time.monotonic()
+        if self._bar is not None:
+            self._bar.reset(self._task, total=total or None, completed=done)
+
     def add(self, count: int) -> None:
         """Note that ``count`` more is done."""
-        self.set(self._done + count)
+        with self._lock:
+            self.set(self._done + count)
 
     def note(self, text: str) -> None:
         """Print a line beside the bar, on stderr."""
@@ -166,7 +187,16 @@ class Progress:
         elif time.monotonic() - self._said >= QUIET_SECONDS:
             self._said = time.monotonic()
             of = f" of {self._amount(self._total)}" if self._total else ""
-            note(f"{self._label}: {self._amount(done)}{of}")
+            note(f"{self._label}: {self._amount(done)}{of}{self._pace()}")
+
+    def _pace(self) -> str:
+        """Rate and time left, in words, where bytes are counted and enough of them have come to tell."""
+        seconds = time.monotonic() - self._began
+        if self._unit or not self._total or self._done <= self._base or seconds < QUIET_SECONDS:
+            return ""
+        rate = (self._done - self._base) / seconds
+        left = max(0, round((self._total - self._done) / rate))
+        return f", {size(round(rate))}/s, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
 
     def _amount(self, count: int) -> str:
         return count_of(count, self._unit) if self._unit else size(count)

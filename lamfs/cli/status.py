@@ -5,14 +5,21 @@ A living mount is asked over its control socket. Instances that are not mounted 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lamfs.cli import mountpoints
 from lamfs.cli.common import json_option
-from lamfs.cli.output import print_json, say, shown, size, when
+from lamfs.cli.output import count_of, print_json, say, shown, size, when, width
 from lamfs.cli.seam import Command
 from lamfs.cli.sync import ask, owed_words
 from lamfs.errors import LamfsError
@@ -22,29 +29,73 @@ if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
 
 MAX_ERRORS = 10
+WATCH_SECONDS = 1.0
+"""Between two looks of --watch."""
 
 
-@click.command(cls=Command, examples="lamfs status --json")
+@click.command(
+    cls=Command,
+    examples="""
+    lamfs status --json
+    lamfs status --watch
+    """,
+)
 @json_option
-def status(as_json: bool) -> None:
-    """Show mounts, what is owed, and the last errors.
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C; with --json, one line each.")
+def status(as_json: bool, watch: bool) -> None:
+    """Show mounts, their numbers, what is owed, and errors.
 
     Work that a dead mount has left is listed too; the next mount of its instance does it.
     """
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            keep_watching(as_json)
+    elif as_json:
+        print_json(everything())
+    else:
+        for line in lines(everything()):
+            say(line)
+
+
+def keep_watching(as_json: bool) -> None:
+    """Show the status every second, on a terminal in place, until interrupted."""
+    in_place = not as_json and sys.stdout.isatty()
+    first = True
+    while True:
+        began = time.monotonic()
+        result = everything()
+        if as_json:
+            say(json.dumps(result, ensure_ascii=False))
+        elif in_place:
+            sys.stdout.write(screen(list(lines(result)), shutil.get_terminal_size(), clear=first))
+        else:
+            say("".join(f"{line}\n" for line in lines(result)))
+        sys.stdout.flush()
+        first = False
+        time.sleep(max(WATCH_SECONDS - (time.monotonic() - began), 0.1))
+
+
+def screen(text: list[str], room: os.terminal_size, *, clear: bool) -> str:
+    """What a terminal has to be sent so that it shows these lines from its top, cut to its size, and nothing else."""
+    cut = [line if width(line) < room.columns else line[: max(room.columns - 2, 0)] + "…" for line in text]
+    if len(cut) >= room.lines > 1:
+        cut = [*cut[: room.lines - 2], f"… {len(cut) - room.lines + 2} more lines"]
+    start = "\x1b[H\x1b[2J" if clear else "\x1b[H"
+    return start + "".join(f"{line}\x1b[K\n" for line in cut) + "\x1b[J"
+
+
+def everything() -> dict[str, Any]:
+    """Mounts, instances and cache."""
     from lamfs.ops import mounts
 
     records = mounts.all_live()
     gone = mountpoints.detached(records)
     live = [{**mount_status(record), "detached": record.pid in gone} for record in records]
-    result = {
+    return {
         "mounts": live,
         "instances": instance_status({str(mount["slug"]) for mount in live}),
         "cache": cache_status(),
     }
-    if as_json:
-        print_json(result)
-    else:
-        show(result)
 
 
 def mount_status(record: MountRecord) -> dict[str, Any]:
@@ -118,50 +169,86 @@ def cache_status() -> dict[str, Any]:
     return {"directory": str(directory), "bytes": used}
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the status for people."""
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """The status for people."""
     for mount in result["mounts"]:
-        show_mount(mount)
+        yield from mount_lines(mount)
     if not result["mounts"]:
-        say("No mount is alive.")
+        yield "No mount is alive."
     for instance in result["instances"]:
         if instance["mounted"]:
             continue
         star = " (current)" if instance["current"] else ""
-        say(f"{instance['slug']}{star}, not mounted, storage {shown(instance['storage'])}")
+        yield f"{instance['slug']}{star}, not mounted, storage {shown(instance['storage'])}"
         if instance.get("error"):
-            say(f"  error    {shown(instance['error'])}")
+            yield f"  error    {shown(instance['error'])}"
         if instance.get("owed"):
             busy = ", ".join(f"process {pid}" for pid in instance["busy"])
-            say(f"  owed     {owed_words(instance['owed'])}; {f'{busy} does it' if busy else 'the next mount does it'}")
+            does = f"{busy} does it" if busy else "the next mount does it"
+            yield f"  owed     {owed_words(instance['owed'])}; {does}"
         for error in instance.get("errors", ()):
-            say(f"  error    {shown(error['what'])}: {shown(error['error'])}")
+            yield f"  error    {shown(error['what'])}: {shown(error['error'])}"
     cache = result["cache"]
-    say(f"cache: {size(cache['bytes'])} in {shown(cache['directory'])}")
+    yield f"cache: {size(cache['bytes'])} in {shown(cache['directory'])}"
 
 
-def show_mount(mount: dict[str, Any]) -> None:
-    """Print one mount for people."""
+def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
+    """One mount for people."""
     read_only = ", read-only" if mount.get("read_only") else ""
     began = when(mount["started_at"])
     where = f"{'unmounted from' if mount['detached'] else 'at'} {shown(mount['mountpoint'])}"
     waits = "; its daemon ends when its files are closed and everything is stored" if mount["detached"] else ""
-    say(f"{mount['slug']} {where} (pid {mount['pid']}, since {began}{read_only}){waits}")
+    yield f"{mount['slug']} {where} (pid {mount['pid']}, since {began}{read_only}){waits}"
     if not mount["answers"]:
-        say(f"  error    {shown(mount['error'])}")
+        yield f"  error    {shown(mount['error'])}"
         return
-    say(f"  owed     {owed_words(mount.get('owed', {}), mount.get('owed_bytes', 0))}")
+    for damage in mount.get("storage_damage", ()):
+        whose = f"{shown(damage['key'] or '')} (uid {damage['uid']})" if damage["uid"] else "no artifact"
+        yield (
+            f"  STORAGE DAMAGE  {when(damage['at'])}  block {damage['block']} of {whose}, object"
+            f" {shown(damage['object'])}: restore the object from a backup, or replace the artifact"
+        )
+    rates = mount.get("rates")
+    if rates:
+        yield f"  reads    {_rate(rates, 'read')}"
+        yield f"  writes   {_rate(rates, 'write')}"
+    yield f"  owed     {owed_words(mount.get('owed', {}), mount.get('owed_bytes', 0))}"
     for upload in mount.get("uploading", ()):
         share = f"{100 * upload['done'] // upload['size']} % of " if upload.get("size") else ""
-        say(f"  storing  {shown(upload['key'])}: {share}{size(upload.get('size', 0))}")
-    cache = mount.get("cache", {})
-    if cache.get("hits") or cache.get("misses"):
-        say(f"  blocks   {cache['hits']} from the cache, {cache['misses']} fetched ({size(cache['fetched_bytes'])})")
-    if cache.get("damaged"):
-        say(f"  damaged  {cache['damaged']} blocks in the cache, fetched again")
+        yield f"  storing  {shown(upload['key'])}: {share}{size(upload.get('size', 0))}"
+    yield from _retry_lines(mount)
+    yield from _cache_lines(mount)
     if mount.get("open_files"):
-        say(f"  open     {mount['open_files']}")
+        yield f"  open     {mount['open_files']}"
     # The same failure again and again is shown once, as it was last.
     latest = {(error["what"], error["error"]): error for error in mount.get("errors", ())}
     for error in list(latest.values())[-MAX_ERRORS:]:
-        say(f"  error    {when(error['at'])}  {shown(error['what'])}: {shown(error['error'])}")
+        yield f"  error    {when(error['at'])}  {shown(error['what'])}: {shown(error['error'])}"
+
+
+def _rate(rates: dict[str, float], verb: str) -> str:
+    return f"{rates[f'{verb}s_per_second']:.0f} a second, {size(int(rates[f'{verb}_bytes_per_second']))}/s"
+
+
+def _retry_lines(mount: dict[str, Any]) -> Iterator[str]:
+    retries = mount.get("retries", ())
+    for retry in retries[:MAX_ERRORS]:
+        failed = f"failed {count_of(retry['attempts'], 'time')}"
+        yield f"  retry    {shown(retry['what'])}: {failed}, next try {when(retry['next_at'])}"
+    more = mount.get("retrying", 0) - len(retries[:MAX_ERRORS])
+    if more > 0:
+        yield f"  retry    and {more} more"
+
+
+def _cache_lines(mount: dict[str, Any]) -> Iterator[str]:
+    cache = mount.get("cache", {})
+    if cache.get("hit_rate") is not None:
+        hits = f"{100 * cache['hit_rate']:.1f} % of {cache['read_hits'] + cache['read_misses']} reads from the cache"
+        yield f"  cache    {hits}, {cache['read_misses']} waited for storage"
+    if cache.get("hits") or cache.get("misses"):
+        yield f"  blocks   {cache['hits']} from the cache, {cache['misses']} fetched ({size(cache['fetched_bytes'])})"
+    damaged = cache.get("damaged", 0) - mount.get("storage_damage_total", 0)
+    if damaged > 0:
+        yield f"  damaged  {damaged} blocks in the cache, fetched again"
+    if mount.get("io_errors"):
+        yield f"  failed   {count_of(mount['io_errors'], 'call')} with EIO, {mount['timeouts']} of them by the timeout"

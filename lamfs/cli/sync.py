@@ -135,7 +135,7 @@ def last_error(status: dict[str, Any], since: float) -> str | None:
 def owed_words(owed: dict[str, int], owed_bytes: int = 0) -> str:
     """What is owed, for people: ``2 puts (1.5 MiB), 1 delete``; ``nothing``."""
     words = []
-    for op in ("put", "save", "move", "delete"):
+    for op in ("put", "save", "move", "delete", "abort"):
         if owed.get(op):
             extra = f" ({size(owed_bytes)})" if op == "put" and owed_bytes else ""
             words.append(count_of(owed[op], op) + extra)

@@ -16,13 +16,10 @@ from typing import Any
 
 import trio
 
-from lamfs.daemon.options import MountOptions
 from lamfs.errors import LamfsError
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
-from lamfs.model import iso
 from lamfs.ops.mounts import socket_address
-from lamfs.transfer.steps import what
 
 log = logging.getLogger("lamfs.control")
 
@@ -30,16 +27,12 @@ MAX_LINE = 65_536
 
 
 class ControlServer:
-    """Answers commands about one mount. ``started_at``: nanoseconds since the epoch."""
+    """Answers commands about one mount."""
 
-    def __init__(
-        self, path: Path, fs: FileSystem, follower: Follower, options: MountOptions, *, started_at: int
-    ) -> None:
+    def __init__(self, path: Path, fs: FileSystem, follower: Follower) -> None:
         self.path = path
         self._fs = fs
         self._follower = follower
-        self._options = options
-        self._started_at = started_at
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; the socket is there when it is started, and gone afterwards."""
@@ -89,6 +82,7 @@ class ControlServer:
                 reply: dict[str, Any] = {"ok": True, "status": self.status()}
             elif name == "poke":
                 self._follower.poke()
+                self._fs.context.cache.look()
                 reply = {"ok": True}
             elif name == "sync" and isinstance(command.get("ino"), int):
                 self._fs.files.acknowledge_all()
@@ -140,28 +134,4 @@ class ControlServer:
 
     def status(self) -> dict[str, Any]:
         """What ``lamfs status`` shows of this mount. Sizes in bytes, times ISO 8601."""
-        context = self._fs.context
-        uploader = context.uploader
-        rows, size = uploader.owed()
-        return {
-            "mountpoint": self._options.mountpoint,
-            "slug": self._options.slug,
-            "pid": os.getpid(),
-            "started_at": iso(self._started_at),
-            "read_only": context.policy.read_only,
-            "owed": context.registry.journal.owed(),
-            "owed_rows": rows,
-            "owed_bytes": size,
-            "uploading": [
-                {"key": what(context.registry, upload.entry), "size": upload.size, "done": upload.done}
-                for upload in uploader.uploads.values()
-            ],
-            "stored_files": uploader.stored_files,
-            "stored_bytes": uploader.stored_bytes,
-            "cache": context.cache.stats(),
-            "errors": [
-                {"at": iso(failure.at), "what": failure.what, "error": failure.error} for failure in uploader.failures
-            ],
-            "open_files": sum(state.handles for state in context.states.values()),
-            "inodes": len(context.nodes),
-        }
+        return self._fs.context.stats.numbers(self._fs.context)

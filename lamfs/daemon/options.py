@@ -29,8 +29,10 @@ class MountOptions:
     close: Literal["spool", "storage"] = "spool"
     fsync: Literal["spool", "storage"] = "storage"
     cache_limit: int = 20 << 30
+    spool_limit: int = 32 << 30
+    spool_free: int | None = None
     cache_free: int | None = None
-    timeout: float = 300.0
+    timeout: float = 60.0
     uploads: int = 8
     foreground: bool = False
     debug: bool = False
@@ -51,6 +53,7 @@ OPPOSITES = {"noatime": "atime", "noexec": "exec", "sync": "async"}
 KERNEL_WORDS = frozenset({*OPPOSITES, *OPPOSITES.values(), "dirsync", "nodev", "nosuid"})
 """What libfuse 3 and fusermount3 take and heed. A mount is nodev and nosuid in any case."""
 FLAGS = ("allow_other", "xattr", "real_keys", "debug")
+SIZES = ("cache_limit", "cache_free", "spool_limit", "spool_free")
 MAX_ID = (1 << 32) - 2
 """The largest uid and gid; 2**32-1 means none."""
 NEEDS = {
@@ -60,6 +63,8 @@ NEEDS = {
     "close": "'spool' or 'storage'",
     "fsync": "'spool' or 'storage'",
     "cache_limit": "a size such as 512M or 20G",
+    "spool_limit": "a size such as 512M or 32G",
+    "spool_free": "a size such as 512M or 1G",
     "cache_free": "a size such as 512M or 20G",
     "timeout": "a number of seconds above 0",
     "uploads": "a number from 1 to 64",
@@ -92,7 +97,7 @@ def apply_words(options: MountOptions, words: list[str]) -> None:
             options.umask = int(value, 8)
         elif name in ("close", "fsync") and value in ("spool", "storage"):
             setattr(options, name, value)
-        elif name in ("cache_limit", "cache_free") and value:
+        elif name in SIZES and value:
             setattr(options, name, parse_size(value))
         elif name == "timeout" and _is_number(value.replace(".", "", 1)) and float(value) > 0:
             options.timeout = float(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from lamfs.ops import mounts
+from lamfs.ops import mounts, recover
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 
@@ -19,7 +19,7 @@ def take_over(instance: Instance) -> int:
     writer died. Spool files that nothing owes are removed, unless another mount of the instance may have them open.
     """
     registry, spool = instance.registry, instance.settings.spool_dir
-    taken = registry.journal.adopt()
+    taken = recover.adopt_puts(registry, instance.store, spool, ("put", "move", "delete", "abort"))
     for entry in taken:
         if entry.op != "put" or entry.ino is None or entry.src is None:
             continue
@@ -37,7 +37,8 @@ def take_over(instance: Instance) -> int:
         with registry.db.transaction():
             inode = registry.tree.get(entry.ino)
             if inode is not None and (inode.size != info.st_size or entry.state == "open"):
-                registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=info.st_blocks)
+                blocks = None if "base" in entry.payload else info.st_blocks
+                registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=blocks)
             scratch = registry.names.is_scratch(entry.ino)
             if entry.state == "open":
                 registry.journal.ready_put(entry.ino, scratch=scratch)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -27,6 +28,7 @@ from lamfs.fs.atimes import Atimes
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
+from lamfs.fs.stats import About, Stats
 from lamfs.fuse import session
 from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
@@ -41,6 +43,8 @@ log = logging.getLogger("lamfs.daemon")
 LEASE_LOOK = 600.0
 """Seconds between two looks at the lease."""
 READAHEAD_KIB = 1024
+BACKGROUND = 128
+"""Requests of the kernel's readahead under way."""
 
 
 Ready = Callable[[tuple[str, ...]], None]
@@ -118,6 +122,8 @@ class _Mount:
             fsync_stores=options.fsync == "storage",
             timeout=options.timeout,
             read_only=options.read_only,
+            spool_limit=options.spool_limit,
+            spool_free=options.spool_free,
         )
         self._context = Context(
             registry,
@@ -128,6 +134,7 @@ class _Mount:
             instance.settings.spool_dir,
             policy,
             atimes=Atimes(keep=not options.read_only and "noatime" not in options.fuse),
+            stats=Stats(About(instance.settings.slug, options.mountpoint, now_ns())),
         )
         self._fs = FileSystem(self._context)
         self._follower = Follower(self._context)
@@ -155,31 +162,30 @@ class _Mount:
         shown = Shown(options.uid, options.gid, options.umask)
         operations = Operations(self._fs, shown, xattr=options.xattr)
         session.mount(operations, options.mountpoint, f"lamfs:{options.slug}", _mount_words(options))
-        started_at = now_ns()
         record = mounts.MountRecord(
             pid=os.getpid(),
             owner=process_id() or "",
             mountpoint=options.mountpoint,
             slug=settings.slug,
             socket=str(settings.mounts_dir / f"{os.getpid()}.sock"),
-            started_at=started_at,
+            started_at=self._context.stats.about.started_at,
             read_only=options.read_only,
         )
-        control = ControlServer(
-            settings.mounts_dir / f"{os.getpid()}.sock", self._fs, self._follower, options, started_at=started_at
-        )
+        control = ControlServer(settings.mounts_dir / f"{os.getpid()}.sock", self._fs, self._follower)
         try:
             async with trio.open_nursery() as nursery:
                 kernel = Kernel()
                 self._context.kernel = kernel
                 nursery.start_soon(kernel.run)
                 nursery.start_soon(self._follower.run)
+                nursery.start_soon(partial(self._context.waits.run, options.mountpoint, shared=options.allow_other))
                 await nursery.start(control.run)
                 nursery.start_soon(self._signals)
                 if not options.read_only:
                     nursery.start_soon(self._keep_lease)
                 mounts.write(settings.mounts_dir, record)
                 _raise_readahead(options.mountpoint)
+                _raise_background(options.mountpoint)
                 gc.collect()
                 gc.freeze()
                 nursery.start_soon(self._announce)
@@ -347,13 +353,36 @@ def _raise_limits() -> None:
 
 def _raise_readahead(mountpoint: str) -> None:
     """Let the kernel read ahead 1 MiB, where we may (root): larger requests, faster sequential reads."""
+    device = _device(mountpoint)
+    if device is not None:
+        _tell_kernel(f"/sys/class/bdi/{device}/read_ahead_kb", READAHEAD_KIB)
+
+
+def _raise_background(mountpoint: str) -> None:
+    """The kernel has only 12 requests of its readahead under way: a few files that stall would hold up all others."""
+    device = _device(mountpoint)
+    if device is not None:
+        folder = f"/sys/fs/fuse/connections/{device.partition(':')[2]}"
+        _tell_kernel(f"{folder}/max_background", BACKGROUND)
+        _tell_kernel(f"{folder}/congestion_threshold", BACKGROUND * 3 // 4)
+
+
+def _device(mountpoint: str) -> str | None:
+    """``major:minor`` of what is mounted there."""
     try:
         with open("/proc/self/mountinfo") as table:
             for line in table:
                 fields = line.split()
                 if fields[4].encode().decode("unicode_escape") == mountpoint:
-                    path = f"/sys/class/bdi/{fields[2]}/read_ahead_kb"
-                    with open(path, "w") as setting:
-                        setting.write(str(READAHEAD_KIB))
+                    return fields[2]
     except (OSError, UnicodeDecodeError) as error:
-        log.debug("the kernel's readahead stays as it is: %s", error)
+        log.debug("the mount is not found in the kernel's table: %s", error)
+    return None
+
+
+def _tell_kernel(path: str, value: int) -> None:
+    try:
+        with open(path, "w") as setting:
+            setting.write(str(value))
+    except OSError as error:
+        log.debug("the kernel's setting stays as it is: %s", error)

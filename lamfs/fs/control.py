@@ -1,6 +1,7 @@
 """The control directory ``.lamfs``: files that lamfs makes up. Reachable by name, never listed at the root. Loop only.
 
-``.lamfs/info/<key>`` is the record of the artifact at ``<key>`` as JSON, made when it is looked at.
+``.lamfs/info/<key>`` is the record of the artifact at ``<key>`` as JSON, made when it is looked at. ``.lamfs/stats``
+and ``.lamfs/metrics`` are the mount's numbers; as the files of /proc they have size 0 and are made when opened.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from collections.abc import Iterator
 
 from lamfs.errors import FsError
 from lamfs.fs.context import Context
+from lamfs.fs.exposition import metrics_text, stats_text
 from lamfs.fs.nodes import CONTROL_BASE
 from lamfs.model import AUTO_INO, ROOT_INO, Inode, now_ns
 
 NAME = b".lamfs"
 _TOP = CONTROL_BASE
 _INFO = CONTROL_BASE + 1
+_STATS = CONTROL_BASE + (1 << 60)
+_METRICS = _STATS + 1
+_PLAIN = {b"stats": _STATS, b"metrics": _METRICS}
 
 
 class Control:
@@ -44,7 +49,8 @@ class Control:
         if name == b"..":
             return None
         if parent == _TOP:
-            return (_INFO, self.attributes(_INFO)) if name == b"info" else None
+            found = _INFO if name == b"info" else _PLAIN.get(name)
+            return None if found is None else (found, self.attributes(found))
         try:
             text = name.decode()
         except UnicodeDecodeError:
@@ -64,6 +70,8 @@ class Control:
         now = now_ns()
         if number in (_TOP, _INFO):
             return Inode(number, stat.S_IFDIR | 0o555, os.getuid(), os.getgid(), 2, 0, now, now, now)
+        if number >= _STATS:
+            return Inode(number, stat.S_IFREG | 0o444, os.getuid(), os.getgid(), 1, 0, now, now, now)
         subject = self._c.registry.tree.get(self._subject(number))
         if subject is None:
             raise FsError(errno.ENOENT)
@@ -95,8 +103,9 @@ class Control:
     def entries(self, directory: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
         """What ``ls`` shows in a control directory."""
         if directory == _TOP:
-            if cookie < 1:
-                yield 1, b"info", _INFO, self.attributes(_INFO)
+            for at, (name, number) in enumerate({b"info": _INFO, **_PLAIN}.items(), 1):
+                if cookie < at:
+                    yield at, name, number, self.attributes(number)
             return
         after = cookie
         while page := self._c.registry.tree.entries(self._subject(directory), after, 128):
@@ -109,15 +118,22 @@ class Control:
                     yield after, entry.name.encode(), number, self.attributes(number)
 
     def open(self, number: int, flags: int) -> int:
-        """Open a record for reading; it is made now and stays as it is for this handle. Raises EACCES for writing."""
+        """Open for reading; the content is made now and stays as it is for this handle. Raises EACCES for writing."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise FsError(errno.EACCES)
+        content = self._content(number)
+        self._next += 1
+        self._contents[self._next] = content
+        return self._next
+
+    def _content(self, number: int) -> bytes:
+        if number >= _STATS:
+            numbers = self._c.stats.numbers(self._c)
+            return (stats_text if number == _STATS else metrics_text)(numbers).encode(errors="surrogateescape")
         inode = self._c.registry.tree.get(self._subject(number))
         if inode is None:
             raise FsError(errno.ENOENT)
-        self._next += 1
-        self._contents[self._next] = self._record(inode)
-        return self._next
+        return self._record(inode)
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         """Bytes of an opened record."""

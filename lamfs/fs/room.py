@@ -1,43 +1,148 @@
-"""How much may be written to the spool: a disk that it shares with the registry must never be full. Loop only.
+"""How much may be written to the spool: writers slow down near its limit, then wait for the uploader. Loop only.
 
-A registry that cannot commit could not strike off what is stored, so the spool would never become empty again, and
-not even the next mount could start. So writers get ENOSPC while there is still room for the registry.
+A disk that the spool shares with the registry must never be full: a registry that cannot commit could not strike off
+what is stored, so the spool would never become empty again, and not even the next mount could start. So writers get
+ENOSPC while there is still room for the registry; but only when there is nothing that the uploader or the cache could
+make room of.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+
+import trio
+
+from lamfs.errors import FsError
+from lamfs.transfer.uploader import Uploader
 
 RESERVE = 8 << 20
 """Bytes of the disk that are left to the registry: its write-ahead log (4 MiB) and what it grows while it drains."""
 STEP = 64 << 20
-"""At most so many bytes are written between two looks at the disk."""
+"""At most so many bytes are written between two looks at disk and spool."""
+SOFT = 0.75
+"""Share of the limit from which on writers are slowed down."""
+SLOW = 0.25
+"""Seconds that a writer waits at each step, just below the limit; shorter the farther it is from it."""
+LOOK = 0.1
+"""Seconds between two looks while a writer waits."""
+FLOOR = (1 << 30, 0.02)
+"""Without a setting: bytes, and share of the disk, of which the smaller is left free by waiting writers."""
 
 
 class Room:
-    """Room on the disk of the spool, counted down between two looks at it."""
+    """Room in the spool, counted down between two looks at it.
 
-    def __init__(self, spool_dir: Path, registry_path: Path) -> None:
+    ``limit``: bytes in the spool; ``floor``: bytes of its disk that stay free (None: see FLOOR); both only as long as
+    the uploader can make room: where storage is a folder on the same disk it cannot, and only ENOSPC is left.
+    ``make_room`` lets the cache give up some of what it has; False when it has nothing more.
+    """
+
+    def __init__(
+        self,
+        spool_dir: Path,
+        registry_path: Path,
+        uploader: Uploader,
+        *,
+        limit: int,
+        floor: int | None,
+        timeout: float,
+        waits: bool,
+        make_room: Callable[[], Awaitable[bool]],
+    ) -> None:
         self._spool_dir = spool_dir
         self._registry_path = registry_path
+        self._uploader = uploader
+        self._limit = limit
+        self._floor = floor
+        self._timeout = timeout
+        self._waits = waits
+        self._make_room = make_room
+        self._step = max(min(STEP, limit // 64), 1 << 16) if waits else STEP
         self._left = 0
         self._shared: bool | None = None
+        self.waiting = 0
+        """Writers that wait for room now."""
 
-    def take(self, size: int) -> None:
-        """``size`` bytes are about to be written. Raises OSError(ENOSPC)."""
+    def take(self, size: int) -> bool:
+        """``size`` bytes are about to be written; False when ``wait`` has to be awaited before."""
         if size < self._left:
             self._left -= size
-            return
+            return True
+        return False
+
+    def check(self) -> None:
+        """Raise OSError(ENOSPC) when the disk is full."""
+        if self._free() < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def wait(self, size: int) -> None:
+        """Return when ``size`` bytes may be written.
+
+        Raises OSError(ENOSPC) when the disk is full and nothing can make room, FsError(EIO) when storage has taken
+        nothing for the mount's timeout while the spool was at its limit.
+        """
+        deadline, seen = trio.current_time() + self._timeout, self._progress()
+        waiting = False
+        try:
+            while True:
+                free = self._free() - size
+                share = await self._share(size, free)
+                drains = self._waits and self._uploader.can_drain()
+                if free >= 0 and (share < 1.0 or not drains):
+                    # Others write to the disk too: look again long before it is full.
+                    self._left = min(free // 4, self._step)
+                    if drains and share > SOFT:
+                        await trio.sleep(SLOW * (share - SOFT) / (1 - SOFT))
+                    return
+                if free < 0 and await self._make_room():
+                    continue
+                if not drains:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                now = self._progress()
+                if now != seen:
+                    deadline, seen = trio.current_time() + self._timeout, now
+                elif trio.current_time() > deadline:
+                    if free < 0:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    raise FsError(errno.EIO, "the spool is at its limit, and storage takes nothing")
+                if not waiting:
+                    waiting = True
+                    self.waiting += 1
+                await trio.sleep(LOOK)
+        finally:
+            self.waiting -= waiting
+
+    def _progress(self) -> tuple[int, int]:
+        uploader = self._uploader
+        return uploader.stored_files, sum(upload.done for upload in uploader.uploads.values())
+
+    def _free(self) -> int:
+        """Bytes of the disk that may be used."""
         if self._shared is None:
             self._shared = os.stat(self._spool_dir).st_dev == os.stat(self._registry_path).st_dev
-        if not self._shared:
-            self._left = STEP
-            return
         disk = os.statvfs(self._spool_dir)
-        free = disk.f_bavail * disk.f_frsize - RESERVE - size
-        if free < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # Others write to the disk too: look again long before it is full.
-        self._left = min(free // 4, STEP)
+        return disk.f_bavail * disk.f_frsize - (RESERVE if self._shared else 0)
+
+    async def _share(self, size: int, free: int) -> float:
+        """How full the spool is: 1.0 at its limit, or when the disk has no more than the floor left."""
+        if not self._waits:
+            return 0.0
+        used = await trio.to_thread.run_sync(spool_bytes, self._spool_dir) + size
+        disk = os.statvfs(self._spool_dir)
+        floor = min(FLOOR[0], int(FLOOR[1] * disk.f_blocks * disk.f_frsize)) if self._floor is None else self._floor
+        return max(used / max(self._limit, 1), used / max(used + free - floor, 1))
+
+
+def spool_bytes(spool_dir: Path) -> int:
+    """Allocated bytes of all files of a spool. Any thread."""
+    used = 0
+    with os.scandir(spool_dir) as entries:
+        for entry in entries:
+            try:
+                used += entry.stat(follow_symlinks=False).st_blocks * 512
+            except FileNotFoundError:
+                continue  # stored meanwhile
+    return used

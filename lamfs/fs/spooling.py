@@ -10,14 +10,15 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import TypeVar
 
 import trio
 
-from lamfs.cache.blocks import Reader
+from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.fs.context import Context
+from lamfs.fs.overlay import Overlays
 from lamfs.fs.room import Room
 from lamfs.fs.state import FileState, Spool
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
@@ -26,9 +27,9 @@ from lamfs.transfer.uploader import SETTLE
 
 log = logging.getLogger("lamfs.fs")
 
-RELOOKS = 40
+RELOOKS = 400
 RELOOK_PAUSE = 0.05
-"""Seconds between two looks at a revision that another process is just replacing."""
+"""Seconds between two looks at a revision that is just being replaced."""
 T = TypeVar("T")
 
 
@@ -37,46 +38,67 @@ class Spooling:
 
     def __init__(self, context: Context) -> None:
         self._c = context
-        self.room = Room(context.spool_dir, context.registry.path)
+        policy = context.policy
+        self.room = Room(
+            context.spool_dir,
+            context.registry.path,
+            context.uploader,
+            limit=policy.spool_limit,
+            floor=policy.spool_free,
+            timeout=policy.timeout,
+            waits=context.store.kind != "local",
+            make_room=context.cache.make_room,
+        )
+        self.overlays = Overlays(context, self.read_stored)
 
     # -- stored content -----------------------------------------------------------------------------------------
 
     async def read_stored(self, state: FileState, offset: int, size: int, reader: Reader | None = None) -> bytes:
         """Bytes of the stored revision. Raises FsError(ESTALE) when that revision is no more, else StorageError."""
 
-        async def read() -> bytes:
-            if state.base is None:
+        async def read(base: BlockFile | None) -> bytes:
+            if base is None:
                 return b""
-            return await (state.base.read(offset, size) if reader is None else reader.read(state.base, offset, size))
+            return await (base.read(offset, size) if reader is None else reader.read(base, offset, size))
 
         return await self._from_base(state, read)
 
     async def fill_stored(self, state: FileState) -> int:
         """Descriptor of a complete local file with the stored revision (it belongs to the cache)."""
 
-        async def fill() -> int:
-            assert state.base is not None
-            return await state.base.fill()
+        async def fill(base: BlockFile | None) -> int:
+            assert base is not None
+            return await base.fill()
 
         return await self._from_base(state, fill)
 
-    async def _from_base(self, state: FileState, what: Callable[[], Awaitable[T]]) -> T:
+    async def _from_base(self, state: FileState, what: Callable[[BlockFile | None], Awaitable[T]]) -> T:
         """Run ``what`` with ``state.base`` open; when the object is not the revision any more, look it up again."""
         for _ in range(RELOOKS):
+            before = state.revision
             try:
                 self.open_stored(state)
-                return await what()
+                base = state.base
+                if base is None:
+                    return await what(None)
+                base.hold()  # the file may go on with another revision meanwhile
+                try:
+                    return await what(base)
+                finally:
+                    base.close()
             except (ObjectChanged, ObjectMissing) as error:
-                before = state.revision
+                if state.revision is not before:
+                    continue
                 state.drop_base()
                 record = self._c.registry.artifacts.by_ino(state.ino)
-                if record is None or before is None or not record.revision.content.same_bytes(before.content):
+                if record is None or before is None or not _serves(state, before, record.revision):
                     raise FsError(errno.ESTALE) from error
                 if record.revision == before:
                     if not self._c.registry.journal.holds(before.object_key):
                         raise
-                    # Another process has stored new bytes there, and is about to say so in the registry.
+                    # Somebody has stored new bytes there, and is about to say so in the registry.
                     await trio.sleep(RELOOK_PAUSE)
+                    continue
                 # The same bytes have moved to another object.
                 state.revision = record.revision
         raise FsError(errno.ESTALE)
@@ -94,28 +116,42 @@ class Spooling:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    async def prepare_write(self, state: FileState, keep: int | None = None) -> Spool:
-        """Make sure that the file has a spool that may be written. ``keep``: only so many bytes of it are needed.
+    async def prepare_write(
+        self, state: FileState, keep: int | None = None, write: tuple[int, int] | None = None
+    ) -> Spool:
+        """Make sure that the file has a spool that may be written: at ``write`` (offset and length in bytes), or cut or
+        extended to ``keep`` bytes, of which no more are needed then.
 
         Raises StorageError when its present content cannot be fetched, OSError when the spool's disk is full.
         """
         if state.stale:
             raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
         async with state.lock:
-            while not state.writable_now():
-                if state.spool is None:
+            while True:
+                spool = state.spool
+                if spool is None:
                     await self._make_spool(state, keep)
                 elif state.frozen:
                     await self._copy_spool(state, keep)
-                elif not state.journaled:
-                    self._begin_put(state, state.spool.name)
-        assert state.spool is not None
-        return state.spool
+                elif not state.journaled and not state.private:
+                    if self.overlays.is_sound(state):
+                        self._begin_put(state, spool.name)
+                    else:
+                        await self.overlays.complete(state)
+                elif lacking := (
+                    self.overlays.lacks(state, *write) if write is not None else self.overlays.edges(state, keep or 0)
+                ):
+                    await self.overlays.bring_in(state, lacking)
+                else:
+                    return spool
 
     def _begin_put(self, state: FileState, src: str) -> None:
         journal = self._c.registry.journal
         before = journal.put_of(state.ino)
-        journal.begin_put(state.ino, src, key_is_virtual=not self._c.policy.real_keys)
+        with self._c.registry.db.transaction():
+            base = self.overlays.base_of(state)
+            journal.begin_put(state.ino, src, key_is_virtual=not self._c.policy.real_keys, base=base)
+            self.overlays.note(state)
         state.journaled = True
         replaced = before.src if before is not None else None
         # Whoever uploads the earlier spool file removes it then; otherwise nobody else would.
@@ -124,7 +160,7 @@ class Spooling:
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file. Raises OSError(ENOSPC)."""
-        self.room.take(0)
+        self.room.check()
         name = name or spool_name(ino)
         return Spool(str(self._c.spool_dir / name), name, create=True)
 
@@ -137,12 +173,17 @@ class Spooling:
                 return
             spool = self.new_spool(state.ino)
             self._fill_or_remove(spool, data)
+        elif self.overlays.can_start(state, want):
+            assert state.revision is not None
+            spool = self.new_spool(state.ino)
+            self.overlays.start(spool, state.revision, want)
         else:
             spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
         state.spool = spool
         state.frozen = False
         state.journaled = False
-        state.drop_base()
+        if not spool.missing:
+            state.drop_base()
 
     def _fill_or_remove(self, spool: Spool, data: bytes) -> None:
         try:
@@ -159,7 +200,8 @@ class Spooling:
         assert old is not None
         size = state.inode.size
         want = size if keep is None else min(keep, size)
-        if want <= BLOCK_SIZE:
+        missing = set(old.missing)  # as it is before it is copied: what is brought in meanwhile may not be in the copy
+        if not want or (want <= BLOCK_SIZE and not missing):
             data = os.pread(old.fd, want, 0) if want else b""
             spool = self.new_spool(state.ino)
             self._fill_or_remove(spool, data)
@@ -171,12 +213,14 @@ class Spooling:
                 spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{held}")
             finally:
                 os.close(held)
+            spool.missing = missing
         if state.spool is not None:
             state.drop_spool()
         state.spool = spool
         state.frozen = False
         state.journaled = False
-        state.drop_base()
+        if not spool.missing:
+            state.drop_base()
 
     async def _clone(self, ino: int, source: str) -> Spool:
         name = spool_name(ino)
@@ -230,7 +274,20 @@ class Spooling:
         # A file that was taken into a local storage is an object now, although the try to say so has failed.
         state.frozen = not os.path.exists(state.spool.path)
 
-    def stored(self, ino: int, src: str, revision: Revision | None, consumed: bool) -> None:
+    def rebased(self, ino: int, revision: Revision) -> None:
+        """An overlay was stored while its file went on in a copy: what that lacks is in the new revision too."""
+        state = self._c.state_of(ino)
+        if state is not None and state.spool is not None and state.spool.missing:
+            state.revision = revision
+            state.drop_base()
+
+    async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
+        """Copy blocks of the base into the overlay ``src``, which is frozen."""
+        await self.overlays.fill(src, base, blocks, self._c.state_of(ino))
+
+    def stored(
+        self, ino: int, src: str, revision: Revision | None, consumed: bool, missing: Collection[int] = ()
+    ) -> None:
         """``src`` is stored and owed no more: open handles go on with the stored revision."""
         state = self._c.state_of(ino)
         path = str(self._c.spool_dir / src)
@@ -238,6 +295,7 @@ class Spooling:
         if state is not None and mine:
             if revision is not None:
                 state.revision = revision
+                state.drop_base()
             if state.private or revision is None:
                 # Only its handles know it. A consumed file is the stored object by now: it stays frozen.
                 state.private = True
@@ -248,34 +306,41 @@ class Spooling:
             if state.writers and not consumed:
                 state.frozen = False
                 return
-        if not consumed and not (revision is not None and self._adopt(path, revision)):
+        if not consumed and not (revision is not None and self._adopt(path, revision, missing)):
             _unlink(path)
         if state is not None and mine:
             state.drop_spool()
             state.frozen = state.journaled = False
 
-    def _adopt(self, path: str, revision: Revision) -> bool:
+    def _adopt(self, path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
         """Let a stored spool file become the cache's copy of its object."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return False
         try:
-            return self._c.cache.adopt(fd, path, revision)
+            return self._c.cache.adopt(fd, path, revision, missing)
         except (OSError, LamfsError) as error:
             log.warning("could not keep %s in the cache: %s", revision.object_key, error)
             return False
         finally:
             os.close(fd)
 
-    async def pin(self, object_key: str) -> None:
-        """The object is about to go: fetch what open handles of the revision in it have not read yet."""
+    async def pin(self, object_key: str, *, but: int | None = None) -> None:
+        """The object is about to go: fetch what open handles of the revision in it have not read yet.
+
+        ``but``: an inode whose overlay of that revision is what is being stored.
+        """
         if self._c.store.kind == "local":
             return  # their descriptors keep the old file
         for state in list(self._c.states.values()):
-            if state.spool is None and state.revision is not None and state.revision.object_key == object_key:
+            if state.revision is not None and state.revision.object_key == object_key:
                 try:
-                    await self.fill_stored(state)
+                    if state.spool is None:
+                        await self.fill_stored(state)
+                    elif state.spool.missing and state.ino != but:
+                        async with state.lock:
+                            await self.overlays.complete(state)
                 except (StorageError, FsError) as error:
                     log.warning("open handles of %s may lose their old revision: %s", object_key, error)
 
@@ -286,10 +351,22 @@ class Spooling:
             owed = self._c.registry.journal.put_of(state.ino)
             if owed is None or owed.src != spool.name:
                 whole = not state.private and not state.stale and not state.frozen and state.revision is not None
-                if not (whole and state.revision is not None and self._adopt(spool.path, state.revision)):
+                missing = spool.missing
+                # While it is being uploaded, the uploader removes it when its row is struck off for good.
+                if not self._c.uploader.is_uploading(state.ino, spool.name) and not (
+                    whole and state.revision is not None and self._adopt(spool.path, state.revision, missing)
+                ):
                     _unlink(spool.path)
             state.drop_spool()
         state.drop_base()
+
+
+def _serves(state: FileState, before: Revision, now: Revision) -> bool:
+    """Whether another revision has the bytes that an open file still needs of the one it was opened with."""
+    if now.content.same_bytes(before.content):
+        return True
+    missing = state.spool.missing if state.spool is not None else None
+    return bool(missing) and all(now.content.block(block) == before.content.block(block) for block in missing or ())
 
 
 def _unlink(path: str) -> None:

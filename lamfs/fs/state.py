@@ -18,15 +18,19 @@ from lamfs.model import Inode, Revision
 
 
 class Spool:
-    """An open spool file: the bytes of one inode that storage may not have. Closed by ``close``."""
+    """An open spool file: the bytes of one inode that storage may not have. Closed by ``close``.
 
-    __slots__ = ("fd", "name", "path")
+    ``missing``: 4 MiB blocks that are not in it, but in the stored revision (overlay.py).
+    """
+
+    __slots__ = ("fd", "missing", "name", "path")
 
     def __init__(self, path: str, name: str, *, create: bool = False) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
         self.fd = os.open(path, flags, 0o600)
         self.name = name
         self.path = path
+        self.missing: set[int] = set()
 
     def proc_path(self) -> str:
         """A path by which the moving process opens this very file, also after it was renamed or unlinked."""
@@ -81,9 +85,9 @@ class FileState:
         return self.spool is not None and not self.frozen and (self.journaled or self.private)
 
     def count_blocks(self) -> None:
-        """See how much of the spool file is allocated: holes are not."""
+        """See how much of the spool file is allocated: holes are not, but for what the stored revision has."""
         if self.spool is not None:
-            self.inode.blocks = os.fstat(self.spool.fd).st_blocks
+            self.inode.blocks = None if self.spool.missing else os.fstat(self.spool.fd).st_blocks
 
     def drop_base(self) -> None:
         """Let go of the stored revision's file."""
@@ -100,12 +104,18 @@ class FileState:
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """One open file description. ``reader`` knows what it has read of the stored revision."""
+    """One open file description. ``reader`` knows what it has read of the stored revision.
+
+    ``opener``: the thread that opened it (0: not known). ``failed``: when a read failed for lack of storage last, and
+    when that read began (seconds of trio's clock).
+    """
 
     state: FileState
     readable: bool
     writable: bool
     reader: Reader
+    opener: int = 0
+    failed: tuple[float, float] | None = None
 
     def check_readable(self) -> None:
         """Raise EBADF when it was opened for writing only (the kernel does not let such reads through)."""

@@ -10,7 +10,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -42,17 +42,19 @@ def fuse_error(problem: BaseException, what: str) -> FUSEError:
     return FUSEError(errno.EIO)
 
 
-def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+def guarded(
+    handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
     """Let nothing but FUSEError (and cancellation at the end of the mount) out of a handler."""
 
     @functools.wraps(handler)
-    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+    async def wrapper(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except (FUSEError, trio.Cancelled):
             raise
         except Exception as problem:
-            raise fuse_error(problem, handler.__name__) from problem
+            raise self.failed(problem, handler.__name__) from problem
 
     return wrapper
 
@@ -98,6 +100,13 @@ class Operations(pyfuse3.Operations):
         self._fs = fs
         self._shown = shown
         self._xattr = xattr
+
+    def failed(self, problem: Exception, what: str) -> FUSEError:
+        """The answer to a call that failed; counts EIO."""
+        error = fuse_error(problem, what)
+        if error.errno == errno.EIO:
+            self._fs.context.stats.counters.io_errors += 1
+        return error
 
     def _entry(self, found: tuple[int, Inode]) -> EntryAttributes:
         fino, inode = found
@@ -204,7 +213,7 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return self._entry((inode, await self._fs.setattr(inode, changes)))
+        return self._entry((inode, await self._fs.setattr(inode, changes, pid=ctx.pid)))
 
     @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -222,7 +231,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return self._fs.opendir(inode)
+        return self._fs.opendir(inode, pid=ctx.pid)
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
@@ -248,12 +257,14 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         self._refuse_control(parent_inode)
-        handle, fino, inode = self._fs.files.create(parent_inode, name, mode & ~ctx.umask, flags, ctx.uid, ctx.gid)
+        handle, fino, inode = self._fs.files.create(
+            parent_inode, name, mode & ~ctx.umask, flags, ctx.uid, ctx.gid, pid=ctx.pid
+        )
         return FileInfo(fh=handle, keep_cache=True), self._entry((fino, inode))
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        handle = await self._fs.open(inode, flags, privileged=ctx.uid == 0)
+        handle = await self._fs.open(inode, flags, privileged=ctx.uid == 0, pid=ctx.pid)
         control = inode >= CONTROL_BASE
         return FileInfo(fh=handle, keep_cache=not control and self._fs.keeps_pages(handle), direct_io=control)
 
@@ -263,13 +274,13 @@ class Operations(pyfuse3.Operations):
             data = self._fs.read_now(fh, off, size)
             return data if data is not None else await self._fs.read(fh, off, size)
         except Exception as problem:
-            raise fuse_error(problem, "read") from problem
+            raise self.failed(problem, "read") from problem
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         try:
             return await self._fs.files.write(fh, off, buf)
         except Exception as problem:
-            raise fuse_error(problem, "write") from problem
+            raise self.failed(problem, "write") from problem
 
     @guarded
     async def flush(self, fh: int) -> None:

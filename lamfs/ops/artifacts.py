@@ -21,7 +21,8 @@ from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision
 from lamfs.ops import drafts, messages, mounts, recover
 from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
-from lamfs.registry import Provenance
+from lamfs.pool import Pool
+from lamfs.registry import Provenance, sync_log
 
 log = logging.getLogger("lamfs.artifacts")
 
@@ -118,6 +119,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             recover.active.add(entry_id)
         record.revision = Revision(record.revision.content, object_key, "")
         try:
+            sync_log(registry.path)
             etag = recover.copy_twin(instance, record.revision.content, object_key)
             if etag is None:
                 path = str(draft.path)
@@ -284,10 +286,13 @@ def settle(instance: Instance, ino: int) -> bool:
     return False
 
 
-def cache(instance: Instance, record: ArtifactRecord, progress: Progress | None = None) -> Path:
+def cache(
+    instance: Instance, record: ArtifactRecord, progress: Progress | None = None, *, pool: Pool | None = None
+) -> Path:
     """The complete, verified file of an artifact's newest revision below the cache directory.
 
-    Raises NotFound, and storage errors (ObjectMissing, DamagedData, StorageUnavailable …).
+    Blocks are fetched by the threads of ``pool``, or by some of their own. Raises NotFound, and storage errors
+    (ObjectMissing, DamagedData, StorageUnavailable …).
     """
     current = by_uid(instance, record.uid)
     if current.ino is not None and not settle(instance, current.ino):
@@ -296,7 +301,12 @@ def cache(instance: Instance, record: ArtifactRecord, progress: Progress | None 
         current = by_uid(instance, record.uid)
         try:
             return cache_files.cache_file(
-                instance.store, instance.cache_index, instance.cache_dir, current.revision, progress=progress
+                instance.store,
+                instance.cache_index,
+                instance.cache_dir,
+                current.revision,
+                progress=progress,
+                pool=pool,
             )
         except (ObjectChanged, ObjectMissing):
             if by_uid(instance, record.uid).revision == current.revision:
@@ -304,7 +314,7 @@ def cache(instance: Instance, record: ArtifactRecord, progress: Progress | None 
                     continue
                 raise
     return cache_files.cache_file(
-        instance.store, instance.cache_index, instance.cache_dir, current.revision, progress=progress
+        instance.store, instance.cache_index, instance.cache_dir, current.revision, progress=progress, pool=pool
     )
 
 

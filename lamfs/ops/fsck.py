@@ -11,11 +11,10 @@ import re
 import stat
 from dataclasses import dataclass, field
 
-from lamfs import hashing
 from lamfs.errors import ObjectMissing, RegistryError, StorageError
 from lamfs.keys import suffix_of
-from lamfs.model import AUTO_INO, BLOCK_SIZE, ROOT_INO, ArtifactRecord, JournalEntry
-from lamfs.ops import mounts, recover
+from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
+from lamfs.ops import damage, mounts, recover, scrub
 from lamfs.ops.artifacts import RETAINED
 from lamfs.ops.instance import Instance
 from lamfs.registry import is_alive
@@ -25,6 +24,8 @@ _SNAPSHOT = re.compile(r"^[0-9a-f]{32}\.lndb$")
 _INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
 _OWN = re.compile(r"^\.lamindb/[0-9A-Za-z]{20}(\.|$)")
 """Object keys that lamfs gives artifacts without a real key."""
+UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
+"""A multipart upload that is younger may belong to somebody who is at work."""
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     artifacts: int = 0
     objects: int = 0
+    read_bytes: int = 0
 
     @property
     def clean(self) -> bool:
@@ -47,10 +49,19 @@ class Report:
         (self.repaired if mended else self.problems).append(text)
 
 
-def check(instance: Instance, *, repair: bool = False, data: bool = False) -> Report:
-    """Check everything; with ``data`` also read every object and compare each block's hash.
+def check(
+    instance: Instance,
+    *,
+    repair: bool = False,
+    data: bool = False,
+    restart: bool = False,
+    jobs: int = scrub.JOBS,
+    watcher: scrub.Watcher | None = None,
+) -> Report:
+    """Check everything; with ``data`` also read every object and compare each block's hash, see scrub.run.
 
-    Raises NotSetUp and storage errors only when nothing can be checked at all.
+    Raises NotSetUp and storage errors only when nothing can be checked at all, and with ``data`` Locked and what
+    scrub.run raises.
     """
     report = Report()
     if repair and _registry(instance, Report()):
@@ -62,7 +73,12 @@ def check(instance: Instance, *, repair: bool = False, data: bool = False) -> Re
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
-    _storage(instance, report, repair, data)
+    wrong, shared = _storage(instance, report, repair)
+    _uploads(instance, report, repair, shared)
+    if data:
+        _data(instance, report, wrong, restart, jobs, watcher)
+    for found in damage.known(instance):
+        report.add(f"storage: {found.sentence}")
     return report
 
 
@@ -221,7 +237,9 @@ def _spool(instance: Instance, report: Report, repair: bool) -> None:
 # -- storage ----------------------------------------------------------------------------------------------------------
 
 
-def _storage(instance: Instance, report: Report, repair: bool, data: bool) -> None:
+def _storage(instance: Instance, report: Report, repair: bool) -> tuple[set[str], bool]:
+    """Objects against artifacts. Returns the uids of artifacts whose object is not theirs, which is remembered, and
+    whether other instances use this storage too."""
     registry, store = instance.registry, instance.store
     found: dict[str, ObjectStat] = {}
     others = 0
@@ -231,10 +249,15 @@ def _storage(instance: Instance, report: Report, repair: bool, data: bool) -> No
         elif not item.key.startswith(_INTERNAL):
             found[item.key] = item
     report.objects = len(found)
+    before = {entry.uid for entry in damage.known(instance) if not entry.blocks}
+    wrong = set()
     for record in registry.artifacts.filter(visibility=None):
-        problem = _object_problem(instance, record, found.get(record.revision.object_key), data)
+        problem = _object_problem(instance, record, found.get(record.revision.object_key))
         if problem is not None:
-            report.add(f"storage: {problem}")
+            damage.record(instance, record, problem)
+            wrong.add(record.uid)
+        elif record.uid in before:
+            damage.clear(instance, record)
     stray = []
     for key in sorted(found.keys() - _used(instance)):
         # Only what lamfs made itself can be lamfs's to lose; and the instances of one storage share a place for it.
@@ -248,6 +271,7 @@ def _storage(instance: Instance, report: Report, repair: bool, data: bool) -> No
         report.add(f"storage: no artifact references {store.url(key)}", repair)
     if repair and stray:
         recover.run_owed(instance, ops=("delete",))
+    return wrong, others > 0
 
 
 def _used(instance: Instance) -> set[str]:
@@ -264,34 +288,76 @@ def _is_there(store: ObjectStore, key: str) -> bool:
     return True
 
 
-def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat | None, data: bool) -> str | None:
+def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat | None) -> str | None:
     """What is wrong with an artifact's object; looked at again when it seems so, for others may be at work."""
-    store, registry = instance.store, instance.registry
-    if item is None or (item.size, item.etag) != (record.size, record.revision.etag):
-        again = registry.artifacts.by_uid(record.uid)
-        if again is None or again.revision != record.revision:
-            return None
-        url = store.url(record.revision.object_key)
-        try:
-            item = store.head(record.revision.object_key)
-        except ObjectMissing:
-            return f"the object {url} of '{record.key or record.uid}' is gone"
-        if item.size != record.size:
-            return f"the object {url} of '{record.key or record.uid}' has {item.size} bytes, not {record.size}"
-        if item.etag != record.revision.etag:
-            return f"the object {url} of '{record.key or record.uid}' was replaced by something else"
-    return _damage(instance, record) if data else None
-
-
-def _damage(instance: Instance, record: ArtifactRecord) -> str | None:
-    revision, store = record.revision, instance.store
-    for index in range(revision.block_count()):
-        offset = index * BLOCK_SIZE
-        length = min(BLOCK_SIZE, revision.size - offset)
-        try:
-            block = store.get(revision.object_key, offset=offset, length=length, etag=revision.etag)
-        except StorageError as error:
-            return f"the object of '{record.key or record.uid}' cannot be read: {error}"
-        if hashing.hash_block(block) != revision.content.block(index):
-            return f"block {index} of {store.url(revision.object_key)} ('{record.key or record.uid}') is damaged"
+    if item is not None and (item.size, item.etag) == (record.size, record.revision.etag):
+        return None
+    again = instance.registry.artifacts.by_uid(record.uid)
+    if again is None or again.revision != record.revision:
+        return None
+    try:
+        item = instance.store.head(record.revision.object_key)
+    except ObjectMissing:
+        return "is gone"
+    if item.size != record.size:
+        return f"has {item.size} bytes, not {record.size}"
+    if item.etag != record.revision.etag:
+        return "was replaced by something else"
     return None
+
+
+def _data(
+    instance: Instance,
+    report: Report,
+    leave_out: set[str],
+    restart: bool,
+    jobs: int,
+    watcher: scrub.Watcher | None,
+) -> None:
+    result = scrub.run(instance, leave_out, restart=restart, jobs=jobs, watcher=watcher)
+    report.read_bytes = result.bytes
+    if result.before:
+        report.notes.append(
+            f"data: {result.before} artifacts were found right by an earlier check that did not end, and not read"
+            " again; --restart reads them too"
+        )
+    for text in result.unread:
+        report.add(f"storage: {text}")
+
+
+def _uploads(instance: Instance, report: Report, repair: bool, shared: bool) -> None:
+    """Multipart uploads that nobody will complete: their parts take room, and no listing of objects shows them."""
+    store = instance.store
+    try:
+        found = [upload for upload in store.uploads() if upload.started_ns < now_ns() - UPLOAD_AGE_NS]
+    except StorageError as error:
+        report.notes.append(f"storage: unfinished uploads cannot be listed: {error}")
+        return
+    under_way = _targets(instance) if found else set()
+    for upload in found:
+        name = f"the upload to {store.url(upload.key)} of {iso(upload.started_ns)[:10]}"
+        if upload.key in under_way:
+            report.notes.append(f"storage: {name} is under way")
+        elif shared:
+            report.notes.append(f"storage: {name} was not finished, perhaps by another instance in this storage")
+        else:
+            mended = False
+            if repair:
+                try:
+                    store.abort_upload(upload.key, upload.id)
+                    mended = True
+                except StorageError as error:
+                    name = f"{name} cannot be aborted ({error}); it"
+            report.add(f"storage: {name} was never finished, and its parts take room", mended)
+
+
+def _targets(instance: Instance) -> set[str]:
+    """Object keys to which the journal's work may be uploading or copying now."""
+    registry = instance.registry
+    found = set()
+    for entry in registry.journal.entries():
+        found.add(entry.object_key or "")
+        record = registry.artifacts.by_uid(entry.uid) if entry.uid else None
+        if record is not None:
+            found.add(registry.artifacts.home(record))
+    return found

@@ -27,9 +27,10 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, now_ns
+from lamfs.ops import drafts
 from lamfs.ops.instance import Instance
-from lamfs.registry import Provenance, record_from_payload
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.registry import Provenance, Registry, of_another_boot, record_from_payload, sync_log
+from lamfs.storage.base import MultipartStore, ObjectStat, ObjectStore
 
 log = logging.getLogger("lamfs.recover")
 
@@ -67,11 +68,15 @@ def finish_saves(instance: Instance, *, strict: bool = False) -> int:
     Returns how many became artifacts.
     """
     journal = instance.registry.journal
-    journal.adopt(("save",))
     count = 0
-    for entry in journal.entries():
-        if entry.op != "save" or entry.owner != journal.owner or entry.id in active:
-            continue
+    with storage_work:  # who announces a save holds it until the save is known to be active
+        journal.adopt(("save",))
+        mine = [
+            entry
+            for entry in journal.entries()
+            if entry.op == "save" and entry.owner == journal.owner and entry.id not in active
+        ]
+    for entry in mine:
         try:
             count += finish_save(instance, entry) is not None
         except StorageError as error:
@@ -86,6 +91,7 @@ def finish_save(instance: Instance, entry: JournalEntry) -> ArtifactRecord | Non
     record = record_from_payload(entry.payload, entry.object_key)
     now = registry.artifacts.by_uid(record.uid)
     base = None if now is None else [now.revision.object_key, now.revision.etag]
+    abort_unknown(instance, entry.object_key)
     # Only what this save set out to replace may be replaced: whoever came later counts.
     etag = find_bytes(store, entry.object_key, record.revision.content) if base == entry.payload.get("base") else None
     if etag is None:
@@ -139,6 +145,70 @@ def _same(store: ObjectStore, found: ObjectStat, content: ContentHash) -> bool:
 # -- puts -------------------------------------------------------------------------------------------------------------
 
 
+def adopt_puts(
+    registry: Registry, store: ObjectStore, spool_dir: Path, ops: Iterable[str] = ("put",)
+) -> list[JournalEntry]:
+    """Take over the journal rows of processes that are gone. Returns them as they were, but for puts given up.
+
+    Those are of files that the disk has lost: the machine went down (power cut), and less of the spool file is left
+    than was acknowledged. An artifact has its stored content again then; what was never stored keeps what is left.
+    """
+    with registry.db.transaction():
+        return [entry for entry in registry.journal.adopt(ops) if not _is_lost(registry, store, spool_dir, entry)]
+
+
+def _is_lost(registry: Registry, store: ObjectStore, spool_dir: Path, entry: JournalEntry) -> bool:
+    inode = None if entry.op != "put" or entry.ino is None else registry.tree.get(entry.ino)
+    if inode is None or entry.src is None or not of_another_boot(entry.owner):
+        return False
+    path = spool_dir / entry.src
+    left = path.stat().st_size if path.exists() else None
+    if left is None and entry.state == "scratch":
+        return False  # perhaps on another machine, and of no use here
+    artifact = registry.artifacts.by_ino(inode.ino)
+    if (left or 0) >= inode.size and (left is not None or artifact is None):
+        return False
+    local = store.local_path(entry.object_key) if entry.object_key is not None else None
+    if left is None and local is not None and os.path.exists(local):
+        return False  # it was renamed into the storage
+    name = registry.tree.path(inode.ino) or entry.uid
+    if artifact is None and left:
+        log.error(
+            "Of '%s' %d of %d bytes are left: the machine went down before they were stored.", name, left, inode.size
+        )
+        return False
+    if artifact is not None and artifact.revision.object_key == entry.object_key:
+        artifact = _as_in_storage(registry, store, entry, artifact)
+    registry.journal.done(entry.id)
+    if entry.object_key is not None and registry.artifacts.with_object(entry.object_key) is None:
+        registry.journal.add_delete(entry.object_key)
+    if artifact is None:
+        log.error("'%s' is gone: the machine went down before it was stored.", name)
+        for parent, entry_name in registry.tree.names(inode.ino):
+            registry.names.unlink(parent, entry_name)
+    else:
+        log.error("'%s' is as it was stored last: the machine went down before later bytes were stored.", name)
+        registry.tree.update(inode.ino, size=artifact.size, blocks=None)
+        registry.tree.bump_revision(inode.ino)
+        registry.changes.content(inode.ino)
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _as_in_storage(
+    registry: Registry, store: ObjectStore, entry: JournalEntry, artifact: ArtifactRecord
+) -> ArtifactRecord | None:
+    """The artifact of a put whose spool file is lost. An earlier close may have reached its object, and the power was
+    cut before the registry said so: then that is its content."""
+    assert entry.ino is not None
+    key = artifact.revision.object_key
+    with contextlib.suppress(ObjectMissing, NotFound):
+        if store.head(key).etag != artifact.revision.etag:
+            content, etag = drafts.hash_object(store, key)
+            registry.commits.put(entry.ino, entry.gen, content, key, etag, Provenance(), row=entry.id)
+    return registry.artifacts.by_ino(entry.ino)
+
+
 def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     """Store what a mount that is gone had still to store; nothing happens while another mount can do it.
 
@@ -148,8 +218,10 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
 
     if any(not record.read_only for record in mounts.live(instance.settings)):
         return 0
+    if not instance.settings.spool_dir.is_dir():
+        return 0  # the disk it is on is not there
     journal = instance.registry.journal
-    journal.adopt(("put",))
+    adopt_puts(instance.registry, instance.store, instance.settings.spool_dir)
     count = 0
     for entry in journal.entries():
         if entry.op != "put" or entry.state == "scratch" or entry.owner != journal.owner:
@@ -201,10 +273,19 @@ def finish_put(instance: Instance, entry: JournalEntry) -> bool:
             if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
                 registry.journal.add_delete(entry.object_key or "")
             registry.journal.set_target(entry.id, target)
+        _sync_before(instance, path)
         etag = store_bytes(instance, content, str(path), target, consume=True)
         registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
+        sync_log(registry.path)
     path.unlink(missing_ok=True)
     return True
+
+
+def _sync_before(instance: Instance, path: Path) -> None:
+    """Before a file's bytes replace others in storage: they, and the row that says so, survive a power cut."""
+    with open(path, "rb") as file:
+        os.fdatasync(file.fileno())
+    sync_log(instance.registry.path)
 
 
 def _put_was_renamed(instance: Instance, entry: JournalEntry, origin: Provenance) -> bool:
@@ -250,8 +331,11 @@ def copy_twin(instance: Instance, content: ContentHash, target: str) -> str | No
 # -- moves and deletes ------------------------------------------------------------------------------------------------
 
 
-def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete"), strict: bool = False) -> None:
-    """Run the moves and deletes that this process or a dead one owes. What fails stays owed (or raises, ``strict``)."""
+def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abort"), strict: bool = False) -> None:
+    """Run the moves, deletes and aborts that this process or a dead one owes.
+
+    What fails stays owed (or raises, ``strict``).
+    """
     wanted = set(ops)
     journal = instance.registry.journal
     with storage_work:
@@ -261,6 +345,11 @@ def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete"), str
             if entry.op == "move":
                 try:
                     _move(instance, entry)
+                except LamfsError as error:
+                    _trouble(instance, entry, error, strict)
+            elif entry.op == "abort":
+                try:
+                    _abort(instance, entry)
                 except LamfsError as error:
                     _trouble(instance, entry, error, strict)
         if "delete" in wanted:
@@ -280,6 +369,7 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         if registry.journal.claimed(target, entry.uid, entry.id):
             return  # another process is at work there; whoever comes next moves it
         registry.commits.begin_move(target)
+        sync_log(registry.path)
         try:
             copied = instance.store.copy(before.revision.object_key, target, etag=before.revision.etag)
         except (ObjectMissing, ObjectChanged):
@@ -290,6 +380,31 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         registry.commits.moved(entry.id, before, target, copied.etag)
         if registry.journal.get(entry.id) is None:
             return
+
+
+def _abort(instance: Instance, entry: JournalEntry) -> None:
+    """Abort an upload that is needed no more; where somebody is at work, whoever comes next does it."""
+    registry, store = instance.registry, instance.store
+    assert entry.object_key is not None
+    upload_id = entry.payload.get("upload_id")
+    if upload_id is None and registry.journal.holds(entry.object_key):
+        return
+    if upload_id is None:
+        abort_unknown(instance, entry.object_key)
+    elif isinstance(store, MultipartStore):
+        store.abort_upload(entry.object_key, str(upload_id))
+    registry.journal.done(entry.id)
+
+
+def abort_unknown(instance: Instance, object_key: str) -> None:
+    """Abort the unfinished uploads of an object that no journal row knows; nobody may be storing it."""
+    store = instance.store
+    if not isinstance(store, MultipartStore):
+        return
+    known = instance.registry.uploads.known(object_key)
+    for upload_id in store.uploads_of(object_key):
+        if upload_id not in known:
+            store.abort_upload(object_key, upload_id)
 
 
 def _delete(instance: Instance, strict: bool) -> None:
@@ -308,6 +423,7 @@ def _delete(instance: Instance, strict: bool) -> None:
         return
     # From here on other processes do not choose these names: the rows are those of a living process.
     try:
+        sync_log(registry.path)
         instance.store.delete(list(entries))
     except LamfsError as error:
         for rows in entries.values():

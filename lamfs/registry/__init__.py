@@ -11,10 +11,12 @@ from lamfs.registry.changes import Change, ChangeLog
 from lamfs.registry.commits import Commits, Committed, Provenance, record_from_payload
 from lamfs.registry.db import Database, sync_log
 from lamfs.registry.identity import Removed
-from lamfs.registry.journal import Journal, is_alive, process_id
+from lamfs.registry.journal import Journal, is_alive, of_another_boot, process_id
 from lamfs.registry.namespace import Backup, Namespace, Renamed, spool_name
+from lamfs.registry.overlays import Overlays, base_id, is_based_on, missing_blocks
 from lamfs.registry.people import People, Run, Storage, Transform, User
 from lamfs.registry.tree import Tree
+from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.scratch import Matcher, nothing
 
 
@@ -31,6 +33,8 @@ class Registry:
         self.tree = Tree(self.db)
         self.artifacts = Artifacts(self.db)
         self.journal = Journal(self.db)
+        self.overlays = Overlays(self.db)
+        self.uploads = Uploads(self.db)
         self.changes = ChangeLog(self.db, self.origin)
         self.people = People(self.db)
         self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
@@ -71,6 +75,7 @@ class Registry:
 
 
 __all__ = [
-    "Backup", "Change", "Commits", "Committed", "Provenance", "Registry", "Removed", "Renamed", "Run", "Storage",
-    "Transform", "User", "is_alive", "process_id", "record_from_payload", "spool_name", "sync_log",
+    "Backup", "Change", "Commits", "Committed", "PartRecord", "Provenance", "Registry", "Removed", "Renamed", "Run",
+    "Storage", "Transform", "UploadRecord", "Uploads", "User", "base_id", "is_alive", "is_based_on", "missing_blocks",
+    "of_another_boot", "process_id", "record_from_payload", "spool_name", "sync_log",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Namespace
+from lamfs.registry.overlays import base_id
 from lamfs.registry.tree import Tree
 
 
@@ -177,6 +178,9 @@ class Commits:
                 # What stays owed has not been written anywhere yet; the object is the artifact's now. (A close of the
                 # very file that was taken counted a generation meanwhile: then the object is where its bytes are.)
                 self._journal.set_target(entry.id, None)
+            if not current and "base" in entry.payload:
+                # What was written meanwhile went into a copy of the overlay that was stored: what it lacks is in here.
+                self._journal.set_base(ino, base_id(content))
             self._changes.content(ino)
             return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)
 
@@ -210,6 +214,12 @@ class Commits:
             home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
             object_key = self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, None)
             old = self._artifacts.by_uid(record.uid)
+            owed = None if old is None or old.ino is None else self._journal.put_of(old.ino)
+            if owed is not None and "base" in owed.payload:
+                raise AlreadyExists(
+                    f"'{record.key or record.uid}' has changes that a mount has still to store, and which need the"
+                    " bytes that would be replaced; run 'lamfs sync' first."
+                )
             base = None if old is None else [old.revision.object_key, old.revision.etag]
             payload = save_payload(record) | {"base": base, "mode": mode}
             # Written anew in a moment; what another process is about to delete was not chosen above.

@@ -16,7 +16,7 @@ from typing import Any
 
 from lamfs.errors import LamfsError, NotSetUp, RegistryError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 5
 
 BUSY_TIMEOUT = 30.0
 """Seconds a writer waits for another process's transaction."""
@@ -132,20 +132,6 @@ class Database:
         assert row is not None
         return int(row[0])
 
-    def make_durable(self) -> None:
-        """Return when everything committed so far, by any connection, survives a power cut.
-
-        A commit with ``synchronous=FULL`` syncs the write-ahead log, which holds the earlier commits before it.
-        """
-        self.execute("PRAGMA synchronous=FULL")
-        try:
-            with self.transaction() as conn:
-                conn.execute(
-                    "INSERT INTO meta(key, value) VALUES('durable', 1) ON CONFLICT(key) DO UPDATE SET value=value+1"
-                )
-        finally:
-            self.execute("PRAGMA synchronous=NORMAL")
-
     def snapshot(self, target: Path) -> None:
         """Write a consistent, compact copy of the registry to ``target`` (a new file, mode 0600)."""
         target.unlink(missing_ok=True)
@@ -201,12 +187,16 @@ def sync_log(path: Path) -> None:
     With ``synchronous=NORMAL`` a commit is in the write-ahead log, unsynced; one fdatasync of that file makes all of
     them durable. A checkpoint that empties the log has synced the database file before (SQLite, "Write-Ahead
     Logging"). SQLite keeps its POSIX locks on other files, so closing this descriptor drops none of them.
+    Raises RegistryError.
     """
     try:
-        fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
+        try:
+            fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise RegistryError(f"The registry {path} could not be written to disk: {error}.", errno=error.errno) from error

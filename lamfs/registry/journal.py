@@ -14,6 +14,8 @@ Operations:
 ``move``    the object of artifact ``uid`` has to go to where its key and suffix say.
 ``delete``  nothing needs ``object_key`` any more. State ``held`` while a living process may still be writing the
             object for a put that another process has taken over: then that process has to come to its end first.
+``abort``   the multipart upload ``payload["upload_id"]`` of ``object_key`` is needed no more; without an id every
+            upload of that key which no row knows. Made when the row that the upload belonged to goes (see uploads.py).
 
 ``owner`` is the process that works on the row; rows of dead processes are taken over.
 """
@@ -57,6 +59,12 @@ def is_alive(owner: str | None) -> bool:
     return process_id(pid) == owner
 
 
+def of_another_boot(owner: str | None) -> bool:
+    """Whether the process that ``process_id`` named ran before this machine was started, or on another one."""
+    mine = process_id()
+    return bool(owner) and mine is not None and ":" in str(owner) and str(owner).split(":")[0] != mine.split(":")[0]
+
+
 class Journal:
     """Reads and writes the journal of one Database. ``owner`` names the process that writes through this object."""
 
@@ -64,9 +72,10 @@ class Journal:
         self._db = db
         self.owner = process_id() or new_uid()
 
-    def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True) -> None:
+    def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True, base: str | None = None) -> None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
-        opens again, so that an upload under way does not strike it off."""
+        opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is an
+        overlay (overlays.py)."""
         with self._db.transaction():
             before = self.put_of(ino)
             payload: dict[str, object] = {"key_is_virtual": key_is_virtual}
@@ -79,6 +88,19 @@ class Journal:
                 " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner",
                 (ino, uid, src, gen, now_ns(), self.owner, json.dumps(payload)),
             )
+            self.set_base(ino, base)
+
+    def set_base(self, ino: int, base: str | None) -> None:
+        """The spool file of an inode's put lies over another revision, or over none."""
+        self._db.execute(
+            "UPDATE journal SET payload=CASE WHEN ?1 IS NULL THEN json_remove(payload, '$.base')"
+            " ELSE json_set(payload, '$.base', ?1) END WHERE op='put' AND ino=?2",
+            (base, ino),
+        )
+
+    def saves(self, uid: str) -> bool:
+        """Whether the Python API or the CLI is storing new bytes for an artifact."""
+        return self._db.one("SELECT 1 FROM journal WHERE op='save' AND uid=?", (uid,)) is not None
 
     def _leave_to_owner(self, entry: JournalEntry) -> bool:
         """A put of another living process is taken from it, while it may be writing the object: turn the row into a
@@ -228,6 +250,14 @@ class Journal:
         """Everything owed by anybody, oldest first."""
         return [_entry(row) for row in self._db.all(f"SELECT {_COLUMNS} FROM journal ORDER BY id")]
 
+    def failing(self, limit: int) -> tuple[int, list[JournalEntry]]:
+        """How many rows have failed and wait for another try; the first ``limit`` of them, next to come first."""
+        row = self._db.one("SELECT count(*) FROM journal WHERE attempts>0 AND state='ready'")
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM journal WHERE attempts>0 AND state='ready' ORDER BY next_at, id LIMIT ?", (limit,)
+        )
+        return int(row[0]) if row else 0, [_entry(row) for row in rows]
+
     def owed(self) -> dict[str, int]:
         """Number of rows per operation; what is scratch is not owed."""
         return dict(self._db.all("SELECT op, count(*) FROM journal WHERE state<>'scratch' GROUP BY op"))
@@ -236,7 +266,7 @@ class Journal:
         """Forget backoffs: what waits to be tried again may be tried at once."""
         self._db.execute("UPDATE journal SET next_at=0 WHERE next_at>0")
 
-    def adopt(self, ops: Iterable[str] = ("put", "move", "delete")) -> list[JournalEntry]:
+    def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort")) -> list[JournalEntry]:
         """Take over the rows of processes that are gone. Returns them as they were."""
         wanted = set(ops)
         if (

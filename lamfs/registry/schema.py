@@ -101,6 +101,50 @@ def leaves(db: Database) -> None:
     )
 
 
+_OVERLAY = (
+    "CREATE TABLE overlay(src TEXT NOT NULL, block INTEGER NOT NULL, PRIMARY KEY(src, block)) WITHOUT ROWID",
+    "CREATE TRIGGER overlay_done AFTER DELETE ON journal WHEN old.src IS NOT NULL"
+    " BEGIN DELETE FROM overlay WHERE src = old.src; END",
+    "CREATE TRIGGER overlay_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src"
+    " BEGIN DELETE FROM overlay WHERE src = old.src; END",
+)
+
+
+@migrations()
+def overlay(db: Database) -> None:
+    """Version 4: the blocks that are in a spool file which holds only some of its file's; see overlays.py."""
+    for statement in _OVERLAY:
+        db.execute(statement)
+
+
+_UPLOADS = (
+    """CREATE TABLE upload(
+        journal_id INTEGER PRIMARY KEY, object_key TEXT NOT NULL, upload_id TEXT, completed INTEGER NOT NULL DEFAULT 0)
+    """,
+    "CREATE INDEX upload_object ON upload(object_key)",
+    """CREATE TABLE part(
+        journal_id INTEGER NOT NULL, number INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
+        blocks BLOB NOT NULL, etag TEXT NOT NULL, PRIMARY KEY(journal_id, number)) WITHOUT ROWID""",
+    """CREATE TRIGGER upload_parts AFTER DELETE ON upload BEGIN
+        DELETE FROM part WHERE journal_id=OLD.journal_id;
+    END""",
+    """CREATE TRIGGER upload_abandoned AFTER DELETE ON journal BEGIN
+        INSERT INTO journal(op, state, object_key, created_at, owner, payload)
+            SELECT 'abort', 'ready', object_key, OLD.created_at, OLD.owner, json_object('upload_id', upload_id)
+            FROM upload WHERE journal_id=OLD.id AND NOT completed;
+        DELETE FROM upload WHERE journal_id=OLD.id;
+    END""",
+)
+
+
+@migrations()
+def uploads(db: Database) -> None:
+    """Version 5: what storage has of an unfinished multipart upload. A trigger owes its abortion when the journal row
+    it belongs to goes, whoever strikes that off and why."""
+    for statement in _UPLOADS:
+        db.execute(statement)
+
+
 def apply(conn: sqlite3.Connection) -> None:
     """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
     migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))

@@ -6,9 +6,9 @@ an object's bytes do; they come without surrounding quotes. Every error is one o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from lamfs.model import StorageConfig as StorageConfig
 
@@ -24,6 +24,15 @@ class ObjectStat:
 
 
 @dataclass(slots=True, frozen=True)
+class UnfinishedUpload:
+    """A multipart upload that was begun: the object's ``key``, the upload's ``id``, ``started_ns`` since the epoch."""
+
+    key: str
+    id: str
+    started_ns: int
+
+
+@dataclass(slots=True, frozen=True)
 class Capabilities:
     """What a storage proved it can do when it was checked.
 
@@ -36,6 +45,15 @@ class Capabilities:
     replace_guarded: bool
     read_guarded: bool
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class PartStat:
+    """One part of an unfinished upload: ``number`` from 1, ``size`` in bytes, ``etag``."""
+
+    number: int
+    size: int
+    etag: str
 
 
 Progress = Callable[[int], None]
@@ -108,5 +126,47 @@ class ObjectStore(Protocol):
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         """All objects whose key starts with ``prefix``, in no promised order."""
 
+    def uploads(self) -> Iterator[UnfinishedUpload]:
+        """Multipart uploads that were neither completed nor aborted; nothing where there is no such thing."""
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Give up a multipart upload, and free its parts; one that is gone already is no error."""
+
     def close(self) -> None:
         """Release connections. The store is not used afterwards."""
+
+
+@runtime_checkable
+class MultipartStore(Protocol):
+    """A store that takes an object in parts, each of which survives whoever sent it. Thread-safe.
+
+    Amazon S3: up to 10,000 parts, numbered from 1, each of 5 MiB to 5 GiB, the last may be smaller. Sending a part's
+    number again replaces it. All but ``begin_upload``, ``uploads_of`` and ``abort_upload`` raise UploadGone when the
+    upload is not there any more.
+    """
+
+    def begin_upload(self, key: str) -> str:
+        """Begin an upload of ``key``, which nobody else may be uploading now; returns its id."""
+
+    def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+        """Send a range of the file at ``path`` as a part; returns its ETag."""
+
+    def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
+    ) -> str:
+        """Copy a range of the object ``source`` as a part, within the storage; returns its ETag.
+
+        Raises ObjectChanged when the source has another ETag by now, ObjectMissing when it is gone.
+        """
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
+        """Make the object of parts 1 to ``len(etags)``; returns its ETag. What is completed already counts as done."""
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Drop an upload with its parts; one that is gone already is no error."""
+
+    def list_parts(self, key: str, upload_id: str) -> Sequence[PartStat]:
+        """The parts that storage has, by number."""
+
+    def uploads_of(self, key: str) -> Sequence[str]:
+        """Ids of the unfinished uploads of exactly this key."""

@@ -23,7 +23,7 @@ from lamfs.errors import (
     StorageForbidden,
     StorageReadOnly,
 )
-from lamfs.storage.base import Capabilities, ObjectStat, Progress, StorageConfig
+from lamfs.storage.base import Capabilities, ObjectStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.folder import SPOOL_FOLDER, TEMP_FOLDER, Folder
 from lamfs.storage.osfiles import copy_contents, source_error, storage_error, write_fetched, write_fully
 from lamfs.storage.root import check_object_key, is_utf8
@@ -192,6 +192,12 @@ class LocalStore:
                         raise self._folder.missing() from None
             self._folder.prune(os.path.dirname(path))
         self._folder.prune_temp()
+
+    def uploads(self) -> Iterator[UnfinishedUpload]:
+        return iter(())
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """There are none in a folder."""
 
     # checking
 

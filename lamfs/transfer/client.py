@@ -14,7 +14,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lamfs.model import ContentHash
 from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
+from lamfs.transfer.parts import PartJobs
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class _Job:
         self.done.set()
 
 
-class Mover:
+class Mover(PartJobs):
     """Owns the moving process; restarts it when it dies (bounded backoff). The trio loop only.
 
     All job methods raise what the store raised, or TransferDied: the process ended, the job may or may not have been
@@ -265,9 +266,24 @@ class Mover:
 
     # ---- the jobs
 
-    async def hash(self, path: str, size: int | None = None, progress: Progress | None = None) -> ContentHash:
-        """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno."""
-        reply = await self._call("hash", {"path": path, "size": size}, paths=("path",), progress=progress)
+    async def hash(
+        self,
+        path: str,
+        size: int | None = None,
+        progress: Progress | None = None,
+        *,
+        bulk: bool = False,
+        known: Mapping[int, bytes] | None = None,
+    ) -> ContentHash:
+        """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno.
+
+        ``bulk``: it takes long, and other files' jobs shall not wait for it. ``known``: BLAKE3 of blocks that need not
+        be read.
+        """
+        message: Message = {"path": path, "size": size, "bulk": bulk}
+        if known:
+            message["known"] = [list(known), jobs.pack_bytes(b"".join(known.values()))]
+        reply = await self._call("hash", message, paths=("path",), progress=progress)
         return jobs.unpack_content(reply)
 
     async def put(self, path: str, key: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
@@ -339,6 +355,11 @@ class Mover:
         """Whether a range of a local file has this BLAKE3; False also when the file is too short."""
         message = {"path": path, "offset": offset, "length": length, "digest": digest.hex()}
         return bool(await self._call("verify", message, paths=("path",)))
+
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        """Copy a range of a local file into another one, at the same offset; False when it has not this BLAKE3."""
+        message = {"src": src, "dst": dst, "offset": offset, "length": length, "digest": digest.hex()}
+        return bool(await self._call("graft", message, paths=("src", "dst")))
 
     async def clone(self, src: str, dst: str) -> None:
         """Make the new file ``dst`` (mode 0600) with the bytes and holes of ``src``, by reflink where that works.

@@ -30,8 +30,16 @@ READS = frozenset({"fetch", "verify", "get", "head"})
 """Jobs somebody waits for in a read(): the reads pool."""
 CONTROL = frozenset({"put_bytes"})
 """Small jobs with a deadline (renewing the lease): a pool of their own, so that no transfer holds them up."""
-WRITES = frozenset({"hash", "put", "copy", "delete", "clone"})
-"""Everything that may take long: the writes pool."""
+PARTS = frozenset({"send_part", "copy_part"})
+"""Parts of large files: a pool of their own, so that small files never wait behind them. Jobs that are marked as
+``bulk`` (hashing a large file) go there too."""
+WRITES = frozenset(
+    {
+        "hash", "put", "copy", "delete", "clone", "graft",
+        "begin_upload", "complete_upload", "abort_upload", "list_parts", "uploads_of",
+    }
+)  # fmt: skip
+"""Everything else that may take long: the writes pool."""
 
 
 def encode(message: Message) -> bytes:

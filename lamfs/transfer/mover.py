@@ -2,7 +2,8 @@
 
 Threads: the main thread reads jobs and never writes to the socket, so the daemon can always send, whatever the
 workers do; workers answer under one lock. So a daemon that is slow to read stalls workers, never the reading of jobs,
-and two full socket buffers cannot wait for each other. Reads, writes and control jobs have pools of their own.
+and two full socket buffers cannot wait for each other. Reads, writes, parts of large files and control jobs have
+pools of their own.
 
 The process ends as soon as the socket does, in the middle of whatever it does: the journal knows what is owed, and
 every job may be cut off at any point. Signals of a terminal are ignored; the daemon decides.
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError
 from lamfs.model import BLOCK_SIZE
+from lamfs.storage.base import MultipartStore
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
 
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lamfs.mover")
 
-READ_THREADS = 8
+READ_THREADS = 32
+"""Reads that stall hold a thread for as long as storage may take to answer: others must find a free one."""
 WRITE_THREADS = 8
+PART_THREADS = 8
 CONTROL_THREADS = 2
 PROGRESS_SECONDS = 0.1
 """Least time between two progress messages of one job."""
@@ -91,6 +95,7 @@ class Server:
         self._jobs: dict[int, _Job] = {}
         self._reads = ThreadPoolExecutor(READ_THREADS, "reads")
         self._writes = ThreadPoolExecutor(WRITE_THREADS, "writes")
+        self._parts = ThreadPoolExecutor(PART_THREADS, "parts")
         self._control = ThreadPoolExecutor(CONTROL_THREADS, "control")
         self._store: ObjectStore | None = None
         self._store_error: LamfsError | None = None
@@ -125,7 +130,12 @@ class Server:
         job = _Job(self, message)
         self._jobs[message["id"]] = job
         op = message["op"]
-        pool = self._reads if op in jobs.READS else self._control if op in jobs.CONTROL else self._writes
+        if op in jobs.READS:
+            pool = self._reads
+        elif op in jobs.CONTROL:
+            pool = self._control
+        else:
+            pool = self._parts if op in jobs.PARTS or message.get("bulk") else self._writes
         pool.submit(self._work, job)
 
     def _work(self, job: _Job) -> None:
@@ -171,6 +181,14 @@ class Server:
             raise jobs.again(self._store_error)
         return self._store
 
+    @property
+    def parts(self) -> MultipartStore:
+        """The storage, if it takes objects in parts. Raises why it could not be opened."""
+        store: object = self.store
+        if not isinstance(store, MultipartStore):
+            raise InvalidArgument("This storage takes objects as a whole only.")
+        return store
+
 
 def _describe(message: Message) -> str:
     words = {
@@ -184,6 +202,14 @@ def _describe(message: Message) -> str:
         "fetch": "fetching '{key}' at byte {offset}",
         "verify": "verifying {path} at byte {offset}",
         "clone": "cloning {src} to {dst}",
+        "graft": "copying {src} to {dst} at byte {offset}",
+        "begin_upload": "beginning the upload of '{key}'",
+        "send_part": "storing part {number} of '{key}' from {path}",
+        "copy_part": "copying part {number} of '{key}' from '{source}'",
+        "complete_upload": "completing the upload of '{key}'",
+        "abort_upload": "aborting the upload of '{key}'",
+        "list_parts": "listing the parts of '{key}'",
+        "uploads_of": "listing the uploads of '{key}'",
     }
     return words.get(message["op"], "an unknown job").format_map(message)
 
@@ -200,7 +226,11 @@ def _opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
 def _hash(server: Server, job: _Job) -> Any:
     with _opened(job.message["path"], os.O_RDONLY) as fd:
         size = job.message.get("size")
-        return jobs.pack_content(hashing.hash_fd(fd, os.fstat(fd).st_size if size is None else size, job.hashed))
+        numbers, packed = job.message.get("known", ((), ""))
+        digests = jobs.unpack_bytes(packed)
+        known = {number: digests[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
+        size = os.fstat(fd).st_size if size is None else size
+        return jobs.pack_content(hashing.hash_fd(fd, size, job.hashed, known=known))
 
 
 def _put(server: Server, job: _Job) -> Any:
@@ -264,16 +294,30 @@ def _is_right(message: Message, data: memoryview) -> bool:
 
 def _verify(server: Server, job: _Job) -> Any:
     m = job.message
-    offset, length = m["offset"], m["length"]
-    with _opened(m["path"], os.O_RDONLY) as fd, copying.scratch(max(length, BLOCK_SIZE)).view(length) as data:
-        done = 0
-        while done < length:
-            with data[done:] as rest:
-                got = os.preadv(fd, [rest], offset + done)
-            if got == 0:
+    with _opened(m["path"], os.O_RDONLY) as fd, copying.scratch(max(m["length"], BLOCK_SIZE)).view(m["length"]) as data:
+        return _read_right(fd, data, m["offset"], m["digest"])
+
+
+def _read_right(fd: int, data: memoryview, offset: int, digest: str) -> bool:
+    """Read a range of a file into ``data``; whether it is there and has this BLAKE3."""
+    done = 0
+    while done < len(data):
+        with data[done:] as rest:
+            got = os.preadv(fd, [rest], offset + done)
+        if got == 0:
+            return False
+        done += got
+    return hashing.hash_block(data) == bytes.fromhex(digest)
+
+
+def _graft(server: Server, job: _Job) -> Any:
+    m = job.message
+    with _opened(m["src"], os.O_RDONLY) as src, _opened(m["dst"], os.O_WRONLY) as dst:
+        with copying.scratch(max(m["length"], BLOCK_SIZE)).view(m["length"]) as data:
+            if not _read_right(src, data, m["offset"], m["digest"]):
                 return False
-            done += got
-        return hashing.hash_block(data) == bytes.fromhex(m["digest"])
+            copying.write_full(dst, data, m["offset"])
+            return True
 
 
 def _clone(server: Server, job: _Job) -> Any:
@@ -288,6 +332,40 @@ def _clone(server: Server, job: _Job) -> Any:
                 raise
 
 
+def _begin_upload(server: Server, job: _Job) -> Any:
+    return server.parts.begin_upload(job.message["key"])
+
+
+def _send_part(server: Server, job: _Job) -> Any:
+    m = job.message
+    return server.parts.send_part(m["key"], m["upload_id"], m["number"], m["path"], m["offset"], m["length"])
+
+
+def _copy_part(server: Server, job: _Job) -> Any:
+    m = job.message
+    return server.parts.copy_part(
+        m["key"], m["upload_id"], m["number"], m["source"], m["etag"], m["offset"], m["length"]
+    )
+
+
+def _complete_upload(server: Server, job: _Job) -> Any:
+    m = job.message
+    return server.parts.complete_upload(m["key"], m["upload_id"], m["etags"])
+
+
+def _abort_upload(server: Server, job: _Job) -> Any:
+    server.parts.abort_upload(job.message["key"], job.message["upload_id"])
+
+
+def _list_parts(server: Server, job: _Job) -> Any:
+    found = server.parts.list_parts(job.message["key"], job.message["upload_id"])
+    return [[part.number, part.size, part.etag] for part in found]
+
+
+def _uploads_of(server: Server, job: _Job) -> Any:
+    return server.parts.uploads_of(job.message["key"])
+
+
 _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "hash": _hash,
     "put": _put,
@@ -299,6 +377,14 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "fetch": _fetch,
     "verify": _verify,
     "clone": _clone,
+    "graft": _graft,
+    "begin_upload": _begin_upload,
+    "send_part": _send_part,
+    "copy_part": _copy_part,
+    "complete_upload": _complete_upload,
+    "abort_upload": _abort_upload,
+    "list_parts": _list_parts,
+    "uploads_of": _uploads_of,
 }
 
 

@@ -1,24 +1,32 @@
-"""The steps of storage work: put, move, delete. In the daemon's trio loop, called by the uploader only.
+"""The steps of storage work: put, move, delete, abort. In the daemon's trio loop, called by the uploader only.
 
 Bytes are moved by the Mover; rows are read and struck off through the Registry of the loop's thread. The order is
-always: object first, registry row second, stale object last (DESIGN §3). Owns which objects are being written.
+always: object first, registry row second, stale object last (DESIGN §3), and in a power cut too: the log is synced
+before storage is changed, and before a spool file goes whose row was struck off. Owns which objects are being written.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import trio
 
-from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
+from lamfs.errors import ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.hashing import hash_file
-from lamfs.model import ContentHash, JournalEntry, Revision
-from lamfs.registry import Committed, Provenance, Registry
+from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry, Revision
+from lamfs.registry import Committed, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.storage.base import ObjectStore
+from lamfs.transfer import multipart, patches
 from lamfs.transfer.client import Mover
+from lamfs.transfer.durable import LogSync, sync_file
+from lamfs.transfer.multipart import Multipart, Segment
+
+log = logging.getLogger("lamfs.uploader")
 
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
@@ -36,11 +44,23 @@ class FileHooks(Protocol):
     def thaw(self, ino: int, src: str) -> None:
         """The upload of ``src`` has ended without becoming the current content."""
 
-    def stored(self, ino: int, src: str, revision: Revision | None, consumed: bool) -> None:
-        """Spool file ``src`` has been stored as ``revision`` and is owed no more (None: the file is gone)."""
+    def stored(
+        self, ino: int, src: str, revision: Revision | None, consumed: bool, missing: Collection[int] = ()
+    ) -> None:
+        """Spool file ``src`` has been stored as ``revision`` and is owed no more (None: the file is gone).
 
-    async def pin(self, object_key: str) -> None:
-        """The object is about to be replaced or deleted: fetch what open handles still need of it."""
+        ``missing``: the blocks that were never in it, if it is an overlay."""
+
+    def rebased(self, ino: int, revision: Revision) -> None:
+        """An overlay has been stored as ``revision`` while its file was written on in a copy of it."""
+
+    async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
+        """Copy these blocks of the stored revision ``base`` into the overlay ``src``, which is frozen."""
+
+    async def pin(self, object_key: str, *, but: int | None = None) -> None:
+        """The object is about to be replaced or deleted: fetch what open handles still need of it.
+
+        ``but``: the inode of an overlay that is what replaces it."""
 
 
 @dataclass(slots=True)
@@ -50,6 +70,8 @@ class Upload:
     entry: JournalEntry
     size: int = 0
     done: int = 0
+    missing: set[int] = field(default_factory=set)
+    """Blocks that the spool file lacks, as an overlay of the stored revision."""
 
 
 class Steps:
@@ -61,10 +83,12 @@ class Steps:
         self._registry = registry
         self._store = store
         self._mover = mover
+        self._multipart = Multipart(registry, mover)
         self._spool = spool_dir
         self._origin = origin
         self._busy_objects: set[str] = set()
         self._hashing: dict[int, trio.CancelScope] = {}
+        self.durable = LogSync(registry.path)
         self.hooks: FileHooks | None = None
 
     async def put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool]:
@@ -76,9 +100,14 @@ class Steps:
         path = str(self._spool / entry.src)
         if not os.path.exists(path):
             return await self._find_stored(entry), True
+        base = self._base(entry)
+        if base is not None:
+            present = registry.overlays.present(entry.src)
+            upload.missing = missing_blocks(present, base.size, os.stat(path).st_size)
+            await self._fill(entry, upload, base, patches.needed(os.stat(path).st_size, upload.missing))
         with trio.CancelScope() as scope:
             self._hashing[ino] = scope
-            content = await self._hash(path)
+            content = await self._hash(path, base.content if base is not None else None, upload.missing)
         self._hashing.pop(ino, None)
         if scope.cancelled_caught:
             raise StorageError("The file was deleted while it was hashed.")
@@ -102,15 +131,28 @@ class Steps:
                 registry.journal.add_delete(entry.object_key or "")
             registry.journal.set_target(entry.id, target)
             if artifact is not None and artifact.revision.object_key == target:
-                await self.hooks.pin(target)
-            etag, consumed = await self._send(content, path, target, upload, ino)
+                await self.hooks.pin(target, but=ino if base is not None else None)
+                # From here on the old bytes are nowhere else: the new ones must not be lost.
+                if self._store.kind != "local":  # which syncs them itself before it replaces the old ones
+                    await sync_file(path, self._spool)
+            await self.durable()
+            etag, consumed = await self._send(content, path, target, upload, base)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
                 ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
             )
+            if not consumed:
+                await self.durable()
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    def is_large(self, entry: JournalEntry) -> bool:
+        """Whether a put takes long: its parts do not keep other files' jobs waiting, so it needs no slot of theirs."""
+        try:
+            return os.stat(self._spool / str(entry.src)).st_size > multipart.MULTIPART_ABOVE
+        except OSError:
+            return False
 
     def abandon(self, ino: int) -> None:
         """The inode is gone: do not go on hashing it. What is being sent already is finished, and deleted then."""
@@ -118,14 +160,49 @@ class Steps:
         if scope is not None:
             scope.cancel()
 
-    async def _hash(self, path: str) -> ContentHash:
-        """Hash a spool file: a small one here, which takes less time than to ask the moving process."""
-        if os.stat(path).st_size <= SMALL:
+    def _base(self, entry: JournalEntry) -> Revision | None:
+        """The stored revision over which a spool file is an overlay. Raises StorageError when it is gone."""
+        if "base" not in entry.payload:
+            return None
+        assert entry.ino is not None
+        artifact = self._registry.artifacts.by_ino(entry.ino)
+        if artifact is None or not is_based_on(entry, artifact.revision.content):
+            raise StorageError(
+                f"The revision of '{what(self._registry, entry)}' that was changed is not there any more, so what was"
+                f" written cannot be stored; it is in the spool file {entry.src}."
+            )
+        return artifact.revision
+
+    async def _fill(self, entry: JournalEntry, upload: Upload, base: Revision, blocks: set[int]) -> None:
+        assert self.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        if not blocks:
+            return
+        try:
+            await self.hooks.fill(entry.ino, entry.src, base, blocks)
+        except (ObjectChanged, ObjectMissing):
+            # A crash between storing an earlier overlay and saying so leaves the object newer than the base. What this
+            # one lacks is in there all the same, as each block's hash proves; once it is here nothing else is needed.
+            blocks = set(upload.missing)
+            found = await self._mover.head(base.object_key)
+            newer = Revision(base.content, base.object_key, found.etag)
+            await self.hooks.fill(entry.ino, entry.src, newer, blocks)
+        upload.missing -= blocks
+
+    async def _hash(self, path: str, base: ContentHash | None, missing: set[int]) -> ContentHash:
+        """Hash a spool file: a small one here, which takes less time than to ask the moving process.
+
+        The hashes of ``missing`` blocks are those of ``base``.
+        """
+        size = os.stat(path).st_size
+        if size <= SMALL:
             try:
                 return hash_file(path)
             except EOFError as error:
                 raise StorageError("The file became shorter while it was hashed; it is tried again.") from error
-        return await self._mover.hash(path)
+        known = {block: base.block(block) for block in missing} if base is not None else {}
+        return await self._mover.hash(path, bulk=size > multipart.MULTIPART_ABOVE, known=known)
 
     async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
         """The artifact has these bytes already: strike the row off, if storage has them too.
@@ -148,11 +225,15 @@ class Steps:
         finally:
             self._busy_objects.discard(key)
 
-    async def _send(self, content: ContentHash, path: str, target: str, upload: Upload, ino: int) -> tuple[str, bool]:
+    async def _send(
+        self, content: ContentHash, path: str, target: str, upload: Upload, base: Revision | None
+    ) -> tuple[str, bool]:
         """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
         assert self.hooks is not None
+        entry = upload.entry
+        assert entry.ino is not None
         if self._store.kind == "local":
-            consume = not self.hooks.has_writers(ino)
+            consume = not self.hooks.has_writers(entry.ino)
             return (await self._mover.put(path, target, consume=consume)).etag, consume
         for twin in self._registry.artifacts.same_content(content)[:3]:
             if twin.revision.object_key == target:
@@ -166,7 +247,30 @@ class Steps:
         def moved(count: int) -> None:
             upload.done += count
 
+        if base is not None:
+            segments = await self._patched(content, upload, base)
+            if any(segment.source for segment in segments):
+                try:
+                    return await self._multipart.store(entry, content, path, target, segments, moved), False
+                except StorageUnavailable:
+                    raise
+                except StorageError as error:
+                    log.info("ranges cannot be copied in storage, so all of '%s' is sent: %s", target, error)
+            await self._fill(entry, upload, base, set(upload.missing))
+        if content.size > multipart.MULTIPART_ABOVE:
+            segments = [Segment(0, content.size)]
+            return await self._multipart.store(entry, content, path, target, segments, moved), False
         return (await self._mover.put(path, target, progress=moved)).etag, False
+
+    async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
+        """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""
+        found = []
+        for sent, offset, length in patches.segments(content, base.content):
+            if sent:
+                blocks = set(range(offset // BLOCK_SIZE, -(-(offset + length) // BLOCK_SIZE)))
+                await self._fill(upload.entry, upload, base, blocks & upload.missing)
+            found.append(Segment(offset, length, None if sent else (base.object_key, base.etag)))
+        return found
 
     async def _find_stored(self, entry: JournalEntry) -> Committed:
         """The spool file is gone: it was renamed into storage before a crash, or something removed it."""
@@ -213,6 +317,7 @@ class Steps:
             await self.hooks.pin(target)
             await self.hooks.pin(before.revision.object_key)
             registry.commits.begin_move(target)
+            await self.durable()
             stat = await self._mover.copy(before.revision.object_key, target, etag=before.revision.etag)
             registry.commits.moved(entry.id, before, target, stat.etag)
         except (ObjectMissing, ObjectChanged):
@@ -243,12 +348,20 @@ class Steps:
         try:
             for key in keys:
                 await self.hooks.pin(key)
+            await self.durable()
             await self._mover.delete(sorted(keys))
             with registry.db.transaction():
                 for entry in rows:
                     registry.journal.done(entry.id)
         finally:
             self._busy_objects -= keys
+
+    async def abort(self, entry: JournalEntry) -> None:
+        """Abort an upload that is needed no more."""
+        if await self._multipart.abort(entry):
+            self._registry.journal.done(entry.id)
+        else:
+            self._registry.journal.postpone(entry.id, 0.2)
 
 
 def what(registry: Registry, entry: JournalEntry) -> str:

@@ -31,8 +31,17 @@ RETRY_UNNOTED = 2.0
 """Pause in seconds when the registry cannot be written."""
 MAX_PAUSE = 60.0
 """Longest pause in seconds between two tries."""
+HURRIED_PAUSE = 3.0
+"""The same while somebody waits until nothing is owed any more."""
+CLOCK_STEP = 1.0
+"""Seconds by which the wall clock, in which the journal's times are, may go back unnoticed."""
 BATCH = 256
 """Rows read from the journal at a time, and objects deleted in one request at most."""
+
+
+def _wall_clock() -> float:
+    """How far the wall clock is ahead of the one that nobody sets, in seconds."""
+    return time.time() - time.monotonic()
 
 
 @dataclass(slots=True)
@@ -45,7 +54,11 @@ class Failure:
 
 
 class Uploader:
-    """Drains the journal with ``workers`` jobs at a time. Loop only."""
+    """Drains the journal with ``workers`` jobs at a time. Loop only.
+
+    Large files are not counted among those, but only half as many are under way at a time: so however many there are,
+    small ones go on.
+    """
 
     def __init__(
         self,
@@ -63,6 +76,8 @@ class Uploader:
         self._limit = workers
         self._queue: deque[JournalEntry] = deque()
         self._busy: set[int] = set()
+        self._large: set[int] = set()
+        self._parked: set[int] = set()
         self._held: dict[int, int] = {}
         self._uploading: dict[int, str] = {}
         self._wanted: dict[int, int] = {}
@@ -73,9 +88,11 @@ class Uploader:
         self._idle = trio.Event()
         self._hurry = 0
         self._wakes_at = 0.0
+        self._clock = _wall_clock()
         self._stopped: LamfsError | None = None
         self.uploads: dict[int, Upload] = {}
         self.failures: deque[Failure] = deque(maxlen=50)
+        self.failed_tries = 0
         self.stored_bytes = 0
         self.stored_files = 0
 
@@ -163,6 +180,7 @@ class Uploader:
                 if progress is not None:
                     progress(rows, size)
                 if not rows and not self._busy:
+                    await self.durable()
                     return
                 self._check()
                 self._idle = trio.Event()
@@ -172,6 +190,14 @@ class Uploader:
                     await trio.sleep(0.02)
         finally:
             self._hurry -= 1
+
+    async def durable(self) -> None:
+        """Return when everything committed before survives a power cut. Raises RegistryError."""
+        await self._steps.durable()
+
+    def can_drain(self) -> bool:
+        """Whether something is owed that can be stored now: not only files that are still being written."""
+        return self._stopped is None and self.owed()[0] > len(self._held)
 
     def owed(self) -> tuple[int, int]:
         """Rows of this process that are ready, and bytes of the files among them."""
@@ -199,14 +225,18 @@ class Uploader:
         """Start what may start; how long (s) to wait before looking again without being told."""
         journal = self._registry.journal
         journal.release(self._busy)
+        clock, self._clock = self._clock, _wall_clock()
+        if self._clock < clock - CLOCK_STEP:
+            log.info("the clock was put back by %.0f s: what waits to be tried again is tried now", clock - self._clock)
+            journal.retry_now()
         deletes: list[JournalEntry] = []
         refilled = False
-        while len(self._busy) < self._limit:
+        while self._has_room():
             if not self._queue:
                 if refilled:
                     break
                 refilled = True
-                skip = self._busy.union(self._held.values())
+                skip = self._busy.union(self._held.values(), self._parked)
                 self._queue.extend(journal.ready(BATCH, skip=skip))
                 continue
             found = self._queue.popleft()
@@ -221,11 +251,13 @@ class Uploader:
             if entry.state != "ready" and entry.ino not in self._wanted:
                 continue
             if entry.op == "put":
-                if self._must_wait(entry):
+                if self._must_wait(entry) or not self._may_begin(entry):
                     continue
                 self._begin(nursery, self._put, entry)
             elif entry.op == "move":
                 self._begin(nursery, self._steps.move, entry)
+            elif entry.op == "abort":
+                self._begin(nursery, self._steps.abort, entry)
             elif entry.op == "delete":
                 deletes.append(entry)
                 self._busy.add(entry.id)
@@ -236,10 +268,24 @@ class Uploader:
                         self._busy.add(entry.id)
                 nursery.start_soon(self._guard, self._delete, deletes)
                 deletes = []
-        if len(self._busy) >= self._limit:
+        if not self._has_room():
             return 3600.0
-        next_at = journal.next_at(skip=self._busy.union(self._held.values()))
-        return 3600.0 if next_at is None else max((next_at - now_ns()) / 1e9, 0.001)
+        next_at = journal.next_at(skip=self._busy.union(self._held.values(), self._parked))
+        return 3600.0 if next_at is None else min(max((next_at - now_ns()) / 1e9, 0.001), MAX_PAUSE)
+
+    def _has_room(self) -> bool:
+        """Whether another small job may begin."""
+        return len(self._busy) - len(self._large) < self._limit
+
+    def _may_begin(self, entry: JournalEntry) -> bool:
+        """Whether a put may begin now; a large file that nobody waits for may have to wait for another."""
+        if not self._steps.is_large(entry):
+            return True
+        if entry.ino not in self._wanted and len(self._large) >= max(1, self._limit // 2):
+            self._parked.add(entry.id)
+            return False
+        self._large.add(entry.id)
+        return True
 
     def _must_wait(self, entry: JournalEntry) -> bool:
         """Whether a file that was closed once is still being written by somebody: its upload waits for them."""
@@ -284,7 +330,11 @@ class Uploader:
         if unnoted:
             # The rows cannot say when to try again, so they stay busy until then.
             await trio.sleep(unnoted)
-        self._busy.difference_update(entry.id for entry in entries)
+        for entry in entries:
+            self._busy.discard(entry.id)
+            if entry.id in self._large:
+                self._large.discard(entry.id)
+                self._parked.clear()
         self._work.set()
         self._idle.set()
 
@@ -300,10 +350,12 @@ class Uploader:
 
     def _failed(self, entry: JournalEntry, error: LamfsError) -> bool:
         """Note a failed try; False when the registry does not take the note (its disk is full)."""
-        pause = min(MAX_PAUSE, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
+        longest = HURRIED_PAUSE if self._hurry else MAX_PAUSE
+        pause = min(longest, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
         try:
             name = what(self._registry, entry)
             log.warning("could not %s %s: %s Trying again in %.0f s.", entry.op, name, error, pause)
+            self.failed_tries += 1
             self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
             self._registry.journal.failed(entry.id, str(error), now_ns() + int(pause * 1e9))
         except LamfsError as problem:
@@ -333,12 +385,19 @@ class Uploader:
                 self._committed[ino] = entry.gen
             record = committed.record
             if current:
-                hooks.stored(ino, src, record.revision if record else None, consumed)
-            elif not consumed and self._superseded(ino, src):
-                (self._spool / src).unlink(missing_ok=True)
+                hooks.stored(ino, src, record.revision if record else None, consumed, upload.missing)
+            else:
+                if record is not None and "base" in entry.payload:
+                    hooks.rebased(ino, record.revision)
+                if not consumed and self._superseded(ino, src):
+                    (self._spool / src).unlink(missing_ok=True)
             self.stored_files += 1
             self.stored_bytes += upload.size
             log.debug("stored inode %d, %d bytes, in %.3f s", ino, upload.size, time.monotonic() - started)
+        except LamfsError:
+            if self._superseded(ino, src):
+                (self._spool / src).unlink(missing_ok=True)
+            raise
         finally:
             self._uploading.pop(ino, None)
             self.uploads.pop(entry.id, None)

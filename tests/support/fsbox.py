@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,13 +32,13 @@ from lamfs import copying, hashing
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.daemon.recovery import take_over
-from lamfs.errors import DamagedData, LamfsError, ObjectChanged, ObjectMissing, StorageError
+from lamfs.errors import DamagedData, LamfsError, ObjectChanged, ObjectMissing, StorageError, UploadGone
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, now_ns
-from lamfs.registry import Provenance, Registry
-from lamfs.storage.base import ObjectStat, StorageConfig
+from lamfs.registry import Provenance, Registry, process_id
+from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
 from lamfs.transfer.uploader import Uploader
 from tests.support.tree import check_tree
@@ -47,11 +48,23 @@ class Crash(BaseException):
     """The power is gone."""
 
 
+@functools.lru_cache(maxsize=64)
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
 @dataclass
 class MemoryStore:
-    """Objects in memory with the face of a bucket. ETags are MD5, so equal bytes have equal ETags, as on S3."""
+    """Objects in memory with the face of a bucket. ETags are MD5, so equal bytes have equal ETags, as on S3.
+
+    ``unfinished``: its uploads; ``made``: what became of the others; ``sent``: the number of each part that came.
+    """
 
     objects: dict[str, bytes] = field(default_factory=dict)
+    unfinished: dict[str, tuple[str, dict[int, bytes]]] = field(default_factory=dict)
+    begun: int = 0
+    made: dict[str, tuple[list[str], str]] = field(default_factory=dict)
+    sent: list[int] = field(default_factory=list)
     config: StorageConfig = StorageConfig("s3://bucket/prefix")  # noqa: RUF009
     kind: str = "s3"
     cache_name: str = "bucket/prefix"
@@ -59,7 +72,7 @@ class MemoryStore:
     def _stat(self, key: str, etag: str | None = None) -> ObjectStat:
         if key not in self.objects:
             raise ObjectMissing(f"no object '{key}'")
-        found = hashlib.md5(self.objects[key]).hexdigest()
+        found = _md5(self.objects[key])
         if etag not in (None, found):
             raise ObjectChanged(f"the object '{key}' changed")
         return ObjectStat(key, len(self.objects[key]), found, 0)
@@ -99,6 +112,58 @@ class MemoryStore:
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         return iter([self._stat(key) for key in self.objects if key.startswith(prefix)])
 
+    # in parts: MultipartStore
+
+    def begin_upload(self, key: str) -> str:
+        self.begun += 1
+        self.unfinished[f"u{self.begun}"] = (key, {})
+        return f"u{self.begun}"
+
+    def _parts(self, key: str, upload_id: str) -> dict[int, bytes]:
+        found = self.unfinished.get(upload_id)
+        if found is None or found[0] != key:
+            raise UploadGone(f"no upload {upload_id} of '{key}'")
+        return found[1]
+
+    def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+        with open(path, "rb") as file:
+            data = os.pread(file.fileno(), length, offset)
+        assert len(data) == length
+        return self._add(key, upload_id, number, data)
+
+    def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
+    ) -> str:
+        return self._add(key, upload_id, number, self.get(source, offset=offset, length=length, etag=source_etag))
+
+    def _add(self, key: str, upload_id: str, number: int, data: bytes) -> str:
+        self._parts(key, upload_id)[number] = data
+        self.sent.append(number)
+        return _md5(data)
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
+        try:
+            parts = self._parts(key, upload_id)
+        except UploadGone:
+            if key in self.objects and self.made.get(upload_id) == (list(etags), self._stat(key).etag):
+                return self._stat(key).etag
+            raise
+        assert [_md5(parts[number]) for number in range(1, len(etags) + 1)] == list(etags)
+        self.objects[key] = b"".join(parts[number] for number in range(1, len(etags) + 1))
+        del self.unfinished[upload_id]
+        self.made[upload_id] = (list(etags), self._stat(key).etag)
+        return self._stat(key).etag
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        self.unfinished.pop(upload_id, None)
+
+    def list_parts(self, key: str, upload_id: str) -> Sequence[PartStat]:
+        parts = self._parts(key, upload_id)
+        return [PartStat(number, len(data), _md5(data)) for number, data in sorted(parts.items())]
+
+    def uploads_of(self, key: str) -> Sequence[str]:
+        return [upload_id for upload_id, found in self.unfinished.items() if found[0] == key]
+
 
 class DirectMover:
     """The Mover's jobs done on the spot, each between two steps.
@@ -132,15 +197,52 @@ class DirectMover:
         await trio.lowlevel.checkpoint()
         return result
 
-    async def hash(self, path: str, size: int | None = None, progress: Any = None) -> ContentHash:
+    async def hash(
+        self, path: str, size: int | None = None, progress: Any = None, *, bulk: bool = False, known: Any = None
+    ) -> ContentHash:
         await trio.lowlevel.checkpoint()
-        return hashing.hash_file(path)
+        with open(path, "rb") as file:
+            return hashing.hash_fd(file.fileno(), os.fstat(file.fileno()).st_size, known=known or {})
 
     async def put(self, path: str, key: str, *, consume: bool = False, progress: Any = None) -> ObjectStat:
         def work() -> ObjectStat:
             return self._box.store.put_file(key, path, consume=consume)
 
         found: ObjectStat = await self._job("put", key, work)
+        return found
+
+    async def begin_upload(self, key: str) -> str:
+        return str(await self._job("begin_upload", key, lambda: self._box.store.begin_upload(key)))
+
+    async def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+        def work() -> str:
+            return str(self._box.store.send_part(key, upload_id, number, path, offset, length))
+
+        return str(await self._job("send_part", key, work))
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
+    ) -> str:
+        def work() -> str:
+            return str(self._box.store.copy_part(key, upload_id, number, source, source_etag, offset, length))
+
+        return str(await self._job("copy_part", key, work))
+
+    async def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
+        def work() -> str:
+            return str(self._box.store.complete_upload(key, upload_id, etags))
+
+        return str(await self._job("complete_upload", key, work))
+
+    async def abort_upload(self, key: str, upload_id: str) -> None:
+        await self._job("abort_upload", key, lambda: self._box.store.abort_upload(key, upload_id))
+
+    async def list_parts(self, key: str, upload_id: str) -> list[PartStat]:
+        found: list[PartStat] = await self._job("list_parts", key, lambda: self._box.store.list_parts(key, upload_id))
+        return found
+
+    async def uploads_of(self, key: str) -> list[str]:
+        found: list[str] = await self._job("uploads_of", key, lambda: self._box.store.uploads_of(key))
         return found
 
     async def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
@@ -183,6 +285,13 @@ class DirectMover:
             data = os.pread(file.fileno(), length, offset)
         return len(data) == length and hashing.hash_block(data) == digest
 
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        if not await self.verify(src, offset=offset, length=length, digest=digest):
+            return False
+        with open(src, "rb") as source, open(dst, "r+b") as target:
+            os.pwrite(target.fileno(), os.pread(source.fileno(), length, offset), offset)
+        return True
+
     async def clone(self, src: str, dst: str) -> None:
         self._box.step("before clone")
         await trio.lowlevel.checkpoint()
@@ -211,6 +320,7 @@ class Box:
         self.cache_dir = base / "cache"
         self.steps: list[str] = []
         self.crash_at = 0
+        self.boot = (process_id() or "").split(":")[0]
         registry = Registry(base / "registry.lndb", create=True)
         registry.people.ensure_storage(self.store.config.root, kind)
         registry.close()
@@ -227,7 +337,7 @@ class Box:
         registry = Registry(self.base / "registry.lndb")
         # Each life is a process of its own; none of them is alive for the next.
         Box.lives += 1
-        registry.journal.owner = f"boot:0:{Box.lives}"
+        registry.journal.owner = f"{self.boot}:0:{Box.lives}"
         db = registry.db
         transaction, execute = db.transaction, db.execute
 
@@ -268,7 +378,7 @@ class Box:
         settings = SimpleNamespace(spool_dir=self.spool, mounts_dir=self.base / "mounts")
         fs: FileSystem | None = None
         try:
-            take_over(SimpleNamespace(registry=registry, settings=settings))  # type: ignore[arg-type]
+            take_over(SimpleNamespace(registry=registry, store=self.store, settings=settings))  # type: ignore[arg-type]
             uploader = Uploader(registry, self.store, mover, self.spool, Provenance())
             cache = BlockCache(
                 self.store,
@@ -353,6 +463,9 @@ class Box:
             if key != home and record.visibility != TRASH:
                 found.append(f"object of {record.key} is at {key}, not at {home}")
         found += [f"object {key} is nobody's" for key in sorted(objects - wanted.keys())]
+        found += [f"upload {upload}" for upload in getattr(self.store, "unfinished", {})]
+        found += [f"record of an upload: {row}" for row in registry.db.all("SELECT * FROM upload")]
+        found += [f"record of a part: {row}" for row in registry.db.all("SELECT journal_id, number FROM part")]
         return found
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lamfs.errors import LamfsError, StorageUnavailable
+from lamfs.errors import LamfsError, StorageForbidden, StorageUnavailable
 from lamfs.storage.base import StorageConfig
 from lamfs.storage.root import split_s3
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-POOL_CONNECTIONS = 32
+POOL_CONNECTIONS = 64
 ATTEMPTS = 8
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds. Eight attempts, each pause twice the one before, last about 11 s when every reply comes at once."""
+LOOK_PAUSE = 1.0
+"""Seconds between two looks for other credentials, while the server refuses the ones in use."""
 PATIENT_SECONDS = 600.0
 """Silence that is borne while a server copies or assembles gigabytes before it sends its reply."""
 
@@ -80,6 +82,8 @@ class Connection:
         self._lock = threading.Lock()
         self._clients: dict[bool, S3Client] = {}
         self._session: Session | None = None
+        self._renewing = threading.Lock()
+        self._look_again = 0.0
 
     def call(self, operation: str, what: str, *, patient: bool = False, **params: Any) -> dict[str, Any]:
         """Call an operation on the bucket, trying again while that can help. ``what``: see errors.translate.
@@ -102,14 +106,21 @@ class Connection:
         return Patience(max(self.config.timeout, PATIENT_SECONDS) if patient else self.config.timeout)
 
     def once(self, operation: str, what: str, *, patient: bool = False, **params: Any) -> dict[str, Any]:
-        """One request. Raises domain errors only, with botocore's as the cause."""
+        """One request. Raises domain errors only, with botocore's as the cause.
+
+        When the credentials were refused and there are other ones by now, that is StorageUnavailable: try again.
+        """
+        client = None
         try:
             client = self._client(patient)
             result: dict[str, Any] = getattr(client, operation)(Bucket=self.bucket, **params)
         except LamfsError:
             raise
         except Exception as error:
-            raise self.translated(error, what) from error
+            known = self.translated(error, what)
+            if client is not None and _is_refusal(error, known) and self._renewed(client):
+                raise StorageUnavailable(f"{known} There are other credentials now.") from error
+            raise known from error
         return result
 
     def translated(self, error: Exception, what: str) -> LamfsError:
@@ -131,6 +142,31 @@ class Connection:
             if client is None:
                 client = self._clients[patient] = self._make_client(patient)
             return client
+
+    def _renewed(self, client: S3Client) -> bool:
+        """The server refuses the credentials of ``client``: whether boto3's chain has others by now, which are used
+        from here on. boto3 itself reads a settings file once; keys in it may expire, and be written anew."""
+        with self._renewing:
+            with self._lock:
+                if client not in self._clients.values():
+                    return True  # another thread has found them
+                session = self._session
+            if session is None or time.monotonic() < self._look_again:
+                return False
+            try:
+                fresh = _new_session(self.config)
+                if _keys(fresh) == _keys(session):
+                    return False
+            except Exception as error:
+                log.info("There are no other credentials: %s", error)
+                return False
+            finally:
+                self._look_again = time.monotonic() + LOOK_PAUSE
+            with self._lock:
+                # The old clients may be in use by other threads.
+                self._session, self._clients = fresh, {}
+        log.info("The credentials for s3://%s were refused; using the new ones.", self.bucket)
+        return True
 
     def _make_client(self, patient: bool) -> S3Client:
         from botocore.config import Config
@@ -156,6 +192,18 @@ class Connection:
                 user_agent_extra="lamfs",
             ),
         )
+
+
+def _is_refusal(error: Exception, known: LamfsError) -> bool:
+    """Whether it may be the credentials that the server did not like. A reply to HEAD has no body that would say so:
+    Amazon's to one with an expired token is a bare 400."""
+    reply = getattr(error, "response", None) or {}
+    return isinstance(known, StorageForbidden) or reply.get("Error", {}).get("Code") == "400"
+
+
+def _keys(session: Session) -> tuple[str, ...] | None:
+    found = session.get_credentials()
+    return None if found is None else tuple(map(str, found.get_frozen_credentials()))
 
 
 _models: list[Any] = []

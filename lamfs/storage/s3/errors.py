@@ -98,6 +98,8 @@ BUSY = frozenset(
 NOT_IMPLEMENTED = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405"})
 CHANGED = frozenset({"PreconditionFailed", "412"})
 NO_KEY = frozenset({"NoSuchKey", "NoSuchVersion", "NotFound", "404"})
+NO_UPLOAD = frozenset({"NoSuchUpload", "404"})
+"""Of a request on a multipart upload: it is not there."""
 OTHER_REGION = frozenset({"PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException", "301", "307"})
 BAD_RANGE = frozenset({"InvalidRange", "416"})
 

@@ -12,14 +12,15 @@ from itertools import islice
 from typing import Any, Literal
 
 from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
-from lamfs.storage.base import Capabilities, ObjectStat, Progress, StorageConfig
+from lamfs.storage.base import Capabilities, ObjectStat, PartStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.osfiles import source_error, write_fetched
 from lamfs.storage.root import check_object_key
-from lamfs.storage.s3 import upload
+from lamfs.storage.s3 import upload, uploads
 from lamfs.storage.s3.check import check_bucket
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.download import Download, Sink
 from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
+from lamfs.storage.s3.multipart import Multipart
 
 DELETE_BATCH = 1000
 """Keys per DeleteObjects (Amazon S3)."""
@@ -34,6 +35,7 @@ class S3Store:
         self.config = config
         self._connection = Connection(config)
         self._transfers = upload.Transfers(self._connection)
+        self._multipart = Multipart(self._connection, self._transfers)
         self._bucket = self._connection.bucket
         self._base = f"{self._connection.prefix}/" if self._connection.prefix else ""
         self._batch_delete = True
@@ -221,6 +223,38 @@ class S3Store:
                 self._batch_delete = False
             return batch
         return [entry["Key"] for entry in reply.get("Errors", ()) if entry.get("Code") not in NO_KEY]
+
+    def uploads(self) -> Iterator[UnfinishedUpload]:
+        return uploads.unfinished(self._connection, self._base)
+
+    # in parts (MultipartStore)
+
+    def begin_upload(self, key: str) -> str:
+        return self._multipart.begin(self._key(key), f"store {self.url(key)}")
+
+    def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+        what = f"store part {number} of {self.url(key)}"
+        return self._multipart.send(self._key(key), what, upload_id, number, path, offset, length)
+
+    def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
+    ) -> str:
+        what = f"copy part {number} of {self.url(key)} from {self.url(source)}"
+        return self._multipart.copy(
+            self._key(key), what, upload_id, number, self._key(source), source_etag, offset, length
+        )
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
+        return self._multipart.complete(self._key(key), f"store {self.url(key)}", upload_id, etags)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        self._multipart.abort(self._key(key), f"abort the upload of {self.url(key)}", upload_id)
+
+    def list_parts(self, key: str, upload_id: str) -> Sequence[PartStat]:
+        return self._multipart.list_parts(self._key(key), f"list the parts of {self.url(key)}", upload_id)
+
+    def uploads_of(self, key: str) -> Sequence[str]:
+        return self._multipart.uploads_of(self._key(key), f"list the uploads of {self.url(key)}")
 
     def _key(self, key: str) -> str:
         return self._base + check_object_key(key, as_path=False)

@@ -12,14 +12,14 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from lamfs.errors import LamfsError, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.errors import LamfsError, ObjectMissing, StorageError, UploadGone
 from lamfs.storage.base import Progress
 from lamfs.storage.s3.client import Connection, bare, quoted
-from lamfs.storage.s3.errors import code_of
+from lamfs.storage.s3.errors import NO_UPLOAD, code_of
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class Transfers:
     ) -> str:
         try:
             etags = self._parts(part, size, part_size_for(size, part_size), progress)
-            return self._complete(key, what, upload_id, etags)
+            return self.complete(key, what, upload_id, etags)
         except BaseException:
             with contextlib.suppress(LamfsError):
                 self._connection.call("abort_multipart_upload", what, Key=key, UploadId=upload_id)
@@ -213,13 +213,11 @@ class Transfers:
                 future.cancel()
             wait(pending)
 
-    def _complete(self, key: str, what: str, upload_id: str, etags: list[str]) -> str:
+    def complete(self, key: str, what: str, upload_id: str, etags: Sequence[str]) -> str:
+        """Make the object of the parts from 1 on. Returns its ETag. Raises UploadGone."""
         parts = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
-        tries = 0
 
         def attempt() -> str | None:
-            nonlocal tries
-            tries += 1
             try:
                 reply = self._connection.once(
                     "complete_multipart_upload",
@@ -230,7 +228,7 @@ class Transfers:
                     MultipartUpload={"Parts": parts},
                 )
             except StorageError as error:
-                if tries > 1 and code_of(error) in ("NoSuchUpload", "404"):
+                if code_of(error) in NO_UPLOAD:
                     return None
                 raise
             return bare(reply["ETag"])
@@ -245,14 +243,14 @@ class Transfers:
             log.warning("Stored with ETag %s, found with ETag %s, which is the one that counts (%s)", etag, found, what)
         return found
 
-    def _completed_before(self, key: str, what: str, etags: list[str]) -> str:
+    def _completed_before(self, key: str, what: str, etags: Sequence[str]) -> str:
         """The reply to an earlier try may have been lost: then the object is there, with the ETag that Amazon S3
         documents for multipart. Anything else means that the upload must be done again."""
         with contextlib.suppress(ObjectMissing):
             found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
             if found == multipart_etag(etags):
                 return found
-        raise StorageUnavailable(f"Cannot {what}: the multipart upload is gone; store it again.")
+        raise UploadGone(f"Cannot {what}: the multipart upload is gone; store it again.")
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -266,7 +264,7 @@ def part_size_for(size: int, part_size: int) -> int:
     return max(part_size, -(-size // MAX_PARTS // MIB) * MIB)
 
 
-def multipart_etag(etags: list[str]) -> str | None:
+def multipart_etag(etags: Sequence[str]) -> str | None:
     """md5 of the parts' md5 digests with the number of parts, or None when the part ETags are no md5."""
     try:
         digests = [bytes.fromhex(bare(etag)) for etag in etags]

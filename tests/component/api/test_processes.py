@@ -33,6 +33,11 @@ def test_threads(local: Place, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, range(24))) == [f"replaced {n}" for n in range(24)]
     assert ln.Artifact.filter().count() == 24
+    found = ln.Artifact.filter(key__startswith="t/1")
+    assert [path.read_text() for path in found.cache()] == [
+        f"replaced {artifact.key.removeprefix('t/').removesuffix('.txt')}" for artifact in found if artifact.key
+    ]
+    assert len(found) == 11
     assert fsck.check(state.instance(), data=True).problems == []
     assert state.instance().registry.journal.entries() == []
 

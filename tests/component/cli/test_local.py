@@ -287,7 +287,7 @@ def test_an_instance_with_artifacts_is_removed_by_force_only(root: Path) -> None
 
 def test_fsck_says_clean_and_finds_what_is_missing_or_damaged(root: Path) -> None:
     uid = quick("save", FILES / "iris.csv", "--key", "a.csv").split()[0]
-    assert quick("fsck", "--data") == "testuser1/store: clean (1 artifact, 1 object)\n"
+    assert quick("fsck", "--data") == "testuser1/store: clean (1 artifact, 1 object, 224 B read)\n"
     report = quick_json("fsck")
     assert (report["instance"], report["clean"], report["problems"]) == ("testuser1/store", True, [])
     stored = root / ".lamindb" / f"{uid}.csv"

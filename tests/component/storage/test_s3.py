@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.storage import ObjectStore, StorageConfig
-from lamfs.storage.s3 import upload
+from lamfs.storage.s3 import client, upload
 from tests.support.proxy import FaultProxy
 from tests.support.servers import SeaweedServer, Server
 from tests.support.servers_fixtures import BUCKET, through
@@ -214,6 +215,33 @@ def test_a_server_without_batches(
     assert batch.hits == (1 if code == 501 else 2)
 
 
+@pytest.mark.parametrize("kind", ["seaweed", "ministack"])
+def test_unfinished_uploads_are_listed_and_aborted(request: pytest.FixtureRequest, opened: Opener, kind: str) -> None:
+    config: StorageConfig = request.getfixturevalue(f"{kind}_config")
+    server: Server = request.getfixturevalue(kind)
+    store, neighbour = opened(config), opened(dataclasses.replace(config, root=config.root + "-not"))
+    prefix = config.root.removeprefix(f"s3://{BUCKET}/")
+    begun = time.time_ns()
+    with server.client() as client:
+        started = {
+            key: client.create_multipart_upload(Bucket=BUCKET, Key=f"{prefix}{key}")["UploadId"]
+            for key in ("/a/ä b.bin", "/z", "-not/x")
+        }
+    found = {upload.key: upload for upload in store.uploads()}
+    assert {key: upload.id for key, upload in found.items()} == {
+        "a/ä b.bin": started["/a/ä b.bin"],
+        "z": started["/z"],
+    }
+    assert all(abs(upload.started_ns - begun) < 60 * 10**9 for upload in found.values())
+    for _ in range(2):
+        store.abort_upload("a/ä b.bin", found["a/ä b.bin"].id)
+    assert [upload.key for upload in store.uploads()] == ["z"]
+    store.abort_upload("z", found["z"].id)
+    assert list(store.uploads()) == []
+    [last] = neighbour.uploads()
+    neighbour.abort_upload(last.key, last.id)
+
+
 def test_a_root_is_no_prefix_of_its_neighbour(seaweed_config: StorageConfig, opened: Opener) -> None:
     store = opened(seaweed_config)
     neighbour = opened(dataclasses.replace(seaweed_config, root=seaweed_config.root + "2"))
@@ -300,6 +328,33 @@ def test_no_credentials(seaweed_config: StorageConfig, opened: Opener, monkeypat
         opened(seaweed_config).check()
     with pytest.raises(StorageForbidden, match="no-such-profile"):
         opened(dataclasses.replace(seaweed_config, profile="no-such-profile")).check()
+
+
+def test_credentials_that_are_written_anew(
+    seaweed: Server, seaweed_config: StorageConfig, opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A settings file whose keys are refused from some moment on, and replaced: all threads go on with the new keys."""
+    settings = tmp_path / "credentials"
+
+    def renew(env: dict[str, str]) -> None:
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        settings.write_text("[work]\n" + "".join(f"{name.lower()} = {env[name]}\n" for name in names))
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(settings))
+    monkeypatch.setattr(client, "LOOK_PAUSE", 0.0)
+    renew(cast(SeaweedServer, seaweed).reader_env)
+    store = opened(dataclasses.replace(seaweed_config, profile="work"))
+    assert list(store.list()) == []
+    with pytest.raises(StorageForbidden):
+        store.put_bytes("k", b"x")
+    renew(seaweed.env)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.put_bytes(f"k{number}", b"x"), range(16)))
+    assert len(list(store.list())) == 16
+    settings.write_text("[work]\n")
+    assert store.get("k1") == b"x"
 
 
 def test_nobody_listens(seaweed_config: StorageConfig, opened: Opener) -> None:

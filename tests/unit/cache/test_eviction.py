@@ -14,10 +14,10 @@ import trio
 from lamfs.cache import blockfile, eviction, holes, sparse
 from lamfs.cache import blocks as blocks_module
 from lamfs.cache import index as index_module
-from lamfs.cache.blockfile import ABSENT
 from lamfs.cache.blocks import BlockCache, BlockFile, Reader
 from lamfs.cache.files import cache_file
 from lamfs.cache.index import CacheIndex
+from lamfs.cache.states import ABSENT
 from lamfs.errors import StorageFull
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE
 from tests.support.transfer import make_bytes, until

@@ -71,7 +71,7 @@ def test_the_version() -> None:
 
 VALUES = {
     "uid": "1000", "gid": "1000", "umask": "022", "close": "storage", "fsync": "spool", "cache_limit": "1G",
-    "cache_free": "2G", "timeout": "5", "uploads": "4",
+    "timeout": "5", "uploads": "4", "spool_limit": "1G", "spool_free": "1G", "cache_free": "2G",
 }  # fmt: skip
 
 

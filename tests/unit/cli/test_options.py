@@ -20,6 +20,8 @@ from lamfs.errors import InvalidArgument
         ("close=never", "'spool' or 'storage'"),
         ("fsync", "'spool' or 'storage'"),
         ("cache_limit", "a size"),
+        ("spool_limit", "a size"),
+        ("spool_free", "a size"),
         ("cache_free", "a size"),
         ("timeout=0", "above 0"),
         ("timeout=-1", "above 0"),

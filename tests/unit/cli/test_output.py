@@ -62,7 +62,22 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
             progress.add(10)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines() == [r"big\nfile: 110 B of 2.0 KiB", r"big\nfile: 210 B of 2.0 KiB"]
+    assert captured.err.splitlines() == [
+        r"big\nfile: 110 B of 2.0 KiB, 11 B/s, 0:02:56 left",
+        r"big\nfile: 210 B of 2.0 KiB, 10 B/s, 0:02:55 left",
+    ]
+
+
+def test_what_was_done_before_does_not_count_for_the_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: clock[0])
+    with output.Progress("reading") as progress:
+        progress.begin(1000, 1400)
+        clock[0] = 20.0
+        progress.add(200)
+    assert capsys.readouterr().err == "reading: 1.2 KiB of 1.4 KiB, 10 B/s, 0:00:20 left\n"
 
 
 def test_what_is_owed_may_grow_and_the_bar_follows() -> None:

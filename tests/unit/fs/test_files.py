@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,6 +15,7 @@ import trio
 from lamfs.errors import RegistryError, StorageUnavailable
 from lamfs.fs import room
 from lamfs.fs.state import Spool
+from lamfs.model import ROOT_INO
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -94,6 +97,27 @@ def test_it_is_tried_again_without_being_asked(box: Box) -> None:
     run(box, scenario)
 
 
+@pytest.mark.parametrize("jump", [-86_400, 3600])
+def test_a_clock_that_is_set_postpones_nothing(box: Box, jump: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for its next try, and what was closed just before, when the clock goes back a day or on an hour."""
+    set_by = 0
+    clock, clock_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: clock() + set_by)
+    monkeypatch.setattr(time, "time_ns", lambda: clock_ns() + set_by * 10**9)
+
+    async def scenario(user: User) -> None:
+        nonlocal set_by
+        user.mover.failing = lambda op, key: StorageUnavailable("not yet")
+        await user.write_file("a", b"x")
+        await until(lambda: user.fs.context.uploader.failures)
+        user.mover.failing = lambda op, key: None
+        await user.write_file("b", b"y")
+        set_by = jump
+        await until(lambda: user.fs.context.registry.artifacts.count() == 2)
+
+    run(box, scenario)
+
+
 def test_many_open_files_do_not_keep_one_from_fsync(box: Box) -> None:
     """Files that are closed and still open elsewhere wait for their writers; the fsync of another does not."""
 
@@ -111,6 +135,26 @@ def test_many_open_files_do_not_keep_one_from_fsync(box: Box) -> None:
         for opened in list(user.handles):
             await user.close(opened)
         await user.sync()
+
+    run(box, scenario)
+
+
+def test_fsync_of_a_directory_of_many_files_waits_for_some_at_a_time(box: Box) -> None:
+    """A hundred thousand files must not be as many tasks; all of them are stored when it returns."""
+
+    async def scenario(user: User) -> None:
+        user.mover.hold = "put"
+        await user.write_file("first", b"x")
+        await user.mover.held.wait()
+        for number in range(300):
+            await user.write_file(f"f{number}", b"%d" % number)
+        directory = user.fs.opendir(ROOT_INO)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(user.fs.fsyncdir, directory)
+            await trio.sleep(0.01)
+            assert trio.lowlevel.current_statistics().tasks_living < 150
+            user.mover.release.set()
+        assert user.fs.context.registry.artifacts.count() == 301
 
     run(box, scenario)
 
@@ -278,8 +322,8 @@ def test_a_close_while_the_file_is_taken_loses_nothing(make_box: MakeBox, monkey
             state.dirty = True
             freeze(ino, src)
 
-        async def late_close(path: str) -> object:
-            content = await hash_(path)
+        async def late_close(path: str, *base: Any) -> object:
+            content = await hash_(path, *base)
             monkeypatch.setattr(steps, "_hash", hash_)
             await user.close(opened)
             return content

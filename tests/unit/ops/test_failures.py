@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,8 @@ from lamfs.errors import LamfsError, StorageUnavailable
 from lamfs.ops import artifacts, fsck, mounts, recover, setup
 from lamfs.ops.instance import Instance
 from lamfs.registry import process_id, spool_name
+from lamfs.registry.commits import Commits
+from lamfs.storage.local import LocalStore
 from tests.support.ops import BadStore
 
 SLUG = "tester/store"
@@ -349,3 +353,39 @@ def test_cache_asks_a_live_mount(instance: Instance, tmp_path: Path, monkeypatch
     monkeypatch.setattr(mounts, "request", request)
     assert read(instance, record.uid) == "new"
     assert asked[0] == {"cmd": "sync", "ino": record.ino}
+
+
+def test_a_save_that_was_just_announced_is_nobody_elses(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread of the process that finishes interrupted saves at this moment must not take it for one: it would
+    undo it, and delete its object."""
+    others: list[threading.Thread] = []
+
+    def meanwhile(work: Callable[[Instance], Any]) -> None:
+        other = threading.Thread(target=work, args=(instance,))
+        other.start()
+        other.join(0.3)  # it may have to wait for us
+        others.append(other)
+
+    announce, put = Commits.announce_save, LocalStore.put_file
+
+    def announce_and_look(self: Commits, *args: Any, **kwargs: Any) -> tuple[int, str]:
+        found = announce(self, *args, **kwargs)
+        meanwhile(recover.finish_saves)
+        return found
+
+    def put_and_look(self: LocalStore, *args: Any, **kwargs: Any) -> Any:
+        found = put(self, *args, **kwargs)
+        meanwhile(recover.run_owed)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Commits, "announce_save", announce_and_look)
+        patch.setattr(LocalStore, "put_file", put_and_look)
+        record = artifacts.save(instance, write(tmp_path / "a.txt", "bytes"), key="a.txt")
+    for other in others:
+        other.join(10)
+    assert len(others) == 2
+    assert read(instance, record.uid) == "bytes"
+    nothing_owed(instance)

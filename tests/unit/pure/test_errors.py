@@ -22,6 +22,7 @@ ERRNOS = {
     "Locked": errno.EBUSY,
     "StorageError": errno.EIO,
     "StorageUnavailable": errno.EIO,
+    "UploadGone": errno.EIO,
     "StorageMissing": errno.ENOENT,
     "StorageForbidden": errno.EACCES,
     "StorageReadOnly": errno.EROFS,
@@ -71,4 +72,4 @@ def test_wrong_names_and_arguments_are_value_errors_for_a_notebook() -> None:
 
 def test_only_what_time_can_cure_is_retryable() -> None:
     retryable = {kind.__name__ for kind in all_errors() if issubclass(kind, StorageError) and kind.retryable}
-    assert retryable == {"StorageUnavailable", "StorageFull"}
+    assert retryable == {"StorageUnavailable", "StorageFull", "UploadGone"}

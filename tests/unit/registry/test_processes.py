@@ -18,7 +18,7 @@ WRITER = """
 import random, sys, time
 from pathlib import Path
 from lamfs.errors import FsError
-from lamfs.registry import Registry
+from lamfs.registry import Registry, sync_log
 from tests.unit.registry.conftest import Hands
 
 name, count = sys.argv[2], int(sys.argv[3])
@@ -38,7 +38,7 @@ for number in range(count):
         registry.journal.adopt()
         registry.changes.trim()
     if number % 25 == 0:
-        registry.db.make_durable()
+        sync_log(registry.path)
 print(hands.registry.artifacts.count() > 0)
 """
 

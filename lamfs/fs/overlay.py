@@ -1,0 +1,201 @@
+"""Overlays: spool files that hold only the blocks that were written; the stored revision has the others. Loop only.
+
+So changing a little of a large artifact in a bucket does not bring all of it here. A block is copied into the spool
+file (brought in) before it is written; while it is not, it is exactly the base's block. Which blocks are there is noted
+in the registry for the next mount (registry/overlays.py), and in ``Spool.missing`` while the file is open.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Iterable
+
+from lamfs.cache.blocks import BlockFile, Reader
+from lamfs.errors import FsError
+from lamfs.fs.context import Context
+from lamfs.fs.state import FileState, Spool
+from lamfs.hashing import MD5_MAX
+from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
+from lamfs.registry import base_id, is_based_on, missing_blocks
+
+ABOVE = MD5_MAX
+"""Only files of more bytes become overlays: the hash of a smaller one needs all of its bytes at each change."""
+BATCH = 8
+"""Blocks that are brought at a time when many are."""
+
+Reading = Callable[[FileState, int, int, Reader | None], Awaitable[bytes]]
+"""Reads bytes of the stored revision of a file, for a handle's reader, whatever object it is in by now."""
+
+
+class Overlays:
+    """Reads, fills and cuts the overlays of one mount's open files."""
+
+    def __init__(self, context: Context, read_stored: Reading) -> None:
+        self._c = context
+        self._read_stored = read_stored
+
+    # -- making -------------------------------------------------------------------------------------------------
+
+    def can_start(self, state: FileState, want: int) -> bool:
+        """Whether a file whose first ``want`` bytes are needed may be written as an overlay."""
+        return self._c.store.kind != "local" and want > ABOVE and state.revision is not None
+
+    def start(self, spool: Spool, base: Revision, want: int) -> None:
+        """Make an empty spool file an overlay of the first ``want`` bytes of a revision."""
+        os.ftruncate(spool.fd, want)
+        spool.missing = missing_blocks((), base.size, want)
+
+    def open(self, spool: Spool, owed: JournalEntry, base: Revision | None) -> None:
+        """Say what an owed spool file lacks, if it is an overlay. Raises FsError(EIO) when its base is gone."""
+        if "base" not in owed.payload:
+            return
+        if base is None or not is_based_on(owed, base.content):
+            raise FsError(errno.EIO, "the revision that was changed is not there any more")
+        size = os.fstat(spool.fd).st_size
+        spool.missing = missing_blocks(self._c.registry.overlays.present(spool.name), base.size, size)
+
+    def base_of(self, state: FileState) -> str | None:
+        """What the journal has to know of the base; None when the spool file lacks nothing."""
+        assert state.spool is not None
+        return base_id(state.revision.content) if state.spool.missing and state.revision is not None else None
+
+    def is_sound(self, state: FileState) -> bool:
+        """Whether the base is what the artifact has now, and no other process is at work on it: else the file must be
+        completed before it is journaled."""
+        assert state.spool is not None
+        if not state.spool.missing:
+            return True
+        journal = self._c.registry.journal
+        artifact = self._c.registry.artifacts.by_ino(state.ino)
+        owed = journal.put_of(state.ino)
+        return (
+            artifact is not None
+            and state.revision is not None
+            and artifact.revision.content.same_bytes(state.revision.content)
+            and (owed is None or owed.owner == journal.owner)
+            and not journal.saves(artifact.uid)
+        )
+
+    def note(self, state: FileState) -> None:
+        """Tell the registry all blocks that the spool file has; its put row was just made."""
+        spool = state.spool
+        assert spool is not None
+        if spool.missing and state.revision is not None:
+            blocks = range(-(-state.revision.size // BLOCK_SIZE))
+            self._c.registry.overlays.add(spool.name, set(blocks).difference(spool.missing))
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    async def read(self, state: FileState, offset: int, size: int, reader: Reader | None = None) -> bytes:
+        """Up to ``size`` bytes at ``offset``, from the spool file and the base. Raises as reading the base does."""
+        parts: list[bytes] = []
+        size = min(size, state.inode.size - offset)
+        while size > 0:
+            spool = state.spool
+            if spool is None:
+                parts.append(await self._read_stored(state, offset, size, reader))
+                break
+            block = offset // BLOCK_SIZE
+            lacking = block in spool.missing
+            end = block + 1
+            while end * BLOCK_SIZE < offset + size and (end in spool.missing) == lacking:
+                end += 1
+            length = min(size, end * BLOCK_SIZE - offset)
+            if lacking:
+                data = await self._read_stored(state, offset, length, reader)
+            else:
+                data = os.pread(spool.fd, length, offset)
+            parts.append(data)
+            offset, size = offset + len(data), size - len(data)
+            if not data:
+                break
+        return b"".join(parts)
+
+    # -- filling ------------------------------------------------------------------------------------------------
+
+    def lacks(self, state: FileState, offset: int, size: int) -> list[int]:
+        """The blocks that must be brought in before ``size`` bytes at ``offset`` may be written."""
+        spool = state.spool
+        assert spool is not None
+        if not spool.missing or not size:
+            return []
+        touched = set(range(offset // BLOCK_SIZE, (offset + size - 1) // BLOCK_SIZE + 1))
+        return sorted(spool.missing & (touched | self._tail(state, offset + size)))
+
+    def edges(self, state: FileState, size: int) -> list[int]:
+        """The blocks that must be brought in before the file may be cut or extended to ``size`` bytes."""
+        spool = state.spool
+        assert spool is not None
+        cut = {size // BLOCK_SIZE} if size % BLOCK_SIZE and size < state.inode.size else set()
+        return sorted(spool.missing & (cut | self._tail(state, size)))
+
+    def _tail(self, state: FileState, size: int) -> set[int]:
+        """The last block, if it is a part of one and the file grows to ``size``: zeros will follow its bytes."""
+        old = state.inode.size
+        return {old // BLOCK_SIZE} if old % BLOCK_SIZE and size > old else set()
+
+    async def bring_in(self, state: FileState, blocks: Iterable[int]) -> None:
+        """Copy blocks of the base into the spool file. Raises storage errors, OSError; FsError(ESTALE)."""
+        for block in blocks:
+            spool = state.spool
+            if spool is None or block not in spool.missing:
+                continue
+            offset = block * BLOCK_SIZE
+            assert state.revision is not None
+            length = min(BLOCK_SIZE, state.revision.size - offset)
+            data = await self._read_stored(state, offset, length, None)
+            if state.spool is not spool or block not in spool.missing:
+                continue  # the file went on without this spool file, or another task was quicker
+            if len(data) != length:
+                raise FsError(errno.EIO, "the stored revision is shorter than it should be")
+            spool.write(offset, data[: max(state.inode.size - offset, 0)])
+            self._have(state, spool, [block])
+
+    def cut(self, state: FileState, size: int) -> None:
+        """The file has been cut to ``size`` bytes: what was behind is not the base's any more."""
+        spool = state.spool
+        assert spool is not None
+        gone = [block for block in spool.missing if block * BLOCK_SIZE >= size]
+        if gone:
+            self._have(state, spool, gone)
+
+    def _have(self, state: FileState, spool: Spool, blocks: list[int]) -> None:
+        owed = None if state.private else self._c.registry.journal.put_of(state.ino)
+        if owed is not None and owed.src == spool.name:
+            self._c.registry.overlays.add(spool.name, blocks)
+        spool.missing.difference_update(blocks)
+
+    async def complete(self, state: FileState) -> None:
+        """Bring all blocks in: the file needs its base no more."""
+        while state.spool is not None and state.spool.missing:
+            await self.bring_in(state, sorted(state.spool.missing)[:BATCH])
+
+    # -- for the uploader ---------------------------------------------------------------------------------------
+
+    async def fill(self, src: str, base: Revision, blocks: Iterable[int], state: FileState | None) -> None:
+        """Copy blocks of the base into spool file ``src``, which nobody writes to meanwhile (it is frozen).
+
+        ``state``: the open file that shows it. Raises storage errors, OSError.
+        """
+        fd = os.open(self._c.spool_dir / src, os.O_RDWR | os.O_CLOEXEC)
+        file: BlockFile | None = None
+        try:
+            size = os.fstat(fd).st_size
+            file = self._c.cache.open(base)
+            wanted = sorted(blocks)
+            for first in range(0, len(wanted), BATCH):
+                batch = wanted[first : first + BATCH]
+                for block in batch:
+                    offset = block * BLOCK_SIZE
+                    data = await file.read(offset, min(BLOCK_SIZE, size - offset))
+                    done = 0
+                    while done < len(data):
+                        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
+                self._c.registry.overlays.add(src, batch)
+                if state is not None and state.spool is not None and state.spool.name == src:
+                    state.spool.missing.difference_update(batch)
+        finally:
+            os.close(fd)
+            if file is not None:
+                file.close()

@@ -1,0 +1,162 @@
+"""Many artifacts into the cache at once, and out of it: what ``lamfs cache`` and ``QuerySet.cache`` do. Synchronous.
+
+Threads are this module's own: some that see each artifact through, and one pool that fetches the blocks of all of them.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamfs.cache import files as cache_files
+from lamfs.errors import LamfsError, NotFound
+from lamfs.keys import glob_pattern, is_glob
+from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord
+from lamfs.ops import artifacts, mounts
+from lamfs.ops.instance import Instance
+from lamfs.pool import Pool
+
+JOBS = 16
+"""Blocks that are fetched at a time, of all artifacts."""
+
+
+@dataclass(slots=True, frozen=True)
+class Selection:
+    """What a name on the command line means: ``single``: one artifact, and no directory or pattern.
+
+    ``unstored``: keys of files of a mount that were never in storage so far, so that there is nothing to cache.
+    """
+
+    records: list[ArtifactRecord]
+    single: bool
+    unstored: list[str]
+
+
+@dataclass(slots=True, frozen=True)
+class Cached:
+    """What became of one artifact: its file, or why there is none. ``fetched``: it was not complete before."""
+
+    record: ArtifactRecord
+    path: Path | None
+    error: LamfsError | None
+    fetched: bool
+
+
+def select(instance: Instance, name: str, *, settle: bool = True) -> Selection:
+    """The artifacts that a person means: one (see artifacts.find), a directory of a mount or of keys and everything
+    below it, or a pattern over keys (keys.glob_pattern). With ``settle`` what a mount owes of them is stored first.
+
+    Raises NotFound; an empty directory is no error.
+    """
+    inside = mounts.find_by_path(name)
+    in_mount = inside is not None and inside[0].slug == instance.settings.slug
+    key = inside[1] if inside is not None and in_mount else name.strip("/")
+    inode = instance.registry.tree.resolve(key) if key or in_mount else None
+    if inode is not None and stat.S_ISDIR(inode.mode):
+        start = f"{key}/" if key else ""
+        return _select(instance, lambda place: place.startswith(start), start, settle, unnamed=True)
+    try:
+        return Selection([artifacts.find(instance, name)], True, [])
+    except NotFound:
+        if not is_glob(key):
+            raise
+    pattern = glob_pattern(key)
+    start = key[: min(key.find(char) for char in "*?[" if char in key)]
+    found = _select(instance, lambda place: pattern.fullmatch(place) is not None, start, settle, unnamed=False)
+    if not found.records and not found.unstored:
+        raise NotFound(f"No key matches '{name}'; 'lamfs ls' shows what there is.")
+    return found
+
+
+def _select(instance: Instance, covers: Callable[[str], bool], start: str, settle: bool, *, unnamed: bool) -> Selection:
+    """What is at places that are covered; these begin with ``start``. ``unnamed``: also artifacts without a key, where
+    ``start`` does not ask for them."""
+    unstored = _settle(instance, covers) if settle else []
+    table = instance.registry.artifacts
+    if start.startswith(AUTO_KEY_PREFIX):
+        found, unnamed = table.filter(key=None), True
+    else:
+        found = table.filter(key__startswith=start) if start else table.filter()
+    records = [record for record in found if (unnamed or record.key is not None) and covers(record.place)]
+    return Selection(sorted(records, key=lambda record: record.place), False, unstored)
+
+
+def _settle(instance: Instance, covers: Callable[[str], bool]) -> list[str]:
+    """See to it that what mounts owe of covered files is stored. Returns keys of files that were never stored."""
+    registry = instance.registry
+    unstored = []
+    for entry in registry.journal.entries():
+        if entry.op != "put" or entry.state == "scratch" or entry.ino is None:
+            continue
+        place = registry.tree.path(entry.ino)
+        if place is not None and covers(place):
+            artifacts.settle(instance, entry.ino)
+            if registry.artifacts.by_ino(entry.ino) is None and registry.tree.path(entry.ino) is not None:
+                unstored.append(place)
+    return unstored
+
+
+def fill(
+    instance: Instance,
+    records: Iterable[ArtifactRecord],
+    *,
+    jobs: int = JOBS,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Cached]:
+    """Make the complete, verified cache file of each artifact; what became of each as it is done, the big ones first.
+
+    An error of one leaves the others alone. ``jobs`` blocks are fetched at a time, of one or of many artifacts.
+    ``progress`` gets bytes, in all the size of each artifact that has come, from any thread. When the caller stops, or
+    is interrupted, the blocks that have come stay for the next time.
+    """
+    ordered = sorted(records, key=lambda record: -record.size)
+    with (
+        # More than there are jobs: while one opens or seals a file, the blocks of others shall be on their way.
+        Pool(min(2 * jobs, len(ordered)) or 1, "lamfs-artifact", leave=instance.close_thread) as seeing,
+        Pool(jobs, "lamfs-block") as blocks,
+    ):
+
+        def bring(record: ArtifactRecord) -> Cached:
+            told = 0
+
+            def tell(count: int) -> None:
+                nonlocal told
+                count = min(count, record.size - told)
+                told += count
+                if progress is not None and count:
+                    progress(count)
+
+            try:
+                path = artifacts.cache(instance, record, tell, pool=blocks)
+            except LamfsError as error:
+                return Cached(record, None, error, told > 0)
+            fetched = told > 0
+            tell(record.size)
+            return Cached(record, path, None, fetched)
+
+        with closing(seeing.unordered(bring, ordered, abandon=True)) as done:
+            for _, future in done:
+                yield future.result()
+
+
+def evict(instance: Instance, records: Iterable[ArtifactRecord]) -> tuple[int, int]:
+    """Delete the cached files of artifacts, whole or in part: how many there were, and the bytes of disk freed.
+
+    What a mount has open stays readable there, and takes its space until it is closed.
+    """
+    count = freed = 0
+    for record in records:
+        path = cache_files.cache_path(instance.cache_dir, instance.store, record.revision.object_key)
+        if path.is_file():
+            count += 1
+            freed += cache_files.evict(instance.cache_index, instance.cache_dir, [path])
+    mounts.poke(instance.settings)
+    return count, freed
+
+
+def copies(instance: Instance) -> bool:
+    """Whether caching an artifact makes a mount's reads faster: not where storage is a folder of this machine."""
+    return instance.store.kind != "local"

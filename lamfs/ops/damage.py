@@ -1,0 +1,103 @@
+"""What is known to be wrong with objects in storage: found by fsck, shown until it is repaired. Synchronous.
+
+Any thread. A small file beside the registry's working copy, ``damage.json``: it says nothing about the registry itself,
+and writing it needs no lease. Processes take turns with flock(2). Damage counts while its artifact still has the
+revision that was found damaged: replacing or deleting the artifact ends it, and so does a check that finds it right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamfs import config
+from lamfs.errors import NotSetUp
+from lamfs.model import ArtifactRecord, now_ns
+from lamfs.ops.instance import Instance
+
+
+@dataclass(slots=True, frozen=True)
+class Damage:
+    """One object that is not what was saved. ``what``: "is gone", "is damaged in block 3"; ``blocks``: numbers of
+    4 MiB blocks from 0, where single ones are wrong; ``found_at`` in ns since the epoch."""
+
+    uid: str
+    key: str
+    url: str
+    object_key: str
+    etag: str
+    what: str
+    blocks: tuple[int, ...]
+    found_at: int
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        return f"the object {self.url} of '{self.key}' {self.what} (artifact {self.uid})"
+
+
+def known(instance: Instance) -> list[Damage]:
+    """All damage that is known and not repaired, by key. Cheap when there is none."""
+    found = []
+    for entry in _read(instance.settings.directory / "damage.json").values():
+        record = instance.registry.artifacts.by_uid(entry.uid)
+        if record is not None and _is_of(entry, record):
+            found.append(dataclasses.replace(entry, key=record.place))
+    return sorted(found, key=lambda entry: entry.key)
+
+
+def record(instance: Instance, artifact: ArtifactRecord, what: str, blocks: tuple[int, ...] = ()) -> Damage:
+    """Remember that the object of an artifact's revision is damaged, in place of what was known of it."""
+    revision = artifact.revision
+    url = instance.store.url(revision.object_key)
+    found = Damage(artifact.uid, artifact.place, url, revision.object_key, revision.etag, what, tuple(blocks), now_ns())
+    with _changing(instance) as entries:
+        entries[artifact.uid] = found
+    return found
+
+
+def clear(instance: Instance, artifact: ArtifactRecord) -> None:
+    """The object of an artifact was found right."""
+    if artifact.uid in _read(instance.settings.directory / "damage.json"):
+        with _changing(instance) as entries:
+            entries.pop(artifact.uid, None)
+
+
+def _is_of(entry: Damage, artifact: ArtifactRecord) -> bool:
+    return (entry.object_key, entry.etag) == (artifact.revision.object_key, artifact.revision.etag)
+
+
+def _read(path: Path) -> dict[str, Damage]:
+    try:
+        data = config.read_json(path) or {}
+        return {uid: Damage(**{**_fields(entry), "uid": uid}) for uid, entry in data.items()}
+    except (NotSetUp, TypeError, AttributeError):
+        return {}  # damaged itself, or of another version: the next check finds it all again
+
+
+def _fields(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "blocks": tuple(entry["blocks"])}
+
+
+@contextlib.contextmanager
+def _changing(instance: Instance) -> Iterator[dict[str, Damage]]:
+    """The entries, to be changed; what was repaired goes on the way."""
+    folder = instance.settings.directory
+    lock = os.open(folder / "damage.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        entries = _read(folder / "damage.json")
+        yield entries
+        for entry in list(entries.values()):
+            artifact = instance.registry.artifacts.by_uid(entry.uid)
+            if artifact is None or not _is_of(entry, artifact):
+                del entries[entry.uid]
+        config.write_json(folder / "damage.json", {uid: dataclasses.asdict(entry) for uid, entry in entries.items()})
+    finally:
+        os.close(lock)

@@ -1,0 +1,136 @@
+"""Multipart uploads whose parts outlive the process that sent them: one request per method. Thread-safe, no state."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from lamfs.errors import ObjectMissing, StorageError, StorageMissing, UploadGone
+from lamfs.storage.base import PartStat
+from lamfs.storage.osfiles import source_error
+from lamfs.storage.s3.client import Connection, bare, quoted
+from lamfs.storage.s3.errors import NO_KEY, NO_UPLOAD, NOT_IMPLEMENTED, code_of
+from lamfs.storage.s3.upload import Transfers
+
+
+class Multipart:
+    """The parts of MultipartStore, on keys with the root's prefix. ``what``: see errors.translate."""
+
+    def __init__(self, connection: Connection, transfers: Transfers) -> None:
+        self._connection = connection
+        self._transfers = transfers
+
+    def begin(self, key: str, what: str) -> str:
+        """Begin an upload; of several that lost replies began, only the last stays."""
+        tries = 0
+
+        def attempt() -> str:
+            nonlocal tries
+            tries += 1
+            return str(self._connection.once("create_multipart_upload", what, Key=key)["UploadId"])
+
+        upload_id = self._connection.retrying(attempt)
+        if tries > 1:
+            for other in self.uploads_of(key, what):
+                if other != upload_id:
+                    self.abort(key, what, other)
+        return upload_id
+
+    def send(self, key: str, what: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+        """Send a part, trying again."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise source_error(error, path) from error
+        try:
+            with _on_upload(what):
+                return self._transfers.send(
+                    "upload_part", what, path, fd, offset, length, Key=key, UploadId=upload_id, PartNumber=number
+                )
+        finally:
+            os.close(fd)
+
+    def copy(
+        self, key: str, what: str, upload_id: str, number: int, source: str, etag: str, offset: int, length: int
+    ) -> str:
+        """Copy a part. A source that is gone and an upload that is gone are told apart by the error's code."""
+        with _on_upload(what):
+            reply = self._connection.call(
+                "upload_part_copy",
+                what,
+                patient=True,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                CopySource={"Bucket": self._connection.bucket, "Key": source},
+                CopySourceIfMatch=quoted(etag),
+                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+            )
+        return str(reply["CopyPartResult"]["ETag"])
+
+    def complete(self, key: str, what: str, upload_id: str, etags: Sequence[str]) -> str:
+        """Complete; returns the object's ETag."""
+        return self._transfers.complete(key, what, upload_id, etags)
+
+    def abort(self, key: str, what: str, upload_id: str) -> None:
+        """Abort; what is gone is no error."""
+        with contextlib.suppress(UploadGone, ObjectMissing), _on_upload(what):
+            self._connection.call("abort_multipart_upload", what, Key=key, UploadId=upload_id)
+
+    def list_parts(self, key: str, what: str, upload_id: str) -> list[PartStat]:
+        """All parts, page by page."""
+        found: list[PartStat] = []
+        with _on_upload(what, NO_KEY):
+            for page in _pages(
+                lambda marker: self._connection.call("list_parts", what, Key=key, UploadId=upload_id, **marker),
+                {"PartNumberMarker": "NextPartNumberMarker"},
+            ):
+                found += [
+                    PartStat(int(part["PartNumber"]), int(part["Size"]), bare(part["ETag"]))
+                    for part in page.get("Parts", ())
+                ]
+        return found
+
+    def uploads_of(self, key: str, what: str) -> list[str]:
+        """Unfinished uploads of exactly ``key``; none where the server cannot list them."""
+        try:
+            return [
+                str(upload["UploadId"])
+                for page in _pages(
+                    lambda marker: self._connection.call("list_multipart_uploads", what, Prefix=key, **marker),
+                    {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"},
+                )
+                for upload in page.get("Uploads", ())
+                if upload["Key"] == key
+            ]
+        except StorageError as error:
+            if code_of(error) in NOT_IMPLEMENTED:
+                return []
+            raise
+
+
+def _pages(call: Callable[[dict[str, Any]], dict[str, Any]], markers: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Every page of a listing; ``markers`` names the parameters that continue it, and where a page has their values."""
+    marker: dict[str, Any] = {}
+    while True:
+        page = call(marker)
+        yield page
+        following = {name: page[source] for name, source in markers.items() if page.get(source)}
+        if not page.get("IsTruncated") or not following or following == marker:
+            return
+        marker = following
+
+
+@contextlib.contextmanager
+def _on_upload(what: str, codes: frozenset[str] = frozenset()) -> Iterator[None]:
+    """Turn the reply that an upload is not there into UploadGone. ``codes``: others that say so for this request."""
+    try:
+        yield
+    except StorageMissing:
+        raise
+    except StorageError as error:
+        if code_of(error) in NO_UPLOAD | codes:
+            raise UploadGone(f"Cannot {what}: the multipart upload is gone; store it again.") from error
+        raise

@@ -1,0 +1,278 @@
+"""Large files go to storage in parts that survive whoever sends them. In the daemon's trio loop, called by the steps.
+
+Each part that storage has is recorded in the registry (registry/uploads.py) with the digests of its bytes. A try that
+was cut off, by a crash, an outage or new bytes, is continued: only parts that storage lacks, or has with other bytes,
+are moved. Owns which uploads are under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from lamfs.errors import InvalidArgument, LamfsError, StorageError, StorageUnavailable, UploadGone
+from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
+from lamfs.registry import PartRecord, Registry, UploadRecord
+from lamfs.transfer.client import Mover
+
+MIB = 1 << 20
+MULTIPART_ABOVE = 64 * MIB
+"""Files up to this size go in one request."""
+PART_SIZE = 16 * MIB
+"""Bytes of each of the first STEP parts; later ones are larger."""
+COPY_PART_SIZE = 512 * MIB
+MIN_PART = 5 * MIB
+MAX_PARTS = 10_000
+STEP = 1000
+LARGEST = 8
+"""Part sizes double after every STEP parts, LARGEST times: up to 4 GiB, and 7.8 TiB in 10,000 parts (Amazon S3 takes
+parts up to 5 GiB). So where a part begins does not depend on how large the file becomes."""
+WINDOW = 8
+"""Parts of one file under way at a time."""
+
+
+@dataclass(slots=True, frozen=True)
+class Segment:
+    """``length`` bytes at ``offset``: of the spool file, or the same range of ``source``, an object key and its ETag.
+
+    Segments follow each other without gaps; all but the last are multiples of the block size and at least MIN_PART.
+    """
+
+    offset: int
+    length: int
+    source: tuple[str, str] | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Part:
+    """One part of an upload: a piece of a segment. ``number`` from 1."""
+
+    number: int
+    offset: int
+    length: int
+    source: tuple[str, str] | None
+
+
+def part_size(number: int) -> int:
+    """Bytes of part ``number`` when it is sent from a file."""
+    return PART_SIZE << min((number - 1) // STEP, LARGEST)
+
+
+def plan(segments: Sequence[Segment]) -> list[Part]:
+    """The parts of an object. Raises InvalidArgument for segments that do not fit the rules of Segment or of S3."""
+    parts: list[Part] = []
+    at = 0
+    for index, segment in enumerate(segments):
+        last = index == len(segments) - 1
+        if segment.offset != at or (not last and (segment.length % BLOCK_SIZE or segment.length < MIN_PART)):
+            raise InvalidArgument(f"The bytes at {segment.offset} cannot be a part of an upload by themselves.")
+        end = segment.offset + segment.length
+        while at < end:
+            size = part_size(len(parts) + 1)
+            if segment.source is not None:
+                size = max(size, COPY_PART_SIZE)
+            left = end - at
+            # A remainder that is too small for a part, other than the very last, goes with the one before.
+            length = left if left - size < (1 if last else MIN_PART) else size
+            parts.append(Part(len(parts) + 1, at, length, segment.source))
+            at += length
+    if len(parts) > MAX_PARTS:
+        raise InvalidArgument(f"An upload of {len(parts)} parts is more than storage takes ({MAX_PARTS}).")
+    return parts
+
+
+def digests(content: ContentHash, part: Part) -> bytes:
+    """The digests of the blocks that a part covers."""
+    return content.blocks[32 * (part.offset // BLOCK_SIZE) : 32 * -(-(part.offset + part.length) // BLOCK_SIZE)]
+
+
+class Multipart:
+    """Stores files in parts. Loop only; any number of files at once, one task each."""
+
+    def __init__(self, registry: Registry, mover: Mover) -> None:
+        self._registry = registry
+        self._uploads = registry.uploads
+        self._mover = mover
+        self._busy: dict[int, str] = {}
+
+    def is_busy(self, upload_id: str) -> bool:
+        """Whether parts of an upload may be under way."""
+        return upload_id in self._busy.values()
+
+    async def store(
+        self,
+        entry: JournalEntry,
+        content: ContentHash,
+        path: str,
+        target: str,
+        segments: Sequence[Segment],
+        progress: Callable[[int], None],
+    ) -> str:
+        """Make ``target`` of the segments of a put row's file, whose bytes are ``content``; returns its ETag.
+
+        ``progress`` gets the bytes that storage has more than before (fewer when it lost some). What fails is raised
+        as the mover raised it, and continued by the next call; ObjectChanged or ObjectMissing: a source is gone.
+        """
+        parts = plan(segments)
+        counted = 0
+
+        def count(size: int) -> None:
+            nonlocal counted
+            counted += size
+            progress(size)
+
+        try:
+            try:
+                return await self._try(entry, content, path, target, parts, count)
+            except UploadGone:
+                # Storage has dropped it, or the object was completed with other bytes: there is nothing to go on with.
+                self._uploads.forget(entry.id)
+                progress(-counted)
+                return await self._try(entry, content, path, target, parts, progress)
+        finally:
+            self._busy.pop(entry.id, None)
+
+    async def _try(
+        self,
+        entry: JournalEntry,
+        content: ContentHash,
+        path: str,
+        target: str,
+        parts: list[Part],
+        progress: Callable[[int], None],
+    ) -> str:
+        record = await self._resume(entry, target)
+        etags: dict[int, str] = {}
+        for part in parts:
+            old = record.parts.get(part.number)
+            if old is not None and (old.offset, old.length, old.blocks) == (
+                part.offset,
+                part.length,
+                digests(content, part),
+            ):
+                etags[part.number] = old.etag
+                progress(part.length)
+        if record.upload_id is None:
+            upload_id = await self._begin(entry, target)
+        else:
+            upload_id = self._busy[entry.id] = record.upload_id
+            if len(etags) < len(parts) or not record.completed:
+                there = await self._there(entry, target, upload_id, all_known=len(etags) == len(parts))
+                for part in parts if there is not None else ():
+                    assert there is not None
+                    etag = etags.get(part.number)
+                    if etag is not None and (part.number, part.length, etag.strip('"')) not in there:
+                        del etags[part.number]
+                        progress(-part.length)
+        await self._move(entry, content, path, target, upload_id, parts, etags, progress)
+        made = await self._mover.complete_upload(target, upload_id, [etags[part.number] for part in parts])
+        self._uploads.completed(entry.id)
+        return made
+
+    async def _resume(self, entry: JournalEntry, target: str) -> UploadRecord:
+        """The record of the row's upload to ``target``; a new one if it has none."""
+        record = self._uploads.of(entry.id)
+        if record is not None and record.object_key != target:
+            self._uploads.abandon(entry.id, self._registry.journal.owner)
+            record = None
+        if record is None:
+            if not self._uploads.announce(entry.id, target):
+                raise _overtaken()
+            return UploadRecord(target, None, False)
+        if record.upload_id is None:
+            # It may have begun, and its id was lost: the row claims this key, so nobody else's can be there.
+            known = self._uploads.known(target)
+            for upload_id in await self._mover.uploads_of(target):
+                if upload_id not in known:
+                    await self._mover.abort_upload(target, upload_id)
+        return record
+
+    async def _begin(self, entry: JournalEntry, target: str) -> str:
+        upload_id = self._busy[entry.id] = await self._mover.begin_upload(target)
+        if not self._uploads.begun(entry.id, upload_id):
+            await self._mover.abort_upload(target, upload_id)
+            raise _overtaken()
+        return upload_id
+
+    async def _there(
+        self, entry: JournalEntry, target: str, upload_id: str, *, all_known: bool
+    ) -> set[tuple[int, int, str]] | None:
+        """Number, size and ETag of the parts that storage has, of some servers also those that were replaced; None: the
+        upload is gone, perhaps because it is complete."""
+        try:
+            return {(part.number, part.size, part.etag) for part in await self._mover.list_parts(target, upload_id)}
+        except UploadGone:
+            if all_known:
+                return None
+            raise
+        except StorageUnavailable:
+            raise
+        except StorageError:
+            # A server that cannot list parts: whether it has them is not known.
+            return set()
+
+    async def _move(
+        self,
+        entry: JournalEntry,
+        content: ContentHash,
+        path: str,
+        target: str,
+        upload_id: str,
+        parts: list[Part],
+        etags: dict[int, str],
+        progress: Callable[[int], None],
+    ) -> None:
+        """Get the parts that ``etags`` has not to storage. After an error no new one begins."""
+        error: LamfsError | None = None
+        todo = iter([part for part in parts if part.number not in etags])
+
+        async def work(queue: Iterator[Part]) -> None:
+            nonlocal error
+            for part in queue:
+                try:
+                    etag = await self._move_one(part, path, target, upload_id)
+                    record = PartRecord(part.number, part.offset, part.length, digests(content, part), etag)
+                    if not self._uploads.add_part(entry.id, upload_id, record):
+                        raise _overtaken()
+                except LamfsError as problem:
+                    error = error or problem
+                    return
+                etags[part.number] = etag
+                progress(part.length)
+                if error is not None:
+                    return
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(WINDOW, len(parts) - len(etags))):
+                nursery.start_soon(work, todo)
+        if error is not None:
+            raise error
+
+    async def _move_one(self, part: Part, path: str, target: str, upload_id: str) -> str:
+        if part.source is None:
+            return await self._mover.send_part(target, upload_id, part.number, path, part.offset, part.length)
+        key, etag = part.source
+        return await self._mover.copy_part(target, upload_id, part.number, key, etag, part.offset, part.length)
+
+    async def abort(self, entry: JournalEntry) -> bool:
+        """Do an ``abort`` row; False when it has to wait, because somebody is at work there."""
+        assert entry.object_key is not None
+        key, upload_id = entry.object_key, entry.payload.get("upload_id")
+        if upload_id is not None:
+            if self.is_busy(str(upload_id)):
+                return False
+            await self._mover.abort_upload(key, str(upload_id))
+            return True
+        if self._registry.journal.holds(key):
+            return False
+        known = self._uploads.known(key)
+        for found in await self._mover.uploads_of(key):
+            if found not in known:
+                await self._mover.abort_upload(key, found)
+        return True
+
+
+def _overtaken() -> StorageError:
+    return StorageError("The file was deleted while it was uploaded.")

@@ -1,0 +1,67 @@
+"""The jobs of the moving process on multipart uploads, as the daemon gives them. The trio loop only.
+
+Each raises as MultipartStore does, or TransferDied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lamfs.storage.base import PartStat
+from lamfs.transfer.jobs import Message
+
+
+class PartJobs:
+    """These jobs; the Mover is the one that has ``_call``."""
+
+    async def _call(self, op: str, message: Message, *, paths: tuple[str, ...] = (), progress: Any = None) -> Any:
+        raise NotImplementedError
+
+    async def begin_upload(self, key: str) -> str:
+        """Begin an upload; its id."""
+        return str(await self._call("begin_upload", {"key": key}))
+
+    async def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+        """Send a range of a file; the part's ETag."""
+        message = {
+            "key": key,
+            "upload_id": upload_id,
+            "number": number,
+            "path": path,
+            "offset": offset,
+            "length": length,
+        }
+        return str(await self._call("send_part", message, paths=("path",)))
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
+    ) -> str:
+        """Copy a range of an object; the part's ETag. Raises ObjectChanged, ObjectMissing."""
+        message = {
+            "key": key,
+            "upload_id": upload_id,
+            "number": number,
+            "source": source,
+            "etag": source_etag,
+            "offset": offset,
+            "length": length,
+        }
+        return str(await self._call("copy_part", message))
+
+    async def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
+        """Make the object of all parts; its ETag."""
+        return str(await self._call("complete_upload", {"key": key, "upload_id": upload_id, "etags": list(etags)}))
+
+    async def abort_upload(self, key: str, upload_id: str) -> None:
+        """Abort an upload; one that is gone is no error."""
+        await self._call("abort_upload", {"key": key, "upload_id": upload_id})
+
+    async def list_parts(self, key: str, upload_id: str) -> list[PartStat]:
+        """The parts that storage has."""
+        return [PartStat(*part) for part in await self._call("list_parts", {"key": key, "upload_id": upload_id})]
+
+    async def uploads_of(self, key: str) -> list[str]:
+        """Ids of the unfinished uploads of a key."""
+        found: list[str] = await self._call("uploads_of", {"key": key})
+        return found

@@ -1,0 +1,56 @@
+"""Which parts of a changed artifact are sent, which are copied in storage: plans of overlays. Pure.
+
+S3 (Amazon S3, "Multipart upload limits"): every part but the last has 5 MiB or more. So sent and copied runs have at
+least two blocks of 4 MiB, but for the last one.
+"""
+
+from __future__ import annotations
+
+from lamfs.hashing import MD5_MAX
+from lamfs.model import BLOCK_SIZE, ContentHash
+
+LEAST = 2
+"""Blocks of the shortest part."""
+
+
+def needed(size: int, missing: set[int]) -> set[int]:
+    """Missing blocks without which a file of ``size`` bytes cannot be hashed: LaminDB's hash is over all bytes, or over
+    the first and the last 50 MiB (hashing.py)."""
+    if size <= MD5_MAX:
+        return set(missing)
+    return {block for block in missing if block * BLOCK_SIZE < MD5_MAX or (block + 1) * BLOCK_SIZE > size - MD5_MAX}
+
+
+def segments(content: ContentHash, base: ContentHash) -> list[tuple[bool, int, int]]:
+    """The file in order as (sent, offset, length): what is not sent is copied from the base, at the same place."""
+    count = -(-content.size // BLOCK_SIZE)
+    sent = bytearray(
+        content.block(block) != base.block(block) or _length(content, block) != _length(base, block)
+        for block in range(count)
+    )
+    first = 0
+    while first < count:
+        last = _end_of_run(sent, first)
+        if last - first >= LEAST or last == count:
+            first = last
+        elif sent[first]:
+            sent[last] = 1  # the block behind goes with it
+        else:
+            sent[first] = 1  # it goes with those around it
+    found = []
+    first = 0
+    while first < count:
+        last = _end_of_run(sent, first)
+        offset = first * BLOCK_SIZE
+        found.append((bool(sent[first]), offset, min(last * BLOCK_SIZE, content.size) - offset))
+        first = last
+    return found
+
+
+def _end_of_run(flags: bytearray, first: int) -> int:
+    end = flags.find(1 - flags[first], first)
+    return len(flags) if end < 0 else end
+
+
+def _length(content: ContentHash, block: int) -> int:
+    return max(min(BLOCK_SIZE, content.size - block * BLOCK_SIZE), 0)

@@ -1,0 +1,130 @@
+"""Overlays: a large artifact that is changed a little, crashed at any step; what is fetched and what is sent."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from lamfs import hashing
+from lamfs.fs import overlay
+from lamfs.model import BLOCK_SIZE
+from lamfs.transfer import patches
+from tests.support.fsbox import Box, User
+from tests.unit.fs.conftest import MakeBox
+
+MIB = 1 << 20
+EVERY = 1 if "LAMFS_SOAK" in os.environ else 5
+BIG = random.Random(1).randbytes(5 * BLOCK_SIZE + 3 * MIB)
+
+
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of more than 1 MiB are large: their hash is over the first and the last of it."""
+    monkeypatch.setattr(overlay, "ABOVE", MIB)
+    monkeypatch.setattr(hashing, "MD5_MAX", MIB)
+    monkeypatch.setattr(patches, "MD5_MAX", MIB)
+
+
+async def store_big(user: User) -> None:
+    await user.write_file("big.bin", BIG)
+    await user.sync()
+
+
+async def patch(user: User) -> None:
+    """Across the border of two blocks; then once more."""
+    await store_big(user)
+    for offset in (2 * BLOCK_SIZE - 50, 4 * BLOCK_SIZE + 7):
+        opened = await user.open("big.bin")
+        await user.pwrite(opened, b"patched" * 20, offset)
+        await user.pread(opened)
+        await user.close(opened)
+        await user.sync()
+
+
+async def patch_during_upload(user: User) -> None:
+    """The upload of a changed file is under way when it is changed again, by another handle."""
+    await store_big(user)
+    user.mover.hold = "complete_upload"
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"one", 9 * MIB)
+    await user.close(opened)
+    await user.mover.held.wait()
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"two", 17 * MIB)
+    await user.pread(opened)
+    await user.close(opened)
+    user.mover.release.set()
+    await user.sync()
+    opened = await user.open("big.bin", os.O_RDONLY)
+    await user.pread(opened)
+    await user.close(opened)
+
+
+async def cut_and_grow(user: User) -> None:
+    await store_big(user)
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"tail", len(BIG) + 3 * MIB)
+    await user.close(opened)
+    opened = await user.open("big.bin")
+    await user.ftruncate(opened, 3 * BLOCK_SIZE - 5)
+    await user.ftruncate(opened, 4 * BLOCK_SIZE + 5)
+    await user.pread(opened)
+    await user.close(opened)
+    await user.sync()
+    opened = await user.open("big.bin")
+    await user.ftruncate(opened, 4 * BLOCK_SIZE + 9)
+    await user.close(opened)
+    await user.rename("big.bin", "other.bin")
+    await user.sync()
+
+
+async def unlink_while_open(user: User) -> None:
+    """The base goes while somebody still reads and writes the changed file."""
+    await store_big(user)
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"patched", 9 * MIB)
+    await user.write_file("new.bin", b"another one")
+    await user.rename("new.bin", "big.bin")
+    await user.sync()
+    await user.pread(opened)
+    await user.pwrite(opened, b"patched", 17 * MIB)
+    await user.pread(opened)
+    await user.close(opened)
+    await user.sync()
+
+
+async def written_by_an_open_handle(user: User) -> None:
+    """fsync stores, and the handle goes on writing."""
+    await store_big(user)
+    opened = await user.open("big.bin")
+    for number in range(3):
+        await user.pwrite(opened, b"patched", (3 + 6 * number) * MIB)
+        await user.fsync(opened)
+        await user.pread(opened)
+    await user.close(opened)
+    await user.sync()
+
+
+SCENARIOS = [patch, patch_during_upload, cut_and_grow, unlink_while_open, written_by_an_open_handle]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_crash_at_many_steps(scenario: object, make_box: MakeBox) -> None:
+    """Crashed at any step, the next mount has everything that was acknowledged."""
+    box: Box = make_box("s3")
+    user = User()
+    box.run(scenario, user)  # type: ignore[arg-type]
+    steps = box.steps
+    box.check(user)
+    first = random.Random(len(steps)).randrange(EVERY)
+    for crash_at in range(first + 1, len(steps) + 1, EVERY):
+        box, user = make_box("s3"), User()
+        box.run(scenario, user, crash_at=crash_at)  # type: ignore[arg-type]
+        done = list(box.steps)
+        try:
+            box.check(user)
+        except BaseException as error:
+            error.add_note(f"crashed at step {crash_at}: {done}")
+            raise

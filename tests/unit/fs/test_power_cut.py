@@ -1,0 +1,257 @@
+"""A power cut at every step: of registry and spool only what was synced is left, or a disk's own choice of the rest.
+
+Two disks, the worst there are. ``lazy`` has written nothing but what it was told to sync, so the registry goes back to
+the last fdatasync of its log. ``eager`` has written the whole log, but of spool files only what was synced: a row says
+that a file was closed whose bytes are gone. Storage has kept everything. What sync or fsync had acknowledged is there
+in either case, and nothing is left over.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.support.fsbox import Box, Open, User
+from tests.unit.fs import test_crashes as crashes
+from tests.unit.fs.conftest import MakeBox
+
+Scenario = Callable[[User], Awaitable[None]]
+
+
+class Disk:
+    """Records what is synced while it is in use. Files are known by inode, so a rename takes its bytes along."""
+
+    def __init__(self) -> None:
+        self.synced: dict[int, bytes] = {}
+        self.log: bytes | None = None
+
+    def sync(self, fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if os.path.isdir(path):
+            return
+        data = Path(path).read_bytes()
+        if path.endswith("registry.lndb-wal"):
+            self.log = data
+        else:
+            self.synced[os.fstat(fd).st_ino] = data
+
+
+class Witness(User):
+    """A user who remembers every state of the tree since the last one that was acknowledged for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[dict[str, set[bytes | None]]] = [{}]
+
+    def look(self) -> None:
+        for tree in (self.tree, self.maybe):
+            if tree is not None:
+                self.history.append(
+                    {path: {None} if node is None else {node.data, *node.since} for path, node in tree.items()}
+                )
+
+    async def sync(self) -> None:
+        await super().sync()
+        self.history.clear()
+        self.look()
+
+    async def fsync(self, opened: Open) -> None:
+        await super().fsync(opened)
+        for path, node in self.tree.items():
+            if node is opened.node:
+                for tree in self.history:
+                    tree[path] = {node.data}
+
+    def wrong(self, actual: dict[str, bytes | None]) -> list[str]:
+        """What is there and never was, or is not there and always was."""
+        found = []
+        for path in {*actual, *(path for tree in self.history for path in tree)}:
+            may = set().union(*(tree.get(path, set()) for tree in self.history))
+            if path in actual and actual[path] not in may:
+                found.append(f"{path} holds {(actual[path] or b'')[:40]!r}")
+            if path not in actual and all(path in tree for tree in self.history):
+                found.append(f"{path} is gone")
+        return found
+
+
+class PowerBox:
+    """A Box whose machine loses its power when it crashes."""
+
+    def __init__(self, box: Box, disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.box, self.kind = box, disk
+        box.boot = "another boot"
+        self.disk = Disk()
+        monkeypatch.setattr(os, "fsync", self.disk.sync)
+        monkeypatch.setattr(os, "fdatasync", self.disk.sync)
+
+    def run(self, scenario: Scenario, user: Witness, crash_at: int) -> bool:
+        box, registry = self.box, self.box.base / "registry.lndb"
+        before = registry.read_bytes()
+        log = b""
+        step = box.step
+
+        def watched(name: str) -> None:
+            nonlocal log
+            user.look()
+            wal = Path(f"{registry}-wal")
+            log = wal.read_bytes() if wal.exists() else b""
+            step(name)
+
+        box.step = watched  # type: ignore[method-assign]
+        try:
+            crashed = box.run(scenario, user, crash_at=crash_at)
+        finally:
+            box.step = step  # type: ignore[method-assign]
+        if crashed:
+            registry.write_bytes(before)
+            kept = self.disk.log if self.kind == "lazy" else log
+            Path(f"{registry}-shm").unlink(missing_ok=True)
+            Path(f"{registry}-wal").write_bytes(kept or b"")
+            self.lose_the_spool()
+        return crashed
+
+    def lose_the_spool(self) -> None:
+        for path in list(self.box.spool.iterdir()):
+            data = self.disk.synced.get(path.stat().st_ino)
+            if data is not None:
+                path.write_bytes(data)
+            elif self.kind == "lazy":
+                path.unlink()
+            else:
+                path.write_bytes(b"")
+
+    def check(self, user: Witness) -> None:
+        """As Box.check; the tree may be any that the user has seen since the last acknowledgement."""
+        shutil.rmtree(self.box.cache_dir, ignore_errors=True)
+        problems: list[str] = []
+
+        async def look(again: User) -> None:
+            problems.extend(user.wrong(await again.actual()))
+            await again.sync()
+            problems.extend(user.wrong(await again.actual()))
+            problems.extend(self.box.problems(again.fs.context.registry))
+
+        self.box.run(look, User())
+        assert not problems, problems
+
+
+async def replaced_twice(user: User) -> None:
+    """Stored, replaced and stored, closed once more: the last close is the only thing that may be lost."""
+    for data in (crashes.V1, crashes.V2, crashes.V3):
+        await user.write_file("a.csv", data)
+        await user.write_file("b", data[:3])
+        if data is not crashes.V3:
+            await user.sync()
+    await trio.sleep(0.01)
+
+
+async def synced_one_by_one(user: User) -> None:
+    """fsync of one file makes the log durable, with rows of others whose bytes are not."""
+    await user.write_file("other", crashes.V1)
+    await user.sync()
+    await user.write_file("other", crashes.V2)
+    await user.write_file("new", crashes.V2)
+    opened = await user.create("a")
+    await user.pwrite(opened, crashes.V1, 0)
+    await user.fsync(opened)
+    await user.write_file("other", crashes.V3)
+    await user.pwrite(opened, crashes.V2, 10)
+    await user.fsync(opened)
+    await user.pwrite(opened, crashes.V3, 0)
+    await user.close(opened)
+    await user.rename("new", "renamed")
+
+
+async def cut_and_not_closed(user: User) -> None:
+    """A file that was stored is emptied and written anew, and the power goes before it is closed."""
+    await user.write_file("a", crashes.V2)
+    await user.sync()
+    opened = await user.open("a", os.O_RDWR | os.O_TRUNC)
+    await user.pwrite(opened, crashes.V3, 0)
+    other = await user.create("b")
+    await user.pwrite(other, crashes.V1, 0)
+    await user.fsync(other)
+    await user.close(opened)
+    await user.close(other)
+
+
+OWN: list[Scenario] = [replaced_twice, synced_one_by_one, cut_and_not_closed]
+SCENARIOS: list[Scenario] = [
+    *OWN, crashes.editor, crashes.swap_and_write, crashes.unlink_during_overwrite, crashes.write_during_upload,
+    crashes.directories, crashes.late_failure,
+]  # fmt: skip
+PLACES = [("s3", False), ("local", True)]
+
+
+def is_in(scenario: Scenario, disk: str, place: tuple[str, bool]) -> bool:
+    """Whether a case is in scripts/test; scripts/soak has them all."""
+    if scenario in OWN:
+        return place == PLACES[0]
+    return (disk, place) in (("lazy", PLACES[0]), ("eager", PLACES[1]))
+
+
+CASES = [
+    pytest.param(scenario, disk, *place, id=f"{scenario.__name__}-{disk}-{place[0]}")
+    for scenario in SCENARIOS
+    for disk in ("lazy", "eager")
+    for place in PLACES
+    if "LAMFS_SOAK" in os.environ or is_in(scenario, disk, place)
+]
+
+
+@pytest.fixture
+def make_power(make_box: MakeBox) -> Iterator[Callable[..., PowerBox]]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield lambda kind, disk, **options: PowerBox(make_box(kind, **options), disk, patch)
+
+
+@pytest.mark.parametrize(("scenario", "disk", "kind", "real_keys"), CASES)
+def test_power_cut_at_every_step(
+    scenario: Scenario, disk: str, kind: str, real_keys: bool, make_power: Callable[..., PowerBox]
+) -> None:
+    """What was acknowledged for good is there, the rest is of some moment since, and nothing is left over."""
+    for crash_at in range(1, 500):
+        power, user = make_power(kind, disk, real_keys=real_keys), Witness()
+        crashed = power.run(scenario, user, crash_at)
+        done = list(power.box.steps)
+        try:
+            power.check(user)
+        except BaseException as error:
+            error.add_note(f"cut at step {crash_at}: {done}")
+            raise
+        if not crashed:
+            return
+
+
+@pytest.mark.parametrize("disk", ["lazy", "eager"])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_fsync_to_the_spool_survives_too(kind: str, disk: str, make_power: Callable[..., PowerBox]) -> None:
+    """-o fsync=spool: the bytes are in a synced spool file, and the row that owes them is in the synced log."""
+
+    async def scenario(user: User) -> None:
+        opened: Any = await user.create("a")
+        await user.pwrite(opened, crashes.V1, 0)
+        await user.fsync(opened)
+        await user.pwrite(opened, crashes.V2, 0)
+        await user.fsync(opened)
+        await trio.sleep(0.02)
+        await user.close(opened)
+        await user.sync()
+
+    for crash_at in range(1, 200):
+        power, user = make_power(kind, disk), Witness()
+        power.box.policy.fsync_stores = False
+        crashed = power.run(scenario, user, crash_at)
+        try:
+            power.check(user)
+        except BaseException as error:
+            error.add_note(f"cut at step {crash_at}: {power.box.steps}")
+            raise
+        if not crashed:
+            return
