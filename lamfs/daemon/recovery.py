@@ -19,7 +19,7 @@ def take_over(instance: Instance) -> int:
     writer died. Spool files that nothing owes are removed, unless another mount of the instance may have them open.
     """
     registry, spool = instance.registry, instance.settings.spool_dir
-    taken = recover.adopt_puts(registry, instance.store, spool, ("put", "move", "delete"))
+    taken = recover.adopt_puts(registry, instance.store, spool, ("put", "move", "delete", "abort"))
     for entry in taken:
         if entry.op != "put" or entry.ino is None or entry.src is None:
             continue
