@@ -12,18 +12,14 @@ from collections.abc import Iterator
 from os import pread
 from typing import Protocol
 
-import trio
-
 from lamfs.cache.bits import REGION_BLOCKS, leaf_mask
+from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
 from lamfs.errors import LamfsError, StorageError, StorageFull
 from lamfs.hashing import hash_block, hash_leaf
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 
-ABSENT, PRESENT, VERIFIED = 0, 1, 2
-"""States of a block: not in the file; said to be in the file by the index; checked by this process."""
-
 FILL_WINDOW = 4
-"""Blocks that fill() and reads over many blocks bring at a time: half of the mover's readers stay for others."""
+"""Blocks that fill() and reads over many blocks bring at a time: most of the mover's readers stay for others."""
 
 SMALL = 64 << 10
 """Blocks up to this many bytes are verified right here: hashing them takes less time than a job's way and back."""
@@ -35,38 +31,6 @@ _SHIFT = BLOCK_SIZE.bit_length() - 1
 _LEAF_SHIFT = LEAF_SIZE.bit_length() - 1
 _IN_BLOCK = BLOCK_SIZE - 1
 _REGION_SHIFT = REGION_BLOCKS.bit_length() - 1
-
-
-class Flight:
-    """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same flight."""
-
-    __slots__ = ("error", "landed", "mask", "prefetch")
-
-    def __init__(self, prefetch: bool, mask: int = 0) -> None:
-        self.prefetch = prefetch
-        self.mask = mask
-        self.landed = trio.Event()
-        self.error: LamfsError | None = None
-
-
-class Leaves:
-    """What is known of the leaves of a block that is not verified as a whole. Leaf i is bit i of each mask."""
-
-    __slots__ = ("flights", "present", "verified")
-
-    def __init__(self, present: int) -> None:
-        self.present = present
-        """Said to be in the file. Of a block that is PRESENT all are."""
-        self.verified = 0
-        """Checked by this process."""
-        self.flights: list[Flight] = []
-
-    def in_air(self) -> int:
-        """Leaves that are on their way."""
-        mask = 0
-        for flight in self.flights:
-            mask |= flight.mask
-        return mask
 
 
 class Owner(Protocol):

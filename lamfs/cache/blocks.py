@@ -16,13 +16,14 @@ from pathlib import Path
 
 import trio
 
-from lamfs.cache import holes, sparse
+from lamfs.cache import adoption, holes, sparse
 from lamfs.cache.bits import REGION_BLOCKS
-from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile
+from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.eviction import Evictor
 from lamfs.cache.flights import BlockMover, Flights, LeafHashes
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.readers import Reader
+from lamfs.cache.states import ABSENT, PRESENT, VERIFIED
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageFull
 from lamfs.model import BLOCK_SIZE, ContentHash, Revision
 from lamfs.storage.base import ObjectStore
@@ -285,56 +286,24 @@ class BlockCache:
         if self._local:
             return False
         path = sparse.relative_path(self._store, revision.object_key)
-        full = self._dir / path
-        try:
-            spool = os.fstat(fd)
-            if not os.path.samestat(spool, os.lstat(spool_path)) or spool.st_size != revision.size:
-                return False
-            sparse.make_parents(self._index, self._dir, path)
-            floor = full.lstat().st_mtime_ns if os.path.lexists(full) else 0
-            if full.is_dir():
-                sparse.clear_way(self._index, self._dir, path)
-            donor = sparse.open_old(self._index, self._dir, path) if missing else None
-            os.rename(spool_path, full)
-        except OSError as error:
-            log.debug("The spool file %s does not become a cache file: %s.", spool_path, error)
+        taken = adoption.take(self._index, self._dir, path, fd, spool_path, revision, missing)
+        if taken is None:
             return False
-        ino = sparse.ino_of(spool)
-        self._index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=not missing)
-        state = bytearray([VERIFIED]) * revision.block_count()
-        for block in missing:
-            state[block] = ABSENT
-        if missing:
-            present = [block for block, value in enumerate(state) if value]
-            self._index.mark(path, revision.etag, present, ino=ino)
-        own = -1
-        try:
-            own = os.open(full, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            os.fchmod(own, 0o600)
-            os.utime(own)
-            if not missing:
-                sparse.seal(self._index, path, revision, own)
-            else:
-                holes.share(own)
-        except OSError as error:  # out of descriptors, or the cache was deleted this moment
-            log.debug("The new cache file %s is not kept open: %s.", full, error)
-        if own < 0:
-            if donor is not None:
-                os.close(donor.fd)
+        if taken.fd < 0:
             return True
         old = self._files.get(revision.object_key, {}).get(revision.etag)
         if old is not None:
             self._detach(old)
-        file = BlockFile(self._flights, revision, own, ino, path, state)
+        file = BlockFile(self._flights, revision, taken.fd, taken.ino, path, taken.state)
         self._insert(file)
         file.refs += 1
-        if donor is None:
-            self._release(file)
-        elif self._flights.nursery is None:
-            os.close(donor.fd)
-            self._release(file)
-        else:
+        donor = taken.donor
+        if donor is not None and self._flights.nursery is not None:
             self._flights.nursery.start_soon(self._graft, file, donor)
+        else:
+            self._release(file)
+            if donor is not None:
+                os.close(donor.fd)
         self._work.set()
         return True
 
@@ -388,14 +357,12 @@ class BlockCache:
     def _has_grown(self, length: int) -> None:
         self._fresh += length
         self._work.set()
-        if self._fresh > max(self.limit_bytes >> 4, BIG):
+        if self._fresh > max(self.limit_bytes >> 4, 4 * BLOCK_SIZE):
             self._urgent.set()
 
     async def _keep_house(self) -> None:
         self._flush()
         self._close_unlinked()
-        if self._local:
-            return
         await self._evictor.down_to(self.limit_bytes)
         shortage = self._evictor.shortage()
         if shortage > 0:

@@ -18,8 +18,9 @@ import trio
 
 from lamfs.cache import holes, sparse
 from lamfs.cache.bits import REGION_BLOCKS
-from lamfs.cache.blockfile import ABSENT, BlockFile
+from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.index import CachedFile, CacheIndex
+from lamfs.cache.states import ABSENT
 from lamfs.model import BLOCK_SIZE
 
 log = logging.getLogger(__name__)

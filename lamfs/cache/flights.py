@@ -16,9 +16,10 @@ import trio
 
 from lamfs.cache import sparse
 from lamfs.cache.bits import leaf_bytes, leaf_mask
-from lamfs.cache.blockfile import ABSENT, PRESENT, VERIFIED, BlockFile, Flight, Leaves
+from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.readers import Reader
+from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
@@ -27,8 +28,10 @@ from lamfs.transfer import jobs
 
 log = logging.getLogger(__name__)
 
-PREFETCH_JOBS = 6
-"""Prefetches at a time, of all files: two of the mover's eight readers are always left for somebody who waits."""
+PREFETCH_JOBS = 18
+"""Prefetches at a time, of all files: of the mover's 32 readers some are always left for somebody who waits."""
+PREFETCH_OF_FILE = 6
+"""Of one file: when it stalls, others are still prefetched."""
 DENSE = 32
 """Leaves that random reads of a file must fetch, ..."""
 DENSE_BYTES = 8 << 20
@@ -160,7 +163,8 @@ class Flights:
         if now - since > DENSE_SECONDS:
             count, since = 0, now
         file.leaf_misses = (count + 1, since)
-        if count + 1 >= max(DENSE, file.revision.size // DENSE_BYTES) and self.prefetch_blocks:
+        size = file.revision.size
+        if count + 1 >= max(DENSE, size // DENSE_BYTES) and self.prefetch_blocks and size <= self._seal_bytes:
             self._dense.setdefault(file, 0)
             self._pump()
 
@@ -194,13 +198,14 @@ class Flights:
             self._prefetching += 1
 
     def _next_wish(self) -> tuple[BlockFile, int, int] | None:
-        while self._wishing:
+        for _ in range(len(self._wishing)):
             reader = self._wishing.popleft()
             if reader.wishes:
-                wish = reader.wishes.popleft()
+                wish = None if _is_busy(reader.wishes[0][0]) else reader.wishes.popleft()
                 if reader.wishes:
                     self._wishing.append(reader)
-                return wish
+                if wish is not None:
+                    return wish
         return None
 
     def _ended(self, flight: Flight) -> None:
@@ -212,6 +217,8 @@ class Flights:
     def _next_dense(self) -> tuple[BlockFile, int, int] | None:
         for file, at in list(self._dense.items()):
             block = file.state.find(ABSENT, at)
+            if _is_busy(file):
+                continue
             if block >= 0 and file.refs:
                 self._dense[file] = block + 1
                 return file, block, 0
@@ -433,3 +440,9 @@ async def _persist(job: Callable[[], Awaitable[T]]) -> T:
         except TransferDied as error:
             log.warning("%s", error)
     return await job()
+
+
+def _is_busy(file: BlockFile) -> bool:
+    """Whether as much of a file is being prefetched as may be."""
+    leaves = sum(flight.prefetch for found in file.leaves.values() for flight in found.flights)
+    return sum(flight.prefetch for flight in file.flights.values()) + leaves >= PREFETCH_OF_FILE

@@ -374,7 +374,10 @@ class CacheIndex:
                 pass
             self.close()  # deleted under us, perhaps with the whole cache
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would use the umask
+        # SQLite would use the umask. Only a new file: closing a descriptor of one that another thread's connection has
+        # open would drop that one's locks (fcntl(2)), and the next to close would delete the log under it.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             _prepare(db)

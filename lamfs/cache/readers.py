@@ -13,7 +13,8 @@ from collections import deque
 from typing import Protocol
 
 from lamfs.cache.bits import leaf_mask
-from lamfs.cache.blockfile import VERIFIED, BlockFile
+from lamfs.cache.blockfile import BlockFile
+from lamfs.cache.states import VERIFIED
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE
 
 NEAR = 1 << 20

@@ -41,7 +41,7 @@ OPTION_HELP = """\b
   spool_free=SIZE     bytes that waiting writers leave free on the disk (default: 1G, at most 2 % of it)
   cache_free=SIZE     what the cache leaves free of its disk (5 %, at most 10G)
   timeout=SECONDS     how long a read or an fsync waits for storage before it
-                      fails with EIO (default 300)
+                      fails with EIO (default 60)
   uploads=N           files stored at a time, 1 to 64 (default 8)
   debug               a more talkative log
   noatime, noexec, sync, dirsync, nodev, nosuid

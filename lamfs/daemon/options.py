@@ -32,7 +32,7 @@ class MountOptions:
     spool_limit: int = 32 << 30
     spool_free: int | None = None
     cache_free: int | None = None
-    timeout: float = 300.0
+    timeout: float = 60.0
     uploads: int = 8
     foreground: bool = False
     debug: bool = False

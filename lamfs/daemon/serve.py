@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -42,6 +43,8 @@ log = logging.getLogger("lamfs.daemon")
 LEASE_LOOK = 600.0
 """Seconds between two looks at the lease."""
 READAHEAD_KIB = 1024
+BACKGROUND = 128
+"""Requests of the kernel's readahead under way."""
 
 
 Ready = Callable[[tuple[str, ...]], None]
@@ -175,12 +178,14 @@ class _Mount:
                 self._context.kernel = kernel
                 nursery.start_soon(kernel.run)
                 nursery.start_soon(self._follower.run)
+                nursery.start_soon(partial(self._context.waits.run, options.mountpoint, shared=options.allow_other))
                 await nursery.start(control.run)
                 nursery.start_soon(self._signals)
                 if not options.read_only:
                     nursery.start_soon(self._keep_lease)
                 mounts.write(settings.mounts_dir, record)
                 _raise_readahead(options.mountpoint)
+                _raise_background(options.mountpoint)
                 gc.collect()
                 gc.freeze()
                 nursery.start_soon(self._announce)
@@ -348,13 +353,36 @@ def _raise_limits() -> None:
 
 def _raise_readahead(mountpoint: str) -> None:
     """Let the kernel read ahead 1 MiB, where we may (root): larger requests, faster sequential reads."""
+    device = _device(mountpoint)
+    if device is not None:
+        _tell_kernel(f"/sys/class/bdi/{device}/read_ahead_kb", READAHEAD_KIB)
+
+
+def _raise_background(mountpoint: str) -> None:
+    """The kernel has only 12 requests of its readahead under way: a few files that stall would hold up all others."""
+    device = _device(mountpoint)
+    if device is not None:
+        folder = f"/sys/fs/fuse/connections/{device.partition(':')[2]}"
+        _tell_kernel(f"{folder}/max_background", BACKGROUND)
+        _tell_kernel(f"{folder}/congestion_threshold", BACKGROUND * 3 // 4)
+
+
+def _device(mountpoint: str) -> str | None:
+    """``major:minor`` of what is mounted there."""
     try:
         with open("/proc/self/mountinfo") as table:
             for line in table:
                 fields = line.split()
                 if fields[4].encode().decode("unicode_escape") == mountpoint:
-                    path = f"/sys/class/bdi/{fields[2]}/read_ahead_kb"
-                    with open(path, "w") as setting:
-                        setting.write(str(READAHEAD_KIB))
+                    return fields[2]
     except (OSError, UnicodeDecodeError) as error:
-        log.debug("the kernel's readahead stays as it is: %s", error)
+        log.debug("the mount is not found in the kernel's table: %s", error)
+    return None
+
+
+def _tell_kernel(path: str, value: int) -> None:
+    try:
+        with open(path, "w") as setting:
+            setting.write(str(value))
+    except OSError as error:
+        log.debug("the kernel's setting stays as it is: %s", error)

@@ -16,6 +16,7 @@ from lamfs.fs.backups import Backups
 from lamfs.fs.nodes import NodeTable
 from lamfs.fs.state import FileState
 from lamfs.fs.stats import Stats
+from lamfs.fs.waits import Waits
 from lamfs.model import Inode
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStore
@@ -52,7 +53,7 @@ class Policy:
     real_keys: bool = False
     close_stores: bool = False
     fsync_stores: bool = True
-    timeout: float = 300.0
+    timeout: float = 60.0
     read_only: bool = False
     spool_limit: int = 32 << 30
     """Bytes in the spool above which writers wait for the uploader."""
@@ -77,8 +78,10 @@ class Context:
     atimes: Atimes = field(default_factory=Atimes)
     states: dict[int, FileState] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
+    waits: Waits = field(init=False)
 
     def __post_init__(self) -> None:
+        self.waits = Waits(self.stats.counters)
         self.cache.on_storage_damage = lambda revision, block: self.stats.damaged(self, revision, block)
 
     def inode(self, fino: int) -> Inode:

@@ -7,15 +7,19 @@ Reads and writes of bytes that are on the local disk do not wait for anything. W
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
-from lamfs.errors import FsError, LamfsError
+from lamfs.errors import FsError, LamfsError, StorageError
 from lamfs.fs.context import Context
 from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import FileState, Handle, Spool
+from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, now_ns
 from lamfs.transfer import streaming
@@ -24,6 +28,9 @@ from lamfs.transfer.durable import sync_file
 MAX_SIZE = (1 << 63) - 1
 SYNC_TASKS = 64
 """Files that the fsync of a directory waits for at a time; as many can be stored at once."""
+T = TypeVar("T")
+AGAIN_SECONDS = 1.0
+"""When a read fails, the kernel asks once or twice more for the same bytes, at once."""
 
 
 class Files:
@@ -38,11 +45,11 @@ class Files:
 
     # -- opening ------------------------------------------------------------------------------------------------
 
-    async def open(self, fino: int, flags: int, *, privileged: bool = True) -> int:
+    async def open(self, fino: int, flags: int, *, privileged: bool = True, pid: int = 0) -> int:
         """Open an existing file; returns the handle. Raises FsError: ESTALE, EROFS, EISDIR, ELOOP.
 
         Who is not ``privileged`` takes the set-user-ID and set-group-ID bits away by O_TRUNC; of other changes of the
-        content the kernel sees to that.
+        content the kernel sees to that. ``pid``: the thread that opens it.
         """
         # O_TRUNC cuts the file also when it is opened for reading; the kernel has checked that it may be written.
         writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
@@ -53,13 +60,13 @@ class Files:
         state.writers += writable
         try:
             if flags & os.O_TRUNC:
-                await self._truncate(state, 0)
+                await self._truncate(state, 0, Caller(pid))
                 if not privileged:
                     self._drop_set_ids(state)
         except BaseException:
             self._let_go(state, writable)
             raise
-        return self._handle(state, flags, writable)
+        return self._handle(state, flags, writable, pid)
 
     def _drop_set_ids(self, state: FileState) -> None:
         mode = state.inode.mode & ~stat.S_ISUID
@@ -76,7 +83,9 @@ class Files:
         opened = self.handles[handle]
         return opened.writable or not self._c.atimes.is_due(opened.state.inode)
 
-    def create(self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int) -> tuple[int, int, Inode]:
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int, *, pid: int = 0
+    ) -> tuple[int, int, Inode]:
         """Make and open a regular file; returns handle, FUSE inode and attributes, one lookup counted."""
         context = self._c
         text = check_name(name)
@@ -114,7 +123,7 @@ class Files:
         state.handles = 1
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         state.writers = int(writable)
-        return self._handle(state, flags, writable), inode.ino, inode
+        return self._handle(state, flags, writable, pid), inode.ino, inode
 
     def make_file(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> tuple[int, Inode]:
         """mknod(2) of a regular file: an empty artifact, acknowledged at once."""
@@ -123,10 +132,11 @@ class Files:
         self.release(handle)
         return fino, inode
 
-    def _handle(self, state: FileState, flags: int, writable: bool) -> int:
+    def _handle(self, state: FileState, flags: int, writable: bool, pid: int) -> int:
         number = self._next_handle
         self._next_handle += 1
-        self.handles[number] = Handle(state, flags & os.O_ACCMODE != os.O_WRONLY, writable, self._c.cache.reader())
+        may_read = flags & os.O_ACCMODE != os.O_WRONLY
+        self.handles[number] = Handle(state, may_read, writable, self._c.cache.reader(), opener=pid)
         return number
 
     def _state(self, fino: int, *, emptied: bool = False) -> FileState:
@@ -225,30 +235,62 @@ class Files:
         state, reader = opened.state, opened.reader
         base = state.base
         waits = base is None or not base.holds(offset, size)
-        with trio.move_on_after(self._c.policy.timeout):
+        now = began = trio.current_time()
+        if opened.failed is not None and now - opened.failed[0] <= AGAIN_SECONDS:
+            began = opened.failed[1]  # all tries together must not take longer than one may
+        seconds = began + self._c.policy.timeout - now
+        if seconds <= 0:
+            raise FsError(errno.EIO)
+
+        async def stored() -> bytes:
             if state.spool is not None:
-                data = await self._spooling.overlays.read(state, offset, size, reader)
-            else:
-                data = await self._spooling.read_stored(state, offset, size, reader)
-            if waits:
-                self._counted.misses += 1
-            else:
-                self._counted.hits += 1
-            self._counted.read_bytes += len(data)
-            return data
-        raise FsError(errno.EIO, "storage did not answer in time")
+                return await self._spooling.overlays.read(state, offset, size, reader)
+            return await self._spooling.read_stored(state, offset, size, reader)
+
+        try:
+            data = await self._wait(stored, state, self._caller(opened), seconds)
+        except (StorageError, FsError):
+            opened.failed = trio.current_time(), began
+            raise
+        if waits:
+            self._counted.misses += 1
+        else:
+            self._counted.hits += 1
+        self._counted.read_bytes += len(data)
+        return data
+
+    def _caller(self, opened: Handle) -> Caller:
+        """Who waits when a call through a handle does."""
+        fino = opened.state.fino
+
+        def rivals() -> list[int]:
+            return [each.opener for each in self.handles.values() if each.state.fino == fino and each is not opened]
+
+        return Caller(opened.opener, fino, rivals)
+
+    async def _wait(
+        self, work: Callable[[], Awaitable[T]], state: FileState, caller: Caller, seconds: float | None = None
+    ) -> T:
+        """The result of what needs storage. Raises FsError: EIO when it takes too long, EINTR."""
+        return await self._c.waits.bounded(
+            work, self._c.policy.timeout if seconds is None else seconds, caller, lambda: self._name(state.ino)
+        )
+
+    def _name(self, ino: int) -> str:
+        return self._c.registry.tree.path(ino) or f"inode {ino}"
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write all of ``data``; returns its length. Raises OSError (ENOSPC …), StorageError (content unreachable)."""
         state = self.handles[handle].state
         spool = state.spool
         if spool is None or spool.missing or not state.writable_now():
-            spool = await self._prepare(state, write=(offset, len(data)))
+            spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
         # The journal says "open" by now, so the next close has to acknowledge, also when the disk is full.
         state.dirty = True
         room = self._spooling.room
         if not room.take(len(data)):
-            await room.wait(len(data))
+            # It has an end of its own, which moves on as long as storage takes something.
+            await self._wait(lambda: room.wait(len(data)), state, self._caller(self.handles[handle]), math.inf)
             if state.spool is not spool or not state.writable_now():
                 return await self.write(handle, offset, data)  # it was stored while we waited
         inode = state.inode
@@ -269,15 +311,15 @@ class Files:
         self._counted.write_bytes += done
         return done
 
-    async def _prepare(self, state: FileState, keep: int | None = None, write: tuple[int, int] | None = None) -> Spool:
-        with trio.move_on_after(self._c.policy.timeout):
-            return await self._spooling.prepare_write(state, keep, write)
-        raise FsError(errno.EIO, "storage did not answer in time")
+    async def _prepare(
+        self, state: FileState, caller: Caller, keep: int | None = None, write: tuple[int, int] | None = None
+    ) -> Spool:
+        return await self._wait(lambda: self._spooling.prepare_write(state, keep, write), state, caller)
 
-    async def _truncate(self, state: FileState, size: int) -> None:
+    async def _truncate(self, state: FileState, size: int, caller: Caller) -> None:
         if size > MAX_SIZE:
             raise FsError(errno.EFBIG)
-        spool = await self._prepare(state, keep=size)
+        spool = await self._prepare(state, caller, keep=size)
         state.dirty = True
         os.ftruncate(spool.fd, size)
         self._spooling.overlays.cut(state, size)
@@ -285,15 +327,15 @@ class Files:
         state.inode.size = size
         touch(state)
 
-    async def truncate(self, fino: int, size: int) -> None:
-        """truncate(2), ftruncate(2): as if the file were opened, cut and closed."""
+    async def truncate(self, fino: int, size: int, *, pid: int = 0) -> None:
+        """truncate(2), ftruncate(2) by thread ``pid``: as if the file were opened, cut and closed."""
         if self._c.policy.read_only:
             raise FsError(errno.EROFS)
         state = self._state(fino)
         state.handles += 1
         state.writers += 1
         try:
-            await self._truncate(state, size)
+            await self._truncate(state, size, Caller(pid))
             if state.writers == 1 and not state.private:
                 self._acknowledge(state)
         finally:
@@ -313,48 +355,53 @@ class Files:
             return
         self._acknowledge(state)
         if self._c.policy.close_stores:
-            await self.store(state.ino)
+            await self.store(state.ino, self._caller(opened))
 
     async def fsync(self, handle: int) -> None:
         """fsync(2): in storage and in the registry; with ``-o fsync=spool`` on the local disk only.
 
         Raises the error of the try it made when storage refuses or is away; the upload stays owed.
         """
-        state = self.handles[handle].state
+        opened = self.handles[handle]
+        state = opened.state
         self._acknowledge(state)
         if state.private:
             return
         if self._c.policy.fsync_stores:
-            await self.store(state.ino)
+            await self.store(state.ino, self._caller(opened))
         elif state.spool is not None:
             await sync_file(state.spool.proc_path(), self._c.spool_dir)
         await self._c.uploader.durable()
 
-    async def store(self, ino: int) -> None:
-        """Wait until what is owed for an inode now is in storage."""
+    async def store(self, ino: int, caller: Caller | None = None) -> None:
+        """Wait until what is owed for an inode now is in storage.
+
+        Raises FsError: EIO when it takes too long, EINTR when the caller is told to stop.
+        """
         entry = self._c.registry.journal.put_of(ino)
         if entry is None:
             return
         if entry.state == "scratch":
             await sync_file(str(self._c.spool_dir / str(entry.src)), self._c.spool_dir)
             return
-        with trio.move_on_after(self._c.policy.timeout):
+
+        async def settle() -> None:
             if entry.owner == self._c.registry.journal.owner:
                 await self._c.uploader.settle(ino, entry.gen)
             else:
                 # Another mount has it in hand.
                 while self._c.registry.journal.put_of(ino) is not None:
                     await trio.sleep(0.05)
-            return
-        raise FsError(errno.EIO, "storage did not answer in time")
+
+        await self._c.waits.bounded(settle, self._c.policy.timeout, caller or Caller(), lambda: self._name(ino))
 
     def acknowledge_all(self) -> None:
         """Journal everything that open handles have written so far."""
         for state in list(self._c.states.values()):
             self._acknowledge(state)
 
-    async def sync_below(self, directory: int) -> None:
-        """fsync(2) of a directory: everything below it is in storage and in the registry."""
+    async def sync_below(self, directory: int, *, pid: int = 0) -> None:
+        """fsync(2) of a directory by thread ``pid``: everything below it is in storage and in the registry."""
         self.acknowledge_all()
         tree, journal = self._c.registry.tree, self._c.registry.journal
         error: LamfsError | None = None
@@ -364,7 +411,7 @@ class Files:
             nonlocal error
             for ino in below:
                 try:
-                    await self.store(ino)
+                    await self.store(ino, Caller(pid))
                 except LamfsError as problem:
                     error = problem
                 if error is not None:

@@ -59,6 +59,7 @@ class Scan:
 
     directory: int
     last: int = 0
+    opener: int = 0
 
 
 class FileSystem:
@@ -99,14 +100,14 @@ class FileSystem:
             return self.control.attributes(fino)
         return self.context.inode(fino)
 
-    async def setattr(self, fino: int, changes: Changes) -> Inode:
-        """chmod, chown, utimensat, truncate. Raises FsError, OSError (ENOSPC)."""
+    async def setattr(self, fino: int, changes: Changes, *, pid: int = 0) -> Inode:
+        """chmod, chown, utimensat, truncate by thread ``pid``. Raises FsError, OSError (ENOSPC)."""
         if fino >= CONTROL_BASE:
             raise FsError(errno.EPERM)
         if self.context.policy.read_only:
             raise FsError(errno.EROFS)
         if changes.size is not None:
-            await self.files.truncate(fino, changes.size)
+            await self.files.truncate(fino, changes.size, pid=pid)
         inode = self.context.inode(fino)
         columns: dict[str, int] = {}
         if changes.mode is not None:
@@ -134,11 +135,11 @@ class FileSystem:
 
     # -- directories --------------------------------------------------------------------------------------------
 
-    def opendir(self, directory: int) -> int:
-        """A handle for reading a directory."""
+    def opendir(self, directory: int, *, pid: int = 0) -> int:
+        """A handle for reading a directory, opened by thread ``pid``."""
         number = self._next_scan
         self._next_scan += 1
-        self._scans[number] = Scan(directory)
+        self._scans[number] = Scan(directory, opener=pid)
         return number
 
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
@@ -156,9 +157,9 @@ class FileSystem:
 
     async def fsyncdir(self, handle: int) -> None:
         """fsync(2) of a directory."""
-        directory = self._scans[handle].directory
-        if directory < CONTROL_BASE:
-            await self.files.sync_below(directory)
+        scan = self._scans[handle]
+        if scan.directory < CONTROL_BASE:
+            await self.files.sync_below(scan.directory, pid=scan.opener)
 
     def entries(self, directory: int, cookie: int, last: int | None = None) -> Iterator[tuple[int, bytes, int, Inode]]:
         """(cookie, name, inode, attributes) of what follows ``cookie`` in a directory; counts no lookups.
@@ -176,11 +177,11 @@ class FileSystem:
 
     # -- handles ------------------------------------------------------------------------------------------------
 
-    async def open(self, fino: int, flags: int, *, privileged: bool = True) -> int:
-        """Open a file; the handle. ``privileged`` as in Files.open."""
+    async def open(self, fino: int, flags: int, *, privileged: bool = True, pid: int = 0) -> int:
+        """Open a file; the handle. ``privileged`` and ``pid`` as in Files.open."""
         if fino >= CONTROL_BASE:
             return self.control.open(fino, flags)
-        return await self.files.open(fino, flags, privileged=privileged)
+        return await self.files.open(fino, flags, privileged=privileged, pid=pid)
 
     def keeps_pages(self, handle: int) -> bool:
         """Whether the kernel may keep the file's pages across this open.

@@ -127,6 +127,6 @@ class Follower:
         """Take over what processes that are gone (a CLI command, a crashed notebook) left to do."""
         if self._c.policy.read_only:
             return  # it would never do the work, and keep others from doing it
-        taken = self._c.registry.journal.adopt(("move", "delete"))
+        taken = self._c.registry.journal.adopt(("move", "delete", "abort"))
         if taken or self._c.registry.journal.next_at() is not None:
             self._c.uploader.notify()

@@ -104,12 +104,18 @@ class FileState:
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """One open file description. ``reader`` knows what it has read of the stored revision."""
+    """One open file description. ``reader`` knows what it has read of the stored revision.
+
+    ``opener``: the thread that opened it (0: not known). ``failed``: when a read failed for lack of storage last, and
+    when that read began (seconds of trio's clock).
+    """
 
     state: FileState
     readable: bool
     writable: bool
     reader: Reader
+    opener: int = 0
+    failed: tuple[float, float] | None = None
 
     def check_readable(self) -> None:
         """Raise EBADF when it was opened for writing only (the kernel does not let such reads through)."""

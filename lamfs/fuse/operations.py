@@ -213,7 +213,7 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return self._entry((inode, await self._fs.setattr(inode, changes)))
+        return self._entry((inode, await self._fs.setattr(inode, changes, pid=ctx.pid)))
 
     @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -231,7 +231,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return self._fs.opendir(inode)
+        return self._fs.opendir(inode, pid=ctx.pid)
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
@@ -257,12 +257,14 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         self._refuse_control(parent_inode)
-        handle, fino, inode = self._fs.files.create(parent_inode, name, mode & ~ctx.umask, flags, ctx.uid, ctx.gid)
+        handle, fino, inode = self._fs.files.create(
+            parent_inode, name, mode & ~ctx.umask, flags, ctx.uid, ctx.gid, pid=ctx.pid
+        )
         return FileInfo(fh=handle, keep_cache=True), self._entry((fino, inode))
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        handle = await self._fs.open(inode, flags, privileged=ctx.uid == 0)
+        handle = await self._fs.open(inode, flags, privileged=ctx.uid == 0, pid=ctx.pid)
         control = inode >= CONTROL_BASE
         return FileInfo(fh=handle, keep_cache=not control and self._fs.keeps_pages(handle), direct_io=control)
 

@@ -7,6 +7,9 @@ import pyfuse3
 from lamfs.errors import LamfsError
 from lamfs.fuse.operations import Operations
 
+MAX_TASKS = 1000
+"""Requests that may wait for storage before no other is answered."""
+
 
 def mount(operations: Operations, mountpoint: str, name: str, words: tuple[str, ...]) -> None:
     """Mount; the kernel's requests wait until ``serve`` runs. ``name`` is what ``df`` shows as the device.
@@ -26,7 +29,7 @@ def mount(operations: Operations, mountpoint: str, name: str, words: tuple[str, 
 
 async def serve() -> None:
     """Answer the kernel until the file system is unmounted or ``end`` is called."""
-    await pyfuse3.main()
+    await pyfuse3.main(max_tasks=MAX_TASKS)
 
 
 def end() -> None:

@@ -114,7 +114,8 @@ def fill(
     """
     ordered = sorted(records, key=lambda record: -record.size)
     with (
-        Pool(min(jobs, len(ordered)) or 1, "lamfs-artifact", leave=instance.close_thread) as seeing,
+        # More than there are jobs: while one opens or seals a file, the blocks of others shall be on their way.
+        Pool(min(2 * jobs, len(ordered)) or 1, "lamfs-artifact", leave=instance.close_thread) as seeing,
         Pool(jobs, "lamfs-block") as blocks,
     ):
 

@@ -163,6 +163,8 @@ def _is_lost(registry: Registry, store: ObjectStore, spool_dir: Path, entry: Jou
         return False
     path = spool_dir / entry.src
     left = path.stat().st_size if path.exists() else None
+    if left is None and entry.state == "scratch":
+        return False  # perhaps on another machine, and of no use here
     artifact = registry.artifacts.by_ino(inode.ino)
     if (left or 0) >= inode.size and (left is not None or artifact is None):
         return False
@@ -171,7 +173,9 @@ def _is_lost(registry: Registry, store: ObjectStore, spool_dir: Path, entry: Jou
         return False  # it was renamed into the storage
     name = registry.tree.path(inode.ino) or entry.uid
     if artifact is None and left:
-        log.error("This machine went down: %d of %d bytes of '%s' are left.", left, inode.size, name)
+        log.error(
+            "Of '%s' %d of %d bytes are left: the machine went down before they were stored.", name, left, inode.size
+        )
         return False
     if artifact is not None and artifact.revision.object_key == entry.object_key:
         artifact = _as_in_storage(registry, store, entry, artifact)
@@ -179,11 +183,11 @@ def _is_lost(registry: Registry, store: ObjectStore, spool_dir: Path, entry: Jou
     if entry.object_key is not None and registry.artifacts.with_object(entry.object_key) is None:
         registry.journal.add_delete(entry.object_key)
     if artifact is None:
-        log.error("This machine went down: nothing is left of '%s', which was not stored yet.", name)
+        log.error("'%s' is gone: the machine went down before it was stored.", name)
         for parent, entry_name in registry.tree.names(inode.ino):
             registry.names.unlink(parent, entry_name)
     else:
-        log.error("This machine went down: '%s' has the content again that was stored last.", name)
+        log.error("'%s' is as it was stored last: the machine went down before later bytes were stored.", name)
         registry.tree.update(inode.ino, size=artifact.size, blocks=None)
         registry.tree.bump_revision(inode.ino)
         registry.changes.content(inode.ino)

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lamfs.mover")
 
-READ_THREADS = 8
+READ_THREADS = 32
+"""Reads that stall hold a thread for as long as storage may take to answer: others must find a free one."""
 WRITE_THREADS = 8
 PART_THREADS = 8
 CONTROL_THREADS = 2

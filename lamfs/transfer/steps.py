@@ -145,7 +145,8 @@ class Steps:
             if artifact is not None and artifact.revision.object_key == target:
                 await self.hooks.pin(target, but=ino if base is not None else None)
                 # From here on the old bytes are nowhere else: the new ones must not be lost.
-                await sync_file(path, self._spool)
+                if self._store.kind != "local":  # which syncs them itself before it replaces the old ones
+                    await sync_file(path, self._spool)
             await self.durable()
             if content is None:
                 consumed = False

@@ -30,7 +30,7 @@ WAIT = 3.0
 machine for itself until it is done."""
 PARTS = 2
 """Parts of all such files that are under way at a time: writers and finished files come first."""
-REST = (2.0, 0.5)
+REST = (3.0, 1.0)
 """Pause after a part: so many times what it took, and at most so many seconds. Where storage is quick, sending takes
 the processor from the writer, who will be done soon; where it is slow, the pause is a small part of the time."""
 PATIENCE = 5.0

@@ -31,6 +31,8 @@ RETRY_UNNOTED = 2.0
 """Pause in seconds when the registry cannot be written."""
 MAX_PAUSE = 60.0
 """Longest pause in seconds between two tries."""
+HURRIED_PAUSE = 3.0
+"""The same while somebody waits until nothing is owed any more."""
 CLOCK_STEP = 1.0
 """Seconds by which the wall clock, in which the journal's times are, may go back unnoticed."""
 BATCH = 256
@@ -360,7 +362,8 @@ class Uploader:
 
     def _failed(self, entry: JournalEntry, error: LamfsError) -> bool:
         """Note a failed try; False when the registry does not take the note (its disk is full)."""
-        pause = min(MAX_PAUSE, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
+        longest = HURRIED_PAUSE if self._hurry else MAX_PAUSE
+        pause = min(longest, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
         try:
             name = what(self._registry, entry)
             log.warning("could not %s %s: %s Trying again in %.0f s.", entry.op, name, error, pause)

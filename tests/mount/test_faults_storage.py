@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounts import BUCKET, MountedInstance, outcome, wait_until
+from lamfs.model import iso, now_ns
+from tests.support.mounts import BUCKET, TEST_SECONDS, MountedInstance, outcome, wait_until
 from tests.support.proxy import FaultProxy
 from tests.support.servers import SeaweedServer, Server
 
@@ -28,6 +29,7 @@ class Faulty:
 
     def __init__(self, server: Server, proxy: FaultProxy, timeout: int) -> None:
         self.words = [f"timeout={timeout}"]
+        self.since = ""
         self.server = server
         self.proxy = proxy
         config = server.config(BUCKET, f"f{os.urandom(4).hex()}/root")
@@ -38,9 +40,8 @@ class Faulty:
         return self.instance.path
 
     def errors(self) -> list[dict[str, Any]]:
-        """The failures that ``lamfs status`` shows."""
-        found: list[dict[str, Any]] = self.instance.status()["errors"]
-        return found
+        """The failures since the test began that ``lamfs status`` shows."""
+        return [error for error in self.instance.status()["errors"] if error["at"] >= self.since]
 
     def check(self) -> None:
         """All is well again: everything drains, and fsck is content."""
@@ -52,23 +53,37 @@ class Faulty:
         assert self.instance.fsck() == []
 
     def remount_empty(self) -> None:
-        self.instance.umount()
+        self.instance.fusermount()
         shutil.rmtree(self.instance.cache_dir, ignore_errors=True)
         self.instance.mount(self.words)
 
 
+@pytest.fixture(scope="module", params=[60])
+def faulty_mount(request: pytest.FixtureRequest, seaweed: Server, fuse: None) -> Iterator[Faulty]:
+    """A mount with this timeout, for all tests that want one; use ``faulty``."""
+    with FaultProxy(seaweed.port) as proxy:
+        found = Faulty(seaweed, proxy, request.param)
+        with found.instance:
+            found.instance.mount(found.words)
+            yield found
+
+
 @pytest.fixture
-def faulty(request: pytest.FixtureRequest, seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterator[Faulty]:
-    """A mount; ``impatient`` tests get one with a timeout of 5 s."""
-    found = Faulty(seaweed, seaweed_proxy, getattr(request, "param", 60))
-    with found.instance:
-        found.instance.mount(found.words)
-        yield found
-        seaweed_proxy.clear()
-        seaweed_proxy.heal()
+def faulty(faulty_mount: Faulty) -> Iterator[Faulty]:
+    """An empty mount; ``impatient`` tests get one with a timeout of 5 s."""
+    found = faulty_mount
+    found.instance.extend(TEST_SECONDS)
+    found.since = iso(now_ns())
+    found.proxy.requests.clear()
+    yield found
+    found.proxy.clear()
+    found.proxy.heal()
+    for path in found.path.iterdir():
+        path.unlink()
+    found.instance.sync()
 
 
-impatient = pytest.mark.parametrize("faulty", [5], indirect=True)
+impatient = pytest.mark.parametrize("faulty_mount", [5], indirect=True)
 
 
 class Fails:
@@ -178,7 +193,8 @@ def test_reads_end_in_time(faulty: Faulty) -> None:
     started = time.monotonic()
     with Fails(errno.EIO):
         (faulty.path / "a").read_bytes()
-    assert time.monotonic() - started < 20
+    assert 4.5 < time.monotonic() - started < 8, "the kernel asks again: all of it together takes the timeout"
+    assert faulty.instance.status()["timeouts"] >= 1
     os.stat(faulty.path / "a")
     (faulty.path / "b").write_bytes(b"others go on")
     faulty.proxy.clear()
@@ -236,6 +252,24 @@ def test_storage_is_away_in_the_middle_of_a_read(faulty: Faulty) -> None:
         back.start()
         assert b"".join(iter(lambda: file.read(1 << 20), b"")) == data[1000:]
         back.join()
+    faulty.check()
+
+
+def test_sigterm_with_much_owed(faulty: Faulty) -> None:
+    """The daemon stores everything before it ends, however slowly storage takes it: 32 MiB, in scripts/soak 1 GiB."""
+    count = 1024 if "LAMFS_SOAK" in os.environ else 32
+    faulty.proxy.add("delay", method="PUT", seconds=0.2, count=None)
+    data = os.urandom(1 << 20)
+    for number in range(count):
+        (faulty.path / f"f{number}").write_bytes(b"%d" % number + data)
+    assert faulty.instance.status()["owed_bytes"] > count << 19
+    faulty.instance.term(timeout=300)
+    assert faulty.instance.spooled() == []
+    shutil.rmtree(faulty.instance.cache_dir)
+    faulty.proxy.clear()
+    faulty.instance.mount(faulty.words)
+    for number in range(count):
+        assert (faulty.path / f"f{number}").read_bytes() == b"%d" % number + data
     faulty.check()
 
 
@@ -363,6 +397,91 @@ def small_disk(seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterat
     finally:
         subprocess.run(["umount", "-l", instance.data_dir], check=False)
         shutil.rmtree(instance.base, ignore_errors=True)
+
+
+@pytest.fixture
+def small_cache(seaweed: Server, fuse: None) -> Iterator[MountedInstance]:
+    """An instance on S3 whose cache directory is a tmpfs of 24 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
+    config = seaweed.config(BUCKET, f"c{os.urandom(4).hex()}/root")
+    instance = MountedInstance(config, env=seaweed.env)
+    instance.cache_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", instance.cache_dir], check=True)
+    try:
+        with instance:
+            instance.mount(["timeout=30"])
+            yield instance
+    finally:
+        subprocess.run(["umount", "-l", instance.cache_dir], check=False)
+        shutil.rmtree(instance.base, ignore_errors=True)
+
+
+def test_a_full_cache_disk(small_cache: MountedInstance) -> None:
+    """More bytes than it holds are read, whoever has it open; with no room at all reading fails, and lives on."""
+    instance = small_cache
+    data = {f"f{number}": os.urandom(7 << 20) for number in range(6)}
+    for name, content in data.items():
+        (instance.path / name).write_bytes(content)
+    instance.sync()
+    for name, content in data.items():
+        assert (instance.path / name).read_bytes() == content
+    with open(instance.path / "f0", "rb") as held, open(instance.path / "f1", "rb") as second:
+        assert held.read() == data["f0"]
+        assert second.read() == data["f1"]
+        assert (instance.path / "f2").read_bytes() == data["f2"]
+        (instance.path / "new").write_bytes(DATA)
+    instance.sync()
+    for name, content in data.items():
+        assert (instance.path / name).read_bytes() == content
+    assert instance.fsck() == []
+
+
+@pytest.fixture
+def small_registry(fuse: None) -> Iterator[MountedInstance]:
+    """An instance on a local folder, with its spool in there; the registry alone is on a tmpfs of 24 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
+    instance = MountedInstance()
+    instance.data_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", instance.data_dir], check=True)
+    try:
+        with instance:
+            instance.mount()
+            yield instance
+    finally:
+        subprocess.run(["umount", "-l", instance.data_dir], check=False)
+        shutil.rmtree(instance.base, ignore_errors=True)
+
+
+def test_a_full_disk_of_the_registry(small_registry: MountedInstance) -> None:
+    """ENOSPC for what cannot be noted, nothing acknowledged is lost, also by a kill; all is well when there is room."""
+    instance = small_registry
+    (instance.path / "old").write_bytes(DATA)
+    instance.sync()
+    with open(instance.data_dir / "filler", "wb") as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(1 << 16))
+            filler.flush()
+    kept = {"old": DATA}
+    results = []
+    for number in range(400):
+        data = b"%d" % number * 1000
+        results.append(outcome(lambda path=instance.path / f"f{number}", data=data: path.write_bytes(data)))
+        if results[-1] == len(data):
+            kept[f"f{number}"] = data
+    assert "ENOSPC" in results
+    assert (instance.path / "old").read_bytes() == DATA
+    os.unlink(instance.data_dir / "filler")
+    (instance.path / "later").write_bytes(DATA)
+    kept["later"] = DATA
+    instance.kill9()
+    instance.mount()
+    instance.sync()
+    for name, data in kept.items():
+        assert (instance.path / name).read_bytes() == data, name
+    assert instance.spooled() == []
+    assert instance.fsck() == []
 
 
 def test_a_full_spool(small_disk: Faulty) -> None:

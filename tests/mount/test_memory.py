@@ -85,7 +85,7 @@ def many_descriptors() -> Iterator[int]:
 
 
 def fill(instance: MountedInstance, *, files: int, entries: int) -> None:
-    """``open/0`` … are empty artifacts, ``many/0`` … symlinks, ``huge`` is an artifact of HUGE zero bytes: made by hand,
+    """``open/0`` … are empty artifacts, ``many/0`` … symlinks, ``huge`` is an artifact of HUGE zero bytes: by hand,
     since storing them takes long."""
     store = Path(instance.storage.root)
     zeros = hash_block(bytes(BLOCK_SIZE))

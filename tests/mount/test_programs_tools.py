@@ -166,40 +166,6 @@ def test_rsync_transfers_nothing_the_second_time(each_mount: MountedInstance, ea
     assert portrait(tmp_path / "out") == portrait(tmp_path / "in")
 
 
-def test_git_in_the_mount(each_mount: MountedInstance, each_dir: Path) -> None:
-    git = [need("git"), "-c", "user.name=Test", "-c", "user.email=test@localhost"]
-    repository = each_dir / "repository"
-    repository.mkdir()
-    rng = random.Random(3)
-
-    def run(*words: str) -> str:
-        return each_mount.run([*git, *words], cwd=repository, timeout=100).stdout
-
-    run("init", "-q", "-b", "main")
-    for number in range(200):
-        path = repository / f"d{number % 10}" / f"{number}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(f"line {rng.random()}\n" for _ in range(rng.randrange(1, 60))))
-    run("add", ".")
-    run("commit", "-qm", "first")
-    assert run("status", "--porcelain") == ""
-    (repository / "d3/3.txt").write_text("changed\n")
-    os.rename(repository / "d4/4.txt", repository / "d4/renamed.txt")
-    assert run("status", "--porcelain").count("\n") == 3
-    run("add", "-A")
-    run("commit", "-qm", "second")
-    run("gc", "-q")
-    run("fsck", "--full", "--strict")
-    run("checkout", "-q", "-b", "other", "HEAD~1")
-    assert (repository / "d3/3.txt").read_text() != "changed\n"
-    run("checkout", "-q", "main")
-    assert (repository / "d3/3.txt").read_text() == "changed\n"
-    run("clone", "-q", str(repository), str(each_dir / "clone"))
-    assert run("log", "--oneline").count("\n") == 2
-    assert run("-C", str(each_dir / "clone"), "ls-files").count("\n") == 200
-    run("-C", str(each_dir / "clone"), "fsck", "--full")
-
-
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
 def test_sqlite(each_mount: MountedInstance, each_dir: Path, mode: str) -> None:
     path = each_dir / "base.db"

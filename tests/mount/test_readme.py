@@ -42,4 +42,4 @@ def test_the_five_minutes_of_the_readme() -> None:
         done = instance.run([sys.executable, str(program)], cwd=ROOT, env=env)
         assert done.stdout.splitlines() == ["lp2-ycXcKcaliUTnR_TqHA"]
         done = instance.run([sys.executable, "-m", "lamfs", "fsck", "--data"], cwd=ROOT, env=env)
-        assert done.stdout == "reader/default: clean (3 artifacts, 3 objects)\n"
+        assert done.stdout == "reader/default: clean (3 artifacts, 3 objects, 640 B read)\n"

@@ -57,11 +57,11 @@ def _md5(data: bytes) -> str:
 class MemoryStore:
     """Objects in memory with the face of a bucket. ETags are MD5, so equal bytes have equal ETags, as on S3.
 
-    ``uploads``: the unfinished ones; ``made``: what became of the others; ``sent``: the number of each part that came.
+    ``unfinished``: its uploads; ``made``: what became of the others; ``sent``: the number of each part that came.
     """
 
     objects: dict[str, bytes] = field(default_factory=dict)
-    uploads: dict[str, tuple[str, dict[int, bytes]]] = field(default_factory=dict)
+    unfinished: dict[str, tuple[str, dict[int, bytes]]] = field(default_factory=dict)
     begun: int = 0
     made: dict[str, tuple[list[str], str]] = field(default_factory=dict)
     sent: list[int] = field(default_factory=list)
@@ -116,11 +116,11 @@ class MemoryStore:
 
     def begin_upload(self, key: str) -> str:
         self.begun += 1
-        self.uploads[f"u{self.begun}"] = (key, {})
+        self.unfinished[f"u{self.begun}"] = (key, {})
         return f"u{self.begun}"
 
     def _parts(self, key: str, upload_id: str) -> dict[int, bytes]:
-        found = self.uploads.get(upload_id)
+        found = self.unfinished.get(upload_id)
         if found is None or found[0] != key:
             raise UploadGone(f"no upload {upload_id} of '{key}'")
         return found[1]
@@ -150,19 +150,19 @@ class MemoryStore:
             raise
         assert [_md5(parts[number]) for number in range(1, len(etags) + 1)] == list(etags)
         self.objects[key] = b"".join(parts[number] for number in range(1, len(etags) + 1))
-        del self.uploads[upload_id]
+        del self.unfinished[upload_id]
         self.made[upload_id] = (list(etags), self._stat(key).etag)
         return self._stat(key).etag
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        self.uploads.pop(upload_id, None)
+        self.unfinished.pop(upload_id, None)
 
     def list_parts(self, key: str, upload_id: str) -> Sequence[PartStat]:
         parts = self._parts(key, upload_id)
         return [PartStat(number, len(data), _md5(data)) for number, data in sorted(parts.items())]
 
     def uploads_of(self, key: str) -> Sequence[str]:
-        return [upload_id for upload_id, found in self.uploads.items() if found[0] == key]
+        return [upload_id for upload_id, found in self.unfinished.items() if found[0] == key]
 
 
 def hash_range(path: str, offset: int, length: int) -> ContentHash:
@@ -483,7 +483,7 @@ class Box:
             if key != home and record.visibility != TRASH:
                 found.append(f"object of {record.key} is at {key}, not at {home}")
         found += [f"object {key} is nobody's" for key in sorted(objects - wanted.keys())]
-        found += [f"upload {upload}" for upload in getattr(self.store, "uploads", {})]
+        found += [f"upload {upload}" for upload in getattr(self.store, "unfinished", {})]
         found += [f"record of an upload: {row}" for row in registry.db.all("SELECT * FROM upload")]
         found += [f"record of a part: {row}" for row in registry.db.all("SELECT journal_id, number FROM part")]
         return found

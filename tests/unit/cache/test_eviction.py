@@ -14,10 +14,10 @@ import trio
 from lamfs.cache import blockfile, eviction, holes, sparse
 from lamfs.cache import blocks as blocks_module
 from lamfs.cache import index as index_module
-from lamfs.cache.blockfile import ABSENT
 from lamfs.cache.blocks import BlockCache, BlockFile, Reader
 from lamfs.cache.files import cache_file
 from lamfs.cache.index import CacheIndex
+from lamfs.cache.states import ABSENT
 from lamfs.errors import StorageFull
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE
 from tests.support.transfer import make_bytes, until
@@ -86,7 +86,6 @@ async def test_the_region_used_longest_ago_goes_first(rig: Rig) -> None:
 
 async def test_a_file_larger_than_the_limit_passes_through(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks_module, "HOUSEKEEPING_SECONDS", 0.01)
-    monkeypatch.setattr(blocks_module, "BIG", 1)
     rig.put("k", BIG)
     worst = 0
     async with rig.mount(limit=2 * REGION, prefetch=2) as cache:

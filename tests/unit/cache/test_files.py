@@ -179,6 +179,20 @@ def test_an_interrupted_fetch_goes_on_where_it_was(s3: Rig) -> None:
     assert sum(s3.fake.gets.values()) == 6
 
 
+def test_what_is_being_fetched_is_the_last_that_a_mount_would_evict(s3: Rig) -> None:
+    old = s3.put("old", make_bytes(2 * BLOCK_SIZE))
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        s3.file(old, progress=interrupt, workers=1)
+    s3.file(s3.put("young", b"y"))
+    newest: list[str] = []
+    s3.file(old, progress=lambda _: newest.append(s3.index.least_recent(5)[-1].path))
+    assert [os.path.basename(path) for path in newest] == ["old", "old"]
+
+
 def test_damage_in_storage(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     data = make_bytes(BLOCK_SIZE + 100)
     revision = rig.put("k", data)

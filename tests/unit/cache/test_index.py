@@ -226,3 +226,20 @@ def test_several_processes_at_once(tmp_path: Path) -> None:
     assert [worker.wait(60) for worker in workers] == [0] * 4
     assert flags(first, "shared", "e", 400) == [1] * 400
     assert first.total_bytes() == 400 * BLOCK_SIZE + 4000
+
+
+def test_a_second_connection_takes_no_lock_from_the_first(tmp_path: Path) -> None:
+    """fcntl(2) drops all locks of a process on a file when it closes any descriptor of it: then another process that
+    closes the index believes to be the last one, and deletes the log under the first connection."""
+    first, second = CacheIndex(tmp_path), CacheIndex(tmp_path)
+    first.reset("a", "e", 5, full=True)
+    second.reset("b", "e", 5, full=True)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom lamfs.cache.index import CacheIndex\n"
+        "index = CacheIndex(Path(sys.argv[1]))\nindex.reset('c', 'e', 5, full=True)\nindex.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    assert (tmp_path / "index.db-wal").exists()
+    first.reset("d", "e", 5, full=True)
+    second.close()
+    assert CacheIndex(tmp_path).total_bytes() == 20

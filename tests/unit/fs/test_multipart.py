@@ -121,7 +121,7 @@ def test_only_what_storage_lacks_is_sent_again(make_box: MakeBox) -> None:
     box, user = make_box("s3"), User()
     crash_before(box, user, "complete_upload")
     assert box.store.sent == [1, 2, 3, 4]
-    del next(iter(box.store.uploads.values()))[1][3]
+    del next(iter(box.store.unfinished.values()))[1][3]
     box.check(user)
     assert box.store.sent == [1, 2, 3, 4, 3]
 
@@ -163,7 +163,7 @@ def test_an_upload_that_was_completed_is_not_done_again(make_box: MakeBox) -> No
 def test_an_upload_that_is_gone_begins_anew(make_box: MakeBox) -> None:
     box, user = make_box("s3"), User()
     crash_before(box, user, "complete_upload")
-    box.store.uploads.clear()
+    box.store.unfinished.clear()
     box.check(user)
     assert box.store.sent == [1, 2, 3, 4] * 2
 
@@ -178,7 +178,7 @@ def test_an_upload_whose_id_was_lost_is_aborted(make_box: MakeBox) -> None:
         opened = await user.open("a.bin")
         with pytest.raises(StorageUnavailable):
             await user.fs.fsync(opened.number)
-        assert len(box.store.uploads) == 1
+        assert len(box.store.unfinished) == 1
         await user.close(opened)
         await user.unlink("a.bin")
         await user.sync()

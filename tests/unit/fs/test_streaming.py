@@ -165,7 +165,7 @@ def test_a_file_that_is_deleted_while_it_is_written(make_box: MakeBox) -> None:
         await user.pread(opened)
         await user.close(opened)
         await user.sync()
-        assert box.store.uploads == {}
+        assert box.store.unfinished == {}
 
     box.run(scenario, user)
     box.check(user)

@@ -1,0 +1,42 @@
+"""What is known of a block and of its leaves, and what is on its way. Data of BlockFile and Flights; loop only."""
+
+from __future__ import annotations
+
+import trio
+
+from lamfs.errors import LamfsError
+
+ABSENT, PRESENT, VERIFIED = 0, 1, 2
+"""States of a block: not in the file; said to be in the file by the index; checked by this process."""
+
+
+class Flight:
+    """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same flight."""
+
+    __slots__ = ("error", "landed", "mask", "prefetch")
+
+    def __init__(self, prefetch: bool, mask: int = 0) -> None:
+        self.prefetch = prefetch
+        self.mask = mask
+        self.landed = trio.Event()
+        self.error: LamfsError | None = None
+
+
+class Leaves:
+    """What is known of the leaves of a block that is not verified as a whole. Leaf i is bit i of each mask."""
+
+    __slots__ = ("flights", "present", "verified")
+
+    def __init__(self, present: int) -> None:
+        self.present = present
+        """Said to be in the file. Of a block that is PRESENT all are."""
+        self.verified = 0
+        """Checked by this process."""
+        self.flights: list[Flight] = []
+
+    def in_air(self) -> int:
+        """Leaves that are on their way."""
+        mask = 0
+        for flight in self.flights:
+            mask |= flight.mask
+        return mask

@@ -1,0 +1,157 @@
+"""Waiting for storage on behalf of a program: not longer than the mount's timeout, and only until it is told to stop.
+
+The loop only, but for the look at /proc, which a thread does while somebody waits. Calls that do not wait for storage
+never come here.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import trio
+
+from lamfs.errors import FsError
+from lamfs.fs import signals
+from lamfs.fs.stats import Counters
+
+log = logging.getLogger("lamfs.fs")
+
+LOOK_SECONDS = 0.25
+"""Between two looks for signals while somebody waits."""
+SHARE = 10
+"""Looking for who holds a file, with very many processes on the machine, takes a tenth of a thread's time at most."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, frozen=True)
+class Caller:
+    """Who waits: the thread ``pid`` that made the call, or opened the file through which it was made (0: not known).
+
+    In the second case ``fino`` is the file: others may have inherited its descriptor. ``rivals``: threads that have
+    opened the same file themselves.
+    """
+
+    pid: int = 0
+    fino: int = 0
+    rivals: Callable[[], Iterable[int]] = tuple
+
+
+@dataclass(slots=True, eq=False)
+class _Wait:
+    caller: Caller
+    scope: trio.CancelScope
+    interrupted: bool = False
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        self.scope.cancel()
+
+
+class Waits:
+    """All calls of one mount that wait for storage."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counted = counters
+        self._waiting: set[_Wait] = set()
+        self._begun = trio.Event()
+
+    async def bounded(
+        self, work: Callable[[], Awaitable[T]], seconds: float, caller: Caller, what: Callable[[], str]
+    ) -> T:
+        """The result of ``work``. ``what`` names the file for an error.
+
+        Raises FsError: EIO when it takes longer than ``seconds``, EINTR when the caller is told to stop meanwhile.
+        """
+        with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
+            wait = _Wait(caller, scope)
+            if caller.pid and signals.told_to_stop(caller.pid):
+                wait.interrupt()  # the kernel asks again after an interrupted readahead
+            self._waiting.add(wait)
+            self._begun.set()
+            try:
+                return await work()
+            finally:
+                self._waiting.discard(wait)
+        if wait.interrupted:
+            raise FsError(errno.EINTR)
+        self._counted.timeouts += 1
+        raise FsError(errno.EIO, f"'{what()}': storage did not answer in time.")
+
+    async def run(self, mountpoint: str, *, shared: bool = False) -> None:
+        """Look for signals while anybody waits, until cancelled. ``shared``: other users may use the mount."""
+        mount = signals.find_mount(mountpoint)
+        sees_all = os.geteuid() == 0 or not shared
+        next_search = 0.0
+        while True:
+            self._begun = trio.Event()
+            if not self._waiting:
+                await self._begun.wait()
+            began = trio.current_time()
+            waiting = [(wait, wait.caller, list(wait.caller.rivals())) for wait in self._waiting]
+            search = sees_all and began >= next_search
+            look = _Look(mount, [(caller, rivals) for _, caller, rivals in waiting], search)
+            try:
+                interrupted = await trio.to_thread.run_sync(look.interrupted, abandon_on_cancel=True)
+            except OSError as error:
+                log.warning("could not look for signals: %s", error)
+            else:
+                for wait, *_ in itertools.compress(waiting, interrupted):
+                    wait.interrupt()
+            if look.searched:
+                next_search = trio.current_time() + SHARE * look.searched
+            await trio.sleep(LOOK_SECONDS)
+
+
+class _Look:
+    """One look at /proc, in a thread: which callers, given with their rivals, are told to stop or gone."""
+
+    def __init__(self, mount: signals.Mount | None, callers: list[tuple[Caller, list[int]]], search: bool) -> None:
+        self.searched = 0.0
+        """Seconds that went into finding out who holds files."""
+        self._mount = mount
+        self._callers = callers
+        self._search = search
+        self._told: list[int] = []
+
+    def interrupted(self) -> list[bool]:
+        """For each caller, whether its call is to end."""
+        self._told = signals.all_told_to_stop()
+        return [self._is_over(caller, rivals) for caller, rivals in self._callers]
+
+    def _is_over(self, caller: Caller, rivals: list[int]) -> bool:
+        opener = signals.process_of(caller.pid) if caller.pid else None
+        if any(self._is(pid, caller, opener, rivals) for pid in self._told):
+            return True
+        # The kernel lets a reader die, but not what it has asked for: that would hold one of the kernel's few requests.
+        gone = caller.pid and opener is None and caller.fino and self._mount is not None and self._search
+        return bool(gone) and self._nobody_else(caller, rivals)
+
+    def _is(self, pid: int, caller: Caller, opener: int | None, rivals: list[int]) -> bool:
+        """Whether a process that is told to stop is the one that waits.
+
+        It is when it made the call or opened the file. Else it must hold the file, not have opened it itself another
+        time, and have it from who opened it: descend from that process, if it still lives.
+        """
+        if pid == opener:
+            return True
+        if not caller.fino or self._mount is None or not signals.holds(pid, self._mount, caller.fino):
+            return False
+        if any(signals.process_of(rival) == pid for rival in rivals):
+            return False
+        return opener is None or signals.descends(pid, opener)
+
+    def _nobody_else(self, caller: Caller, rivals: list[int]) -> bool:
+        """Whether all who hold the file have opened it themselves."""
+        assert self._mount is not None
+        began = time.monotonic()
+        found = set(signals.holders(self._mount, caller.fino))
+        self.searched += time.monotonic() - began
+        return found <= {signals.process_of(rival) for rival in rivals}

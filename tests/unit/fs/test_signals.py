@@ -1,0 +1,85 @@
+"""What /proc says of a process: whether it is told to stop, and what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamfs.fs import signals
+from tests.support.mounts import wait_until
+
+PREPARE = """
+import signal, sys
+signal.signal(signal.SIGALRM, lambda *a: None)
+signal.signal(signal.SIGINT, lambda *a: None)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def stopped_process() -> Iterator[int]:
+    """A process that does not run: signals stay pending, as while it waits for a file system."""
+    with subprocess.Popen([sys.executable, "-c", PREPARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(signal.SIGSTOP)
+            wait_until(
+                lambda: "\nState:\tT" in Path(f"/proc/{process.pid}/status").read_text(), "the process has stopped"
+            )
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (signal.SIGINT, True),  # caught, but a person wants it to stop
+        (signal.SIGQUIT, True),
+        (signal.SIGUSR1, True),  # not caught: ends it
+        (signal.SIGALRM, False),  # caught
+        (signal.SIGHUP, False),  # ignored
+        (signal.SIGTERM, False),  # blocked
+        (signal.SIGCHLD, False),
+        (signal.SIGWINCH, False),
+        (signal.SIGTSTP, False),
+    ],
+)
+def test_which_signals_ask_a_process_to_stop(number: signal.Signals, told: bool) -> None:
+    with stopped_process() as pid:
+        assert not signals.told_to_stop(pid)
+        os.kill(pid, number)
+        assert signals.told_to_stop(pid) == told
+        assert (pid in signals.all_told_to_stop()) == told
+    assert not signals.told_to_stop(pid)
+
+
+def test_what_a_process_holds_and_where_it_comes_from(tmp_path: Path) -> None:
+    point = tmp_path
+    while not os.path.ismount(point):
+        point = point.parent
+    mount = signals.find_mount(str(point))
+    assert mount is not None
+    with open(tmp_path / "f", "w") as file, stopped_process() as child:
+        ino = os.fstat(file.fileno()).st_ino
+        assert signals.holds(os.getpid(), mount, ino)
+        assert not signals.holds(os.getpid(), mount._replace(number=0), ino)
+        assert not signals.holds(child, mount, ino)
+        assert signals.holders(mount, ino) == [os.getpid()]
+        assert signals.descends(child, os.getpid())
+        assert not signals.descends(os.getpid(), child)
+        assert signals.process_of(child) == child
+    assert not signals.holds(os.getpid(), mount, ino)
+    assert signals.process_of(child) is None
+    assert signals.find_mount("/no/such/mount") is None
