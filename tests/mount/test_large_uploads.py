@@ -7,6 +7,8 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -162,3 +164,33 @@ def test_a_file_is_sent_while_it_is_written(behind: Behind) -> None:
     behind.instance.mount()
     behind.check(growing=data)
     assert {part: behind.parts()[part] for part in range(1, 6)} == dict.fromkeys(range(1, 6), 1)
+
+
+def test_who_comes_next_without_a_mount_leaves_no_upload(behind: Behind) -> None:
+    """A mount and a command are killed in the middle of an upload: the next command ends both, and aborts theirs."""
+    instance = behind.instance
+    stuck = behind.proxy.add("hang", path="partNumber=4", count=None)
+    (instance.path / "big").write_bytes(big(6))
+    wait_until(lambda: behind.recorded() == 4 and stuck.hits == 1, "all parts but one are stored", seconds=30)
+    instance.kill9()
+    own = instance.base / "own"
+    own.write_bytes(big(7))
+    saving = subprocess.Popen(
+        [sys.executable, "-m", "lamfs", "save", str(own), "--key", "own"],
+        env=instance.env,
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: stuck.hits == 2, "the command is uploading too", seconds=30)
+    finally:
+        saving.kill()
+        saving.wait()
+    assert len(behind.uploads_left()) == 2
+    behind.proxy.clear()
+    instance.cli("fsck", "--repair", check=False)
+    assert behind.uploads_left() == []
+    instance.mount()
+    behind.check(big=big(6))
+    assert not (instance.path / "own").exists()
