@@ -19,10 +19,11 @@ import trio
 from lamfs.errors import ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.hashing import hash_file
 from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry, Revision
-from lamfs.registry import Committed, Provenance, Registry, is_based_on, missing_blocks
-from lamfs.storage.base import ObjectStore
+from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
+from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.transfer import multipart, patches
 from lamfs.transfer.client import Mover
+from lamfs.transfer.conflicts import Conflicts
 from lamfs.transfer.durable import LogSync, sync_file
 from lamfs.transfer.multipart import Multipart, Segment
 
@@ -53,6 +54,9 @@ class FileHooks(Protocol):
 
     def rebased(self, ino: int, revision: Revision) -> None:
         """An overlay has been stored as ``revision`` while its file was written on in a copy of it."""
+
+    def conflicted(self, ino: int, conflict: Conflict) -> None:
+        """Somebody else has changed the object of an inode; what was written to it is another file now."""
 
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy these blocks of the stored revision ``base`` into the overlay ``src``, which is frozen."""
@@ -88,6 +92,7 @@ class Steps:
         self._origin = origin
         self._busy_objects: set[str] = set()
         self._hashing: dict[int, trio.CancelScope] = {}
+        self._conflicts = Conflicts(registry, store, mover, spool_dir, origin)
         self.durable = LogSync(registry.path)
         self.hooks: FileHooks | None = None
 
@@ -129,6 +134,9 @@ class Steps:
             ):
                 # An earlier try may have written elsewhere, before the file was renamed.
                 registry.journal.add_delete(entry.object_key or "")
+            found = await self._conflicts.find(entry, artifact, target)
+            if found is not None:
+                await self._keep_both(entry, upload, base, found)
             registry.journal.set_target(entry.id, target)
             if artifact is not None and artifact.revision.object_key == target:
                 await self.hooks.pin(target, but=ino if base is not None else None)
@@ -146,6 +154,25 @@ class Steps:
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
+        """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""
+        assert self.hooks is not None
+        assert entry.ino is not None
+        name = what(self._registry, entry)
+        if base is not None:
+            await self.hooks.pin(base.object_key)
+            await self._fill(entry, upload, base, set(upload.missing))
+            self._registry.journal.set_base(entry.ino, None)
+        conflict = await self._conflicts.settle(entry, found)
+        if conflict is None:
+            raise ObjectChanged(f"'{name}' was deleted while it was stored.")
+        self.hooks.conflicted(entry.ino, conflict)
+        beside = self._registry.tree.path(conflict.ino) or conflict.name
+        raise ObjectChanged(
+            f"Somebody else has changed the object {self._store.url(found.key)}: that is '{name}' now, and what was"
+            f" written here is kept as '{beside}'."
+        )
 
     def is_large(self, entry: JournalEntry) -> bool:
         """Whether a put takes long: its parts do not keep other files' jobs waiting, so it needs no slot of theirs."""

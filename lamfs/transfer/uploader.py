@@ -389,13 +389,13 @@ class Uploader:
             else:
                 if record is not None and "base" in entry.payload:
                     hooks.rebased(ino, record.revision)
-                if not consumed and self._superseded(ino, src):
+                if not consumed and self._superseded(src):
                     (self._spool / src).unlink(missing_ok=True)
             self.stored_files += 1
             self.stored_bytes += upload.size
             log.debug("stored inode %d, %d bytes, in %.3f s", ino, upload.size, time.monotonic() - started)
         except LamfsError:
-            if self._superseded(ino, src):
+            if self._superseded(src):
                 (self._spool / src).unlink(missing_ok=True)
             raise
         finally:
@@ -404,6 +404,6 @@ class Uploader:
             if not current:
                 hooks.thaw(ino, src)
 
-    def _superseded(self, ino: int, src: str) -> bool:
-        row = self._registry.journal.put_of(ino)
-        return row is None or row.src != src
+    def _superseded(self, src: str) -> bool:
+        """Whether nobody owes a spool file any more (as another file it may be owed, after a conflict)."""
+        return not self._registry.journal.owes_file(src)
