@@ -7,6 +7,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import trio
 
 from lamfs import hashing
 from lamfs.fs import overlay
@@ -65,6 +66,50 @@ async def patch_during_upload(user: User) -> None:
     await user.close(opened)
 
 
+async def grown_during_upload(user: User) -> None:
+    """The upload of a file that has grown is under way when what is new in it is written again."""
+    await store_big(user)
+    user.mover.hold = "complete_upload"
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"one", len(BIG) + 2 * BLOCK_SIZE)
+    await user.close(opened)
+    await user.mover.held.wait()
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"two", len(BIG) + 2 * BLOCK_SIZE)
+    await user.close(opened)
+    user.mover.release.set()
+    await user.sync()
+    opened = await user.open("big.bin", os.O_RDONLY)
+    await user.pread(opened)
+    await user.close(opened)
+
+
+async def stored_while_it_is_copied(user: User) -> None:
+    """A write during an upload needs a copy of the spool file; when that is made, the upload has ended."""
+    await store_big(user)
+    mover, uploader = user.mover, user.fs.context.uploader
+    mover.hold = "complete_upload"
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"one", 9 * MIB)
+    await user.close(opened)
+    await mover.held.wait()
+    clone = mover.clone
+
+    async def slow(src: str, dst: str) -> None:
+        await clone(src, dst)
+        mover.release.set()
+        while uploader.uploads:
+            await trio.lowlevel.checkpoint()
+
+    mover.clone = slow  # type: ignore[method-assign]
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"two", 17 * MIB)
+    await user.close(opened)
+    mover.clone = clone  # type: ignore[method-assign]
+    await user.sync()
+    assert os.listdir(user.fs.context.spool_dir) == []
+
+
 async def cut_and_grow(user: User) -> None:
     await store_big(user)
     opened = await user.open("big.bin")
@@ -110,7 +155,14 @@ async def written_by_an_open_handle(user: User) -> None:
     await user.sync()
 
 
-SCENARIOS = [patch, patch_during_upload, cut_and_grow, unlink_while_open, written_by_an_open_handle]
+SCENARIOS = [
+    patch,
+    patch_during_upload,
+    grown_during_upload,
+    cut_and_grow,
+    unlink_while_open,
+    written_by_an_open_handle,
+]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
