@@ -159,6 +159,7 @@ SCENARIOS = [
     patch,
     patch_during_upload,
     grown_during_upload,
+    stored_while_it_is_copied,
     cut_and_grow,
     unlink_while_open,
     written_by_an_open_handle,
