@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable
 
 from lamfs.cache.blocks import BlockFile, Reader
-from lamfs.errors import FsError
+from lamfs.errors import FsError, StorageError
 from lamfs.fs.context import Context
 from lamfs.fs.state import FileState, Spool
 from lamfs.hashing import MD5_MAX
@@ -103,7 +103,12 @@ class Overlays:
                 end += 1
             length = min(size, end * BLOCK_SIZE - offset)
             if lacking:
-                data = await self._read_stored(state, offset, length, reader)
+                try:
+                    data = await self._read_stored(state, offset, length, reader)
+                except (FsError, StorageError):
+                    if state.spool is spool and block in spool.missing:
+                        raise
+                    continue  # it was brought in meanwhile, and then the base has been replaced
             else:
                 data = os.pread(spool.fd, length, offset)
             parts.append(data)

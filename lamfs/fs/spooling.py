@@ -124,10 +124,10 @@ class Spooling:
 
         Raises StorageError when its present content cannot be fetched, OSError when the spool's disk is full.
         """
-        if state.stale:
-            raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
         async with state.lock:
             while True:
+                if state.stale:
+                    raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
                 spool = state.spool
                 if spool is None:
                     await self._make_spool(state, keep)
@@ -213,6 +213,11 @@ class Spooling:
                 spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{held}")
             finally:
                 os.close(held)
+            if state.spool is old and not state.frozen:
+                # The upload has ended meanwhile, and left the file to who writes to it: no copy is needed.
+                spool.close()
+                _unlink(spool.path)
+                return
             spool.missing = missing
         if state.spool is not None:
             state.drop_spool()

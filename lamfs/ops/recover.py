@@ -27,7 +27,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, now_ns
-from lamfs.ops import drafts
+from lamfs.ops import drafts, overlays
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, Registry, of_another_boot, record_from_payload, sync_log
 from lamfs.storage.base import MultipartStore, ObjectStat, ObjectStore
@@ -261,8 +261,9 @@ def finish_put(instance: Instance, entry: JournalEntry) -> bool:
     origin = Provenance(user.id if user else None)
     if not path.exists():
         return _put_was_renamed(instance, entry, origin)
-    content = hashing.hash_file(path)
     assert entry.ino is not None
+    overlays.complete(instance, entry, path)
+    content = hashing.hash_file(path)
     artifact = registry.artifacts.by_ino(entry.ino)
     if artifact is not None and content.same_bytes(artifact.revision.content):
         registry.commits.put_unneeded(entry.ino, entry.gen)

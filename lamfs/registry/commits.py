@@ -16,6 +16,7 @@ from lamfs.keys import key_with_suffix, object_key_for, suffix_of
 from lamfs.model import (
     AUTO_INO,
     AUTO_KEY_PREFIX,
+    BLOCK_SIZE,
     DESCRIPTION_XATTR,
     TRASH,
     ArtifactRecord,
@@ -30,7 +31,7 @@ from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Namespace
-from lamfs.registry.overlays import base_id
+from lamfs.registry.overlays import Overlays, base_id
 from lamfs.registry.tree import Tree
 
 
@@ -83,6 +84,7 @@ class Commits:
         self._journal = journal
         self._changes = changes
         self._namespace = namespace
+        self._overlays = Overlays(db)
 
     # -- puts (the mount) ---------------------------------------------------------------------------------------
 
@@ -152,6 +154,7 @@ class Commits:
                     self._journal.add_delete(object_key)
                 return Committed(None, current=True)
             revision = Revision(content, object_key, etag)
+            before = artifact.size if artifact is not None else 0
             now = now_ns()
             if artifact is None and entry.state == "scratch" and taken is None:
                 # It got a scratch name while it was on its way: it stays in the spool.
@@ -190,6 +193,9 @@ class Commits:
                 self._journal.set_target(entry.id, None)
             if not current and "base" in entry.payload:
                 # What was written meanwhile went into a copy of the overlay that was stored: what it lacks is in here.
+                # By what the file has grown, it lacks nothing.
+                assert entry.src is not None
+                self._overlays.add(entry.src, range(-(-before // BLOCK_SIZE), -(-content.size // BLOCK_SIZE)))
                 self._journal.set_base(ino, base_id(content))
             self._changes.content(ino)
             return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+from types import SimpleNamespace
 
 import pytest
+import trio
 
 from lamfs import hashing
 from lamfs.fs import overlay
 from lamfs.model import BLOCK_SIZE
+from lamfs.ops import recover
+from lamfs.registry import Registry
 from lamfs.transfer import patches
-from tests.support.fsbox import Box, User
+from tests.support.fsbox import Box, Crash, User
 from tests.unit.fs.conftest import MakeBox
 
 MIB = 1 << 20
@@ -62,6 +66,50 @@ async def patch_during_upload(user: User) -> None:
     await user.close(opened)
 
 
+async def grown_during_upload(user: User) -> None:
+    """The upload of a file that has grown is under way when what is new in it is written again."""
+    await store_big(user)
+    user.mover.hold = "complete_upload"
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"one", len(BIG) + 2 * BLOCK_SIZE)
+    await user.close(opened)
+    await user.mover.held.wait()
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"two", len(BIG) + 2 * BLOCK_SIZE)
+    await user.close(opened)
+    user.mover.release.set()
+    await user.sync()
+    opened = await user.open("big.bin", os.O_RDONLY)
+    await user.pread(opened)
+    await user.close(opened)
+
+
+async def stored_while_it_is_copied(user: User) -> None:
+    """A write during an upload needs a copy of the spool file; when that is made, the upload has ended."""
+    await store_big(user)
+    mover, uploader = user.mover, user.fs.context.uploader
+    mover.hold = "complete_upload"
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"one", 9 * MIB)
+    await user.close(opened)
+    await mover.held.wait()
+    clone = mover.clone
+
+    async def slow(src: str, dst: str) -> None:
+        await clone(src, dst)
+        mover.release.set()
+        while uploader.uploads:
+            await trio.lowlevel.checkpoint()
+
+    mover.clone = slow  # type: ignore[method-assign]
+    opened = await user.open("big.bin")
+    await user.pwrite(opened, b"two", 17 * MIB)
+    await user.close(opened)
+    mover.clone = clone  # type: ignore[method-assign]
+    await user.sync()
+    assert os.listdir(user.fs.context.spool_dir) == []
+
+
 async def cut_and_grow(user: User) -> None:
     await store_big(user)
     opened = await user.open("big.bin")
@@ -107,7 +155,15 @@ async def written_by_an_open_handle(user: User) -> None:
     await user.sync()
 
 
-SCENARIOS = [patch, patch_during_upload, cut_and_grow, unlink_while_open, written_by_an_open_handle]
+SCENARIOS = [
+    patch,
+    patch_during_upload,
+    grown_during_upload,
+    stored_while_it_is_copied,
+    cut_and_grow,
+    unlink_while_open,
+    written_by_an_open_handle,
+]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
@@ -128,3 +184,36 @@ def test_crash_at_many_steps(scenario: object, make_box: MakeBox) -> None:
         except BaseException as error:
             error.add_note(f"crashed at step {crash_at}: {done}")
             raise
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_finished_without_a_mount(make_box: MakeBox, stored: bool) -> None:
+    """The mount died before the registry knew of the change (or storage did, ``stored``), and a notebook finishes it:
+    what the overlay lacks comes from the stored revision, even if that of the object is newer already."""
+
+    async def change_and_die(user: User) -> None:
+        await store_big(user)
+        user.mover.hold = "complete_upload"
+        opened = await user.open("big.bin")
+        await user.pwrite(opened, b"patched", 9 * MIB)
+        await user.ftruncate(opened, len(BIG) - BLOCK_SIZE)
+        await user.close(opened)
+        await user.mover.held.wait()
+        if stored:
+            changed = bytearray(BIG[: len(BIG) - BLOCK_SIZE])
+            changed[9 * MIB : 9 * MIB + 7] = b"patched"
+            (box.base / "newer").write_bytes(changed)
+            (key,) = [found.key for found in box.store.list()]
+            box.store.put_file(key, str(box.base / "newer"))
+        raise Crash("killed")
+
+    box, user = make_box("s3"), User()
+    box.run(change_and_die, user)
+    registry = Registry(box.base / "registry.lndb")
+    settings = SimpleNamespace(spool_dir=box.spool, mounts_dir=box.base / "mounts")
+    instance = SimpleNamespace(registry=registry, store=box.store, settings=settings, user=lambda: None)
+    assert recover.finish_puts(instance, strict=True) == 1  # type: ignore[arg-type]
+    recover.run_owed(instance, strict=True)  # type: ignore[arg-type]
+    assert box.problems(registry) == []
+    registry.close()
+    box.check(user)

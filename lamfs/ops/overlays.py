@@ -1,0 +1,69 @@
+"""Overlays of a mount that is gone, made complete: spool files that lack blocks which the stored revision has.
+
+Synchronous, any thread. See fs/overlay.py for what an overlay is, and registry/overlays.py for what is noted of it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lamfs import hashing
+from lamfs.errors import DamagedData, ObjectChanged, StorageError
+from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
+from lamfs.ops.instance import Instance
+from lamfs.registry import is_based_on, missing_blocks
+
+
+def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
+    """Bring what the spool file of a put lacks from the stored revision; it is an ordinary spool file then.
+
+    Nothing happens when it is one already. What was brought is noted block by block, so the next try goes on from
+    there. Raises storage errors: StorageError when that revision is not there any more; and OSError.
+    """
+    registry = instance.registry
+    if "base" not in entry.payload:
+        return
+    assert entry.ino is not None
+    assert entry.src is not None
+    artifact = registry.artifacts.by_ino(entry.ino)
+    if artifact is None or not is_based_on(entry, artifact.revision.content):
+        raise StorageError(
+            f"The revision of '{registry.tree.path(entry.ino) or entry.uid}' that was changed is not there any more, so"
+            f" what was written cannot be stored; it is in the spool file {entry.src}."
+        )
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        etag = artifact.revision.etag
+        for block in sorted(missing_blocks(registry.overlays.present(entry.src), artifact.size, size)):
+            try:
+                data = _block(instance, artifact.revision, block, etag)
+            except ObjectChanged:
+                # A crash between storing an earlier overlay and saying so leaves the object newer than the base; what
+                # this one lacks is in there all the same, as the block's hash proves.
+                etag = instance.store.head(artifact.revision.object_key).etag
+                data = _block(instance, artifact.revision, block, etag)
+            _write(fd, data[: size - block * BLOCK_SIZE], block * BLOCK_SIZE)
+            registry.overlays.add(entry.src, [block])
+    finally:
+        os.close(fd)
+
+
+def _block(instance: Instance, base: Revision, block: int, etag: str) -> bytes:
+    """A block of the revision, verified."""
+    offset = block * BLOCK_SIZE
+    length = min(BLOCK_SIZE, base.size - offset)
+    data = instance.store.get(base.object_key, offset=offset, length=length, etag=etag)
+    if hashing.hash_block(data) != base.content.block(block):
+        raise DamagedData(
+            f"Block {block} of the object {instance.store.url(base.object_key)} is not what was saved, so what was"
+            " changed beside it cannot be stored; 'lamfs fsck --data' tells more."
+        )
+    return data
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
