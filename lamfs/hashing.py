@@ -104,6 +104,50 @@ def hash_fd(
     return ContentHash(size, encode_digest(both.digest()), "sha1-fl", bytes(blocks), leaves)
 
 
+def hash_range(fd: int, offset: int, length: int) -> ContentHash:
+    """BLAKE3 of the blocks of a range that begins with one, and their leaves, numbered from the range's start.
+
+    There is no whole-file hash in it. Raises EOFError when the file is shorter.
+    """
+    blocks = bytearray()
+    leaves: dict[int, bytes] = {}
+    buffer = bytearray(min(BLOCK_SIZE, length) or 1)
+    for index, at in enumerate(range(0, length, BLOCK_SIZE)):
+        view = memoryview(buffer)[: min(BLOCK_SIZE, length - at)]
+        _read_full(fd, view, offset + at)
+        digest = blake3(view).digest()
+        blocks += digest
+        if digest != zero_block():
+            leaves[index] = hash_leaves(view)
+    return ContentHash(length, "", "", bytes(blocks), leaves)
+
+
+def join_ranges(ranges: Iterable[ContentHash], whole: tuple[str, str]) -> ContentHash:
+    """The ContentHash of a file from those of ranges that follow each other, and its whole-file hash and type."""
+    size = 0
+    blocks = bytearray()
+    leaves: dict[int, bytes] = {}
+    for part in ranges:
+        leaves.update((size // BLOCK_SIZE + index, found) for index, found in part.leaves.items())
+        blocks += part.blocks
+        size += part.size
+    return ContentHash(size, *whole, bytes(blocks), leaves)
+
+
+def hash_ends(fd: int, size: int) -> tuple[str, str]:
+    """The whole-file hash and its type of a file of more than MD5_MAX bytes: only its first and last MD5_MAX count."""
+    digests = []
+    buffer = bytearray(BLOCK_SIZE)
+    for start in (0, size - MD5_MAX):
+        whole = hashlib.sha1()
+        for at in range(start, start + MD5_MAX, BLOCK_SIZE):
+            view = memoryview(buffer)[: min(BLOCK_SIZE, start + MD5_MAX - at)]
+            _read_full(fd, view, at)
+            whole.update(view)
+        digests.append(whole.digest())
+    return encode_digest(hashlib.sha1(b"".join(digests)).digest()), "sha1-fl"
+
+
 @functools.cache
 def zero_block() -> bytes:
     """BLAKE3 of a full block of zeros."""

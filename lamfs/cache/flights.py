@@ -34,8 +34,8 @@ PREFETCH_OF_FILE = 6
 """Of one file: when it stalls, others are still prefetched."""
 DENSE = 32
 """Leaves that random reads of a file must fetch, ..."""
-DENSE_BYTES = 8 << 20
-"""... and one more per this many bytes of it, ..."""
+DENSE_BYTES = BLOCK_SIZE
+"""... or as many as it has blocks, which then takes about as long, ..."""
 DENSE_SECONDS = 60.0
 """... within this time, for the rest of the file to be brought in whole blocks: that takes fewer requests."""
 ASIDE_JOBS = 4

@@ -13,54 +13,21 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from lamfs.cache.bits import REGION_BLOCKS, full_bitmap, leaf_bytes, leaf_mask
+from lamfs.cache.tables import BUSY_SECONDS, prepare, transaction
 from lamfs.model import BLOCK_SIZE
 
 log = logging.getLogger(__name__)
 
 NAME = "index.db"
-SCHEMA = 2
-BUSY_SECONDS = 2.0
-"""How long a call may wait for another process's transaction; these take well under a millisecond."""
 
 _PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM})
 _ALL = (1 << 64) - 1
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS file (
-    path BLOB PRIMARY KEY,
-    etag TEXT NOT NULL,
-    ino INTEGER NOT NULL,
-    size INTEGER NOT NULL,
-    bitmap BLOB NOT NULL,
-    bytes INTEGER NOT NULL,
-    used INTEGER NOT NULL,
-    mtime_ns INTEGER,
-    floor_ns INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS file_used ON file (used);
-CREATE TABLE IF NOT EXISTS partial (
-    path BLOB NOT NULL, block INTEGER NOT NULL, leaves INTEGER NOT NULL, PRIMARY KEY (path, block)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS region (
-    path BLOB NOT NULL, region INTEGER NOT NULL, used INTEGER NOT NULL, PRIMARY KEY (path, region)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS region_used ON region (used);
-CREATE TABLE IF NOT EXISTS swept (folder BLOB PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
-INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
-CREATE TRIGGER IF NOT EXISTS file_added AFTER INSERT ON file BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
-CREATE TRIGGER IF NOT EXISTS file_gone AFTER DELETE ON file BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
-CREATE TRIGGER IF NOT EXISTS file_parts AFTER DELETE ON file BEGIN DELETE FROM partial WHERE path = old.path; END;
-CREATE TRIGGER IF NOT EXISTS file_regions AFTER DELETE ON file BEGIN DELETE FROM region WHERE path = old.path; END;
-CREATE TRIGGER IF NOT EXISTS file_grown AFTER UPDATE OF bytes ON file
-    BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END;
-"""
 
 T = TypeVar("T")
 
@@ -188,7 +155,7 @@ class CacheIndex:
         values = (os.fsencode(path), etag, ino, size, bitmap, size if full else 0, time.time_ns())
 
         def work(db: sqlite3.Connection) -> None:
-            with _transaction(db):
+            with transaction(db):
                 old = db.execute("SELECT mtime_ns, floor_ns FROM file WHERE path = ?", values[:1]).fetchone()
                 floor = max(floor_ns, (old[0] or 0) if old else 0, old[1] if old else 0)
                 db.execute("DELETE FROM file WHERE path = ?", values[:1])
@@ -201,7 +168,7 @@ class CacheIndex:
         name = os.fsencode(path)
 
         def work(db: sqlite3.Connection) -> None:
-            with _transaction(db):
+            with transaction(db):
                 found = db.execute(
                     "SELECT bitmap, bytes, size FROM file WHERE path = ? AND etag = ? AND ino = ?", (name, etag, ino)
                 ).fetchone()
@@ -224,7 +191,7 @@ class CacheIndex:
         name = os.fsencode(path)
 
         def work(db: sqlite3.Connection) -> None:
-            with _transaction(db):
+            with transaction(db):
                 found = db.execute(
                     "SELECT bitmap, bytes, size FROM file WHERE path = ? AND etag = ? AND ino = ?", (name, etag, ino)
                 ).fetchone()
@@ -260,7 +227,7 @@ class CacheIndex:
         used = {paths: time.time_ns()} if isinstance(paths, str) else paths
 
         def work(db: sqlite3.Connection) -> None:
-            with _transaction(db):
+            with transaction(db):
                 db.executemany(
                     "UPDATE file SET used = ? WHERE path = ?", [(ns, os.fsencode(path)) for path, ns in used.items()]
                 )
@@ -272,7 +239,7 @@ class CacheIndex:
         rows = [(used_ns, os.fsencode(path), region) for region in regions]
 
         def work(db: sqlite3.Connection) -> None:
-            with _transaction(db):
+            with transaction(db):
                 db.executemany("UPDATE region SET used = ? WHERE path = ? AND region = ?", rows)
 
         self._do(work, None)
@@ -286,7 +253,7 @@ class CacheIndex:
         name = os.fsencode(row.path)
 
         def work(db: sqlite3.Connection) -> dict[int, int]:
-            with _transaction(db):
+            with transaction(db):
                 found = db.execute(
                     "SELECT bitmap, bytes FROM file WHERE path = ? AND etag = ? AND ino = ? AND mtime_ns IS NULL",
                     (name, row.etag, row.ino),
@@ -380,7 +347,7 @@ class CacheIndex:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
-            _prepare(db)
+            prepare(db)
             stat = os.stat(self.path)
         except BaseException:
             db.close()
@@ -398,29 +365,6 @@ class CacheIndex:
                 os.unlink(f"{self.path}{suffix}")
 
 
-def _prepare(db: sqlite3.Connection) -> None:
-    """Set the connection up, and make the tables of a new index. Raises sqlite3.Error when the file is unusable."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version not in (0, 1, SCHEMA):
-        raise sqlite3.DatabaseError(f"its schema is {version}, this lamfs knows {SCHEMA}")
-    db.execute("PRAGMA synchronous = OFF")  # losing the last marks in a power cut costs a fetch
-    if version == SCHEMA:
-        return
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")  # ignores the busy timeout while another process does the same
-            break
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
-    with _transaction(db):  # what version 1 lacks is only added
-        for statement in _TABLES.split(";\n"):  # not executescript: that would commit first
-            db.execute(statement)
-        db.execute(f"PRAGMA user_version = {SCHEMA}")
-
-
 def _use_region(db: sqlite3.Connection, name: bytes, size: int, block: int) -> None:
     """The region of a block is used now, if the file has several."""
     if size > REGION_BLOCKS * BLOCK_SIZE:
@@ -434,15 +378,3 @@ def _drop_partial(db: sqlite3.Connection, name: bytes, block: int) -> int:
         return 0
     db.execute("DELETE FROM partial WHERE path = ? AND block = ?", (name, block))
     return int(found[0]) & _ALL
-
-
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise

@@ -125,8 +125,25 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
         }
         if settings.slug not in mounted and settings.registry_path.exists():
             entry |= left_over(settings)
+        if (settings.directory / "damage.json").exists():
+            entry["damage"] = known_damage(settings)
         found.append(entry)
     return found
+
+
+def known_damage(settings: InstanceSettings) -> list[str]:
+    """A sentence for each object that the last 'lamfs fsck --data' found damaged, and that was not repaired since."""
+    from lamfs.ops import damage
+    from lamfs.registry import Registry
+
+    try:
+        registry = Registry(settings.registry_path)
+        try:
+            return [found.sentence for found in damage.known_in(settings, registry)]
+        finally:
+            registry.close()
+    except LamfsError as error:
+        return [str(error)]
 
 
 def left_over(settings: InstanceSettings) -> dict[str, Any]:
@@ -176,6 +193,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     if not result["mounts"]:
         yield "No mount is alive."
     for instance in result["instances"]:
+        for sentence in instance.get("damage", ()):
+            yield f"  STORAGE DAMAGE  {shown(sentence)}: restore the object from a backup, or replace the artifact"
         if instance["mounted"]:
             continue
         star = " (current)" if instance["current"] else ""

@@ -22,6 +22,7 @@ from lamfs.fs.state import FileState, Handle, Spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, now_ns
+from lamfs.transfer import streaming
 from lamfs.transfer.durable import sync_file
 
 MAX_SIZE = (1 << 63) - 1
@@ -302,6 +303,8 @@ class Files:
             raise
         if offset + done > inode.size:
             inode.size = offset + done
+        if inode.size > streaming.START and not state.private:
+            self._c.uploader.written(state.ino, spool.name, offset, done, inode.size)
         inode.mtime_ns = inode.ctime_ns = now_ns()
         state.accessed = False
         self._counted.writes += 1
@@ -320,6 +323,7 @@ class Files:
         state.dirty = True
         os.ftruncate(spool.fd, size)
         self._spooling.overlays.cut(state, size)
+        self._c.uploader.cut(state.ino, size)
         state.inode.size = size
         touch(state)
 

@@ -22,7 +22,7 @@ from lamfs.fs.overlay import Overlays
 from lamfs.fs.room import Room
 from lamfs.fs.state import FileState, Spool
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
-from lamfs.registry import spool_name
+from lamfs.registry import Conflict, spool_name
 from lamfs.transfer.uploader import SETTLE
 
 log = logging.getLogger("lamfs.fs")
@@ -281,6 +281,16 @@ class Spooling:
             state.revision = revision
             state.drop_base()
 
+    def conflicted(self, ino: int, conflict: Conflict) -> None:
+        """What was written to an inode is another file now: its open handles keep what they have, to read only."""
+        state = self._c.state_of(ino)
+        if state is not None:
+            state.stale = state.frozen = True
+            state.dirty = False
+        self._c.renew(ino)
+        self._c.kernel.entry(conflict.parent, conflict.name)
+        self._c.kernel.attributes(conflict.parent)
+
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy blocks of the base into the overlay ``src``, which is frozen."""
         await self.overlays.fill(src, base, blocks, self._c.state_of(ino))
@@ -353,8 +363,11 @@ class Spooling:
                 whole = not state.private and not state.stale and not state.frozen and state.revision is not None
                 missing = spool.missing
                 # While it is being uploaded, the uploader removes it when its row is struck off for good.
-                if not self._c.uploader.is_uploading(state.ino, spool.name) and not (
-                    whole and state.revision is not None and self._adopt(spool.path, state.revision, missing)
+                kept = self._c.registry.journal.owes_file(spool.name)  # as another file, after a conflict
+                if (
+                    not kept
+                    and not self._c.uploader.is_uploading(state.ino, spool.name)
+                    and not (whole and state.revision is not None and self._adopt(spool.path, state.revision, missing))
                 ):
                     _unlink(spool.path)
             state.drop_spool()

@@ -20,6 +20,7 @@ from lamfs import config
 from lamfs.errors import NotSetUp
 from lamfs.model import ArtifactRecord, now_ns
 from lamfs.ops.instance import Instance
+from lamfs.registry import Registry
 
 
 @dataclass(slots=True, frozen=True)
@@ -44,9 +45,14 @@ class Damage:
 
 def known(instance: Instance) -> list[Damage]:
     """All damage that is known and not repaired, by key. Cheap when there is none."""
+    return known_in(instance.settings, instance.registry)
+
+
+def known_in(settings: config.InstanceSettings, registry: Registry) -> list[Damage]:
+    """As ``known``, for who has opened the registry alone."""
     found = []
-    for entry in _read(instance.settings.directory / "damage.json").values():
-        record = instance.registry.artifacts.by_uid(entry.uid)
+    for entry in _read(settings.directory / "damage.json").values():
+        record = registry.artifacts.by_uid(entry.uid)
         if record is not None and _is_of(entry, record):
             found.append(dataclasses.replace(entry, key=record.place))
     return sorted(found, key=lambda entry: entry.key)

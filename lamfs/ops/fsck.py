@@ -354,7 +354,7 @@ def _uploads(instance: Instance, report: Report, repair: bool, shared: bool) -> 
 def _targets(instance: Instance) -> set[str]:
     """Object keys to which the journal's work may be uploading or copying now."""
     registry = instance.registry
-    found = set()
+    found = registry.uploads.targets()
     for entry in registry.journal.entries():
         found.add(entry.object_key or "")
         record = registry.artifacts.by_uid(entry.uid) if entry.uid else None

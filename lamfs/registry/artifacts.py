@@ -65,6 +65,11 @@ class Artifacts:
         )
         return [_record(row) for row in rows]
 
+    def has_large(self, size: int) -> bool:
+        """Whether there is an artifact of ``size`` bytes, which are more than 64 MiB."""
+        # 'size>67108864' is what lets SQLite use the index of large ones.
+        return self._db.one("SELECT 1 FROM artifact WHERE size=? AND size>67108864 LIMIT 1", (size,)) is not None
+
     def with_object(self, object_key: str) -> ArtifactRecord | None:
         """The artifact whose bytes are in this object now."""
         return self._one("object_key=?", object_key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from lamfs.errors import AlreadyExists, NotFound
@@ -44,6 +45,15 @@ class Committed:
     record: ArtifactRecord | None
     current: bool
     spool: str | None = None
+
+
+@dataclass(slots=True)
+class Conflict:
+    """Where the bytes of a put are now that somebody else has changed its object: inode, directory and name."""
+
+    ino: int
+    parent: int
+    name: str
 
 
 @dataclass(slots=True)
@@ -194,6 +204,50 @@ class Commits:
             if current:
                 self._journal.done(entry.id)
             return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)
+
+    def conflict(
+        self, entry_id: int, content: ContentHash, object_key: str, etag: str, origin: Provenance
+    ) -> Conflict | None:
+        """Somebody else has put ``content`` into the object that a put is about to write: that is the file's content
+        from now on, and what the put has becomes a file of its own beside it. None: the put is owed no more."""
+        with self._db.transaction():
+            entry = self._journal.get(entry_id)
+            inode = self._tree.get(entry.ino) if entry is not None and entry.ino is not None else None
+            first = self._tree.first_name(inode.ino) if inode is not None else None
+            if entry is None or entry.op != "put" or inode is None or first is None:
+                return None
+            now = now_ns()
+            parent, name = first
+            at = datetime.fromtimestamp(now / 1e9).strftime("%Y-%m-%d %H.%M.%S")
+            count, beside = 1, conflict_name(name, at)
+            while self._tree.lookup(parent, beside) is not None:
+                count += 1
+                beside = conflict_name(name, f"{at} {count}")
+            copy = self._tree.new_inode(inode.mode, inode.uid, inode.gid, now=now)
+            self._tree.add_entry(parent, beside, copy, now)
+            self._tree.update(copy.ino, size=inode.size, mtime_ns=inode.mtime_ns, ctime_ns=now, blocks=inode.blocks)
+            revision = Revision(content, object_key, etag)
+            artifact = self._artifacts.by_ino(inode.ino)
+            if artifact is not None:
+                if artifact.revision.object_key != object_key:
+                    self._journal.add_delete(artifact.revision.object_key)
+                self._artifacts.set_revision(artifact.uid, revision, updated_at=now)
+            else:
+                key, suffix = self._key_of(inode.ino)
+                self._artifacts.insert(
+                    ArtifactRecord(
+                        uid=entry.uid or new_uid(), key=key, suffix=suffix, revision=revision, key_is_virtual=False,
+                        created_by_id=origin.user_id, created_at=now, updated_at=now, ino=inode.ino,
+                    )
+                )  # fmt: skip
+            self._db.execute(
+                "UPDATE journal SET ino=?, uid=?, object_key=NULL WHERE id=?", (copy.ino, new_uid(), entry_id)
+            )
+            self._tree.update(inode.ino, size=content.size, mtime_ns=now, ctime_ns=now, blocks=None)
+            self._tree.bump_revision(inode.ino)
+            self._changes.entry(parent, beside, copy.ino)
+            self._changes.content(inode.ino)
+            return Conflict(copy.ino, parent, beside)
 
     def _move_home(self, artifact: ArtifactRecord, object_key: str) -> None:
         if self._artifacts.home(artifact) != object_key:
@@ -358,6 +412,14 @@ class Commits:
             if now.ino is not None:
                 self._changes.record(now.ino)
             return True
+
+
+def conflict_name(name: str, what: str) -> str:
+    """``a (conflict <what>).csv`` for ``a.csv``: the suffix stays, and no more than 255 bytes (NAME_MAX) are used."""
+    suffix = suffix_of(name)
+    mark = f" (conflict {what}){suffix}"
+    stem = name.removesuffix(suffix).encode()[: 255 - len(mark.encode())]
+    return stem.decode(errors="ignore") + mark
 
 
 def save_payload(record: ArtifactRecord) -> dict[str, Any]:

@@ -98,6 +98,14 @@ class Journal:
             (base, ino),
         )
 
+    def owes(self, object_key: str) -> bool:
+        """Whether any row speaks of this object: then what is there may be lamfs's own."""
+        return self._db.one("SELECT 1 FROM journal WHERE object_key=?", (object_key,)) is not None
+
+    def owes_file(self, src: str) -> bool:
+        """Whether spool file ``src`` is owed, of whatever inode."""
+        return self._db.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is not None
+
     def saves(self, uid: str) -> bool:
         """Whether the Python API or the CLI is storing new bytes for an artifact."""
         return self._db.one("SELECT 1 FROM journal WHERE op='save' AND uid=?", (uid,)) is not None

@@ -145,6 +145,24 @@ def uploads(db: Database) -> None:
         db.execute(statement)
 
 
+_STREAMS = (
+    "CREATE INDEX artifact_large ON artifact(size) WHERE size > 67108864",
+    """CREATE TRIGGER upload_scratch AFTER UPDATE OF state ON journal WHEN NEW.state='scratch' BEGIN
+        INSERT INTO journal(op, state, object_key, created_at, owner, payload)
+            SELECT 'abort', 'ready', object_key, NEW.created_at, NEW.owner, json_object('upload_id', upload_id)
+            FROM upload WHERE journal_id=NEW.id AND NOT completed;
+        DELETE FROM upload WHERE journal_id=NEW.id;
+    END""",
+)
+
+
+@migrations()
+def streams(db: Database) -> None:
+    """Version 6: large files by size; and what was sent of a file that has become scratch is needed no more."""
+    for statement in _STREAMS:
+        db.execute(statement)
+
+
 def apply(conn: sqlite3.Connection) -> None:
     """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
     migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))

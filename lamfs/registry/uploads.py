@@ -90,6 +90,10 @@ class Uploads:
             )
             self.forget(journal_id)
 
+    def targets(self) -> set[str]:
+        """The objects of all uploads."""
+        return {row[0] for row in self._db.all("SELECT object_key FROM upload")}
+
     def known(self, object_key: str) -> set[str]:
         """Ids of the uploads of an object that a journal row works on."""
         rows = self._db.all(

@@ -30,7 +30,7 @@ READS = frozenset({"fetch", "verify", "get", "head"})
 """Jobs somebody waits for in a read(): the reads pool."""
 CONTROL = frozenset({"put_bytes"})
 """Small jobs with a deadline (renewing the lease): a pool of their own, so that no transfer holds them up."""
-PARTS = frozenset({"send_part", "copy_part"})
+PARTS = frozenset({"send_part", "copy_part", "hash_range", "hash_ends"})
 """Parts of large files: a pool of their own, so that small files never wait behind them. Jobs that are marked as
 ``bulk`` (hashing a large file) go there too."""
 WRITES = frozenset(

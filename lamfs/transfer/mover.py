@@ -205,6 +205,8 @@ def _describe(message: Message) -> str:
         "graft": "copying {src} to {dst} at byte {offset}",
         "begin_upload": "beginning the upload of '{key}'",
         "send_part": "storing part {number} of '{key}' from {path}",
+        "hash_range": "hashing {path} at byte {offset}",
+        "hash_ends": "hashing {path}",
         "copy_part": "copying part {number} of '{key}' from '{source}'",
         "complete_upload": "completing the upload of '{key}'",
         "abort_upload": "aborting the upload of '{key}'",
@@ -338,7 +340,19 @@ def _begin_upload(server: Server, job: _Job) -> Any:
 
 def _send_part(server: Server, job: _Job) -> Any:
     m = job.message
-    return server.parts.send_part(m["key"], m["upload_id"], m["number"], m["path"], m["offset"], m["length"])
+    # Hashed first: the bytes are in memory then when they are sent.
+    hashes = _hash_range(server, job) if m["hashed"] else None
+    return hashes, server.parts.send_part(m["key"], m["upload_id"], m["number"], m["path"], m["offset"], m["length"])
+
+
+def _hash_range(server: Server, job: _Job) -> Any:
+    with _opened(job.message["path"], os.O_RDONLY) as fd:
+        return jobs.pack_content(hashing.hash_range(fd, job.message["offset"], job.message["length"]))
+
+
+def _hash_ends(server: Server, job: _Job) -> Any:
+    with _opened(job.message["path"], os.O_RDONLY) as fd:
+        return hashing.hash_ends(fd, job.message["size"])
 
 
 def _copy_part(server: Server, job: _Job) -> Any:
@@ -381,6 +395,8 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "begin_upload": _begin_upload,
     "send_part": _send_part,
     "copy_part": _copy_part,
+    "hash_range": _hash_range,
+    "hash_ends": _hash_ends,
     "complete_upload": _complete_upload,
     "abort_upload": _abort_upload,
     "list_parts": _list_parts,

@@ -7,15 +7,18 @@ are moved. Owns which uploads are under way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import trio
 
 from lamfs.errors import InvalidArgument, LamfsError, StorageError, StorageUnavailable, UploadGone
+from lamfs.hashing import join_ranges
 from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
 from lamfs.registry import PartRecord, Registry, UploadRecord
 from lamfs.transfer.client import Mover
+
+Progress = Callable[[int], None]
 
 MIB = 1 << 20
 MULTIPART_ABOVE = 64 * MIB
@@ -88,6 +91,31 @@ def digests(content: ContentHash, part: Part) -> bytes:
     return content.blocks[32 * (part.offset // BLOCK_SIZE) : 32 * -(-(part.offset + part.length) // BLOCK_SIZE)]
 
 
+@dataclass(slots=True)
+class _Job:
+    """One file on its way: ``hashes`` has those of single parts, by number, when ``content`` is not known yet;
+    ``etags`` those of the parts that storage has."""
+
+    entry: JournalEntry
+    path: str
+    target: str
+    parts: list[Part]
+    progress: Progress
+    content: ContentHash | None
+    hashes: dict[int, ContentHash] = field(default_factory=dict)
+    etags: dict[int, str] = field(default_factory=dict)
+
+    def got(self, part: Part, etag: str) -> None:
+        """Storage has a part."""
+        self.etags[part.number] = etag
+        self.progress(part.length)
+
+    def lost(self, part: Part) -> None:
+        """Storage has it not, after all."""
+        if self.etags.pop(part.number, None) is not None:
+            self.progress(-part.length)
+
+
 class Multipart:
     """Stores files in parts. Loop only; any number of files at once, one task each."""
 
@@ -101,6 +129,10 @@ class Multipart:
         """Whether parts of an upload may be under way."""
         return upload_id in self._busy.values()
 
+    def release(self, entry_id: int) -> None:
+        """Nothing of the row's upload is under way any more."""
+        self._busy.pop(entry_id, None)
+
     async def store(
         self,
         entry: JournalEntry,
@@ -108,68 +140,87 @@ class Multipart:
         path: str,
         target: str,
         segments: Sequence[Segment],
-        progress: Callable[[int], None],
+        progress: Progress,
     ) -> str:
         """Make ``target`` of the segments of a put row's file, whose bytes are ``content``; returns its ETag.
 
         ``progress`` gets the bytes that storage has more than before (fewer when it lost some). What fails is raised
         as the mover raised it, and continued by the next call; ObjectChanged or ObjectMissing: a source is gone.
         """
-        parts = plan(segments)
-        counted = 0
+        return (await self._store(_Job(entry, path, target, plan(segments), progress, content)))[0]
 
-        def count(size: int) -> None:
-            nonlocal counted
-            counted += size
-            progress(size)
-
-        try:
-            try:
-                return await self._try(entry, content, path, target, parts, count)
-            except UploadGone:
-                # Storage has dropped it, or the object was completed with other bytes: there is nothing to go on with.
-                self._uploads.forget(entry.id)
-                progress(-counted)
-                return await self._try(entry, content, path, target, parts, progress)
-        finally:
-            self._busy.pop(entry.id, None)
-
-    async def _try(
+    async def store_unhashed(
         self,
         entry: JournalEntry,
-        content: ContentHash,
+        size: int,
         path: str,
         target: str,
-        parts: list[Part],
-        progress: Callable[[int], None],
-    ) -> str:
+        known: Mapping[int, ContentHash],
+        progress: Progress,
+    ) -> tuple[str, ContentHash]:
+        """As store, of a whole file of ``size`` bytes, more than MD5_MAX, that is hashed as it is sent.
+
+        ``known``: by number, the hashes of parts that are surely as they were when they were sent.
+        """
+        job = _Job(entry, path, target, plan([Segment(0, size)]), progress, None, dict(known))
+        etag, content = await self._store(job)
+        assert content is not None
+        return etag, content
+
+    async def _store(self, job: _Job) -> tuple[str, ContentHash | None]:
+        try:
+            try:
+                return await self._try(job)
+            except UploadGone:
+                # Storage has dropped it, or the object was completed with other bytes: there is nothing to go on with.
+                self._uploads.forget(job.entry.id)
+                for part in job.parts:
+                    job.lost(part)
+                return await self._try(job)
+        except LamfsError:
+            for part in job.parts:
+                job.lost(part)
+            raise
+        finally:
+            self.release(job.entry.id)
+
+    async def _try(self, job: _Job) -> tuple[str, ContentHash | None]:
+        entry, target = job.entry, job.target
         record = await self._resume(entry, target)
-        etags: dict[int, str] = {}
-        for part in parts:
+        for part in job.parts:
             old = record.parts.get(part.number)
-            if old is not None and (old.offset, old.length, old.blocks) == (
-                part.offset,
-                part.length,
-                digests(content, part),
-            ):
-                etags[part.number] = old.etag
-                progress(part.length)
+            if old is not None and await self._is_right(job, part, old):
+                job.got(part, old.etag)
         if record.upload_id is None:
-            upload_id = await self._begin(entry, target)
+            upload_id = await self.begin(entry, target)
         else:
             upload_id = self._busy[entry.id] = record.upload_id
-            if len(etags) < len(parts) or not record.completed:
-                there = await self._there(entry, target, upload_id, all_known=len(etags) == len(parts))
-                for part in parts if there is not None else ():
+            complete = len(job.etags) == len(job.parts)
+            if not (complete and record.completed):
+                there = await self._there(entry, target, upload_id, all_known=complete)
+                for part in job.parts if there is not None else ():
                     assert there is not None
-                    etag = etags.get(part.number)
-                    if etag is not None and (part.number, part.length, etag.strip('"')) not in there:
-                        del etags[part.number]
-                        progress(-part.length)
-        await self._move(entry, content, path, target, upload_id, parts, etags, progress)
-        made = await self._mover.complete_upload(target, upload_id, [etags[part.number] for part in parts])
+                    if (part.number, part.length, job.etags.get(part.number, "").strip('"')) not in there:
+                        job.lost(part)
+        await self._move(job, upload_id)
+        content = job.content
+        if content is None:
+            size = sum(part.length for part in job.parts)
+            whole = await self._mover.hash_ends(job.path, size)
+            content = join_ranges((job.hashes[part.number] for part in job.parts), whole)
+        made = await self._mover.complete_upload(target, upload_id, [job.etags[part.number] for part in job.parts])
         self._uploads.completed(entry.id)
-        return made
+        return made, content
+
+    async def _is_right(self, job: _Job, part: Part, old: PartRecord) -> bool:
+        """Whether storage has the very bytes of a part, if it has what is recorded."""
+        if (old.offset, old.length) != (part.offset, part.length):
+            return False
+        if job.content is not None:
+            return old.blocks == digests(job.content, part)
+        if part.number not in job.hashes:
+            job.hashes[part.number] = await self._mover.hash_range(job.path, part.offset, part.length)
+        return old.blocks == job.hashes[part.number].blocks
 
     async def _resume(self, entry: JournalEntry, target: str) -> UploadRecord:
         """The record of the row's upload to ``target``; a new one if it has none."""
@@ -189,7 +240,8 @@ class Multipart:
                     await self._mover.abort_upload(target, upload_id)
         return record
 
-    async def _begin(self, entry: JournalEntry, target: str) -> str:
+    async def begin(self, entry: JournalEntry, target: str) -> str:
+        """Begin the upload that was announced for a row; its id. It is busy from now on, until ``release``."""
         upload_id = self._busy[entry.id] = await self._mover.begin_upload(target)
         if not self._uploads.begun(entry.id, upload_id):
             await self._mover.abort_upload(target, upload_id)
@@ -213,48 +265,58 @@ class Multipart:
             # A server that cannot list parts: whether it has them is not known.
             return set()
 
-    async def _move(
-        self,
-        entry: JournalEntry,
-        content: ContentHash,
-        path: str,
-        target: str,
-        upload_id: str,
-        parts: list[Part],
-        etags: dict[int, str],
-        progress: Callable[[int], None],
-    ) -> None:
-        """Get the parts that ``etags`` has not to storage. After an error no new one begins."""
+    async def _move(self, job: _Job, upload_id: str) -> None:
+        """Get the parts that are not there to storage. After an error no new one begins."""
         error: LamfsError | None = None
-        todo = iter([part for part in parts if part.number not in etags])
+        todo = iter([part for part in job.parts if part.number not in job.etags])
 
         async def work(queue: Iterator[Part]) -> None:
             nonlocal error
             for part in queue:
                 try:
-                    etag = await self._move_one(part, path, target, upload_id)
-                    record = PartRecord(part.number, part.offset, part.length, digests(content, part), etag)
-                    if not self._uploads.add_part(entry.id, upload_id, record):
-                        raise _overtaken()
+                    await self._move_one(job, upload_id, part)
                 except LamfsError as problem:
                     error = error or problem
-                    return
-                etags[part.number] = etag
-                progress(part.length)
                 if error is not None:
                     return
 
         async with trio.open_nursery() as nursery:
-            for _ in range(min(WINDOW, len(parts) - len(etags))):
+            for _ in range(min(WINDOW, len(job.parts) - len(job.etags))):
                 nursery.start_soon(work, todo)
         if error is not None:
             raise error
 
-    async def _move_one(self, part: Part, path: str, target: str, upload_id: str) -> str:
-        if part.source is None:
-            return await self._mover.send_part(target, upload_id, part.number, path, part.offset, part.length)
-        key, etag = part.source
-        return await self._mover.copy_part(target, upload_id, part.number, key, etag, part.offset, part.length)
+    async def _move_one(self, job: _Job, upload_id: str, part: Part) -> None:
+        if part.source is not None:
+            assert job.content is not None
+            etag = await self._mover.copy_part(
+                job.target, upload_id, part.number, *part.source, part.offset, part.length
+            )
+            blocks = digests(job.content, part)
+            self.record(job.entry.id, upload_id, part, blocks, etag)
+        elif job.content is not None:
+            etag, _ = await self._mover.send_part(
+                job.target, upload_id, part.number, job.path, part.offset, part.length
+            )
+            self.record(job.entry.id, upload_id, part, digests(job.content, part), etag)
+        else:
+            etag, job.hashes[part.number] = await self.send(job.entry.id, job.target, upload_id, part, job.path)
+        job.got(part, etag)
+
+    async def send(self, entry_id: int, target: str, upload_id: str, part: Part, path: str) -> tuple[str, ContentHash]:
+        """Hash, send and record a part of a file. Raises also StorageError when the row is gone."""
+        etag, hashes = await self._mover.send_part(
+            target, upload_id, part.number, path, part.offset, part.length, hashed=True
+        )
+        assert hashes is not None
+        self.record(entry_id, upload_id, part, hashes.blocks, etag)
+        return etag, hashes
+
+    def record(self, entry_id: int, upload_id: str, part: Part, blocks: bytes, etag: str) -> None:
+        """Storage has a part. Raises StorageError when the row is gone."""
+        record = PartRecord(part.number, part.offset, part.length, blocks, etag)
+        if not self._uploads.add_part(entry_id, upload_id, record):
+            raise _overtaken()
 
     async def abort(self, entry: JournalEntry) -> bool:
         """Do an ``abort`` row; False when it has to wait, because somebody is at work there."""

@@ -1,4 +1,4 @@
-"""The jobs of the moving process on multipart uploads, as the daemon gives them. The trio loop only.
+"""The jobs of the moving process on multipart uploads and their files, as the daemon gives them. The trio loop only.
 
 Each raises as MultipartStore does, or TransferDied.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lamfs.model import ContentHash
 from lamfs.storage.base import PartStat
-from lamfs.transfer.jobs import Message
+from lamfs.transfer.jobs import Message, unpack_content
 
 
 class PartJobs:
@@ -22,8 +23,10 @@ class PartJobs:
         """Begin an upload; its id."""
         return str(await self._call("begin_upload", {"key": key}))
 
-    async def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
-        """Send a range of a file; the part's ETag."""
+    async def send_part(
+        self, key: str, upload_id: str, number: int, path: str, offset: int, length: int, *, hashed: bool = False
+    ) -> tuple[str, ContentHash | None]:
+        """Send a range of a file; the part's ETag and, if it is to be ``hashed``, what hash_range gives."""
         message = {
             "key": key,
             "upload_id": upload_id,
@@ -31,8 +34,20 @@ class PartJobs:
             "path": path,
             "offset": offset,
             "length": length,
+            "hashed": hashed,
         }
-        return str(await self._call("send_part", message, paths=("path",)))
+        hashes, etag = await self._call("send_part", message, paths=("path",))
+        return str(etag), None if hashes is None else unpack_content(hashes)
+
+    async def hash_range(self, path: str, offset: int, length: int) -> ContentHash:
+        """hashing.hash_range of a file."""
+        message = {"path": path, "offset": offset, "length": length}
+        return unpack_content(await self._call("hash_range", message, paths=("path",)))
+
+    async def hash_ends(self, path: str, size: int) -> tuple[str, str]:
+        """hashing.hash_ends of a file of ``size`` bytes."""
+        text, kind = await self._call("hash_ends", {"path": path, "size": size}, paths=("path",))
+        return str(text), str(kind)
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int

@@ -17,14 +17,16 @@ from typing import Protocol
 import trio
 
 from lamfs.errors import ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
-from lamfs.hashing import hash_file
-from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry, Revision
-from lamfs.registry import Committed, Provenance, Registry, is_based_on, missing_blocks
-from lamfs.storage.base import ObjectStore
+from lamfs.hashing import MD5_MAX, hash_file
+from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
+from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
+from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.transfer import multipart, patches
 from lamfs.transfer.client import Mover
+from lamfs.transfer.conflicts import Conflicts
 from lamfs.transfer.durable import LogSync, sync_file
 from lamfs.transfer.multipart import Multipart, Segment
+from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -54,6 +56,9 @@ class FileHooks(Protocol):
     def rebased(self, ino: int, revision: Revision) -> None:
         """An overlay has been stored as ``revision`` while its file was written on in a copy of it."""
 
+    def conflicted(self, ino: int, conflict: Conflict) -> None:
+        """Somebody else has changed the object of an inode; what was written to it is another file now."""
+
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy these blocks of the stored revision ``base`` into the overlay ``src``, which is frozen."""
 
@@ -72,6 +77,12 @@ class Upload:
     done: int = 0
     missing: set[int] = field(default_factory=set)
     """Blocks that the spool file lacks, as an overlay of the stored revision."""
+    known: dict[int, ContentHash] = field(default_factory=dict)
+    """Hashes of the parts that were sent while the file was written, by number."""
+
+    def moved(self, count: int) -> None:
+        """Storage has so many bytes more than before (fewer, if it has lost some)."""
+        self.done += count
 
 
 class Steps:
@@ -84,10 +95,12 @@ class Steps:
         self._store = store
         self._mover = mover
         self._multipart = Multipart(registry, mover)
+        self.streams = Streams(registry, self._multipart, spool_dir)
         self._spool = spool_dir
         self._origin = origin
         self._busy_objects: set[str] = set()
         self._hashing: dict[int, trio.CancelScope] = {}
+        self._conflicts = Conflicts(registry, store, mover, spool_dir, origin)
         self.durable = LogSync(registry.path)
         self.hooks: FileHooks | None = None
 
@@ -105,15 +118,19 @@ class Steps:
             present = registry.overlays.present(entry.src)
             upload.missing = missing_blocks(present, base.size, os.stat(path).st_size)
             await self._fill(entry, upload, base, patches.needed(os.stat(path).st_size, upload.missing))
-        with trio.CancelScope() as scope:
-            self._hashing[ino] = scope
-            content = await self._hash(path, base.content if base is not None else None, upload.missing)
-        self._hashing.pop(ino, None)
-        if scope.cancelled_caught:
-            raise StorageError("The file was deleted while it was hashed.")
-        upload.size = content.size
         artifact = registry.artifacts.by_ino(ino)
-        if artifact is not None and content.same_bytes(artifact.revision.content):
+        upload.size = os.stat(path).st_size
+        content: ContentHash | None = None
+        if not self._is_hashed_as_sent(upload.size, base, artifact):
+            with trio.CancelScope() as scope:
+                self._hashing[ino] = scope
+                content = await self._hash(path, base.content if base is not None else None, upload)
+                upload.size = content.size
+            self._hashing.pop(ino, None)
+            if scope.cancelled_caught:
+                raise StorageError("The file was deleted while it was hashed.")
+            artifact = registry.artifacts.by_ino(ino)
+        if content is not None and artifact is not None and content.same_bytes(artifact.revision.content):
             unneeded = await self._unneeded(entry, artifact.revision)
             if unneeded is not None:
                 return unneeded, False
@@ -129,6 +146,9 @@ class Steps:
             ):
                 # An earlier try may have written elsewhere, before the file was renamed.
                 registry.journal.add_delete(entry.object_key or "")
+            found = await self._conflicts.find(entry, artifact, target)
+            if found is not None:
+                await self._keep_both(entry, upload, base, found)
             registry.journal.set_target(entry.id, target)
             if artifact is not None and artifact.revision.object_key == target:
                 await self.hooks.pin(target, but=ino if base is not None else None)
@@ -136,7 +156,13 @@ class Steps:
                 if self._store.kind != "local":  # which syncs them itself before it replaces the old ones
                     await sync_file(path, self._spool)
             await self.durable()
-            etag, consumed = await self._send(content, path, target, upload, base)
+            if content is None:
+                consumed = False
+                etag, content = await self._multipart.store_unhashed(
+                    entry, upload.size, path, target, upload.known, upload.moved
+                )
+            else:
+                etag, consumed = await self._send(content, path, target, upload, base)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
                 ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
@@ -146,6 +172,34 @@ class Steps:
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
+        """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""
+        assert self.hooks is not None
+        assert entry.ino is not None
+        name = what(self._registry, entry)
+        if base is not None:
+            await self.hooks.pin(base.object_key)
+            await self._fill(entry, upload, base, set(upload.missing))
+            self._registry.journal.set_base(entry.ino, None)
+        conflict = await self._conflicts.settle(entry, found)
+        if conflict is None:
+            raise ObjectChanged(f"'{name}' was deleted while it was stored.")
+        self.hooks.conflicted(entry.ino, conflict)
+        beside = self._registry.tree.path(conflict.ino) or conflict.name
+        raise ObjectChanged(
+            f"Somebody else has changed the object {self._store.url(found.key)}: that is '{name}' now, and what was"
+            f" written here is kept as '{beside}'."
+        )
+
+    def _is_hashed_as_sent(self, size: int, base: Revision | None, artifact: ArtifactRecord | None) -> bool:
+        """Whether a file is so large that it is read once only, to be hashed and sent part by part.
+
+        One that may have the bytes of an artifact is hashed first: then it need not be sent.
+        """
+        if self._store.kind == "local" or base is not None or size <= multipart.MULTIPART_ABOVE or size <= MD5_MAX:
+            return False
+        return (artifact is None or artifact.size != size) and not self._registry.artifacts.has_large(size)
 
     def is_large(self, entry: JournalEntry) -> bool:
         """Whether a put takes long: its parts do not keep other files' jobs waiting, so it needs no slot of theirs."""
@@ -190,10 +244,10 @@ class Steps:
             await self.hooks.fill(entry.ino, entry.src, newer, blocks)
         upload.missing -= blocks
 
-    async def _hash(self, path: str, base: ContentHash | None, missing: set[int]) -> ContentHash:
+    async def _hash(self, path: str, base: ContentHash | None, upload: Upload) -> ContentHash:
         """Hash a spool file: a small one here, which takes less time than to ask the moving process.
 
-        The hashes of ``missing`` blocks are those of ``base``.
+        The hashes of blocks that are missing are those of ``base``.
         """
         size = os.stat(path).st_size
         if size <= SMALL:
@@ -201,7 +255,7 @@ class Steps:
                 return hash_file(path)
             except EOFError as error:
                 raise StorageError("The file became shorter while it was hashed; it is tried again.") from error
-        known = {block: base.block(block) for block in missing} if base is not None else {}
+        known = {block: base.block(block) for block in upload.missing} if base is not None else {}
         return await self._mover.hash(path, bulk=size > multipart.MULTIPART_ABOVE, known=known)
 
     async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
@@ -244,14 +298,11 @@ class Steps:
                 continue
             return stat.etag, False
 
-        def moved(count: int) -> None:
-            upload.done += count
-
         if base is not None:
             segments = await self._patched(content, upload, base)
             if any(segment.source for segment in segments):
                 try:
-                    return await self._multipart.store(entry, content, path, target, segments, moved), False
+                    return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
                 except StorageUnavailable:
                     raise
                 except StorageError as error:
@@ -259,8 +310,8 @@ class Steps:
             await self._fill(entry, upload, base, set(upload.missing))
         if content.size > multipart.MULTIPART_ABOVE:
             segments = [Segment(0, content.size)]
-            return await self._multipart.store(entry, content, path, target, segments, moved), False
-        return (await self._mover.put(path, target, progress=moved)).etag, False
+            return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
+        return (await self._mover.put(path, target, progress=upload.moved)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
         """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""

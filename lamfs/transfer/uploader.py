@@ -72,6 +72,7 @@ class Uploader:
     ) -> None:
         self._registry = registry
         self._spool = spool_dir
+        self._store = store
         self._steps = Steps(registry, store, mover, spool_dir, origin)
         self._limit = workers
         self._queue: deque[JournalEntry] = deque()
@@ -110,6 +111,14 @@ class Uploader:
                 return  # it looks soon enough by itself
         self._work.set()
 
+    def written(self, ino: int, src: str, offset: int, length: int, size: int) -> None:
+        """Bytes were written into a spool file, which has ``size`` bytes now: a large one is sent while it grows."""
+        self._steps.streams.written(ino, src, offset, length, size)
+
+    def cut(self, ino: int, size: int) -> None:
+        """A spool file was cut, or extended by a hole."""
+        self._steps.streams.cut(ino, size)
+
     def stop(self, error: LamfsError) -> None:
         """This process may not store any more: whoever waits for it, now or later, gets ``error``."""
         self._stopped = error
@@ -125,6 +134,7 @@ class Uploader:
     def abandon(self, ino: int) -> None:
         """The inode is gone, and its bytes are owed no more."""
         self._steps.abandon(ino)
+        self._steps.streams.forget(ino)
         self._look_again(ino)
 
     def _look_again(self, ino: int | None) -> None:
@@ -208,6 +218,8 @@ class Uploader:
     async def run(self) -> None:
         """Work until cancelled. What is under way then is finished by the next mount."""
         async with trio.open_nursery() as nursery:
+            if self._store.kind != "local":
+                self._steps.streams.start(nursery)
             while True:
                 self._work = trio.Event()
                 try:
@@ -379,6 +391,7 @@ class Uploader:
         upload = self.uploads[entry.id] = Upload(entry)
         current = False
         try:
+            upload.known = await self._steps.streams.finish(ino, src)
             committed, consumed = await self._steps.put(entry, upload)
             current = committed.current
             if ino in self._wanted:
@@ -389,21 +402,22 @@ class Uploader:
             else:
                 if record is not None and "base" in entry.payload:
                     hooks.rebased(ino, record.revision)
-                if not consumed and self._superseded(ino, src):
+                if not consumed and self._superseded(src):
                     (self._spool / src).unlink(missing_ok=True)
             self.stored_files += 1
             self.stored_bytes += upload.size
             log.debug("stored inode %d, %d bytes, in %.3f s", ino, upload.size, time.monotonic() - started)
         except LamfsError:
-            if self._superseded(ino, src):
+            if self._superseded(src):
                 (self._spool / src).unlink(missing_ok=True)
             raise
         finally:
+            self._steps.streams.release(ino)
             self._uploading.pop(ino, None)
             self.uploads.pop(entry.id, None)
             if not current:
                 hooks.thaw(ino, src)
 
-    def _superseded(self, ino: int, src: str) -> bool:
-        row = self._registry.journal.put_of(ino)
-        return row is None or row.src != src
+    def _superseded(self, src: str) -> bool:
+        """Whether nobody owes a spool file any more (as another file it may be owed, after a conflict)."""
+        return not self._registry.journal.owes_file(src)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lamfs.model import StorageConfig
-from tests.support.mounts import BUCKET, MountedInstance
+from tests.support.mounts import BUCKET, MountedInstance, wait_until
 from tests.support.servers import Server
 
 V1, V2 = b"first" * 50_000, b"second, and longer" * 20_000
@@ -38,7 +38,9 @@ class Disk:
         subprocess.run(["mount", "-o", "loop,commit=600", self.image, self.path], check=True, timeout=30)
 
     def unmount(self) -> None:
-        subprocess.run(["umount", self.path], check=True, timeout=30)
+        # The last of the killed processes may still be letting go of its files.
+        command = ["umount", self.path]
+        wait_until(lambda: subprocess.run(command, check=False, timeout=30).returncode == 0, "the disk is free")
 
     def remember(self) -> Path:
         """A copy of what is on the device now."""

@@ -165,6 +165,11 @@ class MemoryStore:
         return [upload_id for upload_id, found in self.unfinished.items() if found[0] == key]
 
 
+def hash_range(path: str, offset: int, length: int) -> ContentHash:
+    with open(path, "rb") as file:
+        return hashing.hash_range(file.fileno(), offset, length)
+
+
 class DirectMover:
     """The Mover's jobs done on the spot, each between two steps.
 
@@ -177,6 +182,7 @@ class DirectMover:
         self.failing: Callable[[str, str], LamfsError | None] = lambda op, key: None
         self.late = False
         self.hold: str | None = None
+        self.hashed: list[int] = []
         self.held = trio.Event()
         self.release = trio.Event()
 
@@ -214,11 +220,25 @@ class DirectMover:
     async def begin_upload(self, key: str) -> str:
         return str(await self._job("begin_upload", key, lambda: self._box.store.begin_upload(key)))
 
-    async def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
-        def work() -> str:
-            return str(self._box.store.send_part(key, upload_id, number, path, offset, length))
+    async def send_part(
+        self, key: str, upload_id: str, number: int, path: str, offset: int, length: int, *, hashed: bool = False
+    ) -> tuple[str, ContentHash | None]:
+        def work() -> tuple[str, ContentHash | None]:
+            hashes = hash_range(path, offset, length) if hashed else None
+            return str(self._box.store.send_part(key, upload_id, number, path, offset, length)), hashes
 
-        return str(await self._job("send_part", key, work))
+        found: tuple[str, ContentHash | None] = await self._job("send_part", key, work)
+        return found
+
+    async def hash_range(self, path: str, offset: int, length: int) -> ContentHash:
+        await trio.lowlevel.checkpoint()
+        self.hashed.append(offset)
+        return hash_range(path, offset, length)
+
+    async def hash_ends(self, path: str, size: int) -> tuple[str, str]:
+        await trio.lowlevel.checkpoint()
+        with open(path, "rb") as file:
+            return hashing.hash_ends(file.fileno(), size)
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int

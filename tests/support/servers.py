@@ -203,6 +203,13 @@ class Server:
     def pause(self) -> None:
         """SIGSTOP: connections are accepted by the kernel, nobody answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + READY_SECONDS
+        while any(
+            task.read_text().rpartition(")")[2].split()[0] != "T"
+            for task in Path(f"/proc/{self.pid}/task").glob("*/stat")
+        ):
+            assert time.monotonic() < deadline, "the server does not stop"  # its threads end their time slices first
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """SIGCONT."""

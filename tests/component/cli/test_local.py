@@ -299,6 +299,7 @@ def test_fsck_says_clean_and_finds_what_is_missing_or_damaged(root: Path) -> Non
         done = CliRunner().invoke(main, words)
         assert done.exit_code == 1
         assert uid in done.stdout
+    assert f"is damaged in block 0 (artifact {uid})" in quick("status")
     stored.unlink()
     done = CliRunner().invoke(main, ["fsck"])
     assert done.exit_code == 1

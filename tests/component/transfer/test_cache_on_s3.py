@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from lamfs.cache.blocks import BlockCache
 from lamfs.cache.files import cache_file
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, ObjectChanged, StorageUnavailable
-from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.model import BLOCK_SIZE, LEAF_SIZE, ContentHash, Revision
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStore, StorageConfig
 from lamfs.transfer.client import Mover
@@ -31,6 +32,7 @@ class Rig:
     cache: BlockCache
     dir: Path
     spool: Path
+    known: dict[str, ContentHash]
 
     async def put(self, key: str, data: bytes) -> Revision:
         self.spool.write_bytes(data)
@@ -38,6 +40,7 @@ class Rig:
             path = f"/proc/{os.getpid()}/fd/{stream.fileno()}"
             content = await self.mover.hash(path)
             assert content.blocks == content_of(data).blocks
+            self.known[key] = content
             return Revision(content, key, (await self.mover.put(path, key)).etag)
 
 
@@ -58,11 +61,18 @@ def config(server: SeaweedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 @pytest.fixture
 async def rig(config: StorageConfig, tmp_path: Path) -> AsyncIterator[Rig]:
     store = open_store(config)
+    known: dict[str, ContentHash] = {}
+
+    def leaves(revision: Revision, block: int) -> bytes | None:
+        content = known.get(revision.object_key)
+        same = content is not None and content.block(block) == revision.content.block(block)
+        return content.leaves.get(block) if content is not None and same else None
+
     async with running_mover(config) as mover:
-        cache = BlockCache(store, mover, CacheIndex(tmp_path / "c"), tmp_path / "c", limit_bytes=1 << 40)
+        cache = BlockCache(store, mover, CacheIndex(tmp_path / "c"), tmp_path / "c", limit_bytes=1 << 40, leaves=leaves)
         async with trio.open_nursery() as nursery:
             await nursery.start(cache.run)
-            yield Rig(store, mover, cache, tmp_path / "c", tmp_path / "spool")
+            yield Rig(store, mover, cache, tmp_path / "c", tmp_path / "spool", known)
             nursery.cancel_scope.cancel()
     store.close()
 
@@ -117,6 +127,22 @@ async def test_wrong_bytes_with_the_right_etag(rig: Rig, caplog: pytest.LogCaptu
     file.close()
 
 
+async def test_leaves_from_a_real_server(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    data = make_bytes(2 * BLOCK_SIZE + 70_000)
+    revision = await rig.put("k", data)
+    file = rig.cache.open(revision)
+    offsets = [3 * LEAF_SIZE + 1, BLOCK_SIZE + 9 * LEAF_SIZE, 2 * BLOCK_SIZE + LEAF_SIZE]
+    for offset in offsets:
+        assert await file.read(offset, 4000) == data[offset : offset + 4000]
+    assert rig.cache.stats()["fetched_bytes"] == 2 * LEAF_SIZE + 70_000 - LEAF_SIZE
+    other = dict(rig.known["k"].leaves)
+    other[0] = bytes(len(other[0]))
+    rig.known["k"] = dataclasses.replace(rig.known["k"], leaves=other)
+    assert await file.read(5, 5) == data[5:10], "wrong leaf hashes: the block's own hash decides"
+    assert file.read_now(0, BLOCK_SIZE) == data[:BLOCK_SIZE]
+    file.close()
+
+
 async def test_many_small_files(rig: Rig) -> None:
     bodies = {f"d{number % 5}/k{number}": b"%d" % number for number in range(100)}
     revisions: dict[str, Revision] = {}
@@ -165,8 +191,6 @@ async def test_the_mover_is_killed_while_blocks_are_fetched(rig: Rig) -> None:
 
 
 async def test_no_server(config: StorageConfig, tmp_path: Path, server: SeaweedServer) -> None:
-    import dataclasses
-
     data = make_bytes(100)
     away = dataclasses.replace(config, endpoint_url="http://127.0.0.1:9", timeout=2.0)
     store = open_store(away)

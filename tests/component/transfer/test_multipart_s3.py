@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from lamfs.storage.s3 import S3Store
 from lamfs.transfer.client import Mover
 from tests.support.proxy import FaultProxy
 from tests.support.servers_fixtures import through
-from tests.support.transfer import make_bytes, running_mover
+from tests.support.transfer import content_of, make_bytes, running_mover
 
 MIB = 1 << 20
 SIZES = (5 * MIB, 6 * MIB, 7)
@@ -48,10 +49,14 @@ async def test_parts_by_the_mover(mover: Mover, config: StorageConfig, path: str
     assert await mover.uploads_of("a/ü") == [upload_id]
     assert await mover.uploads_of("a") == []
     await mover.send_part("a/ü", upload_id, 1, path, 3, SIZES[0])
+    etag, hashes = await mover.send_part("a/ü", upload_id, 1, path, 0, SIZES[0], hashed=True)
+    assert hashes == dataclasses.replace(content_of(DATA[: SIZES[0]]), hash="", hash_type="")
+    assert hashes is not None
+    assert await mover.hash_range(path, 0, SIZES[0]) == hashes
     etags = [
-        await mover.send_part("a/ü", upload_id, 1, path, 0, SIZES[0]),
+        etag,
         await mover.copy_part("a/ü", upload_id, 2, "source", source.etag, SIZES[0], SIZES[1]),
-        await mover.send_part("a/ü", upload_id, 3, path, SIZES[0] + SIZES[1], SIZES[2]),
+        (await mover.send_part("a/ü", upload_id, 3, path, SIZES[0] + SIZES[1], SIZES[2]))[0],
     ]
     listed = await mover.list_parts("a/ü", upload_id)
     found = {(part.number, part.size, part.etag) for part in listed}

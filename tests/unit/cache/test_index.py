@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from lamfs.cache import tables
 from lamfs.cache.bits import full_bitmap, unpack_bitmap
-from lamfs.cache.index import SCHEMA, CacheIndex
+from lamfs.cache.index import CacheIndex
+from lamfs.cache.tables import SCHEMA
 from lamfs.model import BLOCK_SIZE
 
 
@@ -243,3 +245,22 @@ def test_a_second_connection_takes_no_lock_from_the_first(tmp_path: Path) -> Non
     first.reset("d", "e", 5, full=True)
     second.close()
     assert CacheIndex(tmp_path).total_bytes() == 20
+
+
+def test_what_another_boot_has_completed_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a power cut the bytes of a file may be lost whose row is there."""
+    index = CacheIndex(tmp_path)
+    index.reset("k", "e", 10, ino=7, full=True)
+    index.complete("k", "e", 123, ino=7)
+    index.close()
+    index = CacheIndex(tmp_path)
+    assert index.row("k").mtime_ns == 123  # type: ignore[union-attr]
+    index.close()
+    boot = tmp_path / "boot"
+    boot.write_text("another\n")
+    monkeypatch.setattr(tables, "BOOT_ID", boot)
+    index = CacheIndex(tmp_path)
+    row = index.row("k")
+    assert row is not None
+    assert (row.mtime_ns, row.floor_ns, row.bytes) == (None, 123, 10)
+    index.close()

@@ -192,7 +192,8 @@ async def test_prefetch_has_one_budget_and_handles_take_turns(rig: Rig, monkeypa
 
 
 @pytest.mark.parametrize("how", ["seek", "close"])
-async def test_wishes_end_with_a_seek_and_with_the_handle(rig: Rig, how: str) -> None:
+async def test_wishes_end_with_a_seek_and_with_the_handle(rig: Rig, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "PREFETCH_JOBS", 6)
     revision = rig.put("k", DATA)
     async with rig.mount(prefetch=8) as cache:
         handle = Handle(cache, cache.open(revision))

@@ -18,10 +18,13 @@ from lamfs.hashing import (
     encode_digest,
     hash_block,
     hash_digests,
+    hash_ends,
     hash_fd,
     hash_file,
     hash_folder,
     hash_leaves,
+    hash_range,
+    join_ranges,
     zero_block,
     zero_leaves,
 )
@@ -287,3 +290,18 @@ def test_holes_are_hashed_as_the_zeros_they_are(tmp_path: Path) -> None:
         with pytest.raises(EOFError):
             hash_fd(file.fileno(), size + 64 * 1024 * 1024)
         assert hash_fd(file.fileno(), size) == hash_file(dense)
+
+
+def test_ranges_and_ends_make_the_hash_of_one_pass(tmp_path: Path) -> None:
+    size = FIFTY_MIB + 3 * BLOCK_SIZE + 77
+    path = tmp_path / "large"
+    path.write_bytes(pattern(size - BLOCK_SIZE - 5) + bytes(BLOCK_SIZE) + b"tail!")
+    whole = hash_file(path)
+    with path.open("rb") as stream:
+        fd = stream.fileno()
+        ranges = [hash_range(fd, at, min(4 * BLOCK_SIZE, size - at)) for at in range(0, size, 4 * BLOCK_SIZE)]
+        joined = join_ranges(ranges, hash_ends(fd, size))
+        with pytest.raises(EOFError):
+            hash_range(fd, size - 5, 6)
+    assert joined == whole
+    assert {**joined.leaves} == {block: found for block, found in whole.leaves.items() if found != zero_leaves()}

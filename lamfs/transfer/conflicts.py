@@ -1,0 +1,87 @@
+"""Somebody else has changed an object that a file is about to be stored over: both are kept. The trio loop only.
+
+What is in storage then becomes the content of the artifact; what was written here becomes a file beside it, ``name
+(conflict <date>)``. It is looked for once, before a put writes to the object for the first time: later the object may
+differ because an earlier try of the same put has written it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lamfs.errors import ObjectChanged, ObjectMissing
+from lamfs.hashing import hash_file
+from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
+from lamfs.registry import Conflict, Provenance, Registry
+from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.transfer.client import Mover
+
+PIECE = 64 << 20
+"""Bytes of an object that are fetched at a time."""
+
+
+class Conflicts:
+    """Finds and settles conflicts of puts."""
+
+    def __init__(
+        self, registry: Registry, store: ObjectStore, mover: Mover, spool_dir: Path, origin: Provenance
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._mover = mover
+        self._spool = spool_dir
+        self._origin = origin
+
+    async def find(self, entry: JournalEntry, artifact: ArtifactRecord | None, target: str) -> ObjectStat | None:
+        """What is at ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing to keep."""
+        journal = self._registry.journal
+        if entry.object_key == target or journal.owes(target):
+            return None
+        virtual = artifact.key_is_virtual if artifact is not None else bool(entry.payload.get("key_is_virtual", True))
+        own = virtual or self._registry.artifacts.with_object(target) is not None
+        if own and (artifact is None or artifact.revision.object_key != target):
+            return None  # a name that lamfs has made
+        try:
+            found = await self._mover.head(target)
+        except ObjectMissing:
+            return None
+        if artifact is not None and artifact.revision == Revision(artifact.revision.content, target, found.etag):
+            return None
+        return found
+
+    async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | None:
+        """Make the object's bytes the artifact's content, and the put's file one beside it. One transaction.
+
+        None when the put has come to its end meanwhile. Raises ObjectChanged when the object changes again, storage
+        errors, OSError.
+        """
+        assert entry.ino is not None
+        content = await self._hash(found)
+        return self._registry.commits.conflict(entry.id, content, found.key, found.etag, self._origin)
+
+    async def _hash(self, found: ObjectStat) -> ContentHash:
+        local = self._store.local_path(found.key)
+        if local is not None:
+            content = await self._mover.hash(local)
+            if (await self._mover.head(found.key)).etag != found.etag:
+                raise ObjectChanged(f"The object {local} is being written by somebody else; it is tried again.")
+            return content
+        path = self._spool / f"conflict-{entry_name(found)}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, found.size)
+            for offset in range(0, found.size, PIECE):
+                length = min(PIECE, found.size - offset)
+                await self._mover.fetch(
+                    found.key, etag=found.etag, offset=offset, length=length, path=str(path), digest=None
+                )
+            return await self._mover.hash(str(path)) if found.size else hash_file(path)
+        finally:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+
+
+def entry_name(found: ObjectStat) -> str:
+    """A file name for an object's revision."""
+    return f"{found.etag}-{abs(hash(found.key))}"

@@ -1,0 +1,223 @@
+"""Parts of a large file are sent while it is still being written. In the daemon's trio loop, driven by the writes.
+
+A file that grows at its end past START bytes has its full parts, well behind the end, sent and hashed a few at a time.
+Who writes into what was sent spoils that part: it is sent again when the file is stored. What is known here is only
+which parts are surely unchanged; which ones storage has, the registry knows (registry/uploads.py), so that after a
+crash they are compared with the file, and not sent again either.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import trio
+
+from lamfs.errors import LamfsError
+from lamfs.model import ContentHash, JournalEntry
+from lamfs.registry import Registry
+from lamfs.transfer import multipart
+from lamfs.transfer.multipart import Multipart, Part, part_size
+
+log = logging.getLogger("lamfs.uploader")
+
+START = 64 << 20
+"""Bytes that a file has grown past before any part of it is sent."""
+BEHIND = 16 << 20
+"""Bytes before its end that are not sent yet: programs go back a little more often than far."""
+WAIT = 3.0
+"""Seconds that it is still being written after that: what is closed sooner is sent at once then, and the writer has the
+machine for itself until it is done."""
+PARTS = 2
+"""Parts of all such files that are under way at a time: writers and finished files come first."""
+REST = (3.0, 1.0)
+"""Pause after a part: so many times what it took, and at most so many seconds. Where storage is quick, sending takes
+the processor from the writer, who will be done soon; where it is slow, the pause is a small part of the time."""
+PATIENCE = 5.0
+"""Seconds that storing a closed file waits for its parts that are under way, before it sends them itself."""
+SPOILED = 4
+"""Parts that may be written into after they were sent, before one sees that the file is not just appended to."""
+
+
+class _Stream:
+    """One spool file that is being sent while it grows."""
+
+    def __init__(self, ino: int, src: str) -> None:
+        self.ino = ino
+        self.src = src
+        self.size = 0
+        self.sent = 0
+        self.number = 0
+        self.known: dict[int, ContentHash] = {}
+        self.parts: dict[int, Part] = {}
+        self.spoiled: set[int] = set()
+        self.over = False
+        self.grown = trio.Event()
+        self.stopped = trio.Event()
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+    def next_part(self) -> Part | None:
+        """The next part, when the file is long enough; it counts as sent from now on."""
+        length = part_size(self.number + 1)
+        if self.over or self.size < self.sent + length + BEHIND or self.number == multipart.MAX_PARTS - 1:
+            return None
+        self.number += 1
+        part = self.parts[self.number] = Part(self.number, self.sent, length, None)
+        self.sent += length
+        return part
+
+    def spoil(self, start: int, end: int) -> None:
+        """These bytes are not what they were."""
+        for part in self.parts.values():
+            if part.offset < end and start < part.offset + part.length:
+                self.spoiled.add(part.number)
+                self.known.pop(part.number, None)
+        if len(self.spoiled) > SPOILED:
+            self.end()
+
+    def has_ended(self) -> bool:
+        """Whether no further part is to be sent."""
+        return self.over
+
+    def end(self) -> None:
+        """No further part is sent."""
+        self.over = True
+        self.grown.set()
+        self.stopped.set()
+
+
+class Streams:
+    """Owns which files are being sent while they grow. Loop only."""
+
+    def __init__(self, registry: Registry, parts: Multipart, spool_dir: Path) -> None:
+        self._registry = registry
+        self._multipart = parts
+        self._spool = spool_dir
+        self._streams: dict[int, _Stream] = {}
+        self._putting: set[int] = set()
+        self._limit = trio.CapacityLimiter(PARTS)
+        self._nursery: trio.Nursery | None = None
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """From now on files are sent as they grow, by tasks in ``nursery``."""
+        self._nursery = nursery
+
+    def written(self, ino: int, src: str, offset: int, length: int, size: int) -> None:
+        """``length`` bytes were written at ``offset`` of a spool file, which has ``size`` bytes now."""
+        stream = self._streams.get(ino)
+        appended = offset + length == size
+        if stream is None:
+            if size < START or not appended or self._nursery is None or ino in self._putting:
+                return
+            stream = self._streams[ino] = _Stream(ino, src)
+            self._nursery.start_soon(self._run, stream)
+        elif stream.src != src:
+            stream.end()
+            return
+        if offset < stream.sent:
+            stream.spoil(offset, offset + length)
+        if appended:
+            stream.size = size
+            if not stream.over and size >= stream.sent + part_size(stream.number + 1) + BEHIND:
+                stream.grown.set()
+
+    def cut(self, ino: int, size: int) -> None:
+        """The file was cut, or extended by a hole, to ``size`` bytes."""
+        stream = self._streams.get(ino)
+        if stream is not None:
+            if size > stream.size:
+                stream.end()
+            stream.size = min(size, stream.size)
+            stream.spoil(size, multipart.MAX_PARTS << 40)
+
+    async def finish(self, ino: int, src: str) -> dict[int, ContentHash]:
+        """The file is to be stored, and does not change any more: send nothing until ``release``.
+
+        Returns the hashes, by number, of the parts that were sent and are surely unchanged.
+        """
+        self._putting.add(ino)
+        stream = self._streams.pop(ino, None)
+        if stream is None:
+            return {}
+        stream.end()
+        with trio.move_on_after(PATIENCE):
+            await stream.ended.wait()
+        stream.scope.cancel()
+        await stream.ended.wait()
+        return stream.known if stream.src == src else {}
+
+    def release(self, ino: int) -> None:
+        """The file was stored, or could not be."""
+        self._putting.discard(ino)
+
+    def forget(self, ino: int) -> None:
+        """The file is gone."""
+        stream = self._streams.pop(ino, None)
+        if stream is not None:
+            stream.end()
+
+    async def _run(self, stream: _Stream) -> None:
+        begun: JournalEntry | None = None
+        try:
+            with trio.move_on_after(WAIT):
+                await stream.stopped.wait()
+            entry = self._registry.journal.put_of(stream.ino)
+            if stream.over or entry is None or not self._may_send(stream, entry):
+                return
+            target = self._registry.commits.put_target(entry)
+            if not self._registry.uploads.announce(entry.id, target):
+                return
+            begun = entry
+            upload_id = await self._multipart.begin(entry, target)
+            with stream.scope:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(PARTS):
+                        nursery.start_soon(self._work, stream, entry.id, target, upload_id)
+        except LamfsError as error:
+            log.info("%s is not sent before it is complete: %s", stream.src, error)
+        except Exception:
+            log.exception("unexpected error while sending %s before it is complete", stream.src)
+        finally:
+            stream.end()
+            if begun is not None:
+                self._multipart.release(begun.id)
+            stream.ended.set()
+
+    def _may_send(self, stream: _Stream, entry: JournalEntry) -> bool:
+        """Whether a file may become an artifact as it is. What an earlier try left goes on when it is put."""
+        registry = self._registry
+        if entry.src != stream.src or entry.owner != registry.journal.owner or "base" in entry.payload:
+            return False
+        names = registry.tree.names(stream.ino)
+        if not names or names[0][1].startswith(".") or registry.names.is_scratch(stream.ino):
+            return False
+        record = registry.uploads.of(entry.id)
+        if record is not None and record.completed:
+            registry.uploads.forget(entry.id)
+            record = None
+        return record is None
+
+    async def _work(self, stream: _Stream, entry_id: int, target: str, upload_id: str) -> None:
+        path = str(self._spool / stream.src)
+        while not stream.over:
+            part = stream.next_part()
+            if part is None:
+                if stream.grown.is_set():
+                    stream.grown = trio.Event()
+                await stream.grown.wait()
+                continue
+            try:
+                async with self._limit:
+                    if stream.has_ended():
+                        return
+                    begun = trio.current_time()
+                    _, hashes = await self._multipart.send(entry_id, target, upload_id, part, path)
+            except LamfsError as error:
+                log.info("%s is not sent on before it is complete: %s", stream.src, error)
+                stream.end()
+                return
+            if part.number not in stream.spoiled:
+                stream.known[part.number] = hashes
+            with trio.move_on_after(min(REST[0] * (trio.current_time() - begun), REST[1])):
+                await stream.stopped.wait()

@@ -1,0 +1,99 @@
+"""Somebody else changes an object that is about to be stored over: both are kept, and it is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lamfs.errors import ObjectChanged
+from lamfs.registry.commits import conflict_name
+from tests.support.fsbox import Box, User
+from tests.unit.fs.conftest import MakeBox
+
+FOREIGN = b"by somebody else"
+
+
+def overwrite(box: Box, key: str) -> None:
+    """What another program does in the bucket, or in the folder."""
+    if box.kind == "s3":
+        box.store.objects[key] = FOREIGN
+    else:
+        path = Path(box.store.local_path(key))
+        path.unlink(missing_ok=True)
+        path.write_bytes(FOREIGN)
+
+
+async def both(user: User, name: str, mine: bytes) -> None:
+    """The other's bytes have the name, ours the one beside it; and the uploader says so."""
+    assert await user.read(name) == FOREIGN
+    found = [path for path in await user.actual() if "(conflict " in path]
+    assert len(found) == 1
+    assert found[0].startswith(name.removesuffix(".csv") + " (conflict 20")
+    assert found[0].endswith(").csv")
+    assert await user.read(found[0]) == mine
+    [failure] = {failure.error for failure in user.fs.context.uploader.failures}
+    assert found[0] in failure
+
+
+@pytest.mark.parametrize("real_keys", [False, True])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_an_object_that_was_changed_meanwhile(make_box: MakeBox, kind: str, real_keys: bool) -> None:
+    box = make_box(kind, real_keys=real_keys)
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        uid = user.uid("a.csv")
+        overwrite(box, user.fs.context.registry.artifacts.by_key("a.csv").revision.object_key)  # type: ignore[union-attr]
+        await user.write_file("a.csv", b"mine, longer")
+        await user.sync()
+        await both(user, "a.csv", b"mine, longer")
+        assert user.uid("a.csv") == uid
+        assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_an_object_that_nobody_has_registered(make_box: MakeBox, kind: str) -> None:
+    """A new file with a real key does not replace what is in the bucket already."""
+    box = make_box(kind, real_keys=True)
+
+    async def scenario(user: User) -> None:
+        overwrite(box, "a.csv")
+        await user.write_file("a.csv", b"mine")
+        await user.sync()
+        await both(user, "a.csv", b"mine")
+        assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())
+
+
+def test_fsync_says_it(make_box: MakeBox) -> None:
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        overwrite(box, user.fs.context.registry.artifacts.by_key("a.csv").revision.object_key)  # type: ignore[union-attr]
+        opened = await user.open("a.csv", os.O_RDWR | os.O_TRUNC)
+        await user.pwrite(opened, b"mine", 0)
+        with pytest.raises(ObjectChanged, match="Somebody else"):
+            await user.fsync(opened)
+        await user.pread(opened)
+        await user.close(opened)
+        await user.sync()
+        await both(user, "a.csv", b"mine")
+        assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())
+
+
+def test_names() -> None:
+    assert conflict_name("a.tar.gz", "x") == "a (conflict x).tar.gz"
+    assert conflict_name("Makefile", "x") == "Makefile (conflict x)"
+    long = conflict_name("ä" * 126 + ".csv", "2026-01-01 00.00.00")
+    assert len(long.encode()) <= 255
+    assert long.endswith("(conflict 2026-01-01 00.00.00).csv")
