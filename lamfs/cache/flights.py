@@ -219,7 +219,7 @@ class Flights:
             block = file.state.find(ABSENT, at)
             if _is_busy(file):
                 continue
-            if block >= 0 and file.refs:
+            if block >= 0 and file.refs > len(file.flights):  # somebody beside the flights still has it open
                 self._dense[file] = block + 1
                 return file, block, 0
             del self._dense[file]
@@ -239,8 +239,8 @@ class Flights:
             flight.error = StorageError(f"Reading '{file.revision.object_key}' failed: {error}; see the mount's log.")
         finally:
             del file.flights[block]
-            self._ended(flight)
             self.release(file)
+            self._ended(flight)
 
     async def _fly_leaves(self, file: BlockFile, block: int, first: int, flight: Flight) -> None:
         try:
@@ -261,8 +261,8 @@ class Flights:
             leaves = file.leaves.get(block)
             if leaves is not None and flight in leaves.flights:
                 leaves.flights.remove(flight)
-            self._ended(flight)
             self.release(file)
+            self._ended(flight)
 
     async def _bring_leaves(self, file: BlockFile, block: int, first: int, mask: int) -> bool:
         """Fetch a run of leaves; False when they do not have their hashes."""

@@ -288,6 +288,28 @@ async def test_dense_random_reading_brings_the_rest(rig: Rig, monkeypatch: pytes
         file.close()
 
 
+async def test_the_rest_of_a_file_is_not_brought_after_its_close(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "DENSE", 3)
+    monkeypatch.setattr(flights, "DENSE_BYTES", 1 << 40)
+    monkeypatch.setattr(flights, "PREFETCH_JOBS", 2)
+    data = make_bytes(12 * BLOCK_SIZE)
+    revision = rig.put("k", data)
+    async with rig.mount(prefetch=8) as cache:
+        file = cache.open(revision)
+        for number in range(2):
+            await file.read(3 * LEAF_SIZE * number, 10)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(rig.mover.fetches) == 2
+        rig.mover.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.read, 2 * BLOCK_SIZE, 10)
+            await until(lambda: rig.mover.fetching == 3)
+            rig.mover.gate.set()
+            file.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sum(length == BLOCK_SIZE for _, length in rig.mover.ranges) <= 3
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     size=st.sampled_from([1, LEAF_SIZE, LEAF_SIZE + 1, BLOCK_SIZE - 1, BLOCK_SIZE, 2 * BLOCK_SIZE + 1, SIZE]),
