@@ -238,6 +238,16 @@ class Spooling:
                 os.unlink(path)
             raise
 
+    def is_overtaken(self, state: FileState) -> bool:
+        """Whether another mount has taken over what was written to a file here, and perhaps stored its own already."""
+        if state.stale:
+            return True
+        owed = self._c.registry.journal.put_of(state.ino)
+        if state.spool is None or (owed is not None and owed.src == state.spool.name):
+            return False
+        inode = self._c.registry.tree.get(state.ino)
+        return inode is not None and inode.nlink > 0
+
     def acknowledge(self, state: FileState) -> int:
         """Journal that what was written so far has to be stored; returns its generation. One transaction."""
         registry = self._c.registry
@@ -355,7 +365,7 @@ class Spooling:
         if spool is not None:
             owed = self._c.registry.journal.put_of(state.ino)
             if owed is None or owed.src != spool.name:
-                whole = not state.private and not state.stale and not state.frozen and state.revision is not None
+                whole = not (state.private or state.stale or state.frozen or state.dirty) and state.revision is not None
                 missing = spool.missing
                 # While it is being uploaded, the uploader removes it when its row is struck off for good.
                 if not self._c.uploader.is_uploading(state.ino, spool.name) and not (

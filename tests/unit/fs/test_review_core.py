@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 import trio
 import trio.testing
 
+from lamfs.errors import FsError
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.fs.nodes import NodeTable
@@ -78,6 +80,39 @@ def test_a_queued_put_that_another_mount_took_over_is_left_to_it(make_box: MakeB
             assert left is not None
             assert (left.src, left.owner) == ("theirs", "boot:1:1")
             assert list(box.store.list()) == []
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_who_was_overtaken_by_another_mount_is_told_so(make_box: MakeBox, stored: bool) -> None:
+    """It has the file open and has written to it when another mount writes it, closes it, and perhaps stores it."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            handle, fino, _ = fs.files.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+            await fs.files.write(handle, 0, b"mine, and longer")
+            registry = fs.context.registry
+            me, registry.journal.owner = registry.journal.owner, "boot:1:1"
+            registry.journal.begin_put(fino, "theirs")
+            registry.journal.ready_put(fino)
+            registry.tree.update(fino, size=6)
+            theirs = registry.journal.put_of(fino)
+            assert theirs is not None
+            if stored:
+                registry.journal.done(theirs.id)
+            registry.journal.owner = me
+            with pytest.raises(FsError) as caught:
+                await fs.files.fsync(handle)
+            assert caught.value.errno == errno.ESTALE
+            with pytest.raises(FsError):
+                await fs.flush(handle)
+            fs.release(handle)
+            inode = registry.tree.get(fino)
+            assert inode is not None
+            assert inode.size == 6
+            assert registry.journal.put_of(fino) == (None if stored else theirs)
 
     trio.run(main)
 
