@@ -342,8 +342,8 @@ class Files:
     def _acknowledge(self, state: FileState, *, tell: bool = False) -> None:
         """Journal what was written. When another mount has written the file since, that counts, and what was written
         here is lost: with ``tell`` FsError(ESTALE)."""
-        if not state.dirty or state.private:
-            return
+        if state.private or not (state.dirty or state.journaled):
+            return  # a write that failed has left a row, too
         if not self._spooling.is_overtaken(state):
             self._spooling.acknowledge(state)
         elif tell:

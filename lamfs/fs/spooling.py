@@ -176,7 +176,7 @@ class Spooling:
         elif self.overlays.can_start(state, want):
             assert state.revision is not None
             spool = self.new_spool(state.ino)
-            self.overlays.start(spool, state.revision, want)
+            self.overlays.start(spool, state.revision)
         else:
             spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
         state.spool = spool
