@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from lamfs.cache.blocks import BlockFile, Reader
-from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError
+from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError, TransferDied
 from lamfs.fs.context import Context
 from lamfs.fs.overlay import Overlays
 from lamfs.fs.room import Room
@@ -228,15 +228,17 @@ class Spooling:
             state.drop_base()
 
     async def _clone(self, ino: int, source: str) -> Spool:
-        name = spool_name(ino)
-        path = str(self._c.spool_dir / name)
-        try:
-            await self._c.mover.clone(source, path)
-            return Spool(path, name)
-        except BaseException:
-            if os.path.exists(path):
-                os.unlink(path)
-            raise
+        for last in (False, False, True):
+            name = spool_name(ino)
+            path = str(self._c.spool_dir / name)
+            try:
+                await self._c.mover.clone(source, path)
+                return Spool(path, name)
+            except BaseException as error:
+                _unlink(path)
+                if last or not isinstance(error, TransferDied):
+                    raise
+        raise AssertionError
 
     def is_overtaken(self, state: FileState) -> bool:
         """Whether another mount has taken over what was written to a file here, and perhaps stored its own already."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from lamfs.errors import FsError
+from lamfs.errors import FsError, TransferDied
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.fs.nodes import NodeTable
-from lamfs.model import ROOT_INO, Inode
+from lamfs.model import BLOCK_SIZE, ROOT_INO, Inode
 from lamfs.registry import Registry
 from tests.unit.fs.conftest import MakeBox
 
@@ -80,6 +81,34 @@ def test_a_queued_put_that_another_mount_took_over_is_left_to_it(make_box: MakeB
             assert left is not None
             assert (left.src, left.owner) == ("theirs", "boot:1:1")
             assert list(box.store.list()) == []
+
+    trio.run(main)
+
+
+def test_a_write_outlives_the_moving_process(make_box: MakeBox) -> None:
+    """It dies while it copies the spool file that the write needs: the copy is made by the next one."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            fino = await make(fs, b"f", b"x" * (BLOCK_SIZE + 1))
+            mover: Any = fs.context.mover
+            clone = mover.clone
+            tries: list[str] = []
+
+            async def dying(src: str, dst: str) -> None:
+                tries.append(dst)
+                await clone(src, dst)
+                if len(tries) < 3:
+                    raise TransferDied("killed")
+
+            mover.clone = dying
+            handle = await fs.open(fino, os.O_RDWR)
+            await fs.files.write(handle, 0, b"y")
+            assert len(tries) == 3
+            assert [str(path) for path in box.spool.iterdir()] == tries[2:]
+            await fs.flush(handle)
+            fs.release(handle)
 
     trio.run(main)
 
