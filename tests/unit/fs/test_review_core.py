@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from lamfs.errors import FsError, TransferDied
+from lamfs.errors import FsError, LamfsError, TransferDied
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.fs.nodes import NodeTable
@@ -108,6 +108,30 @@ def test_a_write_outlives_the_moving_process(make_box: MakeBox) -> None:
             assert len(tries) == 3
             assert [str(path) for path in box.spool.iterdir()] == tries[2:]
             await fs.flush(handle)
+            fs.release(handle)
+
+    trio.run(main)
+
+
+def test_fsync_outlives_the_moving_process(make_box: MakeBox) -> None:
+    """It dies while it stores the file: that is no refusal of the storage."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            mover: Any = fs.context.mover
+            tries: list[str] = []
+
+            def failing(op: str, key: str) -> LamfsError | None:
+                tries.append(op)
+                return TransferDied("killed") if len(tries) < 3 else None
+
+            mover.failing = failing
+            handle, _, _ = fs.files.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+            await fs.files.write(handle, 0, b"y")
+            await fs.fsync(handle)
+            assert tries == ["put"] * 3
+            assert len(list(box.store.list())) == 1
             fs.release(handle)
 
     trio.run(main)
