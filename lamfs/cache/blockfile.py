@@ -6,6 +6,7 @@ or leaves of blocks, that this process has verified. A random read brings or ver
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -184,6 +185,15 @@ class BlockFile:
         raise StorageError(
             f"The local file of '{self.revision.object_key}' is cut or unreadable again and again; check the disk."
         )
+
+    @contextlib.contextmanager
+    def pinned(self, blocks: range) -> Iterator[None]:
+        """Keep blocks from being evicted inside of the block."""
+        self._pin(blocks, 1)
+        try:
+            yield
+        finally:
+            self._pin(blocks, -1)
 
     def _pin(self, blocks: range, by: int) -> None:
         for block in blocks:

@@ -363,10 +363,11 @@ class Flights:
         offset, length = file.span(block)
         digest = file.revision.content.block(block)
         ours, theirs = (f"/proc/{os.getpid()}/fd/{fd}" for fd in (file.fd(), donor))
-        if not await self._mover.graft(theirs, ours, offset=offset, length=length, digest=digest):
-            return
+        with file.pinned(range(block, block + 1)):  # leaves that came before are not punched while it is written
+            if not await self._mover.graft(theirs, ours, offset=offset, length=length, digest=digest):
+                return
+            file.verified(block)
         assert file.path is not None
-        file.verified(block)
         self._index.mark(file.path, file.revision.etag, (block,), ino=file.ino)
         self._came(file, length)
 

@@ -343,9 +343,15 @@ class Files:
 
     # -- acknowledging ------------------------------------------------------------------------------------------
 
-    def _acknowledge(self, state: FileState) -> None:
-        if state.dirty and not state.private:
+    def _acknowledge(self, state: FileState, *, tell: bool = False) -> None:
+        """Journal what was written. When another mount has written the file since, that counts, and what was written
+        here is lost: with ``tell`` FsError(ESTALE)."""
+        if state.private or not (state.dirty or state.journaled):
+            return  # a write that failed has left a row, too
+        if not self._spooling.is_overtaken(state):
             self._spooling.acknowledge(state)
+        elif tell:
+            raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
 
     async def flush(self, handle: int) -> None:
         """close(2): bytes and intent are in spool and journal; with ``-o close=storage`` in storage too."""
@@ -353,7 +359,7 @@ class Files:
         state = opened.state
         if not opened.writable or not state.dirty:
             return
-        self._acknowledge(state)
+        self._acknowledge(state, tell=True)
         if self._c.policy.close_stores:
             await self.store(state.ino, self._caller(opened))
 
@@ -364,7 +370,7 @@ class Files:
         """
         opened = self.handles[handle]
         state = opened.state
-        self._acknowledge(state)
+        self._acknowledge(state, tell=True)
         if state.private:
             return
         if self._c.policy.fsync_stores:

@@ -41,10 +41,10 @@ class Overlays:
         """Whether a file whose first ``want`` bytes are needed may be written as an overlay."""
         return self._c.store.kind != "local" and want > ABOVE and state.revision is not None
 
-    def start(self, spool: Spool, base: Revision, want: int) -> None:
-        """Make an empty spool file an overlay of the first ``want`` bytes of a revision."""
-        os.ftruncate(spool.fd, want)
-        spool.missing = missing_blocks((), base.size, want)
+    def start(self, spool: Spool, base: Revision) -> None:
+        """Make an empty spool file an overlay of a revision, all of it: it is cut when what that needs has come."""
+        os.ftruncate(spool.fd, base.size)
+        spool.missing = missing_blocks((), base.size, base.size)
 
     def open(self, spool: Spool, owed: JournalEntry, base: Revision | None) -> None:
         """Say what an owed spool file lacks, if it is an overlay. Raises FsError(EIO) when its base is gone."""

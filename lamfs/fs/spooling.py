@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from lamfs.cache.blocks import BlockFile, Reader
-from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError
+from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError, TransferDied
 from lamfs.fs.context import Context
 from lamfs.fs.overlay import Overlays
 from lamfs.fs.room import Room
@@ -176,7 +176,7 @@ class Spooling:
         elif self.overlays.can_start(state, want):
             assert state.revision is not None
             spool = self.new_spool(state.ino)
-            self.overlays.start(spool, state.revision, want)
+            self.overlays.start(spool, state.revision)
         else:
             spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
         state.spool = spool
@@ -228,15 +228,27 @@ class Spooling:
             state.drop_base()
 
     async def _clone(self, ino: int, source: str) -> Spool:
-        name = spool_name(ino)
-        path = str(self._c.spool_dir / name)
-        try:
-            await self._c.mover.clone(source, path)
-            return Spool(path, name)
-        except BaseException:
-            if os.path.exists(path):
-                os.unlink(path)
-            raise
+        for last in (False, False, True):
+            name = spool_name(ino)
+            path = str(self._c.spool_dir / name)
+            try:
+                await self._c.mover.clone(source, path)
+                return Spool(path, name)
+            except BaseException as error:
+                _unlink(path)
+                if last or not isinstance(error, TransferDied):
+                    raise
+        raise AssertionError
+
+    def is_overtaken(self, state: FileState) -> bool:
+        """Whether another mount has taken over what was written to a file here, and perhaps stored its own already."""
+        if state.stale:
+            return True
+        owed = self._c.registry.journal.put_of(state.ino)
+        if state.spool is None or (owed is not None and owed.src == state.spool.name):
+            return False
+        inode = self._c.registry.tree.get(state.ino)
+        return inode is not None and inode.nlink > 0
 
     def acknowledge(self, state: FileState) -> int:
         """Journal that what was written so far has to be stored; returns its generation. One transaction."""
@@ -365,7 +377,7 @@ class Spooling:
         if spool is not None:
             owed = self._c.registry.journal.put_of(state.ino)
             if owed is None or owed.src != spool.name:
-                whole = not state.private and not state.stale and not state.frozen and state.revision is not None
+                whole = not (state.private or state.stale or state.frozen or state.dirty) and state.revision is not None
                 missing = spool.missing
                 # While it is being uploaded, the uploader removes it when its row is struck off for good.
                 kept = self._c.registry.journal.owes_file(spool.name)  # as another file, after a conflict

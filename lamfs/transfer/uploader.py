@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from lamfs.errors import LamfsError, StorageError
+from lamfs.errors import LamfsError, StorageError, TransferDied
 from lamfs.model import JournalEntry, now_ns
 from lamfs.registry import Provenance, Registry
 from lamfs.storage.base import ObjectStore
@@ -150,7 +150,8 @@ class Uploader:
     async def settle(self, ino: int, gen: int) -> None:
         """Return when generation ``gen`` of the inode is in storage and in the registry.
 
-        Tries at once. Raises the error of a try that failed (the row stays and is tried again later).
+        Tries at once, and again when the moving process dies. Raises the error of a try that failed (the row stays and
+        is tried again later).
         """
         self._wanted[ino] = self._wanted.get(ino, 0) + 1
         self._held.pop(ino, None)
@@ -167,7 +168,7 @@ class Uploader:
                 self._work.set()
                 await event.wait()
                 error = self._results.get(ino)
-                if error is not None:
+                if error is not None and not isinstance(error, TransferDied):
                     raise type(error)(str(error), errno=error.errno)
         finally:
             self._wanted[ino] -= 1

@@ -283,3 +283,40 @@ async def test_a_cache_that_can_hold_nothing_still_reads(rig: Rig, monkeypatch: 
         assert await file.read(0, 10) == data[:10]
         assert file.read_now(0, 10) == data[:10], "there was room again"
         file.close()
+
+
+async def test_a_block_that_is_grafted_is_not_punched(rig: Rig, tmp_path: Path) -> None:
+    """Leaves of it were read, which the index knows; they are evicted when the block has just been written."""
+    rig.put("k", BIG)
+    spool = tmp_path / "spool"
+    written = trio.Event()
+    evicted = trio.Event()
+
+    async def graft(src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        if offset != BLOCK_SIZE:
+            return False
+        with open(dst, "r+b") as file:
+            os.pwrite(file.fileno(), BIG[offset : offset + length], offset)
+        written.set()
+        await evicted.wait()
+        return True
+
+    async with rig.mount() as cache:
+        await read_all(cache, rig)
+        rig.mover.graft = graft  # type: ignore[attr-defined]
+        new = b"new" + BIG[3:]
+        revision = rig.put("k", new)
+        with open(spool, "w+b") as stream:
+            stream.write(new[:BLOCK_SIZE])
+            stream.truncate(len(new))
+            stream.flush()
+            assert cache.adopt(stream.fileno(), str(spool), revision, range(1, revision.block_count()))
+        file = cache.open(revision)
+        assert await file.read(BLOCK_SIZE + 5, 5) == new[BLOCK_SIZE + 5 :][:5]
+        await written.wait()
+        await evict(cache, 0)
+        evicted.set()
+        await until(lambda: file.holds(BLOCK_SIZE, 1))
+        right = await file.read(0, len(new)) == new
+        assert right
+        file.close()

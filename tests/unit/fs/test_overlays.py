@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from lamfs import hashing
+from lamfs.errors import StorageUnavailable
 from lamfs.fs import overlay
 from lamfs.model import BLOCK_SIZE
 from lamfs.ops import recover
@@ -184,6 +185,41 @@ def test_crash_at_many_steps(scenario: object, make_box: MakeBox) -> None:
         except BaseException as error:
             error.add_note(f"crashed at step {crash_at}: {done}")
             raise
+
+
+def test_a_cut_that_fails_has_cut_nothing(make_box: MakeBox) -> None:
+    """The block that the cut goes through cannot be fetched: the file stays as it is, and nothing stays behind."""
+
+    def empty_cache() -> None:
+        for found in box.store.list():
+            user.fs.context.cache.drop(found.key)
+
+    async def scenario(user: User) -> None:
+        await store_big(user)
+        empty_cache()
+        opened, reader = await user.open("big.bin"), await user.open("big.bin", os.O_RDONLY)
+        user.mover.failing = lambda op, key: StorageUnavailable("away") if op == "fetch" else None
+        with pytest.raises(StorageUnavailable):
+            await user.fs.files.truncate(user.find("big.bin"), 3 * BLOCK_SIZE - 5)
+        user.mover.failing = lambda op, key: None
+        await user.pread(reader)
+        await user.pwrite(opened, b"patched", 9)
+        await user.close(opened)
+        await user.close(reader)
+        await user.sync()
+        opened = await user.open("big.bin")
+        empty_cache()
+        user.mover.failing = lambda op, key: StorageUnavailable("away") if op == "fetch" else None
+        with pytest.raises(StorageUnavailable):
+            await user.fs.files.truncate(user.find("big.bin"), 3 * BLOCK_SIZE - 5)
+        user.mover.failing = lambda op, key: None
+        await user.close(opened)
+        await user.sync()
+        assert os.listdir(box.spool) == []
+
+    box, user = make_box("s3"), User()
+    box.run(scenario, user)
+    box.check(user)
 
 
 @pytest.mark.parametrize("stored", [False, True])

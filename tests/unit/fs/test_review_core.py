@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from lamfs.errors import FsError, LamfsError, TransferDied
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.fs.nodes import NodeTable
-from lamfs.model import ROOT_INO, Inode
+from lamfs.model import BLOCK_SIZE, ROOT_INO, Inode
 from lamfs.registry import Registry
 from tests.unit.fs.conftest import MakeBox
 
@@ -78,6 +81,91 @@ def test_a_queued_put_that_another_mount_took_over_is_left_to_it(make_box: MakeB
             assert left is not None
             assert (left.src, left.owner) == ("theirs", "boot:1:1")
             assert list(box.store.list()) == []
+
+    trio.run(main)
+
+
+def test_a_write_outlives_the_moving_process(make_box: MakeBox) -> None:
+    """It dies while it copies the spool file that the write needs: the copy is made by the next one."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            fino = await make(fs, b"f", b"x" * (BLOCK_SIZE + 1))
+            mover: Any = fs.context.mover
+            clone = mover.clone
+            tries: list[str] = []
+
+            async def dying(src: str, dst: str) -> None:
+                tries.append(dst)
+                await clone(src, dst)
+                if len(tries) < 3:
+                    raise TransferDied("killed")
+
+            mover.clone = dying
+            handle = await fs.open(fino, os.O_RDWR)
+            await fs.files.write(handle, 0, b"y")
+            assert len(tries) == 3
+            assert [str(path) for path in box.spool.iterdir()] == tries[2:]
+            await fs.flush(handle)
+            fs.release(handle)
+
+    trio.run(main)
+
+
+def test_fsync_outlives_the_moving_process(make_box: MakeBox) -> None:
+    """It dies while it stores the file: that is no refusal of the storage."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            mover: Any = fs.context.mover
+            tries: list[str] = []
+
+            def failing(op: str, key: str) -> LamfsError | None:
+                tries.append(op)
+                return TransferDied("killed") if len(tries) < 3 else None
+
+            mover.failing = failing
+            handle, _, _ = fs.files.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+            await fs.files.write(handle, 0, b"y")
+            await fs.fsync(handle)
+            assert tries == ["put"] * 3
+            assert len(list(box.store.list())) == 1
+            fs.release(handle)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_who_was_overtaken_by_another_mount_is_told_so(make_box: MakeBox, stored: bool) -> None:
+    """It has the file open and has written to it when another mount writes it, closes it, and perhaps stores it."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            handle, fino, _ = fs.files.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+            await fs.files.write(handle, 0, b"mine, and longer")
+            registry = fs.context.registry
+            me, registry.journal.owner = registry.journal.owner, "boot:1:1"
+            registry.journal.begin_put(fino, "theirs")
+            registry.journal.ready_put(fino)
+            registry.tree.update(fino, size=6)
+            theirs = registry.journal.put_of(fino)
+            assert theirs is not None
+            if stored:
+                registry.journal.done(theirs.id)
+            registry.journal.owner = me
+            with pytest.raises(FsError) as caught:
+                await fs.files.fsync(handle)
+            assert caught.value.errno == errno.ESTALE
+            with pytest.raises(FsError):
+                await fs.flush(handle)
+            fs.release(handle)
+            inode = registry.tree.get(fino)
+            assert inode is not None
+            assert inode.size == 6
+            assert registry.journal.put_of(fino) == (None if stored else theirs)
 
     trio.run(main)
 
