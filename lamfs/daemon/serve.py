@@ -42,7 +42,7 @@ log = logging.getLogger("lamfs.daemon")
 
 LEASE_LOOK = 600.0
 """Seconds between two looks at the lease."""
-READAHEAD_KIB = 1024
+READAHEAD_KIB = 512
 BACKGROUND = 128
 """Requests of the kernel's readahead under way."""
 
@@ -352,7 +352,11 @@ def _raise_limits() -> None:
 
 
 def _raise_readahead(mountpoint: str) -> None:
-    """Let the kernel read ahead 1 MiB, where we may (root): larger requests, faster sequential reads."""
+    """Let the kernel read ahead further, where we may (root): larger requests, faster sequential reads.
+
+    It also reads as much around each page fault of a mapping, so more would make random access to one expensive, and
+    look like the begin of a sequence to the reader that foresees (lamfs.cache.readers, SURE).
+    """
     device = _device(mountpoint)
     if device is not None:
         _tell_kernel(f"/sys/class/bdi/{device}/read_ahead_kb", READAHEAD_KIB)
