@@ -42,7 +42,7 @@ log = logging.getLogger("lamfs.daemon")
 
 LEASE_LOOK = 600.0
 """Seconds between two looks at the lease."""
-READAHEAD_KIB = 1024
+READAHEAD_KIB = 512
 BACKGROUND = 128
 """Requests of the kernel's readahead under way."""
 
@@ -184,8 +184,6 @@ class _Mount:
                 if not options.read_only:
                     nursery.start_soon(self._keep_lease)
                 mounts.write(settings.mounts_dir, record)
-                _raise_readahead(options.mountpoint)
-                _raise_background(options.mountpoint)
                 gc.collect()
                 gc.freeze()
                 nursery.start_soon(self._announce)
@@ -198,15 +196,17 @@ class _Mount:
 
     async def _announce(self) -> None:
         """Say that the mount is there once its requests are answered."""
-        if os.getuid() != 0:
-            # Until somebody has asked, the kernel takes root for the owner of the top, and refuses its owner's chmod.
-            with trio.move_on_after(5):
-                await trio.run_process(
-                    ["stat", "--", self._options.mountpoint],
-                    check=False,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
+        # Until somebody has asked, the kernel takes root for the owner of the top, and refuses its owner's chmod.
+        # And when the kernel and the library have agreed on a protocol, it forgets what it was told before.
+        with trio.move_on_after(5):
+            await trio.run_process(
+                ["stat", "--", self._options.mountpoint],
+                check=False,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        _raise_readahead(self._options.mountpoint)
+        _raise_background(self._options.mountpoint)
         log.info("mounted %s at %s", self._instance.settings.slug, self._options.mountpoint)
         self._ready()
 
@@ -352,7 +352,11 @@ def _raise_limits() -> None:
 
 
 def _raise_readahead(mountpoint: str) -> None:
-    """Let the kernel read ahead 1 MiB, where we may (root): larger requests, faster sequential reads."""
+    """Let the kernel read ahead further, where we may (root): larger requests, faster sequential reads.
+
+    It also reads as much around each page fault of a mapping, so more would make random access to one expensive, and
+    look like the begin of a sequence to the reader that foresees (lamfs.cache.readers, SURE).
+    """
     device = _device(mountpoint)
     if device is not None:
         _tell_kernel(f"/sys/class/bdi/{device}/read_ahead_kb", READAHEAD_KIB)

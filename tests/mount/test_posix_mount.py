@@ -267,6 +267,18 @@ def test_kernel_options_reach_the_kernel(local_instance: MountedInstance) -> Non
     assert outcome(lambda: subprocess.run([script], check=True)) == "EACCES"
 
 
+def test_the_kernel_reads_ahead_further_where_root_mounts(local_mount: MountedInstance) -> None:
+    device = next(
+        fields[2]
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if (fields := line.split())[4] == str(local_mount.path)
+    )
+    setting = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
+    if not os.access(setting, os.W_OK):
+        pytest.skip("only who may write to /sys can raise it")
+    assert setting.read_text() == "512\n"
+
+
 def test_a_program_in_the_mount_can_be_executed(local_mount: MountedInstance) -> None:
     shutil.copy("/bin/true", local_mount.path / "true")
     put(local_mount.path / "script", b"#!/bin/sh\necho yes\n").chmod(0o755)
