@@ -177,6 +177,10 @@ class BlockCache:
         """For an open handle: its reads are to go through it."""
         return Reader(self._flights)
 
+    def is_open(self, revision: Revision | None) -> bool:
+        """Whether the file of a revision is open here, used or idle."""
+        return revision is not None and revision.etag in self._files.get(revision.object_key, ())
+
     def _make(self, revision: Revision) -> BlockFile:
         if self._local:
             file = self._open_storage_file(revision)

@@ -18,7 +18,7 @@ import trio
 from lamfs.errors import FsError, LamfsError, StorageError
 from lamfs.fs.context import Context
 from lamfs.fs.spooling import Spooling, touch
-from lamfs.fs.state import FileState, Handle, Spool
+from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, now_ns
@@ -167,14 +167,14 @@ class Files:
             state.revision = artifact.revision
         owed = context.registry.journal.put_of(inode.ino)
         if owed is not None and owed.src is not None:
-            state.spool = self._open_spool(owed.src, owed.object_key)
+            local = context.store.local_path(owed.object_key) if owed.object_key else None
+            state.spool = open_spool(str(context.spool_dir / owed.src), owed.src, local)
             self._spooling.overlays.open(state.spool, owed, state.revision)
             mine = owed.owner == context.registry.journal.owner
             taken = not os.path.exists(state.spool.path)
             state.frozen = not mine or taken or context.uploader.is_uploading(inode.ino, owed.src)
             inode.size = os.fstat(state.spool.fd).st_size
-        if context.store.kind == "local":
-            self._spooling.keep_stored(state)
+        self._spooling.keep_stored(state)
         if state.spool is None:
             now = context.registry.tree.get(inode.ino)
             if now is not None and now.revision != inode.revision:
@@ -182,20 +182,6 @@ class Files:
                 raise FsError(errno.ESTALE)
         context.states[fino] = state
         return state
-
-    def _open_spool(self, src: str, object_key: str | None) -> Spool:
-        path = str(self._c.spool_dir / src)
-        try:
-            return Spool(path, src)
-        except FileNotFoundError:
-            # Renamed into a local storage a moment ago, and not committed yet.
-            local = self._c.store.local_path(object_key) if object_key else None
-            if local is None or not os.path.exists(local):
-                raise FsError(errno.EIO) from None
-            spool = Spool(local, src)
-            # What is removed when the file is given up must never be the object.
-            spool.path = path
-            return spool
 
     # -- bytes --------------------------------------------------------------------------------------------------
 

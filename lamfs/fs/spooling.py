@@ -109,8 +109,9 @@ class Spooling:
             state.base = self._c.cache.open(state.revision)
 
     def keep_stored(self, state: FileState) -> None:
-        """As open_stored, when it can be done now: in a local folder the descriptor keeps the bytes, whatever comes."""
-        if state.spool is None:
+        """As open_stored, when that keeps the bytes whatever comes: in a local folder the descriptor does, and a cache
+        file that is open already."""
+        if state.spool is None and (self._c.store.kind == "local" or self._c.cache.is_open(state.revision)):
             with contextlib.suppress(StorageError):
                 self.open_stored(state)
 

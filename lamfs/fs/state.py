@@ -53,6 +53,22 @@ class Spool:
             self.fd = -1
 
 
+def open_spool(path: str, name: str, taken: str | None) -> Spool:
+    """The spool file of an owed put. Raises FsError(EIO) when it is nowhere.
+
+    ``taken``: where it is if it was renamed into a local storage a moment ago, and that is not committed yet.
+    """
+    try:
+        return Spool(path, name)
+    except FileNotFoundError:
+        if taken is None or not os.path.exists(taken):
+            raise FsError(errno.EIO) from None
+        spool = Spool(taken, name)
+        # What is removed when the file is given up must never be the object.
+        spool.path = path
+        return spool
+
+
 @dataclass(slots=True, eq=False)
 class FileState:
     """An open regular file.

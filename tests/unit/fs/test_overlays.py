@@ -20,7 +20,7 @@ from tests.support.fsbox import Box, Crash, User
 from tests.unit.fs.conftest import MakeBox
 
 MIB = 1 << 20
-EVERY = 1 if "LAMFS_SOAK" in os.environ else 5
+EVERY = 1 if "LAMFS_SOAK" in os.environ else 12
 BIG = random.Random(1).randbytes(5 * BLOCK_SIZE + 3 * MIB)
 
 
