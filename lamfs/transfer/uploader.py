@@ -400,7 +400,8 @@ class Uploader:
                 (self._spool / src).unlink(missing_ok=True)
             raise
         finally:
-            self._uploading.pop(ino, None)
+            if self._uploading.get(ino) == src:  # not the next one of this file, which may have begun
+                del self._uploading[ino]
             self.uploads.pop(entry.id, None)
             if not current:
                 hooks.thaw(ino, src)
