@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from lamfs.cache import holes
 from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError
 from lamfs.model import Inode, Revision
@@ -28,6 +29,8 @@ class Spool:
     def __init__(self, path: str, name: str, *, create: bool = False) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
         self.fd = os.open(path, flags, 0o600)
+        # Another mount may have written it, and let it become a cache file: no holes then, as long as it is open here.
+        holes.share(self.fd)
         self.name = name
         self.path = path
         self.missing: set[int] = set()

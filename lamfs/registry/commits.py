@@ -179,6 +179,7 @@ class Commits:
                     self._journal.add_delete(artifact.revision.object_key)
                 same = content.same_bytes(artifact.revision.content)
                 self._artifacts.set_revision(artifact.uid, revision, updated_at=artifact.updated_at if same else now)
+            self._journal.said(object_key)
             self._move_home(artifact, object_key)
             # Scratch only now: it is an artifact all the same, when its only bytes have gone to storage.
             current = entry.gen == gen and entry.state in ("ready", "scratch")
@@ -321,6 +322,7 @@ class Commits:
                 )  # fmt: skip
                 if record.suffix != old.suffix and old.visibility > -1:
                     self._rename_for_suffix(old, record)
+            self._journal.said(object_key)
             ino = record.ino
             self._tree.update(ino, size=content.size, mtime_ns=now, ctime_ns=now, blocks=None)
             # A mount's own unsent writes to this inode stay owed and come later; what is shown is a new revision.

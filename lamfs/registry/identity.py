@@ -76,11 +76,6 @@ class Identity:
         spool, written = self.drop_put(target.ino)
         xattrs = self._tree.remove_inode(target.ino)
         self.inherit(artifact, inode.ino, intact=written is None)
-        if written is not None:
-            # What is found in that object may be lamfs's own, so it is no conflict.
-            self._db.execute(
-                "UPDATE journal SET object_key=? WHERE op='put' AND ino=? AND object_key IS NULL", (written, inode.ino)
-            )
         return Removed(target, spool=spool, row_gone=True, xattrs=xattrs), artifact.uid
 
     def drop_put(self, ino: int) -> tuple[str | None, str | None]:

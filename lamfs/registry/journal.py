@@ -98,9 +98,23 @@ class Journal:
             (base, ino),
         )
 
-    def owes(self, object_key: str) -> bool:
-        """Whether any row speaks of this object: then what is there may be lamfs's own."""
-        return self._db.one("SELECT 1 FROM journal WHERE object_key=?", (object_key,)) is not None
+    def may_be_ours(self, object_key: str) -> bool:
+        """Whether lamfs may have written this object without an artifact's row saying so, or is about to."""
+        return (
+            self._db.one(
+                "SELECT 1 FROM journal WHERE object_key=?1 UNION ALL SELECT 1 FROM unsaid WHERE object_key=?1 LIMIT 1",
+                (object_key,),
+            )
+            is not None
+        )
+
+    def announced(self, object_key: str) -> None:
+        """The object is about to be written."""
+        self._db.execute("INSERT OR IGNORE INTO unsaid VALUES(?)", (object_key,))
+
+    def said(self, object_key: str) -> None:
+        """An artifact's row says what is in the object."""
+        self._db.execute("DELETE FROM unsaid WHERE object_key=?", (object_key,))
 
     def owes_file(self, src: str) -> bool:
         """Whether spool file ``src`` is owed, of whatever inode."""
@@ -146,6 +160,8 @@ class Journal:
 
     def set_target(self, entry_id: int, object_key: str | None) -> None:
         """Note, before it is written, the object that a put is about to make."""
+        if object_key is not None:
+            self.announced(object_key)
         self._db.execute("UPDATE journal SET object_key=? WHERE id=?", (object_key, entry_id))
 
     def put_of(self, ino: int) -> JournalEntry | None:
@@ -172,6 +188,7 @@ class Journal:
 
     def add_save(self, uid: str, object_key: str, payload: dict[str, Any]) -> int:
         """Announce that the bytes described by ``payload`` are about to be stored under ``object_key``."""
+        self.announced(object_key)
         return self._add("save", "open", uid=uid, object_key=object_key, payload=payload)
 
     def _add(

@@ -163,6 +163,12 @@ def streams(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def unsaid(db: Database) -> None:
+    """Version 7: objects that lamfs may have written without an artifact's row saying so: not somebody else's work."""
+    db.execute("CREATE TABLE unsaid(object_key TEXT PRIMARY KEY) WITHOUT ROWID")
+
+
 def apply(conn: sqlite3.Connection) -> None:
     """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
     migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))

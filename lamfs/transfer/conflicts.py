@@ -36,7 +36,7 @@ class Conflicts:
     async def find(self, entry: JournalEntry, artifact: ArtifactRecord | None, target: str) -> ObjectStat | None:
         """What is at ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing to keep."""
         journal = self._registry.journal
-        if entry.object_key == target or journal.owes(target):
+        if journal.may_be_ours(target):
             return None
         virtual = artifact.key_is_virtual if artifact is not None else bool(entry.payload.get("key_is_virtual", True))
         own = virtual or self._registry.artifacts.with_object(target) is not None

@@ -414,7 +414,8 @@ class Uploader:
             raise
         finally:
             self._steps.streams.release(ino)
-            self._uploading.pop(ino, None)
+            if self._uploading.get(ino) == src:  # not the next one of this file, which may have begun
+                del self._uploading[ino]
             self.uploads.pop(entry.id, None)
             if not current:
                 hooks.thaw(ino, src)

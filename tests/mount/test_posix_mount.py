@@ -33,7 +33,7 @@ def test_the_control_directory_is_reachable_and_never_listed(local_mount: Mounte
     put(top / "plain", b"hello")
     local_mount.sync()
     assert stat.S_ISDIR((top / ".lamfs").stat().st_mode)
-    assert os.listdir(top / ".lamfs") == ["info"]
+    assert sorted(os.listdir(top / ".lamfs")) == ["info", "metrics", "stats"]
     assert sorted(os.listdir(top / ".lamfs/info")) == ["dir", "plain"]
     assert os.listdir(top / ".lamfs/info/dir") == ["data.csv"]
     assert ".lamfs" not in os.listdir(top)

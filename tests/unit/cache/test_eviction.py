@@ -19,6 +19,7 @@ from lamfs.cache.files import cache_file
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.states import ABSENT
 from lamfs.errors import StorageFull
+from lamfs.fs.state import Spool
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE
 from tests.support.transfer import make_bytes, until
 from tests.unit.cache.test_leaves import Rig
@@ -320,3 +321,20 @@ async def test_a_block_that_is_grafted_is_not_punched(rig: Rig, tmp_path: Path) 
         right = await file.read(0, len(new)) == new
         assert right
         file.close()
+
+
+async def test_a_spool_file_that_another_mount_has_open_gets_no_holes(rig: Rig, tmp_path: Path) -> None:
+    """It shows what is written here, until that is stored and the spool file becomes a cache file, not all of it."""
+    revision = rig.put("k", BIG)
+    path = tmp_path / "spool"
+    path.write_bytes(BIG[:BLOCK_SIZE])
+    os.truncate(path, len(BIG))
+    theirs = Spool(str(path), path.name)
+    async with rig.mount() as cache:
+        with open(path, "r+b") as stream:
+            assert cache.adopt(stream.fileno(), str(path), revision, range(1, revision.block_count()))
+        await evict(cache, 0)
+        assert os.pread(theirs.fd, 9, 0) == BIG[:9]
+        theirs.close()
+        await evict(cache, 0)
+        assert cache.stats()["cached_bytes"] == 0

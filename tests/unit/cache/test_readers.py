@@ -178,7 +178,9 @@ async def test_prefetch_has_one_budget_and_handles_take_turns(rig: Rig, monkeypa
         cache._flights._wishing.extend(handle.reader for handle in handles[:2])
         cache._flights.wished(handles[2].reader)
         await quiet()
-        assert sorted(rig.mover.fetches) == [(f"k{number}", block) for number in range(3) for block in range(2)]
+        assert sorted(rig.mover.fetches) == [
+            (f"k{number}", block) for number in range(3) for block in range(flights.PREFETCH_OF_FILE)
+        ]
         assert rig.mover.fetching == flights.PREFETCH_JOBS
         async with trio.open_nursery() as nursery:
             nursery.start_soon(handles[2].file.read, 9 * BLOCK_SIZE, 5)

@@ -91,6 +91,29 @@ def test_fsync_says_it(make_box: MakeBox) -> None:
     box.run(scenario, User())
 
 
+def test_what_an_upload_that_was_overtaken_has_written_is_no_conflict(make_box: MakeBox) -> None:
+    """A file with an upload of its own is renamed over one whose upload has just reached the object."""
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        user.mover.hold = "put"
+        await user.write_file("a.csv", b"second")
+        await user.mover.held.wait()
+        await user.write_file("b.csv", b"third")
+        entry = user.fs.context.registry.journal.put_of(user.find("b.csv"))
+        assert entry is not None
+        user.fs.context.registry.journal.set_target(entry.id, "k")
+        await user.rename("b.csv", "a.csv")
+        user.mover.release.set()
+        await user.sync()
+        await user.compare()
+        assert not user.fs.context.uploader.failures
+
+    box.run(scenario, User())
+
+
 def test_names() -> None:
     assert conflict_name("a.tar.gz", "x") == "a (conflict x).tar.gz"
     assert conflict_name("Makefile", "x") == "Makefile (conflict x)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -133,6 +133,45 @@ def test_fsync_outlives_the_moving_process(make_box: MakeBox) -> None:
             assert tries == ["put"] * 3
             assert len(list(box.store.list())) == 1
             fs.release(handle)
+
+    trio.run(main)
+
+
+def test_a_file_whose_next_upload_has_begun_stays_frozen(make_box: MakeBox) -> None:
+    """An upload still syncs the registry's log when the next one of its file begins: its end is not that one's."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            uploader, mover = fs.context.uploader, cast(Any, fs.context.mover)
+            durable, blocked, synced = uploader._steps.durable, trio.Event(), trio.Event()
+
+            async def slow() -> None:
+                if fs.context.registry.journal.put_of(fino) is None:  # stored, and the row struck off
+                    blocked.set()
+                    await synced.wait()
+                await durable()
+
+            uploader._steps.durable = slow  # type: ignore[assignment]
+            handle, fino, _ = fs.files.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
+            await fs.files.write(handle, 0, b"one")
+            await fs.flush(handle)
+            fs.release(handle)
+            await blocked.wait()
+            handle = await fs.open(fino, os.O_RDWR)
+            await fs.files.write(handle, 0, b"two")
+            await fs.flush(handle)
+            fs.release(handle)
+            while len(uploader.uploads) < 2:
+                await trio.sleep(0.001)
+            mover.hold = "put"
+            synced.set()
+            await mover.held.wait()
+            assert len(uploader.uploads) == 1
+            handle = await fs.open(fino, os.O_RDWR)
+            assert fs.files.handles[handle].state.frozen
+            fs.release(handle)
+            mover.release.set()
 
     trio.run(main)
 
