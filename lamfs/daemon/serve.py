@@ -34,6 +34,7 @@ from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
 from lamfs.ops import mounts, recover, snapshot
 from lamfs.ops.instance import Instance
+from lamfs.ops.probe import check_storage
 from lamfs.registry import Provenance, process_id
 from lamfs.transfer.client import Mover
 from lamfs.transfer.uploader import Uploader
@@ -60,7 +61,7 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
     _raise_limits()
     with Instance.open(options.slug) as instance:
         _refuse_own_files(options.mountpoint, instance)
-        warnings = instance.store.check(write=not options.read_only).warnings
+        warnings = check_storage(instance, write=not options.read_only).warnings
         for warning in warnings:
             log.warning("%s", warning)
         if not options.read_only:

@@ -81,10 +81,11 @@ class Room:
     async def wait(self, size: int) -> None:
         """Return when ``size`` bytes may be written.
 
-        Raises OSError(ENOSPC) when the disk is full and nothing can make room, FsError(EIO) when storage has taken
-        nothing for the mount's timeout while the spool was at its limit.
+        Raises OSError(ENOSPC) when the disk is full and nothing can make room, FsError(EIO) when storage fails, and has
+        taken nothing for the mount's timeout while the spool was at its limit.
         """
         deadline, seen = trio.current_time() + self._timeout, self._progress()
+        failed = self._uploader.failed_tries  # on a slow link a part may take longer than the timeout
         waiting = False
         try:
             while True:
@@ -104,7 +105,7 @@ class Room:
                 now = self._progress()
                 if now != seen:
                     deadline, seen = trio.current_time() + self._timeout, now
-                elif trio.current_time() > deadline:
+                elif trio.current_time() > deadline and self._uploader.failed_tries > failed:
                     if free < 0:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     raise FsError(errno.EIO, "the spool is at its limit, and storage takes nothing")

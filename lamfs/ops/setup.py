@@ -20,6 +20,7 @@ from lamfs.errors import InvalidArgument, Locked, NotEmpty, NotSetUp, StorageFor
 from lamfs.model import StorageConfig, storage_id
 from lamfs.ops import messages, mounts, snapshot
 from lamfs.ops.instance import Instance
+from lamfs.ops.probe import check_storage
 from lamfs.registry import Registry
 from lamfs.storage import open_store, parse_root
 
@@ -78,7 +79,7 @@ def init(
     if root.startswith("/"):
         _make_folder(root)
     with Instance(settings) as instance:
-        for warning in instance.store.check(write=True).warnings:
+        for warning in check_storage(instance, write=True).warnings:
             (say or messages.warn)(warning)
         fresh = not settings.registry_path.exists() and not snapshot.exists(instance)
         if not fresh:
@@ -177,7 +178,7 @@ def connect(
         slug = config.parse_slug(target) if target else _find_slug(where)
         settings = InstanceSettings(slug, where)
     with Instance(settings) as instance:
-        instance.store.check(write=False)
+        check_storage(instance, write=False)
         _connect(instance, say, restore=restore)
     return settings
 

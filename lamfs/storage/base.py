@@ -79,9 +79,10 @@ class ObjectStore(Protocol):
     def local_path(self, key: str) -> str | None:
         """Path of the object's file where the storage is a local folder, else None."""
 
-    def check(self, *, write: bool = True) -> Capabilities:
+    def check(self, *, write: bool = True, exclusive: bool = False) -> Capabilities:
         """Prove that the root is there and can be read (and written), and find what conditional requests do.
 
+        ``exclusive``: that ``create_exclusive`` holds was proven before, and need not be again.
         Leaves nothing behind. Raises StorageMissing, StorageForbidden, StorageReadOnly or StorageUnavailable.
         """
 

@@ -201,7 +201,7 @@ class LocalStore:
 
     # checking
 
-    def check(self, *, write: bool = True) -> Capabilities:
+    def check(self, *, write: bool = True, exclusive: bool = False) -> Capabilities:
         try:
             with os.scandir(self.root) as entries:
                 next(entries, None)

@@ -54,8 +54,9 @@ _NOT_READ_GUARDED = (
 )
 
 
-def check_bucket(store: S3Store, connection: Connection, *, write: bool) -> Capabilities:
+def check_bucket(store: S3Store, connection: Connection, *, write: bool, exclusive: bool = False) -> Capabilities:
     """The check of ObjectStore. Without ``write`` only reading is tried, and the write capabilities count as unproven.
+    With ``exclusive`` there is no race, since one was won before.
 
     Raises StorageMissing, StorageForbidden, StorageReadOnly or StorageUnavailable, naming the bucket.
     """
@@ -72,10 +73,10 @@ def check_bucket(store: S3Store, connection: Connection, *, write: bool) -> Capa
             warnings=() if guarded else (_NOT_READ_GUARDED.format(url=url),),
         )
     probe = PROBE_PREFIX + secrets.token_hex(8)
-    keys = [probe] + [f"{probe}-{number}" for number in range(ROUNDS)]
+    keys = [probe] + [f"{probe}-{number}" for number in range(0 if exclusive else ROUNDS)]
     try:
         etag = _first_write(store, probe, url)
-        exclusive = _race(store, keys[1:])
+        exclusive = exclusive or _race(store, keys[1:])
         read_guarded = _read_is_guarded(connection, base + probe, etag)
         replace_guarded = _replace_is_guarded(connection, base + probe, etag)
     except BaseException:

@@ -59,8 +59,8 @@ class S3Store:
         self._transfers.close()
         self._connection.close()
 
-    def check(self, *, write: bool = True) -> Capabilities:
-        return check_bucket(self, self._connection, write=write)
+    def check(self, *, write: bool = True, exclusive: bool = False) -> Capabilities:
+        return check_bucket(self, self._connection, write=write, exclusive=exclusive)
 
     # reading
 

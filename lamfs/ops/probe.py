@@ -1,0 +1,37 @@
+"""Checking a storage before it is relied on, and remembering what takes long to find out. Synchronous, any thread.
+
+Whether a race of conditional writes has one winner is found by racing: many requests, and on some servers seconds of
+waiting. A server that has proven it is believed for a day, so that a mount after a crash is there at once.
+"""
+
+from __future__ import annotations
+
+from lamfs import config
+from lamfs.errors import LamfsError
+from lamfs.model import now_ns
+from lamfs.ops.instance import Instance
+from lamfs.storage.base import Capabilities
+
+NAME = "storage-check.json"
+BELIEVED_NS = 24 * 3600 * 10**9
+
+
+def check_storage(instance: Instance, *, write: bool) -> Capabilities:
+    """ObjectStore.check of an instance's storage, with what is known of its server. Raises as that does."""
+    storage = instance.settings.storage
+    path = instance.settings.directory / NAME
+    server = {"root": storage.root, "endpoint_url": storage.endpoint_url}
+    try:
+        known = config.read_json(path) or {}
+    except LamfsError:
+        known = {}
+    at = known.get("exclusive_at")
+    proven = (
+        {name: known.get(name) for name in server} == server
+        and isinstance(at, int)
+        and 0 <= now_ns() - at < BELIEVED_NS
+    )
+    found = instance.store.check(write=write, exclusive=proven)
+    if write and found.create_exclusive and not proven and instance.store.kind != "local":
+        config.write_json(path, {**server, "exclusive_at": now_ns()})
+    return found
