@@ -11,6 +11,8 @@ import errno
 import os
 from collections.abc import Awaitable, Callable, Iterable
 
+import trio
+
 from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError, StorageError
 from lamfs.fs.context import Context
@@ -141,7 +143,11 @@ class Overlays:
         return {old // BLOCK_SIZE} if old % BLOCK_SIZE and size > old else set()
 
     async def bring_in(self, state: FileState, blocks: Iterable[int]) -> None:
-        """Copy blocks of the base into the spool file. Raises storage errors, OSError; FsError(ESTALE)."""
+        """Copy blocks of the base into the spool file. Raises storage errors, OSError; FsError(ESTALE).
+
+        They are durable before the registry says that they are there: a power cut must not leave zeros in their place.
+        """
+        written: list[tuple[Spool, int]] = []
         for block in blocks:
             spool = state.spool
             if spool is None or block not in spool.missing:
@@ -155,7 +161,13 @@ class Overlays:
             if len(data) != length:
                 raise FsError(errno.EIO, "the stored revision is shorter than it should be")
             spool.write(offset, data[: max(state.inode.size - offset, 0)])
-            self._have(state, spool, [block])
+            written.append((spool, block))
+        if not written:
+            return
+        await _sync(written[-1][0].fd)
+        for spool, block in written:
+            if state.spool is spool and block in spool.missing:
+                self._have(state, spool, [block])
 
     def cut(self, state: FileState, size: int) -> None:
         """The file has been cut to ``size`` bytes: what was behind is not the base's any more."""
@@ -197,6 +209,7 @@ class Overlays:
                     done = 0
                     while done < len(data):
                         done += os.pwrite(fd, memoryview(data)[done:], offset + done)
+                await _sync(fd)
                 self._c.registry.overlays.add(src, batch)
                 if state is not None and state.spool is not None and state.spool.name == src:
                     state.spool.missing.difference_update(batch)
@@ -204,3 +217,16 @@ class Overlays:
             os.close(fd)
             if file is not None:
                 file.close()
+
+
+async def _sync(fd: int) -> None:
+    """fdatasync(2) of an open file, in a thread; the descriptor may be closed meanwhile."""
+    own = os.dup(fd)
+
+    def work() -> None:
+        try:
+            os.fdatasync(own)
+        finally:
+            os.close(own)
+
+    await trio.to_thread.run_sync(work)

@@ -207,8 +207,8 @@ def test_a_cut_that_fails_has_cut_nothing(make_box: MakeBox) -> None:
         await user.close(opened)
         await user.close(reader)
         await user.sync()
-        opened = await user.open("big.bin")
         empty_cache()
+        opened = await user.open("big.bin")
         user.mover.failing = lambda op, key: StorageUnavailable("away") if op == "fetch" else None
         with pytest.raises(StorageUnavailable):
             await user.fs.files.truncate(user.find("big.bin"), 3 * BLOCK_SIZE - 5)
