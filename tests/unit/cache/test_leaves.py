@@ -307,7 +307,8 @@ async def test_the_rest_of_a_file_is_not_brought_after_its_close(rig: Rig, monke
             rig.mover.gate.set()
             file.close()
         await trio.testing.wait_all_tasks_blocked()
-        assert sum(length == BLOCK_SIZE for _, length in rig.mover.ranges) <= 3
+        # What was on its way, and what began between the answer and the close; not all twelve.
+        assert sum(length == BLOCK_SIZE for _, length in rig.mover.ranges) <= 6
 
 
 @settings(deadline=None, max_examples=60)

@@ -165,9 +165,8 @@ async def test_two_threads_on_one_handle_are_two_sequences(rig: Rig) -> None:
     assert len(rig.mover.ranges) <= 30
 
 
-async def test_prefetch_has_one_budget_and_handles_take_turns(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prefetch_has_one_budget_and_handles_take_turns(rig: Rig) -> None:
     """A reader with many wishes does not keep another one waiting; nobody who reads waits behind any of them."""
-    monkeypatch.setattr(flights, "PREFETCH_JOBS", 6)
     revisions = [rig.put(f"k{number}", make_bytes(10 * BLOCK_SIZE, number)) for number in range(3)]
     async with rig.mount(prefetch=8) as cache:
         handles = [Handle(cache, cache.open(rev), make_bytes(10 * BLOCK_SIZE, n)) for n, rev in enumerate(revisions)]
