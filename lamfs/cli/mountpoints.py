@@ -94,11 +94,12 @@ def around(path: str) -> Mounted | None:
 def is_dead(path: str) -> bool:
     """Whether the mount at ``path`` has no daemon any more. Another process looks, since a stuck mount never answers.
 
-    The living mount of another user is not dead, although it lets nobody look.
+    It asks for the file system's numbers: attributes the kernel may still know. The living mount of another user is not
+    dead, although it lets nobody look.
     """
     with contextlib.suppress(subprocess.TimeoutExpired):
         looked = subprocess.run(
-            ["stat", "--", path],
+            ["stat", "--file-system", "--", path],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=LOOK_SECONDS,

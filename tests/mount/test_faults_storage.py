@@ -382,7 +382,7 @@ def small_disk(seaweed: Server, seaweed_proxy: FaultProxy, fuse: None) -> Iterat
     """An instance whose data directory (registry, journal and spool) is a tmpfs of 40 MiB."""
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a tmpfs")
-    found = Faulty(seaweed, seaweed_proxy, 60)
+    found = Faulty(seaweed, seaweed_proxy, 5)
     instance = found.instance
     instance.data_dir.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m,mode=700", "tmpfs", instance.data_dir], check=True)
