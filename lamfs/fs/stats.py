@@ -91,14 +91,14 @@ class Stats:
         self.damaged_blocks = 0
         """How often a block was found damaged in storage."""
         self._damage: dict[tuple[str, str, int], Damage] = {}
-        self._samples: deque[tuple[float, tuple[int, ...]]] = deque(maxlen=SAMPLES)
+        self._samples: deque[tuple[float, tuple[int, ...]]] = deque([(time.monotonic(), (0,) * 6)], maxlen=SAMPLES)
 
     # -- rates --------------------------------------------------------------------------------------------------
 
     def sample(self, context: Context) -> None:
         """Note the counters, when the last time was long enough ago."""
         now = time.monotonic()
-        if not self._samples or now - self._samples[-1][0] >= SAMPLE_SECONDS:
+        if now - self._samples[-1][0] >= SAMPLE_SECONDS:
             self._samples.append((now, self._totals(context)))
 
     def _totals(self, context: Context) -> tuple[int, ...]:
@@ -115,7 +115,7 @@ class Stats:
     def _rates(self, context: Context) -> dict[str, float]:
         """Per second, over the last samples."""
         totals = self._totals(context)
-        since, before = self._samples[0] if self._samples else (time.monotonic(), totals)
+        since, before = self._samples[0]
         seconds = max(time.monotonic() - since, SAMPLE_SECONDS)
         names = ("reads", "read_bytes", "writes", "write_bytes", "fetched_bytes", "stored_bytes")
         return {
