@@ -103,7 +103,7 @@ class Room:
                 if not drains:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 now = self._progress()
-                if now != seen:
+                if now > seen:  # what has to be sent again was counted before
                     deadline, seen = trio.current_time() + self._timeout, now
                 elif trio.current_time() > deadline and self._uploader.failed_tries > failed:
                     if free < 0:

@@ -149,7 +149,16 @@ class MultipartStore(Protocol):
     def begin_upload(self, key: str) -> str:
         """Begin an upload of ``key``, which nobody else may be uploading now; returns its id."""
 
-    def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+    def send_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        path: str,
+        offset: int,
+        length: int,
+        progress: Progress | None = None,
+    ) -> str:
         """Send a range of the file at ``path`` as a part; returns its ETag."""
 
     def copy_part(

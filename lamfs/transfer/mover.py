@@ -342,7 +342,9 @@ def _send_part(server: Server, job: _Job) -> Any:
     m = job.message
     # Hashed first: the bytes are in memory then when they are sent.
     hashes = _hash_range(server, job) if m["hashed"] else None
-    return hashes, server.parts.send_part(m["key"], m["upload_id"], m["number"], m["path"], m["offset"], m["length"])
+    return hashes, server.parts.send_part(
+        m["key"], m["upload_id"], m["number"], m["path"], m["offset"], m["length"], job.progress()
+    )
 
 
 def _hash_range(server: Server, job: _Job) -> Any:

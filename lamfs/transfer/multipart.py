@@ -7,6 +7,7 @@ are moved. Owns which uploads are under way.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -295,18 +296,23 @@ class Multipart:
             blocks = digests(job.content, part)
             self.record(job.entry.id, upload_id, part, blocks, etag)
         elif job.content is not None:
-            etag, _ = await self._mover.send_part(
-                job.target, upload_id, part.number, job.path, part.offset, part.length
-            )
+            with _counted(job) as count:
+                etag, _ = await self._mover.send_part(
+                    job.target, upload_id, part.number, job.path, part.offset, part.length, progress=count
+                )
             self.record(job.entry.id, upload_id, part, digests(job.content, part), etag)
         else:
-            etag, job.hashes[part.number] = await self.send(job.entry.id, job.target, upload_id, part, job.path)
+            with _counted(job) as count:
+                etag, hashes = await self.send(job.entry.id, job.target, upload_id, part, job.path, count)
+            job.hashes[part.number] = hashes
         job.got(part, etag)
 
-    async def send(self, entry_id: int, target: str, upload_id: str, part: Part, path: str) -> tuple[str, ContentHash]:
+    async def send(
+        self, entry_id: int, target: str, upload_id: str, part: Part, path: str, progress: Progress | None = None
+    ) -> tuple[str, ContentHash]:
         """Hash, send and record a part of a file. Raises also StorageError when the row is gone."""
         etag, hashes = await self._mover.send_part(
-            target, upload_id, part.number, path, part.offset, part.length, hashed=True
+            target, upload_id, part.number, path, part.offset, part.length, hashed=True, progress=progress
         )
         assert hashes is not None
         self.record(entry_id, upload_id, part, hashes.blocks, etag)
@@ -338,3 +344,19 @@ class Multipart:
 
 def _overtaken() -> StorageError:
     return StorageError("The file was deleted while it was uploaded.")
+
+
+@contextlib.contextmanager
+def _counted(job: _Job) -> Iterator[Progress]:
+    """Counts a part while it is being sent; at its end nothing of that counts, since it is counted as a whole then."""
+    told = 0
+
+    def count(size: int) -> None:
+        nonlocal told
+        told += size
+        job.progress(size)
+
+    try:
+        yield count
+    finally:
+        job.progress(-told)

@@ -5,7 +5,7 @@ Each raises as MultipartStore does, or TransferDied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lamfs.model import ContentHash
@@ -24,9 +24,21 @@ class PartJobs:
         return str(await self._call("begin_upload", {"key": key}))
 
     async def send_part(
-        self, key: str, upload_id: str, number: int, path: str, offset: int, length: int, *, hashed: bool = False
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        path: str,
+        offset: int,
+        length: int,
+        *,
+        hashed: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> tuple[str, ContentHash | None]:
-        """Send a range of a file; the part's ETag and, if it is to be ``hashed``, what hash_range gives."""
+        """Send a range of a file; the part's ETag and, if it is to be ``hashed``, what hash_range gives.
+
+        ``progress`` gets byte counts, about 10 a second; negative ones when bytes have to be sent again.
+        """
         message = {
             "key": key,
             "upload_id": upload_id,
@@ -36,7 +48,7 @@ class PartJobs:
             "length": length,
             "hashed": hashed,
         }
-        hashes, etag = await self._call("send_part", message, paths=("path",))
+        hashes, etag = await self._call("send_part", message, paths=("path",), progress=progress)
         return str(etag), None if hashes is None else unpack_content(hashes)
 
     async def hash_range(self, path: str, offset: int, length: int) -> ContentHash:

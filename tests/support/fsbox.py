@@ -221,9 +221,20 @@ class DirectMover:
         return str(await self._job("begin_upload", key, lambda: self._box.store.begin_upload(key)))
 
     async def send_part(
-        self, key: str, upload_id: str, number: int, path: str, offset: int, length: int, *, hashed: bool = False
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        path: str,
+        offset: int,
+        length: int,
+        *,
+        hashed: bool = False,
+        progress: Any = None,
     ) -> tuple[str, ContentHash | None]:
         def work() -> tuple[str, ContentHash | None]:
+            if progress is not None:
+                progress(length // 2)
             hashes = hash_range(path, offset, length) if hashed else None
             return str(self._box.store.send_part(key, upload_id, number, path, offset, length)), hashes
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lamfs.errors import ObjectMissing, StorageError, StorageMissing, UploadGone
-from lamfs.storage.base import PartStat
+from lamfs.storage.base import PartStat, Progress
 from lamfs.storage.osfiles import source_error
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.errors import NO_KEY, NO_UPLOAD, NOT_IMPLEMENTED, code_of
@@ -38,7 +38,17 @@ class Multipart:
                     self.abort(key, what, other)
         return upload_id
 
-    def send(self, key: str, what: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+    def send(
+        self,
+        key: str,
+        what: str,
+        upload_id: str,
+        number: int,
+        path: str,
+        offset: int,
+        length: int,
+        progress: Progress | None = None,
+    ) -> str:
         """Send a part, trying again."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -47,7 +57,16 @@ class Multipart:
         try:
             with _on_upload(what):
                 return self._transfers.send(
-                    "upload_part", what, path, fd, offset, length, Key=key, UploadId=upload_id, PartNumber=number
+                    "upload_part",
+                    what,
+                    path,
+                    fd,
+                    offset,
+                    length,
+                    progress,
+                    Key=key,
+                    UploadId=upload_id,
+                    PartNumber=number,
                 )
         finally:
             os.close(fd)

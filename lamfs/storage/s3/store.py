@@ -136,9 +136,7 @@ class S3Store:
             if size > upload.MULTIPART_ABOVE:
                 etag = self._transfers.upload(full_key, what, path, fd, size, progress)
             else:
-                etag = bare(self._transfers.send("put_object", what, path, fd, 0, size, Key=full_key))
-                if progress is not None and size:
-                    progress(size)
+                etag = bare(self._transfers.send("put_object", what, path, fd, 0, size, progress, Key=full_key))
         finally:
             os.close(fd)
         return ObjectStat(key, size, etag, time.time_ns())
@@ -232,9 +230,18 @@ class S3Store:
     def begin_upload(self, key: str) -> str:
         return self._multipart.begin(self._key(key), f"store {self.url(key)}")
 
-    def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+    def send_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        path: str,
+        offset: int,
+        length: int,
+        progress: Progress | None = None,
+    ) -> str:
         what = f"store part {number} of {self.url(key)}"
-        return self._multipart.send(self._key(key), what, upload_id, number, path, offset, length)
+        return self._multipart.send(self._key(key), what, upload_id, number, path, offset, length, progress)
 
     def copy_part(
         self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int

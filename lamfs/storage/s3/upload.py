@@ -41,16 +41,36 @@ Part = Callable[[int, int, int], str]
 """Transfers part ``number`` (from 1) at ``offset`` with ``length`` bytes; returns its ETag as the server gave it."""
 
 
+class Meter:
+    """Tells how much of a body was sent, whatever had to be sent again. One thread uses it."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._told = 0
+
+    def at(self, position: int) -> None:
+        """So many bytes were given to the connection."""
+        if position > self._told:
+            self.be(position)
+
+    def be(self, count: int) -> None:
+        """So many bytes are in storage: all, or none after all."""
+        told, self._told = self._told, count
+        if self._progress is not None and count != told:
+            self._progress(count - told)
+
+
 class FileSlice(io.RawIOBase):
     """A range of an open file as a request body. Uses pread, so slices of one descriptor do not disturb each other.
 
     ``read`` gives up to READ_AHEAD bytes whatever was asked for: urllib3 asks for 16 KiB, and a system call and a
     turn of the interpreter for each 16 KiB would cost more than the transfer. ``failure`` keeps the reason when the
-    file could not be read; botocore hides it.
+    file could not be read; botocore hides it. ``meter`` is told how far it was read.
     """
 
-    def __init__(self, fd: int, offset: int, length: int) -> None:
+    def __init__(self, fd: int, offset: int, length: int, meter: Meter | None = None) -> None:
         self.failure: Exception | None = None
+        self._meter = meter
         self._fd = fd
         self._start = offset
         self._length = length
@@ -81,13 +101,15 @@ class FileSlice(io.RawIOBase):
             self.failure = error
             raise
         self._position += len(data)
+        if self._meter is not None:
+            self._meter.at(self._position)
         return data
 
 
-def body_of(fd: int, offset: int, length: int) -> bytes | FileSlice:
+def body_of(fd: int, offset: int, length: int, meter: Meter | None = None) -> bytes | FileSlice:
     """The request body for a range of a file. Raises OSError, and EOFError when the file is shorter."""
     if length > IN_MEMORY:
-        return FileSlice(fd, offset, length)
+        return FileSlice(fd, offset, length, meter)
     data = os.pread(fd, length, offset)
     while len(data) < length:
         more = os.pread(fd, length - len(data), offset + len(data))
@@ -120,12 +142,26 @@ class Transfers:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def send(self, operation: str, what: str, path: str, fd: int, offset: int, length: int, **params: Any) -> str:
-        """PUT a range of a file as an object or a part, trying again. Returns the ETag as the server gave it."""
+    def send(
+        self,
+        operation: str,
+        what: str,
+        path: str,
+        fd: int,
+        offset: int,
+        length: int,
+        progress: Progress | None = None,
+        **params: Any,
+    ) -> str:
+        """PUT a range of a file as an object or a part, trying again. Returns the ETag as the server gave it.
+
+        ``progress`` gets the bytes as they are sent, and takes them back when it fails.
+        """
+        meter = Meter(progress)
 
         def attempt() -> str:
             try:
-                body = body_of(fd, offset, length)
+                body = body_of(fd, offset, length, meter)
             except (OSError, EOFError) as error:
                 raise unreadable(path, error) from error
             try:
@@ -137,7 +173,13 @@ class Transfers:
                 raise
             return str(reply["ETag"])
 
-        return self._connection.retrying(attempt)
+        try:
+            etag = self._connection.retrying(attempt)
+        except BaseException:
+            meter.be(0)
+            raise
+        meter.be(length)
+        return etag
 
     def upload(self, key: str, what: str, path: str, fd: int, size: int, progress: Progress | None) -> str:
         """Upload ``size`` bytes of a file in parts. Returns the object's ETag."""

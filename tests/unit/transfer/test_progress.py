@@ -1,0 +1,57 @@
+"""How much of a body was sent, whatever had to be sent again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lamfs.errors import StorageUnavailable
+from lamfs.model import StorageConfig
+from lamfs.storage.s3.client import Connection
+from lamfs.storage.s3.upload import READ_AHEAD, Transfers
+
+SIZE = 6 * READ_AHEAD
+
+
+class Flaky(Connection):
+    """Reads bodies as botocore does; the first two requests fail in the middle of theirs, or all do."""
+
+    def __init__(self, *, hopeless: bool = False) -> None:
+        super().__init__(StorageConfig("s3://bucket", timeout=0.5))
+        self.calls = 0
+        self._hopeless = hopeless
+
+    def once(self, operation: str, what: str, *, patient: bool = False, **params: object) -> dict[str, object]:
+        self.calls += 1
+        body = params["Body"]
+        assert not isinstance(body, bytes)
+        read = 0
+        while data := body.read(1):  # type: ignore[attr-defined]
+            read += len(data)
+            if read >= SIZE // 2 and (self.calls < 3 or self._hopeless):
+                raise StorageUnavailable("cut off")
+        return {"ETag": "e"}
+
+
+@pytest.mark.parametrize("hopeless", [False, True])
+def test_bytes_that_are_sent_again_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hopeless: bool) -> None:
+    monkeypatch.setattr("lamfs.storage.s3.client.FIRST_PAUSE", 0.001)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(SIZE))
+    told: list[int] = []
+    connection = Flaky(hopeless=hopeless)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if hopeless:
+            with pytest.raises(StorageUnavailable):
+                Transfers(connection).send("put_object", "store it", str(path), fd, 0, SIZE, told.append)
+        else:
+            Transfers(connection).send("put_object", "store it", str(path), fd, 0, SIZE, told.append)
+    finally:
+        os.close(fd)
+    assert connection.calls >= 3
+    assert sum(told) == (0 if hopeless else SIZE)
+    assert told[:3] == [READ_AHEAD] * 3
+    assert max(sum(told[:count]) for count in range(len(told) + 1)) <= SIZE
