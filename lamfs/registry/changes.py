@@ -65,12 +65,11 @@ class ChangeLog:
 
     def since(self, seq: int, limit: int = 10_000) -> tuple[list[Change], bool]:
         """Rows after ``seq`` in order, and whether rows between were trimmed already (then drop all caches)."""
+        last = self.last()  # before the rows: what is committed between the two is not missing from them
         rows = self._db.all(
             "SELECT seq, origin, kind, ino, parent, name FROM change WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
         )
-        lost = bool(rows) and rows[0][0] != seq + 1
-        if not rows and self.last() > seq:
-            lost = True
+        lost = rows[0][0] != seq + 1 if rows else last > seq
         return [Change(*row) for row in rows], lost
 
     def trim(self) -> None:
