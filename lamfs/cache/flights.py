@@ -228,15 +228,8 @@ class Flights:
 
     async def _fly(self, file: BlockFile, block: int, flight: Flight) -> None:
         try:
-            await self._bring(file, block)
-        except LamfsError as error:
-            flight.error = error
-        except trio.Cancelled:
-            flight.error = TransferDied("The read was given up: the mount is being ended.")
-            raise
-        except Exception as error:
-            log.exception("Bringing block %d of '%s' failed.", block, file.revision.object_key)
-            flight.error = StorageError(f"Reading '{file.revision.object_key}' failed: {error}; see the mount's log.")
+            with flight.caught(f"block {block} of '{file.revision.object_key}'"):
+                await self._bring(file, block)
         finally:
             del file.flights[block]
             self.release(file)
@@ -244,19 +237,12 @@ class Flights:
 
     async def _fly_leaves(self, file: BlockFile, block: int, first: int, flight: Flight) -> None:
         try:
-            if not await self._bring_leaves(file, block, first, flight.mask):
-                # Either the bytes or the leaf hashes are wrong: the block's own hash tells.
-                whole = self.start(file, block)
-                await whole.landed.wait()
-                flight.error = whole.error
-        except LamfsError as error:
-            flight.error = error
-        except trio.Cancelled:
-            flight.error = TransferDied("The read was given up: the mount is being ended.")
-            raise
-        except Exception as error:
-            log.exception("Bringing leaves of block %d of '%s' failed.", block, file.revision.object_key)
-            flight.error = StorageError(f"Reading '{file.revision.object_key}' failed: {error}; see the mount's log.")
+            with flight.caught(f"leaves of block {block} of '{file.revision.object_key}'"):
+                if not await self._bring_leaves(file, block, first, flight.mask):
+                    # Either the bytes or the leaf hashes are wrong: the block's own hash tells.
+                    whole = self.start(file, block)
+                    await whole.landed.wait()
+                    flight.error = whole.error
         finally:
             leaves = file.leaves.get(block)
             if leaves is not None and flight in leaves.flights:

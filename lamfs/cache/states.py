@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 import trio
 
-from lamfs.errors import LamfsError
+from lamfs.errors import LamfsError, StorageError, TransferDied
+
+log = logging.getLogger(__name__)
 
 ABSENT, PRESENT, VERIFIED = 0, 1, 2
 """States of a block: not in the file; said to be in the file by the index; checked by this process."""
@@ -20,6 +26,20 @@ class Flight:
         self.mask = mask
         self.landed = trio.Event()
         self.error: LamfsError | None = None
+
+    @contextlib.contextmanager
+    def caught(self, what: str) -> Iterator[None]:
+        """What goes wrong while ``what`` is brought becomes the flight's error: who waits for it raises it."""
+        try:
+            yield
+        except LamfsError as error:
+            self.error = error
+        except trio.Cancelled:
+            self.error = TransferDied("The read was given up: the mount is being ended.")
+            raise
+        except Exception as error:
+            log.exception("Bringing %s failed.", what)
+            self.error = StorageError(f"Reading {what} failed: {error}; see the mount's log.")
 
 
 class Leaves:
