@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from lamfs.errors import ObjectMissing, StorageError, StorageMissing, UploadGone
 from lamfs.storage.base import PartStat, Progress
 from lamfs.storage.osfiles import source_error
-from lamfs.storage.s3.client import Connection, bare, quoted
-from lamfs.storage.s3.errors import NO_KEY, NO_UPLOAD, NOT_IMPLEMENTED, code_of
+from lamfs.storage.s3.client import Connection, bare
+from lamfs.storage.s3.errors import NO_KEY, NO_UPLOAD, code_of
 from lamfs.storage.s3.upload import Transfers
+from lamfs.storage.s3.uploads import pages, unfinished
 
 
 class Multipart:
@@ -76,18 +76,7 @@ class Multipart:
     ) -> str:
         """Copy a part. A source that is gone and an upload that is gone are told apart by the error's code."""
         with _on_upload(what):
-            reply = self._connection.call(
-                "upload_part_copy",
-                what,
-                patient=True,
-                Key=key,
-                UploadId=upload_id,
-                PartNumber=number,
-                CopySource={"Bucket": self._connection.bucket, "Key": source},
-                CopySourceIfMatch=quoted(etag),
-                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
-            )
-        return str(reply["CopyPartResult"]["ETag"])
+            return self._transfers.copy_part(key, what, upload_id, number, source, etag, offset, length)
 
     def complete(self, key: str, what: str, upload_id: str, etags: Sequence[str]) -> str:
         """Complete; returns the object's ETag."""
@@ -102,7 +91,7 @@ class Multipart:
         """All parts, page by page."""
         found: list[PartStat] = []
         with _on_upload(what, NO_KEY):
-            for page in _pages(
+            for page in pages(
                 lambda marker: self._connection.call("list_parts", what, Key=key, UploadId=upload_id, **marker),
                 {"PartNumberMarker": "NextPartNumberMarker"},
             ):
@@ -114,32 +103,7 @@ class Multipart:
 
     def uploads_of(self, key: str, what: str) -> list[str]:
         """Unfinished uploads of exactly ``key``; none where the server cannot list them."""
-        try:
-            return [
-                str(upload["UploadId"])
-                for page in _pages(
-                    lambda marker: self._connection.call("list_multipart_uploads", what, Prefix=key, **marker),
-                    {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"},
-                )
-                for upload in page.get("Uploads", ())
-                if upload["Key"] == key
-            ]
-        except StorageError as error:
-            if code_of(error) in NOT_IMPLEMENTED:
-                return []
-            raise
-
-
-def _pages(call: Callable[[dict[str, Any]], dict[str, Any]], markers: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Every page of a listing; ``markers`` names the parameters that continue it, and where a page has their values."""
-    marker: dict[str, Any] = {}
-    while True:
-        page = call(marker)
-        yield page
-        following = {name: page[source] for name, source in markers.items() if page.get(source)}
-        if not page.get("IsTruncated") or not following or following == marker:
-            return
-        marker = following
+        return [upload.id for upload in unfinished(self._connection, key, what) if not upload.key]
 
 
 @contextlib.contextmanager

@@ -196,21 +196,27 @@ class Transfers:
         """Copy an object over COPY_LIMIT within the bucket, in parts. Returns the new object's ETag."""
 
         def part(number: int, offset: int, length: int) -> str:
-            reply = self._connection.call(
-                "upload_part_copy",
-                what,
-                patient=True,
-                Key=key,
-                UploadId=upload_id,
-                PartNumber=number,
-                CopySource={"Bucket": self._connection.bucket, "Key": source},
-                CopySourceIfMatch=quoted(etag),
-                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
-            )
-            return str(reply["CopyPartResult"]["ETag"])
+            return self.copy_part(key, what, upload_id, number, source, etag, offset, length)
 
         upload_id = self._begin(key, what)
         return self._transfer(key, what, upload_id, part, size, COPY_PART_SIZE, None)
+
+    def copy_part(
+        self, key: str, what: str, upload_id: str, number: int, source: str, etag: str, offset: int, length: int
+    ) -> str:
+        """Copy a range of an object's revision as a part. Returns the ETag as the server gave it."""
+        reply = self._connection.call(
+            "upload_part_copy",
+            what,
+            patient=True,
+            Key=key,
+            UploadId=upload_id,
+            PartNumber=number,
+            CopySource={"Bucket": self._connection.bucket, "Key": source},
+            CopySourceIfMatch=quoted(etag),
+            CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+        )
+        return str(reply["CopyPartResult"]["ETag"])
 
     def _begin(self, key: str, what: str) -> str:
         return str(self._connection.call("create_multipart_upload", what, Key=key)["UploadId"])

@@ -6,7 +6,7 @@ shows them (Amazon S3, "Aborting a multipart upload").
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lamfs.errors import StorageError
@@ -15,25 +15,32 @@ from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
 
 
-def unfinished(connection: Connection, base: str) -> Iterator[UnfinishedUpload]:
+def unfinished(connection: Connection, base: str, what: str | None = None) -> Iterator[UnfinishedUpload]:
     """The unfinished uploads of keys that begin with ``base``, which is taken off them; nothing where the server cannot
-    list them. Raises storage errors."""
-    what = f"list unfinished uploads in s3://{connection.bucket}/{base}"
-    params: dict[str, Any] = {"Prefix": base}
-    while True:
-        try:
-            page = connection.call("list_multipart_uploads", what, **params)
-        except StorageError as error:
-            if code_of(error) in NOT_IMPLEMENTED:
-                return
+    list them. ``what``: see errors.translate. Raises storage errors."""
+    what = what or f"list unfinished uploads in s3://{connection.bucket}/{base}"
+    try:
+        for page in pages(
+            lambda marker: connection.call("list_multipart_uploads", what, Prefix=base, **marker),
+            {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"},
+        ):
+            for entry in page.get("Uploads", ()):
+                # Some servers do not filter: what is outside of the root is none of ours.
+                if entry["Key"].startswith(base):
+                    started = int(entry["Initiated"].timestamp() * 1_000_000_000)
+                    yield UnfinishedUpload(entry["Key"].removeprefix(base), str(entry["UploadId"]), started)
+    except StorageError as error:
+        if code_of(error) not in NOT_IMPLEMENTED:
             raise
-        for entry in page.get("Uploads", ()):
-            # Some servers do not filter: what is outside of the root is none of ours.
-            if entry["Key"].startswith(base):
-                started = int(entry["Initiated"].timestamp() * 1_000_000_000)
-                yield UnfinishedUpload(entry["Key"].removeprefix(base), entry["UploadId"], started)
-        markers = {"KeyMarker": page.get("NextKeyMarker"), "UploadIdMarker": page.get("NextUploadIdMarker")}
-        following = {**params, **{name: value for name, value in markers.items() if value}}
-        if not page.get("IsTruncated") or following == params:
+
+
+def pages(call: Callable[[dict[str, Any]], dict[str, Any]], markers: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Every page of a listing; ``markers`` names the parameters that continue it, and where a page has their values."""
+    marker: dict[str, Any] = {}
+    while True:
+        page = call(marker)
+        yield page
+        following = {name: page[source] for name, source in markers.items() if page.get(source)}
+        if not page.get("IsTruncated") or not following or following == marker:
             return
-        params = following
+        marker = following
