@@ -165,8 +165,10 @@ def streams(db: Database) -> None:
 
 @migrations()
 def unsaid(db: Database) -> None:
-    """Version 7: objects that lamfs may have written without an artifact's row saying so: not somebody else's work."""
+    """Version 7: objects that lamfs may have written without an artifact's row saying so: not somebody else's work.
+    And puts by their spool file: closing a file asks whether it is owed."""
     db.execute("CREATE TABLE unsaid(object_key TEXT PRIMARY KEY) WITHOUT ROWID")
+    db.execute("CREATE INDEX journal_src ON journal(src) WHERE op='put'")
 
 
 def apply(conn: sqlite3.Connection) -> None:
