@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
+from lamfs import copying
 from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError, StorageError
 from lamfs.fs.context import Context
@@ -206,9 +207,7 @@ class Overlays:
                 for block in batch:
                     offset = block * BLOCK_SIZE
                     data = await file.read(offset, min(BLOCK_SIZE, size - offset))
-                    done = 0
-                    while done < len(data):
-                        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
+                    copying.write_full(fd, data, offset)
                 await _sync(fd)
                 self._c.registry.overlays.add(src, batch)
                 if state is not None and state.spool is not None and state.spool.name == src:

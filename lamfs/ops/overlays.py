@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lamfs import hashing
+from lamfs import copying, hashing
 from lamfs.errors import DamagedData, ObjectChanged, StorageError
 from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
 from lamfs.ops.instance import Instance
@@ -44,7 +44,8 @@ def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
                 # this one lacks is in there all the same, as the block's hash proves.
                 etag = instance.store.head(artifact.revision.object_key).etag
                 data = _block(instance, artifact.revision, block, etag)
-            _write(fd, data[: size - block * BLOCK_SIZE], block * BLOCK_SIZE)
+            copying.write_full(fd, data[: size - block * BLOCK_SIZE], block * BLOCK_SIZE)
+            os.fdatasync(fd)  # a power cut must not leave zeros where the registry says that bytes are
             registry.overlays.add(entry.src, [block])
     finally:
         os.close(fd)
@@ -61,9 +62,3 @@ def _block(instance: Instance, base: Revision, block: int, etag: str) -> bytes:
             " changed beside it cannot be stored; 'lamfs fsck --data' tells more."
         )
     return data
-
-
-def _write(fd: int, data: bytes, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
