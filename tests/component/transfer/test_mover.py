@@ -29,7 +29,7 @@ from lamfs.errors import (
 from lamfs.model import BLOCK_SIZE
 from lamfs.storage import open_store
 from lamfs.storage.base import StorageConfig
-from lamfs.transfer import client
+from lamfs.transfer import process
 from lamfs.transfer.client import Mover
 from tests.support.transfer import content_of, fds_on, gone, make_bytes, running_mover, until
 
@@ -349,7 +349,7 @@ async def test_signals_of_a_terminal_do_not_end_it(mover: Mover) -> None:
 
 async def test_stopping_does_not_wait_for_stuck_jobs(config: StorageConfig, tmp_path: Path, stuck: Stuck) -> None:
     mover = Mover(config)
-    with trio.fail_after(client.END_TIMEOUT):
+    with trio.fail_after(process.END_TIMEOUT):
         async with trio.open_nursery() as nursery:
             await nursery.start(mover.run)
             pid = mover.pid
@@ -366,7 +366,7 @@ async def test_stopping_does_not_wait_for_stuck_jobs(config: StorageConfig, tmp_
 async def test_stopping_kills_a_process_that_does_not_end(
     config: StorageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "END_TIMEOUT", 0.2)
+    monkeypatch.setattr(process, "END_TIMEOUT", 0.2)
     mover = Mover(config)
     async with trio.open_nursery() as nursery:
         await nursery.start(mover.run)
