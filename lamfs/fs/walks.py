@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from lamfs.model import Revision
 from lamfs.registry.siblings import Place, Sibling, Siblings
 
-PAGE = 64
-"""Entries that are looked up at a time."""
+PAGE, FIRST_PAGE = 64, 8
+"""Entries that are looked up at a time, by a walk that is sure, or not."""
 LOOKS = 8
 """Pages that are looked up at a time: on the loop, a few hundred microseconds each."""
 SURE = 2
@@ -68,6 +68,13 @@ class Walk:
     def _go(self, place: Place) -> Iterator[Sibling | None]:
         """What follows a place; None after each look into the registry."""
         yield from self._within(place)
+        if self.top:  # who reads a directory's files first goes below it only now
+            start = Place(place.parent, "", 0)
+            for entry in self._siblings.after(start, PAGE, by_name=self.by_name, most=0):
+                if entry.place == place:
+                    break
+                if entry.directory:
+                    yield from self._within(Place(entry.ino, "", 0))
         at = place.parent
         while self.top and at != self.top:
             up = self._siblings.place(at)
@@ -79,7 +86,8 @@ class Walk:
     def _within(self, place: Place) -> Iterator[Sibling | None]:
         """What follows in the same directory: of each page the files, then what is below its directories."""
         while True:
-            page = self._siblings.after(place, PAGE, by_name=self.by_name, most=self._most)
+            count = PAGE if self.hits >= SURE else FIRST_PAGE
+            page = self._siblings.after(place, count, by_name=self.by_name, most=self._most)
             yield None
             for entry in page:
                 if not entry.directory:
@@ -87,7 +95,7 @@ class Walk:
             for entry in page:
                 if entry.directory and self.top:
                     yield from self._within(Place(entry.ino, "", 0))
-            if len(page) < PAGE:
+            if len(page) < count:
                 return
             place = page[-1].place
 
@@ -165,8 +173,8 @@ class Walk:
     # -- how far ahead
 
     def was_right(self) -> None:
-        """A file that was brought ahead was read."""
-        self.window = min(self.window + 2, MOST_FILES)
+        """A file that was brought ahead was read: twice as many in each round trip."""
+        self.window = min(self.window + 1, MOST_FILES)
 
     def was_wrong(self) -> None:
         """A file that was brought ahead was passed by."""
