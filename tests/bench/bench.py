@@ -99,9 +99,9 @@ class Bench:
     @contextlib.contextmanager
     def running(self) -> Iterator[list[System]]:
         """The server, the proxy and the systems, until the end of the block."""
-        kind = MinistackServer if self.server_name == "ministack" else SeaweedServer
+        server = MinistackServer if self.server_name == "ministack" else SeaweedServer
         with contextlib.ExitStack() as stack:
-            self.server: Server = stack.enter_context(kind(self.base / "server"))
+            self.server: Server = stack.enter_context(server(self.base / "server"))
             kinds = [kind for kind in ALL if kind.name in self.names]
             ports = [kind.name for kind in kinds] + ["boto3"]
             self.proxy = Proxy(self.base, self.server.port, ports, self.delay)
@@ -133,7 +133,7 @@ class Bench:
                 try:
                     system.mount()
                     numbers = row.measure(self, system)
-                    if system.remote and system.pids():
+                    if system.pids():
                         numbers["memory [MiB]"] = processes.memory(system.pids())
                     system.umount()
                 except Exception as error:

@@ -60,7 +60,7 @@ def markdown(bench: Bench, rows: list[Row], versions: dict[str, str | None], rep
     if missing := [name for name, found in versions.items() if not found]:
         lines.append(f"Not installed and so skipped: {', '.join(missing)}.")
     lines += [
-        f"Median of {repetitions} interleaved repetitions (least–most). Ratio: lamfs by the best peer; below 1 lamfs is faster or less.",
+        f"Median of {repetitions} interleaved repetitions (least–most). Ratio: lamfs by the best peer.",
         "",
         f"    {command}",
     ]

@@ -65,8 +65,7 @@ def write_large(bench: Bench, system: System) -> Numbers:
     write_file(path, bench.source)
     numbers = {"to close [s]": time.perf_counter() - begin}
     if system.remote:
-        system.settle()
-        numbers["in S3 [s]"] = time.perf_counter() - begin
+        numbers["in S3 [s]"] = system.settle() - begin
         numbers["daemon CPU [s]"] = processes.cpu_seconds(system.pids()) - before
     read_file(path, bench.buffer)
     check(bench, f"{system.name}, written")
@@ -191,8 +190,7 @@ def four_processes(bench: Bench, system: System) -> Numbers:
         assert worker.returncode == 0, f"{system.name}: a process failed"
     numbers = {"to close [s]": time.perf_counter() - begin}
     if system.remote:
-        system.settle()
-        numbers["in S3 [s]"] = time.perf_counter() - begin
+        numbers["in S3 [s]"] = system.settle() - begin
     for number in range(4):
         (system.path / f"new-{number}").unlink()
     system.settle()
@@ -223,8 +221,7 @@ def patch(bench: Bench, system: System) -> Numbers:
             file.write(data)
         numbers[f"{what}, to close [s]"] = time.perf_counter() - begin
         if before is not None:
-            system.settle()
-            numbers[f"{what}, in S3 [s]"] = time.perf_counter() - begin
+            numbers[f"{what}, in S3 [s]"] = system.settle() - begin
             moved = bench.traffic(system) - before
             numbers[f"{what}, moved [MiB]"] = (moved.up + moved.down) / MIB
         system.remount(cold=True)

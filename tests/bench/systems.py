@@ -68,8 +68,9 @@ class System:
     def forget(self) -> None:
         """Remove all bytes that are kept locally of what is in S3. Not mounted."""
 
-    def settle(self) -> None:
-        """Return when all that was written is in S3."""
+    def settle(self) -> float:
+        """Return when all that was written is in S3; the time.perf_counter() at which it was."""
+        return time.perf_counter()
 
     def pids(self) -> list[int]:
         """Its processes."""
@@ -139,8 +140,9 @@ class Lamfs(System):
     def forget(self) -> None:
         shutil.rmtree(self.instance.cache_dir, ignore_errors=True)
 
-    def settle(self) -> None:
+    def settle(self) -> float:
         self.instance.sync(timeout=600)
+        return time.perf_counter()
 
     def pids(self) -> list[int]:
         return processes.family(self.instance.pid)
@@ -196,7 +198,8 @@ class Peer(System):
         )
 
     def mount(self) -> None:
-        assert self._watchdog is not None and self._watchdog.stdin is not None
+        assert self._watchdog is not None
+        assert self._watchdog.stdin is not None
         self._watchdog.stdin.write(f"deadline {DEADLINE}\n".encode())
         self._watchdog.stdin.flush()
         with self.log.open("ab") as log:
@@ -280,9 +283,10 @@ class JuiceFSWriteback(JuiceFS):
     options: ClassVar[list[str]] = ["--writeback"]
     only_writes = True
 
-    def settle(self) -> None:
+    def settle(self) -> float:
         if self._process is not None:
             processes.until(lambda: not self._staged(), "JuiceFS has uploaded what it staged", 600)
+        return time.perf_counter()
 
     def _staged(self) -> int:
         stats = (self.path / ".stats").read_text()
@@ -318,9 +322,17 @@ class Rclone(Peer):
         words += ["--vfs-cache-mode", "full", "--vfs-write-back", "0s"]
         return [*words, "--rc", "--rc-no-auth", f"--rc-addr=127.0.0.1:{self._port}"]
 
-    def settle(self) -> None:
-        if self._process is not None:
-            processes.until(lambda: not self._busy(), "rclone has uploaded", 600, every=0.005)
+    def settle(self) -> float:
+        """It queues an upload only some time after close returned: it is done when it was idle for a while."""
+        done = time.perf_counter()
+        deadline = time.monotonic() + 600
+        while self._process is not None and (now := time.perf_counter()) < done + 0.2:
+            if self._busy():
+                done = now
+            if time.monotonic() > deadline:
+                raise TimeoutError("rclone has not uploaded within 600 s")
+            time.sleep(0.005)
+        return done
 
     def _busy(self) -> int:
         request = urllib.request.Request(f"http://127.0.0.1:{self._port}/vfs/stats", data=b"", method="POST")
