@@ -91,7 +91,8 @@ class Bench:
     repetition: int = 0
 
     def __post_init__(self) -> None:
-        self.source = memoryview(random.Random(1).randbytes(self.scale.large))
+        rng = random.Random(1)
+        self.source = memoryview(b"".join(rng.randbytes(MIB) for _ in range(self.scale.large // MIB)))
         # What is read comes here; touched once, so that no page fault is measured.
         self.buffer = memoryview(bytearray(self.scale.large))
         self.buffer[:] = self.source
