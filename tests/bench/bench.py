@@ -7,6 +7,7 @@ system, repetition after repetition, so that a machine whose speed drifts is the
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import tempfile
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench import processes
-from tests.bench.proxy import Proxy, Traffic
+from tests.bench.proxy import Proxy
 from tests.bench.systems import ALL, System
 from tests.support.servers import MinistackServer, SeaweedServer, Server
 
@@ -110,6 +111,7 @@ class Bench:
             systems = []
             for kind in kinds:
                 system = kind(self.base, self.proxy.url(kind.name))
+                system.traffic = functools.partial(self.proxy.traffic, kind.name)
                 self.server.create_bucket(system.bucket)
                 stack.callback(system.close)
                 system.create()
@@ -117,10 +119,6 @@ class Bench:
                 system.umount()
                 systems.append(system)
             yield systems
-
-    def traffic(self, system: System) -> Traffic:
-        """What the system has moved until now."""
-        return self.proxy.traffic(system.name)
 
     def run(self, row: Row, systems: list[System], repetitions: int, say: Callable[[str], None]) -> None:
         """All repetitions of one row. A system that fails is noted, and left out of the rest of the row."""
