@@ -310,21 +310,22 @@ class Uploader:
         return not self._steps.streams.sends(entry.ino)
 
     def _gather(self, entry: JournalEntry) -> list[JournalEntry]:
-        """A batch of small files from the queue, with ``entry``: all jobs that may begin get their share."""
-        share = -(-(1 + len(self._queue)) // (self._limit - self._jobs))
-        found = [entry]
-        while self._queue and len(found) < min(share, batches.FILES) and self._queue[0].op == "put":
-            if self._queue[0].id in self.puts.alone:
-                break
+        """A batch of small files from the queue, with ``entry``: all jobs that may begin get their share.
+
+        What somebody waits for does not wait for what nobody does.
+        """
+        share = min(-(-(1 + len(self._queue)) // (self._limit - self._jobs)), batches.FILES)
+        found = {entry.id: entry}
+        while self._queue and len(found) < share and self._queue[0].op == "put":
             more = self._next()
-            if more is None or more.id in {one.id for one in found} or self._must_wait(more):
+            if more is None or more.id in found or self._must_wait(more):
                 continue
-            size = self._steps.size_of(more)
-            if not self._is_small(more, size):
+            urgent = more.ino in self._wanted or entry.ino not in self._wanted
+            if not urgent or not self._is_small(more, self._steps.size_of(more)):
                 self._queue.appendleft(more)
                 break
-            found.append(more)
-        return found
+            found[more.id] = more
+        return list(found.values())
 
     def _gather_deletes(self, entry: JournalEntry) -> list[JournalEntry]:
         """Deletions from the queue for one request, with ``entry``."""
