@@ -16,6 +16,10 @@ FICLONE = 0x40049409
 """``ioctl(dst, FICLONE, src)``: linux/fs.h."""
 
 _CHUNK = 4 << 20
+WRITE_CHUNK = 512 << 10
+"""Bytes per pwrite. One of 2 MiB or more makes the page cache take huge pages. In a virtual machine that gives free
+memory back to its host (virtio-balloon's free page reporting) the host must find those anew: 2.3 s of CPU per GiB
+written instead of 0.2."""
 _NOT_HERE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 
 
@@ -68,10 +72,10 @@ def _copy_range(src: int, dst: int, start: int, end: int) -> None:
 
 
 def write_full(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite all of ``data`` at ``offset``. Raises OSError as pwrite does."""
+    """pwrite all of ``data`` at ``offset``, in pieces of WRITE_CHUNK. Raises OSError as pwrite does."""
     view = memoryview(data)
     while view:
-        done = os.pwrite(fd, view, offset)
+        done = os.pwrite(fd, view[:WRITE_CHUNK], offset)
         view, offset = view[done:], offset + done
 
 

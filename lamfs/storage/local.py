@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
+from lamfs.copying import write_full
 from lamfs.errors import (
     LamfsError,
     ObjectChanged,
@@ -25,7 +26,7 @@ from lamfs.errors import (
 )
 from lamfs.storage.base import Capabilities, ObjectStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.folder import SPOOL_FOLDER, TEMP_FOLDER, Folder
-from lamfs.storage.osfiles import copy_contents, source_error, storage_error, write_fetched, write_fully
+from lamfs.storage.osfiles import copy_contents, source_error, storage_error, write_fetched
 from lamfs.storage.root import check_object_key, is_utf8
 
 READ_CHUNK = 1 << 20
@@ -161,7 +162,7 @@ class LocalStore:
         target = self.local_path(key)
 
         def fill(fd: int) -> None:
-            write_fully(fd, data, 0)
+            write_full(fd, data, 0)
 
         if not if_none_match and if_match is None:
             return self._store(key, target, fill)

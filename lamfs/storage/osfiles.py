@@ -10,6 +10,7 @@ import fcntl
 import os
 from collections.abc import Callable
 
+from lamfs import copying
 from lamfs.errors import (
     LamfsError,
     ObjectMissing,
@@ -94,19 +95,10 @@ def source_error(error: OSError, path: str) -> LamfsError:
     )
 
 
-def write_fully(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite all of ``data``. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view = view[done:]
-        offset += done
-
-
 def write_fetched(fd: int, data: bytes | memoryview, offset: int) -> None:
     """pwrite bytes that came from storage into a file of the cache. Raises StorageFull or StorageError."""
     try:
-        write_fully(fd, data, offset)
+        copying.write_full(fd, data, offset)
     except OSError as error:
         number = error.errno or errno.EIO
         if number in _FULL:
@@ -186,7 +178,7 @@ def _copy_through(source: int, target: int, position: int, want: int) -> int:
     data = os.pread(source, want, position)
     if not data:
         raise EOFError(f"the file ended at byte {position}")
-    write_fully(target, data, position)
+    copying.write_full(target, data, position)
     return len(data)
 
 

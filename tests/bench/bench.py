@@ -7,6 +7,7 @@ system, repetition after repetition, so that a machine whose speed drifts is the
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import tempfile
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench import processes
-from tests.bench.proxy import Proxy, Traffic
+from tests.bench.proxy import Proxy
 from tests.bench.systems import ALL, System
 from tests.support.servers import MinistackServer, SeaweedServer, Server
 
@@ -91,7 +92,8 @@ class Bench:
     repetition: int = 0
 
     def __post_init__(self) -> None:
-        self.source = memoryview(random.Random(1).randbytes(self.scale.large))
+        rng = random.Random(1)
+        self.source = memoryview(b"".join(rng.randbytes(MIB) for _ in range(self.scale.large // MIB)))
         # What is read comes here; touched once, so that no page fault is measured.
         self.buffer = memoryview(bytearray(self.scale.large))
         self.buffer[:] = self.source
@@ -109,6 +111,7 @@ class Bench:
             systems = []
             for kind in kinds:
                 system = kind(self.base, self.proxy.url(kind.name))
+                system.traffic = functools.partial(self.proxy.traffic, kind.name)
                 self.server.create_bucket(system.bucket)
                 stack.callback(system.close)
                 system.create()
@@ -116,10 +119,6 @@ class Bench:
                 system.umount()
                 systems.append(system)
             yield systems
-
-    def traffic(self, system: System) -> Traffic:
-        """What the system has moved until now."""
-        return self.proxy.traffic(system.name)
 
     def run(self, row: Row, systems: list[System], repetitions: int, say: Callable[[str], None]) -> None:
         """All repetitions of one row. A system that fails is noted, and left out of the rest of the row."""
