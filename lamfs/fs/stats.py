@@ -115,7 +115,7 @@ class Stats:
             counted.writes,
             counted.write_bytes,
             context.cache.fetched_bytes,
-            context.uploader.stored_bytes,
+            context.uploader.puts.stored_bytes,
         )
 
     def _rates(self, context: Context) -> dict[str, float]:
@@ -175,7 +175,7 @@ class Stats:
             "owed_bytes": size,
             "uploading": [
                 {"key": what(registry, upload.entry), "size": upload.size, "done": upload.done}
-                for upload in uploader.uploads.values()
+                for upload in uploader.puts.uploads.values()
             ],
             "retrying": retrying,
             "retries": [
@@ -187,8 +187,8 @@ class Stats:
                 }
                 for entry in retries
             ],
-            "stored_files": uploader.stored_files,
-            "stored_bytes": uploader.stored_bytes,
+            "stored_files": uploader.puts.stored_files,
+            "stored_bytes": uploader.puts.stored_bytes,
             "cache": {
                 **context.cache.stats(),
                 "limit_bytes": context.cache.limit_bytes,

@@ -298,6 +298,11 @@ class Mover(PartJobs):
         message = {"path": path, "key": key, "consume": consume}
         return jobs.unpack_stat(await self._call("put", message, paths=("path",), progress=progress))
 
+    async def put_many(self, files: Sequence[tuple[str, str]]) -> list[ObjectStat | LamfsError]:
+        """Store small files, given as path and key, one after the other: of each its object, or why it failed."""
+        reply = await self._call("put_many", {"files": [list(file) for file in files]})
+        return [jobs.unpack_error(each) if isinstance(each, dict) else jobs.unpack_stat(each) for each in reply]
+
     async def push_file(self, key: str, path: str) -> ObjectStat:
         """Store a file under ``key`` and leave it where it is (the registry's snapshot)."""
         return await self.put(path, key)

@@ -35,7 +35,7 @@ PARTS = frozenset({"send_part", "copy_part", "hash_range", "hash_ends"})
 ``bulk`` (hashing a large file) go there too."""
 WRITES = frozenset(
     {
-        "hash", "put", "copy", "delete", "clone", "graft",
+        "hash", "put", "put_many", "copy", "delete", "clone", "graft",
         "begin_upload", "complete_upload", "abort_upload", "list_parts", "uploads_of",
     }
 )  # fmt: skip

@@ -36,6 +36,8 @@ class System:
     remote: ClassVar[bool] = True
     # Only measured where files are written.
     only_writes: ClassVar[bool] = False
+    # Whether it is a file system at all; else it takes part in the rows that name it.
+    is_mount: ClassVar[bool] = True
 
     def __init__(self, base: Path, url: str) -> None:
         self.base = base / self.name
@@ -353,6 +355,32 @@ class S3fs(Peer):
         return [*words, "-o", f"passwd_file={self.base}/passwd", "-o", f"use_cache={self.cache}"]
 
 
+class LaminDB(System):
+    """LaminDB's Python API, in an environment of its own."""
+
+    name = "lamindb"
+    remote = False
+    is_mount = False
+
+    @classmethod
+    def found(cls) -> str | None:
+        """Its Python interpreter."""
+        python = Path(__file__).resolve().parents[2] / ".bench/lamindb/bin/python"
+        return str(python) if python.exists() else None
+
+    @classmethod
+    def version(cls) -> str | None:
+        python = cls.found()
+        if python is None:
+            return None
+        code = "from importlib.metadata import version; print(version('lamindb'))"
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        return done.stdout.strip() or None
+
+    def close(self) -> None:
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
 class Passthrough(Peer):
     """pyfuse3's own example on the local disk: what pyfuse3 costs before any file system does anything."""
 
@@ -379,4 +407,4 @@ class Passthrough(Peer):
         return [sys.executable, str(self.found()), str(self.base / "source"), str(self.path)]
 
 
-ALL: list[type[System]] = [Lamfs, JuiceFS, JuiceFSWriteback, Rclone, S3fs, LocalDisk, Passthrough]
+ALL: list[type[System]] = [Lamfs, JuiceFS, JuiceFSWriteback, Rclone, S3fs, LaminDB, LocalDisk, Passthrough]
