@@ -9,12 +9,14 @@ guesses fewer; and they are never more than there is room for.
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import trio
 
 from lamfs.cache.guesses import LARGE_FILE
-from lamfs.errors import RegistryError
+from lamfs.errors import LamfsError
 from lamfs.fs.sweeps import Sweep
 from lamfs.fs.walks import SURE, Walk
 from lamfs.model import BLOCK_SIZE
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from lamfs.fs.stats import Counters
     from lamfs.model import Revision
     from lamfs.registry import Registry
+
+log = logging.getLogger("lamfs.fs")
 
 MOST_BYTES = 64 << 20
 """Bytes that were brought ahead of walks, or are on their way, and not read yet."""
@@ -70,7 +74,7 @@ class Neighbours:
         if found is None:
             return
         self._counted.prefetched_used += 1
-        with contextlib.suppress(RegistryError):
+        with self._guarded():
             if isinstance(found, Sweep):
                 found.last = trio.current_time()
                 self._sweep_on(found)
@@ -83,8 +87,19 @@ class Neighbours:
         """The first read of a file waits for storage."""
         if self._guesses is None:
             return
-        with contextlib.suppress(RegistryError):
+        with self._guarded():
             self._missed(ino)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Whatever goes wrong with guesses, the file is read. (The registry's errors are told by who needs it.)"""
+        try:
+            yield
+        except LamfsError as error:
+            log.debug("nothing is read ahead: %s", error)
+        except Exception:
+            log.exception("unexpected error in reading ahead, which this mount does no more")
+            self._guesses = None
 
     def _missed(self, ino: int) -> None:
         now = trio.current_time()
@@ -185,9 +200,10 @@ class Neighbours:
     def _left(self, place: Place) -> tuple[Walk | None, int]:
         """The walk that has come to the end of its directory and seems to go on at a place, and the directory in which
         both are."""
-        here = self._above(place.parent)
+        here: list[int] = []
         for walk in self._walks:
             if walk.hits >= SURE and walk.is_at_end():
+                here = here or self._above(place.parent)
                 for directory in self._above(walk.directory()):
                     if directory in here:
                         return walk, directory
