@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import functools
+import secrets
 import string
 import time
 import uuid
@@ -42,19 +43,16 @@ SHOWN, ARCHIVED, TRASH = 1, 0, -1
 """Artifact visibility (LaminDB's VisibilityChoice)."""
 
 
-_TO_BASE62 = bytes(ord(BASE62[value % 62]) for value in range(256))
-_TOO_HIGH = bytes(range(248, 256))
-
-
 def new_uid(length: int = ARTIFACT_UID_LEN) -> str:
     """A random uid of ``length`` base62 characters."""
-    found = ""
-    while len(found) < length:
-        # Eight of 256 values are left out: then each character is as likely as any other.
-        found += os.urandom(length + 8).translate(_TO_BASE62, _TOO_HIGH).decode()
-    return found[:length]
+    text = ""
+    while len(text) < length:
+        # Of a byte's 256 values 248 are four times 62; the others would make some characters more likely.
+        text += "".join([BASE62[byte % 62] for byte in secrets.token_bytes(2 * length) if byte < 248])
+    return text[:length]
 
 
+@functools.lru_cache(maxsize=64)
 def instance_id(slug: str) -> uuid.UUID:
     """Id of instance ``owner/name``: ``uuid5(NAMESPACE_URL, "owner/name")``."""
     return uuid.uuid5(uuid.NAMESPACE_URL, slug)

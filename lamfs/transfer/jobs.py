@@ -17,7 +17,7 @@ import base64
 import dataclasses
 import errno
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import lamfs.errors
 from lamfs.errors import FsError, LamfsError, StorageError, StorageFull
@@ -40,6 +40,16 @@ WRITES = frozenset(
     }
 )  # fmt: skip
 """Everything else that may take long: the writes pool."""
+
+
+class WholeFile(NamedTuple):
+    """A small object that is to be fetched whole into the file at ``path``; ``digest``: its BLAKE3."""
+
+    key: str
+    etag: str
+    length: int
+    path: str
+    digest: bytes
 
 
 def encode(message: Message) -> bytes:

@@ -293,8 +293,8 @@ def _fetch(server: Server, job: _Job) -> Any:
             return
         scratch = copying.scratch(max(length, BLOCK_SIZE))
         for _ in range(2):  # wrong once may be the way here; wrong twice is storage
-            server.store.get_into(key, scratch.fd, offset=offset, length=length, etag=etag, file_offset=0)
             with scratch.view(length) as data:
+                server.store.get_view(key, data, offset=offset, etag=etag)
                 if _is_right(m, data):
                     copying.write_full(fd, data, offset)
                     return
