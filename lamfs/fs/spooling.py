@@ -115,6 +115,13 @@ class Spooling:
             with contextlib.suppress(StorageError):
                 self.open_stored(state)
 
+    def verify_small(self, state: FileState, offset: int) -> bool:
+        """Open the stored revision and, when that takes no time, verify what is read at ``offset``; whether it was."""
+        if state.base is None and state.spool is None:
+            with contextlib.suppress(StorageError):  # who reads it hears of it
+                self.open_stored(state)
+        return state.base is not None and state.base.verify_small(offset // BLOCK_SIZE)
+
     # -- writing ------------------------------------------------------------------------------------------------
 
     async def prepare_write(

@@ -105,6 +105,9 @@ class ObjectStore(Protocol):
     ) -> None:
         """As get, but pwrite into ``fd`` at ``file_offset`` (``offset`` when None) as bytes arrive."""
 
+    def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
+        """As get_into, into memory: as many bytes as it has."""
+
     def put_file(self, key: str, path: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
         """Store a file's bytes under ``key``, atomically replacing what was there, and durably before returning.
 

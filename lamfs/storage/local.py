@@ -102,10 +102,23 @@ class LocalStore:
                 position += len(chunk)
                 offset += len(chunk)
         if offset < end:
-            raise ObjectChanged(
-                f"The object '{key}' in {self.root} ends before byte {end}, which was asked for; look the artifact up"
-                " again."
-            )
+            raise self._ends(key, end)
+
+    def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
+        with self._open(key, etag) as (source, _):
+            done = 0
+            while done < len(view):
+                with view[done:] as rest:
+                    got = os.preadv(source, [rest], offset + done)
+                if not got:
+                    raise self._ends(key, offset + len(view))
+                done += got
+
+    def _ends(self, key: str, end: int) -> ObjectChanged:
+        return ObjectChanged(
+            f"The object '{key}' in {self.root} ends before byte {end}, which was asked for; look the artifact up"
+            " again."
+        )
 
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         base = prefix.rpartition("/")[0]

@@ -17,7 +17,7 @@ import base64
 import dataclasses
 import errno
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import lamfs.errors
 from lamfs.errors import FsError, LamfsError, StorageError, StorageFull
@@ -35,11 +35,21 @@ PARTS = frozenset({"send_part", "copy_part", "hash_range", "hash_ends"})
 ``bulk`` (hashing a large file) go there too."""
 WRITES = frozenset(
     {
-        "hash", "put", "copy", "delete", "clone", "graft",
+        "hash", "put", "put_many", "copy", "delete", "clone", "graft",
         "begin_upload", "complete_upload", "abort_upload", "list_parts", "uploads_of",
     }
 )  # fmt: skip
 """Everything else that may take long: the writes pool."""
+
+
+class WholeFile(NamedTuple):
+    """A small object that is to be fetched whole into the file at ``path``; ``digest``: its BLAKE3."""
+
+    key: str
+    etag: str
+    length: int
+    path: str
+    digest: bytes
 
 
 def encode(message: Message) -> bytes:

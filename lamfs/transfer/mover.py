@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from lamfs import copying, hashing
-from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError
+from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError, StorageUnavailable
 from lamfs.model import BLOCK_SIZE
 from lamfs.storage.base import MultipartStore
 from lamfs.transfer import jobs
@@ -194,6 +194,7 @@ def _describe(message: Message) -> str:
     words = {
         "hash": "hashing {path}",
         "put": "storing {path} as '{key}'",
+        "put_many": "storing small files",
         "put_bytes": "storing '{key}'",
         "copy": "copying '{src}' to '{dst}'",
         "delete": "deleting objects",
@@ -242,6 +243,22 @@ def _put(server: Server, job: _Job) -> Any:
     )
 
 
+def _put_many(server: Server, job: _Job) -> Any:
+    outcomes: list[Any] = []
+    error: LamfsError | None = None
+    for path, key in job.message["files"]:
+        if job.cancelled:
+            raise _Cancelled
+        if not isinstance(error, StorageUnavailable):  # then the others would have to wait for nothing, too
+            try:
+                outcomes.append(jobs.pack_stat(server.store.put_file(key, path)))
+                continue
+            except (LamfsError, OSError, EOFError) as problem:
+                error = jobs.translate(problem, f"storing {path} as '{key}'")
+        outcomes.append(jobs.pack_error(error))
+    return outcomes
+
+
 def _put_bytes(server: Server, job: _Job) -> Any:
     m = job.message
     data = jobs.unpack_bytes(m["data"])
@@ -276,8 +293,8 @@ def _fetch(server: Server, job: _Job) -> Any:
             return
         scratch = copying.scratch(max(length, BLOCK_SIZE))
         for _ in range(2):  # wrong once may be the way here; wrong twice is storage
-            server.store.get_into(key, scratch.fd, offset=offset, length=length, etag=etag, file_offset=0)
             with scratch.view(length) as data:
+                server.store.get_view(key, data, offset=offset, etag=etag)
                 if _is_right(m, data):
                     copying.write_full(fd, data, offset)
                     return
@@ -385,6 +402,7 @@ def _uploads_of(server: Server, job: _Job) -> Any:
 _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "hash": _hash,
     "put": _put,
+    "put_many": _put_many,
     "put_bytes": _put_bytes,
     "copy": _copy,
     "delete": _delete,

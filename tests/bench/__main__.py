@@ -8,11 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.bench import report, rows_data, rows_tree
+from tests.bench import report, rows_api, rows_data, rows_tree
 from tests.bench.bench import ROWS, SCALES, Bench
 from tests.bench.systems import ALL
 
-RECORDED = (rows_data, rows_tree)  # importing them registers their rows
+RECORDED = (rows_data, rows_tree, rows_api)  # importing them registers their rows
 
 
 def main() -> int:
@@ -22,9 +22,9 @@ def main() -> int:
         "--delay", type=float, default=0.0, metavar="MS", help="milliseconds added to each request to S3"
     )
     parser.add_argument("--server", choices=("seaweedfs", "ministack"), default="seaweedfs", help="the S3 server")
-    parser.add_argument("--rows", default="", help="only these rows: 1,2,5 (default: all)")
+    parser.add_argument("--rows", default="", help="only these rows: 1,2,API (default: all)")
     parser.add_argument(
-        "--systems", default="", help="only these: lamfs,juicefs,juicefs-wb,rclone,s3fs,local,passthrough"
+        "--systems", default="", help="only these: lamfs,juicefs,juicefs-wb,rclone,s3fs,lamindb,local,passthrough"
     )
     parser.add_argument("--repetitions", type=int, default=3, metavar="N")
     parser.add_argument(

@@ -2,7 +2,8 @@
 
     python api.py lamfs|lamindb FOLDER COUNT
 
-Prints JSON: seconds by name. Storage is a local folder for both: lamindb asks its hub about any other storage.
+Prints JSON: milliseconds an artifact, by name. Storage is a local folder for both: lamindb asks its hub about any
+other. There its cache() is the path of the object itself; lamfs's is a verified copy below the cache directory.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def measure(ln: Any, folder: Path, count: int) -> dict[str, float]:
         begin = time.perf_counter()
         for number in range(count):
             work(number)
-        numbers[name] = time.perf_counter() - begin
+        numbers[name] = (time.perf_counter() - begin) * 1000 / count
 
     artifacts: dict[int, Any] = {}
 
@@ -72,6 +73,7 @@ def measure(ln: Any, folder: Path, count: int) -> dict[str, float]:
         path.write_text(f"{count},{number}," + "y" * 4000)
     timed("replace", replace)
     timed("cache", lambda number: artifacts[number].cache().read_bytes())
+    timed("cache again", lambda number: artifacts[number].cache().read_bytes())
     timed("rename", rename)
     timed("delete", lambda number: artifacts[number].delete(permanent=True))
     return numbers
@@ -82,7 +84,7 @@ def main() -> None:
     which, place, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     ln = {"lamfs": lamfs, "lamindb": lamindb}[which](place)
     measure(ln, place, 2)  # what is imported at first use
-    print(json.dumps({"one": measure(ln, place, 1), "many": measure(ln, place, count)}))
+    print(json.dumps({str(number): measure(ln, place, number) for number in (1, count)}))
 
 
 if __name__ == "__main__":

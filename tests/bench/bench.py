@@ -7,6 +7,7 @@ system, repetition after repetition, so that a machine whose speed drifts is the
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import tempfile
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench import processes
-from tests.bench.proxy import Proxy, Traffic
+from tests.bench.proxy import Proxy
 from tests.bench.systems import ALL, System
 from tests.support.servers import MinistackServer, SeaweedServer, Server
 
@@ -35,6 +36,8 @@ class Scale:
     reads: tuple[int, ...] = (100, 1000)
     listed: tuple[int, ...] = (1000, 10_000)
     source_files: int = 2000
+    # Artifacts that are saved one after the other.
+    saves: int = 1000
     # Of artifacts in the registry, only with --huge.
     huge: tuple[int, ...] = ()
 
@@ -42,7 +45,7 @@ class Scale:
 SCALES = {
     "full": Scale(),
     "huge": Scale(listed=(1000, 10_000, 100_000), huge=(10_000, 100_000, 1_000_000)),
-    "tiny": Scale(32 * MIB, 4 * MIB, 50, 4096, (20,), (100,), 100),
+    "tiny": Scale(32 * MIB, 4 * MIB, 50, 4096, (20,), (100,), 100, 20),
 }
 
 
@@ -59,18 +62,26 @@ class Row:
     only: tuple[str, ...] = ()
     # Whether the row is only run with --huge.
     huge: bool = False
+    # Whether the systems are mounted for it.
+    mounted: bool = True
 
 
 ROWS: list[Row] = []
 
 
 def row(
-    number: str, title: str, *, writes: bool = False, only: tuple[str, ...] = (), huge: bool = False
+    number: str,
+    title: str,
+    *,
+    writes: bool = False,
+    only: tuple[str, ...] = (),
+    huge: bool = False,
+    mounted: bool = True,
 ) -> Callable[[Callable[[Bench, System], Numbers]], Callable[[Bench, System], Numbers]]:
     """Register a row."""
 
     def register(measure: Callable[[Bench, System], Numbers]) -> Callable[[Bench, System], Numbers]:
-        ROWS.append(Row(number, title, measure, writes, only, huge))
+        ROWS.append(Row(number, title, measure, writes, only, huge, mounted))
         return measure
 
     return register
@@ -110,6 +121,7 @@ class Bench:
             systems = []
             for kind in kinds:
                 system = kind(self.base, self.proxy.url(kind.name))
+                system.traffic = functools.partial(self.proxy.traffic, kind.name)
                 self.server.create_bucket(system.bucket)
                 stack.callback(system.close)
                 system.create()
@@ -118,13 +130,11 @@ class Bench:
                 systems.append(system)
             yield systems
 
-    def traffic(self, system: System) -> Traffic:
-        """What the system has moved until now."""
-        return self.proxy.traffic(system.name)
-
     def run(self, row: Row, systems: list[System], repetitions: int, say: Callable[[str], None]) -> None:
         """All repetitions of one row. A system that fails is noted, and left out of the rest of the row."""
-        chosen = [s for s in systems if (s.name in row.only if row.only else row.writes or not s.only_writes)]
+        chosen = [s for s in systems if s.name in row.only]
+        if not row.only:
+            chosen = [s for s in systems if s.is_mount and (row.writes or not s.only_writes)]
         failed: set[str] = set()
         for self.repetition in range(repetitions):
             for system in chosen:
@@ -132,9 +142,10 @@ class Bench:
                     continue
                 begin = time.monotonic()
                 try:
-                    system.mount()
+                    if row.mounted:
+                        system.mount()
                     numbers = row.measure(self, system)
-                    if system.pids():
+                    if row.mounted and system.pids():
                         numbers["memory [MiB]"] = processes.memory(system.pids())
                     system.umount()
                 except Exception as error:

@@ -5,8 +5,9 @@
 There is no netem in every kernel, so the delay is made here: what a client sends is passed on DELAY later, in order and
 pipelined, so that a request costs a round trip of DELAY more while a long upload is not slowed down otherwise. What
 the server sends is passed on at once. Bytes are moved by splice(2), two threads a connection: the proxy costs little
-CPU and no copy. Counters are in the file COUNTERS (shared memory): for each port requests, bytes up, bytes down, as
-unsigned 64-bit integers. A request is counted when a client sends after it was answered, or for the first time.
+CPU and no copy. Counters are in the file COUNTERS (shared memory): for each port requests, bytes up, bytes down, and
+requests that wait for an answer, as 64-bit integers. A request is counted when a client sends after it was answered,
+or for the first time.
 """
 
 from __future__ import annotations
@@ -32,19 +33,20 @@ from tests.support.servers import free_ports
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031
 MAX_QUEUED = 256
-RECORD = struct.Struct("=QQQ")
+RECORD = struct.Struct("=qqqq")
 
 
 class Traffic(NamedTuple):
-    """What passed one port: requests, and bytes to and from the server."""
+    """What passed one port: requests, and bytes to and from the server; ``waiting``: requests not yet answered."""
 
     requests: int
     up: int
     down: int
+    waiting: int
 
     def __sub__(self, other: object) -> Traffic:
         assert isinstance(other, Traffic)
-        return Traffic(self.requests - other.requests, self.up - other.up, self.down - other.down)
+        return Traffic(self.requests - other.requests, self.up - other.up, self.down - other.down, self.waiting)
 
 
 class Proxy:
@@ -83,11 +85,12 @@ class Counter:
     def __init__(self, shared: mmap.mmap, index: int) -> None:
         self._shared, self._at, self._lock = shared, index * RECORD.size, threading.Lock()
 
-    def add(self, requests: int, up: int, down: int) -> None:
+    def add(self, requests: int, up: int, down: int, waiting: int) -> None:
         """Count."""
         with self._lock:
             had = RECORD.unpack_from(self._shared, self._at)
-            RECORD.pack_into(self._shared, self._at, had[0] + requests, had[1] + up, had[2] + down)
+            now = (had[0] + requests, had[1] + up, had[2] + down, had[3] + waiting)
+            RECORD.pack_into(self._shared, self._at, *now)
 
 
 class Connection:
@@ -103,8 +106,12 @@ class Connection:
         threading.Thread(target=self._up_later if delay else self._up, daemon=True).start()
 
     def _sent(self, count: int) -> None:
-        self._counter.add(int(self._answered), count, 0)
-        self._answered = False
+        fresh, self._answered = int(self._answered), False
+        self._counter.add(fresh, count, 0, fresh)
+
+    def _received(self, count: int) -> None:
+        fresh, self._answered = int(not self._answered), True
+        self._counter.add(0, 0, count, -fresh)
 
     def _splice(self, source: socket.socket, target: socket.socket, up: bool) -> None:
         reader, writer = os.pipe()
@@ -114,13 +121,14 @@ class Connection:
                 if up:
                     self._sent(count)
                 else:
-                    self._counter.add(0, 0, count)
-                    self._answered = True
+                    self._received(count)
                 while count:
                     count -= os.splice(reader, target.fileno(), count)
         except OSError:
             pass
         finally:
+            if not up:
+                self._received(0)
             os.close(reader)
             os.close(writer)
             for side in (source, target):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.bench.bench import Bench, Row
 
-PEERS = ("juicefs", "juicefs-wb", "rclone", "s3fs")
+PEERS = ("juicefs", "juicefs-wb", "rclone", "s3fs", "lamindb")
 # Metrics that only explain: no ratio is given for them.
 EXPLAIN = ("requests", "CPU", "p50", "p99")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.bench import processes
@@ -87,7 +89,42 @@ def read_cold(bench: Bench, system: System) -> Numbers:
     if system.pids():
         numbers["daemon CPU [s]"] = processes.cpu_seconds(system.pids()) - before
     check(bench, f"{system.name}, cold")
+    if system.name == "lamfs":
+        numbers["boto3: ranged GETs by 8 threads [s]"] = read_boto3(bench, system)
     return numbers
+
+
+def read_boto3(bench: Bench, system: System) -> float:
+    """What ranged GETs of 8 MiB by eight threads of plain boto3 take for as many bytes from the same server."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(s3={"addressing_style": "path"}, max_pool_connections=8)
+    env = bench.server.env
+    client = boto3.client(
+        "s3",
+        endpoint_url=bench.proxy.url("boto3"),
+        config=config,
+        region_name="us-east-1",
+        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+    )
+    if "boto3" not in system.prepared:
+        bench.server.create_bucket("bench-boto3")
+        client.upload_fileobj(io.BytesIO(bench.source), "bench-boto3", LARGE)
+        system.prepared.add("boto3")
+
+    def get(at: int) -> None:
+        last = min(at + 8 * MIB, bench.scale.large) - 1
+        body = client.get_object(Bucket="bench-boto3", Key=LARGE, Range=f"bytes={at}-{last}")["Body"]
+        bench.buffer[at : last + 1] = body.read()
+
+    with ThreadPoolExecutor(8) as pool:
+        begin = time.perf_counter()
+        list(pool.map(get, range(0, bench.scale.large, 8 * MIB)))
+        took = time.perf_counter() - begin
+    check(bench, "boto3")
+    return took
 
 
 @row("3", "read 1 GiB from the disk cache")
@@ -123,7 +160,7 @@ def read_random(bench: Bench, system: System) -> Numbers:
         path.stat()
         rng = random.Random(count + bench.repetition)
         places = [rng.randrange(bench.scale.large // 4096) * 4096 for _ in range(count)]
-        before = bench.traffic(system) if system.remote else None
+        before = system.traffic() if system.remote else None
         for state in ("cold", "warm"):
             times = []
             with open(path, "rb", buffering=0) as file:
@@ -133,7 +170,7 @@ def read_random(bench: Bench, system: System) -> Numbers:
                     times.append(time.perf_counter() - begin)
                     assert data == bench.source[place : place + 4096], f"{system.name}: wrong bytes at {place}"
             if state == "cold" and before is not None:
-                moved = bench.traffic(system) - before
+                moved = system.traffic() - before
                 numbers[f"{count} cold, fetched [MiB]"] = moved.down / MIB
                 numbers[f"{count} cold, requests [n]"] = moved.requests
             times.sort()
@@ -214,7 +251,7 @@ def patch(bench: Bench, system: System) -> Numbers:
         system.remount(cold=True)
         if not system.remote:
             processes.drop_page_cache()
-        before = bench.traffic(system) if system.remote else None
+        before = system.traffic() if system.remote else None
         begin = time.perf_counter()
         with open(path, "r+b", buffering=0) as file:
             file.seek(place)
@@ -222,7 +259,7 @@ def patch(bench: Bench, system: System) -> Numbers:
         numbers[f"{what}, to close [s]"] = time.perf_counter() - begin
         if before is not None:
             numbers[f"{what}, in S3 [s]"] = system.settle() - begin
-            moved = bench.traffic(system) - before
+            moved = system.traffic() - before
             numbers[f"{what}, moved [MiB]"] = (moved.up + moved.down) / MIB
         system.remount(cold=True)
         with open(path, "rb", buffering=0) as file:

@@ -67,14 +67,14 @@ def small_files(bench: Bench, system: System) -> Numbers:
         system.remount(cold=True)
         if not system.remote:
             processes.drop_page_cache()
-        before = bench.traffic(system) if system.remote else None
+        before = system.traffic() if system.remote else None
         begin = time.perf_counter()
         found = sorted(os.listdir(folder))
         assert found == [small_name(number) for number in order], f"{system.name}: other names"
         read_small(bench, folder, chosen)
         numbers[f"read cold {what} [s]"] = time.perf_counter() - begin
         if before is not None:
-            numbers[f"read cold {what}, requests [n]"] = (bench.traffic(system) - before).requests
+            numbers[f"read cold {what}, requests [n]"] = (system.traffic() - before).requests
     numbers["read warm [s]"] = timed(lambda: read_small(bench, folder, order))
     shutil.rmtree(folder)
     system.settle()
@@ -121,11 +121,11 @@ def listing(bench: Bench, system: System) -> Numbers:
         folder = fill(bench, system, count)
         system.remount(cold=True)
         processes.drop_page_cache()
-        before = bench.traffic(system) if system.remote else None
+        before = system.traffic() if system.remote else None
         for state in ("cold", "warm"):
             numbers[f"ls -l of {count:,}, {state} [s]"] = processes.run(["ls", "-l", str(folder)])
         if before is not None:
-            numbers[f"ls -l of {count:,}, requests [n]"] = (bench.traffic(system) - before).requests
+            numbers[f"ls -l of {count:,}, requests [n]"] = (system.traffic() - before).requests
     return numbers
 
 

@@ -8,23 +8,22 @@ local disk, as with lamfs and rclone).
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lamfs.storage.base import StorageConfig
 from tests.bench import processes
+from tests.bench.proxy import Traffic
 from tests.support import watchdog
 from tests.support.mounts import MountedInstance
-from tests.support.servers import ACCESS_KEY, SECRET_KEY, free_ports
+from tests.support.servers import ACCESS_KEY, SECRET_KEY
 
 DEADLINE = 3600.0
 
@@ -37,12 +36,16 @@ class System:
     remote: ClassVar[bool] = True
     # Only measured where files are written.
     only_writes: ClassVar[bool] = False
+    # Whether it is a file system at all; else it takes part in the rows that name it.
+    is_mount: ClassVar[bool] = True
 
     def __init__(self, base: Path, url: str) -> None:
         self.base = base / self.name
         self.base.mkdir()
         self.url = url
         self.path = self.base / "mnt"
+        # What it has moved to and from S3 until now.
+        self.traffic: Callable[[], Traffic] = lambda: Traffic(0, 0, 0, 0)
         # What the rows have prepared in it and may use again.
         self.prepared: set[str] = set()
 
@@ -304,7 +307,6 @@ class Rclone(Peer):
 
     def __init__(self, base: Path, url: str) -> None:
         super().__init__(base, url)
-        (self._port,) = free_ports(1)
         self.env |= {
             "RCLONE_CONFIG": "/dev/null",
             "RCLONE_S3_PROVIDER": "Other",
@@ -319,27 +321,19 @@ class Rclone(Peer):
         program = self.found()
         assert program is not None
         words = [program, "mount", f":s3:{self.bucket}", str(self.path), "--cache-dir", str(self.cache)]
-        words += ["--vfs-cache-mode", "full", "--vfs-write-back", "0s"]
-        return [*words, "--rc", "--rc-no-auth", f"--rc-addr=127.0.0.1:{self._port}"]
+        return [*words, "--vfs-cache-mode", "full", "--vfs-write-back", "0s"]
 
     def settle(self) -> float:
-        """It queues an upload only some time after close returned: it is done when it was idle for a while."""
-        done = time.perf_counter()
+        """It uploads some time after close returned, and does not tell: done when no request waits, for a while."""
+        done, seen = time.perf_counter(), self.traffic()
         deadline = time.monotonic() + 600
-        while self._process is not None and (now := time.perf_counter()) < done + 0.2:
-            if self._busy():
-                done = now
+        while self._process is not None and (now := time.perf_counter()) < done + 0.5:
+            if (moved := self.traffic()) != seen or moved.waiting:
+                done, seen = now, moved
             if time.monotonic() > deadline:
                 raise TimeoutError("rclone has not uploaded within 600 s")
             time.sleep(0.005)
         return done
-
-    def _busy(self) -> int:
-        request = urllib.request.Request(f"http://127.0.0.1:{self._port}/vfs/stats", data=b"", method="POST")
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=10) as reply:
-            cache: dict[str, Any] = json.load(reply)["diskCache"]
-            return int(cache["uploadsInProgress"]) + int(cache["uploadsQueued"])
-        return 1
 
 
 class S3fs(Peer):
@@ -359,6 +353,32 @@ class S3fs(Peer):
         assert program is not None
         words = [program, self.bucket, str(self.path), "-f", "-o", f"url={self.url}", "-o", "use_path_request_style"]
         return [*words, "-o", f"passwd_file={self.base}/passwd", "-o", f"use_cache={self.cache}"]
+
+
+class LaminDB(System):
+    """LaminDB's Python API, in an environment of its own."""
+
+    name = "lamindb"
+    remote = False
+    is_mount = False
+
+    @classmethod
+    def found(cls) -> str | None:
+        """Its Python interpreter."""
+        python = Path(__file__).resolve().parents[2] / ".bench/lamindb/bin/python"
+        return str(python) if python.exists() else None
+
+    @classmethod
+    def version(cls) -> str | None:
+        python = cls.found()
+        if python is None:
+            return None
+        code = "from importlib.metadata import version; print(version('lamindb'))"
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        return done.stdout.strip() or None
+
+    def close(self) -> None:
+        shutil.rmtree(self.base, ignore_errors=True)
 
 
 class Passthrough(Peer):
@@ -387,4 +407,4 @@ class Passthrough(Peer):
         return [sys.executable, str(self.found()), str(self.base / "source"), str(self.path)]
 
 
-ALL: list[type[System]] = [Lamfs, JuiceFS, JuiceFSWriteback, Rclone, S3fs, LocalDisk, Passthrough]
+ALL: list[type[System]] = [Lamfs, JuiceFS, JuiceFSWriteback, Rclone, S3fs, LaminDB, LocalDisk, Passthrough]

@@ -1,4 +1,5 @@
-"""Storage in an S3 bucket. Nothing outside of this package knows boto3; within it, only client.py and errors.py do."""
+"""Storage in an S3 bucket. Nothing outside of this package knows boto3; within it, only client.py, direct.py and
+errors.py do."""
 
 from __future__ import annotations
 

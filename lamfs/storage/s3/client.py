@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lamfs.errors import LamfsError, StorageForbidden, StorageUnavailable
 from lamfs.storage.base import StorageConfig
 from lamfs.storage.root import split_s3
+from lamfs.storage.s3.direct import Direct, Elsewhere, find
+from lamfs.storage.s3.errors import is_throttling, translate
 
 if TYPE_CHECKING:
     from boto3.session import Session
@@ -31,6 +33,8 @@ LONGEST_PAUSE = 5.0
 """Seconds. Eight attempts, each pause twice the one before, last about 11 s when every reply comes at once."""
 LOOK_PAUSE = 1.0
 """Seconds between two looks for other credentials, while the server refuses the ones in use."""
+THROTTLED_SECONDS = 60.0
+"""How long requests go by way of botocore, which has a limit of its own for their rate, after a server wanted fewer."""
 PATIENT_SECONDS = 600.0
 """Silence that is borne while a server copies or assembles gigabytes before it sends its reply."""
 
@@ -82,6 +86,14 @@ class Connection:
         self._lock = threading.Lock()
         self._clients: dict[bool, S3Client] = {}
         self._session: Session | None = None
+        self._direct: Direct | None = None
+        """The short way for hot calls, None when there is none; ..."""
+        self._direct_of: Session | None = None
+        """... and the session with whose credentials it was looked for."""
+        self._throttled_until = 0.0
+        self._connect_timeout = min(10.0, config.timeout / 3)
+        self._read_timeout = config.timeout * 0.45
+        """Seconds: two silent tries fit into the timeout of an operation."""
         self._renewing = threading.Lock()
         self._look_again = 0.0
 
@@ -110,48 +122,91 @@ class Connection:
 
         When the credentials were refused and there are other ones by now, that is StorageUnavailable: try again.
         """
-        client = None
+        session: Session | None = None
         try:
-            client = self._client(patient)
+            direct, session = self._way()
+            if direct is not None and not patient and direct.takes(operation, params) and not self._throttled():
+                try:
+                    return direct.call(operation, params)
+                except Elsewhere:
+                    self._leave(direct)
+                    if not isinstance(params.get("Body", b""), bytes):
+                        params["Body"].seek(0)
+            client, session = self._client(patient)
             result: dict[str, Any] = getattr(client, operation)(Bucket=self.bucket, **params)
         except LamfsError:
             raise
         except Exception as error:
             known = self.translated(error, what)
-            if client is not None and _is_refusal(error, known) and self._renewed(client):
+            if is_throttling(error):
+                self._throttled_until = time.monotonic() + THROTTLED_SECONDS
+            if session is not None and _is_refusal(error, known) and self._renewed(session):
                 raise StorageUnavailable(f"{known} There are other credentials now.") from error
             raise known from error
         return result
 
+    def _throttled(self) -> bool:
+        """Whether the server wanted fewer requests a short time ago: botocore measures then how many it takes."""
+        return time.monotonic() < self._throttled_until
+
+    def _leave(self, direct: Direct) -> None:
+        """The direct way does not lead there: not used any more."""
+        with self._lock:
+            if self._direct is direct:
+                self._direct = None
+        direct.close()
+        log.info("Requests to s3://%s go by way of botocore.", self.bucket)
+
     def translated(self, error: Exception, what: str) -> LamfsError:
         """The domain error for an exception of boto3, also for one that came while a body was read."""
-        from lamfs.storage.s3.errors import translate
-
         return translate(error, what, self.bucket, self.endpoint)
 
     def close(self) -> None:
         """Close idle connections."""
         with self._lock:
             clients, self._clients = self._clients, {}
+            direct, self._direct = self._direct, None
         for client in clients.values():
             client.close()
+        if direct is not None:
+            direct.close()
 
-    def _client(self, patient: bool) -> S3Client:
+    def _way(self) -> tuple[Direct | None, Session]:
         with self._lock:
-            client = self._clients.get(patient)
-            if client is None:
-                client = self._clients[patient] = self._make_client(patient)
-            return client
+            session = self._session
+            if session is None or self._direct_of is not session:
+                session = self._session = session or _new_session(self.config)
+                self._direct = find(
+                    session,
+                    self.config,
+                    self.bucket,
+                    lambda: self._made_client(session, False),
+                    connect_timeout=self._connect_timeout,
+                    timeout=self._read_timeout,
+                    keep=POOL_CONNECTIONS,
+                )
+                self._direct_of = session
+            return self._direct, session
 
-    def _renewed(self, client: S3Client) -> bool:
-        """The server refuses the credentials of ``client``: whether boto3's chain has others by now, which are used
+    def _client(self, patient: bool) -> tuple[S3Client, Session]:
+        with self._lock:
+            session = self._session = self._session or _new_session(self.config)
+            return self._made_client(session, patient), session
+
+    def _made_client(self, session: Session, patient: bool) -> S3Client:
+        client = self._clients.get(patient)
+        if client is None:
+            client = self._clients[patient] = self._make_client(session, patient)
+        return client
+
+    def _renewed(self, session: Session) -> bool:
+        """The server refuses the credentials of ``session``: whether boto3's chain has others by now, which are used
         from here on. boto3 itself reads a settings file once; keys in it may expire, and be written anew."""
         with self._renewing:
             with self._lock:
-                if client not in self._clients.values():
+                if session is not self._session:
                     return True  # another thread has found them
-                session = self._session
-            if session is None or time.monotonic() < self._look_again:
+            if time.monotonic() < self._look_again:
                 return False
             try:
                 fresh = _new_session(self.config)
@@ -165,24 +220,23 @@ class Connection:
             with self._lock:
                 # The old clients may be in use by other threads.
                 self._session, self._clients = fresh, {}
+                direct, self._direct = self._direct, None
+            if direct is not None:
+                direct.close()
         log.info("The credentials for s3://%s were refused; using the new ones.", self.bucket)
         return True
 
-    def _make_client(self, patient: bool) -> S3Client:
+    def _make_client(self, session: Session, patient: bool) -> S3Client:
         from botocore.config import Config
 
         config = self.config
-        if self._session is None:
-            self._session = _new_session(config)
-        session = self._session
         return session.client(
             "s3",
             region_name=session.region_name or "us-east-1",
             endpoint_url=config.endpoint_url,
             config=Config(
-                connect_timeout=min(10.0, config.timeout / 3),
-                # two silent tries fit into the timeout of an operation
-                read_timeout=PATIENT_SECONDS / 2 if patient else config.timeout * 0.45,
+                connect_timeout=self._connect_timeout,
+                read_timeout=PATIENT_SECONDS / 2 if patient else self._read_timeout,
                 retries={"mode": "adaptive", "total_max_attempts": 1},
                 max_pool_connections=POOL_CONNECTIONS,
                 tcp_keepalive=True,

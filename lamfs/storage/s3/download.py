@@ -19,8 +19,19 @@ CHUNK = 1 << 20
 
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
 
-Sink = Callable[[bytes, int], None]
-"""Takes bytes and their distance from the start of the wanted range. A range may start over, from distance 0."""
+Sink = Callable[[Any, int, int], int]
+"""``sink(body, at, count)`` reads up to ``count`` bytes of a body, which belong ``at`` bytes behind the start of the
+wanted range; returns how many, 0 at the body's end. A range may start over, from distance 0."""
+
+
+def into(view: memoryview) -> Sink:
+    """A sink into memory that is as long as the range."""
+
+    def sink(body: Any, at: int, count: int) -> int:
+        with view[at : at + count] as place:
+            return int(body.readinto(place))
+
+    return sink
 
 
 class Download:
@@ -57,11 +68,10 @@ class Download:
                     stop = total if stop is None else min(stop, total)
                     self._drop(body, skip)
                     while position < stop:
-                        data = self._read(body, min(CHUNK, stop - position))
-                        if not data:
+                        count = self._take(sink, body, position - offset, min(CHUNK, stop - position))
+                        if not count:
                             break
-                        sink(data, position - offset)
-                        position += len(data)
+                        position += count
                     if position < stop:
                         raise StorageUnavailable(f"Cannot {self._what}: the body was cut short; try again later.")
             except StorageUnavailable as error:
@@ -133,16 +143,15 @@ class Download:
 
     def _drop(self, body: Any, count: int) -> None:
         while count:
-            data = self._read(body, min(CHUNK, count))
-            if not data:
+            got = self._take(lambda body, _, most: len(body.read(most)), body, 0, min(CHUNK, count))
+            if not got:
                 raise StorageUnavailable(f"Cannot {self._what}: the body was cut short; try again later.")
-            count -= len(data)
+            count -= got
 
-    def _read(self, body: Any, count: int) -> bytes:
+    def _take(self, sink: Sink, body: Any, at: int, count: int) -> int:
         try:
-            data: bytes = body.read(count)
+            return sink(body, at, count)
         except LamfsError:
             raise
         except Exception as error:
             raise self._connection.translated(error, self._what) from error
-        return data

@@ -6,6 +6,10 @@ Codes are Amazon's ("Error responses" of the S3 API reference) and those of MinI
 from __future__ import annotations
 
 import errno
+import html
+import re
+from collections.abc import Mapping
+from http.client import responses
 
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
@@ -21,6 +25,7 @@ from lamfs.errors import (
     StorageMissing,
     StorageUnavailable,
 )
+from lamfs.storage.s3.wire import NoAnswer
 
 NO_CREDENTIALS = (
     boto.NoCredentialsError,
@@ -36,6 +41,7 @@ NO_CREDENTIALS = (
     boto.ConfigParseError,
 )
 NO_ANSWER = (
+    NoAnswer,
     boto.ConnectionError,
     boto.HTTPClientError,
     boto.IncompleteReadError,
@@ -95,12 +101,16 @@ BUSY = frozenset(
         "XMinioServerNotInitialized",
     }
 )
+THROTTLING = frozenset(
+    {"RequestLimitExceeded", "SlowDown", "SlowDownRead", "SlowDownWrite", "Throttling", "TooManyRequests"}
+)
 NOT_IMPLEMENTED = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405"})
 CHANGED = frozenset({"PreconditionFailed", "412"})
 NO_KEY = frozenset({"NoSuchKey", "NoSuchVersion", "NotFound", "404"})
 NO_UPLOAD = frozenset({"NoSuchUpload", "404"})
 """Of a request on a multipart upload: it is not there."""
 OTHER_REGION = frozenset({"PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException", "301", "307"})
+_XML = re.compile(r"<(Code|Message)>([^<]*)</")
 BAD_RANGE = frozenset({"InvalidRange", "416"})
 
 
@@ -108,6 +118,34 @@ def code_of(error: BaseException) -> str:
     """The S3 error code behind a translated error, ``""`` when there is none; HTTP statuses count as codes."""
     cause = error.__cause__
     return str(cause.response.get("Error", {}).get("Code", "")) if isinstance(cause, boto.ClientError) else ""
+
+
+def is_throttling(error: BaseException) -> bool:
+    """Whether the server wants fewer requests."""
+    if not isinstance(error, boto.ClientError):
+        return False
+    details = error.response
+    return details.get("Error", {}).get("Code") in THROTTLING or details["ResponseMetadata"]["HTTPStatusCode"] == 429
+
+
+def refusal(operation: str, status: int, headers: Mapping[str, str], body: bytes) -> boto.ClientError:
+    """What boto3 raises for a reply with an error: code and message from its XML, else from its status."""
+    found = {tag: html.unescape(text) for tag, text in _XML.findall(body.decode("utf-8", "replace"))}
+    code = found.get("Code") or str(status)
+    message = found.get("Message", "") if "Code" in found else responses.get(status, "")
+    return boto.ClientError(
+        {
+            "Error": {"Code": code, "Message": message},
+            "ResponseMetadata": {
+                "HTTPStatusCode": status,
+                "HTTPHeaders": dict(headers),
+                "RequestId": "",
+                "HostId": "",
+                "RetryAttempts": 0,
+            },
+        },
+        operation,
+    )
 
 
 def translate(error: Exception, what: str, bucket: str, endpoint: str) -> LamfsError:

@@ -1,0 +1,72 @@
+"""AWS Signature Version 4 in headers ("Signature Calculations for the Authorization Header" of the S3 API reference).
+
+botocore finds the credentials and renews them; here they sign, with the day's key kept. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from botocore.credentials import Credentials
+
+UNSIGNED = "UNSIGNED-PAYLOAD"
+EMPTY = hashlib.sha256().hexdigest()
+"""The payload's hash of a request without a body."""
+
+
+def quoted_path(path: str) -> str:
+    """A key as it stands in a URL and is signed."""
+    return quote(path, safe="/~")
+
+
+def quoted_query(params: dict[str, str]) -> str:
+    """A query string as it is sent and signed."""
+    return "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in sorted(params.items()))
+
+
+class Signer:
+    """Signs requests of one region with what boto3's credentials are at the time."""
+
+    def __init__(self, credentials: Credentials, region: str) -> None:
+        self._credentials = credentials
+        self._region = region
+        self._key: tuple[tuple[str, str], bytes] = ("", ""), b""
+        """The last key, and the secret and day that it is for."""
+
+    def sign(self, method: str, path: str, query: str, headers: dict[str, str], payload: str) -> None:
+        """Add what signs a request to its headers, which have lower-case names and are all signed.
+
+        ``payload``: SHA-256 of the body in hex, or UNSIGNED. Raises botocore's errors when credentials that have run
+        out cannot be renewed.
+        """
+        found = self._credentials.get_frozen_credentials()
+        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        day = now[:8]
+        headers["x-amz-content-sha256"] = payload
+        headers["x-amz-date"] = now
+        if found.token:
+            headers["x-amz-security-token"] = found.token
+        names = sorted(headers)
+        signed = ";".join(names)
+        lines = "".join([f"{name}:{headers[name]}\n" for name in names])
+        request = hashlib.sha256(f"{method}\n{path}\n{query}\n{lines}\n{signed}\n{payload}".encode()).hexdigest()
+        scope = f"{day}/{self._region}/s3/aws4_request"
+        text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{request}"
+        signature = hmac.digest(self._day_key(str(found.secret_key), day), text.encode(), "sha256").hex()
+        headers["authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={found.access_key}/{scope}, SignedHeaders={signed}, Signature={signature}"
+        )
+
+    def _day_key(self, secret: str, day: str) -> bytes:
+        of, key = self._key
+        if of != (secret, day):
+            key = f"AWS4{secret}".encode()
+            for part in (day, self._region, "s3", "aws4_request"):
+                key = hmac.digest(key, part.encode(), "sha256")
+            self._key = (secret, day), key
+        return key

@@ -1,0 +1,196 @@
+"""Which requests go past botocore, where to, and when they do not."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamfs.errors import StorageUnavailable
+from lamfs.storage import ObjectStore, StorageConfig
+from lamfs.storage.s3 import client
+from tests.support.proxy import FaultProxy
+from tests.support.servers import Server
+from tests.support.servers_fixtures import through
+
+Opener = Callable[[StorageConfig], ObjectStore]
+
+
+@pytest.fixture
+def proxy(seaweed_proxy: FaultProxy) -> FaultProxy:
+    return seaweed_proxy
+
+
+@pytest.fixture
+def store(proxy: FaultProxy, seaweed_config: StorageConfig, opened: Opener) -> ObjectStore:
+    """A store behind the proxy."""
+    return opened(through(proxy, seaweed_config))
+
+
+def ways(proxy: FaultProxy) -> list[tuple[str, bool]]:
+    """The requests since the last call: their methods, and whether they went past botocore."""
+    found = [(request.method, request.get("User-Agent") == "lamfs") for request in proxy.requests]
+    proxy.requests.clear()
+    return found
+
+
+def test_hot_calls_go_past_botocore(store: ObjectStore, proxy: FaultProxy, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"data")
+    etag = store.put_file("k", str(path)).etag
+    assert store.head("k").size == 4
+    assert store.get("k", offset=1, length=2, etag=etag) == b"at"
+    store.delete(["k"])
+    assert ways(proxy) == [("PUT", True), ("HEAD", True), ("GET", True), ("DELETE", True)]
+    assert not store._connection._clients  # type: ignore[attr-defined]  # nor was a client of botocore made
+
+
+def test_botocore_says_where_the_bucket_is(proxy: FaultProxy, seaweed_config: StorageConfig, opened: Opener) -> None:
+    store = opened(dataclasses.replace(through(proxy, seaweed_config), path_style=False))
+    store.put_bytes("a key", b"data")
+    assert store.get("a key") == b"data"
+    assert ways(proxy) == [("PUT", True), ("GET", True)]
+
+
+def test_another_region_is_left_to_botocore(store: ObjectStore, proxy: FaultProxy) -> None:
+    store.put_bytes("k", b"data")
+    ways(proxy)
+    proxy.add("status", code=301, error="PermanentRedirect", method="GET")
+    assert store.get("k") == b"data"
+    store.put_bytes("k", b"data")
+    assert ways(proxy) == [("GET", True), ("GET", False), ("PUT", False)]
+
+
+def test_a_server_that_wants_fewer_requests_is_left_to_botocore(
+    store: ObjectStore, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_bytes("k", b"data")
+    ways(proxy)
+    proxy.add("status", code=503, error="SlowDown", method="GET")
+    assert store.get("k") == b"data"
+    assert ways(proxy) == [("GET", True), ("GET", False)]
+    monkeypatch.setattr(store._connection, "_throttled_until", 0.0)  # type: ignore[attr-defined]
+    assert store.get("k") == b"data"
+    assert ways(proxy) == [("GET", True)]
+
+
+def test_an_http_proxy_is_left_to_botocore(
+    seaweed: Server,
+    proxy: FaultProxy,
+    seaweed_config: StorageConfig,
+    opened: Opener,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "elsewhere")
+    hasty = opened(dataclasses.replace(through(proxy, seaweed_config), timeout=0.3))
+    with pytest.raises(StorageUnavailable):
+        hasty.head("k")
+    assert ways(proxy) == []
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    opened(through(proxy, seaweed_config)).put_bytes("k", b"data")
+    assert ways(proxy) == [("PUT", True)]
+
+
+def test_a_session_token_is_signed(store: ObjectStore, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a token")
+    with contextlib.suppress(Exception):
+        store.head("k")
+    request = proxy.requests[0]
+    assert request.get("x-amz-security-token") == "a token"
+    assert "x-amz-security-token" in (request.get("authorization") or "")
+
+
+@pytest.fixture
+def secured(seaweed: Server, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """URL of SeaweedFS behind TLS, and its certificate."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
+        f" -addext subjectAltName=IP:127.0.0.1 -keyout {key.name} -out {certificate.name}".split(),
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.05)
+        ended = threading.Event()
+        relay = threading.Thread(target=_relay_all, args=(listener, context, seaweed.port, ended))
+        relay.start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}", certificate
+        ended.set()
+        relay.join()
+
+
+def _relay_all(listener: socket.socket, context: ssl.SSLContext, port: int, ended: threading.Event) -> None:
+    threads = []
+    while not ended.is_set():
+        with contextlib.suppress(TimeoutError):
+            threads.append(threading.Thread(target=_relay, args=(listener.accept()[0], context, port)))
+            threads[-1].start()
+    for thread in threads:
+        thread.join()
+
+
+def _relay(plain: socket.socket, context: ssl.SSLContext, port: int) -> None:
+    with plain, contextlib.suppress(OSError):
+        plain.settimeout(10)
+        with (
+            context.wrap_socket(plain, server_side=True) as inside,
+            socket.create_connection(("127.0.0.1", port)) as out,
+        ):
+            back = threading.Thread(target=_pump, args=(out, inside))
+            back.start()
+            _pump(inside, out)
+            back.join()
+
+
+def _pump(source: Any, target: Any) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_tls(
+    secured: tuple[str, Path],
+    seaweed_config: StorageConfig,
+    opened: Opener,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, certificate = secured
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    store = opened(dataclasses.replace(seaweed_config, endpoint_url=url))
+    data = os.urandom(3_000_000)
+    path = tmp_path / "f"
+    path.write_bytes(data)
+    etag = store.put_file("k", str(path)).etag
+    assert store.get("k", etag=etag) == data
+    view = memoryview(bytearray(1_000_000))
+    store.get_view("k", view, offset=5, etag=etag)
+    assert view == data[5:1_000_005]
+    assert store._connection._direct is not None  # type: ignore[attr-defined]
+    store.close()
+
+
+def test_a_certificate_that_nobody_trusts(
+    secured: tuple[str, Path], seaweed_config: StorageConfig, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    store = opened(dataclasses.replace(seaweed_config, endpoint_url=secured[0]))
+    with pytest.raises(StorageUnavailable, match="certificate verify failed"):
+        store.head("k")

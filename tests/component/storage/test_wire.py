@@ -1,0 +1,202 @@
+"""HTTP over a socket, against a server that says exactly what a test wants; signatures, against Amazon's example."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from botocore.credentials import Credentials
+
+from lamfs.storage.s3 import sign, wire
+from lamfs.storage.s3.wire import NoAnswer, Wire
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Script:
+    """Answers connections one after the other: each is a list of steps. ``read`` waits for a request's head, ``body n``
+    for bytes, ``close`` ends the connection; other steps are sent."""
+
+    def __init__(self, *connections: list[bytes]) -> None:
+        self.heads: list[str] = []
+        self._connections = connections
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Script:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        for steps in self._connections:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            with sock, sock.makefile("rb") as stream, contextlib.suppress(OSError):
+                sock.settimeout(5)
+                for step in steps:
+                    if step == b"read":
+                        lines = []
+                        while (line := stream.readline()) not in (b"\r\n", b""):
+                            lines.append(line.decode())
+                        self.heads.append("".join(lines))
+                    elif step.startswith(b"body "):
+                        stream.read(int(step[5:]))
+                    elif step == b"close":
+                        break
+                    else:
+                        sock.sendall(step)
+                else:
+                    stream.read(1)  # until the client hangs up
+
+
+@contextlib.contextmanager
+def wired(*connections: list[bytes], timeout: float = 5.0) -> Iterator[tuple[Wire, Script]]:
+    with Script(*connections) as script:
+        line = Wire("127.0.0.1", script.port, context=None, connect_timeout=2, timeout=timeout, keep=4)
+        try:
+            yield line, script
+        finally:
+            line.close()
+
+
+def fetch(line: Wire, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
+    headers = {"host": "h"} if body is None else {"host": "h", "content-length": str(len(body))}
+    reply = line.request(method, "/k", headers, body)
+    with contextlib.closing(reply):
+        return reply.status, reply.read()
+
+
+def test_a_connection_is_used_again() -> None:
+    with wired([b"read", OK, b"read", b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", b"read", OK]) as (line, script):
+        assert [fetch(line), fetch(line), fetch(line)] == [(200, b"ok"), (404, b""), (200, b"ok")]
+        assert script.heads[0] == "GET /k HTTP/1.1\r\nhost: h\r\n"
+
+
+def test_a_reply_to_head_has_no_body() -> None:
+    with wired([b"read", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"read", OK]) as (line, _):
+        assert fetch(line, "HEAD") == (200, b"")
+        assert fetch(line) == (200, b"ok")
+
+
+def test_a_body_in_chunks() -> None:
+    chunks = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0a\r\n0123456789\r\n0\r\nT: r\r\n\r\n"
+    )
+    with wired([b"read", chunks[:60], chunks[60:], b"read", OK]) as (line, _):
+        assert fetch(line) == (200, b"abc0123456789")
+        assert fetch(line) == (200, b"ok")
+
+
+def test_a_body_that_ends_with_the_connection() -> None:
+    with wired([b"read", b"HTTP/1.0 200 OK\r\n\r\nall", b"close"], [b"read", OK]) as (line, _):
+        assert fetch(line) == (200, b"all")
+        assert fetch(line) == (200, b"ok")
+
+
+def test_a_body_that_is_left_unread_ends_the_connection() -> None:
+    with wired([b"read", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"], [b"read", OK]) as (line, _):
+        reply = line.request("GET", "/k", {}, None)
+        view = memoryview(bytearray(4))
+        assert reply.readinto(view) == 4
+        assert bytes(view) == b"half"
+        reply.close()
+        assert fetch(line) == (200, b"ok")
+
+
+def test_a_body_that_is_cut_short_ends_early() -> None:
+    with wired([b"read", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", b"close"]) as (line, _):
+        assert fetch(line) == (200, b"half")
+
+
+def test_an_idle_connection_that_the_server_has_closed_is_not_used() -> None:
+    with wired([b"read", OK, b"close"], [b"read", OK]) as (line, _):
+        assert fetch(line) == (200, b"ok")
+        kept = line._idle[0]
+        deadline = time.monotonic() + 5
+        while kept.is_idle() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert fetch(line) == (200, b"ok")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    ],
+)
+def test_what_is_no_answer(answer: bytes) -> None:
+    with wired([b"read", answer, b"close"]) as (line, _), pytest.raises(NoAnswer):
+        fetch(line)
+
+
+def test_silence_is_no_answer() -> None:
+    with wired([b"read"], timeout=0.05) as (line, _), pytest.raises(NoAnswer, match="in time"):
+        fetch(line)
+
+
+def test_a_large_body_waits_until_it_is_wanted() -> None:
+    body = bytes(wire.EXPECT_ABOVE + 1)
+    length = b"body %d" % len(body)
+    with wired([b"read", b"HTTP/1.1 100 Continue\r\n\r\n", length, OK, b"read", OK]) as (line, script):
+        assert fetch(line, "PUT", body) == (200, b"ok")
+        assert "expect: 100-continue" in script.heads[0]
+        assert fetch(line, "PUT", b"small") == (200, b"ok")
+        assert "expect" not in script.heads[1]
+
+
+def test_a_large_body_that_is_refused_is_not_sent() -> None:
+    body = bytes(wire.EXPECT_ABOVE + 1)
+    with wired([b"read", b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"], [b"read", OK]) as (line, _):
+        assert fetch(line, "PUT", body) == (503, b"")
+        assert fetch(line) == (200, b"ok")  # on another connection: the server may still wait for the body
+
+
+def test_a_server_that_does_not_know_how_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "EXPECT_SECONDS", 0.05)
+    body = bytes(wire.EXPECT_ABOVE + 1)
+    with wired([b"read", b"body %d" % len(body), OK]) as (line, _):
+        assert fetch(line, "PUT", body) == (200, b"ok")
+
+
+def test_a_refusal_in_the_middle_of_a_body_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "EXPECT_SECONDS", 0.01)
+    body = bytes(64 << 20)
+    with wired([b"read", b"body 100000", b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n"], timeout=0.5) as (line, _):
+        assert fetch(line, "PUT", body)[0] == 403
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    line = Wire("127.0.0.1", port, context=None, connect_timeout=1, timeout=1, keep=1)
+    with pytest.raises(NoAnswer, match="refused"):
+        fetch(line)
+
+
+def test_a_signature_is_that_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first example of "Signature Calculations for the Authorization Header" (S3 API reference)."""
+    monkeypatch.setattr(sign.time, "gmtime", lambda: time.struct_time((2013, 5, 24, 0, 0, 0, 4, 144, 0)))
+    signer = sign.Signer(Credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"), "us-east-1")
+    headers = {"host": "examplebucket.s3.amazonaws.com", "range": "bytes=0-9"}
+    signer.sign("GET", "/test.txt", "", headers, sign.EMPTY)
+    assert headers["authorization"] == (
+        "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,"
+        " SignedHeaders=host;range;x-amz-content-sha256;x-amz-date,"
+        " Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
+    )
