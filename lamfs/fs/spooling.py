@@ -279,7 +279,10 @@ class Spooling:
             # To other mounts it is a new revision.
             registry.tree.rewritten(state.inode)
             registry.changes.content(state.ino)
+            if state.unsaved:
+                registry.tree.update(state.ino, **state.unsaved)
         self._c.nodes.revised(state.fino)
+        state.unsaved.clear()
         state.dirty = False
         state.journaled = False
         self._c.uploader.notify(state.ino)

@@ -128,6 +128,16 @@ class Database:
         """All rows."""
         return self.execute(sql, params).fetchall()
 
+    def rows(self, sql: str, params: Params = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows one by one, as they are asked for: the statement runs until the iterator is at its end, or gone."""
+        cursor = self.execute(sql, params)
+        try:
+            yield from cursor
+        except sqlite3.Error as error:
+            raise registry_error(self.path, error) from error
+        finally:
+            cursor.close()
+
     def data_version(self) -> int:
         """A number that changes when another connection has committed (SQLite documentation, PRAGMA data_version)."""
         row = self.one("PRAGMA data_version")

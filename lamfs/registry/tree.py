@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from lamfs.errors import FsError
@@ -18,10 +19,13 @@ _INODE = "ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns, rdev, 
 _JOINED = ", ".join(f"i.{column}" for column in _INODE.split(", "))
 _LOOKUP = f"SELECT {_JOINED} FROM dentry d JOIN inode i ON i.ino=d.ino WHERE d.parent=? AND d.name=?"
 _GET = f"SELECT {_INODE} FROM inode WHERE ino=?"
-_LIST = (
+_WALK = (
     f"SELECT d.id, d.name, {_JOINED} FROM dentry d JOIN inode i ON i.ino=d.ino"
-    " WHERE d.parent=? AND d.id>? ORDER BY d.id LIMIT ?"
+    " WHERE d.parent=? AND d.id>? AND d.id<=? ORDER BY d.id"
 )
+_LIST = f"{_WALK} LIMIT ?"
+NEWEST = (1 << 63) - 1
+"""As large as a cookie can be."""
 LINK_MAX = 65_000
 """Most names one inode may have, as on ext4."""
 MAX_DEPTH = 65_536
@@ -48,7 +52,16 @@ class Tree:
 
     def entries(self, parent: int, after: int = 0, limit: int = 1000) -> list[Dentry]:
         """Entries of a directory with a cookie above ``after``, in cookie order."""
-        return [Dentry(row[0], row[1], Inode(*row[2:])) for row in self._db.all(_LIST, (parent, after, limit))]
+        rows = self._db.all(_LIST, (parent, after, NEWEST, limit))
+        return [Dentry(row[0], row[1], Inode(*row[2:])) for row in rows]
+
+    def walk(self, parent: int, after: int = 0, last: int = NEWEST) -> Iterator[tuple[int, str, Inode]]:
+        """As ``entries``, as (cookie, name, inode) and one by one: whoever takes only some pays only for these.
+
+        Nothing may be changed while the iterator is held. ``last``: the highest cookie that is of interest.
+        """
+        for cookie, name, *columns in self._db.rows(_WALK, (parent, after, last)):
+            yield cookie, name, Inode(*columns)
 
     def newest_cookie(self) -> int:
         """The highest cookie that any entry has had so far."""
