@@ -70,7 +70,8 @@ def markdown(bench: Bench, rows: list[Row], versions: dict[str, str | None], rep
         if not found:
             continue
         used = [name for name in (*names, "boto3") if any(name in values for values in found.values())]
-        lines += ["", f"## {row.number}. {row.title}", "", f"| | {' | '.join(used)} | ratio |"]
+        said = " ".join((row.measure.__doc__ or "").split())
+        lines += ["", f"## {row.number}. {row.title}", "", said, "", f"| | {' | '.join(used)} | ratio |"]
         lines.append("|---|" + "---|" * (len(used) + 1))
         for metric, values in found.items():
             against = None if any(word in metric for word in EXPLAIN) else ratio(values)
