@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from lamfs.cache.guesses import SMALL_FILE
+from lamfs.cache.guesses import LARGE_FILE
 from lamfs.errors import LamfsError
 from lamfs.fs.walks import SURE, Walk
+from lamfs.model import BLOCK_SIZE
 from lamfs.registry.siblings import Place, Siblings
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Neighbours:
             return
         before, top = self._left(place)
         for by_name in (True, False) if before is None else (before.by_name,):
-            walk = Walk(self._siblings, place, ino, by_name=by_name, most=SMALL_FILE)
+            walk = Walk(self._siblings, place, ino, by_name=by_name, most=LARGE_FILE)
             walk.last = now
             self._walks.insert(0, walk)
             if before is not None:
@@ -124,8 +125,9 @@ class Neighbours:
         if not wanted:
             return
         for revision in guesses.bring(wanted, self._failed):
-            self._ahead[revision.object_key] = walk, revision.size
-            self._bytes += revision.size
+            size = min(revision.size, BLOCK_SIZE)
+            self._ahead[revision.object_key] = walk, size
+            self._bytes += size
             self._counted.prefetched_files += 1
 
     def _give_up(self, key: str) -> Walk | None:

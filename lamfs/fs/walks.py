@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from lamfs.model import Revision
+from lamfs.model import BLOCK_SIZE, Revision
 from lamfs.registry.siblings import Place, Sibling, Siblings
 
 PAGE, FIRST_PAGE = 64, 8
@@ -143,7 +143,7 @@ class Walk:
             yield self.owed.popleft()[1]
 
     def wanted(self, room: int) -> Iterator[Revision]:
-        """The files to be brought now, of ``room`` bytes at most; each is given once."""
+        """The files to be brought now, of each no more than a block, and ``room`` bytes at most; each is given once."""
         if self.front + self.window - self._asked < self.window // 4:
             return  # a few at a time cost less
         stop = self.front + self.window
@@ -152,7 +152,7 @@ class Walk:
         for number in range(first, min(stop + 1, self._end)):
             entry = self._ahead[number - self.front - 1]
             if entry.revision is not None:
-                room -= entry.revision.size
+                room -= min(entry.revision.size, BLOCK_SIZE)
                 if room < 0:
                     return
                 self.owed.append((number, entry.revision.object_key))
