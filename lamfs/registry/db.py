@@ -16,7 +16,7 @@ from typing import Any
 
 from lamfs.errors import LamfsError, NotSetUp, RegistryError
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 BUSY_TIMEOUT = 30.0
 """Seconds a writer waits for another process's transaction."""
