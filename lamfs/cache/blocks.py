@@ -96,7 +96,7 @@ class BlockCache:
         if not self._local and prefetch_blocks:
             self.guesses = self._flights.guesses = Guesses(
                 self._flights, store, mover, index, cache_dir,
-                limit_bytes=limit_bytes, insert=self._insert, is_open=self.is_open,
+                limit_bytes=limit_bytes, insert=self._insert, open_file=self.open, is_open=self.is_open,
             )  # fmt: skip
         self._evictor = Evictor(index, cache_dir, free_bytes=free_bytes, find=self._used_at, unlink=self._unlink)
 

@@ -35,8 +35,8 @@ PREFETCH_OF_FILE = 6
 """Of one file: when it stalls, others are still prefetched."""
 DENSE = 32
 """Leaves that random reads of a file must fetch, ..."""
-DENSE_BYTES = BLOCK_SIZE
-"""... or as many as it has blocks, which then takes about as long, ..."""
+DENSE_BYTES = 10 << 20
+"""... or one for each so many bytes of it: by then they have taken about as long as all of it would, ..."""
 DENSE_SECONDS = 60.0
 """... within this time, for the rest of the file to be brought in whole blocks: that takes fewer requests."""
 ASIDE_JOBS = 4
@@ -286,6 +286,11 @@ class Flights:
         self.fetched += length
         file.verified(block)
         assert file.path is not None
+        if len(file.state) == 1 and revision.size <= self._seal_bytes:
+            mtime = os.fstat(file.fd()).st_mtime_ns
+            if self._index.complete_all([(file.path, revision.etag, file.ino, mtime)]):  # in one transaction
+                self.grown(length)
+                return
         self._index.mark(file.path, revision.etag, (block,), ino=file.ino)
         self._came(file, length)
 

@@ -1,4 +1,4 @@
-"""Bringing small files that nobody has asked for yet, many at a time. The trio loop only.
+"""Bringing small files, and the beginnings of larger ones, that nobody has asked for yet. The trio loop only.
 
 One task and two transactions of the index serve a whole batch: of what a small file costs, storage's answer would be
 the least. A file on its way is an open BlockFile with a flight, as if it had been read: whoever reads it meanwhile
@@ -7,6 +7,7 @@ waits for that flight, and it is verified and recorded as any other.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import deque
@@ -21,7 +22,7 @@ from lamfs.cache import sparse
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.moving import ATTEMPTS, BlockMover
-from lamfs.cache.states import Flight
+from lamfs.cache.states import ABSENT, Flight
 from lamfs.errors import DamagedData, LamfsError, TransferDied
 from lamfs.model import BLOCK_SIZE, Revision
 from lamfs.storage.base import ObjectStore
@@ -29,8 +30,8 @@ from lamfs.transfer import jobs
 
 log = logging.getLogger(__name__)
 
-SMALL_FILE = BLOCK_SIZE
-"""Bytes up to which a file is brought whole on a guess: one block."""
+LARGE_FILE = 1 << 30
+"""Bytes up to which files are brought on a guess: of those of more than a block, this first one."""
 FULL_SHIFT = 6
 """What is brought on a guess into a full cache, and was not read yet, is at most this part of it: a 64th."""
 BATCH = 6
@@ -52,6 +53,9 @@ class Owner(Protocol):
 
     grown: Callable[[int], None]
 
+    def start(self, file: BlockFile, block: int, prefetch: bool = False) -> Flight:
+        """Bring a block."""
+
     def ended(self, flight: Flight) -> None:
         """A flight has landed."""
 
@@ -72,6 +76,7 @@ class Guesses:
         *,
         limit_bytes: int,
         insert: Callable[[BlockFile], None],
+        open_file: Callable[[Revision], BlockFile],
         is_open: Callable[[Revision], bool],
     ) -> None:
         self._owner = owner
@@ -81,6 +86,7 @@ class Guesses:
         self._dir = cache_dir
         self._limit = limit_bytes
         self._insert = insert
+        self._open = open_file
         self._is_open = is_open
         self._queue: deque[tuple[Revision, Failed]] = deque()
 
@@ -97,13 +103,13 @@ class Guesses:
         return max(self._limit - self._index.total_bytes(), self._limit >> FULL_SHIFT)
 
     def bring(self, revisions: Sequence[Revision], failed: Failed) -> list[Revision]:
-        """Bring small files before anybody reads them, when there is capacity to spare. Returns those that are not here
-        already; ``failed`` is told of those that do not come."""
+        """Bring files before anybody reads them, when there is capacity to spare. Returns those that are not here yet;
+        ``failed`` is told of those that do not come."""
         if self._owner.nursery is None or self._owner.tight:
             return []
         wanted = {}
         for revision in revisions:
-            if 0 < revision.size <= SMALL_FILE and not self._is_open(revision):
+            if 0 < revision.size <= LARGE_FILE and not self._is_open(revision):
                 wanted[sparse.relative_path(self._store, revision.object_key)] = revision
         if wanted:
             for path in self._index.complete_of({path: revision.etag for path, revision in wanted.items()}):
@@ -114,21 +120,39 @@ class Guesses:
 
     def start(self, room: int) -> int:
         """Begin a batch of at most ``room`` files, if that is worth it; returns how many flights there are now more."""
-        while self._queue and room >= min(len(self._queue), BATCH) and self._owner.nursery is not None:
+        nursery = self._owner.nursery
+        if nursery is None or nursery.cancel_scope.cancel_called:
+            return 0
+        while self._queue and room >= min(len(self._queue), BATCH):
             chosen = [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
+            begun = sum(self._begin(*guess) for guess in chosen if guess[0].size > BLOCK_SIZE)
             batch = _Batch(self._owner, self._index, self._make(chosen))
             if batch.files:
-                self._owner.nursery.start_soon(batch.run, self._mover)
-                return len(batch.files)
+                nursery.start_soon(batch.run, self._mover)
+            if batch.files or begun:
+                return len(batch.files) + begun
         return 0
+
+    def _begin(self, revision: Revision, failed: Failed) -> int:
+        """Bring the first block of a larger file; how many flights that takes."""
+        try:
+            file = self._open(revision)
+        except LamfsError:
+            failed(revision)
+            return 0
+        with contextlib.closing(file):
+            if file.homeless or file.state[0] != ABSENT or file.flights:
+                return 0
+            self._owner.start(file, 0, prefetch=True)
+            return 1
 
     def _make(self, chosen: Sequence[tuple[Revision, Failed]]) -> list[tuple[BlockFile, Failed]]:
         """Empty cache files, each with a flight."""
         made: list[tuple[BlockFile, Failed]] = []
         parents: set[str] = set()
         for revision, failed in chosen:
-            if self._is_open(revision):
-                continue  # somebody was faster
+            if revision.size > BLOCK_SIZE or self._is_open(revision):  # somebody was faster
+                continue
             path = sparse.relative_path(self._store, revision.object_key)
             parent = os.path.dirname(path)
             if parent not in parents:

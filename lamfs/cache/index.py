@@ -241,13 +241,14 @@ class CacheIndex:
 
         self._do(work, None)
 
-    def complete_all(self, files: Iterable[tuple[str, str, int, int]]) -> None:
+    def complete_all(self, files: Iterable[tuple[str, str, int, int]]) -> int:
         """All blocks of files have been written: (path, etag, inode, mtime_ns) of each. As mark and complete.
 
-        Not of a file whose predecessor had a later mtime: that is only marked.
+        A file whose predecessor had a later mtime is only marked; returns how many are complete.
         """
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: sqlite3.Connection) -> int:
+            done = 0
             with transaction(db):
                 for path, etag, ino, mtime_ns in files:
                     name = os.fsencode(path)
@@ -261,8 +262,10 @@ class CacheIndex:
                             "UPDATE file SET bitmap = ?, bytes = size, mtime_ns = ? WHERE path = ?",
                             (full_bitmap(-(-size // BLOCK_SIZE)), mtime_ns if mtime_ns >= floor else None, name),
                         )
+                        done += mtime_ns >= floor
+            return done
 
-        self._do(work, None)
+        return self._do(work, 0)
 
     def touch(self, paths: str | Mapping[str, int]) -> None:
         """A file was used now; or many, each with its time in nanoseconds since the epoch."""

@@ -342,6 +342,8 @@ class Files:
         here is lost: with ``tell`` FsError(ESTALE)."""
         if state.private or not (state.dirty or state.journaled):
             return  # a write that failed has left a row, too
+        if self._spooling.acknowledge(state, own=True):
+            return
         if not self._spooling.is_overtaken(state):
             self._spooling.acknowledge(state)
         elif tell:

@@ -88,6 +88,10 @@ class Artifacts:
         """The artifact whose bytes inode ``ino`` shows."""
         return self._one("ino=?", ino)
 
+    def has_ino(self, ino: int) -> bool:
+        """Whether inode ``ino`` shows the bytes of an artifact."""
+        return self._db.one("SELECT 1 FROM artifact WHERE ino=?", (ino,)) is not None
+
     def by_key(self, key: str) -> ArtifactRecord | None:
         """The artifact that has this key now; never one in the trash."""
         self.settle()

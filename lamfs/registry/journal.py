@@ -72,6 +72,14 @@ class Journal:
         self._db = db
         self.owner = process_id() or new_uid()
 
+    def begin_first_put(self, ino: int, src: str, *, key_is_virtual: bool = True) -> None:
+        """As begin_put, of an inode that was made in the same transaction: nobody knows anything of it."""
+        self._db.execute(
+            "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, payload)"
+            " VALUES('put','open',?,?,?,?,?,?)",
+            (ino, new_uid(), src, now_ns(), self.owner, json.dumps({"key_is_virtual": key_is_virtual})),
+        )
+
     def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True, base: str | None = None) -> None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
         opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is an
@@ -140,14 +148,16 @@ class Journal:
             if entry_id not in under_way:
                 self._db.execute("UPDATE journal SET state='ready', next_at=0 WHERE id=?", (entry_id,))
 
-    def ready_put(self, ino: int, *, settle: float = 0.0, scratch: bool = False) -> int:
+    def ready_put(self, ino: int, *, settle: float = 0.0, scratch: bool = False, src: str | None = None) -> int:
         """The bytes of ``ino`` are acknowledged: count one more generation and return it (0: there is no such row).
 
-        Its upload may start ``settle`` seconds from now; never, as long as it is ``scratch``.
+        Its upload may start ``settle`` seconds from now; never, as long as it is ``scratch``. ``src``: only if they are
+        in this spool file.
         """
         row = self._db.one(
-            "UPDATE journal SET state=?, gen=gen+1, next_at=? WHERE op='put' AND ino=? RETURNING gen",
-            ("scratch" if scratch else "ready", now_ns() + int(settle * 1e9), ino),
+            "UPDATE journal SET state=?, gen=gen+1, next_at=? WHERE op='put' AND ino=? AND src=coalesce(?, src)"
+            " RETURNING gen",
+            ("scratch" if scratch else "ready", now_ns() + int(settle * 1e9), ino, src),
         )
         return int(row[0]) if row else 0
 

@@ -121,6 +121,12 @@ class Server:
             log.exception("The storage could not be opened.")
             self._store_error = jobs.translate(error, f"opening the storage {message.get('root')}")
         gc.freeze()
+        if self._store is not None:
+            self._control.submit(self._prepare, self._store)
+
+    def _prepare(self, store: ObjectStore) -> None:
+        store.prepare()
+        gc.freeze()
 
     def _take(self, message: Message) -> None:
         if "cancel" in message:

@@ -22,6 +22,7 @@ from lamfs.registry import Provenance, Registry
 from lamfs.storage.base import ObjectStore
 from lamfs.transfer import batches, multipart
 from lamfs.transfer.client import Mover
+from lamfs.transfer.durable import Folding
 from lamfs.transfer.pacing import Pace
 from lamfs.transfer.puts import Puts
 from lamfs.transfer.steps import FileHooks, Steps, what
@@ -227,6 +228,7 @@ class Uploader:
         async with trio.open_nursery() as nursery:
             if self._store.kind != "local":
                 self._steps.streams.start(nursery)
+            nursery.start_soon(Folding(self._registry.db).run)
             while True:
                 self._work = trio.Event()
                 try:

@@ -14,11 +14,12 @@ import trio
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, StorageUnavailable, TransferDied
-from lamfs.fs.neighbours import IDLE_SECONDS, Neighbours
+from lamfs.fs import sweeps
+from lamfs.fs.neighbours import IDLE_SECONDS, SWEEP_SECONDS, Neighbours
 from lamfs.fs.stats import Counters
 from lamfs.fs.walks import MOST_FILES
 from lamfs.model import BLOCK_SIZE
-from lamfs.registry import Registry
+from lamfs.registry import Provenance, Registry
 from tests.support.transfer import FakeMover, FakeStore
 from tests.unit.registry.conftest import Hands
 
@@ -44,9 +45,13 @@ class Rig:
         made = list(paths)
         for path in made:
             self.data[path] = path.encode().ljust(size, b".")
-            record = self.hands.save(path, self.data[path])
-            etag, _ = record.revision.etag, self.store.put(record.revision.object_key, self.data[path])
-            assert self.store.objects[record.revision.object_key][0] == etag
+            ino = self.hands.create(path)
+            entry = self.registry.journal.put_of(ino)
+            assert entry is not None
+            target = self.registry.commits.put_target(entry)
+            self.registry.journal.set_target(entry.id, target)
+            stored = self.store.put(target, self.data[path])
+            self.registry.commits.put(ino, entry.gen, stored.content, target, stored.etag, Provenance())
         return made
 
     @contextlib.asynccontextmanager
@@ -72,7 +77,7 @@ class Rig:
                     self.neighbours.missed(record.ino)
                     self.missed.append(path)
                 data = await file.read(0, 1 << 20)
-            assert data == self.data[path]
+            assert data == self.data[path][: 1 << 20]
         finally:
             file.close()
 
@@ -135,11 +140,48 @@ async def test_what_was_fetched_ahead_is_recorded_as_what_was_read(rig: Rig) -> 
     assert CacheIndex(rig.dir).total_bytes() == 100 * before
 
 
-async def test_files_in_no_order_are_not_fetched_ahead(rig: Rig) -> None:
+async def test_some_files_in_no_order_are_not_fetched_ahead(rig: Rig) -> None:
     paths = shuffled(rig.put(NAMES))
     async with rig.mount():
-        await rig.read_all(paths[:100])
+        await rig.read_all(paths[: sweeps.DENSE - 1])
     assert rig.waste() <= 5
+
+
+async def read_until_swept(rig: Rig, paths: list[str]) -> int:
+    """Read until the rest of the directory is brought; how many were read."""
+    for number, path in enumerate(paths):
+        before = rig.waste()
+        await rig.read_all([path])
+        if any(sweep.begun for sweep in rig.neighbours._sweeps.values()):
+            assert 0 < rig.waste() - before <= sweeps.STEP
+            return number + 1
+        assert rig.waste() <= 5
+    return len(paths)
+
+
+async def test_many_files_in_no_order_bring_the_others_bit_by_bit(rig: Rig) -> None:
+    paths = shuffled(rig.put(NAMES))
+    async with rig.mount():
+        read = await read_until_swept(rig, paths)
+        assert sweeps.DENSE <= read <= sweeps.DENSE + 10
+        await rig.read_all(paths[read:])
+        assert rig.waste() == rig.neighbours._swept == 0
+    assert len(rig.missed) <= read + 15
+    assert len(rig.fetched()) == len(set(rig.fetched())) == len(paths)
+
+
+async def test_a_part_of_a_large_directory_brings_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "DENSE_PART", 2)
+    paths = shuffled(rig.put([*NAMES, "other"]))
+    paths.remove("other")
+    async with rig.mount():
+        read = await read_until_swept(rig, paths)
+        assert len(paths) // 2 <= read < len(paths)
+        for sweep in rig.neighbours._sweeps.values():
+            sweep.last -= SWEEP_SECONDS + 1
+        await rig.read("other")
+        assert rig.neighbours._swept == 0
+    assert rig.counted.prefetched_wasted >= 1
 
 
 async def test_several_threads_read_in_turn(rig: Rig) -> None:
@@ -277,12 +319,18 @@ async def test_damage_is_told_and_not_believed(rig: Rig, caplog: pytest.LogCaptu
         await rig.read_all(paths[5:])
 
 
-async def test_large_files_are_passed_over(rig: Rig) -> None:
-    paths = rig.put(NAMES[:30])
-    big = rig.put(["f010-big"], BLOCK_SIZE + 1)
+async def test_of_larger_files_the_first_block_is_fetched(rig: Rig) -> None:
+    paths = [*rig.put(NAMES[:10]), *rig.put(["f010", "f011"], 2 * BLOCK_SIZE + 1), *rig.put(NAMES[12:20])]
     async with rig.mount():
-        await rig.read_all(paths)
-    assert rig.hands.record(big[0]).revision.object_key not in rig.fetched()
+        await rig.read_all(paths[:10])
+        keys = [rig.hands.record(path).revision.object_key for path in paths[10:12]]
+        assert [fetch for fetch in rig.mover.fetches if fetch[0] in keys] == [(key, 0) for key in keys]
+        for path in paths[10:12]:
+            with contextlib.closing(rig.cache.open(rig.hands.record(path).revision)) as file:
+                assert file.read_now(0, BLOCK_SIZE) == rig.data[path][:BLOCK_SIZE]
+        before = rig.counted.prefetched_used
+        await rig.read_all(paths[10:])
+        assert rig.counted.prefetched_used == before + 10
     assert len(rig.missed) == 3
 
 
