@@ -23,6 +23,9 @@ TRIM_INTERVAL = 3600.0
 ADOPT_INTERVAL = 2.0
 """Seconds between two looks for storage work left behind by processes that are gone."""
 
+KEYS, KEYS_PAUSE = 2000, 0.02
+"""Keys that follow a renamed directory at a time, and seconds in between that everybody else has."""
+
 
 class Follower:
     """Reads the change log of one mount's registry and invalidates."""
@@ -40,9 +43,10 @@ class Follower:
     async def run(self) -> None:
         """Look until cancelled."""
         adopt_at = trim_at = flush_at = trio.current_time()
+        pause = INTERVAL
         while True:
             self._poke = trio.Event()
-            with trio.move_on_after(INTERVAL):
+            with trio.move_on_after(pause):
                 await self._poke.wait()
             try:
                 self._c.stats.sample(self._c)
@@ -50,6 +54,8 @@ class Follower:
                 if changed or trio.current_time() >= adopt_at:
                     adopt_at = trio.current_time() + ADOPT_INTERVAL
                     self._adopt()
+                follow = not self._c.policy.read_only and self._c.registry.artifacts.settle(KEYS)
+                pause = KEYS_PAUSE if follow else INTERVAL
                 if trio.current_time() >= flush_at:
                     flush_at = trio.current_time() + FLUSH
                     self._c.atimes.flush(self._c.registry)

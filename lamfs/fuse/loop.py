@@ -33,8 +33,9 @@ log = logging.getLogger("lamfs.fuse")
 
 KNOWN = "3.5.0"
 """The version of pyfuse3 whose waiting is known."""
-TURN = 0.002
-"""Most seconds for which requests are answered without a look at what other tasks wait for."""
+TURN, SHORT_TURN = 0.002, 0.0005
+"""Most seconds for which requests are answered without a look at what other tasks wait for; the same when it is known
+that another task could run."""
 POLL_MS = 2
 ENVIRONMENT = "LAMFS_LOOP"
 
@@ -44,7 +45,7 @@ class Turns(Instrument):
 
     def __init__(self) -> None:
         self.runnable = 0
-        self.ends = 0.0
+        self.began = 0.0
 
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
         """One more could run."""
@@ -61,7 +62,7 @@ class Turns(Instrument):
 
     def after_io_wait(self, timeout: float) -> None:
         """All who could run do so from here on, and then trio looks again."""
-        self.ends = time.monotonic() + TURN
+        self.began = time.monotonic()
 
 
 class _Done:
@@ -146,11 +147,12 @@ class Waiting:
         """
         lock = self._lock
         # Without another worker at hand pyfuse3 starts one with each request; it needs the loop to get there.
-        if time.monotonic() < self._turns.ends and lock.is_awaited:
+        age = time.monotonic() - self._turns.began
+        if age < TURN and lock.is_awaited:
             if fd != self._fd:
                 self._watch(fd)
             if self._turns.runnable > lock.roused:
-                if self._soon.poll(0):
+                if age < SHORT_TURN and self._soon.poll(0):
                     return
             else:
                 for ready, _ in self._next.poll(POLL_MS):

@@ -6,6 +6,7 @@ their errno, anything unexpected is EIO with a traceback in the log, and the mou
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -368,15 +369,19 @@ class Kernel:
         self._send.send_nowait(fino)
 
     async def run(self) -> None:
-        """Hand invalidations of attributes to a thread, until cancelled."""
+        """Hand invalidations of attributes to a thread, all that are there at a time, until cancelled."""
         async for fino in self._receive:
-            with_errors = functools.partial(_invalidate, fino)
-            await trio.to_thread.run_sync(with_errors, abandon_on_cancel=True)
+            finos = {fino}  # a directory comes as often as it has new entries
+            with contextlib.suppress(trio.WouldBlock):
+                while True:
+                    finos.add(self._receive.receive_nowait())
+            await trio.to_thread.run_sync(_invalidate, finos, abandon_on_cancel=True)
 
 
-def _invalidate(fino: int) -> None:
-    try:
-        pyfuse3.invalidate_inode(fino, attr_only=True)
-    except OSError as error:
-        if error.errno != errno.ENOENT:  # the kernel has forgotten it already
-            log.warning("could not invalidate inode %d: %s", fino, error)
+def _invalidate(finos: set[int]) -> None:
+    for fino in finos:
+        try:
+            pyfuse3.invalidate_inode(fino, attr_only=True)
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # the kernel has forgotten it already
+                log.warning("could not invalidate inode %d: %s", fino, error)

@@ -21,6 +21,8 @@ _COLUMNS = (
 _FIELDS = tuple(name.strip() for name in _COLUMNS.split(","))
 _MARK = 8
 """Bytes of the block's own hash before its leaf hashes: rows of content that was replaced are known by them."""
+FEW = 100
+"""Artifacts below a directory whose keys follow its rename at once."""
 _OPERATORS = {
     "": "{} = ?",
     "startswith": "substr({0}, 1, length(?1)) = ?1",
@@ -39,6 +41,43 @@ class Artifacts:
     def __init__(self, db: Database) -> None:
         self._db = db
 
+    # -- keys that are still to follow --------------------------------------------------------------------------
+
+    def settle(self, limit: int | None = None) -> bool:
+        """Let the keys below renamed directories follow, in the order of the renames, at most ``limit`` rows for now.
+
+        Whoever asks by key, or changes one, does so first. Returns whether something is left to do.
+        """
+        while self._renames():
+            with self._db.transaction():
+                for id_, old, new in self._renames():
+                    done = self._move_keys(old, new, -1 if limit is None else limit)
+                    if limit is not None and (limit := limit - done) <= 0:
+                        return True
+                    self._db.execute("DELETE FROM rekey WHERE id=?", (id_,))
+        return False
+
+    def _renames(self) -> list[tuple[Any, ...]]:
+        """Renamed directories whose keys have not all followed, as (id, old key, new key)."""
+        return self._db.all("SELECT id, old, new FROM rekey ORDER BY id")
+
+    def _move_keys(self, old: str, new: str, limit: int = -1) -> int:
+        """Move at most ``limit`` keys from below ``old`` to below ``new``; returns how many there were."""
+        return self._db.execute(
+            "UPDATE artifact SET key=?||substr(key, ?) WHERE id IN"
+            " (SELECT id FROM artifact WHERE key>=? AND key<? AND visibility>-1 LIMIT ?)",
+            (new, len(old) + 1, *_below(old), limit),
+        ).rowcount
+
+    def _record(self, row: tuple[Any, ...]) -> ArtifactRecord:
+        """A row as a record, with the key that it has now even if the row has not followed yet."""
+        record = _record(row)
+        if record.key is not None and record.visibility != TRASH:
+            for _, old, new in self._renames():
+                if record.key.startswith(f"{old}/"):
+                    record.key = new + record.key[len(old) :]
+        return record
+
     # -- reading ------------------------------------------------------------------------------------------------
 
     def by_uid(self, uid: str) -> ArtifactRecord | None:
@@ -55,6 +94,7 @@ class Artifacts:
 
     def by_key(self, key: str) -> ArtifactRecord | None:
         """The artifact that has this key now; never one in the trash."""
+        self.settle()
         return self._one("key=? AND visibility>-1", key)
 
     def trashed(self, key: str) -> ArtifactRecord | None:
@@ -67,7 +107,7 @@ class Artifacts:
             f"SELECT {_COLUMNS} FROM artifact WHERE hash=? AND size=? AND blocks=? ORDER BY id LIMIT ?",
             (content.hash, content.size, content.blocks, limit),
         )
-        return [_record(row) for row in rows]
+        return [self._record(row) for row in rows]
 
     def has_large(self, size: int) -> bool:
         """Whether there is an artifact of ``size`` bytes, which are more than 64 MiB."""
@@ -91,6 +131,7 @@ class Artifacts:
 
     def _is_wanted(self, key: str) -> bool:
         """Whether a living artifact has a real key that is this one, or that cannot exist beside it in a folder."""
+        self.settle()
         clause, params = _conflicts("key", key)
         # 'key IS NOT NULL' is what lets SQLite use the index of living keys.
         return self._one(f"visibility>-1 AND key IS NOT NULL AND key_is_virtual=0 AND ({clause})", *params) is not None
@@ -107,11 +148,11 @@ class Artifacts:
             f"SELECT {_COLUMNS} FROM artifact WHERE ({clause}) AND NOT (uid=? AND object_key=?) LIMIT 1000",
             (*params, uid, object_key),
         )
-        return [_record(row) for row in rows]
+        return [self._record(row) for row in rows]
 
     def _one(self, where: str, *params: Any) -> ArtifactRecord | None:
         row = self._db.one(f"SELECT {_COLUMNS} FROM artifact WHERE {where} LIMIT 1", params)
-        return None if row is None else _record(row)
+        return None if row is None else self._record(row)
 
     def leaves(self, revision: Revision, block: int) -> bytes | None:
         """The concatenated leaf hashes of one block of a stored revision; None when they are not known.
@@ -159,6 +200,7 @@ class Artifacts:
                 clause = _OPERATORS[operator].format(column)
                 params += [value] * (2 if "?1" in clause else 1)
                 clauses.append(clause.replace("?1", "?"))
+        self.settle()
         where = " AND ".join(clauses) or "1"
         for row in self._db.execute(f"SELECT {_COLUMNS} FROM artifact WHERE {where} ORDER BY id", params).fetchall():
             yield _record(row)
@@ -180,6 +222,7 @@ class Artifacts:
 
     def insert(self, record: ArtifactRecord) -> int:
         """Add a row (``record.ino`` must be set); fills in id and times. Returns the id."""
+        self.settle()
         now = now_ns()
         record.created_at = record.created_at or now
         record.updated_at = record.updated_at or now
@@ -233,6 +276,7 @@ class Artifacts:
 
     def update(self, uid: str, /, **columns: Any) -> None:
         """Set other columns of a row (key, suffix, description, accessor, visibility, ino, run_id …)."""
+        self.settle()
         names = ", ".join(f"{name}=?" for name in columns)
         self._db.execute(f"UPDATE artifact SET {names} WHERE uid=?", (*columns.values(), uid))
 
@@ -243,16 +287,37 @@ class Artifacts:
 
     def rekey(self, old: str, new: str) -> list[str]:
         """Give every artifact below directory key ``old`` its key below ``new``; returns uids with real keys."""
-        # '0' is the character after '/': the range is exactly what starts with 'old/'.
-        low, high = f"{old}/", f"{old}0"
+        self.settle()
         real = self._db.all(
-            "SELECT uid FROM artifact WHERE key>=? AND key<? AND visibility>-1 AND key_is_virtual=0", (low, high)
+            "SELECT uid FROM artifact INDEXED BY artifact_real WHERE key>=? AND key<? AND visibility>-1"
+            " AND key_is_virtual=0",
+            _below(old),
         )
-        self._db.execute(
-            "UPDATE artifact SET key=?||substr(key, ?) WHERE key>=? AND key<? AND visibility>-1",
-            (new, len(old) + 1, low, high),
-        )
+        self._move_keys(old, new)
         return [row[0] for row in real]
+
+    def rekey_later(self, old: str, new: str) -> bool:
+        """As ``rekey``, in the time of one row, however many artifacts there are; ``settle`` does the rest.
+
+        False when that is no good, and nothing was done: a few rows are as quick, and real keys mean work for storage.
+        """
+        below = _below(old)
+        if self._db.one(
+            "SELECT 1 FROM artifact INDEXED BY artifact_real WHERE key>=? AND key<? AND visibility>-1"
+            " AND key_is_virtual=0 LIMIT 1",
+            below,
+        ):
+            return False
+        many = "SELECT 1 FROM artifact WHERE key>=? AND key<? AND visibility>-1 LIMIT 1 OFFSET ?"
+        if not self._renames() and self._db.one(many, (*below, FEW)) is None:
+            return False
+        self._db.execute("INSERT INTO rekey(old, new) VALUES(?, ?)", (old, new))
+        return True
+
+
+def _below(key: str) -> tuple[str, str]:
+    """The range of keys below a directory's: '0' is the character after '/', so it is what starts with 'key/'."""
+    return f"{key}/", f"{key}0"
 
 
 def _conflicts(column: str, key: str) -> tuple[str, list[str]]:

@@ -279,8 +279,9 @@ class Namespace:
             if directory:
                 assert old_key is not None
                 assert new_key is not None
-                for uid in self._artifacts.rekey(old_key, new_key):
-                    self._journal.add_move(uid)
+                if not self._artifacts.rekey_later(old_key, new_key):
+                    for uid in self._artifacts.rekey(old_key, new_key):
+                        self._journal.add_move(uid)
                 if self._identity.scratch(old_key) != self._identity.scratch(new_key):
                     self._identity.follow_scratch(inode)
             else:

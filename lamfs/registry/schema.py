@@ -171,6 +171,14 @@ def unsaid(db: Database) -> None:
     db.execute("CREATE INDEX journal_src ON journal(src) WHERE op='put'")
 
 
+@migrations()
+def renames(db: Database) -> None:
+    """Version 8: directories that have other names while the keys below them are still to follow (Artifacts.rekey).
+    And real keys, since those cannot wait: there are objects to be moved."""
+    db.execute("CREATE TABLE rekey(id INTEGER PRIMARY KEY AUTOINCREMENT, old TEXT NOT NULL, new TEXT NOT NULL)")
+    db.execute("CREATE INDEX artifact_real ON artifact(key) WHERE key_is_virtual=0 AND visibility>-1")
+
+
 def apply(conn: sqlite3.Connection) -> None:
     """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
     migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))

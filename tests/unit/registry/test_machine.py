@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName
 from lamfs.model import ROOT_INO, TRASH
-from lamfs.registry import Registry
+from lamfs.registry import Registry, artifacts
 from tests.support.tree import check_tree
 from tests.unit.registry.conftest import Hands, content_of
 
@@ -271,3 +272,61 @@ TestRegistryMachine.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+class LateKeysMachine(RegistryMachine):
+    """The same, where keys follow a renamed directory only when they have to, or one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, artifacts.FEW = artifacts.FEW, 0
+        for folder in ("a", "a/a0", "é%_"):
+            self.hands.mkdir(folder)
+            self.tree[folder] = None
+            for name in ("a", "b.csv"):
+                path = f"{folder}/{name}"
+                if path not in self.tree and path != "a/a0":
+                    self.create(path, virtual=True)
+                    file, record = self.tree[path], self.hands.store(self.hands.ino(path), b"x")
+                    assert file is not None
+                    assert record is not None
+                    self.registry.tree.update(self.hands.ino(path), size=1)
+                    file.uid, file.data = record.uid, b"x"
+
+    def teardown(self) -> None:
+        artifacts.FEW = self.few
+        super().teardown()
+
+    def is_settled(self) -> bool:
+        return self.registry.db.one("SELECT 1 FROM rekey") is None
+
+    @rule(number=st.integers(0, 9), new=PATHS)
+    def rename_directory(self, number: int, new: str) -> None:
+        folders = sorted(path for path, file in self.tree.items() if file is None)
+        if folders:
+            self.rename(SimpleNamespace(draw=lambda _: folders[number % len(folders)]), new, False)
+
+    @rule(limit=st.sampled_from([1, 2, None]))
+    def settle(self, limit: int | None) -> None:
+        assert self.registry.artifacts.settle(limit) != self.is_settled()
+
+    @invariant()
+    def keys_are_those_of_the_tree(self) -> None:
+        for (ino,) in self.registry.db.all("SELECT ino FROM artifact WHERE visibility > -1 AND key IS NOT NULL"):
+            record = self.registry.artifacts.by_ino(ino)
+            assert record is not None
+            assert record.key == self.registry.tree.path(ino)
+
+    @invariant()
+    def tree_is_whole(self) -> None:
+        if self.is_settled():
+            super().tree_is_whole()
+
+    @invariant()
+    def trash_is_the_models(self) -> None:
+        if self.is_settled():
+            super().trash_is_the_models()
+
+
+TestLateKeysMachine = LateKeysMachine.TestCase
+TestLateKeysMachine.settings = settings(TestRegistryMachine.settings, max_examples=30)

@@ -10,7 +10,7 @@ import pytest
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
 from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH
-from lamfs.registry import Backup, Provenance, Registry
+from lamfs.registry import Backup, Provenance, Registry, artifacts
 from tests.unit.registry.conftest import Hands, content_of
 
 
@@ -470,3 +470,49 @@ def test_what_became_scratch_while_it_was_taken_into_storage_is_an_artifact(hand
     assert done.current
     assert registry.journal.put_of(ino) is None
     assert hands.record("x~").uid == entry.uid
+
+
+def test_the_rename_of_a_large_directory_takes_one_row_and_keys_follow(
+    registry: Registry, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "FEW", 3)
+
+    def raw_keys() -> list[str]:
+        return [row[0] for row in registry.db.all("SELECT key FROM artifact ORDER BY key")]
+
+    registry.names.create(ROOT_INO, "a", 0o40755, 1, 1)
+    for number in range(5):
+        hands.store(hands.create(f"a/{number}"), b"%d" % number)
+    registry.names.rename(ROOT_INO, "a", ROOT_INO, "b")
+    registry.names.rename(ROOT_INO, "b", ROOT_INO, "c")
+    assert raw_keys() == [f"a/{number}" for number in range(5)]
+    found = registry.artifacts.by_ino(hands.ino("c/3"))
+    assert found is not None
+    assert found.key == "c/3"
+    assert registry.artifacts.settle(2)
+    assert raw_keys() == ["a/2", "a/3", "a/4", "b/0", "b/1"]
+    for key in ("c/0", "c/4"):
+        found = registry.artifacts.by_ino(hands.ino(key))
+        assert found is not None
+        assert found.key == key
+    # What is thrown away goes with the key that it had; and where one was is room for a new file.
+    registry.names.unlink(*hands.at("c/3"))
+    found = registry.artifacts.trashed("c/3")
+    assert found is not None
+    registry.names.create(ROOT_INO, "a", 0o40755, 1, 1)
+    hands.store(hands.create("a/4"), b"new")
+    assert raw_keys() == ["a/4", *(f"c/{number}" for number in range(5))]
+    assert found.uid == "".join(row[0] for row in registry.db.all("SELECT uid FROM artifact WHERE key='c/3'"))
+    assert not registry.artifacts.settle(2)
+
+
+def test_real_keys_below_a_renamed_directory_follow_at_once(
+    registry: Registry, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "FEW", 0)
+    registry.names.create(ROOT_INO, "a", 0o40755, 1, 1)
+    hands.store(hands.create("a/virtual"), b"1")
+    hands.store(hands.create("a/real", virtual=False), b"2")
+    registry.names.rename(ROOT_INO, "a", ROOT_INO, "b")
+    assert registry.db.one("SELECT 1 FROM rekey") is None
+    assert [entry.op for entry in registry.journal.entries()] == ["move"]
