@@ -239,27 +239,27 @@ class Wire:
         *,
         context: ssl.SSLContext | None,
         connect_timeout: float,
-        timeout: float,
         keep: int,
     ) -> None:
-        """``context``: for TLS. ``connect_timeout`` and ``timeout``: seconds of silence that are borne. ``keep``: idle
-        connections at most."""
+        """``context``: for TLS. ``connect_timeout``: seconds for making a connection. ``keep``: idle ones at most."""
         self._host, self._port = host, port
         self._context = context
         self._connect_timeout = connect_timeout
-        self._timeout = timeout
         self._idle: deque[_Line] = deque()
         self._keep = keep
         self._closed = False
 
-    def request(self, method: str, target: str, headers: Mapping[str, str], body: bytes | Source | None) -> Reply:
-        """Send a request; ``headers`` have its Host and the length of its body. Raises NoAnswer, and what reading the
-        body raises."""
+    def request(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | Source | None, timeout: float
+    ) -> Reply:
+        """Send a request; ``headers`` have its Host and the length of its body. ``timeout``: seconds of silence that
+        are borne. Raises NoAnswer, and what reading the body raises."""
         ask = body is not None and int(headers.get("content-length", 0)) > EXPECT_ABOVE
         text = [f"{method} {target} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in headers.items())]
         text.append("expect: 100-continue\r\n\r\n" if ask else "\r\n")
         line = self._take()
         try:
+            line.sock.settimeout(timeout)
             head, whole = line.exchange("".join(text).encode("latin-1"), body, ask)
         except BaseException:
             line.close()
@@ -298,7 +298,6 @@ class Wire:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 if self._context is not None:
                     sock = self._context.wrap_socket(sock, server_hostname=self._host)
-                sock.settimeout(self._timeout)
             except BaseException:
                 sock.close()
                 raise
