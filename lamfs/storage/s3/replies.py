@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from botocore.parsers import ResponseParserError
@@ -57,7 +57,7 @@ def _listing(body: bytes) -> dict[str, Any]:
             key = _text(entry, "Key")
             contents.append(
                 {
-                    "Key": unquote(key) if encoded else key,
+                    "Key": unquote_plus(key) if encoded else key,
                     "Size": int(_text(entry, "Size")),
                     "ETag": _text(entry, "ETag"),
                     "LastModified": datetime.fromisoformat(_text(entry, "LastModified")),
