@@ -33,8 +33,8 @@ class NoAnswer(Exception):
 class Source(Protocol):
     """A request body that is read as it is sent."""
 
-    def read(self, size: int = -1, /) -> bytes:
-        """The next bytes; none at the end."""
+    def readinto(self, place: memoryview, /) -> int:
+        """Put the next bytes there; how many, 0 at the end."""
 
 
 class Head(NamedTuple):
@@ -168,20 +168,20 @@ class _Line:
     def _send(self, head: bytes, body: bytes | Source | None) -> None:
         if isinstance(body, bytes) and len(body) <= SEND:
             head, body = head + body, None
-        self._send_all(head)
+        self._send_all(memoryview(head))
         if isinstance(body, bytes):
-            self._send_all(body)
+            self._send_all(memoryview(body))
         elif body is not None:
-            while data := body.read(SEND):
-                self._send_all(data)
+            place = memoryview(bytearray(SEND))
+            while count := body.readinto(place):
+                self._send_all(place[:count])
 
-    def _send_all(self, data: bytes) -> None:
-        with memoryview(data) as view:
-            for at in range(0, len(view), SEND):
-                try:
-                    self.sock.sendall(view[at : at + SEND])
-                except OSError as error:
-                    raise NoAnswer(_cause(error)) from error
+    def _send_all(self, data: memoryview) -> None:
+        for at in range(0, len(data), SEND):
+            try:
+                self.sock.sendall(data[at : at + SEND])
+            except OSError as error:
+                raise NoAnswer(_cause(error)) from error
 
     def answers(self, seconds: float) -> bool:
         """Whether something comes within so many seconds."""

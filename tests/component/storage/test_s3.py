@@ -134,13 +134,13 @@ def test_a_file_that_becomes_shorter(
 ) -> None:
     store = opened(through(seaweed_proxy, seaweed_config))
     path = make_file(bytes(size))
-    pread = os.pread
+    preadv = os.preadv
 
-    def shrinking(fd: int, length: int, offset: int) -> bytes:
+    def shrinking(fd: int, places: list[memoryview], offset: int) -> int:
         os.truncate(path, 4 * MIB)
-        return pread(fd, length, offset)
+        return preadv(fd, places, offset)
 
-    monkeypatch.setattr(upload.os, "pread", shrinking)  # type: ignore[attr-defined]
+    monkeypatch.setattr(upload.os, "preadv", shrinking)  # type: ignore[attr-defined]
     with pytest.raises(StorageError, match="ended at byte") as caught:
         store.put_file("k", str(path))
     assert not isinstance(caught.value, StorageUnavailable)
