@@ -17,7 +17,7 @@ import re
 import secrets
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,23 +36,24 @@ _HANDLE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 def config_dir() -> Path:
     """Settings. ``LAMFS_CONFIG_DIR``, else the platform's place. Made with mode 0700."""
-    return _directory("LAMFS_CONFIG_DIR", platformdirs.user_config_dir("lamfs", appauthor=False))
+    return _directory("LAMFS_CONFIG_DIR", platformdirs.user_config_dir)
 
 
 def data_dir() -> Path:
     """Registries, journals, spools. ``LAMFS_DATA_DIR``, else the platform's place. Made with mode 0700."""
-    return _directory("LAMFS_DATA_DIR", platformdirs.user_data_dir("lamfs", appauthor=False))
+    return _directory("LAMFS_DATA_DIR", platformdirs.user_data_dir)
 
 
 def cache_dir() -> Path:
     """The block cache. ``LAMFS_CACHE_DIR``, else the platform's place. Made with mode 0700."""
-    return _directory("LAMFS_CACHE_DIR", platformdirs.user_cache_dir("lamfs", appauthor=False))
+    return _directory("LAMFS_CACHE_DIR", platformdirs.user_cache_dir)
 
 
-def _directory(variable: str, default: str) -> Path:
-    path = Path(os.path.abspath(os.path.expanduser(os.environ.get(variable) or default)))
-    make_directory(path)
-    return path
+def _directory(variable: str, default: Callable[..., str]) -> Path:
+    path = os.path.abspath(os.path.expanduser(os.environ.get(variable) or default("lamfs", appauthor=False)))
+    if not os.path.isdir(path):
+        make_directory(Path(path))
+    return Path(path)
 
 
 def make_directory(path: Path) -> None:

@@ -144,14 +144,18 @@ class Artifact(ArtifactFields):
     # -- storing ------------------------------------------------------------------------------------------------
 
     def save(self, progress: Callable[[int], None] | None = None) -> Artifact:
-        """Store what is pending: the object, then the row, then the stale object goes. Returns the artifact.
+        """Store what is pending: a new key first; the object, then the row, then the stale object goes. Returns the
+        artifact.
 
-        Raises storage errors: the revision before is whole then, and ``save()`` may be called again.
+        Raises storage errors: the revision before is whole then, and ``save()`` may be called again. A new key that is
+        taken, or below a file, raises AlreadyExists or InvalidName; of an artifact in the trash, InvalidArgument. Then
+        nothing has changed.
         """
         here = state.instance()
-        self._record = artifacts.commit(here, self._draft or Draft(self._record), progress=progress)
+        draft = self._draft or Draft(self._record)
+        self._record = artifacts.commit(here, draft, key=self._new_key, progress=progress)
         self._drop_temporary()
-        self._draft = None
+        self._draft = self._new_key = None
         return self
 
     def replace(self, path: PathLike | Any = None, *, data: Any = None, run: Run | None = None) -> Artifact:
@@ -169,8 +173,12 @@ class Artifact(ArtifactFields):
             if before is None and self._draft is not None:
                 draft = self._redraft(file, origin, temporary)
             else:
-                draft = drafts.draft_replace(here, self._record, file, origin=origin, temporary=temporary)
+                draft = drafts.draft_replace(
+                    here, self._record, file, key=self._new_key, origin=origin, temporary=temporary
+                )
                 draft.record.description = self._record.description
+            if self._new_key is not None:
+                self._new_key = draft.record.key
             self._drop_temporary()
             self._begin(draft, file if temporary else None)
         return self

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from lamfs.api import state
+from lamfs.errors import InvalidArgument
+from lamfs.keys import check_key, root_path, suffix_of
 from lamfs.model import ArtifactRecord
 from lamfs.registry import Run, Transform, User
 
@@ -15,6 +17,8 @@ class ArtifactFields:
     """Reads one record."""
 
     _record: ArtifactRecord
+    _new_key: str | None = None
+    """The key that ``save()`` has to give it."""
 
     @property
     def id(self) -> int | None:
@@ -28,8 +32,20 @@ class ArtifactFields:
 
     @property
     def key(self) -> str | None:
-        """The path in the registry's tree; None: auto-managed."""
+        """The path in the registry's tree; None: auto-managed. Set it and call ``save()``, which renames as ``mv`` in a
+        mount does: directories are made, the suffix is the new key's, the object of a real key follows. Raises
+        InvalidName (a ValueError), and InvalidArgument for None, because a key can only be changed.
+        """
         return self._record.key
+
+    @key.setter
+    def key(self, key: str | None) -> None:
+        if key is None:
+            if self._record.key is None:
+                return
+            raise InvalidArgument(f"'{self._record.key}' cannot do without a key; give it another one.")
+        self._new_key = self._record.key = check_key(key, real=not self._record.key_is_virtual)
+        self._record.suffix = suffix_of(root_path(self._new_key)[1])
 
     @property
     def description(self) -> str | None:

@@ -273,7 +273,7 @@ class BlockFile:
 
     def _want(self, block: int, mask: int, entire: bool) -> Flight | None:
         """The flight to wait for until leaves of a block can be read; None: now. ``entire``: better the whole block."""
-        if self.state[block] == VERIFIED or self._verify_small(block):
+        if self.state[block] == VERIFIED or self.verify_small(block):
             return None
         flight = self.flights.get(block)
         if flight is not None:
@@ -347,9 +347,9 @@ class BlockFile:
         if flight.error is not None:
             raise self._owner.failure(flight)
 
-    def _verify_small(self, block: int) -> bool:
+    def verify_small(self, block: int) -> bool:
         """Verify a small block that is here without asking the mover; False when that cannot be said."""
-        if self.state[block] != PRESENT or block in self.flights:
+        if block >= len(self.state) or self.state[block] != PRESENT or block in self.flights:
             return False
         offset, length = self.span(block)
         if length > SMALL:

@@ -20,8 +20,10 @@ from lamfs.cache import adoption, holes, sparse
 from lamfs.cache.bits import REGION_BLOCKS
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.eviction import Evictor
-from lamfs.cache.flights import BlockMover, Flights, LeafHashes
+from lamfs.cache.flights import Flights, LeafHashes
+from lamfs.cache.guesses import Guesses
 from lamfs.cache.index import CacheIndex
+from lamfs.cache.moving import BlockMover
 from lamfs.cache.readers import Reader
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageFull
@@ -89,6 +91,13 @@ class BlockCache:
             make_room=self._make_room,
             grown=self._has_grown,
         )
+        self.guesses: Guesses | None = None
+        """Brings small files ahead of their readers; None: nothing is prefetched."""
+        if not self._local and prefetch_blocks:
+            self.guesses = self._flights.guesses = Guesses(
+                self._flights, store, mover, index, cache_dir,
+                limit_bytes=limit_bytes, insert=self._insert, open_file=self.open, is_open=self.is_open,
+            )  # fmt: skip
         self._evictor = Evictor(index, cache_dir, free_bytes=free_bytes, find=self._used_at, unlink=self._unlink)
 
     @property

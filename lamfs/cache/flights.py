@@ -10,14 +10,15 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
 
 import trio
 
 from lamfs.cache import sparse
 from lamfs.cache.bits import leaf_bytes, leaf_mask
 from lamfs.cache.blockfile import BlockFile
+from lamfs.cache.guesses import Guesses
 from lamfs.cache.index import CacheIndex
+from lamfs.cache.moving import BlockMover, persist
 from lamfs.cache.readers import Reader
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
@@ -34,42 +35,14 @@ PREFETCH_OF_FILE = 6
 """Of one file: when it stalls, others are still prefetched."""
 DENSE = 32
 """Leaves that random reads of a file must fetch, ..."""
-DENSE_BYTES = BLOCK_SIZE
-"""... or as many as it has blocks, which then takes about as long, ..."""
+DENSE_BYTES = 10 << 20
+"""... or one for each so many bytes of it: by then they have taken about as long as all of it would, ..."""
 DENSE_SECONDS = 60.0
 """... within this time, for the rest of the file to be brought in whole blocks: that takes fewer requests."""
 ASIDE_JOBS = 4
 """Reads at a time that pass a full cache by, each in its own memory."""
 FULL_SECONDS = 5.0
 """How long the cache's disk is believed to be full when it was, and nothing could be evicted."""
-ATTEMPTS = 3
-"""How often a job is given when the moving process dies during it."""
-
-T = TypeVar("T")
-
-
-class BlockMover(Protocol):
-    """What the cache wants of lamfs.transfer.client.Mover."""
-
-    async def fetch(
-        self,
-        key: str,
-        *,
-        etag: str,
-        offset: int,
-        length: int,
-        path: str,
-        digest: bytes | None,
-        leaves: bytes | None = None,
-    ) -> None:
-        """Mover.fetch."""
-
-    async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
-        """Mover.verify."""
-
-    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
-        """Mover.graft."""
-
 
 LeafHashes = Callable[[Revision, int], bytes | None]
 """The stored leaf hashes of one block of a revision."""
@@ -110,9 +83,12 @@ class Flights:
         self._full_until = 0.0
         self._aside = trio.CapacityLimiter(ASIDE_JOBS)
         self._make_room = make_room
-        self._grown = grown
+        self.grown = grown
+        """Told of bytes that were added to the cache."""
         self._wishing: deque[Reader] = deque()
         """Readers that have wishes, each once: they take turns."""
+        self.guesses: Guesses | None = None
+        """Small files that nobody has asked for yet."""
         self._prefetching = 0
         self._dense: dict[BlockFile, int] = {}
         """Files of which all is wanted, and how far it has been asked for."""
@@ -122,6 +98,8 @@ class Flights:
         self.nursery = None
         self._wishing.clear()
         self._dense.clear()
+        if self.guesses is not None:
+            self.guesses.clear()
 
     def start(self, file: BlockFile, block: int, prefetch: bool = False) -> Flight:
         """The flight of a block, in the cache's own nursery: who waits for it may be cancelled, the flight is not."""
@@ -166,7 +144,7 @@ class Flights:
         size = file.revision.size
         if count + 1 >= max(DENSE, size // DENSE_BYTES) and self.prefetch_blocks and size <= self._seal_bytes:
             self._dense.setdefault(file, 0)
-            self._pump()
+            self.pump()
 
     def failure(self, flight: Flight) -> LamfsError:
         """The error of a flight as a fresh exception: one object must not be raised in several tasks."""
@@ -178,11 +156,18 @@ class Flights:
         """A reader has wishes: bring them when there is capacity to spare; errors are left to who really reads."""
         if reader not in self._wishing:
             self._wishing.append(reader)
-        self._pump()
+        self.pump()
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
+        """Begin what nobody waits for, as far as there is capacity to spare."""
         while self._prefetching < PREFETCH_JOBS and self.nursery is not None and not self.tight:
-            wish = self._next_wish() or self._next_dense()
+            wish = self._next_wish()
+            if wish is None and self.guesses is not None:
+                begun = self.guesses.start(PREFETCH_JOBS - self._prefetching)
+                self._prefetching += begun
+                if begun:
+                    continue
+            wish = wish or self._next_dense()
             if wish is None:
                 return
             file, block, mask = wish
@@ -208,11 +193,12 @@ class Flights:
                     return wish
         return None
 
-    def _ended(self, flight: Flight) -> None:
+    def ended(self, flight: Flight) -> None:
+        """A flight has landed: wake who waits for it, and use its place."""
         flight.landed.set()
         if flight.prefetch:
             self._prefetching -= 1
-            self._pump()
+            self.pump()
 
     def _next_dense(self) -> tuple[BlockFile, int, int] | None:
         for file, at in list(self._dense.items()):
@@ -233,7 +219,7 @@ class Flights:
         finally:
             del file.flights[block]
             self.release(file)
-            self._ended(flight)
+            self.ended(flight)
 
     async def _fly_leaves(self, file: BlockFile, block: int, first: int, flight: Flight) -> None:
         try:
@@ -248,7 +234,7 @@ class Flights:
             if leaves is not None and flight in leaves.flights:
                 leaves.flights.remove(flight)
             self.release(file)
-            self._ended(flight)
+            self.ended(flight)
 
     async def _bring_leaves(self, file: BlockFile, block: int, first: int, mask: int) -> bool:
         """Fetch a run of leaves; False when they do not have their hashes."""
@@ -300,6 +286,11 @@ class Flights:
         self.fetched += length
         file.verified(block)
         assert file.path is not None
+        if len(file.state) == 1 and revision.size <= self._seal_bytes:
+            mtime = os.fstat(file.fd()).st_mtime_ns
+            if self._index.complete_all([(file.path, revision.etag, file.ino, mtime)]):  # in one transaction
+                self.grown(length)
+                return
         self._index.mark(file.path, revision.etag, (block,), ino=file.ino)
         self._came(file, length)
 
@@ -309,7 +300,7 @@ class Flights:
         assert file.path is not None
         if file.whole() and file.revision.size <= self._seal_bytes:
             sparse.seal(self._index, file.path, file.revision, file.fd())
-        self._grown(length)
+        self.grown(length)
 
     async def aside(self, file: BlockFile, offset: int, size: int) -> bytes:
         """Verified bytes by way of memory, for when the cache's disk takes none. Raises as BlockFile.read."""
@@ -323,7 +314,7 @@ class Flights:
                 return os.pread(fd, size, offset)
             finally:
                 os.close(fd)
-                self._grown(0)
+                self.grown(0)
                 log.debug("%d bytes of '%s' passed the full cache by.", size, revision.object_key)
 
     async def _fetch_aside(self, file: BlockFile, block: int, mask: int, path: str) -> None:
@@ -359,7 +350,7 @@ class Flights:
 
     async def _verify(self, file: BlockFile, path: str, offset: int, length: int, digest: bytes) -> bool:
         try:
-            return await _persist(lambda: self._mover.verify(path, offset=offset, length=length, digest=digest))
+            return await persist(lambda: self._mover.verify(path, offset=offset, length=length, digest=digest))
         except StorageError as error:
             if file.path is None:
                 raise
@@ -391,7 +382,7 @@ class Flights:
         self, revision: Revision, offset: int, length: int, path: str, digest: bytes | None, leaves: bytes | None
     ) -> None:
         """Give the mover a fetch job."""
-        await _persist(
+        await persist(
             lambda: self._mover.fetch(
                 revision.object_key,
                 etag=revision.etag,
@@ -417,16 +408,6 @@ class Flights:
             f"The object {url} (ETag {etag}) is damaged in block {block}: its bytes are not what was saved. Restore "
             "the file from a backup or replace the artifact."
         )
-
-
-async def _persist(job: Callable[[], Awaitable[T]]) -> T:
-    """Give a job again when the moving process dies during it. Raises TransferDied after ATTEMPTS."""
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return await job()
-        except TransferDied as error:
-            log.warning("%s", error)
-    return await job()
 
 
 def _is_busy(file: BlockFile) -> bool:

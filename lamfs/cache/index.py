@@ -100,6 +100,19 @@ class CacheIndex:
 
         return self._do(work, {})
 
+    def complete_of(self, wanted: Mapping[str, str]) -> set[str]:
+        """Those of the paths that are complete files of the revision (ETag) wanted of them."""
+        paths = [os.fsencode(path) for path in wanted]
+
+        def work(db: sqlite3.Connection) -> set[str]:
+            rows = db.execute(
+                f"SELECT path, etag FROM file WHERE path IN ({','.join('?' * len(paths))}) AND mtime_ns IS NOT NULL",
+                paths,
+            )
+            return {path for path, etag in ((os.fsdecode(row[0]), row[1]) for row in rows) if wanted[path] == etag}
+
+        return self._do(work, set())
+
     def total_bytes(self) -> int:
         """Bytes of all blocks and leaves present in all files."""
 
@@ -151,15 +164,21 @@ class CacheIndex:
         ``floor_ns``: the mtime of the file it replaces.
         """
         blocks = (size + BLOCK_SIZE - 1) // BLOCK_SIZE
-        bitmap = full_bitmap(blocks) if full else bytes((blocks + 7) // 8)
-        values = (os.fsencode(path), etag, ino, size, bitmap, size if full else 0, time.time_ns())
+        bitmap = full_bitmap(blocks) if full else None
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db):
-                old = db.execute("SELECT mtime_ns, floor_ns FROM file WHERE path = ?", values[:1]).fetchone()
-                floor = max(floor_ns, (old[0] or 0) if old else 0, old[1] if old else 0)
-                db.execute("DELETE FROM file WHERE path = ?", values[:1])
-                db.execute("INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)", (*values, floor))
+                _reset(db, path, etag, size, ino, floor_ns, bitmap)
+
+        self._do(work, None)
+
+    def reset_all(self, files: Iterable[tuple[str, str, int, int]]) -> None:
+        """As reset, of many new files: (path, etag, size, inode) of each."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db):
+                for path, etag, size, ino in files:
+                    _reset(db, path, etag, size, ino, 0, None)
 
         self._do(work, None)
 
@@ -221,6 +240,32 @@ class CacheIndex:
             )
 
         self._do(work, None)
+
+    def complete_all(self, files: Iterable[tuple[str, str, int, int]]) -> int:
+        """All blocks of files have been written: (path, etag, inode, mtime_ns) of each. As mark and complete.
+
+        A file whose predecessor had a later mtime is only marked; returns how many are complete.
+        """
+
+        def work(db: sqlite3.Connection) -> int:
+            done = 0
+            with transaction(db):
+                for path, etag, ino, mtime_ns in files:
+                    name = os.fsencode(path)
+                    found = db.execute(
+                        "SELECT size, floor_ns FROM file WHERE path = ? AND etag = ? AND ino = ?", (name, etag, ino)
+                    ).fetchone()
+                    if found is not None:
+                        size, floor = found
+                        db.execute("DELETE FROM partial WHERE path = ?", (name,))
+                        db.execute(
+                            "UPDATE file SET bitmap = ?, bytes = size, mtime_ns = ? WHERE path = ?",
+                            (full_bitmap(-(-size // BLOCK_SIZE)), mtime_ns if mtime_ns >= floor else None, name),
+                        )
+                        done += mtime_ns >= floor
+            return done
+
+        return self._do(work, 0)
 
     def touch(self, paths: str | Mapping[str, int]) -> None:
         """A file was used now; or many, each with its time in nanoseconds since the epoch."""
@@ -363,6 +408,31 @@ class CacheIndex:
         for suffix in ("-wal", "-shm", ""):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self.path}{suffix}")
+
+
+def _reset(
+    db: sqlite3.Connection, path: str, etag: str, size: int, ino: int, floor_ns: int, bitmap: bytes | None
+) -> None:
+    """A new row; ``bitmap`` None: no block is there."""
+    name = os.fsencode(path)
+    old = db.execute("SELECT mtime_ns, floor_ns FROM file WHERE path = ?", (name,)).fetchone()
+    if old is not None:
+        floor_ns = max(floor_ns, old[0] or 0, old[1])
+        db.execute("DELETE FROM file WHERE path = ?", (name,))
+    empty = bytes((-(-size // BLOCK_SIZE) + 7) // 8)
+    db.execute(
+        "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)",
+        (
+            name,
+            etag,
+            ino,
+            size,
+            empty if bitmap is None else bitmap,
+            0 if bitmap is None else size,
+            time.time_ns(),
+            floor_ns,
+        ),
+    )
 
 
 def _use_region(db: sqlite3.Connection, name: bytes, size: int, block: int) -> None:

@@ -83,6 +83,10 @@ class Reader:
         self.wishes: deque[tuple[BlockFile, int, int]] = deque()
         """Blocks of files, and leaves of them (a mask; 0: the whole block), to be brought when there is capacity."""
 
+    def is_new(self) -> bool:
+        """Whether nothing was read through it yet."""
+        return not self._runs
+
     def note(self, file: BlockFile, offset: int, size: int) -> bool:
         """A request was made: see what it belongs to, and wish for what comes next. Whether it is of a sequence."""
         end = offset + size

@@ -126,6 +126,21 @@ def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
     return Opened(fd, ino, bytearray(revision.block_count()), {})
 
 
+def make_fresh(cache_dir: Path, path: str, revision: Revision) -> tuple[int, int] | None:
+    """Make the cache file of a small revision where there is nothing yet: its descriptor and inode number; None when
+    that does not work. The caller writes its row (CacheIndex.reset_all)."""
+    try:
+        fd = os.open(cache_dir / path, _READ_WRITE | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError:
+        return None
+    try:
+        os.ftruncate(fd, revision.size)
+        return fd, ino_of(os.fstat(fd))
+    except OSError:
+        os.close(fd)
+        return None
+
+
 def _shared(fd: int, revision: Revision) -> bool:
     """Keep other processes from punching holes into a file that is open here."""
     return revision.size <= REGION_BLOCKS * BLOCK_SIZE or holes.share(fd)

@@ -185,8 +185,8 @@ class _Mount:
                 if not options.read_only:
                     nursery.start_soon(self._keep_lease)
                 mounts.write(settings.mounts_dir, record)
-                gc.collect()
                 gc.freeze()
+                gc.enable()
                 nursery.start_soon(self._announce)
                 await session.serve()
                 log.info("unmounted from %s", options.mountpoint)

@@ -25,6 +25,9 @@ from lamfs.transfer.uploader import Uploader
 
 log = logging.getLogger("lamfs.fs")
 
+S_IFMT = 0o170000
+"""The bits of a mode that say what kind of node it is: inode(7)."""
+
 
 class KernelNotifier(Protocol):
     """How the kernel is told that what it cached is old. Called in the loop; must not wait for the kernel."""
@@ -133,7 +136,7 @@ class Context:
         """FUSE inode number and attributes with which an inode from the registry is shown now."""
         fino = self.nodes.fino(inode.ino)
         self.atimes.show(inode)
-        if stat.S_ISREG(inode.mode):
+        if inode.mode & S_IFMT == stat.S_IFREG:
             state = self.states.get(fino)
             if state is not None and state.spool is not None:
                 state.count_blocks()

@@ -34,6 +34,8 @@ def _lines(numbers: Numbers) -> Iterator[tuple[str, Any]]:
     yield "cache_limit_bytes", cache["limit_bytes"]
     yield "fetched_blocks", cache["misses"]
     yield "fetched_bytes", cache["fetched_bytes"]
+    for name in ("prefetched_files", "prefetched_used", "prefetched_wasted"):
+        yield name, cache[name]
     yield "stored_files", numbers["stored_files"]
     yield "stored_bytes", numbers["stored_bytes"]
     for op in ("put", "save", "move", "delete"):
@@ -116,6 +118,9 @@ def _families(numbers: Numbers) -> Iterator[tuple[str, str, str, Samples]]:
     yield counter("cache_misses", "Reads that waited for storage.", cache["read_misses"])
     yield counter("fetched_blocks", "Blocks asked of storage, read ahead too.", cache["misses"])
     yield counter("fetched_bytes", "Bytes fetched from storage.", cache["fetched_bytes"])
+    yield counter("prefetched_files", "Small files fetched before a program asked.", cache["prefetched_files"])
+    yield counter("prefetched_used", "Those of them that were read then.", cache["prefetched_used"])
+    yield counter("prefetched_wasted", "Those of them that were given up.", cache["prefetched_wasted"])
     yield counter("cache_damage", "Blocks found damaged in the cache, and fetched again.", _cache_damage(numbers))
     yield counter("storage_damage", "Blocks found damaged in storage.", numbers["storage_damage_total"])
     yield counter("stored_files", "Files stored.", numbers["stored_files"])

@@ -17,6 +17,7 @@ import trio
 
 from lamfs.errors import FsError, LamfsError, StorageError
 from lamfs.fs.context import Context
+from lamfs.fs.neighbours import Neighbours
 from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
@@ -42,6 +43,7 @@ class Files:
         self._spooling = spooling
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
+        self._neighbours = Neighbours(context.registry, context.cache, context.stats.counters)
 
     # -- opening ------------------------------------------------------------------------------------------------
 
@@ -192,6 +194,8 @@ class Files:
         if not state.accessed:
             state.accessed = True
             self._c.atimes.read(state.inode)
+            if state.revision is not None:
+                self._neighbours.read(state.ino, state.revision)
         counted = self._counted
         spool = state.spool
         if spool is not None:
@@ -219,8 +223,12 @@ class Files:
             return data
         opened = self.handles[handle]
         state, reader = opened.state, opened.reader
+        if self._spooling.verify_small(state, offset) and (data := self.read_now(handle, offset, size)) is not None:
+            return data
         base = state.base
         waits = base is None or not base.holds(offset, size)
+        if waits and reader.is_new():
+            self._neighbours.missed(state.ino)
         now = began = trio.current_time()
         if opened.failed is not None and now - opened.failed[0] <= AGAIN_SECONDS:
             began = opened.failed[1]  # all tries together must not take longer than one may
@@ -334,6 +342,8 @@ class Files:
         here is lost: with ``tell`` FsError(ESTALE)."""
         if state.private or not (state.dirty or state.journaled):
             return  # a write that failed has left a row, too
+        if self._spooling.acknowledge(state, own=True):
+            return
         if not self._spooling.is_overtaken(state):
             self._spooling.acknowledge(state)
         elif tell:

@@ -27,6 +27,8 @@ PIB = 1 << 50
 COUNT_SHARE = 50
 """statfs counts the artifacts again after so many times the time that counting them took."""
 MAX_NS = (1 << 63) - 1
+WITH_CONTENT = ("mtime_ns", "ctime_ns")
+"""Attributes that an acknowledgement of what was written to a file saves in any case."""
 
 
 @dataclass(slots=True)
@@ -123,9 +125,11 @@ class FileSystem:
             ino = self.context.nodes.ino(fino)
             if changes.atime_ns is not None:
                 self.context.atimes.forget(ino)
-            if ino not in self.context.nodes.ghosts:
-                self.context.registry.names.set_attributes(ino, **columns)
             state = self.context.states.get(fino)
+            if state is not None and state.will_be_acknowledged():
+                state.unsaved |= {name: value for name, value in columns.items() if name not in WITH_CONTENT}
+            elif ino not in self.context.nodes.ghosts:
+                self.context.registry.names.set_attributes(ino, **columns)
             if state is not None:
                 state.accessed = False
             for target in {id(i): i for i in (inode, state.inode if state else inode)}.values():

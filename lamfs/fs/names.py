@@ -16,12 +16,12 @@ from lamfs.fs.control import NAME as CONTROL_NAME
 from lamfs.keys import check_name
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, Inode
 from lamfs.registry import Backup, Removed
+from lamfs.registry.tree import NEWEST
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 FIRST_COOKIE = 2
 """Cookies 1 and 2 are ``.`` and ``..``; an entry's is its registry cookie above that."""
-PAGE = 128
 SYMLINK_MAX = 4095
 
 
@@ -79,19 +79,11 @@ class Names:
             above = tree.parent(directory) if directory != ROOT_INO else ROOT_INO
             up = tree.get(above) if above is not None else None
             yield FIRST_COOKIE, b"..", above or directory, up or inode
-        after = max(cookie - FIRST_COOKIE, 0)
-        while True:
-            page = tree.entries(directory, after, PAGE)
-            for entry in page:
-                after = entry.cookie
-                if last is not None and after > last:
-                    return
-                if entry.inode.ino == AUTO_INO and tree.is_empty(AUTO_INO):
-                    continue
-                fino, shown = self._c.shown(entry.inode)
-                yield after + FIRST_COOKIE, entry.name.encode(), fino, shown
-            if len(page) < PAGE:
-                return
+        for found, name, inode in tree.walk(directory, max(cookie - FIRST_COOKIE, 0), NEWEST if last is None else last):
+            if inode.ino == AUTO_INO and tree.is_empty(AUTO_INO):
+                continue
+            fino, shown = self._c.shown(inode)
+            yield found + FIRST_COOKIE, name.encode(), fino, shown
 
     def readlink(self, fino: int) -> bytes:
         """Target of a symlink. Raises FsError(EINVAL) for another kind."""

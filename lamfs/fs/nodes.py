@@ -28,6 +28,7 @@ class NodeTable:
         self._next_alias = ALIAS_BASE
         self._peak = MIN_PEAK
         self._revision: dict[int, int] = {}
+        """The revision of each number of ``_lookups`` that does not stand for revision 0, as most do."""
         self.ghosts: dict[int, Inode] = {}
         """Attributes of inodes whose registry row is gone while the kernel still knows them."""
         self.ghost_xattrs: dict[int, dict[str, bytes]] = {}
@@ -54,20 +55,21 @@ class NodeTable:
     def looked_up(self, fino: int, revision: int) -> None:
         """Count one lookup, with which the kernel got attributes of this revision."""
         count = self._lookups.get(fino, 0)
-        if not count:
-            self._revision[fino] = revision
         self._lookups[fino] = count + 1
-        if not count and len(self._lookups) > self._peak:
-            self._peak = len(self._lookups)
+        if not count:
+            if revision:
+                self._revision[fino] = revision
+            if len(self._lookups) > self._peak:
+                self._peak = len(self._lookups)
 
     def outdated(self, fino: int, revision: int) -> bool:
         """Whether the kernel knows another revision by this number."""
-        return self._revision.get(fino, revision) != revision
+        return self._revision.get(fino, 0) != revision and fino in self._lookups
 
     def revised(self, fino: int) -> None:
         """This mount itself has made the next revision, and shows it by the same number."""
-        if fino in self._revision:
-            self._revision[fino] += 1
+        if fino in self._lookups:
+            self._revision[fino] = self._revision.get(fino, 0) + 1
 
     def forget(self, fino: int, count: int) -> bool:
         """Take ``count`` lookups back; True when the kernel does not know the number any more."""

@@ -118,7 +118,7 @@ class Room:
 
     def _progress(self) -> tuple[int, int]:
         uploader = self._uploader
-        return uploader.stored_files, sum(upload.done for upload in uploader.uploads.values())
+        return uploader.puts.stored_files, sum(upload.done for upload in uploader.puts.uploads.values())
 
     def _free(self) -> int:
         """Bytes of the disk that may be used."""

@@ -50,6 +50,7 @@ class Spooling:
             make_room=context.cache.make_room,
         )
         self.overlays = Overlays(context, self.read_stored)
+        self._folder = str(context.spool_dir)
 
     # -- stored content -----------------------------------------------------------------------------------------
 
@@ -115,6 +116,13 @@ class Spooling:
             with contextlib.suppress(StorageError):
                 self.open_stored(state)
 
+    def verify_small(self, state: FileState, offset: int) -> bool:
+        """Open the stored revision and, when that takes no time, verify what is read at ``offset``; whether it was."""
+        if state.base is None and state.spool is None:
+            with contextlib.suppress(StorageError):  # who reads it hears of it
+                self.open_stored(state)
+        return state.base is not None and state.base.verify_small(offset // BLOCK_SIZE)
+
     # -- writing ------------------------------------------------------------------------------------------------
 
     async def prepare_write(
@@ -163,7 +171,7 @@ class Spooling:
         """An empty spool file. Raises OSError(ENOSPC)."""
         self.room.check()
         name = name or spool_name(ino)
-        return Spool(str(self._c.spool_dir / name), name, create=True)
+        return Spool(f"{self._folder}/{name}", name, create=True)
 
     async def _make_spool(self, state: FileState, keep: int | None) -> None:
         size = state.revision.size if state.revision is not None else 0
@@ -251,25 +259,34 @@ class Spooling:
         inode = self._c.registry.tree.get(state.ino)
         return inode is not None and inode.nlink > 0
 
-    def acknowledge(self, state: FileState) -> int:
-        """Journal that what was written so far has to be stored; returns its generation. One transaction."""
+    def acknowledge(self, state: FileState, *, own: bool = False) -> bool:
+        """Journal that what was written so far has to be stored. One transaction.
+
+        ``own``: only if it is surely this mount's to store, which the journal's row says in most cases; else False, and
+        nothing has changed.
+        """
         registry = self._c.registry
-        inode = state.inode
+        src = state.spool.name if own and state.spool is not None and not state.stale else None
+        if own and src is None:
+            return False
         with registry.db.transaction():
-            state.count_blocks()
-            registry.tree.update(
-                state.ino, size=inode.size, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns, blocks=inode.blocks
-            )
             scratch = state.revision is None and registry.names.is_scratch(state.ino)
-            state.gen = registry.journal.ready_put(state.ino, settle=SETTLE, scratch=scratch)
+            gen = registry.journal.ready_put(state.ino, settle=SETTLE, scratch=scratch, src=src)
+            if own and not gen:
+                return False
+            state.gen = gen
+            state.count_blocks()
             # To other mounts it is a new revision.
-            registry.tree.bump_revision(state.ino)
+            registry.tree.rewritten(state.inode)
             registry.changes.content(state.ino)
+            if state.unsaved:
+                registry.tree.update(state.ino, **state.unsaved)
         self._c.nodes.revised(state.fino)
+        state.unsaved.clear()
         state.dirty = False
         state.journaled = False
         self._c.uploader.notify(state.ino)
-        return state.gen
+        return True
 
     # -- the uploader's hooks -----------------------------------------------------------------------------------
 

@@ -79,7 +79,8 @@ class FileState:
     ``inode`` is a copy of its attributes; while ``spool`` is there, its size and times are the true ones.
     ``frozen``: the spool is being uploaded, or belongs to another process; write to a copy. ``private``: unlinked, or
     read only for us; nothing is journaled. ``dirty``: written since the last acknowledgement. ``accessed``: read since
-    it was opened, written, or given other times.
+    it was opened, written, or given other times. ``unsaved``: columns of ``inode`` that the registry gets with the next
+    acknowledgement: a program that is not done with a file it writes (tar, cp -a) sets three or four, one by one.
     """
 
     ino: int
@@ -97,11 +98,16 @@ class FileState:
     stale: bool = False
     accessed: bool = False
     gen: int = 0
+    unsaved: dict[str, int] = field(default_factory=dict)
     lock: trio.Lock = field(default_factory=trio.Lock)
 
     def writable_now(self) -> bool:
         """Whether a write may go into the spool without further ado."""
         return self.spool is not None and not self.frozen and (self.journaled or self.private)
+
+    def will_be_acknowledged(self) -> bool:
+        """Whether somebody has it open for writing who has not closed it since the last write."""
+        return self.dirty and self.writers > 0 and self.spool is not None and not (self.private or self.stale)
 
     def count_blocks(self) -> None:
         """See how much of the spool file is allocated: holes are not, but for what the stored revision has."""

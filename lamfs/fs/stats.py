@@ -44,6 +44,12 @@ class Counters:
     misses: int = 0
     """Reads that waited for storage."""
     read_bytes: int = 0
+    prefetched_files: int = 0
+    """Small files that were fetched before a program asked for them."""
+    prefetched_used: int = 0
+    """Those of them that were read then."""
+    prefetched_wasted: int = 0
+    """Those that did not come, or on which nobody counts any more."""
     writes: int = 0
     write_bytes: int = 0
     io_errors: int = 0
@@ -109,7 +115,7 @@ class Stats:
             counted.writes,
             counted.write_bytes,
             context.cache.fetched_bytes,
-            context.uploader.stored_bytes,
+            context.uploader.puts.stored_bytes,
         )
 
     def _rates(self, context: Context) -> dict[str, float]:
@@ -169,7 +175,7 @@ class Stats:
             "owed_bytes": size,
             "uploading": [
                 {"key": what(registry, upload.entry), "size": upload.size, "done": upload.done}
-                for upload in uploader.uploads.values()
+                for upload in uploader.puts.uploads.values()
             ],
             "retrying": retrying,
             "retries": [
@@ -181,13 +187,16 @@ class Stats:
                 }
                 for entry in retries
             ],
-            "stored_files": uploader.stored_files,
-            "stored_bytes": uploader.stored_bytes,
+            "stored_files": uploader.puts.stored_files,
+            "stored_bytes": uploader.puts.stored_bytes,
             "cache": {
                 **context.cache.stats(),
                 "limit_bytes": context.cache.limit_bytes,
                 "read_hits": counted.hits,
                 "read_misses": counted.misses,
+                "prefetched_files": counted.prefetched_files,
+                "prefetched_used": counted.prefetched_used,
+                "prefetched_wasted": counted.prefetched_wasted,
                 "hit_rate": round(counted.hits / stored_reads, 4) if stored_reads else None,
             },
             "failed_tries": uploader.failed_tries,

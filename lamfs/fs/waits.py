@@ -25,6 +25,8 @@ log = logging.getLogger("lamfs.fs")
 
 LOOK_SECONDS = 0.25
 """Between two looks for signals while somebody waits."""
+LONG_SECONDS = 0.1
+"""How long that must have lasted."""
 SHARE = 10
 """Looking for who holds a file, with very many processes on the machine, takes a tenth of a thread's time at most."""
 
@@ -48,6 +50,7 @@ class Caller:
 class _Wait:
     caller: Caller
     scope: trio.CancelScope
+    since: float
     interrupted: bool = False
 
     def interrupt(self) -> None:
@@ -71,7 +74,7 @@ class Waits:
         Raises FsError: EIO when it takes longer than ``seconds``, EINTR when the caller is told to stop meanwhile.
         """
         with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
-            wait = _Wait(caller, scope)
+            wait = _Wait(caller, scope, trio.current_time())
             if caller.pid and signals.told_to_stop(caller.pid):
                 wait.interrupt()  # the kernel asks again after an interrupted readahead
             self._waiting.add(wait)
@@ -95,7 +98,12 @@ class Waits:
             if not self._waiting:
                 await self._begun.wait()
             began = trio.current_time()
-            waiting = [(wait, wait.caller, list(wait.caller.rivals())) for wait in self._waiting]
+            # Most waits are over before anybody could have had enough of them: for those nothing is looked up.
+            long = [wait for wait in self._waiting if began - wait.since >= LONG_SECONDS]
+            if not long:
+                await trio.sleep(LONG_SECONDS)
+                continue
+            waiting = [(wait, wait.caller, list(wait.caller.rivals())) for wait in long]
             search = sees_all and began >= next_search
             look = _Look(mount, [(caller, rivals) for _, caller, rivals in waiting], search)
             try:

@@ -59,6 +59,14 @@ def guarded(
     return wrapper
 
 
+def new_entry(timeout: float) -> EntryAttributes:
+    """For a reply: what is the same for all inodes. The kernel may rely on it for ``timeout`` seconds."""
+    entry = EntryAttributes()  # generation 0, st_blksize 4096
+    entry.entry_timeout = timeout
+    entry.attr_timeout = timeout
+    return entry
+
+
 class Shown:
     """How attributes are shown: overrides of owner and mode that the mount was asked for."""
 
@@ -68,19 +76,18 @@ class Shown:
         self.mask = ~umask if umask is not None else -1
 
     def attributes(self, fino: int, inode: Inode, timeout: float = LONG) -> EntryAttributes:
-        """The kernel's form of an inode. Blocks are 512 bytes, as st_blocks always are."""
-        entry = EntryAttributes()
+        """The kernel's form of an inode."""
+        return self.fill(new_entry(timeout), fino, inode)
+
+    def fill(self, entry: EntryAttributes, fino: int, inode: Inode) -> EntryAttributes:
+        """Put an inode into the kernel's form. Blocks are 512 bytes, as st_blocks always are."""
         entry.st_ino = fino
-        entry.generation = 0
-        entry.entry_timeout = timeout
-        entry.attr_timeout = timeout
         entry.st_mode = inode.mode & self.mask
         entry.st_nlink = inode.nlink
         entry.st_uid = inode.uid if self.uid is None else self.uid
         entry.st_gid = inode.gid if self.gid is None else self.gid
         entry.st_rdev = inode.rdev
         entry.st_size = inode.size
-        entry.st_blksize = 4096
         entry.st_blocks = inode.blocks if inode.blocks is not None else (inode.size + 4095 >> 12) << 3
         entry.st_atime_ns = inode.atime_ns
         entry.st_mtime_ns = inode.mtime_ns
@@ -235,10 +242,12 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        fs, shown = self._fs, self._shown
+        # Up to some hundred entries a request: the reply is copied from one form, filled anew for each.
+        fs, fill, reply = self._fs, self._shown.fill, pyfuse3.readdir_reply
+        lasting, fleeting = new_entry(LONG), new_entry(0.0)
         for cookie, name, fino, inode in fs.readdir(fh, start_id):
-            timeout = 0.0 if fino >= CONTROL_BASE else LONG
-            if not pyfuse3.readdir_reply(token, name, shown.attributes(fino, inode, timeout), cookie):
+            entry = fleeting if fino >= CONTROL_BASE else lasting
+            if not reply(token, name, fill(entry, fino, inode), cookie):
                 return
             fs.entry_taken(name, fino, inode)
 

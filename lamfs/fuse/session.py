@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyfuse3
 
 from lamfs.errors import LamfsError
+from lamfs.fuse.loop import quick_loop
 from lamfs.fuse.operations import Operations
 
 MAX_TASKS = 1000
@@ -29,7 +30,8 @@ def mount(operations: Operations, mountpoint: str, name: str, words: tuple[str, 
 
 async def serve() -> None:
     """Answer the kernel until the file system is unmounted or ``end`` is called."""
-    await pyfuse3.main(max_tasks=MAX_TASKS)
+    with quick_loop():
+        await pyfuse3.main(max_tasks=MAX_TASKS)
 
 
 def end() -> None:

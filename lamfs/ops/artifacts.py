@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import replace as with_fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from lamfs.cache import files as cache_files
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectChanged, ObjectMissing
-from lamfs.keys import object_key_for
+from lamfs.keys import object_key_for, root_path
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision
 from lamfs.ops import drafts, messages, mounts, recover
 from lamfs.ops.drafts import Draft
@@ -73,17 +74,22 @@ def replace(
     return commit(instance, draft, progress=progress)
 
 
-def commit(instance: Instance, draft: Draft, *, progress: Progress | None = None) -> ArtifactRecord:
+def commit(
+    instance: Instance, draft: Draft, *, key: str | None = None, progress: Progress | None = None
+) -> ArtifactRecord:
     """Store what a draft describes: object first, row second, stale object last. Returns the record as it is then.
 
-    Raises storage errors (the old revision is whole then), AlreadyExists (the key was taken meanwhile), NotFound (the
-    artifact was deleted for good), InvalidArgument (the file is gone or being written).
+    ``key``: the artifact is to be renamed; that comes before all else. Raises storage errors (the old revision is whole
+    then), AlreadyExists (the key was taken meanwhile), NotFound (the artifact was deleted for good), InvalidArgument
+    (the file is gone or being written), and what ``_rename`` raises.
     """
     instance.hold()
     record = draft.record
     if not draft.pending:
-        return _update(instance, record)
+        return _update(instance, record, key)
     registry = instance.registry
+    if key is not None and registry.artifacts.by_uid(record.uid) is not None:
+        _rename(instance, record.uid, key)
     if registry.db.one("SELECT 1 FROM journal WHERE op='save' LIMIT 1"):
         # An interrupted save of the same artifact must not come after this one.
         recover.finish_saves(instance, strict=True)
@@ -186,10 +192,39 @@ def _foreign(instance: Instance, record: ArtifactRecord) -> str | None:
         return None
 
 
-def _update(instance: Instance, record: ArtifactRecord) -> ArtifactRecord:
-    """Save what a person may change of a record without new content: its description."""
+def _rename(instance: Instance, uid: str, key: str) -> None:
+    """Give an artifact another key: what ``mv`` of its first name does in a mount. The directories are made.
+
+    Raises AlreadyExists (something has the key: it is not replaced), InvalidName (a file is where a directory would
+    have to be), InvalidArgument (it is in the trash), NotFound.
+    """
     registry = instance.registry
     with registry.db.transaction():
+        record = by_uid(instance, uid)
+        if record.key == key and not in_trash(record):
+            return
+        inode = registry.tree.get(record.ino or 0)
+        first = registry.tree.first_name(record.ino or 0)
+        if inode is None or first is None:
+            raise InvalidArgument(f"The artifact {uid} is in the trash; restore it as '{key}' to have it back there.")
+        there = registry.tree.resolve(key)
+        if there is not None:
+            what = "a directory" if stat.S_ISDIR(there.mode) else "another file"
+            raise AlreadyExists(
+                f"'{record.key or uid}' cannot get the key '{key}': {what} has it; choose another, or rename or delete"
+                " what is there."
+            )
+        folder, name = root_path(key)
+        parent = registry.names.ensure_directory(folder, inode.uid, inode.gid)
+        registry.names.rename(*first, parent, name)
+
+
+def _update(instance: Instance, record: ArtifactRecord, key: str | None) -> ArtifactRecord:
+    """Save what a person may change of a record without new content: its description, and its key."""
+    registry = instance.registry
+    with registry.db.transaction():
+        if key is not None:
+            _rename(instance, record.uid, key)
         current = by_uid(instance, record.uid)
         if (current.description, current.run_id) != (record.description, record.run_id):
             registry.artifacts.update(
@@ -197,6 +232,8 @@ def _update(instance: Instance, record: ArtifactRecord) -> ArtifactRecord:
             )
             assert current.ino is not None
             registry.changes.record(current.ino)
+    if key is not None:
+        recover.run_owed(instance)
     mounts.poke(instance.settings)
     return by_uid(instance, record.uid)
 

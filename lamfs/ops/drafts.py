@@ -107,13 +107,14 @@ def draft_replace(
     before: ArtifactRecord,
     path: str | os.PathLike[str],
     *,
+    key: str | None = None,
     origin: Provenance | None = None,
     temporary: bool = False,
 ) -> Draft:
     """What replacing the content of a saved artifact would do; not pending when the bytes are the same.
 
-    uid, description, accessor and provenance stay; another suffix changes the key. Raises InvalidArgument (a
-    ValueError), FileMissing, NotFound.
+    uid, description, accessor and provenance stay; another suffix changes the key, which is ``key`` if it is to be
+    renamed as well. Raises InvalidArgument (a ValueError), FileMissing, NotFound.
     """
     registry = instance.registry
     if key_in_storage(instance.store, path) is not None:
@@ -122,6 +123,8 @@ def draft_replace(
     current = registry.artifacts.by_uid(before.uid)
     if current is None:
         raise NotFound(f"The artifact {before.uid} was deleted for good; save the file as a new one.")
+    if key is not None:
+        current.key, current.suffix = key, suffix_of(root_path(key)[1])
     content, stamp = hash_stable(source)
     newer = current.ino is not None and registry.journal.put_of(current.ino) is not None
     if content.same_bytes(current.revision.content) and not newer:

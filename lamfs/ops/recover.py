@@ -71,11 +71,7 @@ def finish_saves(instance: Instance, *, strict: bool = False) -> int:
     count = 0
     with storage_work:  # who announces a save holds it until the save is known to be active
         journal.adopt(("save",))
-        mine = [
-            entry
-            for entry in journal.entries()
-            if entry.op == "save" and entry.owner == journal.owner and entry.id not in active
-        ]
+        mine = [entry for entry in journal.mine("save") if entry.id not in active]
     for entry in mine:
         try:
             count += finish_save(instance, entry) is not None
@@ -321,7 +317,7 @@ def store_bytes(instance: Instance, content: ContentHash, path: str, target: str
 
 def copy_twin(instance: Instance, content: ContentHash, target: str) -> str | None:
     """Copy the object of an artifact with the same bytes, so that they need not be sent; None: there is none."""
-    for twin in instance.registry.artifacts.same_content(content)[:3]:
+    for twin in instance.registry.artifacts.same_content(content, 3):
         if twin.revision.object_key == target:
             continue
         with contextlib.suppress(ObjectMissing, ObjectChanged):
@@ -341,8 +337,9 @@ def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abo
     journal = instance.registry.journal
     with storage_work:
         journal.adopt(wanted)
-        mine = [entry for entry in journal.entries() if entry.owner == journal.owner and entry.op in wanted]
-        for entry in mine:
+        for entry in journal.mine("move", "abort"):
+            if entry.op not in wanted:
+                continue
             if entry.op == "move":
                 try:
                     _move(instance, entry)
@@ -412,9 +409,11 @@ def _delete(instance: Instance, strict: bool) -> None:
     registry = instance.registry
     journal = registry.journal
     entries: dict[str, list[JournalEntry]] = {}
+    if not journal.mine("delete"):
+        return
     with registry.db.transaction():
-        for entry in journal.entries():
-            if entry.op != "delete" or entry.owner != journal.owner or entry.object_key is None:
+        for entry in journal.mine("delete"):
+            if entry.object_key is None:
                 continue
             if registry.artifacts.with_object(entry.object_key) is not None:
                 journal.done(entry.id)

@@ -9,7 +9,7 @@ from lamfs.model import ArtifactRecord, iso, new_uid
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import Change, ChangeLog
 from lamfs.registry.commits import Commits, Committed, Conflict, Provenance, record_from_payload
-from lamfs.registry.db import Database, sync_log
+from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal, is_alive, of_another_boot, process_id
 from lamfs.registry.namespace import Backup, Namespace, Renamed, spool_name
@@ -75,7 +75,8 @@ class Registry:
 
 
 __all__ = [
-    "Backup", "Change", "Commits", "Committed", "Conflict", "PartRecord", "Provenance", "Registry", "Removed",
-    "Renamed", "Run", "Storage", "Transform", "UploadRecord", "Uploads", "User", "base_id", "is_alive", "is_based_on",
-    "missing_blocks", "of_another_boot", "process_id", "record_from_payload", "spool_name", "sync_log",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "PartRecord", "Provenance", "Registry",
+    "Removed", "Renamed", "Run", "Storage", "Transform", "UploadRecord", "Uploads", "User", "base_id", "fold_log",
+    "is_alive", "is_based_on", "missing_blocks", "of_another_boot", "process_id", "record_from_payload", "spool_name",
+    "sync_log",
 ]  # fmt: skip

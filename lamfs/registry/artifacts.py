@@ -49,6 +49,10 @@ class Artifacts:
         """The artifact whose bytes inode ``ino`` shows."""
         return self._one("ino=?", ino)
 
+    def has_ino(self, ino: int) -> bool:
+        """Whether inode ``ino`` shows the bytes of an artifact."""
+        return self._db.one("SELECT 1 FROM artifact WHERE ino=?", (ino,)) is not None
+
     def by_key(self, key: str) -> ArtifactRecord | None:
         """The artifact that has this key now; never one in the trash."""
         return self._one("key=? AND visibility>-1", key)
@@ -57,11 +61,11 @@ class Artifacts:
         """The artifact in the trash that had this key, the last one thrown away first."""
         return self._one("key=? AND visibility=-1 ORDER BY updated_at DESC, id DESC", key)
 
-    def same_content(self, content: ContentHash) -> list[ArtifactRecord]:
-        """Artifacts with exactly these bytes, whatever their visibility, oldest first."""
+    def same_content(self, content: ContentHash, limit: int = -1) -> list[ArtifactRecord]:
+        """Artifacts with exactly these bytes, whatever their visibility, the ``limit`` oldest first (-1: all)."""
         rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM artifact WHERE hash=? AND size=? AND blocks=? ORDER BY id",
-            (content.hash, content.size, content.blocks),
+            f"SELECT {_COLUMNS} FROM artifact WHERE hash=? AND size=? AND blocks=? ORDER BY id LIMIT ?",
+            (content.hash, content.size, content.blocks, limit),
         )
         return [_record(row) for row in rows]
 

@@ -18,6 +18,8 @@ from lamfs.errors import LamfsError, NotSetUp, RegistryError
 
 SCHEMA_VERSION = 7
 
+LOG_PAGES = 1000
+"""Pages (of 4 KiB) in the write-ahead log from which on a commit folds it into the file itself: SQLite's default."""
 BUSY_TIMEOUT = 30.0
 """Seconds a writer waits for another process's transaction."""
 
@@ -126,11 +128,29 @@ class Database:
         """All rows."""
         return self.execute(sql, params).fetchall()
 
+    def rows(self, sql: str, params: Params = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows one by one, as they are asked for: the statement runs until the iterator is at its end, or gone."""
+        cursor = self.execute(sql, params)
+        try:
+            yield from cursor
+        except sqlite3.Error as error:
+            raise registry_error(self.path, error) from error
+        finally:
+            cursor.close()
+
     def data_version(self) -> int:
         """A number that changes when another connection has committed (SQLite documentation, PRAGMA data_version)."""
         row = self.one("PRAGMA data_version")
         assert row is not None
         return int(row[0])
+
+    def changes(self) -> int:
+        """Rows that this connection has changed since it was opened."""
+        return self.conn.total_changes
+
+    def log_pages(self, count: int) -> None:
+        """From how many pages in the log on a commit folds it into the file itself, which takes two syncs."""
+        self.execute(f"PRAGMA wal_autocheckpoint={count:d}")
 
     def snapshot(self, target: Path) -> None:
         """Write a consistent, compact copy of the registry to ``target`` (a new file, mode 0600)."""
@@ -179,6 +199,20 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise registry_error(path, error) from error
+
+
+def fold_log(path: Path) -> None:
+    """Write what is in the log at ``path`` into the registry's file, as far as no reader is in the way. Any thread.
+
+    Writers go on meanwhile; once all is folded the next one begins the log anew. Raises RegistryError.
+    """
+    with translated(path):
+        conn = sqlite3.connect(path, timeout=0, isolation_level=None)
+        try:
+            conn.execute("PRAGMA synchronous=NORMAL")
+            conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        finally:
+            conn.close()
 
 
 def sync_log(path: Path) -> None:

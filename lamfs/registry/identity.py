@@ -182,7 +182,7 @@ class Identity:
 
     def is_scratch(self, ino: int) -> bool:
         """Whether a file is no artifact, and by none of its names becomes one."""
-        if self.scratch is nothing or self._artifacts.by_ino(ino) is not None:
+        if self.scratch is nothing or self._artifacts.has_ino(ino):
             return False
         names = self._tree.names(ino)
         return bool(names) and all(self.scratch(self._tree.path_at(*name) or "") for name in names)

@@ -72,6 +72,14 @@ class Journal:
         self._db = db
         self.owner = process_id() or new_uid()
 
+    def begin_first_put(self, ino: int, src: str, *, key_is_virtual: bool = True) -> None:
+        """As begin_put, of an inode that was made in the same transaction: nobody knows anything of it."""
+        self._db.execute(
+            "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, payload)"
+            " VALUES('put','open',?,?,?,?,?,?)",
+            (ino, new_uid(), src, now_ns(), self.owner, json.dumps({"key_is_virtual": key_is_virtual})),
+        )
+
     def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True, base: str | None = None) -> None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
         opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is an
@@ -140,14 +148,16 @@ class Journal:
             if entry_id not in under_way:
                 self._db.execute("UPDATE journal SET state='ready', next_at=0 WHERE id=?", (entry_id,))
 
-    def ready_put(self, ino: int, *, settle: float = 0.0, scratch: bool = False) -> int:
+    def ready_put(self, ino: int, *, settle: float = 0.0, scratch: bool = False, src: str | None = None) -> int:
         """The bytes of ``ino`` are acknowledged: count one more generation and return it (0: there is no such row).
 
-        Its upload may start ``settle`` seconds from now; never, as long as it is ``scratch``.
+        Its upload may start ``settle`` seconds from now; never, as long as it is ``scratch``. ``src``: only if they are
+        in this spool file.
         """
         row = self._db.one(
-            "UPDATE journal SET state=?, gen=gen+1, next_at=? WHERE op='put' AND ino=? RETURNING gen",
-            ("scratch" if scratch else "ready", now_ns() + int(settle * 1e9), ino),
+            "UPDATE journal SET state=?, gen=gen+1, next_at=? WHERE op='put' AND ino=? AND src=coalesce(?, src)"
+            " RETURNING gen",
+            ("scratch" if scratch else "ready", now_ns() + int(settle * 1e9), ino, src),
         )
         return int(row[0]) if row else 0
 
@@ -275,6 +285,14 @@ class Journal:
         """Everything owed by anybody, oldest first."""
         return [_entry(row) for row in self._db.all(f"SELECT {_COLUMNS} FROM journal ORDER BY id")]
 
+    def mine(self, *ops: str) -> list[JournalEntry]:
+        """What this process owes of these operations, oldest first."""
+        marks = ",".join("?" * len(ops))
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM journal WHERE owner=? AND op IN ({marks}) ORDER BY id", (self.owner, *ops)
+        )
+        return [_entry(row) for row in rows]
+
     def failing(self, limit: int) -> tuple[int, list[JournalEntry]]:
         """How many rows have failed and wait for another try; the first ``limit`` of them, next to come first."""
         row = self._db.one("SELECT count(*) FROM journal WHERE attempts>0 AND state='ready'")
@@ -294,31 +312,33 @@ class Journal:
     def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort")) -> list[JournalEntry]:
         """Take over the rows of processes that are gone. Returns them as they were."""
         wanted = set(ops)
-        if (
-            self._db.one(
-                "SELECT 1 FROM journal WHERE owner<?1 UNION ALL SELECT 1 FROM journal WHERE owner>?1"
-                " UNION ALL SELECT 1 FROM journal WHERE owner IS NULL LIMIT 1",
-                (self.owner,),
-            )
-            is None
-        ):
+        gone = [owner for owner in self._owners() if owner != self.owner and not is_alive(owner)]
+        if not gone:
             return []
         with self._db.transaction():
-            rows = self._db.all(f"SELECT {_COLUMNS} FROM journal WHERE owner IS NOT ? ORDER BY id", (self.owner,))
-            alive: dict[str | None, bool] = {}
             taken = []
-            for entry in map(_entry, rows):
-                if entry.op not in wanted:
-                    continue
-                if entry.owner not in alive:
-                    alive[entry.owner] = is_alive(entry.owner)
-                if not alive[entry.owner]:
-                    taken.append(entry)
+            for owner in gone:
+                rows = self._db.all(f"SELECT {_COLUMNS} FROM journal WHERE owner IS ?", (owner,))
+                taken += [entry for entry in map(_entry, rows) if entry.op in wanted]
+            taken.sort(key=lambda entry: entry.id)
             self._db.conn.executemany(
                 "UPDATE journal SET owner=?, next_at=0, state=replace(state, 'held', 'ready') WHERE id=?",
                 [(self.owner, entry.id) for entry in taken],
             )
         return taken
+
+    def _owners(self) -> list[str | None]:
+        """Who owes anything. One step in an index for each of them, however much it is."""
+        found: list[str | None] = []
+        if self._db.one("SELECT 1 FROM journal WHERE owner IS NULL LIMIT 1") is not None:
+            found.append(None)
+        last = ""
+        while True:
+            row = self._db.one("SELECT min(owner) FROM journal WHERE owner>?", (last,))
+            if row is None or row[0] is None:
+                return found
+            last = row[0]
+            found.append(last)
 
     def holds(self, object_key: str) -> bool:
         """Whether a row is about to write, or is writing, or has written this object.

@@ -102,7 +102,7 @@ class Namespace:
         with self._db.transaction():
             inode = self._create(parent, name, mode, uid, gid, 0, None)
             src = spool_name(inode.ino)
-            self._journal.begin_put(inode.ino, src, key_is_virtual=key_is_virtual)
+            self._journal.begin_first_put(inode.ino, src, key_is_virtual=key_is_virtual)
             if backup is not None:
                 self._identity.keep_backup(backup.ino, inode.ino, backup.ended)
             return inode, src
@@ -117,9 +117,7 @@ class Namespace:
             gid = directory.gid
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
-        now = now_ns()
-        inode = self._tree.new_inode(mode, uid, gid, rdev=rdev, now=now, target=target)
-        self._tree.add_entry(parent, name, inode, now)
+        inode = self._tree.new_entry(parent, name, mode, uid, gid, rdev=rdev, now=now_ns(), target=target)
         self._changes.entry(parent, name, inode.ino)
         return inode
 

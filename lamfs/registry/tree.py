@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from lamfs.errors import FsError
@@ -18,10 +19,13 @@ _INODE = "ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns, rdev, 
 _JOINED = ", ".join(f"i.{column}" for column in _INODE.split(", "))
 _LOOKUP = f"SELECT {_JOINED} FROM dentry d JOIN inode i ON i.ino=d.ino WHERE d.parent=? AND d.name=?"
 _GET = f"SELECT {_INODE} FROM inode WHERE ino=?"
-_LIST = (
+_WALK = (
     f"SELECT d.id, d.name, {_JOINED} FROM dentry d JOIN inode i ON i.ino=d.ino"
-    " WHERE d.parent=? AND d.id>? ORDER BY d.id LIMIT ?"
+    " WHERE d.parent=? AND d.id>? AND d.id<=? ORDER BY d.id"
 )
+_LIST = f"{_WALK} LIMIT ?"
+NEWEST = (1 << 63) - 1
+"""As large as a cookie can be."""
 LINK_MAX = 65_000
 """Most names one inode may have, as on ext4."""
 MAX_DEPTH = 65_536
@@ -48,7 +52,16 @@ class Tree:
 
     def entries(self, parent: int, after: int = 0, limit: int = 1000) -> list[Dentry]:
         """Entries of a directory with a cookie above ``after``, in cookie order."""
-        return [Dentry(row[0], row[1], Inode(*row[2:])) for row in self._db.all(_LIST, (parent, after, limit))]
+        rows = self._db.all(_LIST, (parent, after, NEWEST, limit))
+        return [Dentry(row[0], row[1], Inode(*row[2:])) for row in rows]
+
+    def walk(self, parent: int, after: int = 0, last: int = NEWEST) -> Iterator[tuple[int, str, Inode]]:
+        """As ``entries``, as (cookie, name, inode) and one by one: whoever takes only some pays only for these.
+
+        Nothing may be changed while the iterator is held. ``last``: the highest cookie that is of interest.
+        """
+        for cookie, name, *columns in self._db.rows(_WALK, (parent, after, last)):
+            yield cookie, name, Inode(*columns)
 
     def newest_cookie(self) -> int:
         """The highest cookie that any entry has had so far."""
@@ -132,17 +145,29 @@ class Tree:
         self, mode: int, uid: int, gid: int, *, rdev: int = 0, now: int = 0, target: bytes | None = None
     ) -> Inode:
         """Make an inode without a name (nlink 0)."""
-        now = now or now_ns()
+        return self._new_inode(mode, uid, gid, 0, rdev, now or now_ns(), target)
+
+    def new_entry(
+        self, parent: int, name: str, mode: int, uid: int, gid: int, *, rdev: int, now: int, target: bytes | None
+    ) -> Inode:
+        """Make an inode and give it its first name: what new_inode and add_entry do, in fewer statements."""
+        directory = stat.S_ISDIR(mode)
+        inode = self._new_inode(mode, uid, gid, 2 if directory else 1, rdev, now, target)
+        self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?,?,?)", (parent, name, inode.ino))
+        self.touch_directory(parent, now, links=1 if directory else 0)
+        return inode
+
+    def _new_inode(self, mode: int, uid: int, gid: int, nlink: int, rdev: int, now: int, target: bytes | None) -> Inode:
         size = len(target) if target is not None else 0
         cursor = self._db.execute(
             "INSERT INTO inode(mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns, rdev)"
-            " VALUES(?,?,?,0,?,?,?,?,?)",
-            (mode, uid, gid, size, now, now, now, rdev),
+            " VALUES(?,?,?,?,?,?,?,?,?)",
+            (mode, uid, gid, nlink, size, now, now, now, rdev),
         )
         assert cursor.lastrowid is not None
         if target is not None:
             self._db.execute("INSERT INTO symlink(ino, target) VALUES(?,?)", (cursor.lastrowid, target))
-        return Inode(cursor.lastrowid, mode, uid, gid, 0, size, now, now, now, rdev)
+        return Inode(cursor.lastrowid, mode, uid, gid, nlink, size, now, now, now, rdev)
 
     def add_entry(self, parent: int, name: str, inode: Inode, now: int) -> None:
         """Give an inode a name; counts the link, on directories the parent's too. Updates ``inode`` in place."""
@@ -223,6 +248,13 @@ class Tree:
     def bump_revision(self, ino: int) -> None:
         """Count a content revision that the mounts showing this inode did not make."""
         self._db.execute("UPDATE inode SET revision=revision+1 WHERE ino=?", (ino,))
+
+    def rewritten(self, inode: Inode) -> None:
+        """New bytes are acknowledged: size, blocks and times are those of ``inode``, and its revision is the next."""
+        self._db.execute(
+            "UPDATE inode SET size=?, blocks=?, mtime_ns=?, ctime_ns=?, revision=revision+1 WHERE ino=?",
+            (inode.size, inode.blocks, inode.mtime_ns, inode.ctime_ns, inode.ino),
+        )
 
     def remove_inode(self, ino: int) -> dict[str, bytes]:
         """Forget an inode, its target and its xattrs, which are returned. The two fixed directories stay."""

@@ -136,6 +136,9 @@ class ObjectStore(Protocol):
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Give up a multipart upload, and free its parts; one that is gone already is no error."""
 
+    def prepare(self) -> None:
+        """Do what the first call would otherwise wait for; asks the storage nothing, and raises nothing."""
+
     def close(self) -> None:
         """Release connections. The store is not used afterwards."""
 

@@ -63,6 +63,9 @@ class LocalStore:
     def local_path(self, key: str) -> str:
         return f"{self.root}/{check_object_key(key, as_path=True)}"
 
+    def prepare(self) -> None:
+        """Nothing is held between calls."""
+
     def close(self) -> None:
         """Nothing is held between calls."""
 

@@ -7,15 +7,14 @@ the middle of one. ``/proc/<our pid>/fd/<n>`` paths are held by a duplicate of t
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -26,30 +25,31 @@ from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
 from lamfs.transfer.parts import PartJobs
+from lamfs.transfer.process import end, environment
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
+Then = Callable[[LamfsError | None], None]
 
 BACKOFF = (0.05, 5.0)
 """Seconds before the first and before any later restart; doubled in between."""
 STEADY = 10.0
 """Seconds of life after which a mover's death counts as its first again."""
-END_TIMEOUT = 5.0
-"""Seconds to wait for the process to end by itself, and again after SIGKILL."""
-
 _FD_PATH = re.compile(r"/proc/(self|\d+)/fd/(\d+)")
 
 
 class _Job:
     """One job that has no answer yet. ``fds`` are ours to close when it has one."""
 
-    __slots__ = ("done", "error", "fds", "op", "progress", "result")
+    __slots__ = ("done", "error", "fds", "op", "progress", "result", "then")
 
-    def __init__(self, op: str, fds: list[int], progress: Progress | None) -> None:
+    def __init__(self, op: str, fds: list[int], progress: Progress | None, then: Then | None = None) -> None:
         self.op = op
         self.fds = fds
         self.progress = progress
+        self.then = then
+        """Called in place of setting ``done``; must not raise."""
         self.done = trio.Event()
         self.result: Any = None
         self.error: LamfsError | None = None
@@ -57,7 +57,10 @@ class _Job:
     def finish(self) -> None:
         for fd in self.fds:
             os.close(fd)
-        self.done.set()
+        if self.then is None:
+            self.done.set()
+        else:
+            self.then(self.error)
 
 
 class Mover(PartJobs):
@@ -129,7 +132,7 @@ class Mover(PartJobs):
                     stdin=subprocess.DEVNULL,
                     # "-m" puts the working directory first in sys.path: a user's json.py must not be found there
                     cwd="/",
-                    env=_environment(),
+                    env=environment(),
                 )
         except BaseException:
             ours.close()
@@ -153,7 +156,7 @@ class Mover(PartJobs):
             self._sock, self.pid, self._up = None, None, trio.Event()
             sock.close()
             with trio.CancelScope(shield=True):
-                await _end(process)
+                await end(process)
             self._fail_all(process.returncode)
 
     def _fail_all(self, status: int | None) -> None:
@@ -234,15 +237,19 @@ class Mover(PartJobs):
                     return
                 del self._outbox[:sent]
 
+    async def _ready(self) -> None:
+        """Wait until there is a process that can be given jobs."""
+        while self._sock is None:
+            if not self._running:
+                raise TransferDied("The process that moves bytes is not running: the mount is being ended.")
+            await self._up.wait()
+
     async def _call(self, op: str, message: Message, *, paths: tuple[str, ...] = (), progress: Any = None) -> Any:
         fds: list[int] = []
         try:
             for name in paths:
                 message[name] = _hold(message[name], fds)
-            while self._sock is None:
-                if not self._running:
-                    raise TransferDied("The process that moves bytes is not running: the mount is being ended.")
-                await self._up.wait()
+            await self._ready()
         except BaseException:
             for fd in fds:
                 os.close(fd)
@@ -290,6 +297,11 @@ class Mover(PartJobs):
         """Store a file under ``key``: ObjectStore.put_file. ``progress`` gets byte counts, about 10 a second."""
         message = {"path": path, "key": key, "consume": consume}
         return jobs.unpack_stat(await self._call("put", message, paths=("path",), progress=progress))
+
+    async def put_many(self, files: Sequence[tuple[str, str]]) -> list[ObjectStat | LamfsError]:
+        """Store small files, given as path and key, one after the other: of each its object, or why it failed."""
+        reply = await self._call("put_many", {"files": [list(file) for file in files]})
+        return [jobs.unpack_error(each) if isinstance(each, dict) else jobs.unpack_stat(each) for each in reply]
 
     async def push_file(self, key: str, path: str) -> ObjectStat:
         """Store a file under ``key`` and leave it where it is (the registry's snapshot)."""
@@ -340,16 +352,52 @@ class Mover(PartJobs):
         ``offset``) the bytes are checked before they are written. Raises ObjectChanged,
         ObjectMissing, StorageUnavailable, and DamagedData when a second GET also gives wrong bytes.
         """
-        message = {
-            "key": key,
-            "etag": etag,
-            "offset": offset,
-            "length": length,
-            "path": path,
-            "digest": None if digest is None else digest.hex(),
-            "leaves": None if leaves is None else leaves.hex(),
-        }
-        await self._call("fetch", message, paths=("path",))
+        await self._call("fetch", _fetch(key, etag, offset, length, path, digest, leaves), paths=("path",))
+
+    async def fetch_files(
+        self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
+    ) -> None:
+        """Fetch small objects whole, each as ``fetch`` does; the jobs are sent as one. Returns when all have landed.
+
+        ``landed`` is called once for each, with its number and, if it did not come, why.
+        """
+        await self._ready()
+        left = len(files)
+        last = trio.Event()
+
+        def then(number: int, error: LamfsError | None) -> None:
+            nonlocal left
+            left -= 1
+            try:
+                landed(number, error)
+            except Exception:
+                log.exception("A file has come, but could not be taken.")
+            if not left:
+                last.set()
+
+        lines = []
+        given: dict[int, _Job] = {}
+        for number, file in enumerate(files):
+            fds: list[int] = []
+            try:
+                path = _hold(file.path, fds)
+            except StorageError as error:
+                then(number, error)
+                continue
+            self._last_id = ident = self._last_id + 1
+            message = _fetch(file.key, file.etag, 0, file.length, path, file.digest, None)
+            message["id"], message["op"] = ident, "fetch"
+            given[ident] = self._jobs[ident] = _Job("fetch", fds, None, partial(then, number))
+            lines.append(jobs.encode(message))
+        self._post(b"".join(lines))
+        try:
+            await last.wait()
+        except trio.Cancelled:
+            for ident, job in given.items():
+                job.then = None
+                if ident in self._jobs and self._sock is not None:
+                    self._post(jobs.encode({"cancel": ident}))
+            raise
 
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
         """Whether a range of a local file has this BLAKE3; False also when the file is too short."""
@@ -369,6 +417,20 @@ class Mover(PartJobs):
         await self._call("clone", {"src": src, "dst": dst}, paths=("src",))
 
 
+def _fetch(
+    key: str, etag: str, offset: int, length: int, path: str, digest: bytes | None, leaves: bytes | None
+) -> Message:
+    return {
+        "key": key,
+        "etag": etag,
+        "offset": offset,
+        "length": length,
+        "path": path,
+        "digest": None if digest is None else digest.hex(),
+        "leaves": None if leaves is None else leaves.hex(),
+    }
+
+
 def _hold(path: str, fds: list[int]) -> str:
     """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``."""
     match = _FD_PATH.fullmatch(path)
@@ -382,28 +444,3 @@ def _hold(path: str, fds: list[int]) -> str:
         ) from error
     fds.append(fd)
     return f"/proc/{os.getpid()}/fd/{fd}"
-
-
-def _environment() -> dict[str, str]:
-    """Our environment, in which the child finds the lamfs that we are, also when that is a source checkout."""
-    env = dict(os.environ)
-    # By default each thread keeps memory of its own that it once needed.
-    env.setdefault("MALLOC_ARENA_MAX", "2")
-    home = Path(__file__).resolve().parents[2]
-    if home.name not in ("site-packages", "dist-packages"):
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), env.get("PYTHONPATH")]))
-    return env
-
-
-async def _end(process: trio.Process) -> None:
-    """Wait for a process whose socket is closed; kill it, by its own pid, when it takes too long."""
-    with trio.move_on_after(END_TIMEOUT):
-        await process.wait()
-        return
-    log.warning("The moving process %d does not end; killing it.", process.pid)
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    with trio.move_on_after(END_TIMEOUT):
-        await process.wait()
-        return
-    log.error("The moving process %d cannot be killed (it hangs in the kernel); leaving it behind.", process.pid)

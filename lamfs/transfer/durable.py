@@ -6,13 +6,25 @@ that announces it is made durable before; and the row that notes it, before a fi
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import trio
 
-from lamfs.registry import sync_log
+from lamfs.errors import RegistryError
+from lamfs.registry import LOG_PAGES, fold_log, sync_log
+from lamfs.registry.db import Database
 from lamfs.storage.osfiles import fsync_folder
+
+log = logging.getLogger("lamfs.uploader")
+
+LOOK = 0.1
+"""Seconds between two looks at how much was committed."""
+CHANGES = 500
+"""Changed rows after which the log is folded: about 2 MiB of it."""
+ROOMY = 1 << 30
+"""Bytes that are free on the registry's disk where the log may become larger."""
 
 
 class LogSync:
@@ -34,6 +46,34 @@ class LogSync:
             covered = self._asked
             await trio.to_thread.run_sync(sync_log, self._path)
             self._done = covered
+
+
+class Folding:
+    """Folds the registry's log into its file in a thread, so that no request waits for the two syncs which that takes.
+
+    A commit still does it itself when the log grows faster: when it has four times as many pages as usual, or the usual
+    number where the disk has little left.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def run(self) -> None:
+        """Fold what there is, until cancelled."""
+        seen, roomy = self._db.changes(), False
+        while True:
+            disk = os.statvfs(self._db.path.parent)
+            if roomy != (disk.f_bavail * disk.f_frsize > ROOMY):
+                roomy = not roomy
+                self._db.log_pages(4 * LOG_PAGES if roomy else LOG_PAGES)
+            await trio.sleep(LOOK)
+            now = self._db.changes()
+            if now - seen >= CHANGES:
+                seen = now
+                try:
+                    await trio.to_thread.run_sync(fold_log, self._db.path)
+                except RegistryError as error:
+                    log.info("the registry's log is not folded: %s", error)
 
 
 async def sync_file(path: str, folder: Path) -> None:

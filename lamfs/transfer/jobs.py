@@ -17,7 +17,7 @@ import base64
 import dataclasses
 import errno
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import lamfs.errors
 from lamfs.errors import FsError, LamfsError, StorageError, StorageFull
@@ -35,11 +35,21 @@ PARTS = frozenset({"send_part", "copy_part", "hash_range", "hash_ends"})
 ``bulk`` (hashing a large file) go there too."""
 WRITES = frozenset(
     {
-        "hash", "put", "copy", "delete", "clone", "graft",
+        "hash", "put", "put_many", "copy", "delete", "clone", "graft",
         "begin_upload", "complete_upload", "abort_upload", "list_parts", "uploads_of",
     }
 )  # fmt: skip
 """Everything else that may take long: the writes pool."""
+
+
+class WholeFile(NamedTuple):
+    """A small object that is to be fetched whole into the file at ``path``; ``digest``: its BLAKE3."""
+
+    key: str
+    etag: str
+    length: int
+    path: str
+    digest: bytes
 
 
 def encode(message: Message) -> bytes:
@@ -124,6 +134,34 @@ def unpack_content(value: list[Any]) -> ContentHash:
         leaves[block] = hashes[at : at + length]
         at += length
     return ContentHash(size, text, kind, unpack_bytes(blocks), leaves)
+
+
+def describe(message: Message) -> str:
+    """A job for people, as what is being done."""
+    words = {
+        "hash": "hashing {path}",
+        "put": "storing {path} as '{key}'",
+        "put_many": "storing small files",
+        "put_bytes": "storing '{key}'",
+        "copy": "copying '{src}' to '{dst}'",
+        "delete": "deleting objects",
+        "head": "looking up '{key}'",
+        "get": "reading '{key}'",
+        "fetch": "fetching '{key}' at byte {offset}",
+        "verify": "verifying {path} at byte {offset}",
+        "clone": "cloning {src} to {dst}",
+        "graft": "copying {src} to {dst} at byte {offset}",
+        "begin_upload": "beginning the upload of '{key}'",
+        "send_part": "storing part {number} of '{key}' from {path}",
+        "hash_range": "hashing {path} at byte {offset}",
+        "hash_ends": "hashing {path}",
+        "copy_part": "copying part {number} of '{key}' from '{source}'",
+        "complete_upload": "completing the upload of '{key}'",
+        "abort_upload": "aborting the upload of '{key}'",
+        "list_parts": "listing the parts of '{key}'",
+        "uploads_of": "listing the uploads of '{key}'",
+    }
+    return words.get(message["op"], "an unknown job").format_map(message)
 
 
 def translate(error: BaseException, doing: str) -> LamfsError:

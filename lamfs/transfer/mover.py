@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from lamfs import copying, hashing
-from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError
+from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError, StorageUnavailable
 from lamfs.storage.base import MultipartStore
 from lamfs.transfer import jobs
 from lamfs.transfer.buffers import Buffers
@@ -134,6 +134,12 @@ class Server:
             log.exception("The storage could not be opened.")
             self._store_error = jobs.translate(error, f"opening the storage {message.get('root')}")
         gc.freeze()
+        if self._store is not None:
+            self._control.submit(self._prepare, self._store)
+
+    def _prepare(self, store: ObjectStore) -> None:
+        store.prepare()
+        gc.freeze()
 
     def _take(self, message: Message) -> None:
         if "cancel" in message:
@@ -164,9 +170,9 @@ class Server:
         except _Cancelled:
             reply["error"] = jobs.pack_error(StorageError("The job was cancelled."))
         except BaseException as error:
-            known = jobs.translate(error, _describe(message))
+            known = jobs.translate(error, jobs.describe(message))
             if not isinstance(error, (LamfsError, OSError, EOFError)):
-                log.exception("%s failed unexpectedly.", _describe(message))
+                log.exception("%s failed unexpectedly.", jobs.describe(message))
             reply["error"] = jobs.pack_error(known)
         del self._jobs[message["id"]]
         if job.moved:
@@ -203,32 +209,6 @@ class Server:
         return store
 
 
-def _describe(message: Message) -> str:
-    words = {
-        "hash": "hashing {path}",
-        "put": "storing {path} as '{key}'",
-        "put_bytes": "storing '{key}'",
-        "copy": "copying '{src}' to '{dst}'",
-        "delete": "deleting objects",
-        "head": "looking up '{key}'",
-        "get": "reading '{key}'",
-        "fetch": "fetching '{key}' at byte {offset}",
-        "verify": "verifying {path} at byte {offset}",
-        "clone": "cloning {src} to {dst}",
-        "graft": "copying {src} to {dst} at byte {offset}",
-        "begin_upload": "beginning the upload of '{key}'",
-        "send_part": "storing part {number} of '{key}' from {path}",
-        "hash_range": "hashing {path} at byte {offset}",
-        "hash_ends": "hashing {path}",
-        "copy_part": "copying part {number} of '{key}' from '{source}'",
-        "complete_upload": "completing the upload of '{key}'",
-        "abort_upload": "aborting the upload of '{key}'",
-        "list_parts": "listing the parts of '{key}'",
-        "uploads_of": "listing the uploads of '{key}'",
-    }
-    return words.get(message["op"], "an unknown job").format_map(message)
-
-
 @contextlib.contextmanager
 def _opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
     fd = os.open(path, flags | os.O_CLOEXEC, mode)
@@ -253,6 +233,22 @@ def _put(server: Server, job: _Job) -> Any:
     return jobs.pack_stat(
         server.store.put_file(m["key"], m["path"], consume=m.get("consume", False), progress=job.progress())
     )
+
+
+def _put_many(server: Server, job: _Job) -> Any:
+    outcomes: list[Any] = []
+    error: LamfsError | None = None
+    for path, key in job.message["files"]:
+        if job.cancelled:
+            raise _Cancelled
+        if not isinstance(error, StorageUnavailable):  # then the others would have to wait for nothing, too
+            try:
+                outcomes.append(jobs.pack_stat(server.store.put_file(key, path)))
+                continue
+            except (LamfsError, OSError, EOFError) as problem:
+                error = jobs.translate(problem, f"storing {path} as '{key}'")
+        outcomes.append(jobs.pack_error(error))
+    return outcomes
 
 
 def _put_bytes(server: Server, job: _Job) -> Any:
@@ -397,6 +393,7 @@ def _uploads_of(server: Server, job: _Job) -> Any:
 _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "hash": _hash,
     "put": _put,
+    "put_many": _put_many,
     "put_bytes": _put_bytes,
     "copy": _copy,
     "delete": _delete,

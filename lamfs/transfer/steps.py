@@ -21,7 +21,8 @@ from lamfs.hashing import MD5_MAX, hash_file
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.storage.base import ObjectStat, ObjectStore
-from lamfs.transfer import multipart, patches
+from lamfs.transfer import batches, multipart, patches
+from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts
 from lamfs.transfer.durable import LogSync, sync_file
@@ -29,9 +30,6 @@ from lamfs.transfer.multipart import Multipart, Segment
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
-
-SMALL = 64 << 10
-"""Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
 
 
 class FileHooks(Protocol):
@@ -102,6 +100,9 @@ class Steps:
         self._hashing: dict[int, trio.CancelScope] = {}
         self._conflicts = Conflicts(registry, store, mover, spool_dir, origin)
         self.durable = LogSync(registry.path)
+        self.batches = Batches(
+            registry, mover, spool_dir, origin, busy=self._busy_objects, durable=lambda: self.durable()
+        )
         self.hooks: FileHooks | None = None
 
     async def put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool]:
@@ -201,12 +202,13 @@ class Steps:
             return False
         return (artifact is None or artifact.size != size) and not self._registry.artifacts.has_large(size)
 
-    def is_large(self, entry: JournalEntry) -> bool:
-        """Whether a put takes long: its parts do not keep other files' jobs waiting, so it needs no slot of theirs."""
+    def size_of(self, entry: JournalEntry) -> int:
+        """Bytes of a put's spool file; more than any file has when it is not there: then it is no small one, and asks
+        for a closer look."""
         try:
-            return os.stat(self._spool / str(entry.src)).st_size > multipart.MULTIPART_ABOVE
+            return os.stat(f"{self._spool}/{entry.src}").st_size
         except OSError:
-            return False
+            return batches.SMALL + 1
 
     def abandon(self, ino: int) -> None:
         """The inode is gone: do not go on hashing it. What is being sent already is finished, and deleted then."""
@@ -250,7 +252,7 @@ class Steps:
         The hashes of blocks that are missing are those of ``base``.
         """
         size = os.stat(path).st_size
-        if size <= SMALL:
+        if size <= batches.SMALL:
             try:
                 return hash_file(path)
             except EOFError as error:
@@ -289,7 +291,7 @@ class Steps:
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
             return (await self._mover.put(path, target, consume=consume)).etag, consume
-        for twin in self._registry.artifacts.same_content(content)[:3]:
+        for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
                 continue
             try:
@@ -363,7 +365,7 @@ class Steps:
             registry.journal.postpone(entry.id, 0.05)
             return
         objects = {target, before.revision.object_key}
-        self._busy_objects |= objects
+        self._busy_objects.update(objects)
         try:
             await self.hooks.pin(target)
             await self.hooks.pin(before.revision.object_key)

@@ -131,6 +131,10 @@ class Streams:
             stream.size = min(size, stream.size)
             stream.spoil(size, multipart.MAX_PARTS << 40)
 
+    def sends(self, ino: int) -> bool:
+        """Whether the file is, or was, sent while it is written: then it is stored only after ``finish``."""
+        return ino in self._streams
+
     async def finish(self, ino: int, src: str) -> dict[int, ContentHash]:
         """The file is to be stored, and does not change any more: send nothing until ``release``.
 

@@ -20,8 +20,12 @@ from lamfs.errors import LamfsError, StorageError, TransferDied
 from lamfs.model import JournalEntry, now_ns
 from lamfs.registry import Provenance, Registry
 from lamfs.storage.base import ObjectStore
+from lamfs.transfer import batches, multipart
 from lamfs.transfer.client import Mover
-from lamfs.transfer.steps import FileHooks, Steps, Upload, what
+from lamfs.transfer.durable import Folding
+from lamfs.transfer.pacing import Pace
+from lamfs.transfer.puts import Puts
+from lamfs.transfer.steps import FileHooks, Steps, what
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -37,6 +41,10 @@ CLOCK_STEP = 1.0
 """Seconds by which the wall clock, in which the journal's times are, may go back unnoticed."""
 BATCH = 256
 """Rows read from the journal at a time, and objects deleted in one request at most."""
+
+
+Job = Callable[[list[JournalEntry]], Awaitable[dict[int, LamfsError] | None]]
+"""Does rows of the journal; the errors of those that failed while others did not, by id."""
 
 
 def _wall_clock() -> float:
@@ -57,7 +65,7 @@ class Uploader:
     """Drains the journal with ``workers`` jobs at a time. Loop only.
 
     Large files are not counted among those, but only half as many are under way at a time: so however many there are,
-    small ones go on.
+    small ones go on. One job stores several small new files (batches.py), one after the other.
     """
 
     def __init__(
@@ -74,28 +82,26 @@ class Uploader:
         self._spool = spool_dir
         self._store = store
         self._steps = Steps(registry, store, mover, spool_dir, origin)
+        self.puts = Puts(registry, self._steps, spool_dir)
+        self._wanted = self.puts.wanted
         self._limit = workers
         self._queue: deque[JournalEntry] = deque()
         self._busy: set[int] = set()
+        self._jobs = 0
         self._large: set[int] = set()
+        self._pace = Pace()
         self._parked: set[int] = set()
         self._held: dict[int, int] = {}
-        self._uploading: dict[int, str] = {}
-        self._wanted: dict[int, int] = {}
         self._attempts: dict[int, trio.Event] = {}
         self._results: dict[int, LamfsError | None] = {}
-        self._committed: dict[int, int] = {}
         self._work = trio.Event()
         self._idle = trio.Event()
         self._hurry = 0
         self._wakes_at = 0.0
         self._clock = _wall_clock()
         self._stopped: LamfsError | None = None
-        self.uploads: dict[int, Upload] = {}
         self.failures: deque[Failure] = deque(maxlen=50)
         self.failed_tries = 0
-        self.stored_bytes = 0
-        self.stored_files = 0
 
     def attach(self, hooks: FileHooks) -> None:
         """Connect the open files; before ``run``."""
@@ -106,6 +112,7 @@ class Uploader:
     def notify(self, ino: int | None = None) -> None:
         """Something became ready: the put of ``ino`` (its last writer may be gone), or any row."""
         if ino is not None:
+            self._pace.closed()
             self._held.pop(ino, None)
             if self._wakes_at <= trio.current_time() + SETTLE:
                 return  # it looks soon enough by itself
@@ -145,7 +152,7 @@ class Uploader:
 
     def is_uploading(self, ino: int, src: str) -> bool:
         """Whether spool file ``src`` is being read right now."""
-        return self._uploading.get(ino) == src
+        return self.puts.uploading.get(ino) == src
 
     async def settle(self, ino: int, gen: int) -> None:
         """Return when generation ``gen`` of the inode is in storage and in the registry.
@@ -156,7 +163,7 @@ class Uploader:
         self._wanted[ino] = self._wanted.get(ino, 0) + 1
         self._held.pop(ino, None)
         try:
-            while (entry := self._registry.journal.put_of(ino)) is not None and self._committed.get(ino, 0) < gen:
+            while (entry := self._registry.journal.put_of(ino)) is not None and self.puts.committed.get(ino, 0) < gen:
                 self._check()
                 if entry.owner != self._registry.journal.owner:
                     await trio.sleep(SETTLE)  # another mount has taken it over
@@ -174,7 +181,7 @@ class Uploader:
             self._wanted[ino] -= 1
             if not self._wanted[ino]:
                 del self._wanted[ino]
-                self._committed.pop(ino, None)
+                self.puts.committed.pop(ino, None)
                 self._results.pop(ino, None)
 
     async def drain(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -221,6 +228,7 @@ class Uploader:
         async with trio.open_nursery() as nursery:
             if self._store.kind != "local":
                 self._steps.streams.start(nursery)
+            nursery.start_soon(Folding(self._registry.db).run)
             while True:
                 self._work = trio.Event()
                 try:
@@ -242,57 +250,100 @@ class Uploader:
         if self._clock < clock - CLOCK_STEP:
             log.info("the clock was put back by %.0f s: what waits to be tried again is tried now", clock - self._clock)
             journal.retry_now()
-        deletes: list[JournalEntry] = []
-        refilled = False
+        held = 0.0 if self._hurry else self._pace.pause()
+        if held and not self._wanted:
+            return held
+        refilled = bool(held)
         while self._has_room():
             if not self._queue:
                 if refilled:
+                    self._pace.drained()
                     break
                 refilled = True
                 skip = self._busy.union(self._held.values(), self._parked)
                 self._queue.extend(journal.ready(BATCH, skip=skip))
                 continue
-            found = self._queue.popleft()
-            # The row as it is now: it may have been written again, postponed or struck off since it was read.
-            entry = journal.get(found.id)
-            if entry is None or entry.op != found.op or entry.owner != journal.owner:
-                # Its file was deleted, or another mount writes it by now: who waits for it has to look again.
-                self._look_again(found.ino)
-                continue
-            if entry.id in self._busy or entry.next_at > now_ns():
-                continue
-            if entry.state != "ready" and entry.ino not in self._wanted:
-                continue
+            entry = self._next()
+            if entry is None or (held and entry.ino not in self._wanted):
+                continue  # what is passed by now is read again
             if entry.op == "put":
-                if self._must_wait(entry) or not self._may_begin(entry):
+                if self._must_wait(entry):
                     continue
-                self._begin(nursery, self._put, entry)
-            elif entry.op == "move":
-                self._begin(nursery, self._steps.move, entry)
-            elif entry.op == "abort":
-                self._begin(nursery, self._steps.abort, entry)
+                size = self._steps.size_of(entry)
+                if self._is_small(entry, size):
+                    self._begin(nursery, self.puts.many, self._gather(entry))
+                elif self._may_begin(entry, size):
+                    self._begin(nursery, self.puts.one, [entry])
             elif entry.op == "delete":
-                deletes.append(entry)
-                self._busy.add(entry.id)
-                while self._queue and self._queue[0].op == "delete" and len(deletes) < BATCH:
-                    entry = journal.get(self._queue.popleft().id)
-                    if entry is not None and entry.id not in self._busy:
-                        deletes.append(entry)
-                        self._busy.add(entry.id)
-                nursery.start_soon(self._guard, self._delete, deletes)
-                deletes = []
+                self._begin(nursery, self._delete, self._gather_deletes(entry))
+            else:
+                self._begin(nursery, self._move if entry.op == "move" else self._abort, [entry])
         if not self._has_room():
             return 3600.0
         next_at = journal.next_at(skip=self._busy.union(self._held.values(), self._parked))
-        return 3600.0 if next_at is None else min(max((next_at - now_ns()) / 1e9, 0.001), MAX_PAUSE)
+        pause = 3600.0 if next_at is None else min(max((next_at - now_ns()) / 1e9, 0.001), MAX_PAUSE)
+        return max(pause, held)
 
     def _has_room(self) -> bool:
-        """Whether another small job may begin."""
-        return len(self._busy) - len(self._large) < self._limit
+        """Whether another job may begin that is not for a large file."""
+        return self._jobs < self._limit
 
-    def _may_begin(self, entry: JournalEntry) -> bool:
-        """Whether a put may begin now; a large file that nobody waits for may have to wait for another."""
-        if not self._steps.is_large(entry):
+    def _next(self) -> JournalEntry | None:
+        """The next row of the queue; None when it is not to be worked on now."""
+        journal = self._registry.journal
+        found = self._queue.popleft()
+        # The row as it is now: it may have been written again, postponed or struck off since it was read.
+        entry = journal.get(found.id)
+        if entry is None or entry.op != found.op or entry.owner != journal.owner:
+            # Its file was deleted, or another mount writes it by now: who waits for it has to look again.
+            self._look_again(found.ino)
+            return None
+        if entry.id in self._busy or entry.next_at > now_ns():
+            return None
+        if entry.state != "ready" and entry.ino not in self._wanted:
+            return None
+        return entry
+
+    def _is_small(self, entry: JournalEntry, size: int) -> bool:
+        """Whether a put may be done in a batch."""
+        assert entry.ino is not None
+        if size > batches.SMALL or self._store.kind == "local" or entry.id in self.puts.alone:
+            return False
+        return not self._steps.streams.sends(entry.ino)
+
+    def _gather(self, entry: JournalEntry) -> list[JournalEntry]:
+        """A batch of small files from the queue, with ``entry``: all jobs that may begin get their share.
+
+        What somebody waits for does not wait for what nobody does.
+        """
+        share = min(-(-(1 + len(self._queue)) // (self._limit - self._jobs)), batches.FILES)
+        found = {entry.id: entry}
+        while self._queue and len(found) < share and self._queue[0].op == "put":
+            more = self._next()
+            if more is None or more.id in found or self._must_wait(more):
+                continue
+            urgent = more.ino in self._wanted or entry.ino not in self._wanted
+            if not urgent or not self._is_small(more, self._steps.size_of(more)):
+                self._queue.appendleft(more)
+                break
+            found[more.id] = more
+        return list(found.values())
+
+    def _gather_deletes(self, entry: JournalEntry) -> list[JournalEntry]:
+        """Deletions from the queue for one request, with ``entry``."""
+        found = {entry.id: entry}
+        while self._queue and self._queue[0].op == "delete" and len(found) < BATCH:
+            more = self._registry.journal.get(self._queue.popleft().id)
+            if more is not None and more.id not in self._busy:
+                found[more.id] = more
+        return list(found.values())
+
+    def _may_begin(self, entry: JournalEntry, size: int) -> bool:
+        """Whether a put may begin now; a large file that nobody waits for may have to wait for another.
+
+        Its parts do not keep other files' jobs waiting, so it needs no slot of theirs.
+        """
+        if size <= multipart.MULTIPART_ABOVE:
             return True
         if entry.ino not in self._wanted and len(self._large) >= max(1, self._limit // 2):
             self._parked.add(entry.id)
@@ -309,21 +360,17 @@ class Uploader:
         self._held[entry.ino] = entry.id
         return True
 
-    def _begin(
-        self, nursery: trio.Nursery, job: Callable[[JournalEntry], Awaitable[None]], entry: JournalEntry
-    ) -> None:
-        self._busy.add(entry.id)
+    def _begin(self, nursery: trio.Nursery, job: Job, entries: list[JournalEntry]) -> None:
+        self._busy.update(entry.id for entry in entries)
+        self._jobs += entries[0].id not in self._large
+        nursery.start_soon(self._guard, job, entries)
 
-        async def one(entries: list[JournalEntry]) -> None:
-            await job(entries[0])
-
-        nursery.start_soon(self._guard, one, [entry])
-
-    async def _guard(self, job: Callable[[list[JournalEntry]], Awaitable[None]], entries: list[JournalEntry]) -> None:
+    async def _guard(self, job: Job, entries: list[JournalEntry]) -> None:
         """Run one job; whatever goes wrong becomes a failed try of its rows."""
         error: LamfsError | None = None
+        errors: dict[int, LamfsError] = {}
         try:
-            await job(entries)
+            errors = await job(entries) or {}
         except LamfsError as problem:
             error = problem
         except OSError as problem:
@@ -333,21 +380,23 @@ class Uploader:
             error = StorageError("An unexpected error; the log has the traceback.")
         unnoted = 0.0
         for entry in entries:
-            overtaken = error is not None and self._overtaken(entry)
-            if error is not None and not overtaken and not self._failed(entry, error):
+            problem_of = error or errors.get(entry.id)
+            overtaken = problem_of is not None and self._overtaken(entry)
+            if problem_of is not None and not overtaken and not self._failed(entry, problem_of):
                 unnoted = RETRY_UNNOTED
             if entry.ino is not None:
                 if entry.ino in self._wanted:
-                    self._results[entry.ino] = None if overtaken else error
+                    self._results[entry.ino] = None if overtaken else problem_of
                 self._look_again(entry.ino)
         if unnoted:
             # The rows cannot say when to try again, so they stay busy until then.
             await trio.sleep(unnoted)
-        for entry in entries:
-            self._busy.discard(entry.id)
-            if entry.id in self._large:
-                self._large.discard(entry.id)
-                self._parked.clear()
+        self._busy.difference_update(entry.id for entry in entries)
+        if entries[0].id in self._large:
+            self._large.discard(entries[0].id)
+            self._parked.clear()
+        else:
+            self._jobs -= 1
         self._work.set()
         self._idle.set()
 
@@ -379,47 +428,8 @@ class Uploader:
     async def _delete(self, entries: list[JournalEntry]) -> None:
         await self._steps.delete(entries)
 
-    async def _put(self, entry: JournalEntry) -> None:
-        """Store one spool file, with its open handles told before and after."""
-        hooks = self._steps.hooks
-        assert hooks is not None
-        assert entry.ino is not None
-        assert entry.src is not None
-        ino, src = entry.ino, entry.src
-        started = time.monotonic()
-        self._uploading[ino] = src
-        hooks.freeze(ino, src)
-        upload = self.uploads[entry.id] = Upload(entry)
-        current = False
-        try:
-            upload.known = await self._steps.streams.finish(ino, src)
-            committed, consumed = await self._steps.put(entry, upload)
-            current = committed.current
-            if ino in self._wanted:
-                self._committed[ino] = entry.gen
-            record = committed.record
-            if current:
-                hooks.stored(ino, src, record.revision if record else None, consumed, upload.missing)
-            else:
-                if record is not None and "base" in entry.payload:
-                    hooks.rebased(ino, record.revision)
-                if not consumed and self._superseded(src):
-                    (self._spool / src).unlink(missing_ok=True)
-            self.stored_files += 1
-            self.stored_bytes += upload.size
-            log.debug("stored inode %d, %d bytes, in %.3f s", ino, upload.size, time.monotonic() - started)
-        except LamfsError:
-            if self._superseded(src):
-                (self._spool / src).unlink(missing_ok=True)
-            raise
-        finally:
-            self._steps.streams.release(ino)
-            if self._uploading.get(ino) == src:  # not the next one of this file, which may have begun
-                del self._uploading[ino]
-            self.uploads.pop(entry.id, None)
-            if not current:
-                hooks.thaw(ino, src)
+    async def _move(self, entries: list[JournalEntry]) -> None:
+        await self._steps.move(entries[0])
 
-    def _superseded(self, src: str) -> bool:
-        """Whether nobody owes a spool file any more (as another file it may be owed, after a conflict)."""
-        return not self._registry.journal.owes_file(src)
+    async def _abort(self, entries: list[JournalEntry]) -> None:
+        await self._steps.abort(entries[0])

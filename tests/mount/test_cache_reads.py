@@ -55,3 +55,21 @@ def test_a_file_larger_than_the_cache_is_read_from_end_to_end(s3_mount: MountedI
         assert file.stat().st_blocks * 512 <= 33 * MIB
         stream.seek(0)
         assert stream.read(100) == (0).to_bytes(8, "big") + data[8:100]
+
+
+def test_a_directory_of_small_files_is_fetched_ahead_of_its_reader(s3_mount: MountedInstance) -> None:
+    contents = {f"d/{folder}/f{number}": os.urandom(3000) for folder in "ab" for number in range(25)}
+    for path, data in contents.items():
+        (s3_mount.path / path).parent.mkdir(parents=True, exist_ok=True)
+        (s3_mount.path / path).write_bytes(data)
+    s3_mount.sync()
+    s3_mount.remount(empty_cache=True)
+    got = s3_mount.run(["sh", "-c", "tar cf - d | tar xOf - | sha256sum"]).stdout.split()[0]
+    assert got == hashlib.sha256(b"".join(contents.values())).hexdigest()
+    cache = s3_mount.status()["cache"]
+    assert cache["prefetched_used"] == cache["prefetched_files"] >= 40
+    assert cache["misses"] == len(contents)
+    s3_mount.kill9()
+    s3_mount.mount()
+    assert all((s3_mount.path / path).read_bytes() == data for path, data in contents.items())
+    assert s3_mount.status()["cache"]["misses"] == 0

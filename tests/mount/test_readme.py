@@ -38,7 +38,7 @@ def test_the_five_minutes_of_the_readme() -> None:
         assert f"restored: {uids[0]}  flowers/iris.csv" in done.stdout
         assert f"{instance.path} is unmounted." in done.stdout
         program = instance.base / "tour.py"
-        program.write_text(python + "print(ln.Artifact.get(key='raw/iris.csv').hash)\n")
+        program.write_text(python + "print(ln.Artifact.get(key='flowers/six.csv').hash)\n")
         done = instance.run([sys.executable, str(program)], cwd=ROOT, env=env)
         assert done.stdout.splitlines() == ["lp2-ycXcKcaliUTnR_TqHA"]
         done = instance.run([sys.executable, "-m", "lamfs", "fsck", "--data"], cwd=ROOT, env=env)

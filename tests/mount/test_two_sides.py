@@ -246,6 +246,36 @@ def test_a_new_suffix_shows_as_a_new_name(notebook: Notebook, each_dir: Path, tm
     assert os.listdir(each_dir) == ["iris.data"]
 
 
+def test_a_new_key_shows_as_a_new_name(
+    notebook: Notebook, each_dir: Path, tmp_path: Path, each_mount: MountedInstance
+) -> None:
+    uid = save(notebook, tmp_path, f"{each_dir.name}/iris.csv", b"a,b\n")
+    old, new = each_dir / "iris.csv", each_dir / "new/deep/iris.csv"
+    shows(lambda: old.read_bytes() == b"a,b\n", "the artifact")
+    inode = old.stat().st_ino
+    assert not new.exists()
+    rename = "artifact = ln.Artifact.get({uid!r}); artifact.key = {key!r}; artifact.save()"
+    with old.open("rb") as file:
+        notebook.do(rename.format(uid=uid, key=f"{each_dir.name}/new/deep/iris.csv"))
+        shows(lambda: new.read_bytes() == b"a,b\n", "the new name")
+        shows(lambda: not old.exists(), "the old name gone")
+        assert file.read() == b"a,b\n"
+    assert new.stat().st_ino == inode
+    assert os.listdir(each_dir) == ["new"]
+    assert each_mount.info(f"{each_dir.name}/new/deep/iris.csv")["uid"] == uid
+    # What the mount is writing goes to the artifact under its new name.
+    with new.open("ab") as file:
+        file.write(b"1,2\n")
+        notebook.do(rename.format(uid=uid, key=f"{each_dir.name}/again.csv"))
+        shows((each_dir / "again.csv").exists, "the third name")
+    each_mount.sync()
+    assert (each_dir / "again.csv").read_bytes() == b"a,b\n1,2\n"
+    assert notebook.do(f"value = ln.Artifact.get({uid!r}); value = (value.key, value.size)") == [
+        f"{each_dir.name}/again.csv",
+        8,
+    ]
+
+
 def test_a_save_over_a_file_that_the_mount_has_written(
     notebook: Notebook, each_dir: Path, tmp_path: Path, each_mount: MountedInstance
 ) -> None:

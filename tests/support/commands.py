@@ -24,7 +24,10 @@ def lamfs(*words: Word, code: int = 0) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=SECONDS,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={
+            **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+            "PYTHONPATH": str(ROOT),
+        },
     )
     return _checked(words, code, done.returncode, done.stdout, done.stderr)
 

@@ -217,6 +217,15 @@ class DirectMover:
         found: ObjectStat = await self._job("put", key, work)
         return found
 
+    async def put_many(self, files: Sequence[tuple[str, str]]) -> list[ObjectStat | LamfsError]:
+        found: list[ObjectStat | LamfsError] = []
+        for path, key in files:
+            try:
+                found.append(await self.put(path, key))
+            except LamfsError as error:
+                found.append(error)
+        return found
+
     async def begin_upload(self, key: str) -> str:
         return str(await self._job("begin_upload", key, lambda: self._box.store.begin_upload(key)))
 

@@ -119,7 +119,9 @@ class MountedInstance:
         self.cache_dir = self.base / "cache"
         self.directory = self.data_dir / instance_id(self.slug).hex
         self.seconds = seconds
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "LAMFS_"))}
+        # Programs are compiled once, as those of an installed lamfs are, and not again with each command and daemon.
+        unwanted = ("AWS_", "LAMFS_", "PYTHONDONTWRITEBYTECODE")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
         self.env = {
             **inherited,
             "LAMFS_CONFIG_DIR": str(self.base / "config"),

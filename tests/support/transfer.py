@@ -8,7 +8,7 @@ import hashlib
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lamfs.errors import DamagedData, LamfsError, ObjectChanged, ObjectMissing
 from lamfs.hashing import encode_digest, hash_block, hash_leaves
 from lamfs.model import BLOCK_SIZE, ContentHash, Revision
 from lamfs.storage.base import ObjectStat, StorageConfig
+from lamfs.transfer import jobs
 from lamfs.transfer.client import Mover
 
 
@@ -161,6 +162,23 @@ class FakeMover:
             os.close(fd)
         finally:
             self.fetching -= 1
+
+    async def fetch_files(
+        self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
+    ) -> None:
+        async def one(number: int, file: jobs.WholeFile) -> None:
+            error: LamfsError | None = None
+            try:
+                await self.fetch(
+                    file.key, etag=file.etag, offset=0, length=file.length, path=file.path, digest=file.digest
+                )
+            except LamfsError as problem:
+                error = problem
+            landed(number, error)
+
+        async with trio.open_nursery() as nursery:
+            for number, file in enumerate(files):
+                nursery.start_soon(one, number, file)
 
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
         self.verifies.append((path, offset // BLOCK_SIZE))

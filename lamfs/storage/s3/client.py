@@ -7,6 +7,7 @@ mode stays on for its client-side rate limit after SlowDown.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -160,6 +161,11 @@ class Connection:
     def translated(self, error: Exception, what: str) -> LamfsError:
         """The domain error for an exception of boto3, also for one that came while a body was read."""
         return translate(error, what, self.bucket, self.endpoint)
+
+    def prepare(self) -> None:
+        """Find the credentials and the way to the bucket; the first call says what goes wrong."""
+        with contextlib.suppress(Exception):
+            self._way()
 
     def close(self) -> None:
         """Close idle connections."""

@@ -55,6 +55,9 @@ class S3Store:
     def local_path(self, key: str) -> None:
         """None: objects are not files here."""
 
+    def prepare(self) -> None:
+        self._connection.prepare()
+
     def close(self) -> None:
         self._transfers.close()
         self._connection.close()

@@ -150,6 +150,9 @@ def test_connecting_with_credentials_that_may_only_read(
         assert artifact.cache().read_bytes() == (files / "iris.csv").read_bytes()
         with pytest.raises((StorageReadOnly, StorageForbidden)):
             artifact.delete()
+        artifact.key = "other.csv"
+        with pytest.raises((StorageReadOnly, StorageForbidden)):
+            artifact.save()
         assert ln.Artifact.get(key="iris.csv").visibility == 1
 
 

@@ -29,8 +29,9 @@ from lamfs.errors import (
 from lamfs.model import BLOCK_SIZE
 from lamfs.storage import open_store
 from lamfs.storage.base import StorageConfig
-from lamfs.transfer import client
+from lamfs.transfer import process
 from lamfs.transfer.client import Mover
+from lamfs.transfer.jobs import WholeFile
 from tests.support.transfer import content_of, fds_on, gone, make_bytes, running_mover, until
 
 
@@ -349,7 +350,7 @@ async def test_signals_of_a_terminal_do_not_end_it(mover: Mover) -> None:
 
 async def test_stopping_does_not_wait_for_stuck_jobs(config: StorageConfig, tmp_path: Path, stuck: Stuck) -> None:
     mover = Mover(config)
-    with trio.fail_after(client.END_TIMEOUT):
+    with trio.fail_after(process.END_TIMEOUT):
         async with trio.open_nursery() as nursery:
             await nursery.start(mover.run)
             pid = mover.pid
@@ -366,7 +367,7 @@ async def test_stopping_does_not_wait_for_stuck_jobs(config: StorageConfig, tmp_
 async def test_stopping_kills_a_process_that_does_not_end(
     config: StorageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "END_TIMEOUT", 0.2)
+    monkeypatch.setattr(process, "END_TIMEOUT", 0.2)
     mover = Mover(config)
     async with trio.open_nursery() as nursery:
         await nursery.start(mover.run)
@@ -403,3 +404,34 @@ async def test_a_mover_that_cannot_start_is_said_so(config: StorageConfig, monke
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(StorageError, match="cannot be started"):
         await Mover(config).run()
+
+
+async def test_many_small_files_are_fetched_at_once(mover: Mover, config: StorageConfig, tmp_path: Path) -> None:
+    store, files = open_store(config), []
+    for number in range(40):
+        data = make_bytes(100 + number)
+        (tmp_path / "in").write_bytes(data)
+        stat = store.put_file(f"k{number}", str(tmp_path / "in"))
+        target = tmp_path / f"out{number}"
+        target.touch()
+        files.append(WholeFile(f"k{number}", stat.etag, len(data), str(target), content_of(data).block(0)))
+    files[3] = files[3]._replace(key="gone")
+    files[5] = files[5]._replace(digest=b"x" * 32)
+    files[7] = files[7]._replace(path=f"/proc/{os.getpid()}/fd/99999")
+    landed: dict[int, LamfsError | None] = {}
+    await mover.fetch_files(files, lambda number, error: landed.update({number: error}))
+    assert sorted(landed) == list(range(40))
+    failed = {number: type(error) for number, error in landed.items() if error is not None}
+    assert failed == {3: ObjectMissing, 5: DamagedData, 7: StorageError}
+    assert all(
+        Path(files[number].path).read_bytes() == make_bytes(100 + number) for number in set(landed) - set(failed)
+    )
+    mover_pid = mover.pid
+    assert mover_pid is not None
+    os.kill(mover_pid, signal.SIGSTOP)
+    landed.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mover.fetch_files, files[:3], lambda number, error: landed.update({number: error}))
+        await trio.testing.wait_all_tasks_blocked()
+        os.kill(mover_pid, signal.SIGKILL)
+    assert {number: type(error) for number, error in landed.items()} == dict.fromkeys(range(3), TransferDied)

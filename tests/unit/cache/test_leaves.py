@@ -272,6 +272,7 @@ async def test_readers_of_leaves_are_told_when_the_cache_stops(rig: Rig) -> None
 
 async def test_dense_random_reading_brings_the_rest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flights, "DENSE", 3)
+    monkeypatch.setattr(flights, "DENSE_BYTES", BLOCK_SIZE)
     data = make_bytes(6 * BLOCK_SIZE)
     revision = rig.put("k", data)
     async with rig.mount(prefetch=8) as cache:

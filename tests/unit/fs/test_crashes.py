@@ -270,6 +270,20 @@ async def links(user: User) -> None:
     await user.sync()
 
 
+async def many(user: User) -> None:
+    """Small files are stored in one batch, while one is written again, one renamed, and one removed."""
+    user.fs.context.uploader._limit = 1
+    user.mover.hold = "put"
+    for number in range(4):
+        await user.write_file(f"f{number}", b"%d" % number * 10)
+    await user.mover.held.wait()
+    await user.write_file("f1", V2)
+    await user.rename("f2", "g2")
+    await user.unlink("f3")
+    user.mover.release.set()
+    await user.sync()
+
+
 async def late_failure(user: User) -> None:
     """The object is written, and the reply is lost; then the old bytes come back."""
     await user.write_file("a", V1)
@@ -293,7 +307,7 @@ SCENARIOS = [
     editor_before_upload, editor_stored, editor_with_backup, swap, swap_and_write, rename_during_upload,
     unlink_during_upload, unlink_during_overwrite, unlink_open, remove_and_write_again, file_becomes_directory,
     file_moves_into_directory_of_its_name, random_writes, write_during_upload, truncate_during_upload, directories,
-    links, late_failure,
+    links, many, late_failure,
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import trio
 
 from lamfs.errors import RegistryError, StorageUnavailable
 from lamfs.fs import room
+from lamfs.fs.filesystem import Changes
 from lamfs.fs.state import Spool
 from lamfs.model import ROOT_INO
 from tests.support.fsbox import Box, User
@@ -377,3 +378,36 @@ def test_a_new_file_whose_maker_died_at_once_is_empty(box: Box) -> None:
 
     user.tree["a"] = Node()
     box.check(user)
+
+
+def test_attributes_of_a_file_that_is_being_written_are_saved_when_it_is_closed(box: Box) -> None:
+    """As tar and cp -a set them: mode, owner and times one by one. Once nothing is to be acknowledged, at once."""
+
+    async def scenario(user: User) -> None:
+        registry, fs = user.fs.context.registry, user.fs
+        opened = await user.create("a")
+        await user.pwrite(opened, b"x" * 100, 0)
+        fino = user.find("a")
+        changes = registry.db.one("SELECT max(seq) FROM change")
+        for step in (Changes(mode=0o640), Changes(uid=11, gid=12), Changes(atime_ns=13, mtime_ns=14)):
+            shown = await fs.setattr(fino, step)
+        assert registry.db.one("SELECT max(seq) FROM change") == changes
+        assert fs.getattr(fino) == shown
+        assert (shown.mode, shown.uid, shown.gid, shown.atime_ns, shown.mtime_ns) == (0o100640, 11, 12, 13, 14)
+        await user.close(opened)
+        saved = registry.tree.get(fino)
+        assert saved is not None
+        assert (saved.mode, saved.uid, saved.gid, saved.atime_ns, saved.mtime_ns) == (0o100640, 11, 12, 13, 14)
+        assert saved.ctime_ns == shown.ctime_ns
+        opened = await user.open("a")
+        await fs.setattr(fino, Changes(mode=0o600))
+        saved = registry.tree.get(fino)
+        assert saved is not None
+        assert saved.mode == 0o100600
+        await user.close(opened)
+        await user.sync()
+        saved = registry.tree.get(fino)
+        assert saved is not None
+        assert saved.mode == 0o100600
+
+    run(box, scenario)

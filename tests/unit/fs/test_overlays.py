@@ -99,7 +99,7 @@ async def stored_while_it_is_copied(user: User) -> None:
     async def slow(src: str, dst: str) -> None:
         await clone(src, dst)
         mover.release.set()
-        while uploader.uploads:
+        while uploader.puts.uploads:
             await trio.lowlevel.checkpoint()
 
     mover.clone = slow  # type: ignore[method-assign]

@@ -162,12 +162,12 @@ def test_a_file_whose_next_upload_has_begun_stays_frozen(make_box: MakeBox) -> N
             await fs.files.write(handle, 0, b"two")
             await fs.flush(handle)
             fs.release(handle)
-            while len(uploader.uploads) < 2:
+            while len(uploader.puts.uploads) < 2:
                 await trio.sleep(0.001)
             mover.hold = "put"
             synced.set()
             await mover.held.wait()
-            assert len(uploader.uploads) == 1
+            assert len(uploader.puts.uploads) == 1
             handle = await fs.open(fino, os.O_RDWR)
             assert fs.files.handles[handle].state.frozen
             fs.release(handle)

@@ -1,0 +1,55 @@
+"""What the cache wants of the process that moves bytes, and giving it a job again when it dies. The trio loop only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from lamfs.errors import LamfsError, TransferDied
+from lamfs.transfer import jobs
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""How often a job is given when the moving process dies during it."""
+
+T = TypeVar("T")
+
+
+class BlockMover(Protocol):
+    """What the cache wants of lamfs.transfer.client.Mover."""
+
+    async def fetch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        length: int,
+        path: str,
+        digest: bytes | None,
+        leaves: bytes | None = None,
+    ) -> None:
+        """Mover.fetch."""
+
+    async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
+        """Mover.verify."""
+
+    async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
+        """Mover.graft."""
+
+    async def fetch_files(
+        self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
+    ) -> None:
+        """Mover.fetch_files."""
+
+
+async def persist(job: Callable[[], Awaitable[T]]) -> T:
+    """Give a job again when the moving process dies during it. Raises TransferDied after ATTEMPTS."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return await job()
+        except TransferDied as error:
+            log.warning("%s", error)
+    return await job()

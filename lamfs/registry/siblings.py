@@ -1,0 +1,70 @@
+"""What comes next in a directory, with the revisions it shows: for who reads ahead. Synchronous; the Database's thread.
+
+Programs go through a directory by name (``ls``, a shell's ``*``, rsync) or as readdir gives it (find, tar, grep -r),
+which is in the order of cookies.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+
+from lamfs.model import ContentHash, Revision
+from lamfs.registry.db import Database
+
+_SELECT = (
+    "SELECT d.id, d.name, d.ino, i.mode, a.size, a.hash, a.hash_type, a.blocks, a.object_key, a.etag"
+    " FROM dentry d JOIN inode i ON i.ino=d.ino LEFT JOIN artifact a ON a.ino=d.ino AND a.size<=? WHERE d.parent=?"
+)
+_BY_NAME = f"{_SELECT} AND d.name>? ORDER BY d.name LIMIT ?"
+_BY_COOKIE = f"{_SELECT} AND d.id>? ORDER BY d.id LIMIT ?"
+
+
+@dataclass(slots=True, frozen=True)
+class Place:
+    """One name of a file, or of a directory."""
+
+    parent: int
+    name: str
+    cookie: int
+
+
+@dataclass(slots=True, frozen=True)
+class Sibling:
+    """An entry of a directory. ``revision``: what of it is stored, if that is not larger than was asked for."""
+
+    place: Place
+    ino: int
+    directory: bool
+    revision: Revision | None
+
+
+class Siblings:
+    """Reads the entries of one Database's directories in either order."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def place(self, ino: int) -> Place | None:
+        """The name that an inode has had longest; None without a name."""
+        row = self._db.one("SELECT parent, name, id FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
+        return None if row is None else Place(*row)
+
+    def after(self, place: Place, count: int, *, by_name: bool, most: int) -> list[Sibling]:
+        """The ``count`` entries of ``place``'s directory that follow it; revisions of up to ``most`` bytes.
+
+        A name ``""`` or a cookie 0 is before all others.
+        """
+        if by_name:
+            rows = self._db.all(_BY_NAME, (most, place.parent, place.name, count))
+        else:
+            rows = self._db.all(_BY_COOKIE, (most, place.parent, place.cookie, count))
+        return [
+            Sibling(
+                Place(place.parent, name, cookie),
+                ino,
+                stat.S_ISDIR(mode),
+                None if key is None else Revision(ContentHash(size, hash_, kind, bytes(blocks)), key, etag),
+            )
+            for cookie, name, ino, mode, size, hash_, kind, blocks, key, etag in rows
+        ]

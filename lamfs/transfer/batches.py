@@ -1,0 +1,121 @@
+"""Small new files are stored many at a time: one transaction announces their objects and one sync makes that durable,
+one job of the mover sends them one after the other, one transaction says where they are. In the daemon's trio loop.
+
+What is no new file, or needs to ask storage something first, is left to Steps.put, one row at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamfs.errors import LamfsError
+from lamfs.hashing import hash_file
+from lamfs.model import ContentHash, JournalEntry
+from lamfs.registry import Committed, Provenance, Registry
+from lamfs.transfer.client import Mover
+
+SMALL = 64 << 10
+"""Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
+FILES = 16
+"""Files of one batch at most. They are sent one after the other, so each is under way as long as all of them are."""
+BYTES = 256 << 10
+"""Bytes of one batch after which it takes no more."""
+
+
+@dataclass(slots=True)
+class _Small:
+    """One file of a batch: its row, its spool file, its content, and the object it becomes."""
+
+    entry: JournalEntry
+    path: str
+    content: ContentHash
+    target: str
+
+
+class Batches:
+    """Stores batches of small new files. Loop only. ``busy`` are the objects that are being written, by whomever."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        mover: Mover,
+        spool_dir: Path,
+        origin: Provenance,
+        *,
+        busy: set[str],
+        durable: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._registry = registry
+        self._mover = mover
+        self._spool = spool_dir
+        self._origin = origin
+        self._busy = busy
+        self._durable = durable
+
+    async def put(self, entries: list[JournalEntry]) -> dict[int, Committed | LamfsError]:
+        """Store the spool files of put rows; what became of each, by the row's id.
+
+        A row that is not in it has to be stored by itself: nothing was done. Raises RegistryError.
+        """
+        files = self._announce(entries)
+        outcomes: dict[int, Committed | LamfsError] = {}
+        if not files:
+            return outcomes
+        targets = {file.target for file in files}
+        self._busy |= targets
+        try:
+            await self._durable()
+            stored = await self._mover.put_many([(file.path, file.target) for file in files])
+            with self._registry.db.transaction():
+                for file, found in zip(files, stored, strict=True):
+                    entry = file.entry
+                    if isinstance(found, LamfsError):
+                        outcomes[entry.id] = found
+                        continue
+                    assert entry.ino is not None
+                    outcomes[entry.id] = self._registry.commits.put(
+                        entry.ino, entry.gen, file.content, file.target, found.etag, self._origin, row=entry.id
+                    )
+            await self._durable()
+        finally:
+            self._busy -= targets
+        return outcomes
+
+    def _announce(self, entries: list[JournalEntry]) -> list[_Small]:
+        """Choose the object of each file that may be stored in a batch, and note it."""
+        files: list[_Small] = []
+        targets: set[str] = set()
+        size = 0
+        with self._registry.db.transaction():
+            for entry in entries:
+                file = self._look_at(entry) if size < BYTES else None
+                if file is None or file.target in targets:
+                    continue
+                self._registry.journal.set_target(entry.id, file.target)
+                files.append(file)
+                targets.add(file.target)
+                size += file.content.size
+        return files
+
+    def _look_at(self, entry: JournalEntry) -> _Small | None:
+        """The file of a row, if it is small, new, and its bytes are nowhere in storage yet."""
+        registry = self._registry
+        assert entry.ino is not None
+        if "base" in entry.payload or not entry.payload.get("key_is_virtual", True):
+            return None  # whether somebody else has put something at a real key, has to be asked of storage
+        path = f"{self._spool}/{entry.src}"
+        try:
+            if os.stat(path).st_size > SMALL or registry.artifacts.by_ino(entry.ino) is not None:
+                return None
+            content = hash_file(path)
+        except (OSError, EOFError):
+            return None
+        if registry.artifacts.same_content(content, 1):
+            return None  # copied in storage
+        target = registry.commits.put_target(entry)
+        if target in self._busy or entry.object_key not in (None, target):
+            return None
+        return _Small(entry, path, content, target)

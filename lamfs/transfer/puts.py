@@ -1,0 +1,126 @@
+"""Puts, from the file system's side: open files are told before and after, and what is under way can be seen.
+
+Runs in the daemon's trio loop, called by the uploader only. What is done to storage and registry is in steps.py and
+batches.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from lamfs.errors import LamfsError
+from lamfs.model import JournalEntry
+from lamfs.registry import Committed, Registry
+from lamfs.transfer.steps import Steps, Upload
+
+log = logging.getLogger("lamfs.uploader")
+
+
+class Puts:
+    """Does puts, one large file or many small ones at a time. Owns which spool files are being read. Loop only.
+
+    ``wanted``: how many wait for an inode's put; ``committed``: the last generation that was stored of those.
+    """
+
+    def __init__(self, registry: Registry, steps: Steps, spool_dir: Path) -> None:
+        self._registry = registry
+        self._steps = steps
+        self._spool = spool_dir
+        self.wanted: dict[int, int] = {}
+        self.committed: dict[int, int] = {}
+        self.uploading: dict[int, str] = {}
+        self.uploads: dict[int, Upload] = {}
+        self.alone: set[int] = set()
+        """Rows that cannot be stored together with others, or that failed so."""
+        self.stored_bytes = 0
+        self.stored_files = 0
+
+    async def one(self, entries: list[JournalEntry]) -> None:
+        """Store one spool file, with its open handles told before and after."""
+        entry = entries[0]
+        assert entry.ino is not None
+        assert entry.src is not None
+        started = time.monotonic()
+        upload = self._take(entry)
+        current = False
+        try:
+            upload.known = await self._steps.streams.finish(entry.ino, entry.src)
+            committed, consumed = await self._steps.put(entry, upload)
+            current = self._stored(upload, committed, consumed)
+            self.alone.discard(entry.id)
+            log.debug("stored inode %d, %d bytes, in %.3f s", entry.ino, upload.size, time.monotonic() - started)
+        except LamfsError:
+            if self._superseded(entry.src):
+                (self._spool / entry.src).unlink(missing_ok=True)
+            raise
+        finally:
+            self._leave(entry, current)
+
+    async def many(self, entries: list[JournalEntry]) -> dict[int, LamfsError]:
+        """Store many small files; the errors of those that failed. What cannot be stored so is stored alone, next."""
+        uploads = [self._take(entry) for entry in entries]
+        errors: dict[int, LamfsError] = {}
+        left = {entry.id for entry in entries}
+        self.alone |= left
+        try:
+            outcomes = await self._steps.batches.put(entries)
+            for upload in uploads:
+                outcome = outcomes.get(upload.entry.id)
+                if isinstance(outcome, LamfsError):
+                    errors[upload.entry.id] = outcome
+                elif outcome is not None:
+                    self.alone.discard(upload.entry.id)
+                    upload.size = outcome.record.size if outcome.record is not None else 0
+                    if self._stored(upload, outcome, False):
+                        left.discard(upload.entry.id)
+        finally:
+            for entry in entries:
+                self._leave(entry, entry.id not in left)
+        return errors
+
+    def _take(self, entry: JournalEntry) -> Upload:
+        """A put begins: its spool file is not written any more."""
+        assert self._steps.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        self.uploading[entry.ino] = entry.src
+        self._steps.hooks.freeze(entry.ino, entry.src)
+        upload = self.uploads[entry.id] = Upload(entry)
+        return upload
+
+    def _stored(self, upload: Upload, committed: Committed, consumed: bool) -> bool:
+        """A put is done: tell the open handles, and count. Whether nothing was written meanwhile."""
+        hooks, entry, record = self._steps.hooks, upload.entry, committed.record
+        assert hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        if entry.ino in self.wanted:
+            self.committed[entry.ino] = entry.gen
+        if committed.current:
+            hooks.stored(entry.ino, entry.src, record.revision if record else None, consumed, upload.missing)
+        else:
+            if record is not None and "base" in entry.payload:
+                hooks.rebased(entry.ino, record.revision)
+            if not consumed and self._superseded(entry.src):
+                (self._spool / entry.src).unlink(missing_ok=True)
+        self.stored_files += 1
+        self.stored_bytes += upload.size
+        return committed.current
+
+    def _leave(self, entry: JournalEntry, current: bool) -> None:
+        """A put has ended."""
+        assert self._steps.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        self._steps.streams.release(entry.ino)
+        if self.uploading.get(entry.ino) == entry.src:  # not the next one of this file, which may have begun
+            del self.uploading[entry.ino]
+        self.uploads.pop(entry.id, None)
+        if not current:
+            self._steps.hooks.thaw(entry.ino, entry.src)
+
+    def _superseded(self, src: str) -> bool:
+        """Whether nobody owes a spool file any more (as another file it may be owed, after a conflict)."""
+        return not self._registry.journal.owes_file(src)

@@ -1,0 +1,151 @@
+"""Small new files are stored many at a time, after whoever makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from lamfs.errors import LamfsError, StorageError
+from lamfs.transfer import pacing
+from tests.support.fsbox import Box, User
+from tests.unit.fs.conftest import MakeBox
+
+FILES = 48
+
+
+def live(box: Box, scenario: Any) -> None:
+    """Run ``scenario(user)`` on a file system, and compare everything with the model afterwards."""
+    user = User()
+    box.run(scenario, user)
+    box.check(user)
+
+
+async def make(user: User, count: int = FILES) -> None:
+    for number in range(count):
+        await user.write_file(f"f{number}", b"%d" % number * 100)
+
+
+def test_a_batch_is_two_transactions(make_box: MakeBox) -> None:
+    """48 files are six batches of eight jobs: the announcements, and what became of them, are one transaction each."""
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        await make(user)
+        user.fs.context.uploader._hurry += 1
+        begun = len(box.steps)
+        await user.sync()
+        steps = box.steps[begun:]
+        assert steps.count("after put") == FILES
+        assert steps.count("commit") <= 2 * 8 + 4
+
+    live(box, scenario)
+
+
+def test_equal_bytes_and_replaced_files_are_stored_alone(make_box: MakeBox) -> None:
+    """What is in storage is copied there, and an artifact that is replaced keeps its uid."""
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        await make(user, 3)
+        await user.sync()
+        uids = {record.key: record.uid for record in user.fs.context.registry.artifacts.filter()}
+        await user.write_file("f0", b"new")
+        await user.write_file("copy", b"1" * 100)
+        await user.write_file("f9", b"another")
+        await user.sync()
+        assert box.steps.count("after copy") == 1
+        now = {record.key: record.uid for record in user.fs.context.registry.artifacts.filter()}
+        assert now.items() >= uids.items()
+
+    live(box, scenario)
+
+
+def test_one_that_fails_does_not_keep_the_others_from_being_stored(make_box: MakeBox) -> None:
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        uploader = user.fs.context.uploader
+        uploader._limit = 1
+        tries: list[str] = []
+
+        def failing(op: str, key: str) -> LamfsError | None:
+            tries.append(key)
+            return StorageError("refused") if key in tries[1:2] and tries.count(key) < 3 else None
+
+        user.mover.failing = failing
+        await make(user, 5)
+        await user.sync()
+        assert len(set(tries[:5])) == 5
+        assert sorted(tries.count(key) for key in set(tries)) == [1, 1, 1, 1, 3]
+        assert uploader.failed_tries == 2
+        assert not uploader.puts.alone
+
+    live(box, scenario)
+
+
+def test_who_waits_for_one_file_does_not_wait_for_others(make_box: MakeBox) -> None:
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        user.fs.context.uploader._limit = 1
+        await make(user, 4)
+        opened = await user.create("urgent")
+        await user.pwrite(opened, b"urgent", 0)
+        await user.fsync(opened)
+        assert len(box.store.objects) == 1
+        await user.close(opened)
+
+    live(box, scenario)
+
+
+def test_uploads_wait_while_many_files_are_made(make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not for those that somebody waits for."""
+    monkeypatch.setattr(pacing, "QUIET", 60.0)
+    monkeypatch.setattr(pacing, "WAIT", 60.0)
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        puts = user.fs.context.uploader.puts
+        await make(user)
+        await trio.sleep(0.2)
+        assert puts.stored_files == 0
+        opened = await user.create("urgent")
+        await user.pwrite(opened, b"urgent", 0)
+        await user.fsync(opened)
+        assert puts.stored_files == 1
+        await user.close(opened)
+        await user.sync()
+        assert puts.stored_files == FILES + 1
+
+    live(box, scenario)
+
+
+def test_how_long_uploads_wait() -> None:
+    """As long as files are closed one after the other, and for WAIT at most; then again once all are stored."""
+
+    async def main() -> None:
+        pace = pacing.Pace()
+        for _ in range(pacing.MANY - 1):
+            pace.closed()
+        assert pace.pause() == 0.0
+        pace.closed()
+        assert 0.0 < pace.pause() <= pacing.QUIET
+        waited = 0.0
+        while pace.pause():
+            await trio.sleep(pacing.QUIET / 2)
+            waited += pacing.QUIET / 2
+            pace.closed()
+        assert waited == pytest.approx(pacing.WAIT, abs=pacing.QUIET)
+        pace.closed()
+        assert pace.pause() == 0.0
+        pace.drained()
+        assert pace.pause() > 0.0
+        await trio.sleep(pacing.QUIET * 1.01)
+        assert pace.pause() == 0.0
+        pace.closed()
+        assert pace.pause() == 0.0
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.0))
