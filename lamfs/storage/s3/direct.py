@@ -6,7 +6,9 @@ signed; what is not simple (proxies, access points, S3 Express, a region that wa
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import os
 import re
 import ssl
@@ -36,6 +38,7 @@ _METHODS = {
     "head_object": "HEAD",
     "put_object": "PUT",
     "delete_object": "DELETE",
+    "delete_objects": "POST",
     "copy_object": "PUT",
     "list_objects_v2": "GET",
     "create_multipart_upload": "POST",
@@ -45,7 +48,14 @@ _METHODS = {
     "abort_multipart_upload": "DELETE",
 }
 _SAID_IN_XML = frozenset(
-    {"copy_object", "list_objects_v2", "create_multipart_upload", "upload_part_copy", "complete_multipart_upload"}
+    {
+        "copy_object",
+        "list_objects_v2",
+        "delete_objects",
+        "create_multipart_upload",
+        "upload_part_copy",
+        "complete_multipart_upload",
+    }
 )
 _HEADERS = {
     "Range": "range",
@@ -61,8 +71,12 @@ _QUERY = {
     "MaxKeys": "max-keys",
     "ContinuationToken": "continuation-token",
 }
-_ALWAYS = {"list_objects_v2": {"list-type": "2", "encoding-type": "url"}, "create_multipart_upload": {"uploads": ""}}
-_KNOWN = frozenset({"Key", "Body", "ContentLength", "CopySource", "MultipartUpload", *_HEADERS, *_QUERY})
+_ALWAYS = {
+    "list_objects_v2": {"list-type": "2", "encoding-type": "url"},
+    "delete_objects": {"delete": ""},
+    "create_multipart_upload": {"uploads": ""},
+}
+_KNOWN = frozenset({"Key", "Body", "ContentLength", "CopySource", "MultipartUpload", "Delete", *_HEADERS, *_QUERY})
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^,]*/\d{8}/([^/,]+)/s3/aws4_request,")
 _ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
@@ -104,6 +118,10 @@ class Direct:
         body = params.get("Body")
         if "MultipartUpload" in params:
             body = replies.completion(params["MultipartUpload"]["Parts"])
+        if "Delete" in params:
+            body = replies.deletion(params["Delete"]["Objects"])
+            # Amazon S3 wants a checksum; every server knows this one
+            headers["content-md5"] = base64.b64encode(hashlib.md5(body).digest()).decode()
         self._signer.sign(method, path, query, headers, EMPTY if body is None else UNSIGNED)
         headers["accept-encoding"] = "identity"
         headers["user-agent"] = "lamfs"

@@ -194,3 +194,13 @@ def test_a_certificate_that_nobody_trusts(
     store = opened(dataclasses.replace(seaweed_config, endpoint_url=secured[0]))
     with pytest.raises(StorageUnavailable, match="certificate verify failed"):
         store.head("k")
+
+
+def test_many_objects_are_deleted_in_one_request(store: ObjectStore, proxy: FaultProxy) -> None:
+    keys = ["a & b", "two\r\nlines", "<k>", "plain"]
+    for key in [*keys, "two\nlines", "kept"]:
+        store.put_bytes(key, b"data")
+    ways(proxy)
+    store.delete(keys)
+    assert ways(proxy)[0] == ("POST", True)
+    assert {found.key for found in store.list()} == {"kept", "two\nlines"}
