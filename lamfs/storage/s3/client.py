@@ -87,10 +87,11 @@ class Connection:
         self._lock = threading.Lock()
         self._clients: dict[bool, BaseClient] = {}
         self._session: Session | None = None
+        """None while botocore is not needed."""
         self._direct: Direct | None = None
-        """The short way for hot calls, None when there is none; ..."""
-        self._direct_of: Session | None = None
-        """... and the session with whose credentials it was looked for."""
+        """The short way for hot calls; None when there is none, ..."""
+        self._looked = False
+        """... or it was not looked for, with the credentials of today."""
         self._throttled_until = 0.0
         self._connect_timeout = min(10.0, config.timeout / 3)
         self._read_timeout = config.timeout * 0.45
@@ -177,25 +178,28 @@ class Connection:
         if direct is not None:
             direct.close()
 
-    def _way(self) -> tuple[Direct | None, Session]:
+    def _way(self) -> tuple[Direct | None, Session | None]:
         with self._lock:
-            session = self._session
-            if session is None or self._direct_of is not session:
-                session = self._session = session or _new_session(self.config)
+            if not self._looked:
                 self._direct = find(
-                    session,
                     self.config,
                     self.bucket,
-                    lambda: self._made_client(session, False),
+                    self._made_session,
+                    lambda: self._made_client(self._made_session(), False),
                     connect_timeout=self._connect_timeout,
                     keep=POOL_CONNECTIONS,
                 )
-                self._direct_of = session
-            return self._direct, session
+                self._looked = True
+            return self._direct, self._session
+
+    def _made_session(self) -> Session:
+        if self._session is None:
+            self._session = _new_session(self.config)
+        return self._session
 
     def _client(self, patient: bool) -> tuple[BaseClient, Session]:
         with self._lock:
-            session = self._session = self._session or _new_session(self.config)
+            session = self._made_session()
             return self._made_client(session, patient), session
 
     def _made_client(self, session: Session, patient: bool) -> BaseClient:
@@ -225,7 +229,7 @@ class Connection:
             with self._lock:
                 # The old clients may be in use by other threads.
                 self._session, self._clients = fresh, {}
-                direct, self._direct = self._direct, None
+                direct, self._direct, self._looked = self._direct, None, False
             if direct is not None:
                 direct.close()
         log.info("The credentials for s3://%s were refused; using the new ones.", self.bucket)

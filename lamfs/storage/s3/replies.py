@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
-from botocore.parsers import ResponseParserError
+from lamfs.storage.s3.errors import NotS3
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _ERROR = re.compile(r"<Error[\s>]")
@@ -41,7 +41,7 @@ def result(operation: str, body: bytes) -> dict[str, Any] | None:
     """What the body of a reply with status 200 says; None when that is an error, or nothing: Amazon S3 sends the status
     before it has copied or assembled anything.
 
-    Raises botocore's ResponseParserError for a list that is none.
+    Raises NotS3 for a list that is none.
     """
     if operation == "list_objects_v2":
         return _listing(body)
@@ -76,7 +76,7 @@ def _listing(body: bytes) -> dict[str, Any]:
                 }
             )
     except (ElementTree.ParseError, ValueError) as error:
-        raise ResponseParserError(f"the listing is not one: {error}") from error
+        raise NotS3(f"the listing is not one: {error}") from error
     page: dict[str, Any] = {"Contents": contents, "IsTruncated": _text(root, "IsTruncated") == "true"}
     token = _text(root, "NextContinuationToken")
     if token:
@@ -88,7 +88,7 @@ def _left(body: bytes) -> dict[str, Any] | None:
     try:
         root = ElementTree.fromstring(body)  # noqa: S314 (botocore does the same)
     except ElementTree.ParseError as error:
-        raise ResponseParserError(f"the list of errors is not one: {error}") from error
+        raise NotS3(f"the list of errors is not one: {error}") from error
     if root.tag.rpartition("}")[2] == "Error":
         return None
     return {"Errors": [{"Key": _text(one, "Key"), "Code": _text(one, "Code")} for one in root.iterfind("{*}Error")]}
