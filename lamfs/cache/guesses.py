@@ -120,12 +120,15 @@ class Guesses:
 
     def start(self, room: int) -> int:
         """Begin a batch of at most ``room`` files, if that is worth it; returns how many flights there are now more."""
-        while self._queue and room >= min(len(self._queue), BATCH) and self._owner.nursery is not None:
+        nursery = self._owner.nursery
+        if nursery is None or nursery.cancel_scope.cancel_called:
+            return 0
+        while self._queue and room >= min(len(self._queue), BATCH):
             chosen = [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
             begun = sum(self._begin(*guess) for guess in chosen if guess[0].size > BLOCK_SIZE)
             batch = _Batch(self._owner, self._index, self._make(chosen))
             if batch.files:
-                self._owner.nursery.start_soon(batch.run, self._mover)
+                nursery.start_soon(batch.run, self._mover)
             if batch.files or begun:
                 return len(batch.files) + begun
         return 0

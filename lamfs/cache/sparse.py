@@ -130,7 +130,7 @@ def make_fresh(cache_dir: Path, path: str, revision: Revision) -> tuple[int, int
     """Make the cache file of a small revision where there is nothing yet: its descriptor and inode number; None when
     that does not work. The caller writes its row (CacheIndex.reset_all)."""
     try:
-        fd = os.open(cache_dir / path, _READ_WRITE | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = os.open(os.path.join(cache_dir, path), _READ_WRITE | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError:
         return None
     try:

@@ -18,6 +18,8 @@ PAGE, FIRST_PAGE = 64, 8
 """Entries that are looked up at a time, by a walk that is sure, or not."""
 LOOKS = 8
 """Pages that are looked up at a time: on the loop, a few hundred microseconds each."""
+DEEPEST = 32
+"""How far below the directory that a walk is in it looks."""
 SURE = 2
 """How often a walk must have been right before anything is brought ahead."""
 NEAR, FAR = 4, 16
@@ -83,7 +85,7 @@ class Walk:
             yield from self._within(up)
             at = up.parent
 
-    def _within(self, place: Place) -> Iterator[Sibling | None]:
+    def _within(self, place: Place, depth: int = 0) -> Iterator[Sibling | None]:
         """What follows in the same directory: of each page the files, then what is below its directories."""
         while True:
             count = PAGE if self.hits >= SURE else FIRST_PAGE
@@ -93,8 +95,8 @@ class Walk:
                 if not entry.directory:
                     yield entry
             for entry in page:
-                if entry.directory and self.top:
-                    yield from self._within(Place(entry.ino, "", 0))
+                if entry.directory and self.top and depth < DEEPEST:
+                    yield from self._within(Place(entry.ino, "", 0), depth + 1)
             if len(page) < count:
                 return
             place = page[-1].place

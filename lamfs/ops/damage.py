@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,21 @@ def known_in(settings: config.InstanceSettings, registry: Registry) -> list[Dama
     return sorted(found, key=lambda entry: entry.key)
 
 
-def record(instance: Instance, artifact: ArtifactRecord, what: str, blocks: tuple[int, ...] = ()) -> Damage:
+def record(instance: Instance, artifact: ArtifactRecord, what: str, blocks: tuple[int, ...] = ()) -> None:
     """Remember that the object of an artifact's revision is damaged, in place of what was known of it."""
-    revision = artifact.revision
-    url = instance.store.url(revision.object_key)
-    found = Damage(artifact.uid, artifact.place, url, revision.object_key, revision.etag, what, tuple(blocks), now_ns())
+    record_all(instance, [(artifact, what, blocks)])
+
+
+def record_all(instance: Instance, found: Iterable[tuple[ArtifactRecord, str, tuple[int, ...]]]) -> None:
+    """As ``record``, for any number: the file is written once."""
+    now = now_ns()
     with _changing(instance) as entries:
-        entries[artifact.uid] = found
-    return found
+        for artifact, what, blocks in found:
+            revision = artifact.revision
+            url = instance.store.url(revision.object_key)
+            entries[artifact.uid] = Damage(
+                artifact.uid, artifact.place, url, revision.object_key, revision.etag, what, tuple(blocks), now
+            )
 
 
 def clear(instance: Instance, artifact: ArtifactRecord) -> None:

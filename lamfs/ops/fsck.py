@@ -250,14 +250,15 @@ def _storage(instance: Instance, report: Report, repair: bool) -> tuple[set[str]
             found[item.key] = item
     report.objects = len(found)
     before = {entry.uid for entry in damage.known(instance) if not entry.blocks}
-    wrong = set()
+    problems = []
     for record in registry.artifacts.filter(visibility=None):
         problem = _object_problem(instance, record, found.get(record.revision.object_key))
         if problem is not None:
-            damage.record(instance, record, problem)
-            wrong.add(record.uid)
+            problems.append((record, problem, ()))
         elif record.uid in before:
             damage.clear(instance, record)
+    if problems:
+        damage.record_all(instance, problems)
     stray = []
     for key in sorted(found.keys() - _used(instance)):
         # Only what lamfs made itself can be lamfs's to lose; and the instances of one storage share a place for it.
@@ -271,7 +272,7 @@ def _storage(instance: Instance, report: Report, repair: bool) -> tuple[set[str]
         report.add(f"storage: no artifact references {store.url(key)}", repair)
     if repair and stray:
         recover.run_owed(instance, ops=("delete",))
-    return wrong, others > 0
+    return {record.uid for record, _, _ in problems}, others > 0
 
 
 def _used(instance: Instance) -> set[str]:

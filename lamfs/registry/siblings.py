@@ -50,6 +50,11 @@ class Siblings:
         row = self._db.one("SELECT parent, name, id FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
         return None if row is None else Place(*row)
 
+    def has_more(self, directory: int, count: int) -> bool:
+        """Whether a directory has more than ``count`` entries."""
+        row = self._db.one("SELECT count(*) FROM (SELECT 1 FROM dentry WHERE parent=? LIMIT ?)", (directory, count + 1))
+        return row is not None and row[0] > count
+
     def after(self, place: Place, count: int, *, by_name: bool, most: int) -> list[Sibling]:
         """The ``count`` entries of ``place``'s directory that follow it; revisions of up to ``most`` bytes.
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,6 +103,7 @@ class Bench:
     repetition: int = 0
 
     def __post_init__(self) -> None:
+        self._filled: dict[tuple[str, int], System] = {}
         rng = random.Random(1)
         self.source = memoryview(b"".join(rng.randbytes(MIB) for _ in range(self.scale.large // MIB)))
         # What is read comes here; touched once, so that no page fault is measured.
@@ -112,23 +114,39 @@ class Bench:
     def running(self) -> Iterator[list[System]]:
         """The server, the proxy and the systems, until the end of the block."""
         server = MinistackServer if self.server_name == "ministack" else SeaweedServer
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as self._stack:
+            stack = self._stack
             self.server: Server = stack.enter_context(server(self.base / "server"))
             kinds = [kind for kind in ALL if kind.name in self.names]
             ports = [kind.name for kind in kinds] + ["boto3"]
             self.proxy = Proxy(self.base, self.server.port, ports, self.delay)
             stack.callback(self.proxy.close)
-            systems = []
-            for kind in kinds:
-                system = kind(self.base, self.proxy.url(kind.name))
-                system.traffic = functools.partial(self.proxy.traffic, kind.name)
-                self.server.create_bucket(system.bucket)
-                stack.callback(system.close)
-                system.create()
-                system.mount()
-                system.umount()
-                systems.append(system)
-            yield systems
+            yield [self._made(kind) for kind in kinds]
+
+    def _made(self, kind: type[System], label: str = "") -> System:
+        system = kind(self.base, self.proxy.url(kind.name), label)
+        system.traffic = functools.partial(self.proxy.traffic, kind.name)
+        self.server.create_bucket(system.bucket)
+        self._stack.callback(system.close)
+        system.create()
+        system.mount()
+        system.umount()
+        return system
+
+    def filled(self, system: System, count: int) -> System:
+        """Another one of the same kind, not mounted, that holds ``count`` files, a thousand in a directory."""
+        if (system.name, count) not in self._filled:
+            other = self._made(type(system), f"-{count}")
+            if not other.fill("filled", count):
+                keys = [f"filled/d{number // 1000:04}/sample_{number % 1000:06}.csv" for number in range(count)]
+                self.put_objects(other, keys)
+            self._filled[system.name, count] = other
+        return self._filled[system.name, count]
+
+    def put_objects(self, system: System, keys: list[str]) -> None:
+        """Straight into the bucket, for systems whose files are objects with the same names."""
+        with self.server.client() as client, ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda key: client.put_object(Bucket=system.bucket, Key=key, Body=b"x"), keys))
 
     def run(self, row: Row, systems: list[System], repetitions: int, say: Callable[[str], None]) -> None:
         """All repetitions of one row. A system that fails is noted, and left out of the rest of the row."""

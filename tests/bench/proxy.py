@@ -75,6 +75,8 @@ class Proxy:
 
     def close(self) -> None:
         """End it."""
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         self._process.terminate()
         self._process.wait()
 

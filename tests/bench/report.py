@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from tests.bench import targets
 from tests.bench.bench import Bench, Row
+from tests.bench.targets import ratio
 
-PEERS = ("juicefs", "juicefs-wb", "rclone", "s3fs", "lamindb")
 # Metrics that only explain: no ratio is given for them.
 EXPLAIN = ("requests", "CPU", "p50", "p99")
 
@@ -36,15 +37,6 @@ def cell(values: list[float] | None) -> str:
     least, most = min(values), max(values)
     text = f"{median:,.{digits}f}"
     return text if least == most else f"{text} ({least:,.{digits}f}–{most:,.{digits}f})"
-
-
-def ratio(found: dict[str, list[float]]) -> tuple[float, str] | None:
-    """lamfs by the best peer, and which that is."""
-    peers = {name: statistics.median(found[name]) for name in PEERS if found.get(name)}
-    if not peers or not found.get("lamfs"):
-        return None
-    best = min(peers, key=lambda name: peers[name])
-    return statistics.median(found["lamfs"]) / max(peers[best], 1e-9), best
 
 
 def markdown(bench: Bench, rows: list[Row], versions: dict[str, str | None], repetitions: int, command: str) -> str:
@@ -70,12 +62,14 @@ def markdown(bench: Bench, rows: list[Row], versions: dict[str, str | None], rep
         if not found:
             continue
         used = [name for name in (*names, "boto3") if any(name in values for values in found.values())]
-        lines += ["", f"## {row.number}. {row.title}", "", f"| | {' | '.join(used)} | ratio |"]
+        said = " ".join((row.measure.__doc__ or "").split())
+        lines += ["", f"## {row.number}. {row.title}", "", said, "", f"| | {' | '.join(used)} | ratio |"]
         lines.append("|---|" + "---|" * (len(used) + 1))
         for metric, values in found.items():
             against = None if any(word in metric for word in EXPLAIN) else ratio(values)
             shown = f"**{against[0]:.2f}** ({against[1]})" if against else ""
             lines.append(f"| {metric} | {' | '.join(cell(values.get(name)) for name in used)} | {shown} |")
+    lines += targets.section(bench)
     if bench.failures:
         lines += ["", "## Failed", "", *(f"- {text}" for text in bench.failures)]
     return "\n".join(lines) + "\n"

@@ -171,7 +171,9 @@ def read_random(bench: Bench, system: System) -> Numbers:
                     assert data == bench.source[place : place + 4096], f"{system.name}: wrong bytes at {place}"
             if state == "cold" and before is not None:
                 moved = system.traffic() - before
-                numbers[f"{count} cold, fetched [MiB]"] = moved.down / MIB
+                numbers[f"{count} cold, fetched a read [KiB]"] = moved.down / count / 1024
+                if bench.delay:
+                    numbers[f"{count} cold, round trips a read"] = sum(times) / count / bench.delay
                 numbers[f"{count} cold, requests [n]"] = moved.requests
             times.sort()
             numbers[f"{count} {state}, total [s]"] = sum(times)

@@ -17,6 +17,11 @@ from tests.bench import processes
 from tests.bench.bench import Bench, Numbers, row
 from tests.bench.systems import JuiceFS, Lamfs, System
 
+MANY = 10_000
+"""Files that are made one by one, or as objects."""
+OBJECTS = ("rclone", "s3fs")
+"""Systems whose files are objects of the same names."""
+
 
 def timed(work: Callable[[], object]) -> float:
     """Seconds that it took."""
@@ -85,24 +90,21 @@ def fill(bench: Bench, system: System, count: int) -> Path:
     """A directory of ``count`` small files, in S3."""
     folder = system.path / f"list-{count}"
     if folder.name not in system.prepared:
-        folder.mkdir()
-        if system.name in ("rclone", "s3fs"):
-            put_objects(bench, system, folder.name, count)
+        if system.name in OBJECTS:
+            folder.mkdir()
+            bench.put_objects(system, [f"{folder.name}/{small_name(number)}" for number in range(count)])
+        elif count > MANY and isinstance(system, Lamfs | JuiceFS):
+            system.umount()
+            system.fill(folder.name, count, None)
+            system.mount()
+            assert len(os.listdir(folder)) == count
         else:
+            folder.mkdir()
             for number in range(count):
                 (folder / small_name(number)).write_bytes(b"x")
             system.settle()
         system.prepared.add(folder.name)
     return folder
-
-
-def put_objects(bench: Bench, system: System, folder: str, count: int) -> None:
-    """Straight into the bucket, for systems whose files are objects with the same names."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with bench.server.client() as client, ThreadPoolExecutor(4) as pool:
-        keys = [f"{folder}/{small_name(number)}" for number in range(count)]
-        list(pool.map(lambda key: client.put_object(Bucket=system.bucket, Key=key, Body=b"x"), keys))
 
 
 @row("7", "stat and ls -l")
@@ -116,7 +118,7 @@ def listing(bench: Bench, system: System) -> Numbers:
     for state in ("cold", "warm"):
         numbers[f"stat of {len(names):,}, {state} [s]"] = timed(lambda: [os.stat(name) for name in names])
     for count in bench.scale.listed:
-        if count > 10_000 and system.name in ("rclone", "s3fs"):
+        if count > MANY and system.name in OBJECTS:
             continue
         folder = fill(bench, system, count)
         system.remount(cold=True)
@@ -182,7 +184,7 @@ def rename(bench: Bench, system: System) -> Numbers:
     """Until rename() returns; the directory holds files that are in S3."""
     numbers: Numbers = {}
     for count in bench.scale.listed:
-        if count > 1000 and system.name in ("rclone", "s3fs"):
+        if count > 1000 and system.name in OBJECTS:
             continue
         folder = fill(bench, system, count)
         other = system.path / f"renamed-{count}"
@@ -196,7 +198,8 @@ def rename(bench: Bench, system: System) -> Numbers:
 
 @row("11", "mount to first ls")
 def mount(bench: Bench, system: System) -> Numbers:
-    """Until `ls` of the root has ended; the file system holds the files of row 7."""
+    """Until `ls` of the root has ended; the file system holds the files of row 7. With --scale huge also one that holds
+    nothing but so many files, a thousand in a directory; rclone and s3fs only the fewest, which have to be objects."""
     if not system.remote:
         return {}
     for count in bench.scale.listed[:2]:
@@ -205,7 +208,21 @@ def mount(bench: Bench, system: System) -> Numbers:
     begin = time.perf_counter()
     system.mount()
     processes.run(["ls", str(system.path)])
-    return {f"{sum(bench.scale.listed[:2]):,} files [s]": time.perf_counter() - begin}
+    numbers = {f"{sum(bench.scale.listed[:2]):,} files [s]": time.perf_counter() - begin}
+    for count in bench.scale.huge:
+        if count > MANY and system.name in OBJECTS:
+            continue
+        other = bench.filled(system, count)
+        processes.drop_page_cache()
+        begin = time.perf_counter()
+        other.mount()
+        processes.run(["ls", str(other.path)])
+        numbers[f"{count:,} files, nothing else [s]"] = time.perf_counter() - begin
+        numbers[f"{count:,} files, nothing else, memory [MiB]"] = processes.memory(other.pids())
+        listed = len(os.listdir(other.path / f"filled/d{count // 1000 - 1:04}"))
+        assert listed == 1000, f"{system.name}: {listed} files in the last directory"
+        other.umount()
+    return numbers
 
 
 @row("15", "bring files into the local cache")

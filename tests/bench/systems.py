@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lamfs.storage.base import StorageConfig
-from tests.bench import processes
+from tests.bench import fill, processes
 from tests.bench.proxy import Traffic
 from tests.support import watchdog
 from tests.support.mounts import MountedInstance
@@ -39,8 +39,10 @@ class System:
     # Whether it is a file system at all; else it takes part in the rows that name it.
     is_mount: ClassVar[bool] = True
 
-    def __init__(self, base: Path, url: str) -> None:
-        self.base = base / self.name
+    def __init__(self, base: Path, url: str, label: str = "") -> None:
+        """``label``: what sets it apart from others of its kind."""
+        self.label = label
+        self.base = base / f"{self.name}{label}"
         self.base.mkdir()
         self.url = url
         self.path = self.base / "mnt"
@@ -57,7 +59,7 @@ class System:
     @property
     def bucket(self) -> str:
         """Its bucket."""
-        return f"bench-{self.name}"
+        return f"bench-{self.name}{self.label}"
 
     def create(self) -> None:
         """Make the (empty) file system."""
@@ -78,6 +80,13 @@ class System:
     def pids(self) -> list[int]:
         """Its processes."""
         return []
+
+    def fill(self, folder: str, count: int, per_directory: int | None = 1000) -> bool:
+        """Make ``count`` files below ``folder``, a new directory of the root, without storing any. Not mounted.
+
+        ``per_directory``: as in fill.py. False when it knows no way.
+        """
+        return False
 
     def close(self) -> None:
         """End everything, remove everything."""
@@ -150,6 +159,10 @@ class Lamfs(System):
     def pids(self) -> list[int]:
         return processes.family(self.instance.pid)
 
+    def fill(self, folder: str, count: int, per_directory: int | None = 1000) -> bool:
+        fill.fill_registry(self.instance.directory, count, per_directory, folder=folder)
+        return True
+
     def close(self) -> None:
         self.instance.close()
         shutil.rmtree(self.base, ignore_errors=True)
@@ -161,8 +174,8 @@ class Peer(System):
     program: ClassVar[str]
     version_words: ClassVar[list[str]] = ["--version"]
 
-    def __init__(self, base: Path, url: str) -> None:
-        super().__init__(base, url)
+    def __init__(self, base: Path, url: str, label: str = "") -> None:
+        super().__init__(base, url, label)
         self.cache = self.base / "cache"
         self.log = self.base / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -278,6 +291,10 @@ class JuiceFS(Peer):
         words = [program, "mount", f"sqlite3://{self.meta}", str(self.path), "--cache-dir", str(self.cache)]
         return [*words, "--no-usage-report", "--no-syslog", "--metrics", "127.0.0.1:0", *self.options]
 
+    def fill(self, folder: str, count: int, per_directory: int | None = 1000) -> bool:
+        fill.fill_juicefs(self.meta, count, per_directory, folder=folder)
+        return True
+
 
 class JuiceFSWriteback(JuiceFS):
     """JuiceFS with ``--writeback``: close does not wait for S3."""
@@ -305,8 +322,8 @@ class Rclone(Peer):
     program = "rclone"
     version_words: ClassVar[list[str]] = ["version"]
 
-    def __init__(self, base: Path, url: str) -> None:
-        super().__init__(base, url)
+    def __init__(self, base: Path, url: str, label: str = "") -> None:
+        super().__init__(base, url, label)
         self.env |= {
             "RCLONE_CONFIG": "/dev/null",
             "RCLONE_S3_PROVIDER": "Other",

@@ -14,7 +14,8 @@ import trio
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, StorageUnavailable, TransferDied
-from lamfs.fs.neighbours import IDLE_SECONDS, Neighbours
+from lamfs.fs import sweeps
+from lamfs.fs.neighbours import IDLE_SECONDS, SWEEP_SECONDS, Neighbours
 from lamfs.fs.stats import Counters
 from lamfs.fs.walks import MOST_FILES
 from lamfs.model import BLOCK_SIZE
@@ -139,11 +140,48 @@ async def test_what_was_fetched_ahead_is_recorded_as_what_was_read(rig: Rig) -> 
     assert CacheIndex(rig.dir).total_bytes() == 100 * before
 
 
-async def test_files_in_no_order_are_not_fetched_ahead(rig: Rig) -> None:
+async def test_some_files_in_no_order_are_not_fetched_ahead(rig: Rig) -> None:
     paths = shuffled(rig.put(NAMES))
     async with rig.mount():
-        await rig.read_all(paths[:100])
+        await rig.read_all(paths[: sweeps.DENSE - 1])
     assert rig.waste() <= 5
+
+
+async def read_until_swept(rig: Rig, paths: list[str]) -> int:
+    """Read until the rest of the directory is brought; how many were read."""
+    for number, path in enumerate(paths):
+        before = rig.waste()
+        await rig.read_all([path])
+        if any(sweep.begun for sweep in rig.neighbours._sweeps.values()):
+            assert 0 < rig.waste() - before <= sweeps.STEP
+            return number + 1
+        assert rig.waste() <= 5
+    return len(paths)
+
+
+async def test_many_files_in_no_order_bring_the_others_bit_by_bit(rig: Rig) -> None:
+    paths = shuffled(rig.put(NAMES))
+    async with rig.mount():
+        read = await read_until_swept(rig, paths)
+        assert sweeps.DENSE <= read <= sweeps.DENSE + 10
+        await rig.read_all(paths[read:])
+        assert rig.waste() == rig.neighbours._swept == 0
+    assert len(rig.missed) <= read + 15
+    assert len(rig.fetched()) == len(set(rig.fetched())) == len(paths)
+
+
+async def test_a_part_of_a_large_directory_brings_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "DENSE_PART", 2)
+    paths = shuffled(rig.put([*NAMES, "other"]))
+    paths.remove("other")
+    async with rig.mount():
+        read = await read_until_swept(rig, paths)
+        assert len(paths) // 2 <= read < len(paths)
+        for sweep in rig.neighbours._sweeps.values():
+            sweep.last -= SWEEP_SECONDS + 1
+        await rig.read("other")
+        assert rig.neighbours._swept == 0
+    assert rig.counted.prefetched_wasted >= 1
 
 
 async def test_several_threads_read_in_turn(rig: Rig) -> None:

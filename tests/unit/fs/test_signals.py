@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from lamfs.fs import signals
+from lamfs.fs.stats import Counters
+from lamfs.fs.waits import LONG_SECONDS, Caller, Waits
 from tests.support.mounts import wait_until
+from tests.support.transfer import until
 
 PREPARE = """
 import signal, sys
@@ -83,3 +87,19 @@ def test_what_a_process_holds_and_where_it_comes_from(tmp_path: Path) -> None:
     assert not signals.holds(os.getpid(), mount, ino)
     assert signals.process_of(child) is None
     assert signals.find_mount("/no/such/mount") is None
+
+
+async def test_nothing_is_looked_up_for_waits_that_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(signals, "all_told_to_stop", lambda: looks.append(1) or [])
+    waiting = Waits(Counters())
+    longest = 0.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(waiting.run, "/nowhere")
+        for _ in range(60):
+            began = trio.current_time()
+            await waiting.bounded(lambda: trio.sleep(0.005), 10.0, Caller(), str)
+            longest = max(longest, trio.current_time() - began)
+        assert not looks or longest >= LONG_SECONDS  # the machine is busy
+        await waiting.bounded(lambda: until(lambda: bool(looks)), 10.0, Caller(), str)
+        nursery.cancel_scope.cancel()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lamfs import config
 from lamfs.model import ArtifactRecord
-from lamfs.ops import artifacts, fsck, setup
+from lamfs.ops import artifacts, damage, fsck, setup
 from lamfs.ops.instance import Instance
 
 
@@ -163,3 +165,20 @@ def test_a_damaged_file_is_said(instance: Instance, record: ArtifactRecord) -> N
     with Instance(settings) as opened:
         report = fsck.check(opened)
         assert any("--restore" in problem for problem in report.problems)
+
+
+def test_much_damage_is_written_down_once(instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+        remove_object(instance, artifacts.save(instance, tmp_path / f"{number}.txt", key=f"{number}.txt"))
+    written = []
+    write = config.write_json
+
+    def count(path: Path, data: dict[str, Any]) -> None:
+        written.append(path.name)
+        write(path, data)
+
+    monkeypatch.setattr(config, "write_json", count)
+    assert len([line for line in fsck.check(instance).problems if "is gone" in line]) == 5
+    assert written == ["damage.json"]
+    assert len(damage.known(instance)) == 5
