@@ -15,11 +15,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from blake3 import blake3
 
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, ContentHash
 
+PIECE = 1 << 20
+"""Bytes that are read at a time: they are still in the processor's cache when the second hash is taken."""
 MD5_MAX = 52_428_800
 """Files up to this many bytes (50 MiB) are hashed with md5, larger ones with sha1-fl."""
 
@@ -63,7 +66,7 @@ def hash_fd(
     whole = hashlib.md5() if small else hashlib.sha1()
     blocks = bytearray()
     leaves: dict[int, bytes] = {}
-    buffer = bytearray(min(BLOCK_SIZE, size) or 1)
+    buffer = memoryview(bytearray(min(PIECE, size) or 1))
     for offset in range(0, size, BLOCK_SIZE):
         want = min(BLOCK_SIZE, size - offset)
         digest = known.get(offset // BLOCK_SIZE)
@@ -80,27 +83,17 @@ def hash_fd(
             if progress is not None:
                 progress(want)
             continue
-        view = memoryview(buffer)[:want]
-        _read_full(fd, view, offset)
-        blocks += blake3(view).digest()
-        if size > LEAF_SIZE:
-            leaves[offset // BLOCK_SIZE] = hash_leaves(view)
-        if small:
-            whole.update(view)
-        elif offset < MD5_MAX:
-            whole.update(view[: MD5_MAX - offset])
+        found: list[bytes] | None = [] if size > LEAF_SIZE else None
+        blocks += _hash_block_at(fd, offset, want, buffer, found, whole, MD5_MAX - offset)
+        if found is not None:
+            leaves[offset // BLOCK_SIZE] = b"".join(found)
         if progress is not None:
             progress(want)
     if os.fstat(fd).st_size < size:
         raise EOFError("file ended while it was hashed")  # behind its end there is no data either
     if small:
         return ContentHash(size, encode_digest(whole.digest()), "md5", bytes(blocks), leaves)
-    last = hashlib.sha1()
-    for offset in range(size - MD5_MAX, size, BLOCK_SIZE):
-        view = memoryview(buffer)[: min(BLOCK_SIZE, size - offset)]
-        _read_full(fd, view, offset)
-        last.update(view)
-    both = hashlib.sha1(whole.digest() + last.digest())
+    both = hashlib.sha1(whole.digest() + _sha1(fd, size - MD5_MAX, buffer))
     return ContentHash(size, encode_digest(both.digest()), "sha1-fl", bytes(blocks), leaves)
 
 
@@ -111,14 +104,13 @@ def hash_range(fd: int, offset: int, length: int) -> ContentHash:
     """
     blocks = bytearray()
     leaves: dict[int, bytes] = {}
-    buffer = bytearray(min(BLOCK_SIZE, length) or 1)
+    buffer = memoryview(bytearray(min(PIECE, length) or 1))
     for index, at in enumerate(range(0, length, BLOCK_SIZE)):
-        view = memoryview(buffer)[: min(BLOCK_SIZE, length - at)]
-        _read_full(fd, view, offset + at)
-        digest = blake3(view).digest()
+        found: list[bytes] = []
+        digest = _hash_block_at(fd, offset + at, min(BLOCK_SIZE, length - at), buffer, found)
         blocks += digest
         if digest != zero_block():
-            leaves[index] = hash_leaves(view)
+            leaves[index] = b"".join(found)
     return ContentHash(length, "", "", bytes(blocks), leaves)
 
 
@@ -136,16 +128,42 @@ def join_ranges(ranges: Iterable[ContentHash], whole: tuple[str, str]) -> Conten
 
 def hash_ends(fd: int, size: int) -> tuple[str, str]:
     """The whole-file hash and its type of a file of more than MD5_MAX bytes: only its first and last MD5_MAX count."""
-    digests = []
-    buffer = bytearray(BLOCK_SIZE)
-    for start in (0, size - MD5_MAX):
-        whole = hashlib.sha1()
-        for at in range(start, start + MD5_MAX, BLOCK_SIZE):
-            view = memoryview(buffer)[: min(BLOCK_SIZE, start + MD5_MAX - at)]
-            _read_full(fd, view, at)
-            whole.update(view)
-        digests.append(whole.digest())
-    return encode_digest(hashlib.sha1(b"".join(digests)).digest()), "sha1-fl"
+    buffer = memoryview(bytearray(PIECE))
+    digests = _sha1(fd, 0, buffer) + _sha1(fd, size - MD5_MAX, buffer)
+    return encode_digest(hashlib.sha1(digests).digest()), "sha1-fl"
+
+
+def _sha1(fd: int, start: int, buffer: memoryview) -> bytes:
+    """SHA-1 of MD5_MAX bytes of a file."""
+    whole = hashlib.sha1()
+    for at in range(start, start + MD5_MAX, PIECE):
+        view = buffer[: min(PIECE, start + MD5_MAX - at)]
+        _read_full(fd, view, at)
+        whole.update(view)
+    return whole.digest()
+
+
+def _hash_block_at(
+    fd: int,
+    offset: int,
+    length: int,
+    buffer: memoryview,
+    leaves: list[bytes] | None,
+    whole: Any = None,
+    whole_bytes: int = 0,
+) -> bytes:
+    """BLAKE3 of a block of a file; the hashes of its leaves are added to ``leaves``, its first ``whole_bytes`` to
+    ``whole``."""
+    block = blake3()
+    for at in range(0, length, len(buffer)):
+        view = buffer[: min(len(buffer), length - at)]
+        _read_full(fd, view, offset + at)
+        block.update(view)
+        if leaves is not None:
+            leaves.append(hash_leaves(view))
+        if at < whole_bytes:
+            whole.update(view[: whole_bytes - at])
+    return block.digest()
 
 
 @functools.cache

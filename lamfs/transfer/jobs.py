@@ -136,6 +136,34 @@ def unpack_content(value: list[Any]) -> ContentHash:
     return ContentHash(size, text, kind, unpack_bytes(blocks), leaves)
 
 
+def describe(message: Message) -> str:
+    """A job for people, as what is being done."""
+    words = {
+        "hash": "hashing {path}",
+        "put": "storing {path} as '{key}'",
+        "put_many": "storing small files",
+        "put_bytes": "storing '{key}'",
+        "copy": "copying '{src}' to '{dst}'",
+        "delete": "deleting objects",
+        "head": "looking up '{key}'",
+        "get": "reading '{key}'",
+        "fetch": "fetching '{key}' at byte {offset}",
+        "verify": "verifying {path} at byte {offset}",
+        "clone": "cloning {src} to {dst}",
+        "graft": "copying {src} to {dst} at byte {offset}",
+        "begin_upload": "beginning the upload of '{key}'",
+        "send_part": "storing part {number} of '{key}' from {path}",
+        "hash_range": "hashing {path} at byte {offset}",
+        "hash_ends": "hashing {path}",
+        "copy_part": "copying part {number} of '{key}' from '{source}'",
+        "complete_upload": "completing the upload of '{key}'",
+        "abort_upload": "aborting the upload of '{key}'",
+        "list_parts": "listing the parts of '{key}'",
+        "uploads_of": "listing the uploads of '{key}'",
+    }
+    return words.get(message["op"], "an unknown job").format_map(message)
+
+
 def translate(error: BaseException, doing: str) -> LamfsError:
     """The lamfs error for whatever a job raised; ``doing`` names the job for people ("reading /x")."""
     if isinstance(error, LamfsError):

@@ -15,6 +15,7 @@ import contextlib
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -26,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError, StorageUnavailable
-from lamfs.model import BLOCK_SIZE
 from lamfs.storage.base import MultipartStore
 from lamfs.transfer import jobs
+from lamfs.transfer.buffers import Buffers
 from lamfs.transfer.jobs import Message
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ PART_THREADS = 8
 CONTROL_THREADS = 2
 PROGRESS_SECONDS = 0.1
 """Least time between two progress messages of one job."""
+
+IDLE_SECONDS = 2.0
+"""Without a job for so long, the memory for blocks is given back."""
 
 
 class _Cancelled(Exception):
@@ -99,18 +103,27 @@ class Server:
         self._control = ThreadPoolExecutor(CONTROL_THREADS, "control")
         self._store: ObjectStore | None = None
         self._store_error: LamfsError | None = None
+        self.buffers = Buffers()
 
     def run(self) -> None:
         """Serve until the socket ends. Raises OSError when it breaks otherwise."""
         lines = jobs.Lines()
         configured = False
-        while data := self._sock.recv(1 << 18):
+        while data := self._receive():
             for line in lines.feed(data):
                 if configured:
                     self._take(jobs.decode(line))
                 else:
                     self._configure(jobs.decode(line))
                     configured = True
+
+    def _receive(self) -> bytes:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        while (self._jobs or self.buffers.kept) and not poll.poll(IDLE_SECONDS * 1000):
+            if not self._jobs:
+                self.buffers.drop()
+        return self._sock.recv(1 << 18)
 
     def _configure(self, message: Message) -> None:
         try:
@@ -157,9 +170,9 @@ class Server:
         except _Cancelled:
             reply["error"] = jobs.pack_error(StorageError("The job was cancelled."))
         except BaseException as error:
-            known = jobs.translate(error, _describe(message))
+            known = jobs.translate(error, jobs.describe(message))
             if not isinstance(error, (LamfsError, OSError, EOFError)):
-                log.exception("%s failed unexpectedly.", _describe(message))
+                log.exception("%s failed unexpectedly.", jobs.describe(message))
             reply["error"] = jobs.pack_error(known)
         del self._jobs[message["id"]]
         if job.moved:
@@ -194,33 +207,6 @@ class Server:
         if not isinstance(store, MultipartStore):
             raise InvalidArgument("This storage takes objects as a whole only.")
         return store
-
-
-def _describe(message: Message) -> str:
-    words = {
-        "hash": "hashing {path}",
-        "put": "storing {path} as '{key}'",
-        "put_many": "storing small files",
-        "put_bytes": "storing '{key}'",
-        "copy": "copying '{src}' to '{dst}'",
-        "delete": "deleting objects",
-        "head": "looking up '{key}'",
-        "get": "reading '{key}'",
-        "fetch": "fetching '{key}' at byte {offset}",
-        "verify": "verifying {path} at byte {offset}",
-        "clone": "cloning {src} to {dst}",
-        "graft": "copying {src} to {dst} at byte {offset}",
-        "begin_upload": "beginning the upload of '{key}'",
-        "send_part": "storing part {number} of '{key}' from {path}",
-        "hash_range": "hashing {path} at byte {offset}",
-        "hash_ends": "hashing {path}",
-        "copy_part": "copying part {number} of '{key}' from '{source}'",
-        "complete_upload": "completing the upload of '{key}'",
-        "abort_upload": "aborting the upload of '{key}'",
-        "list_parts": "listing the parts of '{key}'",
-        "uploads_of": "listing the uploads of '{key}'",
-    }
-    return words.get(message["op"], "an unknown job").format_map(message)
 
 
 @contextlib.contextmanager
@@ -297,9 +283,8 @@ def _fetch(server: Server, job: _Job) -> Any:
         if m["digest"] is None and m["leaves"] is None:
             server.store.get_into(key, fd, offset=offset, length=length, etag=etag)
             return
-        scratch = copying.scratch(max(length, BLOCK_SIZE))
-        for _ in range(2):  # wrong once may be the way here; wrong twice is storage
-            with scratch.view(length) as data:
+        with server.buffers.view(length) as data:
+            for _ in range(2):  # wrong once may be the way here; wrong twice is storage
                 server.store.get_view(key, data, offset=offset, etag=etag)
                 if _is_right(m, data):
                     copying.write_full(fd, data, offset)
@@ -319,7 +304,7 @@ def _is_right(message: Message, data: memoryview) -> bool:
 
 def _verify(server: Server, job: _Job) -> Any:
     m = job.message
-    with _opened(m["path"], os.O_RDONLY) as fd, copying.scratch(max(m["length"], BLOCK_SIZE)).view(m["length"]) as data:
+    with _opened(m["path"], os.O_RDONLY) as fd, server.buffers.view(m["length"]) as data:
         return _read_right(fd, data, m["offset"], m["digest"])
 
 
@@ -338,7 +323,7 @@ def _read_right(fd: int, data: memoryview, offset: int, digest: str) -> bool:
 def _graft(server: Server, job: _Job) -> Any:
     m = job.message
     with _opened(m["src"], os.O_RDONLY) as src, _opened(m["dst"], os.O_WRONLY) as dst:
-        with copying.scratch(max(m["length"], BLOCK_SIZE)).view(m["length"]) as data:
+        with server.buffers.view(m["length"]) as data:
             if not _read_right(src, data, m["offset"], m["digest"]):
                 return False
             copying.write_full(dst, data, m["offset"])

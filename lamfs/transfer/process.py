@@ -18,6 +18,8 @@ END_TIMEOUT = 5.0
 def environment() -> dict[str, str]:
     """Our environment, in which the child finds the lamfs that we are, also when that is a source checkout."""
     env = dict(os.environ)
+    # By default each thread keeps memory of its own that it once needed.
+    env.setdefault("MALLOC_ARENA_MAX", "2")
     home = Path(__file__).resolve().parents[2]
     if home.name not in ("site-packages", "dist-packages"):
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), env.get("PYTHONPATH")]))

@@ -1,4 +1,4 @@
-"""The connection to a bucket: boto3's clients, one call, and trying again. Thread-safe; one per store.
+"""The connection to a bucket: botocore's clients, one call, and trying again. Thread-safe; one per store.
 
 Retries are done here and not by botocore, because only here is it known what may be retried how: a body that was cut
 short, a conditional write whose reply was lost, and the time that one operation may take in all. botocore's adaptive
@@ -22,8 +22,8 @@ from lamfs.storage.s3.direct import Direct, Elsewhere, find
 from lamfs.storage.s3.errors import is_throttling, translate
 
 if TYPE_CHECKING:
-    from boto3.session import Session
-    from mypy_boto3_s3.client import S3Client
+    from botocore.client import BaseClient
+    from botocore.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +85,13 @@ class Connection:
         self.bucket, self.prefix = split_s3(config.root)
         self.endpoint = config.endpoint_url or "Amazon S3"
         self._lock = threading.Lock()
-        self._clients: dict[bool, S3Client] = {}
+        self._clients: dict[bool, BaseClient] = {}
         self._session: Session | None = None
+        """None while botocore is not needed."""
         self._direct: Direct | None = None
-        """The short way for hot calls, None when there is none; ..."""
-        self._direct_of: Session | None = None
-        """... and the session with whose credentials it was looked for."""
+        """The short way for hot calls; None when there is none, ..."""
+        self._looked = False
+        """... or it was not looked for, with the credentials of today."""
         self._throttled_until = 0.0
         self._connect_timeout = min(10.0, config.timeout / 3)
         self._read_timeout = config.timeout * 0.45
@@ -126,9 +127,9 @@ class Connection:
         session: Session | None = None
         try:
             direct, session = self._way()
-            if direct is not None and not patient and direct.takes(operation, params) and not self._throttled():
+            if direct is not None and direct.takes(operation, params) and not self._throttled():
                 try:
-                    return direct.call(operation, params)
+                    return direct.call(operation, params, PATIENT_SECONDS / 2 if patient else self._read_timeout)
                 except Elsewhere:
                     self._leave(direct)
                     if not isinstance(params.get("Body", b""), bytes):
@@ -177,29 +178,31 @@ class Connection:
         if direct is not None:
             direct.close()
 
-    def _way(self) -> tuple[Direct | None, Session]:
+    def _way(self) -> tuple[Direct | None, Session | None]:
         with self._lock:
-            session = self._session
-            if session is None or self._direct_of is not session:
-                session = self._session = session or _new_session(self.config)
+            if not self._looked:
                 self._direct = find(
-                    session,
                     self.config,
                     self.bucket,
-                    lambda: self._made_client(session, False),
+                    self._made_session,
+                    lambda: self._made_client(self._made_session(), False),
                     connect_timeout=self._connect_timeout,
-                    timeout=self._read_timeout,
                     keep=POOL_CONNECTIONS,
                 )
-                self._direct_of = session
-            return self._direct, session
+                self._looked = True
+            return self._direct, self._session
 
-    def _client(self, patient: bool) -> tuple[S3Client, Session]:
+    def _made_session(self) -> Session:
+        if self._session is None:
+            self._session = _new_session(self.config)
+        return self._session
+
+    def _client(self, patient: bool) -> tuple[BaseClient, Session]:
         with self._lock:
-            session = self._session = self._session or _new_session(self.config)
+            session = self._made_session()
             return self._made_client(session, patient), session
 
-    def _made_client(self, session: Session, patient: bool) -> S3Client:
+    def _made_client(self, session: Session, patient: bool) -> BaseClient:
         client = self._clients.get(patient)
         if client is None:
             client = self._clients[patient] = self._make_client(session, patient)
@@ -226,19 +229,19 @@ class Connection:
             with self._lock:
                 # The old clients may be in use by other threads.
                 self._session, self._clients = fresh, {}
-                direct, self._direct = self._direct, None
+                direct, self._direct, self._looked = self._direct, None, False
             if direct is not None:
                 direct.close()
         log.info("The credentials for s3://%s were refused; using the new ones.", self.bucket)
         return True
 
-    def _make_client(self, session: Session, patient: bool) -> S3Client:
+    def _make_client(self, session: Session, patient: bool) -> BaseClient:
         from botocore.config import Config
 
         config = self.config
-        return session.client(
+        return session.create_client(
             "s3",
-            region_name=session.region_name or "us-east-1",
+            region_name=session.get_config_variable("region") or "us-east-1",
             endpoint_url=config.endpoint_url,
             config=Config(
                 connect_timeout=self._connect_timeout,
@@ -271,9 +274,8 @@ _models_lock = threading.Lock()
 
 
 def _new_session(config: StorageConfig) -> Session:
-    """A session of boto3 with credentials as they are now. Its description of S3, 0.2 s of parsing, is shared by all
+    """A session with credentials as they are now. Its description of S3, 0.2 s of parsing, is shared by all
     sessions of the process."""
-    import boto3
     import botocore.session
 
     core = botocore.session.Session(profile=config.profile)
@@ -281,4 +283,6 @@ def _new_session(config: StorageConfig) -> Session:
         if not _models:
             _models.append(core.get_component("data_loader"))
         core.register_component("data_loader", _models[0])
-    return boto3.session.Session(botocore_session=core, profile_name=config.profile, region_name=config.region)
+    if config.region:
+        core.set_config_variable("region", config.region)
+    return core

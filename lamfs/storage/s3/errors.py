@@ -1,4 +1,4 @@
-"""The one seam between botocore's exceptions and lamfs.errors. Pure functions, any thread.
+"""The one seam between botocore's exceptions, those of the direct way, and lamfs.errors. Pure functions, any thread.
 
 Codes are Amazon's ("Error responses" of the S3 API reference) and those of MinIO, Ceph and SeaweedFS where they differ.
 """
@@ -10,9 +10,7 @@ import html
 import re
 from collections.abc import Mapping
 from http.client import responses
-
-from botocore import exceptions as boto
-from botocore.parsers import ResponseParserError
+from typing import Any
 
 from lamfs.errors import (
     InvalidArgument,
@@ -27,27 +25,18 @@ from lamfs.errors import (
 )
 from lamfs.storage.s3.wire import NoAnswer
 
-NO_CREDENTIALS = (
-    boto.NoCredentialsError,
-    boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
-    boto.MetadataRetrievalError,
-    boto.NoAuthTokenError,
-    boto.TokenRetrievalError,
-    boto.SSOError,
-    boto.LoginError,
-    boto.ProfileNotFound,
-    boto.ConfigNotFound,
-    boto.ConfigParseError,
-)
-NO_ANSWER = (
-    NoAnswer,
-    boto.ConnectionError,
-    boto.HTTPClientError,
-    boto.IncompleteReadError,
-    boto.ConnectTimeoutError,
-    boto.ReadTimeoutError,
-)
+
+class Refused(Exception):
+    """A reply with an error; ``response`` as that of botocore's ClientError."""
+
+    def __init__(self, response: dict[str, Any]) -> None:
+        super().__init__(response["Error"]["Code"])
+        self.response = response
+
+
+class NotS3(Exception):
+    """What the server said is not what S3 says."""
+
 
 FORBIDDEN = frozenset(
     {
@@ -117,35 +106,33 @@ BAD_RANGE = frozenset({"InvalidRange", "416"})
 def code_of(error: BaseException) -> str:
     """The S3 error code behind a translated error, ``""`` when there is none; HTTP statuses count as codes."""
     cause = error.__cause__
-    return str(cause.response.get("Error", {}).get("Code", "")) if isinstance(cause, boto.ClientError) else ""
+    return "" if cause is None else str(_reply(cause).get("Error", {}).get("Code", ""))
 
 
 def is_throttling(error: BaseException) -> bool:
     """Whether the server wants fewer requests."""
-    if not isinstance(error, boto.ClientError):
-        return False
-    details = error.response
-    return details.get("Error", {}).get("Code") in THROTTLING or details["ResponseMetadata"]["HTTPStatusCode"] == 429
+    reply = _reply(error)
+    status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return reply.get("Error", {}).get("Code") in THROTTLING or status == 429
 
 
-def refusal(operation: str, status: int, headers: Mapping[str, str], body: bytes) -> boto.ClientError:
-    """What boto3 raises for a reply with an error: code and message from its XML, else from its status."""
+def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
+    """A reply with an error: code and message from its XML, else from its status."""
     found = {tag: html.unescape(text) for tag, text in _XML.findall(body.decode("utf-8", "replace"))}
     code = found.get("Code") or str(status)
     message = found.get("Message", "") if "Code" in found else responses.get(status, "")
-    return boto.ClientError(
+    return Refused(
         {
             "Error": {"Code": code, "Message": message},
-            "ResponseMetadata": {
-                "HTTPStatusCode": status,
-                "HTTPHeaders": dict(headers),
-                "RequestId": "",
-                "HostId": "",
-                "RetryAttempts": 0,
-            },
-        },
-        operation,
+            "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": dict(headers)},
+        }
     )
+
+
+def _reply(error: BaseException) -> dict[str, Any]:
+    """The reply behind a refusal, also one of botocore's; empty for other errors."""
+    found = getattr(error, "response", None)
+    return found if isinstance(found, dict) else {}
 
 
 def translate(error: Exception, what: str, bucket: str, endpoint: str) -> LamfsError:
@@ -154,20 +141,65 @@ def translate(error: Exception, what: str, bucket: str, endpoint: str) -> LamfsE
     ``what`` was tried, as a verb with its object ("read s3://b/k"). HTTP 412 is ObjectChanged here; writers that set
     a condition turn it into PreconditionFailed.
     """
-    if isinstance(error, boto.ClientError):
-        return _from_reply(error, what, bucket, endpoint)
+    reply = _reply(error)
+    if reply:
+        return _from_reply(reply, what, bucket, endpoint)
     cause = _short(str(error))
-    if isinstance(error, NO_CREDENTIALS):
+    if isinstance(error, NoAnswer):
+        return _no_answer(what, endpoint, cause)
+    if isinstance(error, NotS3):
+        return _not_s3(what, endpoint, cause)
+    return _from_botocore(error, what, endpoint, cause)
+
+
+def _no_answer(what: str, endpoint: str, cause: str) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"Cannot {what}: {endpoint} did not answer ({cause}); check that the server runs and the network is up."
+    )
+
+
+def _not_s3(what: str, endpoint: str, cause: str) -> StorageError:
+    return StorageError(f"Cannot {what}: {endpoint} does not speak S3 ({cause}); check the endpoint URL.")
+
+
+def _from_botocore(error: Exception, what: str, endpoint: str, cause: str) -> LamfsError:
+    # botocore takes 14 MiB, and may not be needed at all
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(
+        error,
+        (
+            boto.NoCredentialsError,
+            boto.PartialCredentialsError,
+            boto.CredentialRetrievalError,
+            boto.MetadataRetrievalError,
+            boto.NoAuthTokenError,
+            boto.TokenRetrievalError,
+            boto.SSOError,
+            boto.LoginError,
+            boto.ProfileNotFound,
+            boto.ConfigNotFound,
+            boto.ConfigParseError,
+        ),
+    ):
         return StorageForbidden(
             f"Cannot {what}: there are no usable credentials ({cause}); set AWS_ACCESS_KEY_ID and"
             " AWS_SECRET_ACCESS_KEY, or choose a profile of ~/.aws/credentials."
         )
-    if isinstance(error, NO_ANSWER):
-        return StorageUnavailable(
-            f"Cannot {what}: {endpoint} did not answer ({cause}); check that the server runs and the network is up."
-        )
+    if isinstance(
+        error,
+        (
+            boto.ConnectionError,
+            boto.HTTPClientError,
+            boto.IncompleteReadError,
+            boto.ConnectTimeoutError,
+            boto.ReadTimeoutError,
+        ),
+    ):
+        return _no_answer(what, endpoint, cause)
     if isinstance(error, ResponseParserError):
-        return StorageError(f"Cannot {what}: {endpoint} does not speak S3 ({cause}); check the endpoint URL.")
+        return _not_s3(what, endpoint, cause)
     if isinstance(error, ValueError) and not isinstance(error, boto.BotoCoreError):
         return InvalidArgument(f"Cannot {what}: {cause}; correct the endpoint URL, region or profile.")
     return StorageError(
@@ -175,10 +207,10 @@ def translate(error: Exception, what: str, bucket: str, endpoint: str) -> LamfsE
     )
 
 
-def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) -> LamfsError:
-    details = error.response.get("Error", {})
+def _from_reply(reply: dict[str, Any], what: str, bucket: str, endpoint: str) -> LamfsError:
+    details = reply.get("Error", {})
     code = str(details.get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    status = int(reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     cause = _short(": ".join(part for part in (code or f"HTTP {status}", str(details.get("Message") or "")) if part))
     if code in CHANGED or status == 412:
         return ObjectChanged(f"Cannot {what}: the object is not the revision that was asked for; look it up again.")
@@ -198,7 +230,7 @@ def _from_reply(error: boto.ClientError, what: str, bucket: str, endpoint: str) 
             " profile and the bucket's policy."
         )
     if code in OTHER_REGION or status in (301, 307):
-        region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
+        region = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
         return StorageError(
             f"Cannot {what}: the bucket '{bucket}' is in another region{f' ({region})' if region else ''}; give that"
             " region, or its endpoint URL."

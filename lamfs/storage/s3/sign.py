@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Protocol, Self
 from urllib.parse import quote
 
-if TYPE_CHECKING:
-    from botocore.credentials import Credentials
+from lamfs.model import StorageConfig
 
 UNSIGNED = "UNSIGNED-PAYLOAD"
 EMPTY = hashlib.sha256().hexdigest()
@@ -27,6 +28,60 @@ def quoted_path(path: str) -> str:
 def quoted_query(params: dict[str, str]) -> str:
     """A query string as it is sent and signed."""
     return "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in sorted(params.items()))
+
+
+class Keys(Protocol):
+    """Credentials at one time."""
+
+    @property
+    def access_key(self) -> str | None:
+        """Says whose they are."""
+
+    @property
+    def secret_key(self) -> str | None:
+        """What signs."""
+
+    @property
+    def token(self) -> str | None:
+        """Of credentials that were given out for some time; else None."""
+
+
+class Credentials(Protocol):
+    """botocore's credentials, which are renewed when they are about to run out."""
+
+    def get_frozen_credentials(self) -> Keys:
+        """What they are now. Raises botocore's errors."""
+
+
+@dataclass(frozen=True)
+class EnvironmentKeys:
+    """Credentials of the environment, which do not change."""
+
+    access_key: str
+    secret_key: str
+    token: str | None
+
+    def get_frozen_credentials(self) -> Self:
+        """Themselves."""
+        return self
+
+
+def environment_keys(config: StorageConfig) -> EnvironmentKeys | None:
+    """The credentials that botocore would find in the environment, if nothing else could have a say in it: no profile,
+    no settings file, no date on which they run out."""
+    environment = os.environ
+    if config.profile or any(
+        environment.get(name) for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CREDENTIAL_EXPIRATION")
+    ):
+        return None
+    settings = os.path.expanduser(environment.get("AWS_CONFIG_FILE") or "~/.aws/config")
+    if os.path.exists(settings) and settings != os.devnull:
+        return None
+    access, secret = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
+    if not access or not secret:
+        return None
+    token = environment.get("AWS_SECURITY_TOKEN") or environment.get("AWS_SESSION_TOKEN")
+    return EnvironmentKeys(access, secret, token)
 
 
 class Signer:

@@ -31,7 +31,7 @@ COPY_LIMIT = 5 << 30
 """CopyObject takes sources up to 5 GiB (Amazon S3)."""
 COPY_PART_SIZE = 512 * MIB
 MAX_PARTS = 10_000
-IN_MEMORY = 4 * MIB
+IN_MEMORY = 256 << 10
 """Bodies up to this size are bytes, larger ones are read as they are sent; see FileSlice."""
 READ_AHEAD = 1 * MIB
 WINDOW = 8
@@ -63,7 +63,7 @@ class Meter:
 class FileSlice(io.RawIOBase):
     """A range of an open file as a request body. Uses pread, so slices of one descriptor do not disturb each other.
 
-    ``read`` gives up to READ_AHEAD bytes whatever was asked for: urllib3 asks for 16 KiB, and a system call and a
+    ``read`` gives up to READ_AHEAD bytes whatever botocore asks for: that is 16 KiB, and a system call and a
     turn of the interpreter for each 16 KiB would cost more than the transfer. ``failure`` keeps the reason when the
     file could not be read; botocore hides it. ``meter`` is told how far it was read.
     """
@@ -90,6 +90,18 @@ class FileSlice(io.RawIOBase):
         self._position = base + offset
         return self._position
 
+    def readinto(self, place: Any, /) -> int:
+        view = memoryview(place)[: self._length - self._position]
+        try:
+            count = os.preadv(self._fd, [view], self._start + self._position) if view else 0
+            if not count and view:
+                raise EOFError(f"the file ended at byte {self._start + self._position}")
+        except (OSError, EOFError) as error:
+            self.failure = error
+            raise
+        self._moved(count)
+        return count
+
     def read(self, size: int = -1, /) -> bytes:
         left = self._length - self._position
         want = left if size is None or size < 0 else min(left, max(size, READ_AHEAD))
@@ -100,10 +112,13 @@ class FileSlice(io.RawIOBase):
         except (OSError, EOFError) as error:
             self.failure = error
             raise
-        self._position += len(data)
+        self._moved(len(data))
+        return data
+
+    def _moved(self, count: int) -> None:
+        self._position += count
         if self._meter is not None:
             self._meter.at(self._position)
-        return data
 
 
 def body_of(fd: int, offset: int, length: int, meter: Meter | None = None) -> bytes | FileSlice:

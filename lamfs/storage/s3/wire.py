@@ -33,8 +33,8 @@ class NoAnswer(Exception):
 class Source(Protocol):
     """A request body that is read as it is sent."""
 
-    def read(self, size: int = -1, /) -> bytes:
-        """The next bytes; none at the end."""
+    def readinto(self, place: memoryview, /) -> int:
+        """Put the next bytes there; how many, 0 at the end."""
 
 
 class Head(NamedTuple):
@@ -168,20 +168,20 @@ class _Line:
     def _send(self, head: bytes, body: bytes | Source | None) -> None:
         if isinstance(body, bytes) and len(body) <= SEND:
             head, body = head + body, None
-        self._send_all(head)
+        self._send_all(memoryview(head))
         if isinstance(body, bytes):
-            self._send_all(body)
+            self._send_all(memoryview(body))
         elif body is not None:
-            while data := body.read(SEND):
-                self._send_all(data)
+            place = memoryview(bytearray(SEND))
+            while count := body.readinto(place):
+                self._send_all(place[:count])
 
-    def _send_all(self, data: bytes) -> None:
-        with memoryview(data) as view:
-            for at in range(0, len(view), SEND):
-                try:
-                    self.sock.sendall(view[at : at + SEND])
-                except OSError as error:
-                    raise NoAnswer(_cause(error)) from error
+    def _send_all(self, data: memoryview) -> None:
+        for at in range(0, len(data), SEND):
+            try:
+                self.sock.sendall(data[at : at + SEND])
+            except OSError as error:
+                raise NoAnswer(_cause(error)) from error
 
     def answers(self, seconds: float) -> bool:
         """Whether something comes within so many seconds."""
@@ -239,27 +239,27 @@ class Wire:
         *,
         context: ssl.SSLContext | None,
         connect_timeout: float,
-        timeout: float,
         keep: int,
     ) -> None:
-        """``context``: for TLS. ``connect_timeout`` and ``timeout``: seconds of silence that are borne. ``keep``: idle
-        connections at most."""
+        """``context``: for TLS. ``connect_timeout``: seconds for making a connection. ``keep``: idle ones at most."""
         self._host, self._port = host, port
         self._context = context
         self._connect_timeout = connect_timeout
-        self._timeout = timeout
         self._idle: deque[_Line] = deque()
         self._keep = keep
         self._closed = False
 
-    def request(self, method: str, target: str, headers: Mapping[str, str], body: bytes | Source | None) -> Reply:
-        """Send a request; ``headers`` have its Host and the length of its body. Raises NoAnswer, and what reading the
-        body raises."""
+    def request(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | Source | None, timeout: float
+    ) -> Reply:
+        """Send a request; ``headers`` have its Host and the length of its body. ``timeout``: seconds of silence that
+        are borne. Raises NoAnswer, and what reading the body raises."""
         ask = body is not None and int(headers.get("content-length", 0)) > EXPECT_ABOVE
         text = [f"{method} {target} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in headers.items())]
         text.append("expect: 100-continue\r\n\r\n" if ask else "\r\n")
         line = self._take()
         try:
+            line.sock.settimeout(timeout)
             head, whole = line.exchange("".join(text).encode("latin-1"), body, ask)
         except BaseException:
             line.close()
@@ -298,7 +298,6 @@ class Wire:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 if self._context is not None:
                     sock = self._context.wrap_socket(sock, server_hostname=self._host)
-                sock.settimeout(self._timeout)
             except BaseException:
                 sock.close()
                 raise

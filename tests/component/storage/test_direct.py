@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,3 +195,41 @@ def test_a_certificate_that_nobody_trusts(
     store = opened(dataclasses.replace(seaweed_config, endpoint_url=secured[0]))
     with pytest.raises(StorageUnavailable, match="certificate verify failed"):
         store.head("k")
+
+
+def test_many_objects_are_deleted_in_one_request(store: ObjectStore, proxy: FaultProxy) -> None:
+    keys = ["a & b", "two\r\nlines", "<k>", "plain"]
+    for key in [*keys, "two\nlines", "kept"]:
+        store.put_bytes(key, b"data")
+    ways(proxy)
+    store.delete(keys)
+    assert ways(proxy)[0] == ("POST", True)
+    assert {found.key for found in store.list()} == {"kept", "two\nlines"}
+
+
+def _imports(config: StorageConfig, **environment: str) -> bool:
+    """Whether a process that reads an object imports botocore."""
+    script = (
+        "import sys\nfrom lamfs.storage import StorageConfig, open_store\n"
+        f"store = open_store({config!r})\nassert store.get('k') == b'data'\nstore.close()\n"
+        "print('botocore' in sys.modules)\n"
+    )
+    env = {**os.environ, "AWS_CONFIG_FILE": "/dev/null", **environment}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout == "True\n"
+
+
+def test_botocore_is_imported_only_when_somebody_must_look_for_credentials(
+    seaweed_config: StorageConfig, opened: Opener, tmp_path: Path
+) -> None:
+    opened(seaweed_config).put_bytes("k", b"data")
+    assert not _imports(seaweed_config)
+    assert _imports(dataclasses.replace(seaweed_config, path_style=False))
+    settings = tmp_path / "settings"
+    settings.write_text("[default]\nregion = us-east-1\n")
+    assert _imports(seaweed_config, AWS_CONFIG_FILE=str(settings))
+    keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    settings.write_text("[profile p]\n" + "".join(f"{name.lower()} = {value}\n" for name, value in keys.items()))
+    other = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "p", "AWS_CONFIG_FILE": str(settings)}
+    assert _imports(seaweed_config, **other)

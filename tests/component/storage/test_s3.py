@@ -18,6 +18,7 @@ import pytest
 from lamfs.errors import (
     InvalidArgument,
     ObjectChanged,
+    ObjectMissing,
     StorageError,
     StorageForbidden,
     StorageMissing,
@@ -134,13 +135,13 @@ def test_a_file_that_becomes_shorter(
 ) -> None:
     store = opened(through(seaweed_proxy, seaweed_config))
     path = make_file(bytes(size))
-    pread = os.pread
+    preadv = os.preadv
 
-    def shrinking(fd: int, length: int, offset: int) -> bytes:
+    def shrinking(fd: int, places: list[memoryview], offset: int) -> int:
         os.truncate(path, 4 * MIB)
-        return pread(fd, length, offset)
+        return preadv(fd, places, offset)
 
-    monkeypatch.setattr(upload.os, "pread", shrinking)  # type: ignore[attr-defined]
+    monkeypatch.setattr(upload.os, "preadv", shrinking)  # type: ignore[attr-defined]
     with pytest.raises(StorageError, match="ended at byte") as caught:
         store.put_file("k", str(path))
     assert not isinstance(caught.value, StorageUnavailable)
@@ -378,7 +379,10 @@ def test_a_server_without_conditions_is_found_out(rclone_config: StorageConfig, 
     assert len(found.warnings) == 3
     assert all(BUCKET in text for text in found.warnings)
     assert sum("two machines could write at once" in text for text in found.warnings) == 2
-    assert list(store.list()) == []
+    # After a race of writers rclone sometimes goes on listing a name that is not there any more.
+    for left in store.list():
+        with pytest.raises(ObjectMissing):
+            store.head(left.key)
 
 
 def test_reads_are_of_one_revision_without_conditions_too(rclone_config: StorageConfig, opened: Opener) -> None:

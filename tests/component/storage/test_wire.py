@@ -62,18 +62,18 @@ class Script:
 
 
 @contextlib.contextmanager
-def wired(*connections: list[bytes], timeout: float = 5.0) -> Iterator[tuple[Wire, Script]]:
+def wired(*connections: list[bytes]) -> Iterator[tuple[Wire, Script]]:
     with Script(*connections) as script:
-        line = Wire("127.0.0.1", script.port, context=None, connect_timeout=2, timeout=timeout, keep=4)
+        line = Wire("127.0.0.1", script.port, context=None, connect_timeout=2, keep=4)
         try:
             yield line, script
         finally:
             line.close()
 
 
-def fetch(line: Wire, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
+def fetch(line: Wire, method: str = "GET", body: bytes | None = None, timeout: float = 5.0) -> tuple[int, bytes]:
     headers = {"host": "h"} if body is None else {"host": "h", "content-length": str(len(body))}
-    reply = line.request(method, "/k", headers, body)
+    reply = line.request(method, "/k", headers, body, timeout)
     with contextlib.closing(reply):
         return reply.status, reply.read()
 
@@ -107,7 +107,7 @@ def test_a_body_that_ends_with_the_connection() -> None:
 
 def test_a_body_that_is_left_unread_ends_the_connection() -> None:
     with wired([b"read", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"], [b"read", OK]) as (line, _):
-        reply = line.request("GET", "/k", {}, None)
+        reply = line.request("GET", "/k", {}, None, 5.0)
         view = memoryview(bytearray(4))
         assert reply.readinto(view) == 4
         assert bytes(view) == b"half"
@@ -146,8 +146,8 @@ def test_what_is_no_answer(answer: bytes) -> None:
 
 
 def test_silence_is_no_answer() -> None:
-    with wired([b"read"], timeout=0.05) as (line, _), pytest.raises(NoAnswer, match="in time"):
-        fetch(line)
+    with wired([b"read"]) as (line, _), pytest.raises(NoAnswer, match="in time"):
+        fetch(line, timeout=0.05)
 
 
 def test_a_large_body_waits_until_it_is_wanted() -> None:
@@ -177,14 +177,14 @@ def test_a_server_that_does_not_know_how_to_ask(monkeypatch: pytest.MonkeyPatch)
 def test_a_refusal_in_the_middle_of_a_body_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "EXPECT_SECONDS", 0.01)
     body = bytes(64 << 20)
-    with wired([b"read", b"body 100000", b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n"], timeout=0.5) as (line, _):
-        assert fetch(line, "PUT", body)[0] == 403
+    with wired([b"read", b"body 100000", b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n"]) as (line, _):
+        assert fetch(line, "PUT", body, timeout=0.5)[0] == 403
 
 
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    line = Wire("127.0.0.1", port, context=None, connect_timeout=1, timeout=1, keep=1)
+    line = Wire("127.0.0.1", port, context=None, connect_timeout=1, keep=1)
     with pytest.raises(NoAnswer, match="refused"):
         fetch(line)
 
