@@ -7,6 +7,7 @@ keys; POSIX.1-2024 ``limits.h`` for NAME_MAX and PATH_MAX; S3 documentation ("Cr
 from __future__ import annotations
 
 import errno
+import functools
 import re
 from pathlib import PurePosixPath
 
@@ -69,6 +70,7 @@ formats of the field beside it."""
 COMPOSITE_SUFFIXES = (".anndata.zarr", ".spatialdata.zarr", ".vitessce.json")
 
 
+@functools.lru_cache(maxsize=1024)
 def suffix_of(name: str) -> str:
     """The artifact suffix of a path or key, with its dot, or ``""``.
 

@@ -269,7 +269,7 @@ class Artifact(ArtifactFields):
         if permanent is False:
             messages.warn("the artifact is in the trash already")
             return
-        where = self.path
+        where = artifacts.url(here, current)
         if storage is None:
             storage = True
             if current.key is not None and not current.key_is_virtual:

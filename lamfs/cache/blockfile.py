@@ -273,7 +273,7 @@ class BlockFile:
 
     def _want(self, block: int, mask: int, entire: bool) -> Flight | None:
         """The flight to wait for until leaves of a block can be read; None: now. ``entire``: better the whole block."""
-        if self.state[block] == VERIFIED or self.verify_small(block):
+        if self.verify_small(block):
             return None
         flight = self.flights.get(block)
         if flight is not None:
@@ -348,9 +348,10 @@ class BlockFile:
             raise self._owner.failure(flight)
 
     def verify_small(self, block: int) -> bool:
-        """Verify a small block that is here without asking the mover; False when that cannot be said."""
+        """Verify a small block that is here without asking the mover; whether it is right, False when that cannot be
+        said."""
         if block >= len(self.state) or self.state[block] != PRESENT or block in self.flights:
-            return False
+            return block < len(self.state) and self.state[block] == VERIFIED
         offset, length = self.span(block)
         if length > SMALL:
             return False

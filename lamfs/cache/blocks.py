@@ -6,6 +6,7 @@ which are verified but never copied. Bytes are moved and checked by the moving p
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -289,6 +290,10 @@ class BlockCache:
             os.close(fd)
 
     # ---- whole files
+
+    def adopting(self) -> contextlib.AbstractContextManager[None]:
+        """Around several ``adopt``: the index writes them at once."""
+        return contextlib.nullcontext() if self._local else self._index.together()
 
     def adopt(self, fd: int, spool_path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
         """Rename a spool file, whose content is ``revision``'s but for ``missing`` blocks, to the cache path, verified.

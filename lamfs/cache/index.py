@@ -13,7 +13,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -359,6 +359,15 @@ class CacheIndex:
 
     # ---- the database
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written inside is one transaction, unless something goes wrong: then some of it is forgotten."""
+        self._do(lambda db: db.execute("BEGIN IMMEDIATE"), None)
+        try:
+            yield
+        finally:
+            self._do(lambda db: db.execute("COMMIT") if db.in_transaction else None, None)
+
     def _do(self, work: Callable[[sqlite3.Connection], T], default: T) -> T:
         for _ in range(3):
             try:
@@ -419,20 +428,9 @@ def _reset(
     if old is not None:
         floor_ns = max(floor_ns, old[0] or 0, old[1])
         db.execute("DELETE FROM file WHERE path = ?", (name,))
-    empty = bytes((-(-size // BLOCK_SIZE) + 7) // 8)
-    db.execute(
-        "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-        (
-            name,
-            etag,
-            ino,
-            size,
-            empty if bitmap is None else bitmap,
-            0 if bitmap is None else size,
-            time.time_ns(),
-            floor_ns,
-        ),
-    )
+    blocks, there = (bytes((-(-size // BLOCK_SIZE) + 7) // 8), 0) if bitmap is None else (bitmap, size)
+    row = (name, etag, ino, size, blocks, there, time.time_ns(), floor_ns)
+    db.execute("INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, NULL, ?)", row)
 
 
 def _use_region(db: sqlite3.Connection, name: bytes, size: int, block: int) -> None:

@@ -86,7 +86,10 @@ def _trust_this_boot_only(db: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """One write transaction; rolled back by any exception."""
+    """One write transaction, rolled back by any exception; or a part of the one that is open already."""
+    if db.in_transaction:
+        yield
+        return
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

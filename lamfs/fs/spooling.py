@@ -357,6 +357,10 @@ class Spooling:
             state.drop_spool()
             state.frozen = state.journaled = False
 
+    def storing_many(self) -> contextlib.AbstractContextManager[None]:
+        """Around several ``stored``."""
+        return self._c.cache.adopting()
+
     def _adopt(self, path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
         """Let a stored spool file become the cache's copy of its object."""
         try:

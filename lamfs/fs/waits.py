@@ -26,7 +26,7 @@ log = logging.getLogger("lamfs.fs")
 LOOK_SECONDS = 0.25
 """Between two looks for signals while somebody waits."""
 LONG_SECONDS = 0.1
-"""How long that must have lasted."""
+"""How long that must have lasted for one of them."""
 SHARE = 10
 """Looking for who holds a file, with very many processes on the machine, takes a tenth of a thread's time at most."""
 
@@ -99,11 +99,10 @@ class Waits:
                 await self._begun.wait()
             began = trio.current_time()
             # Most waits are over before anybody could have had enough of them: for those nothing is looked up.
-            long = [wait for wait in self._waiting if began - wait.since >= LONG_SECONDS]
-            if not long:
+            if not any(began - wait.since >= LONG_SECONDS for wait in self._waiting):
                 await trio.sleep(LONG_SECONDS)
                 continue
-            waiting = [(wait, wait.caller, list(wait.caller.rivals())) for wait in long]
+            waiting = [(wait, wait.caller, list(wait.caller.rivals())) for wait in self._waiting]
             search = sees_all and began >= next_search
             look = _Look(mount, [(caller, rivals) for _, caller, rivals in waiting], search)
             try:

@@ -90,7 +90,7 @@ def commit(
     registry = instance.registry
     if key is not None and registry.artifacts.by_uid(record.uid) is not None:
         _rename(instance, record.uid, key)
-    if registry.db.one("SELECT 1 FROM journal WHERE op='save' LIMIT 1"):
+    if registry.journal.saves():
         # An interrupted save of the same artifact must not come after this one.
         recover.finish_saves(instance, strict=True)
     before = registry.artifacts.by_uid(record.uid)
@@ -397,7 +397,7 @@ def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> A
     """
     instance.hold()
     registry = instance.registry
-    if registry.db.one("SELECT 1 FROM journal WHERE op='save' AND uid=? LIMIT 1", (record.uid,)):
+    if registry.journal.saves(record.uid):
         recover.finish_saves(instance, strict=True)
     pending = registry.journal.put_of(record.ino) if record.ino is not None else None
     with registry.db.transaction():

@@ -154,7 +154,7 @@ class Commits:
                     self._journal.add_delete(object_key)
                 return Committed(None, current=True)
             revision = Revision(content, object_key, etag)
-            before = artifact.size if artifact is not None else 0
+            before, made = artifact.size if artifact is not None else 0, False
             now = now_ns()
             if artifact is None and entry.state == "scratch" and taken is None:
                 # It got a scratch name while it was on its way: it stays in the spool.
@@ -174,6 +174,7 @@ class Commits:
                     created_at=now, updated_at=now, ino=ino,
                 )  # fmt: skip
                 self._artifacts.insert(artifact)
+                made = not content.leaves  # which nobody is to keep in memory
             elif artifact.revision != revision:
                 if artifact.revision.object_key != object_key:
                     self._journal.add_delete(artifact.revision.object_key)
@@ -199,7 +200,7 @@ class Commits:
                 self._overlays.add(entry.src, range(-(-before // BLOCK_SIZE), -(-content.size // BLOCK_SIZE)))
                 self._journal.set_base(ino, base_id(content))
             self._changes.content(ino)
-            return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)
+            return Committed(artifact if made else self._artifacts.by_ino(ino), current, entry.src if current else None)
 
     def put_unneeded(self, ino: int, gen: int) -> Committed:
         """Generation ``gen`` of an inode has the content its artifact has already: only the journal row goes."""

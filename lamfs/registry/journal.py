@@ -128,9 +128,18 @@ class Journal:
         """Whether spool file ``src`` is owed, of whatever inode."""
         return self._db.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is not None
 
-    def saves(self, uid: str) -> bool:
-        """Whether the Python API or the CLI is storing new bytes for an artifact."""
-        return self._db.one("SELECT 1 FROM journal WHERE op='save' AND uid=?", (uid,)) is not None
+    def saves(self, uid: str | None = None) -> bool:
+        """Whether the Python API or the CLI is storing new bytes for an artifact (None: for any)."""
+        # By owner and state, which there is an index for: what mounts owe may be very much.
+        return any(
+            self._db.one(
+                "SELECT 1 FROM journal WHERE owner IS ?1 AND state='open' AND op='save' AND (?2 IS NULL OR uid=?2)"
+                " LIMIT 1",
+                (owner, uid),
+            )
+            is not None
+            for owner in self._owners()
+        )
 
     def _leave_to_owner(self, entry: JournalEntry) -> bool:
         """A put of another living process is taken from it, while it may be writing the object: turn the row into a

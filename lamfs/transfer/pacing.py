@@ -24,13 +24,15 @@ class Pace:
         self._count = 0
         self._last = 0.0
         self._since: float | None = None
+        self._ino = 0
 
-    def closed(self) -> None:
-        """A file was closed that is to be stored."""
+    def closed(self, ino: int) -> None:
+        """A file was closed that is to be stored; who writes the same one again and again does not make many."""
         now = trio.current_time()
         if now - self._last > QUIET:
             self._count = 0
-        self._count += 1
+        self._count += ino != self._ino
+        self._ino = ino
         self._last = now
 
     def pause(self) -> float:

@@ -10,7 +10,7 @@ import logging
 import time
 from pathlib import Path
 
-from lamfs.errors import LamfsError
+from lamfs.errors import LamfsError, StorageUnavailable
 from lamfs.model import JournalEntry
 from lamfs.registry import Committed, Registry
 from lamfs.transfer.steps import Steps, Upload
@@ -60,21 +60,26 @@ class Puts:
 
     async def many(self, entries: list[JournalEntry]) -> dict[int, LamfsError]:
         """Store many small files; the errors of those that failed. What cannot be stored so is stored alone, next."""
+        hooks = self._steps.hooks
+        assert hooks is not None
         uploads = [self._take(entry) for entry in entries]
         errors: dict[int, LamfsError] = {}
         left = {entry.id for entry in entries}
         self.alone |= left
         try:
             outcomes = await self._steps.batches.put(entries)
-            for upload in uploads:
-                outcome = outcomes.get(upload.entry.id)
-                if isinstance(outcome, LamfsError):
-                    errors[upload.entry.id] = outcome
-                elif outcome is not None:
-                    self.alone.discard(upload.entry.id)
-                    upload.size = outcome.record.size if outcome.record is not None else 0
-                    if self._stored(upload, outcome, False):
-                        left.discard(upload.entry.id)
+            with hooks.storing_many():
+                for upload in uploads:
+                    outcome = outcomes.get(upload.entry.id)
+                    if isinstance(outcome, LamfsError):
+                        errors[upload.entry.id] = outcome
+                        if isinstance(outcome, StorageUnavailable):
+                            self.alone.discard(upload.entry.id)  # that was not this file's fault
+                    elif outcome is not None:
+                        self.alone.discard(upload.entry.id)
+                        upload.size = outcome.record.size if outcome.record is not None else 0
+                        if self._stored(upload, outcome, False):
+                            left.discard(upload.entry.id)
         finally:
             for entry in entries:
                 self._leave(entry, entry.id not in left)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +51,9 @@ class FileHooks(Protocol):
         """Spool file ``src`` has been stored as ``revision`` and is owed no more (None: the file is gone).
 
         ``missing``: the blocks that were never in it, if it is an overlay."""
+
+    def storing_many(self) -> AbstractContextManager[None]:
+        """Around several ``stored`` between which nothing is awaited."""
 
     def rebased(self, ino: int, revision: Revision) -> None:
         """An overlay has been stored as ``revision`` while its file was written on in a copy of it."""

@@ -112,7 +112,7 @@ class Uploader:
     def notify(self, ino: int | None = None) -> None:
         """Something became ready: the put of ``ino`` (its last writer may be gone), or any row."""
         if ino is not None:
-            self._pace.closed()
+            self._pace.closed(ino)
             self._held.pop(ino, None)
             if self._wakes_at <= trio.current_time() + SETTLE:
                 return  # it looks soon enough by itself
@@ -257,7 +257,8 @@ class Uploader:
         while self._has_room():
             if not self._queue:
                 if refilled:
-                    self._pace.drained()
+                    if not held:
+                        self._pace.drained()
                     break
                 refilled = True
                 skip = self._busy.union(self._held.values(), self._parked)
@@ -297,6 +298,7 @@ class Uploader:
         if entry is None or entry.op != found.op or entry.owner != journal.owner:
             # Its file was deleted, or another mount writes it by now: who waits for it has to look again.
             self._look_again(found.ino)
+            self.puts.alone.discard(found.id)
             return None
         if entry.id in self._busy or entry.next_at > now_ns():
             return None

@@ -40,7 +40,7 @@ def main() -> int:
         parser.error(
             f"there is no row {', '.join(sorted(unknown))}; the rows are {', '.join(row.number for row in ROWS)}"
         )
-    rows = [row for row in ROWS if (row.number in numbers if numbers else not row.huge or arguments.scale == "huge")]
+    rows = [row for row in ROWS if not numbers or row.number in numbers]
     if os.geteuid() != 0:
         print("bench: only root can drop the page cache; run it as root", file=sys.stderr)
         return 1

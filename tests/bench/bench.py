@@ -39,7 +39,7 @@ class Scale:
     source_files: int = 2000
     # Artifacts that are saved one after the other.
     saves: int = 1000
-    # Of artifacts in the registry, only with --huge.
+    # Files in a file system that holds nothing else, only with --scale huge.
     huge: tuple[int, ...] = ()
 
 
@@ -61,8 +61,6 @@ class Row:
     writes: bool = False
     # Names of the only systems that take part; none: all.
     only: tuple[str, ...] = ()
-    # Whether the row is only run with --huge.
-    huge: bool = False
     # Whether the systems are mounted for it.
     mounted: bool = True
 
@@ -76,13 +74,12 @@ def row(
     *,
     writes: bool = False,
     only: tuple[str, ...] = (),
-    huge: bool = False,
     mounted: bool = True,
 ) -> Callable[[Callable[[Bench, System], Numbers]], Callable[[Bench, System], Numbers]]:
     """Register a row."""
 
     def register(measure: Callable[[Bench, System], Numbers]) -> Callable[[Bench, System], Numbers]:
-        ROWS.append(Row(number, title, measure, writes, only, huge, mounted))
+        ROWS.append(Row(number, title, measure, writes, only, mounted))
         return measure
 
     return register

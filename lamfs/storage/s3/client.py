@@ -163,9 +163,9 @@ class Connection:
         return translate(error, what, self.bucket, self.endpoint)
 
     def prepare(self) -> None:
-        """Make the client for ordinary calls, which takes half a second; the first call says what goes wrong."""
+        """Find credentials and the way to the bucket; the first call says what goes wrong."""
         with contextlib.suppress(Exception):
-            self._client(False)
+            self._way()
 
     def close(self) -> None:
         """Close idle connections."""

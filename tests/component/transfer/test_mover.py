@@ -435,3 +435,23 @@ async def test_many_small_files_are_fetched_at_once(mover: Mover, config: Storag
         await trio.testing.wait_all_tasks_blocked()
         os.kill(mover_pid, signal.SIGKILL)
     assert {number: type(error) for number, error in landed.items()} == dict.fromkeys(range(3), TransferDied)
+
+
+async def test_one_of_many_small_files_that_cannot_be_stored(
+    mover: Mover, config: StorageConfig, tmp_path: Path
+) -> None:
+    """Each file has an answer of its own, in the order in which they were given."""
+    files = []
+    for number in range(4):
+        file = tmp_path / f"f{number}"
+        if number != 1:
+            file.write_bytes(b"%d" % number)
+        files.append((str(file), f"a/{number}"))
+    found = await mover.put_many(files)
+    assert [type(each).__name__ for each in found] == ["ObjectStat", "StorageError", "ObjectStat", "ObjectStat"]
+    assert isinstance(found[1], StorageError)
+    assert found[1].errno == errno.ENOENT
+    store = open_store(config)
+    for number in (0, 2, 3):
+        assert store.get(f"a/{number}") == b"%d" % number
+        assert store.head(f"a/{number}") == found[number]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from lamfs.errors import LamfsError, StorageError
+from lamfs.errors import LamfsError, StorageError, StorageUnavailable
 from lamfs.transfer import pacing
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
@@ -86,6 +87,23 @@ def test_one_that_fails_does_not_keep_the_others_from_being_stored(make_box: Mak
     live(box, scenario)
 
 
+def test_an_outage_leaves_batches_whole(make_box: MakeBox) -> None:
+    """What could not be stored because storage was away is stored in batches again."""
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        user.mover.failing = lambda op, key: StorageUnavailable("away")
+        await make(user, 20)
+        with trio.move_on_after(0.3):
+            await user.fs.sync_all()
+        assert user.fs.context.uploader.failed_tries >= 20
+        assert not user.fs.context.uploader.puts.alone
+        user.mover.failing = lambda op, key: None
+        await user.sync()
+
+    live(box, scenario)
+
+
 def test_who_waits_for_one_file_does_not_wait_for_others(make_box: MakeBox) -> None:
     box = make_box("s3")
 
@@ -117,6 +135,8 @@ def test_uploads_wait_while_many_files_are_made(make_box: MakeBox, monkeypatch: 
         await user.fsync(opened)
         assert puts.stored_files == 1
         await user.close(opened)
+        await trio.sleep(0.2)
+        assert puts.stored_files == 1
         await user.sync()
         assert puts.stored_files == FILES + 1
 
@@ -128,24 +148,26 @@ def test_how_long_uploads_wait() -> None:
 
     async def main() -> None:
         pace = pacing.Pace()
+        inodes = itertools.count(1)
         for _ in range(pacing.MANY - 1):
-            pace.closed()
+            pace.closed(next(inodes))
+        pace.closed(pacing.MANY - 1)  # the last one again
         assert pace.pause() == 0.0
-        pace.closed()
+        pace.closed(next(inodes))
         assert 0.0 < pace.pause() <= pacing.QUIET
         waited = 0.0
         while pace.pause():
             await trio.sleep(pacing.QUIET / 2)
             waited += pacing.QUIET / 2
-            pace.closed()
+            pace.closed(next(inodes))
         assert waited == pytest.approx(pacing.WAIT, abs=pacing.QUIET)
-        pace.closed()
+        pace.closed(next(inodes))
         assert pace.pause() == 0.0
         pace.drained()
         assert pace.pause() > 0.0
         await trio.sleep(pacing.QUIET * 1.01)
         assert pace.pause() == 0.0
-        pace.closed()
+        pace.closed(next(inodes))
         assert pace.pause() == 0.0
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.0))

@@ -1,0 +1,82 @@
+"""The journal asked by owner and operation: what is found, and that a backlog of others costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lamfs.registry import Registry, process_id
+
+BACKLOG = 5000
+STEPS = 100
+"""Instructions of SQLite's machine between two ticks."""
+
+
+@pytest.fixture
+def backlog(registry: Registry) -> Iterator[str]:
+    """What another living process owes; its name."""
+    owner = process_id(1)
+    assert owner is not None
+    with registry.db.transaction():
+        registry.db.conn.executemany(
+            "INSERT INTO journal(op, state, ino, uid, src, created_at, owner) VALUES('put', 'ready', ?, ?, ?, 1, ?)",
+            [(1000 + number, f"uid{number}", f"src{number}", owner) for number in range(BACKLOG)],
+        )
+    yield owner
+    registry.db.execute("DELETE FROM journal")
+
+
+def test_what_is_owed_is_found_by_owner_and_operation(registry: Registry, backlog: str) -> None:
+    journal = registry.journal
+    assert not journal.saves()
+    journal.add_move("m" * 20)
+    entry_id = journal.add_save("s" * 20, "a.csv", {})
+    journal.add_delete("b.csv")
+    assert journal.saves()
+    assert journal.saves("s" * 20)
+    assert not journal.saves("m" * 20)
+    assert [entry.op for entry in journal.mine("move", "delete")] == ["move", "delete"]
+    assert [entry.id for entry in journal.mine("save")] == [entry_id]
+    assert journal.mine("put") == []
+    # A save of another process counts too, and so does one that nobody has.
+    for owner in (backlog, None):
+        registry.db.execute("UPDATE journal SET owner=? WHERE op='save'", (owner,))
+        assert journal.saves("s" * 20)
+        assert journal.mine("save") == []
+
+
+def test_only_what_dead_processes_owe_is_adopted(registry: Registry, backlog: str) -> None:
+    journal = registry.journal
+    for number, owner in enumerate(("00000000-boot:1:1", None, backlog, "zz:2:2")):
+        journal.add_delete(f"{number}.csv")
+        registry.db.execute("UPDATE journal SET owner=? WHERE object_key=?", (owner, f"{number}.csv"))
+    assert journal.adopt(("move",)) == []
+    assert [(entry.object_key, entry.owner) for entry in journal.adopt(("delete",))] == [
+        ("0.csv", "00000000-boot:1:1"),
+        ("1.csv", None),
+        ("3.csv", "zz:2:2"),
+    ]
+    assert [entry.object_key for entry in journal.mine("delete")] == ["0.csv", "1.csv", "3.csv"]
+
+
+def test_a_backlog_of_others_is_not_read(registry: Registry, backlog: str) -> None:
+    ticks = 0
+
+    def tick() -> int:
+        nonlocal ticks
+        ticks += 1
+        return 0
+
+    journal = registry.journal
+    registry.db.conn.set_progress_handler(tick, STEPS)
+    try:
+        assert not journal.saves()
+        assert not journal.saves("uid7")
+        assert journal.adopt(("save", "move", "delete", "abort", "put")) == []
+        assert journal.mine("move", "delete", "save") == []
+        assert ticks * STEPS < BACKLOG
+        assert len(journal.entries()) == BACKLOG
+        assert ticks * STEPS > BACKLOG
+    finally:
+        registry.db.conn.set_progress_handler(None, 0)
