@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from lamfs import config
+from lamfs.daemon.checking import StorageCheck
 from lamfs.daemon.options import MountOptions
 from lamfs.errors import LamfsError
 
@@ -99,9 +100,6 @@ def run_foreground(options: MountOptions) -> int:
 
 
 def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | None) -> int:
-    from lamfs.daemon.progress import Drain
-    from lamfs.daemon.serve import serve
-
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -116,8 +114,16 @@ def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | Non
             reply = None
 
     try:
+        # Before anything else is loaded: the two go on together.
+        check = StorageCheck(options)
+        check.begin()
+
+        from lamfs.daemon.progress import Drain
+        from lamfs.daemon.serve import serve
+
         with Drain(show=options.foreground) as drain:
-            serve(options, lambda warnings: answer({"ready": True, "warnings": list(warnings)}), drain.progress)
+            ready = lambda warnings: answer({"ready": True, "warnings": list(warnings)})  # noqa: E731
+            serve(options, ready, drain.progress, check)
     except LamfsError as error:
         return _failed(error, str(error), error.errno, answer)
     except BaseException as error:

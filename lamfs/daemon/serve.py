@@ -20,6 +20,7 @@ import trio
 
 from lamfs import config
 from lamfs.cache.blocks import BlockCache
+from lamfs.daemon.checking import StorageCheck, look
 from lamfs.daemon.control import ControlServer
 from lamfs.daemon.options import MountOptions
 from lamfs.daemon.recovery import take_over
@@ -34,7 +35,6 @@ from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
 from lamfs.ops import mounts, recover, snapshot
 from lamfs.ops.instance import Instance
-from lamfs.ops.probe import check_storage
 from lamfs.registry import Provenance, process_id
 from lamfs.transfer.client import Mover
 from lamfs.transfer.uploader import Uploader
@@ -52,20 +52,19 @@ Ready = Callable[[tuple[str, ...]], None]
 """Called when the mount is there, with a sentence for each thing that its storage lacks."""
 
 
-def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], None]) -> None:
+def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], None], check: StorageCheck) -> None:
     """Mount and serve until unmounted or told to end; returns when nothing is owed and the registry is pushed.
 
     Raises LamfsError when it cannot be.
     """
     _clear_stale(options.mountpoint)
     _raise_limits()
+    found = check.outcome()
     with Instance.open(options.slug) as instance:
         _refuse_own_files(options.mountpoint, instance)
-        warnings = check_storage(instance, write=not options.read_only).warnings
+        warnings = look(instance, write=not options.read_only) if found is None else found
         for warning in warnings:
             log.warning("%s", warning)
-        if not options.read_only:
-            instance.hold()
         config.make_directory(instance.settings.spool_dir)
         config.make_directory(instance.settings.mounts_dir)
         if not options.read_only:

@@ -5,7 +5,10 @@ boto3 is imported when the first S3 storage is used, so ``import lamfs`` stays q
 
 from __future__ import annotations
 
+from typing import cast
+
 from lamfs.storage.base import Capabilities, ObjectStat, ObjectStore, StorageConfig
+from lamfs.storage.late import LateS3Store
 from lamfs.storage.root import is_s3, parse_root
 
 __all__ = ["Capabilities", "ObjectStat", "ObjectStore", "StorageConfig", "open_store", "parse_root"]
@@ -17,9 +20,7 @@ def open_store(config: StorageConfig) -> ObjectStore:
     Close it when done. Raises InvalidArgument for a root that is not in normal form.
     """
     if is_s3(config.root):
-        from lamfs.storage.s3 import S3Store
-
-        return S3Store(config)
+        return cast("ObjectStore", LateS3Store(config))
     from lamfs.storage.local import LocalStore
 
     return LocalStore(config)

@@ -456,6 +456,7 @@ def test_boto3_is_imported_when_it_is_needed() -> None:
     code = (
         "import sys, lamfs, lamfs.storage as s\n"
         "s.open_store(s.StorageConfig('/tmp'))\n"
+        "s.open_store(s.StorageConfig('s3://bucket/prefix')).url('key')\n"
         "assert not any(name.startswith(('boto3', 'botocore')) for name in sys.modules), 'boto3 was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
