@@ -47,7 +47,7 @@ def have_large(bench: Bench, system: System) -> Path:
     path = system.path / LARGE
     if LARGE not in system.prepared:
         write_file(path, bench.source)
-        system.settle()
+        system.settle(bench.scale.large)
         system.prepared.add(LARGE)
     return path
 
@@ -67,7 +67,7 @@ def write_large(bench: Bench, system: System) -> Numbers:
     write_file(path, bench.source)
     numbers = {"to close [s]": time.perf_counter() - begin}
     if system.remote:
-        numbers["in S3 [s]"] = system.settle() - begin
+        numbers["in S3 [s]"] = system.settle(bench.scale.large) - begin
         numbers["daemon CPU [s]"] = processes.cpu_seconds(system.pids()) - before
     read_file(path, bench.buffer)
     check(bench, f"{system.name}, written")
@@ -205,7 +205,7 @@ def four_processes(bench: Bench, system: System) -> Numbers:
     if "four" not in system.prepared:
         for number in range(4):
             write_file(system.path / f"four-{number}", data)
-        system.settle()
+        system.settle(4 * bench.scale.part)
         system.prepared.add("four")
     system.remount(cold=True)
     workers = []
@@ -229,7 +229,7 @@ def four_processes(bench: Bench, system: System) -> Numbers:
         assert worker.returncode == 0, f"{system.name}: a process failed"
     numbers = {"to close [s]": time.perf_counter() - begin}
     if system.remote:
-        numbers["in S3 [s]"] = system.settle() - begin
+        numbers["in S3 [s]"] = system.settle(4 * bench.scale.part) - begin
     for number in range(4):
         (system.path / f"new-{number}").unlink()
     system.settle()
@@ -260,7 +260,7 @@ def patch(bench: Bench, system: System) -> Numbers:
             file.write(data)
         numbers[f"{what}, to close [s]"] = time.perf_counter() - begin
         if before is not None:
-            numbers[f"{what}, in S3 [s]"] = system.settle() - begin
+            numbers[f"{what}, in S3 [s]"] = system.settle(bench.scale.large) - begin
             moved = system.traffic() - before
             numbers[f"{what}, moved [MiB]"] = (moved.up + moved.down) / MIB
         system.remount(cold=True)
@@ -275,6 +275,6 @@ def patch(bench: Bench, system: System) -> Numbers:
         file.seek(middle)
         file.write(bench.source[middle : middle + 4096])
     os.truncate(path, bench.scale.large)
-    system.settle()
+    system.settle(bench.scale.large)
     system.prepared.add(LARGE)
     return numbers

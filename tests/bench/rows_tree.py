@@ -65,7 +65,7 @@ def small_files(bench: Bench, system: System) -> Numbers:
     create_small(bench, folder)
     numbers = {"create, to close [s]": time.perf_counter() - begin}
     if system.remote:
-        numbers["create, in S3 [s]"] = system.settle() - begin
+        numbers["create, in S3 [s]"] = system.settle(bench.scale.small_files * bench.scale.small) - begin
     order = list(range(bench.scale.small_files))
     shuffled = random.Random(bench.repetition).sample(order, len(order))
     for what, chosen in (("in the order of ls", order), ("in random order", shuffled)):
@@ -163,7 +163,9 @@ def untar(bench: Bench, system: System) -> Numbers:
     begin = time.perf_counter()
     numbers = {"untar [s]": processes.run(["tar", "xf", str(tar), "-C", str(folder)])}
     if system.remote:
-        numbers["untar, in S3 [s]"] = system.settle() - begin
+        numbers["untar, in S3 [s]"] = (
+            system.settle(sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())) - begin
+        )
     processes.run(["diff", "-r", str(tree / "src"), str(folder / "src")])
     clone = folder / "clone"
     numbers["git clone [s]"] = processes.run(["git", "clone", "-q", str(repository), str(clone)])
@@ -237,7 +239,7 @@ def cache(bench: Bench, system: System) -> Numbers:
         large.mkdir()
         for number in range(10):
             (large / f"part-{number}").write_bytes(bench.source[: bench.scale.part])
-        system.settle()
+        system.settle(10 * bench.scale.part)
         system.prepared.add("cache")
     numbers: Numbers = {}
     for what, folder in ((f"{bench.scale.small_files:,} small", many), ("10 large", large)):

@@ -73,8 +73,11 @@ class System:
     def forget(self) -> None:
         """Remove all bytes that are kept locally of what is in S3. Not mounted."""
 
-    def settle(self) -> float:
-        """Return when all that was written is in S3; the time.perf_counter() at which it was."""
+    def settle(self, written: int = 0) -> float:
+        """Return when all that was written is in S3; the time.perf_counter() at which it was.
+
+        ``written``: bytes of the files that were written or changed, for a system that does not tell what it still does.
+        """
         return time.perf_counter()
 
     def pids(self) -> list[int]:
@@ -152,7 +155,7 @@ class Lamfs(System):
     def forget(self) -> None:
         shutil.rmtree(self.instance.cache_dir, ignore_errors=True)
 
-    def settle(self) -> float:
+    def settle(self, written: int = 0) -> float:
         self.instance.sync(timeout=600)
         return time.perf_counter()
 
@@ -303,7 +306,7 @@ class JuiceFSWriteback(JuiceFS):
     options: ClassVar[list[str]] = ["--writeback"]
     only_writes = True
 
-    def settle(self) -> float:
+    def settle(self, written: int = 0) -> float:
         if self._process is not None:
             processes.until(lambda: not self._staged(), "JuiceFS has uploaded what it staged", 600)
         return time.perf_counter()
@@ -324,6 +327,7 @@ class Rclone(Peer):
 
     def __init__(self, base: Path, url: str, label: str = "") -> None:
         super().__init__(base, url, label)
+        self._sent = 0
         self.env |= {
             "RCLONE_CONFIG": "/dev/null",
             "RCLONE_S3_PROVIDER": "Other",
@@ -340,16 +344,21 @@ class Rclone(Peer):
         words = [program, "mount", f":s3:{self.bucket}", str(self.path), "--cache-dir", str(self.cache)]
         return [*words, "--vfs-cache-mode", "full", "--vfs-write-back", "0s"]
 
-    def settle(self) -> float:
-        """It uploads some time after close returned, and does not tell: done when no request waits, for a while."""
+    def settle(self, written: int = 0) -> float:
+        """It hashes and uploads some time after close returned, and does not tell: done when it has sent as many bytes
+        as were written since it was last done, and no request waits, for a while."""
         done, seen = time.perf_counter(), self.traffic()
         deadline = time.monotonic() + 600
-        while self._process is not None and (now := time.perf_counter()) < done + 0.5:
-            if (moved := self.traffic()) != seen or moved.waiting:
+        while self._process is not None:
+            now, moved = time.perf_counter(), self.traffic()
+            if moved != seen or moved.waiting or moved.up - self._sent < written:
                 done, seen = now, moved
+            elif now > done + 0.5:
+                break
             if time.monotonic() > deadline:
                 raise TimeoutError("rclone has not uploaded within 600 s")
             time.sleep(0.005)
+        self._sent = seen.up
         return done
 
 
