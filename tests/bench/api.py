@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ def lamfs(folder: Path) -> Any:
 def lamindb(folder: Path) -> Any:
     """lamindb with a new instance."""
     os.environ["LAMIN_SETTINGS_DIR"] = str(folder / "settings")
-    import lamindb_setup
+    lamindb_setup = import_module("lamindb_setup")
 
     lamindb_setup.init(storage=str(folder / "store"), name="bench")
     lamindb_setup.settings.instance._is_on_hub = False  # nothing leaves this machine
-    import lamindb as ln
+    ln = import_module("lamindb")
 
     return ln
 

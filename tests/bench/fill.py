@@ -82,7 +82,7 @@ def fill_juicefs(meta: Path, count: int, per_directory: int | None = 1000, *, fo
     db = sqlite3.connect(meta, isolation_level=None)
     db.execute("PRAGMA synchronous=OFF")
     db.execute("BEGIN IMMEDIATE")
-    ((following,),) = db.execute("SELECT value FROM jfs_counter WHERE name='nextInode'").fetchall()
+    following = int(db.execute("SELECT value FROM jfs_counter WHERE name='nextInode'").fetchone()[0])
     first = following
 
     def node(parent: int, name: str, *, directories: int | None = None) -> int:

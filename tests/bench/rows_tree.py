@@ -158,14 +158,13 @@ def source_tree(bench: Bench) -> tuple[Path, Path, Path]:
 def untar(bench: Bench, system: System) -> Numbers:
     """And row 9: rm -rf of both."""
     tree, tar, repository = source_tree(bench)
+    size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
     folder = system.path / f"untar-{bench.repetition}"
     folder.mkdir()
     begin = time.perf_counter()
     numbers = {"untar [s]": processes.run(["tar", "xf", str(tar), "-C", str(folder)])}
     if system.remote:
-        numbers["untar, in S3 [s]"] = (
-            system.settle(sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())) - begin
-        )
+        numbers["untar, in S3 [s]"] = system.settle(size) - begin
     processes.run(["diff", "-r", str(tree / "src"), str(folder / "src")])
     clone = folder / "clone"
     numbers["git clone [s]"] = processes.run(["git", "clone", "-q", str(repository), str(clone)])

@@ -76,7 +76,7 @@ class System:
     def settle(self, written: int = 0) -> float:
         """Return when all that was written is in S3; the time.perf_counter() at which it was.
 
-        ``written``: bytes of the files that were written or changed, for a system that does not tell what it still does.
+        ``written``: bytes of the files that were written or changed, for a system that does not tell how far it is.
         """
         return time.perf_counter()
 
@@ -348,15 +348,14 @@ class Rclone(Peer):
         """It hashes and uploads some time after close returned, and does not tell: done when it has sent as many bytes
         as were written since it was last done, and no request waits, for a while."""
         done, seen = time.perf_counter(), self.traffic()
-        deadline = time.monotonic() + 600
         while self._process is not None:
             now, moved = time.perf_counter(), self.traffic()
-            if moved != seen or moved.waiting or moved.up - self._sent < written:
+            if moved != seen or moved.waiting:
                 done, seen = now, moved
-            elif now > done + 0.5:
+            elif moved.up - self._sent >= written and now > done + 0.5:
                 break
-            if time.monotonic() > deadline:
-                raise TimeoutError("rclone has not uploaded within 600 s")
+            elif now > done + 60:
+                raise TimeoutError("rclone has not uploaded all within 60 s of its last request")
             time.sleep(0.005)
         self._sent = seen.up
         return done
