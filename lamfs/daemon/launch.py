@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -99,12 +100,20 @@ def run_foreground(options: MountOptions) -> int:
     return _run(options, logging.StreamHandler(), None)
 
 
+def is_of_interest(record: logging.LogRecord) -> bool:
+    """False for a reply that the kernel no longer waited for (ENOENT of a write to /dev/fuse): a file that was let go of
+    while the mount was taken away. pyfuse3 calls it an error; nothing is lost."""
+    text = record.getMessage()
+    return not ("fuse_reply" in text and text.endswith(os.strerror(errno.ENOENT)))
+
+
 def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | None) -> int:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("lamfs").setLevel(logging.DEBUG if options.debug else logging.INFO)
+    logging.getLogger("pyfuse3").addFilter(is_of_interest)
 
     def answer(message: dict[str, object]) -> None:
         nonlocal reply
