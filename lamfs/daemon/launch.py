@@ -101,8 +101,8 @@ def run_foreground(options: MountOptions) -> int:
 
 
 def is_of_interest(record: logging.LogRecord) -> bool:
-    """False for a reply that the kernel no longer waited for (ENOENT of a write to /dev/fuse): a file that was let go of
-    while the mount was taken away. pyfuse3 calls it an error; nothing is lost."""
+    """False for a reply that the kernel no longer waited for (ENOENT of a write to /dev/fuse), such as that a file is
+    closed while the mount is taken away. pyfuse3 calls it an error; nothing is lost."""
     text = record.getMessage()
     return not ("fuse_reply" in text and text.endswith(os.strerror(errno.ENOENT)))
 
