@@ -131,7 +131,7 @@ class Download:
         """
         status = reply["ResponseMetadata"]["HTTPStatusCode"]
         content_range = reply.get("ContentRange")
-        if content_range is None and status == 200:
+        if content_range is None and status == 200 and "ContentLength" in reply:
             return position, int(reply["ContentLength"])
         match = _CONTENT_RANGE.match(content_range or "")
         if match is None or match[3] == "*" or int(match[1]) != position:
