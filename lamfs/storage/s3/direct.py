@@ -1,4 +1,4 @@
-"""The requests that a mount makes by the thousand, past botocore, for an eighth of the CPU. Thread-safe.
+"""The requests that a mount makes by the thousand, past botocore, for a quarter of the CPU. Thread-safe.
 
 botocore still finds the credentials and renews them, and says once per client where the bucket is and how requests are
 signed; what is not simple (proxies, access points, S3 Express, a region that was not the right one) is left to it.

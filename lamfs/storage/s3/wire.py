@@ -141,7 +141,10 @@ class Wire:
             if ask:
                 line.putheader("expect", "100-continue")
             whole = _send(line, body, ask)
-            return Reply(self, line, _response(line), keep=whole)
+            response = _response(line)
+            if response.status < 300 and not whole:
+                raise NoAnswer("it took a part of the body for the whole")
+            return Reply(self, line, response, keep=whole)
         except BaseException:
             line.close()
             raise
@@ -289,7 +292,13 @@ def _hung_up(line: HTTPConnection) -> bool:
     if not _answers(line, 0):
         return False
     try:
-        return isinstance(line.sock, ssl.SSLSocket) or not line.sock.recv(1, socket.MSG_PEEK)
+        if not isinstance(line.sock, ssl.SSLSocket):
+            return not line.sock.recv(1, socket.MSG_PEEK)
+        line.sock.settimeout(0)  # the next request sets another
+        line.sock.recv(1)
+        return True  # the end, or what nobody asked
+    except ssl.SSLWantReadError:
+        return False  # a message of TLS's own
     except OSError:
         return True
 

@@ -109,6 +109,14 @@ def test_a_list_that_is_cut_short_is_fetched_again(store: ObjectStore, proxy: Fa
     assert rule.hits == 1
 
 
+def test_a_body_that_is_not_the_range_it_says(store: ObjectStore, proxy: FaultProxy) -> None:
+    store.put_bytes("k", b"data")
+    rule = proxy.add("reply_header", name="Content-Range", value="bytes 0-1/4", method="GET")
+    assert store.get("k", offset=0, length=4) == b"data"
+    assert rule.hits == 1
+    assert [method for method, _ in ways(proxy)] == ["PUT", "GET", "GET"]
+
+
 @pytest.mark.parametrize("token", [{}, {"NextContinuationToken": "same"}])
 def test_a_list_that_does_not_say_how_it_goes_on(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, token: dict[str, str]

@@ -215,6 +215,11 @@ def test_a_large_body_that_is_refused_is_not_sent() -> None:
         assert fetch(line) == (200, b"ok")  # on another connection: the server may still wait for the body
 
 
+def test_success_for_a_part_of_a_body_is_none() -> None:
+    with wired([b"read", OK]) as (line, _), pytest.raises(NoAnswer, match="a part of the body"):
+        fetch(line, "PUT", bytes(wire.EXPECT_ABOVE + 1))
+
+
 def test_a_server_that_does_not_know_how_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "EXPECT_SECONDS", 0.05)
     body = bytes(wire.EXPECT_ABOVE + 1)
