@@ -131,10 +131,15 @@ class Download:
         """
         status = reply["ResponseMetadata"]["HTTPStatusCode"]
         content_range = reply.get("ContentRange")
-        if content_range is None and status == 200:
+        if content_range is None and status == 200 and "ContentLength" in reply:
             return position, int(reply["ContentLength"])
         match = _CONTENT_RANGE.match(content_range or "")
-        if match is None or match[3] == "*" or int(match[1]) != position:
+        if (
+            match is None
+            or match[3] == "*"
+            or int(match[1]) != position
+            or reply.get("ContentLength") not in (None, int(match[2]) + 1 - position)
+        ):
             raise StorageUnavailable(
                 f"Cannot {self._what}: bytes from {position} were asked for, and the server answered {status} with"
                 f" '{content_range}'; check the server or the proxy in front of it."

@@ -5,12 +5,12 @@ Codes are Amazon's ("Error responses" of the S3 API reference) and those of MinI
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import html
-import re
 from collections.abc import Mapping
 from http.client import responses
 from typing import Any
+from xml.etree import ElementTree
 
 from lamfs.errors import (
     InvalidArgument,
@@ -99,7 +99,6 @@ NO_KEY = frozenset({"NoSuchKey", "NoSuchVersion", "NotFound", "404"})
 NO_UPLOAD = frozenset({"NoSuchUpload", "404"})
 """Of a request on a multipart upload: it is not there."""
 OTHER_REGION = frozenset({"PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException", "301", "307"})
-_XML = re.compile(r"<(Code|Message)>([^<]*)</")
 BAD_RANGE = frozenset({"InvalidRange", "416"})
 
 
@@ -118,12 +117,15 @@ def is_throttling(error: BaseException) -> bool:
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
     """A reply with an error: code and message from its XML, else from its status."""
-    found = {tag: html.unescape(text) for tag, text in _XML.findall(body.decode("utf-8", "replace"))}
-    code = found.get("Code") or str(status)
-    message = found.get("Message", "") if "Code" in found else responses.get(status, "")
+    code = message = None
+    with contextlib.suppress(ElementTree.ParseError):
+        root = ElementTree.fromstring(body.strip())  # noqa: S314 (botocore does the same)
+        code, message = root.findtext(".//{*}Code"), root.findtext(".//{*}Message")
+    if not code:
+        code, message = str(status), responses.get(status)
     return Refused(
         {
-            "Error": {"Code": code, "Message": message},
+            "Error": {"Code": code, "Message": message or ""},
             "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": dict(headers)},
         }
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -13,8 +12,9 @@ from xml.etree import ElementTree
 from lamfs.storage.s3.errors import NotS3
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
-_ERROR = re.compile(r"<Error[\s>]")
-_TEXTS = re.compile(r"<(UploadId|ETag)>([^<]*)</")
+_LISTS = {"list_objects_v2": "ListBucketResult", "delete_objects": "DeleteResult"}
+"""Anything else is no list: taken for an empty one it would say that there is nothing, or that all was deleted."""
+_INSIDE = {"copy_object": "CopyObjectResult", "upload_part_copy": "CopyPartResult"}
 
 
 def completion(parts: Sequence[dict[str, Any]]) -> bytes:
@@ -43,28 +43,31 @@ def result(operation: str, body: bytes) -> dict[str, Any] | None:
 
     Raises NotS3 for a list that is none.
     """
-    if operation == "list_objects_v2":
-        return _listing(body)
-    if operation == "delete_objects":
-        return _left(body)
-    text = body.decode("utf-8", "replace")
-    found = {} if _ERROR.search(text) else {tag: html.unescape(value) for tag, value in _TEXTS.findall(text)}
-    if operation == "create_multipart_upload":
-        return {"UploadId": found["UploadId"]} if found.get("UploadId") else None
-    if not found.get("ETag"):
-        return None
-    if operation == "copy_object":
-        return {"CopyObjectResult": {"ETag": found["ETag"]}}
-    if operation == "upload_part_copy":
-        return {"CopyPartResult": {"ETag": found["ETag"]}}
-    return {"ETag": found["ETag"]}
-
-
-def _listing(body: bytes) -> dict[str, Any]:
     try:
-        root = ElementTree.fromstring(body)  # noqa: S314 (botocore does the same)
-        encoded = _text(root, "EncodingType") == "url"
-        contents = []
+        root = ElementTree.fromstring(body.strip())  # noqa: S314 (botocore does the same)
+    except ElementTree.ParseError as error:
+        if operation in _LISTS:
+            raise NotS3(f"its list is none: {error}") from error
+        return None
+    kind = root.tag.rpartition("}")[2]
+    if kind == "Error":
+        return None
+    if operation in _LISTS:
+        if kind != _LISTS[operation]:
+            raise NotS3(f"its list is none, but '{kind}'")
+        return _listing(root) if operation == "list_objects_v2" else _left(root)
+    name = "UploadId" if operation == "create_multipart_upload" else "ETag"
+    value = _text(root, name)
+    if not value:
+        return None
+    inside = _INSIDE.get(operation)
+    return {inside: {name: value}} if inside else {name: value}
+
+
+def _listing(root: ElementTree.Element) -> dict[str, Any]:
+    encoded = _text(root, "EncodingType") == "url"
+    contents = []
+    try:
         for entry in root.iterfind("{*}Contents"):
             key = _text(entry, "Key")
             contents.append(
@@ -75,8 +78,8 @@ def _listing(body: bytes) -> dict[str, Any]:
                     "LastModified": datetime.fromisoformat(_text(entry, "LastModified")),
                 }
             )
-    except (ElementTree.ParseError, ValueError) as error:
-        raise NotS3(f"the listing is not one: {error}") from error
+    except ValueError as error:
+        raise NotS3(f"its list is none: {error}") from error
     page: dict[str, Any] = {"Contents": contents, "IsTruncated": _text(root, "IsTruncated") == "true"}
     token = _text(root, "NextContinuationToken")
     if token:
@@ -84,13 +87,7 @@ def _listing(body: bytes) -> dict[str, Any]:
     return page
 
 
-def _left(body: bytes) -> dict[str, Any] | None:
-    try:
-        root = ElementTree.fromstring(body)  # noqa: S314 (botocore does the same)
-    except ElementTree.ParseError as error:
-        raise NotS3(f"the list of errors is not one: {error}") from error
-    if root.tag.rpartition("}")[2] == "Error":
-        return None
+def _left(root: ElementTree.Element) -> dict[str, Any]:
     return {"Errors": [{"Key": _text(one, "Key"), "Code": _text(one, "Code")} for one in root.iterfind("{*}Error")]}
 
 

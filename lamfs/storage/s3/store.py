@@ -132,8 +132,13 @@ class S3Store:
                 if key:
                     yield ObjectStat(key, int(entry["Size"]), bare(entry["ETag"]), _nanoseconds(entry["LastModified"]))
             token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token:
+            if not page.get("IsTruncated"):
                 return
+            if not token or token == params.get("ContinuationToken"):
+                raise StorageError(
+                    f"Cannot {what}: {self._connection.endpoint} says that there is more, and not how to go on; check"
+                    " that the server supports ListObjectsV2."
+                )
             params["ContinuationToken"] = token
 
     # writing

@@ -1,7 +1,8 @@
-"""HTTP/1.1 over kept connections to one server: the little of it that calls of S3 need. Thread-safe.
+"""Kept connections to one server, over http.client: what calls of S3 need of HTTP/1.1. Thread-safe.
 
-urllib3 and botocore take a millisecond of CPU for each request, and copy each body twice. Here a request is one line of
-text and a reply's body goes from the socket to where it is wanted.
+Heads, chunks and lengths are the library's. Here are the pool, time limits, the question whether a large body is
+wanted, and what the library lets pass: bodies that break off, lengths that are none. A large part of a body goes from
+the socket to where it is wanted; only its first and last 8 KiB may lie in the library's buffer between.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, RemoteDisconnected
+from typing import Protocol
 
-HEAD_LIMIT = 256 << 10
-"""Bytes of a reply's status line and headers, and of one line of a chunked body."""
-RECEIVE = 64 << 10
-SEND = 256 << 10
-"""Bytes per send: each may take as long as silence is borne."""
+PIECE = 256 << 10
+"""Bytes per send, each of which may take as long as silence is borne, and per read, which is lost when it fails."""
 EXPECT_ABOVE = 1 << 20
 """Larger bodies are sent when the server has said that it wants them (100-continue, RFC 9110 §10.1.1), ..."""
 EXPECT_SECONDS = 1.0
-"""... or has said nothing for so long."""
-_NO_BODY = frozenset({204, 304})
+"""... or has said nothing for so long. Not over TLS, where nobody can look at an answer without taking it."""
+_INTERIM_BYTES = 4096
 
 
 class NoAnswer(Exception):
@@ -37,196 +36,74 @@ class Source(Protocol):
         """Put the next bytes there; how many, 0 at the end."""
 
 
-class Head(NamedTuple):
-    """A reply's head: its status, whether the connection goes on, and its headers, with lower-case names."""
-
-    status: int
-    keep: bool
-    headers: dict[str, str]
-
-
 class Reply:
-    """A reply whose body was not read yet. One thread uses it, and closes it."""
+    """A reply whose body was not read yet. One thread uses it, and closes it. ``headers`` have lower-case names."""
 
-    def __init__(self, wire: Wire, line: _Line, head: Head, *, bare: bool, keep: bool) -> None:
-        """``bare``: there is no body. ``keep``: the connection can be used again."""
-        self.status, _, headers = head
-        self.headers = headers
+    def __init__(self, wire: Wire, line: HTTPConnection, response: HTTPResponse, *, keep: bool) -> None:
+        """``keep``: the connection can be used again when the body was read. Raises NoAnswer."""
+        self.status = response.status
+        self.headers = _checked_headers(response)
         self._wire = wire
-        self._line: _Line | None = line
-        self._keep = keep
-        self._chunked = not bare and "chunked" in headers.get("transfer-encoding", "").lower()
-        self._left: int | None = None
-        """Bytes of the body, or of its chunk, that were not read; None: until the connection ends."""
-        try:
-            if bare:
-                self._left = 0
-            elif self._chunked:
-                self._next_chunk()
-            elif "content-length" in headers:
-                self._left = _length(headers["content-length"], 10)
-        except NoAnswer:
-            self.close()
-            raise
-        if self._left == 0:
+        self._line = line
+        self._response = response
+        self._keep = keep and not response.will_close
+        self._done = False
+        if response.length == 0:
+            if self._keep and _hung_up(line):
+                raise NoAnswer("it hung up before its answer was whole")
+            response.read()
             self._finish()
 
     def readinto(self, view: memoryview) -> int:
-        """Up to ``len(view)`` bytes of the body, 0 at its end or where the connection ends. Raises NoAnswer."""
-        line = self._line
-        if line is None or not len(view):
+        """Up to ``len(view)`` bytes of the body, 0 at its end. Raises NoAnswer, also when the body breaks off."""
+        if self._done or not len(view):
             return 0
-        left = self._left
-        count = line.receive_into(view if left is None or left >= len(view) else view[:left])
-        if count == 0:
-            self.close()
-            return 0
-        if left is not None:
-            self._left = left - count
-            if left == count:
-                if self._chunked:
-                    line.until(b"\r\n")
-                    self._next_chunk()
-                if self._left == 0:
-                    self._finish()
+        try:
+            count = self._response.readinto(view[:PIECE])
+        except (OSError, HTTPException) as error:
+            raise self._broken(error) from error
+        self._look_for_end(count)
         return count
 
     def read(self, size: int = -1) -> bytes:
-        """``size`` bytes, all when negative; fewer only at the end. Raises NoAnswer."""
-        parts = []
-        while size:
-            piece = bytearray(RECEIVE if size < 0 else min(size, RECEIVE))
-            count = self.readinto(memoryview(piece))
-            if not count:
-                break
-            parts.append(piece[:count])
-            size -= count if size > 0 else 0
-        return b"".join(parts)
+        """Up to ``size`` bytes of the body, all when negative, none at its end. Raises NoAnswer, as readinto does."""
+        if size < 0:
+            return b"".join(iter(lambda: self.read(PIECE), b""))
+        if self._done or not size:
+            return b""
+        try:
+            part = self._response.read(min(size, PIECE))
+        except (OSError, HTTPException) as error:
+            raise self._broken(error) from error
+        self._look_for_end(len(part))
+        return part
 
     def close(self) -> None:
         """End the connection, unless the body was read to its end: then it has been given back."""
-        line, self._line = self._line, None
-        if line is not None:
-            line.close()
+        if not self._done:
+            self._done = True
+            self._response.close()
+            self._line.close()
 
-    def _next_chunk(self) -> None:
-        assert self._line is not None
-        self._left = _length(self._line.until(b"\r\n").partition(b";")[0], 16)
-        if self._left == 0:
-            while self._line.until(b"\r\n"):
-                pass  # trailers
+    def _look_for_end(self, count: int) -> None:
+        """``count``: so many bytes came just now, which are good even when no others follow."""
+        if not self._response.isclosed():
+            return
+        if not self._response.length:
+            self._finish()
+        elif not count:
+            raise self._broken(HTTPException())
+
+    def _broken(self, error: Exception) -> NoAnswer:
+        self.close()
+        return NoAnswer(_cause(error) if isinstance(error, OSError) else "its answer broke off")
 
     def _finish(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            self._wire.give_back(line, self._keep)
-
-
-class _Line:
-    """One connection. One thread at a time uses it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self._rest = b""
-        """Bytes that were received and not used."""
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.sock.close()
-
-    __del__ = close
-
-    def is_idle(self) -> bool:
-        """Whether the server has said nothing, and has not hung up, since the last reply."""
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return not self._rest and not poll.poll(0)
-
-    def exchange(self, head: bytes, body: bytes | Source | None, ask: bool) -> tuple[Head, bool]:
-        """Send a request; the head of its reply, and whether all was sent. ``ask``: first, whether the body is wanted.
-
-        Raises NoAnswer, and what reading the body raises.
-        """
-        found: Head | None = None
-        whole = True
-        try:
-            self._send(head, None if ask else body)
-            if ask and self.answers(EXPECT_SECONDS):
-                found = self.head()
-            if found is not None and found.status >= 200:
-                whole = False
-            elif ask:
-                self._send(b"", body)
-        except NoAnswer:
-            if not self.answers(0):
-                raise
-            whole = False  # it has refused before it had everything, and hung up: its answer counts
-        while found is None or found.status < 200:
-            found = self.head()
-        return found, whole
-
-    def _send(self, head: bytes, body: bytes | Source | None) -> None:
-        if isinstance(body, bytes) and len(body) <= SEND:
-            head, body = head + body, None
-        self._send_all(memoryview(head))
-        if isinstance(body, bytes):
-            self._send_all(memoryview(body))
-        elif body is not None:
-            place = memoryview(bytearray(SEND))
-            while count := body.readinto(place):
-                self._send_all(place[:count])
-
-    def _send_all(self, data: memoryview) -> None:
-        for at in range(0, len(data), SEND):
-            try:
-                self.sock.sendall(data[at : at + SEND])
-            except OSError as error:
-                raise NoAnswer(_cause(error)) from error
-
-    def answers(self, seconds: float) -> bool:
-        """Whether something comes within so many seconds."""
-        if self._rest or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
-            return True
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
-
-    def receive_into(self, view: memoryview) -> int:
-        if self._rest:
-            count = min(len(self._rest), len(view))
-            view[:count] = self._rest[:count]
-            self._rest = self._rest[count:]
-            return count
-        try:
-            return self.sock.recv_into(view)
-        except OSError as error:
-            raise NoAnswer(_cause(error)) from error
-
-    def until(self, end: bytes) -> bytes:
-        """What comes before ``end``. Raises NoAnswer."""
-        while (at := self._rest.find(end)) < 0:
-            try:
-                data = self.sock.recv(RECEIVE)
-            except OSError as error:
-                raise NoAnswer(_cause(error)) from error
-            if not data or len(self._rest) > HEAD_LIMIT:
-                raise NoAnswer("it hung up without an answer" if not data else "its answer is no HTTP")
-            self._rest += data
-        found, self._rest = self._rest[:at], self._rest[at + len(end) :]
-        return found
-
-    def head(self) -> Head:
-        """The head of the next reply, ``100 Continue`` too. Raises NoAnswer."""
-        first, *fields = self.until(b"\r\n\r\n").decode("latin-1").split("\r\n")
-        version, _, rest = first.partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise NoAnswer("its answer is no HTTP")
-        headers = {}
-        for field in fields:
-            name, _, value = field.partition(":")
-            headers[name.lower()] = value.strip()
-        kept = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
-        return Head(int(rest[:3]), kept, headers)
+        self._done = True
+        if self._keep:
+            self._wire.give_back(self._line)
+        else:
+            self._line.close()
 
 
 class Wire:
@@ -245,7 +122,7 @@ class Wire:
         self._host, self._port = host, port
         self._context = context
         self._connect_timeout = connect_timeout
-        self._idle: deque[_Line] = deque()
+        self._idle: deque[HTTPConnection] = deque()
         self._keep = keep
         self._closed = False
 
@@ -253,67 +130,177 @@ class Wire:
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | Source | None, timeout: float
     ) -> Reply:
         """Send a request; ``headers`` have its Host and the length of its body. ``timeout``: seconds of silence that
-        are borne. Raises NoAnswer, and what reading the body raises."""
-        ask = body is not None and int(headers.get("content-length", 0)) > EXPECT_ABOVE
-        text = [f"{method} {target} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in headers.items())]
-        text.append("expect: 100-continue\r\n\r\n" if ask else "\r\n")
+        are borne. Raises NoAnswer, what reading the body raises, and ValueError for a line break in a header."""
+        ask = body is not None and self._context is None and int(headers.get("content-length", 0)) > EXPECT_ABOVE
         line = self._take()
         try:
             line.sock.settimeout(timeout)
-            head, whole = line.exchange("".join(text).encode("latin-1"), body, ask)
+            line.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                line.putheader(name, value)
+            if ask:
+                line.putheader("expect", "100-continue")
+            whole = _send(line, body, ask)
+            response = _response(line)
+            if response.status < 300 and not whole:
+                raise NoAnswer("it took a part of the body for the whole")
+            return Reply(self, line, response, keep=whole)
         except BaseException:
             line.close()
             raise
-        return Reply(self, line, head, bare=method == "HEAD" or head.status in _NO_BODY, keep=whole and head.keep)
 
-    def give_back(self, line: _Line, keep: bool) -> None:
-        """A reply was read to its end."""
-        if keep and not self._closed and len(self._idle) < self._keep:
+    def give_back(self, line: HTTPConnection) -> None:
+        """A reply was read to its end, and the connection goes on."""
+        if len(self._idle) < self._keep:
             self._idle.append(line)
         else:
             line.close()
+        if self._closed:
+            self.close()
 
     def close(self) -> None:
         """End the idle connections, and those in use when they come back."""
         self._closed = True
-        while self._idle:
-            with contextlib.suppress(IndexError):
+        with contextlib.suppress(IndexError):
+            while True:
                 self._idle.pop().close()
 
-    def _take(self) -> _Line:
+    __del__ = close
+
+    def _take(self) -> HTTPConnection:
         while True:
             try:
                 line = self._idle.pop()
             except IndexError:
                 return self._connect()
-            if line.is_idle():
+            if not _answers(line, 0):
                 return line
-            line.close()
+            line.close()  # it has hung up, or says what nobody asked
 
-    def _connect(self) -> _Line:
+    def _connect(self) -> HTTPConnection:
+        line: HTTPConnection
+        if self._context is None:
+            line = HTTPConnection(self._host, self._port, timeout=self._connect_timeout)
+        else:
+            line = HTTPSConnection(self._host, self._port, timeout=self._connect_timeout, context=self._context)
         try:
-            sock = socket.create_connection((self._host, self._port), self._connect_timeout)
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                if self._context is not None:
-                    sock = self._context.wrap_socket(sock, server_hostname=self._host)
-            except BaseException:
-                sock.close()
-                raise
+            line.connect()  # sets TCP_NODELAY
+            line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         except OSError as error:
+            line.close()
             raise NoAnswer(_cause(error)) from error
-        return _Line(sock)
+        return line
 
 
-def _length(text: str | bytes, base: int) -> int:
+def _send(line: HTTPConnection, body: bytes | Source | None, ask: bool) -> bool:
+    """Send head and body. Whether all was sent: not when the server has answered before.
+
+    Raises NoAnswer, and what reading the body raises.
+    """
     try:
-        length = int(text, base)
-    except ValueError:
-        length = -1
-    if length < 0:
-        raise NoAnswer("its answer is no HTTP: the length of the body is wrong")
-    return length
+        if ask:
+            _end_head(line)
+            if _refuses(line):
+                return False
+        elif body is None or (isinstance(body, bytes) and len(body) <= PIECE):
+            _end_head(line, body)
+            return True
+        else:
+            _end_head(line)
+        if isinstance(body, bytes):
+            for at in range(0, len(body), PIECE):
+                _send_piece(line, memoryview(body)[at : at + PIECE])
+        elif body is not None:
+            place = memoryview(bytearray(PIECE))
+            while count := body.readinto(place):
+                _send_piece(line, place[:count])
+    except NoAnswer:
+        if not _answers(line, 0):
+            raise
+        return False  # it has refused before it had everything, and hung up: its answer counts
+    return True
+
+
+def _end_head(line: HTTPConnection, body: bytes | None = None) -> None:
+    try:
+        line.endheaders(body)
+    except OSError as error:
+        raise NoAnswer(_cause(error)) from error
+
+
+def _send_piece(line: HTTPConnection, data: memoryview) -> None:
+    try:
+        line.send(data)
+    except OSError as error:
+        raise NoAnswer(_cause(error)) from error
+
+
+def _refuses(line: HTTPConnection) -> bool:
+    """Whether the server answers instead of saying that it wants the body; that it wants it is taken off the line."""
+    if not _answers(line, EXPECT_SECONDS):
+        return False
+    try:
+        said = line.sock.recv(_INTERIM_BYTES, socket.MSG_PEEK)
+        if not said.startswith((b"HTTP/1.1 100", b"HTTP/1.0 100")):
+            return True
+        line.sock.recv(said.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in said else 0)
+    except OSError as error:
+        raise NoAnswer(_cause(error)) from error
+    return False
+
+
+def _response(line: HTTPConnection) -> HTTPResponse:
+    try:
+        return line.getresponse()
+    except RemoteDisconnected as error:
+        raise NoAnswer("it hung up without an answer") from error
+    except HTTPException as error:
+        raise NoAnswer("its answer is no HTTP") from error
+    except OSError as error:
+        raise NoAnswer(_cause(error)) from error
+
+
+def _checked_headers(response: HTTPResponse) -> dict[str, str]:
+    """The headers, with lower-case names. Raises NoAnswer when they do not say for certain how long the body is:
+    http.client takes it then for one that ends with the connection, and a head that breaks off for a whole one."""
+    headers: dict[str, str] = {}
+    for name, value in response.getheaders():
+        low = name.lower()
+        # a value may go on in the next line (obs-fold, RFC 9112 §5.2)
+        value = " ".join(value.split()) if "\n" in value or "\r" in value else value.rstrip()
+        if low == "content-length" and (headers.get(low, value) != value or not (value.isascii() and value.isdigit())):
+            raise NoAnswer("its answer is no HTTP: the length of the body is wrong")
+        headers[low] = value
+    to_the_end = response.length is None and not response.chunked
+    unsaid = response.version >= 11 and "close" not in headers.get("connection", "").lower()
+    if response.status < 200 or response.headers.defects or (to_the_end and (unsaid or "transfer-encoding" in headers)):
+        raise NoAnswer("its answer is no HTTP")
+    return headers
+
+
+def _answers(line: HTTPConnection, seconds: float) -> bool:
+    """Whether something comes within so many seconds, if only the end."""
+    if isinstance(line.sock, ssl.SSLSocket) and line.sock.pending():
+        return True
+    poll = select.poll()
+    poll.register(line.sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _hung_up(line: HTTPConnection) -> bool:
+    """Whether the connection ends here: http.client takes a head that breaks off for a whole one."""
+    if not _answers(line, 0):
+        return False
+    try:
+        if not isinstance(line.sock, ssl.SSLSocket):
+            return not line.sock.recv(1, socket.MSG_PEEK)
+        line.sock.settimeout(0)  # the next request sets another
+        line.sock.recv(1)
+        return True  # the end, or what nobody asked
+    except ssl.SSLWantReadError:
+        return False  # a message of TLS's own
+    except OSError:
+        return True
 
 
 def _cause(error: OSError) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lamfs.errors import StorageUnavailable
+from lamfs.errors import StorageError, StorageUnavailable
 from lamfs.storage import ObjectStore, StorageConfig
 from lamfs.storage.s3 import client
 from tests.support.proxy import FaultProxy
@@ -69,6 +69,62 @@ def test_another_region_is_left_to_botocore(store: ObjectStore, proxy: FaultProx
     assert store.get("k") == b"data"
     store.put_bytes("k", b"data")
     assert ways(proxy) == [("GET", True), ("GET", False), ("PUT", False)]
+
+
+def test_a_body_that_is_sent_elsewhere_begins_at_its_start(
+    store: ObjectStore, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    data = os.urandom(600_000)  # read as it is sent
+    path = tmp_path / "f"
+    path.write_bytes(data)
+    proxy.add("status", code=307, error="TemporaryRedirect", method="PUT")
+    etag = store.put_file("k", str(path)).etag
+    assert ways(proxy)[:2] == [("PUT", True), ("PUT", False)]
+    assert store.get("k", etag=etag) == data
+
+
+@pytest.mark.parametrize("name", ["ETag", "Last-Modified"])
+def test_an_answer_without_what_it_is_for(store: ObjectStore, proxy: FaultProxy, name: str) -> None:
+    store.put_bytes("k", b"data")
+    proxy.add("reply_header", name=name, value=None, count=None)
+    with pytest.raises(StorageError, match=f"no header '{name.lower()}'"):
+        store.head("k")
+    if name == "ETag":
+        with pytest.raises(StorageError, match="no header 'etag'"):
+            store.put_bytes("k", b"data")
+
+
+def test_a_date_that_is_none(store: ObjectStore, proxy: FaultProxy) -> None:
+    store.put_bytes("k", b"data")
+    proxy.add("reply_header", name="Last-Modified", value="yesterday", count=2)
+    for read in (store.head, store.get):
+        with pytest.raises(StorageError, match="date"):
+            read("k")
+
+
+def test_a_list_that_is_cut_short_is_fetched_again(store: ObjectStore, proxy: FaultProxy) -> None:
+    store.put_bytes("k", b"data")
+    rule = proxy.add("truncate", keep=20, method="GET")
+    assert [found.key for found in store.list()] == ["k"]
+    assert rule.hits == 1
+
+
+def test_a_body_that_is_not_the_range_it_says(store: ObjectStore, proxy: FaultProxy) -> None:
+    store.put_bytes("k", b"data")
+    rule = proxy.add("reply_header", name="Content-Range", value="bytes 0-1/4", method="GET")
+    assert store.get("k", offset=0, length=4) == b"data"
+    assert rule.hits == 1
+    assert [method for method, _ in ways(proxy)] == ["PUT", "GET", "GET"]
+
+
+@pytest.mark.parametrize("token", [{}, {"NextContinuationToken": "same"}])
+def test_a_list_that_does_not_say_how_it_goes_on(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, token: dict[str, str]
+) -> None:
+    page = {"Contents": [], "IsTruncated": True, **token}
+    monkeypatch.setattr(store._connection, "call", lambda *_, **__: page)  # type: ignore[attr-defined]
+    with pytest.raises(StorageError, match="not how to go on"):
+        list(store.list())
 
 
 def test_a_server_that_wants_fewer_requests_is_left_to_botocore(

@@ -17,7 +17,8 @@ from lamfs.errors import (
     StorageMissing,
     StorageUnavailable,
 )
-from lamfs.storage.s3.errors import code_of, translate
+from lamfs.storage.s3 import replies
+from lamfs.storage.s3.errors import NotS3, code_of, refusal, translate
 
 WHAT = "store s3://bucket/key"
 
@@ -79,3 +80,61 @@ def test_a_name_that_is_too_long() -> None:
 def test_a_long_story_is_cut() -> None:
     error = translate(reply("Odd", 400, "word " * 500), WHAT, "bucket", "http://server")
     assert len(str(error)) < 500
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (b"<Error><Code>NoSuchKey</Code><Message>a &lt;b&gt; &amp; c</Message></Error>", "NoSuchKey", "a <b> & c"),
+        (b'\n<?xml version="1.0"?>\n<Error xmlns="urn:x"><Code>SlowDown</Code></Error>\n', "SlowDown", ""),
+        (b"<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>", "AccessDenied", ""),
+        (b"<Error><Message><![CDATA[<Code>NoSuchKey</Code>]]></Message></Error>", "503", "Service Unavailable"),
+        (b"<!-- <Code>NoSuchKey</Code> --><html/>", "503", "Service Unavailable"),
+        (b"<Error><Code>NoSuchKey</Code>", "503", "Service Unavailable"),
+        (b"", "503", "Service Unavailable"),
+    ],
+)
+def test_the_xml_of_an_error(body: bytes, code: str, message: str) -> None:
+    assert refusal(503, {}, body).response["Error"] == {"Code": code, "Message": message}
+
+
+XMLNS = b'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "said"),
+    [
+        (
+            "complete_multipart_upload",
+            b'  <?xml version="1.0"?>\n  <CompleteMultipartUploadResult '
+            + XMLNS
+            + b"><Key>&lt;ETag&gt;no&lt;/ETag&gt;</Key>"
+            b"<ETag>&quot;a-1&quot;</ETag></CompleteMultipartUploadResult>",
+            {"ETag": '"a-1"'},
+        ),
+        ("copy_object", b"<CopyObjectResult><ETag>a</ETag></CopyObjectResult>", {"CopyObjectResult": {"ETag": "a"}}),
+        ("upload_part_copy", b"<CopyPartResult><ETag>a</ETag></CopyPartResult>", {"CopyPartResult": {"ETag": "a"}}),
+        ("create_multipart_upload", b"<R><UploadId>u</UploadId></R>", {"UploadId": "u"}),
+        ("delete_objects", b"<DeleteResult/>", {"Errors": []}),
+        ("complete_multipart_upload", b"<Error><ETag>a</ETag></Error>", None),
+        ("complete_multipart_upload", b"<R><ETag>a</ETag>", None),
+        ("create_multipart_upload", b"<R/>", None),
+        ("copy_object", b"", None),
+        ("delete_objects", b"<Error><Code>InternalError</Code></Error>", None),
+        ("list_objects_v2", b"<Error><Code>InternalError</Code></Error>", None),
+    ],
+)
+def test_the_xml_of_a_result(operation: str, body: bytes, said: object) -> None:
+    assert replies.result(operation, body) == said
+
+
+@pytest.mark.parametrize("operation", ["list_objects_v2", "delete_objects"])
+@pytest.mark.parametrize("body", [b"", b"<html><body>Welcome</body></html>", b"<ListBucketResult><Contents>"])
+def test_what_is_no_list_is_not_an_empty_one(operation: str, body: bytes) -> None:
+    with pytest.raises(NotS3):
+        replies.result(operation, body)
+
+
+def test_a_list_whose_sizes_are_none() -> None:
+    with pytest.raises(NotS3):
+        replies.result("list_objects_v2", b"<ListBucketResult><Contents><Size>x</Size></Contents></ListBucketResult>")

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from http.client import InvalidURL
 
 import pytest
 from botocore.credentials import Credentials
@@ -115,9 +116,27 @@ def test_a_body_that_is_left_unread_ends_the_connection() -> None:
         assert fetch(line) == (200, b"ok")
 
 
-def test_a_body_that_is_cut_short_ends_early() -> None:
-    with wired([b"read", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", b"close"]) as (line, _):
-        assert fetch(line) == (200, b"half")
+@pytest.mark.parametrize("framing", [b"Content-Length: 9\r\n\r\nhalf", b"Transfer-Encoding: chunked\r\n\r\n9\r\nhalf"])
+def test_a_body_that_is_cut_short_is_no_answer(framing: bytes) -> None:
+    cut = [b"read", b"HTTP/1.1 200 OK\r\n" + framing, b"close"]
+    with wired(cut, [b"read", OK]) as (line, _):
+        with pytest.raises(NoAnswer, match="broke off"):
+            fetch(line)
+        assert fetch(line) == (200, b"ok")
+
+
+def test_what_came_before_a_body_was_cut_short_counts() -> None:
+    cut = [b"read", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", b"close"]
+    with wired(cut, cut) as (line, _):
+        reply = line.request("GET", "/k", {}, None, 5.0)
+        assert reply.read(9) == b"half"
+        with pytest.raises(NoAnswer):
+            reply.read(5)
+        reply = line.request("GET", "/k", {}, None, 5.0)
+        view = memoryview(bytearray(9))
+        assert reply.readinto(view) == 4
+        with pytest.raises(NoAnswer):
+            reply.readinto(view)
 
 
 def test_an_idle_connection_that_the_server_has_closed_is_not_used() -> None:
@@ -125,7 +144,7 @@ def test_an_idle_connection_that_the_server_has_closed_is_not_used() -> None:
         assert fetch(line) == (200, b"ok")
         kept = line._idle[0]
         deadline = time.monotonic() + 5
-        while kept.is_idle() and time.monotonic() < deadline:
+        while not wire._answers(kept, 0) and time.monotonic() < deadline:
             time.sleep(0.001)
         assert fetch(line) == (200, b"ok")
 
@@ -136,6 +155,13 @@ def test_an_idle_connection_that_the_server_has_closed_is_not_used() -> None:
         b"",
         b"SSH-2.0-OpenSSH\r\n\r\n",
         b"HTTP/1.1 200",
+        b"HTTP/1.1 200 OK\r\nETag: x\r\n",
+        b"HTTP/1.1 200 OK\r\nETag: x\r\nno header\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0x2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: half",
+        b"HTTP/1.1 101 Other\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
     ],
@@ -143,6 +169,28 @@ def test_an_idle_connection_that_the_server_has_closed_is_not_used() -> None:
 def test_what_is_no_answer(answer: bytes) -> None:
     with wired([b"read", answer, b"close"]) as (line, _), pytest.raises(NoAnswer):
         fetch(line)
+
+
+def test_no_header_is_smuggled_in() -> None:
+    with wired([], [], [b"read", OK]) as (line, script):
+        with pytest.raises(ValueError, match="header"):
+            line.request("GET", "/k", {"if-match": "x\r\nhost: other"}, None, 5.0)
+        with pytest.raises(InvalidURL):
+            line.request("GET", "/k HTTP/1.1\r\nhost: other", {}, None, 5.0)
+        assert script.heads == []
+        assert fetch(line) == (200, b"ok")
+
+
+def test_a_header_that_goes_on_in_the_next_line() -> None:
+    with wired([b"read", b"HTTP/1.1 200 OK\r\nETag: a\r\n b\r\nContent-Length: 0\r\n\r\n"]) as (line, _):
+        with contextlib.closing(line.request("GET", "/k", {}, None, 5.0)) as reply:
+            assert reply.headers["etag"] == "a b"
+
+
+def test_a_body_after_the_end_is_nobodys() -> None:
+    with wired([b"read", OK + bytes(20000)], [b"read", OK]) as (line, _):
+        assert fetch(line) == (200, b"ok")
+        assert fetch(line) == (200, b"ok")
 
 
 def test_silence_is_no_answer() -> None:
@@ -165,6 +213,11 @@ def test_a_large_body_that_is_refused_is_not_sent() -> None:
     with wired([b"read", b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"], [b"read", OK]) as (line, _):
         assert fetch(line, "PUT", body) == (503, b"")
         assert fetch(line) == (200, b"ok")  # on another connection: the server may still wait for the body
+
+
+def test_success_for_a_part_of_a_body_is_none() -> None:
+    with wired([b"read", OK]) as (line, _), pytest.raises(NoAnswer, match="a part of the body"):
+        fetch(line, "PUT", bytes(wire.EXPECT_ABOVE + 1))
 
 
 def test_a_server_that_does_not_know_how_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
