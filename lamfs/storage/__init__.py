@@ -1,6 +1,6 @@
 """Storage: where objects are. ``open_store`` is the only way to one; which kind it is, the root says.
 
-boto3 is imported when the first S3 storage is used, so ``import lamfs`` stays quick.
+What speaks to S3 is imported when the first S3 storage is used, so ``import lamfs`` stays quick.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The store of a bucket that costs nothing until an object is asked for. Thread-safe.
 
-A mount's first process never talks to S3 while all goes well, its mover does: names are enough for it, and botocore is
-0.2 s of imports and 27 MiB.
+A mount's first process never talks to S3 while all goes well, its mover does: names are enough for it. HTTP and TLS are
+0.03 s of imports and 5 MiB; botocore, where credentials must be looked for, more on top.
 """
 
 from __future__ import annotations
