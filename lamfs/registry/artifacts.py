@@ -46,7 +46,7 @@ class Artifacts:
     def settle(self, limit: int | None = None) -> bool:
         """Let the keys below renamed directories follow, in the order of the renames, at most ``limit`` rows for now.
 
-        Whoever asks by key, or changes one, does so first. Returns whether something is left to do.
+        Whoever asks by key does so first. Returns whether something is left to do.
         """
         while self._renames():
             with self._db.transaction():
@@ -56,6 +56,11 @@ class Artifacts:
                         return True
                     self._db.execute("DELETE FROM rekey WHERE id=?", (id_,))
         return False
+
+    def _make_way(self, key: str | None) -> None:
+        """A living artifact is about to get a key: no rename that the others are still to follow may take it along."""
+        if key is not None and any(key.startswith(f"{old}/") for _, old, _ in self._renames()):
+            self.settle()
 
     def _renames(self) -> list[tuple[Any, ...]]:
         """Renamed directories whose keys have not all followed, as (id, old key, new key)."""
@@ -222,7 +227,7 @@ class Artifacts:
 
     def insert(self, record: ArtifactRecord) -> int:
         """Add a row (``record.ino`` must be set); fills in id and times. Returns the id."""
-        self.settle()
+        self._make_way(record.key)
         now = now_ns()
         record.created_at = record.created_at or now
         record.updated_at = record.updated_at or now
@@ -276,7 +281,10 @@ class Artifacts:
 
     def update(self, uid: str, /, **columns: Any) -> None:
         """Set other columns of a row (key, suffix, description, accessor, visibility, ino, run_id …)."""
-        self.settle()
+        if "visibility" in columns and "key" not in columns and (record := self.by_uid(uid)) is not None:
+            columns["key"] = record.key  # in the trash it follows nothing any more
+        if columns.get("visibility") != TRASH:
+            self._make_way(columns.get("key"))
         names = ", ".join(f"{name}=?" for name in columns)
         self._db.execute(f"UPDATE artifact SET {names} WHERE uid=?", (*columns.values(), uid))
 

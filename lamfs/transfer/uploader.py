@@ -364,6 +364,9 @@ class Uploader:
 
     def _begin(self, nursery: trio.Nursery, job: Job, entries: list[JournalEntry]) -> None:
         self._busy.update(entry.id for entry in entries)
+        for entry in entries:
+            if entry.op == "put":
+                self.puts.take(entry)  # now: until the job has its turn the file may be written again
         self._jobs += entries[0].id not in self._large
         nursery.start_soon(self._guard, job, entries)
 
