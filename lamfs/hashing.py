@@ -54,12 +54,14 @@ def hash_fd(
     progress: Callable[[int], None] | None = None,
     *,
     known: Mapping[int, bytes] = MappingProxyType({}),
+    ends: str | None = None,
 ) -> ContentHash:
     """Hash ``size`` bytes of an open file from its start, in one pass of pread; the file offset may move.
 
     ``progress`` is called with the number of bytes of each block. Raises EOFError when the file is shorter. The leaves
     of files of one leaf are left out (their block is as good), and those of holes (zero_leaves knows them). ``known``:
-    BLAKE3 of blocks that need not be read; not for those that the whole-file hash is over.
+    BLAKE3 of blocks that need not be read; not for those that the whole-file hash is over, unless that is known too:
+    ``ends``, the sha1-fl of a file of more than MD5_MAX bytes.
     """
     small = size <= MD5_MAX
     data_at = 0
@@ -84,7 +86,7 @@ def hash_fd(
                 progress(want)
             continue
         found: list[bytes] | None = [] if size > LEAF_SIZE else None
-        blocks += _hash_block_at(fd, offset, want, buffer, found, whole, MD5_MAX - offset)
+        blocks += _hash_block_at(fd, offset, want, buffer, found, whole, MD5_MAX - offset if ends is None else 0)
         if found is not None:
             leaves[offset // BLOCK_SIZE] = b"".join(found)
         if progress is not None:
@@ -93,6 +95,8 @@ def hash_fd(
         raise EOFError("file ended while it was hashed")  # behind its end there is no data either
     if small:
         return ContentHash(size, encode_digest(whole.digest()), "md5", bytes(blocks), leaves)
+    if ends is not None:
+        return ContentHash(size, ends, "sha1-fl", bytes(blocks), leaves)
     both = hashlib.sha1(whole.digest() + _sha1(fd, size - MD5_MAX, buffer))
     return ContentHash(size, encode_digest(both.digest()), "sha1-fl", bytes(blocks), leaves)
 

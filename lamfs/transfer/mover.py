@@ -225,7 +225,7 @@ def _hash(server: Server, job: _Job) -> Any:
         digests = jobs.unpack_bytes(packed)
         known = {number: digests[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
         size = os.fstat(fd).st_size if size is None else size
-        return jobs.pack_content(hashing.hash_fd(fd, size, job.hashed, known=known))
+        return jobs.pack_content(hashing.hash_fd(fd, size, job.hashed, known=known, ends=job.message.get("ends")))
 
 
 def _put(server: Server, job: _Job) -> Any:

@@ -13,12 +13,26 @@ LEAST = 2
 """Blocks of the shortest part."""
 
 
-def needed(size: int, missing: set[int]) -> set[int]:
+def needed(size: int, missing: set[int], base: ContentHash) -> set[int]:
     """Missing blocks without which a file of ``size`` bytes cannot be hashed: LaminDB's hash is over all bytes, or over
-    the first and the last 50 MiB (hashing.py)."""
+    the first and the last 50 MiB (hashing.py). None where it is the one of ``base``, of which they are."""
+    if known_ends(size, missing, base) is not None:
+        return set()
+    return missing & _hashed(size)
+
+
+def known_ends(size: int, missing: set[int], base: ContentHash) -> str | None:
+    """LaminDB's hash of the file if it is that of ``base`` because nothing that it is over has changed."""
+    same = size == base.size > MD5_MAX and base.hash_type == "sha1-fl" and _hashed(size) <= missing
+    return base.hash if same else None
+
+
+def _hashed(size: int) -> set[int]:
+    """The blocks that LaminDB's hash of a file is over."""
+    count = -(-size // BLOCK_SIZE)
     if size <= MD5_MAX:
-        return set(missing)
-    return {block for block in missing if block * BLOCK_SIZE < MD5_MAX or (block + 1) * BLOCK_SIZE > size - MD5_MAX}
+        return set(range(count))
+    return set(range(-(-MD5_MAX // BLOCK_SIZE))) | set(range((size - MD5_MAX) // BLOCK_SIZE, count))
 
 
 def segments(content: ContentHash, base: ContentHash) -> list[tuple[bool, int, int]]:

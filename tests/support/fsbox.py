@@ -204,11 +204,18 @@ class DirectMover:
         return result
 
     async def hash(
-        self, path: str, size: int | None = None, progress: Any = None, *, bulk: bool = False, known: Any = None
+        self,
+        path: str,
+        size: int | None = None,
+        progress: Any = None,
+        *,
+        bulk: bool = False,
+        known: Any = None,
+        ends: str | None = None,
     ) -> ContentHash:
         await trio.lowlevel.checkpoint()
         with open(path, "rb") as file:
-            return hashing.hash_fd(file.fileno(), os.fstat(file.fileno()).st_size, known=known or {})
+            return hashing.hash_fd(file.fileno(), os.fstat(file.fileno()).st_size, known=known or {}, ends=ends)
 
     async def put(self, path: str, key: str, *, consume: bool = False, progress: Any = None) -> ObjectStat:
         def work() -> ObjectStat:
