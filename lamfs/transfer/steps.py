@@ -266,8 +266,8 @@ class Steps:
         if base is None:
             return await self._mover.hash(path, bulk=bulk)
         known = {block: base.block(block) for block in upload.missing}
-        ends = patches.known_ends(size, upload.missing, base)
-        return await self._mover.hash(path, bulk=bulk, known=known, ends=ends)
+        head, ends = patches.known(size, upload.missing, base)
+        return await self._mover.hash(path, bulk=bulk, known=known, head=head, ends=ends)
 
     async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
         """The artifact has these bytes already: strike the row off, if storage has them too.
