@@ -209,6 +209,12 @@ class BlockFile:
         flying = block in self.flights or (leaves is not None and bool(leaves.flights))
         return flying or block in self.pins or block in self.kept
 
+    def ask(self, block: int) -> None:
+        """Begin to bring a block that will be read soon, unless it is here; errors are left to who reads it. Raises
+        TransferDied."""
+        if self.state[block] != VERIFIED and not self.homeless:
+            self._owner.start(self, block)
+
     async def fill(self) -> int:
         """Bring and verify all blocks; returns the descriptor of the complete file. Raises as read, and StorageFull.
 

@@ -225,7 +225,9 @@ def _hash(server: Server, job: _Job) -> Any:
         digests = jobs.unpack_bytes(packed)
         known = {number: digests[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
         size = os.fstat(fd).st_size if size is None else size
-        return jobs.pack_content(hashing.hash_fd(fd, size, job.hashed, known=known))
+        head, ends = job.message.get("head"), job.message.get("ends")
+        head = None if head is None else jobs.unpack_bytes(head)
+        return jobs.pack_content(hashing.hash_fd(fd, size, job.hashed, known=known, head=head, ends=ends))
 
 
 def _put(server: Server, job: _Job) -> Any:
@@ -362,7 +364,8 @@ def _hash_range(server: Server, job: _Job) -> Any:
 
 def _hash_ends(server: Server, job: _Job) -> Any:
     with _opened(job.message["path"], os.O_RDONLY) as fd:
-        return hashing.hash_ends(fd, job.message["size"])
+        ends, head = hashing.hash_ends(fd, job.message["size"])
+        return ends, jobs.pack_bytes(head)
 
 
 def _copy_part(server: Server, job: _Job) -> Any:

@@ -207,8 +207,8 @@ class Multipart:
         content = job.content
         if content is None:
             size = sum(part.length for part in job.parts)
-            whole = await self._mover.hash_ends(job.path, size)
-            content = join_ranges((job.hashes[part.number] for part in job.parts), whole)
+            ends = await self._mover.hash_ends(job.path, size)
+            content = join_ranges((job.hashes[part.number] for part in job.parts), ends)
         made = await self._mover.complete_upload(target, upload_id, [job.etags[part.number] for part in job.parts])
         self._uploads.completed(entry.id)
         return made, content
