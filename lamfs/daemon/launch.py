@@ -88,6 +88,7 @@ def _background(options: MountOptions, writing: int) -> int:
             if os.environ.get(name):
                 os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
         os.chdir("/")
+        config.load_instance(options.slug).check_working_copy()
         path = log_path(options.slug)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600))
         # The mover's stderr, and Python's last words, go to the log too. Nothing of the terminal's is held.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,16 @@ def held(local_mount: MountedInstance) -> Iterator[subprocess.Popen[str]]:
 def status(instance: MountedInstance) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(instance.cli("status", "--json").stdout)
     return found
+
+
+def test_a_mount_without_the_working_copy_says_how_to_get_it(instance: MountedInstance) -> None:
+    instance.cli("close")
+    shutil.rmtree(instance.directory)
+    refused = instance.cli("mount", "--instance", instance.slug, str(instance.path), check=False)
+    assert refused.returncode == 1
+    assert f"run 'lamfs connect {instance.slug}'" in refused.stderr
+    instance.cli("connect", instance.slug)
+    instance.mount()
 
 
 def test_mount_says_where_and_how_to_unmount(instance: MountedInstance) -> None:
