@@ -20,8 +20,8 @@ import trio
 
 from lamfs import config
 from lamfs.cache.blocks import BlockCache
-from lamfs.daemon.checking import StorageCheck, look
 from lamfs.daemon.control import ControlServer
+from lamfs.daemon.first import FirstMover, look
 from lamfs.daemon.options import MountOptions
 from lamfs.daemon.recovery import take_over
 from lamfs.errors import FsError, LamfsError, Locked
@@ -37,6 +37,7 @@ from lamfs.ops import mounts, recover, snapshot
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, process_id
 from lamfs.transfer.client import Mover
+from lamfs.transfer.process import Forked
 from lamfs.transfer.uploader import Uploader
 
 log = logging.getLogger("lamfs.daemon")
@@ -52,14 +53,14 @@ Ready = Callable[[tuple[str, ...]], None]
 """Called when the mount is there, with a sentence for each thing that its storage lacks."""
 
 
-def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], None], check: StorageCheck) -> None:
+def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], None], first: FirstMover) -> None:
     """Mount and serve until unmounted or told to end; returns when nothing is owed and the registry is pushed.
 
     Raises LamfsError when it cannot be.
     """
     _clear_stale(options.mountpoint)
     _raise_limits()
-    found = check.outcome()
+    found = first.outcome()
     with Instance.open(options.slug) as instance:
         _refuse_own_files(options.mountpoint, instance)
         warnings = look(instance, write=not options.read_only) if found is None else found
@@ -72,7 +73,7 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
             take_over(instance)
         user = instance.user()
         mount = _Mount(
-            options, instance, Provenance(user_id=user.id if user else None), lambda: ready(warnings), progress
+            options, instance, Provenance(user_id=user.id if user else None), lambda: ready(warnings), progress, first
         )
         try:
             trio.run(mount.run)
@@ -94,6 +95,7 @@ class _Mount:
         origin: Provenance,
         ready: Callable[[], None],
         progress: Callable[[int, int], None],
+        first: FirstMover,
     ) -> None:
         self._options = options
         self._instance = instance
@@ -103,7 +105,7 @@ class _Mount:
         self.lost: Locked | None = None
         self._storing = trio.CancelScope()
         store, registry = instance.store, instance.registry
-        self._mover = Mover(store.config)
+        self._mover = Mover(store.config, (Forked(first.pid), first.sock))
         self._uploader = Uploader(
             registry, store, self._mover, instance.settings.spool_dir, origin, workers=options.uploads
         )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Instance:
     """Registry, store, cache and lease of one instance, each opened when it is first used.
 
-    ``store`` may be given by a test. Context manager: closes what the leaving thread has opened, and the store.
+    ``store``: one to use, which stays open. Context manager: closes what the leaving thread has opened, and the store.
     """
 
     def __init__(self, settings: InstanceSettings, *, store: ObjectStore | None = None) -> None:

@@ -57,6 +57,21 @@ def encode(message: Message) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
 
 
+def fetch(
+    key: str, etag: str, offset: int, length: int, path: str, digest: bytes | None, leaves: bytes | None
+) -> Message:
+    """A job that fetches a range of an object; see Mover.fetch."""
+    return {
+        "key": key,
+        "etag": etag,
+        "offset": offset,
+        "length": length,
+        "path": path,
+        "digest": None if digest is None else digest.hex(),
+        "leaves": None if leaves is None else leaves.hex(),
+    }
+
+
 def decode(line: bytes) -> Message:
     """The message in one line. Raises ValueError when it is not a JSON object."""
     message = json.loads(line)

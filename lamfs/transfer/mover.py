@@ -1,4 +1,5 @@
-"""The moving process of a mount: ``python -m lamfs.transfer.mover FD``. boto3, hashing and copying happen here.
+"""The moving process of a mount: S3, hashing and copying happen here. The first one is a fork of the daemon, later ones
+are ``python -m lamfs.transfer.mover FD``.
 
 Threads: the main thread reads jobs and never writes to the socket, so the daemon can always send, whatever the
 workers do; workers answer under one lock. So a daemon that is slow to read stalls workers, never the reading of jobs,
@@ -16,19 +17,20 @@ import gc
 import logging
 import os
 import select
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError, StorageUnavailable
+from lamfs.storage import open_store
 from lamfs.storage.base import MultipartStore
 from lamfs.transfer import jobs
+from lamfs.transfer.become import become_mover
 from lamfs.transfer.buffers import Buffers
 from lamfs.transfer.jobs import Message
 
@@ -93,7 +95,8 @@ class _Job:
 class Server:
     """Reads jobs from the socket, runs them in pools, answers. The main thread owns it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, store: ObjectStore | None = None) -> None:
+        """``store``: used when it is the one that the daemon names."""
         self._sock = sock
         self._send_lock = threading.Lock()
         self._jobs: dict[int, _Job] = {}
@@ -101,7 +104,7 @@ class Server:
         self._writes = ThreadPoolExecutor(WRITE_THREADS, "writes")
         self._parts = ThreadPoolExecutor(PART_THREADS, "parts")
         self._control = ThreadPoolExecutor(CONTROL_THREADS, "control")
-        self._store: ObjectStore | None = None
+        self._store = store
         self._store_error: LamfsError | None = None
         self.buffers = Buffers()
 
@@ -127,13 +130,14 @@ class Server:
 
     def _configure(self, message: Message) -> None:
         try:
-            from lamfs.storage import open_store  # boto3 takes long to import: nothing that imports us should pay it
-
-            self._store = open_store(jobs.unpack_config(message))
+            config = jobs.unpack_config(message)
+            if self._store is None or self._store.config != config:
+                self._store = open_store(config)
         except Exception as error:
             log.exception("The storage could not be opened.")
             self._store_error = jobs.translate(error, f"opening the storage {message.get('root')}")
         gc.freeze()
+        gc.enable()
         if self._store is not None:
             self._control.submit(self._prepare, self._store)
 
@@ -415,20 +419,23 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
 }
 
 
-def main() -> None:
-    """Serve the socket whose file descriptor is the only argument, then end without waiting for anything."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+def serve(sock: socket.socket, store: ObjectStore | None = None) -> NoReturn:
+    """Serve the socket, then end the process without waiting for anything. ``store``: one that is there already."""
     status = 0
     try:
-        Server(socket.socket(fileno=int(sys.argv[1]))).run()
+        Server(sock, store).run()
     except ConnectionError:
         pass
     except BaseException:
         log.exception("The moving process fails; the daemon starts another.")
         status = 1
     os._exit(status)  # not sys.exit: that would wait for transfers that nobody wants any more
+
+
+def main() -> None:
+    """Serve the socket whose file descriptor is the only argument."""
+    become_mover()
+    serve(socket.socket(fileno=int(sys.argv[1])))
 
 
 if __name__ == "__main__":
