@@ -5,6 +5,7 @@ This is the one place where concrete storage, cache, mover, registry, file syste
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -200,13 +201,8 @@ class _Mount:
         """Say that the mount is there once its requests are answered."""
         # Until somebody has asked, the kernel takes root for the owner of the top, and refuses its owner's chmod.
         # And when the kernel and the library have agreed on a protocol, it forgets what it was told before.
-        with trio.move_on_after(5):
-            await trio.run_process(
-                ["stat", "--", self._options.mountpoint],
-                check=False,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+        with trio.move_on_after(5), contextlib.suppress(LamfsError):
+            await self._mover.visit(self._options.mountpoint)
         _raise_readahead(self._options.mountpoint)
         _raise_background(self._options.mountpoint)
         log.info("mounted %s at %s", self._instance.settings.slug, self._options.mountpoint)

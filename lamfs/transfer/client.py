@@ -424,6 +424,10 @@ class Mover(PartJobs):
         """
         await self._call("clone", {"src": src, "dst": dst}, paths=("src",))
 
+    async def visit(self, path: str) -> None:
+        """Look at a path in our own mount, which we must not do ourselves. Raises StorageError."""
+        await self._call("visit", {"path": path})
+
 
 def _hold(path: str, fds: list[int]) -> str:
     """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``."""

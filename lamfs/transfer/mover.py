@@ -394,6 +394,10 @@ def _uploads_of(server: Server, job: _Job) -> Any:
     return server.parts.uploads_of(job.message["key"])
 
 
+def _visit(server: Server, job: _Job) -> Any:
+    os.stat(job.message["path"])
+
+
 _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "hash": _hash,
     "put": _put,
@@ -416,6 +420,7 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "abort_upload": _abort_upload,
     "list_parts": _list_parts,
     "uploads_of": _uploads_of,
+    "visit": _visit,
 }
 
 
