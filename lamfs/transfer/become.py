@@ -10,6 +10,7 @@ import signal
 
 NAME = "lamfs-mover"
 """As ps(1) and top(1) show it."""
+_libc = ctypes.CDLL(None)
 _M_ARENA_MAX = -8
 """Of mallopt(3)."""
 
@@ -26,4 +27,10 @@ def become_mover() -> None:
     logging.getLogger("lamfs").setLevel(logging.NOTSET)
     # By default each thread keeps memory of its own that it once needed. Not every C library knows this.
     with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+        _libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def give_memory_back() -> None:
+    """Have the C library give what was freed back to the kernel (malloc_trim(3)), where it can."""
+    with contextlib.suppress(AttributeError):
+        _libc.malloc_trim(0)

@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,7 +30,7 @@ from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError,
 from lamfs.storage import open_store
 from lamfs.storage.base import MultipartStore
 from lamfs.transfer import jobs
-from lamfs.transfer.become import become_mover
+from lamfs.transfer.become import become_mover, give_memory_back
 from lamfs.transfer.buffers import Buffers
 from lamfs.transfer.jobs import Message
 
@@ -48,7 +48,7 @@ PROGRESS_SECONDS = 0.1
 """Least time between two progress messages of one job."""
 
 IDLE_SECONDS = 2.0
-"""Without a job for so long, the memory for blocks is given back."""
+"""Without a job for so long, memory is given back."""
 
 
 class _Cancelled(Exception):
@@ -107,6 +107,8 @@ class Server:
         self._store = store
         self._store_error: LamfsError | None = None
         self.buffers = Buffers()
+        self._used = False
+        """Whether there was a job since memory was given back."""
 
     def run(self) -> None:
         """Serve until the socket ends. Raises OSError when it breaks otherwise."""
@@ -123,9 +125,11 @@ class Server:
     def _receive(self) -> bytes:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
-        while (self._jobs or self.buffers.kept) and not poll.poll(IDLE_SECONDS * 1000):
+        while self._used and not poll.poll(IDLE_SECONDS * 1000):
             if not self._jobs:
+                self._used = False
                 self.buffers.drop()
+                give_memory_back()
         return self._sock.recv(1 << 18)
 
     def _configure(self, message: Message) -> None:
@@ -152,6 +156,7 @@ class Server:
             return
         job = _Job(self, message)
         self._jobs[message["id"]] = job
+        self._used = True
         op = message["op"]
         if op in jobs.READS:
             pool = self._reads
@@ -213,17 +218,8 @@ class Server:
         return store
 
 
-@contextlib.contextmanager
-def _opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_CLOEXEC, mode)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def _hash(server: Server, job: _Job) -> Any:
-    with _opened(job.message["path"], os.O_RDONLY) as fd:
+    with copying.opened(job.message["path"], os.O_RDONLY) as fd:
         size = job.message.get("size")
         numbers, packed = job.message.get("known", ((), ""))
         digests = jobs.unpack_bytes(packed)
@@ -283,7 +279,7 @@ def _get(server: Server, job: _Job) -> Any:
 def _fetch(server: Server, job: _Job) -> Any:
     m = job.message
     key, etag, offset, length = m["key"], m["etag"], m["offset"], m["length"]
-    with _opened(m["path"], os.O_WRONLY) as fd:
+    with copying.opened(m["path"], os.O_WRONLY) as fd:
         if m["digest"] is None and m["leaves"] is None:
             server.store.get_into(key, fd, offset=offset, length=length, etag=etag)
             return
@@ -308,7 +304,7 @@ def _is_right(message: Message, data: memoryview) -> bool:
 
 def _verify(server: Server, job: _Job) -> Any:
     m = job.message
-    with _opened(m["path"], os.O_RDONLY) as fd, server.buffers.view(m["length"]) as data:
+    with copying.opened(m["path"], os.O_RDONLY) as fd, server.buffers.view(m["length"]) as data:
         return _read_right(fd, data, m["offset"], m["digest"])
 
 
@@ -326,7 +322,7 @@ def _read_right(fd: int, data: memoryview, offset: int, digest: str) -> bool:
 
 def _graft(server: Server, job: _Job) -> Any:
     m = job.message
-    with _opened(m["src"], os.O_RDONLY) as src, _opened(m["dst"], os.O_WRONLY) as dst:
+    with copying.opened(m["src"], os.O_RDONLY) as src, copying.opened(m["dst"], os.O_WRONLY) as dst:
         with server.buffers.view(m["length"]) as data:
             if not _read_right(src, data, m["offset"], m["digest"]):
                 return False
@@ -336,8 +332,8 @@ def _graft(server: Server, job: _Job) -> Any:
 
 def _clone(server: Server, job: _Job) -> Any:
     src, dst = job.message["src"], job.message["dst"]
-    with _opened(src, os.O_RDONLY) as source:
-        with _opened(dst, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
+    with copying.opened(src, os.O_RDONLY) as source:
+        with copying.opened(dst, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
             try:
                 copying.copy_fd(source, target)
             except BaseException:
@@ -360,12 +356,12 @@ def _send_part(server: Server, job: _Job) -> Any:
 
 
 def _hash_range(server: Server, job: _Job) -> Any:
-    with _opened(job.message["path"], os.O_RDONLY) as fd:
+    with copying.opened(job.message["path"], os.O_RDONLY) as fd:
         return jobs.pack_content(hashing.hash_range(fd, job.message["offset"], job.message["length"]))
 
 
 def _hash_ends(server: Server, job: _Job) -> Any:
-    with _opened(job.message["path"], os.O_RDONLY) as fd:
+    with copying.opened(job.message["path"], os.O_RDONLY) as fd:
         return hashing.hash_ends(fd, job.message["size"])
 
 
