@@ -23,6 +23,7 @@ from lamfs import config
 from lamfs.cache.blocks import BlockCache
 from lamfs.daemon.control import ControlServer
 from lamfs.daemon.first import FirstMover, look
+from lamfs.daemon.lock import LockByMover
 from lamfs.daemon.options import MountOptions
 from lamfs.daemon.recovery import take_over
 from lamfs.errors import FsError, LamfsError, Locked
@@ -45,6 +46,8 @@ log = logging.getLogger("lamfs.daemon")
 
 LEASE_LOOK = 600.0
 """Seconds between two looks at the lease."""
+LEASE_SECONDS = 180.0
+"""How long a look may take."""
 READAHEAD_KIB = 512
 BACKGROUND = 128
 """Requests of the kernel's readahead under way."""
@@ -257,7 +260,8 @@ class _Mount:
         if self._options.read_only or self.lost is not None:
             return False
         try:
-            await trio.to_thread.run_sync(self._renew)
+            with trio.fail_after(LEASE_SECONDS):
+                await trio.to_thread.run_sync(self._renew)
         except Locked as error:
             log.error("%s", error)
             self.lost = error
@@ -267,12 +271,15 @@ class _Mount:
             return False
         except LamfsError as error:
             log.warning("could not look at the lock in storage: %s", error)
+        except trio.TooSlowError:
+            log.warning("could not look at the lock in storage: the moving process does not answer")
         return True
 
     def _renew(self) -> None:
         """Keep the lease. Raises Locked when this machine does not hold it any more (it slept too long), also when
         nobody does: what another one did meanwhile cannot be taken over below a running mount."""
-        state = self._instance.lease().peek()
+        store = LockByMover(self._mover, self._instance.store.url)
+        state = self._instance.lease(store).peek()
         if state is None or state.machine != config.machine_token():
             holder = "nobody" if state is None else f"{state.handle} on {state.host}"
             raise Locked(
@@ -280,7 +287,7 @@ class _Mount:
                 " is read-only, and what it has not stored yet stays on this machine. Unmount, and mount again."
             )
         if state.renew_due:
-            self._instance.take_lease()
+            self._instance.take_lease(store)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

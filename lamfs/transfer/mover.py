@@ -273,7 +273,7 @@ def _head(server: Server, job: _Job) -> Any:
 
 
 def _get(server: Server, job: _Job) -> Any:
-    return jobs.pack_bytes(server.store.get(job.message["key"]))
+    return jobs.pack_bytes(server.store.get(job.message["key"], etag=job.message["etag"]))
 
 
 def _fetch(server: Server, job: _Job) -> Any:
