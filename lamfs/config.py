@@ -85,8 +85,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return data
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Replace a settings file as a whole, mode 0600, durable before it has its name. Raises LamfsError."""
+def write_json(path: Path, data: dict[str, Any], *, durable: bool = True) -> None:
+    """Replace a settings file as a whole, mode 0600. Raises LamfsError.
+
+    ``durable``: on the disk before it has its name; not needed where the file is of no use after this boot.
+    """
     make_directory(path.parent)
     temp = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
@@ -96,7 +99,8 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
                 json.dump(data, stream, indent=2, ensure_ascii=False)
                 stream.write("\n")
                 stream.flush()
-                os.fsync(fd)
+                if durable:
+                    os.fsync(fd)
             os.rename(temp, path)
         except BaseException:
             with contextlib.suppress(OSError):

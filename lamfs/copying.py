@@ -6,11 +6,13 @@ otherwise pread and pwrite.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
 import threading
+from collections.abc import Iterator
 
 FICLONE = 0x40049409
 """``ioctl(dst, FICLONE, src)``: linux/fs.h."""
@@ -21,6 +23,16 @@ WRITE_CHUNK = 512 << 10
 memory back to its host (virtio-balloon's free page reporting) the host must find those anew: 2.3 s of CPU per GiB
 written instead of 0.2."""
 _NOT_HERE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+
+
+@contextlib.contextmanager
+def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
+    """A descriptor for the time of the block. Raises OSError."""
+    fd = os.open(path, flags | os.O_CLOEXEC, mode)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def copy_fd(src: int, dst: int) -> int:

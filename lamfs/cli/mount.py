@@ -11,7 +11,7 @@ import click
 from lamfs.cli import mountpoints
 from lamfs.cli.common import instance_option
 from lamfs.cli.output import complain, note, say, shown
-from lamfs.cli.seam import Command, leave
+from lamfs.cli.seam import Command, leave, leave_at_once
 from lamfs.cli.sync import Pending, sync_mount
 from lamfs.errors import AlreadyExists, LamfsError, NotFound, NotSetUp
 
@@ -85,6 +85,7 @@ def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bo
     pid = launch.launch(options, warn=note)
     say(f"{options.slug} is mounted at {shown(path)}{' read-only' if options.read_only else ''} (pid {pid}).")
     say(f"Unmount it with: lamfs umount {shown(path)}")
+    leave_at_once()
 
 
 OTHERS = "another user, or with other directories (LAMFS_DATA_DIR)"

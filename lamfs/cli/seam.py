@@ -103,6 +103,13 @@ def leave(code: int) -> NoReturn:
     raise click.exceptions.Exit(code)
 
 
+def leave_at_once() -> NoReturn:
+    """End the program with 0, without the tidying up for which Python takes as long as for a tenth of a mount."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
+
+
 def unexpected(error: BaseException) -> NoReturn:
     """Write the traceback of what nobody expected to the log, say so in one line, and end with 1."""
     kind = type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from lamfs import config
-from lamfs.daemon.checking import StorageCheck
+from lamfs.daemon.first import FirstMover, close_files_but
 from lamfs.daemon.options import MountOptions
 from lamfs.errors import LamfsError
 
@@ -95,10 +94,7 @@ def _background(options: MountOptions, writing: int) -> int:
         null, words = os.open(os.devnull, os.O_RDWR), os.open(path, os.O_WRONLY | os.O_APPEND)
         for target, source in enumerate((null, null, words)):
             os.dup2(source, target)
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and int(name) != writing:
-                with contextlib.suppress(OSError):
-                    os.close(int(name))
+        close_files_but(writing)
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=2)
     except (OSError, LamfsError) as error:
         reply.write(json.dumps({"error": str(error), "errno": error.errno}).encode() + b"\n")
@@ -135,15 +131,15 @@ def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | Non
 
     try:
         # Before anything else is loaded: the two go on together.
-        check = StorageCheck(options)
-        check.begin()
+        mover = FirstMover(options)
+        mover.begin()
 
         from lamfs.daemon.progress import Drain
         from lamfs.daemon.serve import serve
 
         with Drain(show=options.foreground) as drain:
             ready = lambda warnings: answer({"ready": True, "warnings": list(warnings)})  # noqa: E731
-            serve(options, ready, drain.progress, check)
+            serve(options, ready, drain.progress, mover)
     except LamfsError as error:
         return _failed(error, str(error), error.errno, answer)
     except KeyboardInterrupt:  # Ctrl-C before the mount is there

@@ -5,6 +5,7 @@ This is the one place where concrete storage, cache, mover, registry, file syste
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -20,8 +21,9 @@ import trio
 
 from lamfs import config
 from lamfs.cache.blocks import BlockCache
-from lamfs.daemon.checking import StorageCheck, look
 from lamfs.daemon.control import ControlServer
+from lamfs.daemon.first import FirstMover, look
+from lamfs.daemon.lock import LockByMover
 from lamfs.daemon.options import MountOptions
 from lamfs.daemon.recovery import take_over
 from lamfs.errors import FsError, LamfsError, Locked
@@ -37,12 +39,15 @@ from lamfs.ops import mounts, recover, snapshot
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, process_id
 from lamfs.transfer.client import Mover
+from lamfs.transfer.process import Forked
 from lamfs.transfer.uploader import Uploader
 
 log = logging.getLogger("lamfs.daemon")
 
 LEASE_LOOK = 600.0
 """Seconds between two looks at the lease."""
+LEASE_SECONDS = 180.0
+"""How long a look may take."""
 READAHEAD_KIB = 512
 BACKGROUND = 128
 """Requests of the kernel's readahead under way."""
@@ -52,14 +57,14 @@ Ready = Callable[[tuple[str, ...]], None]
 """Called when the mount is there, with a sentence for each thing that its storage lacks."""
 
 
-def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], None], check: StorageCheck) -> None:
+def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], None], first: FirstMover) -> None:
     """Mount and serve until unmounted or told to end; returns when nothing is owed and the registry is pushed.
 
     Raises LamfsError when it cannot be.
     """
     _clear_stale(options.mountpoint)
     _raise_limits()
-    found = check.outcome()
+    found = first.outcome()
     with Instance.open(options.slug) as instance:
         _refuse_own_files(options.mountpoint, instance)
         warnings = look(instance, write=not options.read_only) if found is None else found
@@ -72,7 +77,7 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
             take_over(instance)
         user = instance.user()
         mount = _Mount(
-            options, instance, Provenance(user_id=user.id if user else None), lambda: ready(warnings), progress
+            options, instance, Provenance(user_id=user.id if user else None), lambda: ready(warnings), progress, first
         )
         try:
             trio.run(mount.run)
@@ -94,6 +99,7 @@ class _Mount:
         origin: Provenance,
         ready: Callable[[], None],
         progress: Callable[[int, int], None],
+        first: FirstMover,
     ) -> None:
         self._options = options
         self._instance = instance
@@ -103,7 +109,7 @@ class _Mount:
         self.lost: Locked | None = None
         self._storing = trio.CancelScope()
         store, registry = instance.store, instance.registry
-        self._mover = Mover(store.config)
+        self._mover = Mover(store.config, (Forked(first.pid), first.sock))
         self._uploader = Uploader(
             registry, store, self._mover, instance.settings.spool_dir, origin, workers=options.uploads
         )
@@ -198,13 +204,8 @@ class _Mount:
         """Say that the mount is there once its requests are answered."""
         # Until somebody has asked, the kernel takes root for the owner of the top, and refuses its owner's chmod.
         # And when the kernel and the library have agreed on a protocol, it forgets what it was told before.
-        with trio.move_on_after(5):
-            await trio.run_process(
-                ["stat", "--", self._options.mountpoint],
-                check=False,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+        with trio.move_on_after(5), contextlib.suppress(LamfsError):
+            await self._mover.visit(self._options.mountpoint)
         _raise_readahead(self._options.mountpoint)
         _raise_background(self._options.mountpoint)
         log.info("mounted %s at %s", self._instance.settings.slug, self._options.mountpoint)
@@ -259,7 +260,8 @@ class _Mount:
         if self._options.read_only or self.lost is not None:
             return False
         try:
-            await trio.to_thread.run_sync(self._renew)
+            with trio.fail_after(LEASE_SECONDS):
+                await trio.to_thread.run_sync(self._renew)
         except Locked as error:
             log.error("%s", error)
             self.lost = error
@@ -269,12 +271,15 @@ class _Mount:
             return False
         except LamfsError as error:
             log.warning("could not look at the lock in storage: %s", error)
+        except trio.TooSlowError:
+            log.warning("could not look at the lock in storage: the moving process does not answer")
         return True
 
     def _renew(self) -> None:
         """Keep the lease. Raises Locked when this machine does not hold it any more (it slept too long), also when
         nobody does: what another one did meanwhile cannot be taken over below a running mount."""
-        state = self._instance.lease().peek()
+        store = LockByMover(self._mover, self._instance.store.url)
+        state = self._instance.lease(store).peek()
         if state is None or state.machine != config.machine_token():
             holder = "nobody" if state is None else f"{state.handle} on {state.host}"
             raise Locked(
@@ -282,7 +287,7 @@ class _Mount:
                 " is read-only, and what it has not stored yet stays on this machine. Unmount, and mount again."
             )
         if state.renew_due:
-            self._instance.take_lease()
+            self._instance.take_lease(store)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 from lamfs import config, scratch
 from lamfs.config import InstanceSettings
 from lamfs.errors import Locked, StorageMissing
-from lamfs.ops.lock import Holder, Lease, LeaseState
+from lamfs.ops.lock import Holder, Lease, LeaseState, LockStore
 from lamfs.storage import ObjectStore, open_store
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Instance:
     """Registry, store, cache and lease of one instance, each opened when it is first used.
 
-    ``store`` may be given by a test. Context manager: closes what the leaving thread has opened, and the store.
+    ``store``: one to use, which stays open. Context manager: closes what the leaving thread has opened, and the store.
     """
 
     def __init__(self, settings: InstanceSettings, *, store: ObjectStore | None = None) -> None:
@@ -120,10 +120,10 @@ class Instance:
 
     # -- the lease ----------------------------------------------------------------------------------------------
 
-    def lease(self) -> Lease:
-        """The lock object of this instance in storage."""
+    def lease(self, store: LockStore | None = None) -> Lease:
+        """The lock object of this instance in storage. ``store``: what reaches it; None: the instance's own."""
         holder = Holder(config.current_user().handle, socket.gethostname(), config.machine_token())
-        return Lease(self.store, self.settings.id, holder, slug=self.settings.slug)
+        return Lease(store or self.store, self.settings.id, holder, slug=self.settings.slug)
 
     @property
     def _lease_path(self) -> Path:
@@ -154,9 +154,12 @@ class Instance:
                 f" {copy} is not there. Mount its disk; if the file was deleted on purpose, delete {memory} as well."
             )
 
-    def take_lease(self) -> bool:
-        """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``."""
-        lease = self.lease()
+    def take_lease(self, store: LockStore | None = None) -> bool:
+        """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``.
+
+        ``store``: see ``lease``.
+        """
+        lease = self.lease(store)
         state, ours = lease.acquire()
         if not ours and self.settings.registry_path.exists():
             from lamfs.ops import snapshot

@@ -14,11 +14,11 @@ import secrets
 import time
 import uuid
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lamfs.errors import Locked, ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
 from lamfs.model import AUTO_KEY_PREFIX
-from lamfs.storage.base import ObjectStore
+from lamfs.storage.base import ObjectStat
 
 LEASE_SECONDS = 24 * 3600.0
 RENEW_AFTER = 3600.0
@@ -57,10 +57,27 @@ class LeaseState:
         return time.time() >= self.until - LEASE_SECONDS + RENEW_AFTER
 
 
+class LockStore(Protocol):
+    """What a lease needs of an ObjectStore."""
+
+    def url(self, key: str) -> str:
+        """As ObjectStore's, like all of these."""
+
+    def head(self, key: str) -> ObjectStat: ...
+
+    def get(self, key: str, *, etag: str | None = None) -> bytes: ...
+
+    def put_bytes(
+        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> ObjectStat: ...
+
+    def delete(self, keys: list[str]) -> None: ...
+
+
 class Lease:
     """The lock object of one instance."""
 
-    def __init__(self, store: ObjectStore, instance: uuid.UUID, holder: Holder, *, slug: str = "") -> None:
+    def __init__(self, store: LockStore, instance: uuid.UUID, holder: Holder, *, slug: str = "") -> None:
         self._store = store
         self._holder = holder
         self._slug = slug or instance.hex

@@ -52,7 +52,7 @@ class MountSilent(LamfsError):
 def write(directory: Path, record: MountRecord) -> Path:
     """Announce a mount; returns the record's path, which the daemon unlinks when it ends."""
     path = directory / f"{record.pid}.json"
-    config.write_json(path, dataclasses.asdict(record))
+    config.write_json(path, dataclasses.asdict(record), durable=False)
     return path
 
 

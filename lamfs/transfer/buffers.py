@@ -17,11 +17,6 @@ class Buffers:
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
 
-    @property
-    def kept(self) -> bool:
-        """Whether there is memory that nobody uses."""
-        return bool(self._free)
-
     @contextlib.contextmanager
     def view(self, length: int) -> Iterator[memoryview]:
         """Memory of ``length`` bytes, with whatever was in it before."""

@@ -25,7 +25,7 @@ from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
 from lamfs.transfer.parts import PartJobs
-from lamfs.transfer.process import end, environment
+from lamfs.transfer.process import Forked, end, environment
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,10 @@ class Mover(PartJobs):
     done, and may be given again at once (it then waits for the restart). Cancelling one drops its answer.
     """
 
-    def __init__(self, config: StorageConfig) -> None:
+    def __init__(self, config: StorageConfig, first: tuple[Forked, socket.socket] | None = None) -> None:
+        """``first``: the first process and its socket, where it runs already."""
         self.config = config
+        self._first = first
         self.pid: int | None = None
         """Process id of the mover; None while there is none."""
         self.restarts = 0
@@ -121,7 +123,11 @@ class Mover(PartJobs):
             self._running = False
             self._up.set()  # who waits for a restart learns that there will be none
 
-    async def _spawn(self) -> tuple[trio.Process, socket.socket]:
+    async def _spawn(self) -> tuple[trio.Process | Forked, socket.socket]:
+        if self._first is not None:
+            first, self._first = self._first, None
+            first[1].setblocking(False)
+            return first
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -140,7 +146,9 @@ class Mover(PartJobs):
         ours.setblocking(False)
         return process, ours
 
-    async def _attend(self, process: trio.Process, sock: socket.socket, task_status: trio.TaskStatus[None]) -> None:
+    async def _attend(
+        self, process: trio.Process | Forked, sock: socket.socket, task_status: trio.TaskStatus[None]
+    ) -> None:
         """Serve one process until its socket ends, or until cancelled; it is gone when this returns."""
         self._outbox = bytearray()
         self._sock, self.pid = sock, process.pid
@@ -335,9 +343,9 @@ class Mover(PartJobs):
         """Stat one object. Raises ObjectMissing."""
         return jobs.unpack_stat(await self._call("head", {"key": key}))
 
-    async def get(self, key: str) -> bytes:
-        """The bytes of a small object (they travel through the socket). Raises ObjectMissing."""
-        return jobs.unpack_bytes(await self._call("get", {"key": key}))
+    async def get(self, key: str, *, etag: str | None = None) -> bytes:
+        """The bytes of a small object (they travel through the socket). Raises ObjectMissing, ObjectChanged."""
+        return jobs.unpack_bytes(await self._call("get", {"key": key, "etag": etag}))
 
     async def fetch(
         self,
@@ -356,7 +364,7 @@ class Mover(PartJobs):
         ``offset``) the bytes are checked before they are written. Raises ObjectChanged,
         ObjectMissing, StorageUnavailable, and DamagedData when a second GET also gives wrong bytes.
         """
-        await self._call("fetch", _fetch(key, etag, offset, length, path, digest, leaves), paths=("path",))
+        await self._call("fetch", jobs.fetch(key, etag, offset, length, path, digest, leaves), paths=("path",))
 
     async def fetch_files(
         self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
@@ -389,7 +397,7 @@ class Mover(PartJobs):
                 then(number, error)
                 continue
             self._last_id = ident = self._last_id + 1
-            message = _fetch(file.key, file.etag, 0, file.length, path, file.digest, None)
+            message = jobs.fetch(file.key, file.etag, 0, file.length, path, file.digest, None)
             message["id"], message["op"] = ident, "fetch"
             given[ident] = self._jobs[ident] = _Job("fetch", fds, None, partial(then, number))
             lines.append(jobs.encode(message))
@@ -420,19 +428,9 @@ class Mover(PartJobs):
         """
         await self._call("clone", {"src": src, "dst": dst}, paths=("src",))
 
-
-def _fetch(
-    key: str, etag: str, offset: int, length: int, path: str, digest: bytes | None, leaves: bytes | None
-) -> Message:
-    return {
-        "key": key,
-        "etag": etag,
-        "offset": offset,
-        "length": length,
-        "path": path,
-        "digest": None if digest is None else digest.hex(),
-        "leaves": None if leaves is None else leaves.hex(),
-    }
+    async def visit(self, path: str) -> None:
+        """Look at a path in our own mount, which we must not do ourselves. Raises StorageError."""
+        await self._call("visit", {"path": path})
 
 
 def _hold(path: str, fds: list[int]) -> str:

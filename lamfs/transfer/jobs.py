@@ -28,8 +28,8 @@ Message = dict[str, Any]
 
 READS = frozenset({"fetch", "verify", "get", "head"})
 """Jobs somebody waits for in a read(): the reads pool."""
-CONTROL = frozenset({"put_bytes"})
-"""Small jobs with a deadline (renewing the lease): a pool of their own, so that no transfer holds them up."""
+CONTROL = frozenset({"put_bytes", "visit"})
+"""Small jobs with a deadline (such as renewing the lease): a pool of their own, so that no transfer holds them up."""
 PARTS = frozenset({"send_part", "copy_part", "hash_range", "hash_ends"})
 """Parts of large files: a pool of their own, so that small files never wait behind them. Jobs that are marked as
 ``bulk`` (hashing a large file) go there too."""
@@ -55,6 +55,21 @@ class WholeFile(NamedTuple):
 def encode(message: Message) -> bytes:
     """One message as one line."""
     return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def fetch(
+    key: str, etag: str, offset: int, length: int, path: str, digest: bytes | None, leaves: bytes | None
+) -> Message:
+    """A job that fetches a range of an object; see Mover.fetch."""
+    return {
+        "key": key,
+        "etag": etag,
+        "offset": offset,
+        "length": length,
+        "path": path,
+        "digest": None if digest is None else digest.hex(),
+        "leaves": None if leaves is None else leaves.hex(),
+    }
 
 
 def decode(line: bytes) -> Message:
@@ -147,6 +162,7 @@ def describe(message: Message) -> str:
         "delete": "deleting objects",
         "head": "looking up '{key}'",
         "get": "reading '{key}'",
+        "visit": "looking at {path}",
         "fetch": "fetching '{key}' at byte {offset}",
         "verify": "verifying {path} at byte {offset}",
         "clone": "cloning {src} to {dst}",

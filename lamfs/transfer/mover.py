@@ -1,4 +1,5 @@
-"""The moving process of a mount: ``python -m lamfs.transfer.mover FD``. boto3, hashing and copying happen here.
+"""The moving process of a mount: S3, hashing and copying happen here. The first one is a fork of the daemon, later ones
+are ``python -m lamfs.transfer.mover FD``.
 
 Threads: the main thread reads jobs and never writes to the socket, so the daemon can always send, whatever the
 workers do; workers answer under one lock. So a daemon that is slow to read stalls workers, never the reading of jobs,
@@ -16,19 +17,20 @@ import gc
 import logging
 import os
 import select
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError, StorageUnavailable
+from lamfs.storage import open_store
 from lamfs.storage.base import MultipartStore
 from lamfs.transfer import jobs
+from lamfs.transfer.become import become_mover, give_memory_back
 from lamfs.transfer.buffers import Buffers
 from lamfs.transfer.jobs import Message
 
@@ -46,7 +48,7 @@ PROGRESS_SECONDS = 0.1
 """Least time between two progress messages of one job."""
 
 IDLE_SECONDS = 2.0
-"""Without a job for so long, the memory for blocks is given back."""
+"""Without a job for so long, memory is given back."""
 
 
 class _Cancelled(Exception):
@@ -93,7 +95,8 @@ class _Job:
 class Server:
     """Reads jobs from the socket, runs them in pools, answers. The main thread owns it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, store: ObjectStore | None = None) -> None:
+        """``store``: used when it is the one that the daemon names."""
         self._sock = sock
         self._send_lock = threading.Lock()
         self._jobs: dict[int, _Job] = {}
@@ -101,9 +104,11 @@ class Server:
         self._writes = ThreadPoolExecutor(WRITE_THREADS, "writes")
         self._parts = ThreadPoolExecutor(PART_THREADS, "parts")
         self._control = ThreadPoolExecutor(CONTROL_THREADS, "control")
-        self._store: ObjectStore | None = None
+        self._store = store
         self._store_error: LamfsError | None = None
         self.buffers = Buffers()
+        self._used = False
+        """Whether there was a job since memory was given back."""
 
     def run(self) -> None:
         """Serve until the socket ends. Raises OSError when it breaks otherwise."""
@@ -120,20 +125,23 @@ class Server:
     def _receive(self) -> bytes:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
-        while (self._jobs or self.buffers.kept) and not poll.poll(IDLE_SECONDS * 1000):
+        while self._used and not poll.poll(IDLE_SECONDS * 1000):
             if not self._jobs:
+                self._used = False
                 self.buffers.drop()
+                give_memory_back()
         return self._sock.recv(1 << 18)
 
     def _configure(self, message: Message) -> None:
         try:
-            from lamfs.storage import open_store  # boto3 takes long to import: nothing that imports us should pay it
-
-            self._store = open_store(jobs.unpack_config(message))
+            config = jobs.unpack_config(message)
+            if self._store is None or self._store.config != config:
+                self._store = open_store(config)
         except Exception as error:
             log.exception("The storage could not be opened.")
             self._store_error = jobs.translate(error, f"opening the storage {message.get('root')}")
         gc.freeze()
+        gc.enable()
         if self._store is not None:
             self._control.submit(self._prepare, self._store)
 
@@ -148,6 +156,7 @@ class Server:
             return
         job = _Job(self, message)
         self._jobs[message["id"]] = job
+        self._used = True
         op = message["op"]
         if op in jobs.READS:
             pool = self._reads
@@ -209,17 +218,8 @@ class Server:
         return store
 
 
-@contextlib.contextmanager
-def _opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_CLOEXEC, mode)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def _hash(server: Server, job: _Job) -> Any:
-    with _opened(job.message["path"], os.O_RDONLY) as fd:
+    with copying.opened(job.message["path"], os.O_RDONLY) as fd:
         size = job.message.get("size")
         numbers, packed = job.message.get("known", ((), ""))
         digests = jobs.unpack_bytes(packed)
@@ -275,13 +275,13 @@ def _head(server: Server, job: _Job) -> Any:
 
 
 def _get(server: Server, job: _Job) -> Any:
-    return jobs.pack_bytes(server.store.get(job.message["key"]))
+    return jobs.pack_bytes(server.store.get(job.message["key"], etag=job.message["etag"]))
 
 
 def _fetch(server: Server, job: _Job) -> Any:
     m = job.message
     key, etag, offset, length = m["key"], m["etag"], m["offset"], m["length"]
-    with _opened(m["path"], os.O_WRONLY) as fd:
+    with copying.opened(m["path"], os.O_WRONLY) as fd:
         if m["digest"] is None and m["leaves"] is None:
             server.store.get_into(key, fd, offset=offset, length=length, etag=etag)
             return
@@ -306,7 +306,7 @@ def _is_right(message: Message, data: memoryview) -> bool:
 
 def _verify(server: Server, job: _Job) -> Any:
     m = job.message
-    with _opened(m["path"], os.O_RDONLY) as fd, server.buffers.view(m["length"]) as data:
+    with copying.opened(m["path"], os.O_RDONLY) as fd, server.buffers.view(m["length"]) as data:
         return _read_right(fd, data, m["offset"], m["digest"])
 
 
@@ -324,7 +324,7 @@ def _read_right(fd: int, data: memoryview, offset: int, digest: str) -> bool:
 
 def _graft(server: Server, job: _Job) -> Any:
     m = job.message
-    with _opened(m["src"], os.O_RDONLY) as src, _opened(m["dst"], os.O_WRONLY) as dst:
+    with copying.opened(m["src"], os.O_RDONLY) as src, copying.opened(m["dst"], os.O_WRONLY) as dst:
         with server.buffers.view(m["length"]) as data:
             if not _read_right(src, data, m["offset"], m["digest"]):
                 return False
@@ -334,8 +334,8 @@ def _graft(server: Server, job: _Job) -> Any:
 
 def _clone(server: Server, job: _Job) -> Any:
     src, dst = job.message["src"], job.message["dst"]
-    with _opened(src, os.O_RDONLY) as source:
-        with _opened(dst, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
+    with copying.opened(src, os.O_RDONLY) as source:
+        with copying.opened(dst, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
             try:
                 copying.copy_fd(source, target)
             except BaseException:
@@ -358,12 +358,12 @@ def _send_part(server: Server, job: _Job) -> Any:
 
 
 def _hash_range(server: Server, job: _Job) -> Any:
-    with _opened(job.message["path"], os.O_RDONLY) as fd:
+    with copying.opened(job.message["path"], os.O_RDONLY) as fd:
         return jobs.pack_content(hashing.hash_range(fd, job.message["offset"], job.message["length"]))
 
 
 def _hash_ends(server: Server, job: _Job) -> Any:
-    with _opened(job.message["path"], os.O_RDONLY) as fd:
+    with copying.opened(job.message["path"], os.O_RDONLY) as fd:
         ends, head = hashing.hash_ends(fd, job.message["size"])
         return ends, jobs.pack_bytes(head)
 
@@ -393,6 +393,10 @@ def _uploads_of(server: Server, job: _Job) -> Any:
     return server.parts.uploads_of(job.message["key"])
 
 
+def _visit(server: Server, job: _Job) -> Any:
+    os.stat(job.message["path"])
+
+
 _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "hash": _hash,
     "put": _put,
@@ -415,23 +419,27 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "abort_upload": _abort_upload,
     "list_parts": _list_parts,
     "uploads_of": _uploads_of,
+    "visit": _visit,
 }
 
 
-def main() -> None:
-    """Serve the socket whose file descriptor is the only argument, then end without waiting for anything."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+def serve(sock: socket.socket, store: ObjectStore | None = None) -> NoReturn:
+    """Serve the socket, then end the process without waiting for anything. ``store``: one that is there already."""
     status = 0
     try:
-        Server(socket.socket(fileno=int(sys.argv[1]))).run()
+        Server(sock, store).run()
     except ConnectionError:
         pass
     except BaseException:
         log.exception("The moving process fails; the daemon starts another.")
         status = 1
     os._exit(status)  # not sys.exit: that would wait for transfers that nobody wants any more
+
+
+def main() -> None:
+    """Serve the socket whose file descriptor is the only argument."""
+    become_mover()
+    serve(socket.socket(fileno=int(sys.argv[1])))
 
 
 if __name__ == "__main__":

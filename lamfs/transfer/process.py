@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from pathlib import Path
 
 import trio
 
 log = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 0.01
 END_TIMEOUT = 5.0
 """Seconds to wait for the process to end by itself, and again after SIGKILL."""
 
@@ -18,15 +20,36 @@ END_TIMEOUT = 5.0
 def environment() -> dict[str, str]:
     """Our environment, in which the child finds the lamfs that we are, also when that is a source checkout."""
     env = dict(os.environ)
-    # By default each thread keeps memory of its own that it once needed.
-    env.setdefault("MALLOC_ARENA_MAX", "2")
     home = Path(__file__).resolve().parents[2]
     if home.name not in ("site-packages", "dist-packages"):
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), env.get("PYTHONPATH")]))
     return env
 
 
-async def end(process: trio.Process) -> None:
+class Forked:
+    """A child that was made by fork(2): what its owner needs of a trio.Process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        """As that of subprocess.Popen; None while it lives."""
+
+    async def wait(self) -> None:
+        """Return when it has ended. For one that is about to end."""
+        while self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+            else:
+                await trio.sleep(_LOOK_SECONDS)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless it has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+async def end(process: trio.Process | Forked) -> None:
     """Wait for a process whose socket is closed; kill it, by its own pid, when it takes too long."""
     with trio.move_on_after(END_TIMEOUT):
         await process.wait()

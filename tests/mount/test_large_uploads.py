@@ -70,8 +70,8 @@ class Behind:
 
 def mover_of(pid: int) -> int:
     """The moving process of a daemon."""
-    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children(pid)}
-    return next(child for child, command in commands.items() if b"lamfs.transfer.mover" in command)
+    commands = {child: Path(f"/proc/{child}/comm").read_text() for child in children(pid)}
+    return next(child for child, command in commands.items() if command == "lamfs-mover\n")
 
 
 @pytest.fixture(scope="module")

@@ -44,9 +44,7 @@ def most_resident(pid: int) -> int:
 
 def mover_of(instance: MountedInstance) -> int:
     """Pid of the moving process."""
-    return next(
-        pid for pid in children(instance.pid) if b"lamfs.transfer.mover" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    return next(pid for pid in children(instance.pid) if Path(f"/proc/{pid}/comm").read_text() == "lamfs-mover\n")
 
 
 def promised(words: str) -> float:

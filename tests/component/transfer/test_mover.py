@@ -17,16 +17,19 @@ import pytest
 import trio
 
 from lamfs import hashing
+from lamfs.daemon.lock import LockByMover
 from lamfs.errors import (
     DamagedData,
     LamfsError,
+    Locked,
     ObjectChanged,
     ObjectMissing,
     PreconditionFailed,
     StorageError,
     TransferDied,
 )
-from lamfs.model import BLOCK_SIZE
+from lamfs.model import BLOCK_SIZE, instance_id
+from lamfs.ops import lock
 from lamfs.storage import open_store
 from lamfs.storage.base import StorageConfig
 from lamfs.transfer import process
@@ -127,6 +130,33 @@ async def test_each_job_does_what_the_store_does(mover: Mover, config: StorageCo
     assert pushed.size == len(data)
     await mover.put(str(file), "taken", consume=True)
     assert open_store(config).get("taken") == data
+
+
+async def test_the_lock_of_an_instance_is_taken_through_it(mover: Mover, config: StorageConfig) -> None:
+    store = LockByMover(mover, open_store(config).url)
+    here, there = (
+        lock.Lease(store, instance_id("a/b"), lock.Holder("me", "host", machine), slug="a/b")
+        for machine in ("this", "another")
+    )
+    assert await trio.to_thread.run_sync(here.peek) is None
+    _, ours = await trio.to_thread.run_sync(here.acquire)
+    assert not ours
+    state, ours = await trio.to_thread.run_sync(here.acquire)
+    assert ours
+    assert await trio.to_thread.run_sync(there.peek) == state
+    with pytest.raises(Locked):
+        await trio.to_thread.run_sync(there.acquire)
+    await trio.to_thread.run_sync(here.release)
+    assert await trio.to_thread.run_sync(there.peek) is None
+
+
+async def test_a_look_at_the_lock_ends_when_nobody_waits_for_it(mover: Mover, config: StorageConfig) -> None:
+    assert mover.pid is not None
+    os.kill(mover.pid, signal.SIGSTOP)
+    lease = lock.Lease(LockByMover(mover, str), instance_id("a/b"), lock.Holder("me", "host", "this"))
+    with pytest.raises(trio.TooSlowError), trio.fail_after(0.1):
+        await trio.to_thread.run_sync(lease.peek)
+    os.kill(mover.pid, signal.SIGCONT)
 
 
 async def test_errors_arrive_as_what_they_were(mover: Mover, config: StorageConfig, tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ def test_memory_is_used_again_and_given_back() -> None:
         assert (len(one), len(two)) == (10, BLOCK_SIZE)
         one[:] = b"0123456789"
         assert two[:10] == bytes(10)
-        assert not buffers.kept
+        assert not buffers._free
     with buffers.view(10) as again:
         assert bytes(again) in (b"0123456789", bytes(10))
-        assert buffers.kept
+        assert buffers._free
     buffers.drop()
-    assert not buffers.kept
+    assert not buffers._free
     with buffers.view(10) as fresh:
         assert bytes(fresh) == bytes(10)
 
@@ -28,11 +28,11 @@ def test_memory_comes_back_after_a_failure_too() -> None:
     buffers = Buffers()
     with pytest.raises(OSError), buffers.view(10):
         raise OSError
-    assert buffers.kept
+    assert buffers._free
 
 
 def test_more_than_a_block_is_not_kept() -> None:
     buffers = Buffers()
     with buffers.view(BLOCK_SIZE + 1) as view:
         assert len(view) == BLOCK_SIZE + 1
-    assert not buffers.kept
+    assert not buffers._free

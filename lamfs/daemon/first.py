@@ -1,0 +1,125 @@
+"""A mount's first moving process: a fork of the daemon, made before that has threads.
+
+It loads what it needs while the daemon goes on loading, and looks at the storage where that is a bucket. The
+connections that it makes for this are there for the first read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lamfs import config
+from lamfs.daemon.options import MountOptions
+from lamfs.errors import LamfsError
+from lamfs.storage.root import is_s3
+
+if TYPE_CHECKING:
+    from lamfs.ops.instance import Instance
+    from lamfs.storage import ObjectStore
+
+log = logging.getLogger("lamfs.daemon")
+
+
+class FirstMover:
+    """Made by ``begin``, before there are threads. Later ones, when it has died, are started by transfer.client."""
+
+    def __init__(self, options: MountOptions) -> None:
+        self._options = options
+        self._report: int | None = None
+        self.pid = 0
+        self.sock: socket.socket
+        """Our end of the socket over which it is given jobs."""
+
+    def begin(self) -> None:
+        """Start it. It ends when our end of its socket is closed. Raises NotSetUp, OSError."""
+        looks = is_s3(config.load_instance(self._options.slug).storage.root)
+        # Loaded before the fork: both need it, and have it once.
+        import lamfs.ops.instance
+        import lamfs.transfer.mover  # noqa: F401
+
+        self.sock, theirs = socket.socketpair()
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _become_mover(self._options, theirs, writing if looks else None)
+            finally:
+                os._exit(1)
+        theirs.close()
+        os.close(writing)
+        if looks:
+            self._report = reading
+        else:
+            os.close(reading)
+
+    def outcome(self) -> tuple[str, ...] | None:
+        """What ``look`` gives, once it has ended; None where it was not begun, and is quick: for a local folder.
+
+        Raises as that does. Not while this process has the registry open: it may be replaced by a newer one.
+        """
+        if self._report is None:
+            return None
+        with open(self._report, "rb") as pipe:
+            found = pipe.read()
+        report: dict[str, Any] = (
+            json.loads(found) if found else {"error": "The look at the storage ended early.", "errno": None}
+        )
+        if "error" in report:
+            raise LamfsError(report["error"], errno=report["errno"])
+        return tuple(report["warnings"])
+
+
+def _become_mover(options: MountOptions, sock: socket.socket, report: int | None) -> NoReturn:
+    """The rest of this process's life. ``report``: where it says how the storage looks; None: it does not look."""
+    from lamfs.transfer.become import become_mover
+    from lamfs.transfer.mover import serve
+
+    become_mover()
+    close_files_but(sock.fileno(), -1 if report is None else report)
+    store = None
+    if report is not None:
+        from lamfs.storage import open_store
+
+        store = open_store(config.load_instance(options.slug).storage)
+        with open(report, "wb") as pipe:
+            pipe.write(json.dumps(_look_report(options, store)).encode())
+    serve(sock, store)
+
+
+def close_files_but(*kept: int) -> None:
+    """Close all descriptors of this process but stdin, stdout, stderr, and these."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+def _look_report(options: MountOptions, store: ObjectStore) -> dict[str, object]:
+    from lamfs.ops.instance import Instance
+
+    try:
+        with Instance(config.load_instance(options.slug), store=store) as instance:
+            return {"warnings": look(instance, write=not options.read_only)}
+    except LamfsError as error:
+        return {"error": str(error), "errno": error.errno}
+    except Exception as error:
+        log.exception("unexpected error in the look at the storage")
+        return {"error": f"The storage could not be looked at ({type(error).__name__}: {error}).", "errno": None}
+
+
+def look(instance: Instance, *, write: bool) -> tuple[str, ...]:
+    """A sentence for each thing that the storage lacks. With ``write`` this machine holds the lease then.
+
+    Raises LamfsError when the storage is of no use, or another machine works on the instance.
+    """
+    from lamfs.ops.probe import check_storage
+
+    found = check_storage(instance, write=write).warnings
+    if write:
+        instance.hold()
+    return found

@@ -1,0 +1,36 @@
+"""What makes a process a moving process, whether it was forked or started anew. Before it has threads."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+
+NAME = "lamfs-mover"
+"""As ps(1) and top(1) show it."""
+_libc = ctypes.CDLL(None)
+_M_ARENA_MAX = -8
+"""Of mallopt(3)."""
+
+
+def become_mover() -> None:
+    """Leave terminal and session, log warnings to stderr, be named, and share memory between threads."""
+    with contextlib.suppress(PermissionError):  # it leads a session already
+        os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(NAME)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
+    logging.getLogger("lamfs").setLevel(logging.NOTSET)
+    # By default each thread keeps memory of its own that it once needed. Not every C library knows this.
+    with contextlib.suppress(AttributeError):
+        _libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def give_memory_back() -> None:
+    """Have the C library give what was freed back to the kernel (malloc_trim(3)), where it can."""
+    with contextlib.suppress(AttributeError):
+        _libc.malloc_trim(0)
