@@ -411,3 +411,15 @@ def test_attributes_of_a_file_that_is_being_written_are_saved_when_it_is_closed(
         assert saved.mode == 0o100600
 
     run(box, scenario)
+
+
+def test_a_directory_is_read_from_where_another_handle_was(make_box: MakeBox) -> None:
+    async def scenario(user: User) -> None:
+        for name in ("a", "b", "c"):
+            await user.write_file(name, name.encode())
+        first = user.fs.opendir(ROOT_INO)
+        found = [(cookie, name) for cookie, name, _, _ in user.fs.readdir(first, 0)]
+        second = user.fs.opendir(ROOT_INO)
+        assert [(cookie, name) for cookie, name, _, _ in user.fs.readdir(second, found[2][0])] == found[3:]
+
+    run(make_box("local"), scenario)
