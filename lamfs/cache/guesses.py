@@ -187,7 +187,7 @@ class _Batch:
         self._came: list[tuple[str, str, int, int]] = []
 
     async def run(self, mover: BlockMover) -> None:
-        """Bring them; errors are for who waits for a file by then, but that storage is away: who reads tries himself."""
+        """Bring them; errors are for who waits for a file by then."""
         self._owner.misses += len(self.files)
         try:
             for _ in range(ATTEMPTS):
