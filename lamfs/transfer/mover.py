@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError, StorageUnavailable
 from lamfs.storage import open_store
-from lamfs.storage.base import MultipartStore
+from lamfs.storage.base import in_parts
 from lamfs.transfer import jobs
 from lamfs.transfer.become import become_mover, give_memory_back
 from lamfs.transfer.buffers import Buffers
 from lamfs.transfer.jobs import Message
 
 if TYPE_CHECKING:
-    from lamfs.storage.base import ObjectStore
+    from lamfs.storage.base import MultipartStore, ObjectStore
 
 log = logging.getLogger("lamfs.mover")
 
@@ -212,8 +212,8 @@ class Server:
     @property
     def parts(self) -> MultipartStore:
         """The storage, if it takes objects in parts. Raises why it could not be opened."""
-        store: object = self.store
-        if not isinstance(store, MultipartStore):
+        store = in_parts(self.store)
+        if store is None:
             raise InvalidArgument("This storage takes objects as a whole only.")
         return store
 

@@ -21,7 +21,8 @@ log = logging.getLogger("lamfs.uploader")
 class Puts:
     """Does puts, one large file or many small ones at a time. Owns which spool files are being read. Loop only.
 
-    ``wanted``: how many wait for an inode's put; ``committed``: the last generation that was stored of those.
+    ``wanted``: how many wait for an inode's put; ``committed``: row and generation of what was stored last of those. (A
+    row that comes later has a larger number, and its generations begin anew.)
     """
 
     def __init__(self, registry: Registry, steps: Steps, spool_dir: Path) -> None:
@@ -29,7 +30,7 @@ class Puts:
         self._steps = steps
         self._spool = spool_dir
         self.wanted: dict[int, int] = {}
-        self.committed: dict[int, int] = {}
+        self.committed: dict[int, tuple[int, int]] = {}
         self.uploading: dict[int, str] = {}
         self.uploads: dict[int, Upload] = {}
         self.alone: set[int] = set()
@@ -101,7 +102,7 @@ class Puts:
         assert entry.ino is not None
         assert entry.src is not None
         if entry.ino in self.wanted:
-            self.committed[entry.ino] = entry.gen
+            self.committed[entry.ino] = entry.id, entry.gen
         if committed.current:
             hooks.stored(entry.ino, entry.src, record.revision if record else None, consumed, upload.missing)
         else:
