@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
-from lamfs.cache import sparse
+from lamfs.cache import sparse, stretches
 from lamfs.cache.bits import leaf_bytes, leaf_mask
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.guesses import Guesses
@@ -84,7 +84,7 @@ class Flights:
         grown: Callable[[int], None],
     ) -> None:
         self.prefetch_blocks = prefetch_blocks
-        """The widest prefetch window of a sequential reader."""
+        """The widest prefetch window of a sequential reader, but for a block that comes along with the last one."""
         self.release = release
         """Drops one reference of a BlockFile."""
         self.tight = False
@@ -128,7 +128,7 @@ class Flights:
                 raise TransferDied("The block cache is not running: the mount is being ended.")
             flight = file.flights[block] = Flight(prefetch)
             file.refs += 1
-            self.nursery.start_soon(self._fly, file, block, flight)
+            self.nursery.start_soon(self.fly, file, block, flight)
         return flight
 
     def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
@@ -201,8 +201,20 @@ class Flights:
                     continue
                 self.start_leaves(file, block, *run, prefetch=True)
             else:
-                self.start(file, block, prefetch=True)
+                self._start_stretch(file, block)
             self._prefetching += 1
+
+    def _start_stretch(self, file: BlockFile, block: int) -> None:
+        """Prefetch a block, and what one request can bring with it: that takes the place of one prefetch."""
+        blocks = stretches.around(file, block)
+        if len(blocks) == 1 or trio.current_time() < self._full_until:
+            self.start(file, block, prefetch=True)
+            return
+        assert self.nursery is not None
+        flights = {number: Flight(prefetch=number == blocks[-1]) for number in blocks}
+        file.flights.update(flights)
+        file.refs += len(flights)
+        self.nursery.start_soon(stretches.fly, self, self._mover, file, flights)
 
     def _next_wish(self) -> tuple[BlockFile, int, int] | None:
         for _ in range(len(self._wishing)):
@@ -234,14 +246,19 @@ class Flights:
             file.leaf_misses = (0, 0.0)
         return None
 
-    async def _fly(self, file: BlockFile, block: int, flight: Flight) -> None:
+    async def fly(self, file: BlockFile, block: int, flight: Flight) -> None:
+        """Bring a block, whose flight it is, and land."""
         try:
             with flight.caught(f"block {block} of '{file.revision.object_key}'"):
                 await self._bring(file, block)
         finally:
-            del file.flights[block]
-            self.release(file)
-            self.ended(flight)
+            self.land(file, block, flight)
+
+    def land(self, file: BlockFile, block: int, flight: Flight) -> None:
+        """The flight of a block is over."""
+        del file.flights[block]
+        self.release(file)
+        self.ended(flight)
 
     async def _fly_leaves(self, file: BlockFile, block: int, first: int, flight: Flight) -> None:
         try:
@@ -305,6 +322,11 @@ class Flights:
             self.damaged += 1
             self.on_storage_damage(revision, block)
             raise
+        self.came(file, block)
+
+    def came(self, file: BlockFile, block: int) -> None:
+        """A block is in the file, and it is right."""
+        revision, length = file.revision, file.span(block)[1]
         self.fetched += length
         file.verified(block)
         assert file.path is not None

@@ -33,6 +33,18 @@ class BlockMover(Protocol):
     ) -> None:
         """Mover.fetch."""
 
+    async def fetch_stretch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        blocks: Sequence[tuple[int, bytes]],
+        path: str,
+        came: Callable[[int], None],
+    ) -> None:
+        """Mover.fetch_stretch."""
+
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
         """Mover.verify."""
 

@@ -108,6 +108,10 @@ class ObjectStore(Protocol):
     def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
         """As get_into, into memory: as many bytes as it has."""
 
+    def get_views(self, key: str, views: Iterator[memoryview], *, offset: int, length: int, etag: str) -> None:
+        """As get_view, into one piece of memory after the other, ``length`` bytes together. The next is asked for when
+        one is full, the last time behind the last: so ``views`` can use what has come, and may raise a LamfsError."""
+
     def put_file(self, key: str, path: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
         """Store a file's bytes under ``key``, atomically replacing what was there, and durably before returning.
 

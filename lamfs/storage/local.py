@@ -117,6 +117,12 @@ class LocalStore:
                     raise self._ends(key, offset + len(view))
                 done += got
 
+    def get_views(self, key: str, views: Iterator[memoryview], *, offset: int, length: int, etag: str) -> None:
+        for view in views:
+            end = offset + len(view)
+            self.get_view(key, view, offset=offset, etag=etag)
+            offset = end
+
     def _ends(self, key: str, end: int) -> ObjectChanged:
         return ObjectChanged(
             f"The object '{key}' in {self.root} ends before byte {end}, which was asked for; look the artifact up"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
 from lamfs.transfer.parts import PartJobs
-from lamfs.transfer.process import Forked, end, environment
+from lamfs.transfer.process import Forked, end, environment, hold
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,6 @@ BACKOFF = (0.05, 5.0)
 """Seconds before the first and before any later restart; doubled in between."""
 STEADY = 10.0
 """Seconds of life after which a mover's death counts as its first again."""
-_FD_PATH = re.compile(r"/proc/(self|\d+)/fd/(\d+)")
 
 
 class _Job:
@@ -256,7 +254,7 @@ class Mover(PartJobs):
         fds: list[int] = []
         try:
             for name in paths:
-                message[name] = _hold(message[name], fds)
+                message[name] = hold(message[name], fds)
             await self._ready()
         except BaseException:
             for fd in fds:
@@ -366,6 +364,25 @@ class Mover(PartJobs):
         """
         await self._call("fetch", jobs.fetch(key, etag, offset, length, path, digest, leaves), paths=("path",))
 
+    async def fetch_stretch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        blocks: Sequence[tuple[int, bytes]],
+        path: str,
+        came: Callable[[int], None],
+    ) -> None:
+        """As ``fetch``, by one GET: ``blocks`` that follow each other from ``offset`` on, each its length and BLAKE3.
+
+        ``came`` is told how many more of them are in the file, one after the other. Raises as fetch, DamagedData at the
+        first wrong bytes.
+        """
+        packed = [[length, digest.hex()] for length, digest in blocks]
+        message = {"key": key, "etag": etag, "offset": offset, "blocks": packed, "path": path}
+        await self._call("fetch_stretch", message, paths=("path",), progress=came)
+
     async def fetch_files(
         self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
     ) -> None:
@@ -392,7 +409,7 @@ class Mover(PartJobs):
         for number, file in enumerate(files):
             fds: list[int] = []
             try:
-                path = _hold(file.path, fds)
+                path = hold(file.path, fds)
             except StorageError as error:
                 then(number, error)
                 continue
@@ -431,18 +448,3 @@ class Mover(PartJobs):
     async def visit(self, path: str) -> None:
         """Look at a path in our own mount, which we must not do ourselves. Raises StorageError."""
         await self._call("visit", {"path": path})
-
-
-def _hold(path: str, fds: list[int]) -> str:
-    """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``."""
-    match = _FD_PATH.fullmatch(path)
-    if match is None or match[1] not in ("self", str(os.getpid())):
-        return path
-    try:
-        fd = os.dup(int(match[2]))
-    except OSError as error:
-        raise StorageError(
-            f"The open file {path} cannot be handed to the moving process: {error}.", errno=error.errno
-        ) from error
-    fds.append(fd)
-    return f"/proc/{os.getpid()}/fd/{fd}"

@@ -6,7 +6,7 @@ Newline-delimited JSON both ways over one stream socket.
   ``{"cancel": 7}``: nobody waits for job 7 any more; it is skipped when it has not begun. It is answered all the same.
 - The mover answers each job once, in the order of completion: ``{"id": 7, "ok": result}`` or
   ``{"id": 7, "error": {"type": "ObjectChanged", "message": "…", "errno": 116}}``. Before that it may send
-  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may ride on the answer.
+  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may ride on the answer. ("fetch_stretch" counts blocks.)
 
 Binary values travel as base64, paths as Python strings (surrogate escapes survive JSON's ``\\u`` form).
 """
@@ -26,7 +26,7 @@ from lamfs.storage.base import ObjectStat, StorageConfig
 
 Message = dict[str, Any]
 
-READS = frozenset({"fetch", "verify", "get", "head"})
+READS = frozenset({"fetch", "fetch_stretch", "verify", "get", "head"})
 """Jobs somebody waits for in a read(): the reads pool."""
 CONTROL = frozenset({"put_bytes", "visit"})
 """Small jobs with a deadline (such as renewing the lease): a pool of their own, so that no transfer holds them up."""
@@ -164,6 +164,7 @@ def describe(message: Message) -> str:
         "get": "reading '{key}'",
         "visit": "looking at {path}",
         "fetch": "fetching '{key}' at byte {offset}",
+        "fetch_stretch": "fetching '{key}' from byte {offset} on",
         "verify": "verifying {path} at byte {offset}",
         "clone": "cloning {src} to {dst}",
         "graft": "copying {src} to {dst} at byte {offset}",

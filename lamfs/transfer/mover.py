@@ -26,10 +26,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lamfs import copying, hashing
-from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError, StorageUnavailable
+from lamfs.errors import InvalidArgument, LamfsError, StorageError, StorageUnavailable
 from lamfs.storage import open_store
 from lamfs.storage.base import in_parts
-from lamfs.transfer import jobs
+from lamfs.transfer import fetching, jobs
 from lamfs.transfer.become import become_mover, give_memory_back
 from lamfs.transfer.buffers import Buffers
 from lamfs.transfer.jobs import Message
@@ -279,29 +279,16 @@ def _get(server: Server, job: _Job) -> Any:
 
 
 def _fetch(server: Server, job: _Job) -> Any:
-    m = job.message
-    key, etag, offset, length = m["key"], m["etag"], m["offset"], m["length"]
-    with copying.opened(m["path"], os.O_WRONLY) as fd:
-        if m["digest"] is None and m["leaves"] is None:
-            server.store.get_into(key, fd, offset=offset, length=length, etag=etag)
-            return
-        with server.buffers.view(length) as data:
-            for _ in range(2):  # wrong once may be the way here; wrong twice is storage
-                server.store.get_view(key, data, offset=offset, etag=etag)
-                if _is_right(m, data):
-                    copying.write_full(fd, data, offset)
-                    return
-    raise DamagedData(
-        f"The object {server.store.url(key)} (ETag {etag}) is damaged at bytes {offset} to {offset + length}: they are "
-        "not what was saved. Restore the object from a backup or replace the artifact."
-    )
+    with copying.opened(job.message["path"], os.O_WRONLY) as fd:
+        fetching.fetch(server.store, server.buffers, job.message, fd)
 
 
-def _is_right(message: Message, data: memoryview) -> bool:
-    """Whether fetched bytes have the hash of a block, or the hashes of leaves, that the job names."""
-    if message["leaves"] is not None:
-        return hashing.hash_leaves(data) == bytes.fromhex(message["leaves"])
-    return hashing.hash_block(data) == bytes.fromhex(message["digest"])
+def _fetch_stretch(server: Server, job: _Job) -> Any:
+    def came() -> None:
+        server.send({"id": job.message["id"], "progress": 1})
+
+    with copying.opened(job.message["path"], os.O_WRONLY) as fd:
+        fetching.fetch_stretch(server.store, server.buffers, job.message, fd, came)
 
 
 def _verify(server: Server, job: _Job) -> Any:
@@ -407,6 +394,7 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "head": _head,
     "get": _get,
     "fetch": _fetch,
+    "fetch_stretch": _fetch_stretch,
     "verify": _verify,
     "clone": _clone,
     "graft": _graft,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 from pathlib import Path
 
 import trio
 
+from lamfs.errors import StorageError
+
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.01
+_FD_PATH = re.compile(r"/proc/(self|\d+)/fd/(\d+)")
 END_TIMEOUT = 5.0
 """Seconds to wait for the process to end by itself, and again after SIGKILL."""
 
@@ -61,3 +65,18 @@ async def end(process: trio.Process | Forked) -> None:
         await process.wait()
         return
     log.error("The moving process %d cannot be killed (it hangs in the kernel); leaving it behind.", process.pid)
+
+
+def hold(path: str, fds: list[int]) -> str:
+    """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``."""
+    match = _FD_PATH.fullmatch(path)
+    if match is None or match[1] not in ("self", str(os.getpid())):
+        return path
+    try:
+        fd = os.dup(int(match[2]))
+    except OSError as error:
+        raise StorageError(
+            f"The open file {path} cannot be handed to the moving process: {error}.", errno=error.errno
+        ) from error
+    fds.append(fd)
+    return f"/proc/{os.getpid()}/fd/{fd}"

@@ -130,6 +130,7 @@ class FakeMover:
         self.fetches: list[tuple[str, int]] = []
         self.ranges: list[tuple[int, int]] = []
         self.verifies: list[tuple[str, int]] = []
+        self.stretches: list[tuple[str, int, int]] = []
 
     async def fetch(
         self,
@@ -162,6 +163,22 @@ class FakeMover:
             os.close(fd)
         finally:
             self.fetching -= 1
+
+    async def fetch_stretch(
+        self,
+        key: str,
+        *,
+        etag: str,
+        offset: int,
+        blocks: Sequence[tuple[int, bytes]],
+        path: str,
+        came: Callable[[int], None],
+    ) -> None:
+        self.stretches.append((key, offset // BLOCK_SIZE, len(blocks)))
+        for length, digest in blocks:
+            await self.fetch(key, etag=etag, offset=offset, length=length, path=path, digest=digest)
+            came(1)
+            offset += length
 
     async def fetch_files(
         self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]

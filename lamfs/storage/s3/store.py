@@ -105,6 +105,20 @@ class S3Store:
     def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
         self._whole(key, offset, len(view), etag, into(view))
 
+    def get_views(self, key: str, views: Iterator[memoryview], *, offset: int, length: int, etag: str) -> None:
+        view, filled = next(views), 0
+
+        def sink(body: Any, at: int, count: int) -> int:
+            nonlocal view, filled
+            with view[filled : filled + count] as place:
+                got = int(body.readinto(place))
+            filled += got
+            if filled == len(view):
+                view, filled = next(views, view), 0
+            return got
+
+        self._whole(key, offset, length, etag, sink)
+
     def _whole(self, key: str, offset: int, length: int, etag: str | None, sink: Sink) -> None:
         if self._download(key, offset, length, etag, sink) < length:
             raise ObjectChanged(

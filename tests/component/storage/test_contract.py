@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lamfs.errors import (
+    DamagedData,
     InvalidName,
     ObjectChanged,
     ObjectMissing,
@@ -148,6 +149,37 @@ def test_get_into_writes_where_it_is_told(store: ObjectStore, make_file: MakeFil
             store.get_into("k", fd, offset=2_999_999, length=2, etag=etag)
     finally:
         os.close(fd)
+
+
+def test_get_views_fills_one_after_the_other(store: ObjectStore) -> None:
+    data = os.urandom(3_000_000)
+    etag = store.put_bytes("k", data).etag
+    place = memoryview(bytearray(1_200_000))
+    got: list[bytes] = []
+
+    def views(*lengths: int) -> Iterator[memoryview]:
+        got.clear()
+        for length in lengths:
+            with place[:length] as view:
+                yield view
+                got.append(bytes(view))
+
+    store.get_views("k", views(1_200_000, 1, 700_000), offset=1000, length=1_900_001, etag=etag)
+    assert [len(part) for part in got] == [1_200_000, 1, 700_000]
+    assert b"".join(got) == data[1000:1_901_001]
+    with pytest.raises(ObjectChanged, match="ends before"):
+        store.get_views("k", views(10, 10), offset=len(data) - 15, length=20, etag=etag)
+    assert got == [data[-15:-5]]
+
+    def refusing() -> Iterator[memoryview]:
+        yield place[:10]
+        raise DamagedData("not what I want")
+
+    with pytest.raises(DamagedData, match="not what I want"):
+        store.get_views("k", refusing(), offset=0, length=len(data), etag=etag)
+    store.put_bytes("k", data[:-1])
+    with pytest.raises(ObjectChanged):
+        store.get_views("k", views(10), offset=0, length=10, etag=etag)
 
 
 def test_get_into_from_many_threads(store: ObjectStore, make_file: MakeFile) -> None:

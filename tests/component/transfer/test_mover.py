@@ -26,6 +26,7 @@ from lamfs.errors import (
     ObjectMissing,
     PreconditionFailed,
     StorageError,
+    StorageFull,
     TransferDied,
 )
 from lamfs.model import BLOCK_SIZE, instance_id
@@ -434,6 +435,41 @@ async def test_a_mover_that_cannot_start_is_said_so(config: StorageConfig, monke
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(StorageError, match="cannot be started"):
         await Mover(config).run()
+
+
+async def test_blocks_that_follow_each_other_are_fetched_by_one_get(
+    mover: Mover, config: StorageConfig, tmp_path: Path
+) -> None:
+    data = make_bytes(4 * BLOCK_SIZE + 5)
+    file, target = tmp_path / "in", tmp_path / "out"
+    file.write_bytes(data)
+    stat, content = open_store(config).put_file("k", str(file)), content_of(data)
+    blocks = [
+        (min(BLOCK_SIZE, len(data) - at), content.block(at // BLOCK_SIZE)) for at in range(0, len(data), BLOCK_SIZE)
+    ]
+    came: list[int] = []
+
+    async def fetch(first: int, wanted: list[tuple[int, bytes]], path: str) -> None:
+        came.clear()
+        await mover.fetch_stretch(
+            "k", etag=stat.etag, offset=first * BLOCK_SIZE, blocks=wanted, path=path, came=came.append
+        )
+
+    target.write_bytes(bytes(len(data)))
+    await fetch(1, blocks[1:], str(target))
+    assert (sum(came), target.read_bytes()) == (4, bytes(BLOCK_SIZE) + data[BLOCK_SIZE:])
+
+    target.write_bytes(bytes(len(data)))
+    with pytest.raises(DamagedData, match=f"bytes {BLOCK_SIZE} to {2 * BLOCK_SIZE}"):
+        await fetch(0, [blocks[0], (BLOCK_SIZE, b"x" * 32), blocks[2]], str(target))
+    assert (sum(came), target.read_bytes()) == (1, data[:BLOCK_SIZE] + bytes(len(data) - BLOCK_SIZE)), "and no more"
+
+    with pytest.raises(StorageFull):
+        await fetch(0, blocks, "/dev/full")
+    open_store(config).put_bytes("k", b"other")
+    with pytest.raises(ObjectChanged):
+        await fetch(0, blocks, str(target))
+    assert not came
 
 
 async def test_many_small_files_are_fetched_at_once(mover: Mover, config: StorageConfig, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""Fetching in the moving process: what has come is checked in memory, and only then written. Any thread.
+
+Plain functions. A message is that of a job, as lamfs.transfer.client sends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from lamfs import copying, hashing
+from lamfs.errors import DamagedData
+from lamfs.storage.base import ObjectStore
+from lamfs.transfer import jobs
+from lamfs.transfer.buffers import Buffers
+from lamfs.transfer.jobs import Message
+
+
+def fetch(store: ObjectStore, buffers: Buffers, message: Message, fd: int) -> None:
+    """Write a range of an object into the file ``fd``: as Mover.fetch, whose errors it raises, and OSError."""
+    m = message
+    key, etag, offset, length = m["key"], m["etag"], m["offset"], m["length"]
+    if m["digest"] is None and m["leaves"] is None:
+        store.get_into(key, fd, offset=offset, length=length, etag=etag)
+        return
+    with buffers.view(length) as data:
+        for _ in range(2):  # wrong once may be the way here; wrong twice is storage
+            store.get_view(key, data, offset=offset, etag=etag)
+            if _is_right(m, data):
+                copying.write_full(fd, data, offset)
+                return
+    raise _damaged(store, m, offset, length)
+
+
+def _is_right(message: Message, data: memoryview) -> bool:
+    """Whether fetched bytes have the hash of a block, or the hashes of leaves, that the job names."""
+    if message["leaves"] is not None:
+        return hashing.hash_leaves(data) == bytes.fromhex(message["leaves"])
+    return hashing.hash_block(data) == bytes.fromhex(message["digest"])
+
+
+def fetch_stretch(store: ObjectStore, buffers: Buffers, message: Message, fd: int, came: Callable[[], None]) -> None:
+    """Write blocks that follow each other into the file ``fd``, by one GET; ``came`` is called behind each.
+
+    As Mover.fetch_stretch, whose errors it raises.
+    """
+    lengths = [length for length, _ in message["blocks"]]
+
+    def places() -> Iterator[memoryview]:
+        offset = message["offset"]
+        for length, digest in message["blocks"]:
+            with data[:length] as view:
+                yield view
+                if hashing.hash_block(view) != bytes.fromhex(digest):
+                    raise _damaged(store, message, offset, length)
+                try:
+                    copying.write_full(fd, view, offset)
+                except OSError as error:  # this is no error of the storage that is being read
+                    raise jobs.translate(error, jobs.describe(message)) from error
+            came()
+            offset += length
+
+    with buffers.view(max(lengths)) as data:
+        store.get_views(message["key"], places(), offset=message["offset"], length=sum(lengths), etag=message["etag"])
+
+
+def _damaged(store: ObjectStore, message: Message, offset: int, length: int) -> DamagedData:
+    return DamagedData(
+        f"The object {store.url(message['key'])} (ETag {message['etag']}) is damaged at bytes {offset} to"
+        f" {offset + length}: they are not what was saved. Restore the object from a backup or replace the artifact."
+    )
