@@ -228,6 +228,14 @@ class InstanceSettings:
         """The registry's working copy."""
         return self.directory / "registry.lndb"
 
+    def check_working_copy(self) -> None:
+        """Raise NotSetUp when the registry's working copy is not there."""
+        if not self.registry_path.exists():
+            raise NotSetUp(
+                f"The working copy of instance '{self.slug}' is not on this machine ({self.registry_path}); run"
+                f" 'lamfs connect {self.slug}'."
+            )
+
     @property
     def snapshot_key(self) -> str:
         """Object key of the registry's copy in storage."""

@@ -54,16 +54,20 @@ def hash_fd(
     progress: Callable[[int], None] | None = None,
     *,
     known: Mapping[int, bytes] = MappingProxyType({}),
+    head: bytes | None = None,
+    ends: str | None = None,
 ) -> ContentHash:
     """Hash ``size`` bytes of an open file from its start, in one pass of pread; the file offset may move.
 
     ``progress`` is called with the number of bytes of each block. Raises EOFError when the file is shorter. The leaves
     of files of one leaf are left out (their block is as good), and those of holes (zero_leaves knows them). ``known``:
-    BLAKE3 of blocks that need not be read; not for those that the whole-file hash is over.
+    BLAKE3 of blocks that need not be read; not for those that the whole-file hash is over, unless that is known too,
+    of a file of more than MD5_MAX bytes: ``head``, the SHA-1 of the first, and ``ends``, the sha1-fl.
     """
     small = size <= MD5_MAX
     data_at = 0
     whole = hashlib.md5() if small else hashlib.sha1()
+    first = MD5_MAX if head is None and ends is None else 0
     blocks = bytearray()
     leaves: dict[int, bytes] = {}
     buffer = memoryview(bytearray(min(PIECE, size) or 1))
@@ -84,7 +88,7 @@ def hash_fd(
                 progress(want)
             continue
         found: list[bytes] | None = [] if size > LEAF_SIZE else None
-        blocks += _hash_block_at(fd, offset, want, buffer, found, whole, MD5_MAX - offset)
+        blocks += _hash_block_at(fd, offset, want, buffer, found, whole, first - offset)
         if found is not None:
             leaves[offset // BLOCK_SIZE] = b"".join(found)
         if progress is not None:
@@ -93,8 +97,10 @@ def hash_fd(
         raise EOFError("file ended while it was hashed")  # behind its end there is no data either
     if small:
         return ContentHash(size, encode_digest(whole.digest()), "md5", bytes(blocks), leaves)
-    both = hashlib.sha1(whole.digest() + _sha1(fd, size - MD5_MAX, buffer))
-    return ContentHash(size, encode_digest(both.digest()), "sha1-fl", bytes(blocks), leaves)
+    if ends is None:
+        head = head or whole.digest()
+        ends = _both(head, _sha1(fd, size - MD5_MAX, buffer))
+    return ContentHash(size, ends, "sha1-fl", bytes(blocks), leaves, head)
 
 
 def hash_range(fd: int, offset: int, length: int) -> ContentHash:
@@ -114,8 +120,8 @@ def hash_range(fd: int, offset: int, length: int) -> ContentHash:
     return ContentHash(length, "", "", bytes(blocks), leaves)
 
 
-def join_ranges(ranges: Iterable[ContentHash], whole: tuple[str, str]) -> ContentHash:
-    """The ContentHash of a file from those of ranges that follow each other, and its whole-file hash and type."""
+def join_ranges(ranges: Iterable[ContentHash], ends: tuple[str, bytes]) -> ContentHash:
+    """The ContentHash of a file from those of ranges that follow each other, and what hash_ends says of it."""
     size = 0
     blocks = bytearray()
     leaves: dict[int, bytes] = {}
@@ -123,14 +129,19 @@ def join_ranges(ranges: Iterable[ContentHash], whole: tuple[str, str]) -> Conten
         leaves.update((size // BLOCK_SIZE + index, found) for index, found in part.leaves.items())
         blocks += part.blocks
         size += part.size
-    return ContentHash(size, *whole, bytes(blocks), leaves)
+    return ContentHash(size, ends[0], "sha1-fl", bytes(blocks), leaves, ends[1])
 
 
-def hash_ends(fd: int, size: int) -> tuple[str, str]:
-    """The whole-file hash and its type of a file of more than MD5_MAX bytes: only its first and last MD5_MAX count."""
+def hash_ends(fd: int, size: int) -> tuple[str, bytes]:
+    """The sha1-fl of a file of more than MD5_MAX bytes, of which only the first and the last MD5_MAX count; and the
+    SHA-1 of the first."""
     buffer = memoryview(bytearray(PIECE))
-    digests = _sha1(fd, 0, buffer) + _sha1(fd, size - MD5_MAX, buffer)
-    return encode_digest(hashlib.sha1(digests).digest()), "sha1-fl"
+    head = _sha1(fd, 0, buffer)
+    return _both(head, _sha1(fd, size - MD5_MAX, buffer)), head
+
+
+def _both(head: bytes, tail: bytes) -> str:
+    return encode_digest(hashlib.sha1(head + tail).digest())
 
 
 def _sha1(fd: int, start: int, buffer: memoryview) -> bytes:

@@ -98,6 +98,7 @@ class ContentHash:
     Two revisions are equal when ``size`` and ``blocks`` are, never by ``hash`` alone.
     ``leaves`` has, for some blocks, the concatenated hashes of their 64 KiB leaves (``LEAF_HASH`` bytes each). Only who
     has just hashed the bytes has them here; the registry hands them out by block.
+    ``head``: SHA-1 of the first 50 MiB of what has more, where it is known: ``hash`` is made of it and of the last's.
     """
 
     size: int
@@ -105,6 +106,7 @@ class ContentHash:
     hash_type: str
     blocks: bytes
     leaves: Mapping[int, bytes] = field(default_factory=dict, compare=False, repr=False)
+    head: bytes | None = field(default=None, compare=False, repr=False)
 
     def same_bytes(self, other: ContentHash | None) -> bool:
         """Whether both describe the same bytes (decided on the BLAKE3 block hashes)."""

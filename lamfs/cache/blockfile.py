@@ -15,7 +15,7 @@ from typing import Protocol
 
 from lamfs.cache.bits import REGION_BLOCKS, leaf_mask
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
-from lamfs.errors import LamfsError, StorageError, StorageFull
+from lamfs.errors import LamfsError, StorageError, StorageFull, StorageUnavailable
 from lamfs.hashing import hash_block, hash_leaf
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 
@@ -209,6 +209,12 @@ class BlockFile:
         flying = block in self.flights or (leaves is not None and bool(leaves.flights))
         return flying or block in self.pins or block in self.kept
 
+    def ask(self, block: int) -> None:
+        """Begin to bring a block that will be read soon, unless it is here; errors are left to who reads it. Raises
+        TransferDied."""
+        if self.state[block] != VERIFIED and not self.homeless:
+            self._owner.start(self, block)
+
     async def fill(self) -> int:
         """Bring and verify all blocks; returns the descriptor of the complete file. Raises as read, and StorageFull.
 
@@ -254,10 +260,13 @@ class BlockFile:
             await self._settle(waiting)
 
     async def _settle(self, waiting: deque[tuple[int, int, bool, Flight]]) -> None:
-        """Wait for the oldest flight; when it did not bring all that is wanted of its block, for another one."""
+        """Wait for the oldest flight; when it did not bring all that is wanted of its block, for another one.
+
+        One that nobody waited for when it began may have tried for as long as a read may: this one has not.
+        """
         block, mask, entire, flight = waiting.popleft()
         await flight.landed.wait()
-        if flight.error is not None:
+        if flight.error is not None and not (flight.prefetch and isinstance(flight.error, StorageUnavailable)):
             raise self._owner.failure(flight)
         more = self._want(block, mask, entire)
         if more is not None:
@@ -341,11 +350,6 @@ class BlockFile:
                 if leaves is None or mask & ~leaves.verified:
                     return False
         return True
-
-    async def _wait(self, flight: Flight) -> None:
-        await flight.landed.wait()
-        if flight.error is not None:
-            raise self._owner.failure(flight)
 
     def verify_small(self, block: int) -> bool:
         """Verify a small block that is here without asking the mover; whether it is right, False when that cannot be

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -173,34 +174,41 @@ def _copy_in(
         raise StorageError(f"The object {source} cannot be opened: {error}.", errno=error.errno) from error
     dst = -1
     temporary = f"{os.path.dirname(path)}/.lamfs-{secrets.token_hex(8)}"
+    partial = os.path.join(cache_dir, temporary)
     try:
         if etag_of(os.fstat(src)) != revision.etag:
             raise _changed(source)
         floor = 0
         try:
             sparse.make_parents(index, cache_dir, path)
-            dst = os.open(cache_dir / temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            dst = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             ino = sparse.ino_of(os.fstat(dst))
             # a row, so that a copy which is never finished is evicted some day
             index.reset(temporary, revision.etag, revision.size, ino=ino, full=True)
             copying.copy_fd(src, dst)
             _check_copy(store, src, dst, revision, progress)
-            if os.path.lexists(full):
-                floor = full.lstat().st_mtime_ns
-            if full.is_dir():
-                sparse.clear_way(index, cache_dir, path)
-            os.rename(cache_dir / temporary, full)
+            with contextlib.suppress(FileNotFoundError):
+                there = os.lstat(full)
+                floor = there.st_mtime_ns
+                if stat.S_ISDIR(there.st_mode):
+                    sparse.clear_way(index, cache_dir, path)
+            os.rename(partial, full)
         except OSError as error:
             raise sparse.cache_error(error, full) from error
-        index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=True)
-        sparse.seal(index, path, revision, dst)
+        with index.together():
+            index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=True)
+            sparse.seal(index, path, revision, dst)
+            index.forget(temporary)
+    except BaseException:
+        if dst >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            index.forget(temporary)
+        raise
     finally:
         os.close(src)
         if dst >= 0:
             os.close(dst)
-            with contextlib.suppress(OSError):
-                os.unlink(cache_dir / temporary)
-            index.forget(temporary)
 
 
 def _check_copy(store: ObjectStore, src: int, dst: int, revision: Revision, progress: Progress | None) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import trio
 
@@ -39,6 +40,8 @@ DENSE_BYTES = 10 << 20
 """... or one for each so many bytes of it: by then they have taken about as long as all of it would, ..."""
 DENSE_SECONDS = 60.0
 """... within this time, for the rest of the file to be brought in whole blocks: that takes fewer requests."""
+DENSE_SOON = 5.0
+"""Seconds. When the rest will be here sooner, a random read brings its whole block too: it is not fetched twice."""
 ASIDE_JOBS = 4
 """Reads at a time that pass a full cache by, each in its own memory."""
 FULL_SECONDS = 5.0
@@ -46,6 +49,22 @@ FULL_SECONDS = 5.0
 
 LeafHashes = Callable[[Revision, int], bytes | None]
 """The stored leaf hashes of one block of a revision."""
+
+
+@dataclass(slots=True)
+class _Dense:
+    """A file of which all is wanted: ``missing`` blocks when that began, at ``began`` (trio's clock)."""
+
+    began: float
+    missing: int
+    at: int = 0
+    """The block from which on none has been asked for."""
+
+    def is_soon_done(self, file: BlockFile) -> bool:
+        """Whether the rest will be here within DENSE_SOON, at the speed so far."""
+        left = file.state.count(ABSENT)
+        elapsed = trio.current_time() - self.began
+        return left * elapsed < DENSE_SOON * (self.missing - left)
 
 
 class Flights:
@@ -90,8 +109,8 @@ class Flights:
         self.guesses: Guesses | None = None
         """Small files that nobody has asked for yet."""
         self._prefetching = 0
-        self._dense: dict[BlockFile, int] = {}
-        """Files of which all is wanted, and how far it has been asked for."""
+        self._dense: dict[BlockFile, _Dense] = {}
+        """Files of which all is wanted."""
 
     def stop(self) -> None:
         """The nursery has ended: forget all wishes."""
@@ -126,11 +145,13 @@ class Flights:
         """The flight of leaves ``first`` to ``last`` of an absent block, whose hashes are known. As start."""
         if self.nursery is None:
             raise TransferDied("The block cache is not running: the mount is being ended.")
+        if not prefetch:
+            self._count_miss(file)
+            if file in self._dense and self._dense[file].is_soon_done(file):
+                return self.start(file, block)
         flight = Flight(prefetch, leaf_mask(file.revision.size, block, first, last))
         file.leaves.setdefault(block, Leaves(0)).flights.append(flight)
         file.refs += 1
-        if not prefetch:
-            self._count_miss(file)
         self.nursery.start_soon(self._fly_leaves, file, block, first, flight)
         return flight
 
@@ -143,7 +164,8 @@ class Flights:
         file.leaf_misses = (count + 1, since)
         size = file.revision.size
         if count + 1 >= max(DENSE, size // DENSE_BYTES) and self.prefetch_blocks and size <= self._seal_bytes:
-            self._dense.setdefault(file, 0)
+            if file not in self._dense:
+                self._dense[file] = _Dense(now, file.state.count(ABSENT))
             self.pump()
 
     def failure(self, flight: Flight) -> LamfsError:
@@ -201,12 +223,12 @@ class Flights:
             self.pump()
 
     def _next_dense(self) -> tuple[BlockFile, int, int] | None:
-        for file, at in list(self._dense.items()):
-            block = file.state.find(ABSENT, at)
+        for file, dense in list(self._dense.items()):
+            block = file.state.find(ABSENT, dense.at)
             if _is_busy(file):
                 continue
             if block >= 0 and file.refs > len(file.flights):  # somebody beside the flights still has it open
-                self._dense[file] = block + 1
+                dense.at = block + 1
                 return file, block, 0
             del self._dense[file]
             file.leaf_misses = (0, 0.0)

@@ -170,7 +170,7 @@ class Guesses:
             file.refs += 1
             file.flights[0] = Flight(prefetch=True)
             made.append((file, failed))
-        self._index.reset_all((str(file.path), file.revision.etag, file.revision.size, file.ino) for file, _ in made)
+        self._index.reset_all([(str(file.path), file.revision.etag, file.revision.size, file.ino) for file, _ in made])
         return made
 
 
@@ -181,6 +181,8 @@ class _Batch:
         self.files = files
         self._owner = owner
         self._index = index
+        self._left = dict(files)
+        """Those that have not landed."""
         self._again: list[tuple[BlockFile, Failed]] = []
         self._came: list[tuple[str, str, int, int]] = []
 
@@ -197,9 +199,8 @@ class _Batch:
             log.debug("Nothing is read ahead: %s", error)
         finally:
             gone = TransferDied("The process that moves bytes has ended, or the mount is being ended.")
-            for file, failed in self.files:
-                if file.flights:
-                    self._end(file, failed, gone)
+            for file, failed in list(self._left.items()):
+                self._end(file, failed, gone)
             if self._came:
                 self._index.complete_all(self._came)
 
@@ -211,6 +212,7 @@ class _Batch:
 
     def _end(self, file: BlockFile, failed: Failed, error: LamfsError | None) -> None:
         owner, revision = self._owner, file.revision
+        del self._left[file]
         flight = file.flights.pop(0)
         if error is None:
             file.verified(0)

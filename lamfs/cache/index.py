@@ -13,7 +13,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -170,7 +170,7 @@ class CacheIndex:
 
         self._do(work, None)
 
-    def reset_all(self, files: Iterable[tuple[str, str, int, int]]) -> None:
+    def reset_all(self, files: Sequence[tuple[str, str, int, int]]) -> None:
         """As reset, of many new files: (path, etag, size, inode) of each."""
 
         def work(db: sqlite3.Connection) -> None:
@@ -239,7 +239,7 @@ class CacheIndex:
 
         self._do(work, None)
 
-    def complete_all(self, files: Iterable[tuple[str, str, int, int]]) -> int:
+    def complete_all(self, files: Sequence[tuple[str, str, int, int]]) -> int:
         """All blocks of files have been written: (path, etag, inode, mtime_ns) of each. As mark and complete.
 
         A file whose predecessor had a later mtime is only marked; returns how many are complete.

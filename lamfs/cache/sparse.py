@@ -160,10 +160,10 @@ def clear_way(index: CacheIndex, cache_dir: Path, path: str) -> None:
 
 def make_parents(index: CacheIndex, cache_dir: Path, path: str) -> None:
     """Make the folders above a path, mode 0700; a cache file where a folder must be is removed. Raises OSError."""
+    if os.path.isdir(os.path.dirname(os.path.join(cache_dir, path))):
+        return
     folder = cache_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if os.path.isdir(os.path.dirname(cache_dir / path)):
-        return
     for name in path.split("/")[:-1]:
         folder = folder / name
         try:
@@ -197,7 +197,7 @@ def is_sealed(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
     if row is None or row.mtime_ns is None or row.etag != revision.etag or row.size != revision.size:
         return False
     try:
-        found = os.lstat(cache_dir / path)
+        found = os.lstat(os.path.join(cache_dir, path))
     except OSError:
         return False
     return (

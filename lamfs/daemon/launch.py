@@ -23,6 +23,8 @@ from lamfs.errors import LamfsError
 log = logging.getLogger("lamfs.daemon")
 
 LOG_BYTES = 8 << 20
+FOLDERS = ("LAMFS_CONFIG_DIR", "LAMFS_DATA_DIR", "LAMFS_CACHE_DIR", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+"""Paths in the environment: relative ones are meant to begin where the command was given."""
 
 
 def log_path(slug: str) -> Path:
@@ -38,7 +40,12 @@ def launch(options: MountOptions, *, warn: Callable[[str], None] = log.warning) 
     takes is Python's imports. In the daemon this does not return, but ends the program.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        if stream is not None:
+            stream.flush()
+    # Who calls may have closed these; then a descriptor of ours would be taken for one of them.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(spare)
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -48,8 +55,8 @@ def launch(options: MountOptions, *, warn: Callable[[str], None] = log.warning) 
             code = _background(options, writing)
         finally:
             os._exit(code)  # and nothing of what the command would do next
-    os.close(writing)
     try:
+        os.close(writing)
         # The child says in one line how it went.
         with open(reading, "rb") as pipe:
             line = pipe.readline()
@@ -76,7 +83,11 @@ def _background(options: MountOptions, writing: int) -> int:
     reply = os.fdopen(writing, "wb", buffering=0)
     try:
         os.setsid()
+        for name in FOLDERS:
+            if os.environ.get(name):
+                os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
         os.chdir("/")
+        config.load_instance(options.slug).check_working_copy()
         path = log_path(options.slug)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600))
         # The mover's stderr, and Python's last words, go to the log too. Nothing of the terminal's is held.
@@ -131,6 +142,8 @@ def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | Non
             serve(options, ready, drain.progress, mover)
     except LamfsError as error:
         return _failed(error, str(error), error.errno, answer)
+    except KeyboardInterrupt:  # Ctrl-C before the mount is there
+        raise
     except BaseException as error:
         log.exception("the mount at %s ended with an unexpected error", options.mountpoint)
         text = traceback.format_exception_only(error)[-1].strip()

@@ -389,7 +389,7 @@ class Files:
 
         async def settle() -> None:
             if entry.owner == self._c.registry.journal.owner:
-                await self._c.uploader.settle(ino, entry.gen)
+                await self._c.uploader.settle(ino, entry.id, entry.gen)
             else:
                 # Another mount has it in hand.
                 while self._c.registry.journal.put_of(ino) is not None:

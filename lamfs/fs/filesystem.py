@@ -149,7 +149,7 @@ class FileSystem:
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
         """As ``entries``, of what was there when reading began or was rewound (cookie 0)."""
         scan = self._scans[handle]
-        if cookie == 0:
+        if cookie == 0 or not scan.last:  # seekdir(3) may come before all reading
             scan.last = self.context.registry.tree.newest_cookie()
             if scan.directory < CONTROL_BASE:
                 self.context.atimes.read(self.context.inode(scan.directory))

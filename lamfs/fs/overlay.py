@@ -26,6 +26,8 @@ ABOVE = MD5_MAX
 """Only files of more bytes become overlays: the hash of a smaller one needs all of its bytes at each change."""
 BATCH = 8
 """Blocks that are brought at a time when many are."""
+AHEAD = 6
+"""Blocks that are on their way at a time while the uploader waits for them."""
 
 Reading = Callable[[FileState, int, int, Reader | None], Awaitable[bytes]]
 """Reads bytes of the stored revision of a file, for a handle's reader, whatever object it is in by now."""
@@ -204,7 +206,9 @@ class Overlays:
             wanted = sorted(blocks)
             for first in range(0, len(wanted), BATCH):
                 batch = wanted[first : first + BATCH]
-                for block in batch:
+                for at, block in enumerate(batch, first):
+                    for soon in wanted[at : at + AHEAD]:
+                        file.ask(soon)
                     offset = block * BLOCK_SIZE
                     data = await file.read(offset, min(BLOCK_SIZE, size - offset))
                     copying.write_full(fd, data, offset)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from lamfs import config, scratch
 from lamfs.config import InstanceSettings
-from lamfs.errors import Locked, NotSetUp, StorageMissing
+from lamfs.errors import Locked, StorageMissing
 from lamfs.ops.lock import Holder, Lease, LeaseState, LockStore
 from lamfs.storage import ObjectStore, open_store
 
@@ -78,11 +78,7 @@ class Instance:
     def _hold_directory(self) -> None:
         with self._guard:
             if self._in_use is None:
-                if not self.settings.registry_path.exists():
-                    raise NotSetUp(
-                        f"The working copy of instance '{self.settings.slug}' is not on this machine"
-                        f" ({self.settings.registry_path}); run 'lamfs connect {self.settings.slug}'."
-                    )
+                self.settings.check_working_copy()
                 self._in_use = _flock(self.settings, fcntl.LOCK_SH)
 
     @property

@@ -30,7 +30,7 @@ from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, n
 from lamfs.ops import drafts, overlays
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, Registry, of_another_boot, record_from_payload, sync_log
-from lamfs.storage.base import MultipartStore, ObjectStat, ObjectStore
+from lamfs.storage.base import ObjectStat, ObjectStore, in_parts
 
 log = logging.getLogger("lamfs.recover")
 
@@ -389,15 +389,15 @@ def _abort(instance: Instance, entry: JournalEntry) -> None:
         return
     if upload_id is None:
         abort_unknown(instance, entry.object_key)
-    elif isinstance(store, MultipartStore):
+    else:
         store.abort_upload(entry.object_key, str(upload_id))
     registry.journal.done(entry.id)
 
 
 def abort_unknown(instance: Instance, object_key: str) -> None:
     """Abort the unfinished uploads of an object that no journal row knows; nobody may be storing it."""
-    store = instance.store
-    if not isinstance(store, MultipartStore):
+    store = in_parts(instance.store)
+    if store is None:
         return
     known = instance.registry.uploads.known(object_key)
     for upload_id in store.uploads_of(object_key):

@@ -16,7 +16,7 @@ from lamfs.registry.db import Database
 
 _COLUMNS = (
     "id, uid, storage_id, key, suffix, description, accessor, size, hash, hash_type, blocks, object_key, etag,"
-    " visibility, key_is_virtual, created_by_id, run_id, transform_id, created_at, updated_at, ino"
+    " visibility, key_is_virtual, created_by_id, run_id, transform_id, created_at, updated_at, ino, head"
 )
 _FIELDS = tuple(name.strip() for name in _COLUMNS.split(","))
 _MARK = 8
@@ -46,7 +46,7 @@ class Artifacts:
     def settle(self, limit: int | None = None) -> bool:
         """Let the keys below renamed directories follow, in the order of the renames, at most ``limit`` rows for now.
 
-        Whoever asks by key, or changes one, does so first. Returns whether something is left to do.
+        Whoever asks by key does so first. Returns whether something is left to do.
         """
         while self._renames():
             with self._db.transaction():
@@ -56,6 +56,11 @@ class Artifacts:
                         return True
                     self._db.execute("DELETE FROM rekey WHERE id=?", (id_,))
         return False
+
+    def _make_way(self, key: str | None) -> None:
+        """A living artifact is about to get a key: no rename that the others are still to follow may take it along."""
+        if key is not None and any(key.startswith(f"{old}/") for _, old, _ in self._renames()):
+            self.settle()
 
     def _renames(self) -> list[tuple[Any, ...]]:
         """Renamed directories whose keys have not all followed, as (id, old key, new key)."""
@@ -182,7 +187,7 @@ class Artifacts:
             clauses.append("visibility > -1")
         for name, value in conditions.items():
             column, _, operator = name.partition("__")
-            if column not in _FIELDS or column == "blocks":
+            if column not in _FIELDS or column in ("blocks", "head"):
                 raise InvalidArgument(f"Artifacts have no field '{column}'; choose one of {', '.join(_FIELDS)}.")
             if column == "visibility" and value is None and not operator:
                 continue
@@ -222,7 +227,7 @@ class Artifacts:
 
     def insert(self, record: ArtifactRecord) -> int:
         """Add a row (``record.ino`` must be set); fills in id and times. Returns the id."""
-        self.settle()
+        self._make_way(record.key)
         now = now_ns()
         record.created_at = record.created_at or now
         record.updated_at = record.updated_at or now
@@ -234,7 +239,7 @@ class Artifacts:
                 content.size, content.hash, content.hash_type, content.blocks,
                 record.revision.object_key, record.revision.etag,
                 record.visibility, int(record.key_is_virtual), record.created_by_id, record.run_id,
-                record.transform_id, record.created_at, record.updated_at, record.ino,
+                record.transform_id, record.created_at, record.updated_at, record.ino, content.head,
             ),
         )  # fmt: skip
         record.id = cursor.lastrowid
@@ -259,9 +264,10 @@ class Artifacts:
         """Point a row at new bytes. ``updated_at=None``: now."""
         content = revision.content
         self._db.execute(
-            "UPDATE artifact SET size=?, hash=?, hash_type=?, blocks=?, object_key=?, etag=?, updated_at=? WHERE uid=?",
+            "UPDATE artifact SET size=?, hash=?, hash_type=?, blocks=?, head=?, object_key=?, etag=?, updated_at=?"
+            " WHERE uid=?",
             (
-                content.size, content.hash, content.hash_type, content.blocks,
+                content.size, content.hash, content.hash_type, content.blocks, content.head,
                 revision.object_key, revision.etag, now_ns() if updated_at is None else updated_at, uid,
             ),
         )  # fmt: skip
@@ -276,7 +282,10 @@ class Artifacts:
 
     def update(self, uid: str, /, **columns: Any) -> None:
         """Set other columns of a row (key, suffix, description, accessor, visibility, ino, run_id …)."""
-        self.settle()
+        if "visibility" in columns and "key" not in columns and (record := self.by_uid(uid)) is not None:
+            columns["key"] = record.key  # in the trash it follows nothing any more
+        if columns.get("visibility") != TRASH:
+            self._make_way(columns.get("key"))
         names = ", ".join(f"{name}=?" for name in columns)
         self._db.execute(f"UPDATE artifact SET {names} WHERE uid=?", (*columns.values(), uid))
 
@@ -330,12 +339,12 @@ def _conflicts(column: str, key: str) -> tuple[str, list[str]]:
 
 def _record(row: tuple[Any, ...]) -> ArtifactRecord:
     (id_, uid, storage_id, key, suffix, description, accessor, size, hash_, hash_type, blocks, object_key, etag,
-     visibility, virtual, created_by, run, transform, created_at, updated_at, ino) = row  # fmt: skip
+     visibility, virtual, created_by, run, transform, created_at, updated_at, ino, head) = row  # fmt: skip
     return ArtifactRecord(
         uid=uid,
         key=key,
         suffix=suffix,
-        revision=Revision(ContentHash(size, hash_, hash_type, bytes(blocks)), object_key, etag),
+        revision=Revision(ContentHash(size, hash_, hash_type, bytes(blocks), head=head), object_key, etag),
         description=description,
         visibility=visibility,
         key_is_virtual=bool(virtual),

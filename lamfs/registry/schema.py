@@ -179,6 +179,12 @@ def renames(db: Database) -> None:
     db.execute("CREATE INDEX artifact_real ON artifact(key) WHERE key_is_virtual=0 AND visibility>-1")
 
 
+@migrations()
+def heads(db: Database) -> None:
+    """Version 9: ContentHash.head, which spares who changes the end of a large file the first 50 MiB of it."""
+    db.execute("ALTER TABLE artifact ADD COLUMN head BLOB")
+
+
 def apply(conn: sqlite3.Connection) -> None:
     """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
     migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))

@@ -7,7 +7,7 @@ an object's bytes do; they come without surrounding quotes. Every error is one o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, cast
 
 from lamfs.model import StorageConfig as StorageConfig
 
@@ -138,7 +138,6 @@ class ObjectStore(Protocol):
         """Release connections. The store is not used afterwards."""
 
 
-@runtime_checkable
 class MultipartStore(Protocol):
     """A store that takes an object in parts, each of which survives whoever sent it. Thread-safe.
 
@@ -181,3 +180,9 @@ class MultipartStore(Protocol):
 
     def uploads_of(self, key: str) -> Sequence[str]:
         """Ids of the unfinished uploads of exactly this key."""
+
+
+def in_parts(store: ObjectStore) -> MultipartStore | None:
+    """The store, if it takes objects in parts."""
+    # Not isinstance: from Python 3.12 on that does not see what LateS3Store hands on.
+    return cast("MultipartStore", store) if store.kind == "s3" else None

@@ -289,13 +289,17 @@ class Mover(PartJobs):
         *,
         bulk: bool = False,
         known: Mapping[int, bytes] | None = None,
+        head: bytes | None = None,
+        ends: str | None = None,
     ) -> ContentHash:
         """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno.
 
-        ``bulk``: it takes long, and other files' jobs shall not wait for it. ``known``: BLAKE3 of blocks that need not
-        be read.
+        ``bulk``: it takes long, and other files' jobs shall not wait for it. The rest: see
+        hashing.hash_fd.
         """
-        message: Message = {"path": path, "size": size, "bulk": bulk}
+        message: Message = {"path": path, "size": size, "bulk": bulk, "ends": ends}
+        if head is not None:
+            message["head"] = jobs.pack_bytes(head)
         if known:
             message["known"] = [list(known), jobs.pack_bytes(b"".join(known.values()))]
         reply = await self._call("hash", message, paths=("path",), progress=progress)

@@ -62,8 +62,7 @@ class Folding:
         """Fold what there is, until cancelled."""
         seen, roomy = self._db.changes(), False
         while True:
-            disk = os.statvfs(self._db.path.parent)
-            if roomy != (disk.f_bavail * disk.f_frsize > ROOMY):
+            if roomy != self._is_roomy():
                 roomy = not roomy
                 self._db.log_pages(4 * LOG_PAGES if roomy else LOG_PAGES)
             await trio.sleep(LOOK)
@@ -74,6 +73,13 @@ class Folding:
                     await trio.to_thread.run_sync(fold_log, self._db.path)
                 except RegistryError as error:
                     log.info("the registry's log is not folded: %s", error)
+
+    def _is_roomy(self) -> bool:
+        try:
+            disk = os.statvfs(self._db.path.parent)
+        except OSError:  # the next commit will tell
+            return False
+        return disk.f_bavail * disk.f_frsize > ROOMY
 
 
 async def sync_file(path: str, folder: Path) -> None:

@@ -134,13 +134,13 @@ def pack_content(content: ContentHash) -> list[Any]:
     leaves = content.leaves
     return [
         content.size, content.hash, content.hash_type, pack_bytes(content.blocks),
-        list(leaves), pack_bytes(b"".join(leaves.values())),
+        list(leaves), pack_bytes(b"".join(leaves.values())), pack_bytes(content.head or b""),
     ]  # fmt: skip
 
 
 def unpack_content(value: list[Any]) -> ContentHash:
     """The ContentHash of pack_content."""
-    size, text, kind, blocks, indexes, joined = value
+    size, text, kind, blocks, indexes, joined, head = value
     hashes = unpack_bytes(joined)
     leaves: dict[int, bytes] = {}
     at = 0
@@ -148,7 +148,7 @@ def unpack_content(value: list[Any]) -> ContentHash:
         length = -(-min(BLOCK_SIZE, size - block * BLOCK_SIZE) // LEAF_SIZE) * LEAF_HASH
         leaves[block] = hashes[at : at + length]
         at += length
-    return ContentHash(size, text, kind, unpack_bytes(blocks), leaves)
+    return ContentHash(size, text, kind, unpack_bytes(blocks), leaves, unpack_bytes(head) or None)
 
 
 def describe(message: Message) -> str:

@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, InvalidArgument, LamfsError, StorageError, StorageUnavailable
 from lamfs.storage import open_store
-from lamfs.storage.base import MultipartStore
+from lamfs.storage.base import in_parts
 from lamfs.transfer import jobs
 from lamfs.transfer.become import become_mover, give_memory_back
 from lamfs.transfer.buffers import Buffers
 from lamfs.transfer.jobs import Message
 
 if TYPE_CHECKING:
-    from lamfs.storage.base import ObjectStore
+    from lamfs.storage.base import MultipartStore, ObjectStore
 
 log = logging.getLogger("lamfs.mover")
 
@@ -212,8 +212,8 @@ class Server:
     @property
     def parts(self) -> MultipartStore:
         """The storage, if it takes objects in parts. Raises why it could not be opened."""
-        store: object = self.store
-        if not isinstance(store, MultipartStore):
+        store = in_parts(self.store)
+        if store is None:
             raise InvalidArgument("This storage takes objects as a whole only.")
         return store
 
@@ -225,7 +225,9 @@ def _hash(server: Server, job: _Job) -> Any:
         digests = jobs.unpack_bytes(packed)
         known = {number: digests[32 * at : 32 * at + 32] for at, number in enumerate(numbers)}
         size = os.fstat(fd).st_size if size is None else size
-        return jobs.pack_content(hashing.hash_fd(fd, size, job.hashed, known=known))
+        head, ends = job.message.get("head"), job.message.get("ends")
+        head = None if head is None else jobs.unpack_bytes(head)
+        return jobs.pack_content(hashing.hash_fd(fd, size, job.hashed, known=known, head=head, ends=ends))
 
 
 def _put(server: Server, job: _Job) -> Any:
@@ -362,7 +364,8 @@ def _hash_range(server: Server, job: _Job) -> Any:
 
 def _hash_ends(server: Server, job: _Job) -> Any:
     with copying.opened(job.message["path"], os.O_RDONLY) as fd:
-        return hashing.hash_ends(fd, job.message["size"])
+        ends, head = hashing.hash_ends(fd, job.message["size"])
+        return ends, jobs.pack_bytes(head)
 
 
 def _copy_part(server: Server, job: _Job) -> Any:

@@ -27,7 +27,9 @@ MULTIPART_ABOVE = 64 * MIB
 """Files up to this size go in one request."""
 PART_SIZE = 16 * MIB
 """Bytes of each of the first STEP parts; later ones are larger."""
-COPY_PART_SIZE = 512 * MIB
+COPY_PART_SIZE = 128 * MIB
+"""Bytes of a part that storage copies. Amazon S3 copies each part at its own, limited speed, several at once: large
+enough that requests cost nothing, small enough that WINDOW of them share 1 GiB. (EMR's S3DistCp takes 128 MiB too.)"""
 MIN_PART = 5 * MIB
 MAX_PARTS = 10_000
 STEP = 1000
@@ -206,8 +208,8 @@ class Multipart:
         content = job.content
         if content is None:
             size = sum(part.length for part in job.parts)
-            whole = await self._mover.hash_ends(job.path, size)
-            content = join_ranges((job.hashes[part.number] for part in job.parts), whole)
+            ends = await self._mover.hash_ends(job.path, size)
+            content = join_ranges((job.hashes[part.number] for part in job.parts), ends)
         made = await self._mover.complete_upload(target, upload_id, [job.etags[part.number] for part in job.parts])
         self._uploads.completed(entry.id)
         return made, content

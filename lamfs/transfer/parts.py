@@ -10,7 +10,7 @@ from typing import Any
 
 from lamfs.model import ContentHash
 from lamfs.storage.base import PartStat
-from lamfs.transfer.jobs import Message, unpack_content
+from lamfs.transfer.jobs import Message, unpack_bytes, unpack_content
 
 
 class PartJobs:
@@ -56,10 +56,10 @@ class PartJobs:
         message = {"path": path, "offset": offset, "length": length}
         return unpack_content(await self._call("hash_range", message, paths=("path",)))
 
-    async def hash_ends(self, path: str, size: int) -> tuple[str, str]:
+    async def hash_ends(self, path: str, size: int) -> tuple[str, bytes]:
         """hashing.hash_ends of a file of ``size`` bytes."""
-        text, kind = await self._call("hash_ends", {"path": path, "size": size}, paths=("path",))
-        return str(text), str(kind)
+        text, head = await self._call("hash_ends", {"path": path, "size": size}, paths=("path",))
+        return str(text), unpack_bytes(head)
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int

@@ -13,12 +13,31 @@ LEAST = 2
 """Blocks of the shortest part."""
 
 
-def needed(size: int, missing: set[int]) -> set[int]:
+def needed(size: int, missing: set[int], base: ContentHash) -> set[int]:
     """Missing blocks without which a file of ``size`` bytes cannot be hashed: LaminDB's hash is over all bytes, or over
-    the first and the last 50 MiB (hashing.py)."""
+    the first and the last 50 MiB (hashing.py). None of an end whose hash is known of ``base``, of which they are."""
     if size <= MD5_MAX:
         return set(missing)
-    return {block for block in missing if block * BLOCK_SIZE < MD5_MAX or (block + 1) * BLOCK_SIZE > size - MD5_MAX}
+    head, ends = known(size, missing, base)
+    return missing & ((set() if head else _head()) | _tail(size) if ends is None else set())
+
+
+def known(size: int, missing: set[int], base: ContentHash) -> tuple[bytes | None, str | None]:
+    """What has not changed of ``base``, in which the missing blocks are: the SHA-1 of the first 50 MiB, LaminDB's hash.
+    None when it has, or is not known."""
+    if min(size, base.size) <= MD5_MAX or base.hash_type != "sha1-fl" or not _head() <= missing:
+        return None, None
+    return base.head, base.hash if size == base.size and _tail(size) <= missing else None
+
+
+def _head() -> set[int]:
+    """The blocks that the first 50 MiB of a file are in."""
+    return set(range(-(-MD5_MAX // BLOCK_SIZE)))
+
+
+def _tail(size: int) -> set[int]:
+    """The blocks that the last 50 MiB are in."""
+    return set(range((size - MD5_MAX) // BLOCK_SIZE, -(-size // BLOCK_SIZE)))
 
 
 def segments(content: ContentHash, base: ContentHash) -> list[tuple[bool, int, int]]:

@@ -21,7 +21,8 @@ log = logging.getLogger("lamfs.uploader")
 class Puts:
     """Does puts, one large file or many small ones at a time. Owns which spool files are being read. Loop only.
 
-    ``wanted``: how many wait for an inode's put; ``committed``: the last generation that was stored of those.
+    ``wanted``: how many wait for an inode's put; ``committed``: row and generation of what was stored last of those. (A
+    row that comes later has a larger number, and its generations begin anew.)
     """
 
     def __init__(self, registry: Registry, steps: Steps, spool_dir: Path) -> None:
@@ -29,7 +30,7 @@ class Puts:
         self._steps = steps
         self._spool = spool_dir
         self.wanted: dict[int, int] = {}
-        self.committed: dict[int, int] = {}
+        self.committed: dict[int, tuple[int, int]] = {}
         self.uploading: dict[int, str] = {}
         self.uploads: dict[int, Upload] = {}
         self.alone: set[int] = set()
@@ -37,13 +38,22 @@ class Puts:
         self.stored_bytes = 0
         self.stored_files = 0
 
+    def take(self, entry: JournalEntry) -> None:
+        """A put is about to begin: its spool file is not written any more. To be followed by ``one`` or ``many``."""
+        assert self._steps.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        self.uploading[entry.ino] = entry.src
+        self._steps.hooks.freeze(entry.ino, entry.src)
+        self.uploads[entry.id] = Upload(entry)
+
     async def one(self, entries: list[JournalEntry]) -> None:
         """Store one spool file, with its open handles told before and after."""
         entry = entries[0]
         assert entry.ino is not None
         assert entry.src is not None
         started = time.monotonic()
-        upload = self._take(entry)
+        upload = self.uploads[entry.id]
         current = False
         try:
             upload.known = await self._steps.streams.finish(entry.ino, entry.src)
@@ -62,7 +72,7 @@ class Puts:
         """Store many small files; the errors of those that failed. What cannot be stored so is stored alone, next."""
         hooks = self._steps.hooks
         assert hooks is not None
-        uploads = [self._take(entry) for entry in entries]
+        uploads = [self.uploads[entry.id] for entry in entries]
         errors: dict[int, LamfsError] = {}
         left = {entry.id for entry in entries}
         self.alone |= left
@@ -85,16 +95,6 @@ class Puts:
                 self._leave(entry, entry.id not in left)
         return errors
 
-    def _take(self, entry: JournalEntry) -> Upload:
-        """A put begins: its spool file is not written any more."""
-        assert self._steps.hooks is not None
-        assert entry.ino is not None
-        assert entry.src is not None
-        self.uploading[entry.ino] = entry.src
-        self._steps.hooks.freeze(entry.ino, entry.src)
-        upload = self.uploads[entry.id] = Upload(entry)
-        return upload
-
     def _stored(self, upload: Upload, committed: Committed, consumed: bool) -> bool:
         """A put is done: tell the open handles, and count. Whether nothing was written meanwhile."""
         hooks, entry, record = self._steps.hooks, upload.entry, committed.record
@@ -102,7 +102,7 @@ class Puts:
         assert entry.ino is not None
         assert entry.src is not None
         if entry.ino in self.wanted:
-            self.committed[entry.ino] = entry.gen
+            self.committed[entry.ino] = entry.id, entry.gen
         if committed.current:
             hooks.stored(entry.ino, entry.src, record.revision if record else None, consumed, upload.missing)
         else:

@@ -121,8 +121,9 @@ class Steps:
         base = self._base(entry)
         if base is not None:
             present = registry.overlays.present(entry.src)
-            upload.missing = missing_blocks(present, base.size, os.stat(path).st_size)
-            await self._fill(entry, upload, base, patches.needed(os.stat(path).st_size, upload.missing))
+            size = os.stat(path).st_size
+            upload.missing = missing_blocks(present, base.size, size)
+            await self._fill(entry, upload, base, patches.needed(size, upload.missing, base.content))
         artifact = registry.artifacts.by_ino(ino)
         upload.size = os.stat(path).st_size
         content: ContentHash | None = None
@@ -253,7 +254,7 @@ class Steps:
     async def _hash(self, path: str, base: ContentHash | None, upload: Upload) -> ContentHash:
         """Hash a spool file: a small one here, which takes less time than to ask the moving process.
 
-        The hashes of blocks that are missing are those of ``base``.
+        The hashes of blocks that are missing are those of ``base``, and so may LaminDB's be.
         """
         size = os.stat(path).st_size
         if size <= batches.SMALL:
@@ -261,8 +262,12 @@ class Steps:
                 return hash_file(path)
             except EOFError as error:
                 raise StorageError("The file became shorter while it was hashed; it is tried again.") from error
-        known = {block: base.block(block) for block in upload.missing} if base is not None else {}
-        return await self._mover.hash(path, bulk=size > multipart.MULTIPART_ABOVE, known=known)
+        bulk = size > multipart.MULTIPART_ABOVE
+        if base is None:
+            return await self._mover.hash(path, bulk=bulk)
+        known = {block: base.block(block) for block in upload.missing}
+        head, ends = patches.known(size, upload.missing, base)
+        return await self._mover.hash(path, bulk=bulk, known=known, head=head, ends=ends)
 
     async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
         """The artifact has these bytes already: strike the row off, if storage has them too.

@@ -154,8 +154,8 @@ class Uploader:
         """Whether spool file ``src`` is being read right now."""
         return self.puts.uploading.get(ino) == src
 
-    async def settle(self, ino: int, gen: int) -> None:
-        """Return when generation ``gen`` of the inode is in storage and in the registry.
+    async def settle(self, ino: int, row: int, gen: int) -> None:
+        """Return when generation ``gen`` of the inode's put ``row`` is in storage and in the registry.
 
         Tries at once, and again when the moving process dies. Raises the error of a try that failed (the row stays and
         is tried again later).
@@ -163,7 +163,9 @@ class Uploader:
         self._wanted[ino] = self._wanted.get(ino, 0) + 1
         self._held.pop(ino, None)
         try:
-            while (entry := self._registry.journal.put_of(ino)) is not None and self.puts.committed.get(ino, 0) < gen:
+            while (entry := self._registry.journal.put_of(ino)) is not None:
+                if self.puts.committed.get(ino, (0, 0)) >= (row, gen):
+                    break
                 self._check()
                 if entry.owner != self._registry.journal.owner:
                     await trio.sleep(SETTLE)  # another mount has taken it over
@@ -364,6 +366,9 @@ class Uploader:
 
     def _begin(self, nursery: trio.Nursery, job: Job, entries: list[JournalEntry]) -> None:
         self._busy.update(entry.id for entry in entries)
+        for entry in entries:
+            if entry.op == "put":
+                self.puts.take(entry)  # now: until the job has its turn the file may be written again
         self._jobs += entries[0].id not in self._large
         nursery.start_soon(self._guard, job, entries)
 

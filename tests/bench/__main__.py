@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.bench import report, rows_api, rows_data, rows_tree
+from tests.bench import report, rows_api, rows_data, rows_tree, table
 from tests.bench.bench import ROWS, SCALES, Bench
 from tests.bench.systems import ALL
 
@@ -31,7 +31,13 @@ def main() -> int:
         "--scale", choices=tuple(SCALES), default="full", help="tiny: a trial; huge: 100,000 files, 1,000,000 artifacts"
     )
     parser.add_argument("--output", type=Path, default=Path("bench-report"), help="writes OUTPUT.md and OUTPUT.json")
+    parser.add_argument(
+        "--table", nargs="+", type=Path, metavar="JSON", help="measure nothing: print the README's table of reports"
+    )
     arguments = parser.parse_args()
+    if arguments.table:
+        print("\n".join(table.lines(arguments.table)))
+        return 0
     wanted = [word.strip() for word in arguments.systems.split(",") if word.strip()] or [kind.name for kind in ALL]
     if unknown := set(wanted) - {kind.name for kind in ALL}:
         parser.error(f"there is no system {', '.join(sorted(unknown))}")

@@ -70,17 +70,20 @@ def ratio(found: dict[str, list[float]]) -> tuple[float, str] | None:
 def reached(target: Target, bench: Bench) -> list[tuple[str, str, float | None]]:
     """(row, metric, number) of each metric that a target is for; one line without a number when there is none."""
     found: list[tuple[str, str, float | None]] = []
-    for (row, metric), values in bench.results.items():
+    for row, metric in bench.results:
         fits = re.fullmatch(target.row, row) and re.fullmatch(target.metric, metric)
         if fits and (bench.delay or not target.delayed):
-            number = _number(target, values, row, bench)
+            number = number_of(target, row, metric, bench.results)
             if number is not None:
                 found.append((row, metric, number))
     return found or [(target.row, re.sub(r"\\(.)", r"\1", target.metric).replace("|", r"\|"), None)]
 
 
-def _number(target: Target, values: dict[str, list[float]], row: str, bench: Bench) -> float | None:
+def number_of(
+    target: Target, row: str, metric: str, results: dict[tuple[str, str], dict[str, list[float]]]
+) -> float | None:
     """lamfs's median by what it is held against; None when one of the two is missing."""
+    values = results[row, metric]
     if target.against == PEERS:
         best = ratio(values)
         return best[0] if best is not None else None
@@ -89,7 +92,7 @@ def _number(target: Target, values: dict[str, list[float]], row: str, bench: Ben
         return None
     other = [1.0]
     if target.against.startswith("= "):
-        other = bench.results.get((row, target.against[2:]), {}).get("lamfs", [])
+        other = results.get((row, target.against[2:]), {}).get("lamfs", [])
     elif target.against:
         other = values.get(target.against, [])
     return statistics.median(lamfs) / max(statistics.median(other), 1e-9) if other else None

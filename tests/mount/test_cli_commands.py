@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,16 @@ def status(instance: MountedInstance) -> dict[str, Any]:
     return found
 
 
+def test_a_mount_without_the_working_copy_says_how_to_get_it(instance: MountedInstance) -> None:
+    instance.cli("close")
+    shutil.rmtree(instance.directory)
+    refused = instance.cli("mount", "--instance", instance.slug, str(instance.path), check=False)
+    assert refused.returncode == 1
+    assert f"run 'lamfs connect {instance.slug}'" in refused.stderr
+    instance.cli("connect", instance.slug)
+    instance.mount()
+
+
 def test_mount_says_where_and_how_to_unmount(instance: MountedInstance) -> None:
     said = instance.cli("mount", str(instance.path)).stdout
     pid = instance.record().pid
@@ -56,6 +67,37 @@ def test_mount_says_where_and_how_to_unmount(instance: MountedInstance) -> None:
     gone = instance.cli("umount", str(instance.path), check=False)
     assert gone.returncode == 1
     assert "Nothing is mounted" in gone.stderr
+
+
+def test_mount_for_who_has_closed_its_descriptors_and_names_its_folders_from_where_it_is(
+    local_instance: MountedInstance,
+) -> None:
+    instance = local_instance
+    folders = {f"LAMFS_{name}_DIR": name.lower() for name in ("CONFIG", "DATA", "CACHE")}
+    command = f"exec {sys.executable} -m lamfs mount mnt <&- >&- 2>&-"
+    subprocess.run(["bash", "-c", command], cwd=instance.base, env=instance.env | folders, timeout=60, check=True)
+    instance.pid = instance.record().pid
+    assert instance.record().socket.startswith(str(instance.data_dir))
+    assert [os.readlink(f"/proc/{instance.pid}/fd/{number}") for number in (0, 1, 2)] == [
+        "/dev/null",
+        "/dev/null",
+        str(instance.directory / "mount.log"),
+    ]
+
+
+def test_ctrl_c_before_the_mount_is_there_is_no_error(local_instance: MountedInstance) -> None:
+    said = local_instance.python(
+        "import sys\n"
+        "from unittest import mock\n"
+        "from lamfs.cli import main\n"
+        "with mock.patch('lamfs.daemon.checking.StorageCheck.begin', side_effect=KeyboardInterrupt):\n"
+        "    try:\n"
+        "        main(['mount', '--foreground', sys.argv[1]])\n"
+        "    except SystemExit as end:\n"
+        "        print(end.code)\n",
+        str(local_instance.path),
+    )
+    assert said == "130\n"
 
 
 def test_without_an_instance_the_default_one_is_made(tmp_path: Path) -> None:

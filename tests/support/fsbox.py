@@ -204,11 +204,20 @@ class DirectMover:
         return result
 
     async def hash(
-        self, path: str, size: int | None = None, progress: Any = None, *, bulk: bool = False, known: Any = None
+        self,
+        path: str,
+        size: int | None = None,
+        progress: Any = None,
+        *,
+        bulk: bool = False,
+        known: Any = None,
+        head: bytes | None = None,
+        ends: str | None = None,
     ) -> ContentHash:
         await trio.lowlevel.checkpoint()
         with open(path, "rb") as file:
-            return hashing.hash_fd(file.fileno(), os.fstat(file.fileno()).st_size, known=known or {})
+            size = os.fstat(file.fileno()).st_size
+            return hashing.hash_fd(file.fileno(), size, known=known or {}, head=head, ends=ends)
 
     async def put(self, path: str, key: str, *, consume: bool = False, progress: Any = None) -> ObjectStat:
         def work() -> ObjectStat:
@@ -255,7 +264,7 @@ class DirectMover:
         self.hashed.append(offset)
         return hash_range(path, offset, length)
 
-    async def hash_ends(self, path: str, size: int) -> tuple[str, str]:
+    async def hash_ends(self, path: str, size: int) -> tuple[str, bytes]:
         await trio.lowlevel.checkpoint()
         with open(path, "rb") as file:
             return hashing.hash_ends(file.fileno(), size)

@@ -109,6 +109,8 @@ class Direct:
         """One request; ``timeout``: seconds of silence that are borne. Raises NoAnswer, Elsewhere, Refused, NotS3, and
         botocore's errors of credentials."""
         method = _METHODS[operation]
+        if not params.get("Key", "*"):
+            raise ValueError("an object without a key would be the bucket")
         # a bucket's own URL ends without a slash in path style, and with one where its name is the host's
         path = self._path + quoted_path(params["Key"]) if "Key" in params else self._path.rstrip("/") or "/"
         told = {name: str(params[key]) for key, name in _QUERY.items() if key in params}

@@ -241,7 +241,9 @@ class S3Store:
             if code_of(error) in NOT_IMPLEMENTED:
                 self._batch_delete = False
             return batch
-        return [entry["Key"] for entry in reply.get("Errors", ()) if entry.get("Code") not in NO_KEY]
+        left = [entry["Key"] for entry in reply.get("Errors", ()) if entry.get("Code") not in NO_KEY]
+        # Of what nobody asked for, or an error that names no key, nothing is known but that not all went well.
+        return left if set(left) <= set(batch) else batch
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return uploads.unfinished(self._connection, self._base)

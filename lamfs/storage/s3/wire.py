@@ -145,6 +145,11 @@ class Wire:
             if response.status < 300 and not whole:
                 raise NoAnswer("it took a part of the body for the whole")
             return Reply(self, line, response, keep=whole)
+        except NoAnswer:
+            line.close()
+            # What has cut off this one (another network, a gateway that forgets) the others have not heard of either.
+            self._drop_idle()
+            raise
         except BaseException:
             line.close()
             raise
@@ -161,11 +166,14 @@ class Wire:
     def close(self) -> None:
         """End the idle connections, and those in use when they come back."""
         self._closed = True
+        self._drop_idle()
+
+    __del__ = close
+
+    def _drop_idle(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
                 self._idle.pop().close()
-
-    __del__ = close
 
     def _take(self) -> HTTPConnection:
         while True:

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from lamfs.errors import StorageError, StorageUnavailable
+from lamfs.errors import InvalidArgument, StorageError, StorageUnavailable
 from lamfs.storage import ObjectStore, StorageConfig
 from lamfs.storage.s3 import client
+from tests.component.storage.test_wire import Script
 from tests.support.proxy import FaultProxy
 from tests.support.servers import Server
 from tests.support.servers_fixtures import through
@@ -261,6 +262,21 @@ def test_many_objects_are_deleted_in_one_request(store: ObjectStore, proxy: Faul
     store.delete(keys)
     assert ways(proxy)[0] == ("POST", True)
     assert {found.key for found in store.list()} == {"kept", "two\nlines"}
+
+
+def test_an_error_without_a_key_deletes_no_bucket(seaweed_config: StorageConfig, opened: Opener) -> None:
+    said = b"<DeleteResult><Error><Code>AccessDenied</Code></Error></DeleteResult>"
+    gone = b"HTTP/1.1 204 No Content\r\n\r\n"
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(said), said)
+    with Script([b"read", answer, b"read", gone, b"read", gone]) as server:
+        store = opened(dataclasses.replace(seaweed_config, endpoint_url=f"http://127.0.0.1:{server.port}"))
+        store.delete(["a", "b"])
+        with pytest.raises(InvalidArgument, match="bucket"):
+            store._connection.call("delete_object", "delete", Key="")  # type: ignore[attr-defined]
+        store.close()
+    base = f" /{seaweed_config.root.removeprefix('s3://')}"
+    asked = [head.split(" HTTP")[0].rpartition("DELETE")[2] for head in server.heads[1:]]
+    assert asked == [f"{base}/a", f"{base}/b"]
 
 
 def _imports(config: StorageConfig, **environment: str) -> bool:

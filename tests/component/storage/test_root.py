@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lamfs.errors import InvalidArgument, InvalidName
 from lamfs.storage import StorageConfig, open_store, parse_root
+from lamfs.storage.base import in_parts
 from lamfs.storage.local import LocalStore
 from lamfs.storage.root import check_object_key, is_s3, split_s3
 
@@ -96,6 +97,9 @@ def test_the_root_says_which_store(tmp_path: Path) -> None:
     local = open_store(StorageConfig(str(tmp_path)))
     assert isinstance(local, LocalStore)
     assert (local.kind, local.cache_name) == ("local", str(tmp_path).lstrip("/"))
+    assert in_parts(local) is None
     s3 = open_store(StorageConfig("s3://bucket/prefix"))
     assert (s3.kind, s3.cache_name, s3.url("k/l")) == ("s3", "bucket/prefix", "s3://bucket/prefix/k/l")
+    assert in_parts(s3) is s3
+    assert s3._made is None  # type: ignore[attr-defined]  # nothing of all this needs more than the name
     s3.close()

@@ -198,6 +198,37 @@ def test_silence_is_no_answer() -> None:
         fetch(line, timeout=0.05)
 
 
+def test_after_silence_no_other_old_connection_is_tried() -> None:
+    """A machine that has slept, or changed its network, has only connections of which the server knows nothing."""
+    replies = iter([OK, OK, b"", OK])
+
+    def answer(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as sock:
+            while sock.recv(4096):
+                sock.sendall(next(replies))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        line = Wire("127.0.0.1", listener.getsockname()[1], context=None, connect_timeout=2, keep=4)
+        threads = []
+
+        def ask(timeout: float, *, new: bool) -> wire.Reply:
+            if new:
+                threads.append(threading.Thread(target=answer, args=(listener,)))
+                threads[-1].start()
+            return line.request("GET", "/k", {"host": "h"}, None, timeout)
+
+        for reply in [ask(5.0, new=True), ask(5.0, new=True)]:
+            reply.read()
+        with pytest.raises(NoAnswer):
+            ask(0.05, new=False)
+        assert not line._idle
+        assert ask(5.0, new=True).read() == b"ok"
+        line.close()
+        listener.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join(5)
+
+
 def test_a_large_body_waits_until_it_is_wanted() -> None:
     body = bytes(wire.EXPECT_ABOVE + 1)
     length = b"body %d" % len(body)

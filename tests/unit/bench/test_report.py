@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.bench import report, targets
+from tests.bench import report, table, targets
 from tests.bench.bench import Bench, Numbers, Row, Scale
 from tests.bench.systems import System
 from tests.bench.targets import Target, ratio
@@ -89,3 +90,21 @@ def test_targets(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     bench.delay = 0.02
     assert targets.section(bench)[-2] == "| 5 | 100 cold, round trips a read | requests delayed | 1.2 | 1.10 | yes |"
+
+
+def test_the_table_is_of_all_reports_and_sorted_by_row(bench: Bench, tmp_path: Path) -> None:
+    plain, delayed = tmp_path / "plain.json", tmp_path / "delayed.json"
+    bench.results["API", "save, one [ms]"] = {"lamfs": [1.0], "lamindb": [4.0]}
+    plain.write_text(report.as_json(bench, VERSIONS, ""))
+    bench.delay, bench.results = 0.02, {("5", "100 cold, round trips a read"): {"lamfs": [1.3], "juicefs": [1.3]}}
+    delayed.write_text(report.as_json(bench, VERSIONS, ""))
+    assert table.lines([delayed, plain]) == [
+        "| row |  | lamfs | JuiceFS | rclone | local disk | lamfs : best other | target |",
+        "|---|---|---|---|---|---|---|---|",
+        "| 1 | to close [s] | 2.00 | 4.00 | 13.0 | 0.500 | 0.50 | ≤ 0.6: yes |",
+        "| 5 | 100 cold, round trips a read, 20 ms delay | 1.30 | 1.30 |  |  | 1.00 | ≤ 1.2: **no** (1.30) |",
+        "",
+        "| row |  | lamfs | LaminDB | lamfs : best other | target |",
+        "|---|---|---|---|---|---|",
+        "| API | save, one [ms] | 1.00 | 4.00 | 0.25 | ≤ 0.5: yes (0.25) |",
+    ]

@@ -289,6 +289,33 @@ async def test_dense_random_reading_brings_the_rest(rig: Rig, monkeypatch: pytes
         file.close()
 
 
+@pytest.mark.parametrize(("soon", "length"), [(1e9, BLOCK_SIZE), (0.0, LEAF_SIZE)])
+async def test_while_the_rest_is_brought_quickly_reads_bring_their_blocks(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, soon: float, length: int
+) -> None:
+    monkeypatch.setattr(flights, "DENSE", 2)
+    monkeypatch.setattr(flights, "DENSE_BYTES", 1 << 40)
+    monkeypatch.setattr(flights, "DENSE_SOON", soon)
+    monkeypatch.setattr(flights, "PREFETCH_OF_FILE", 1)
+    data = make_bytes(12 * BLOCK_SIZE)
+    revision = rig.put("k", data)
+    async with rig.mount(prefetch=8) as cache:
+        file = cache.open(revision)
+        await file.read(9 * BLOCK_SIZE, 10)
+        rig.mover.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.read, 10 * BLOCK_SIZE, 10)
+            await until(lambda: rig.mover.fetching == 2)
+            assert sorted(rig.mover.ranges)[:1] == [(0, BLOCK_SIZE)]  # the first of the rest, which goes no further
+            monkeypatch.setattr(flights, "PREFETCH_OF_FILE", 0)
+            rig.mover.gate.set()
+        at = 11 * BLOCK_SIZE
+        assert await file.read(at + 3 * LEAF_SIZE, 10) == data[at + 3 * LEAF_SIZE :][:10]
+        assert rig.mover.ranges[-1][1] == length
+        assert len(rig.mover.ranges) == 4
+        file.close()
+
+
 async def test_the_rest_of_a_file_is_not_brought_after_its_close(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flights, "DENSE", 3)
     monkeypatch.setattr(flights, "DENSE_BYTES", 1 << 40)

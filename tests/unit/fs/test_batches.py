@@ -171,3 +171,30 @@ def test_how_long_uploads_wait() -> None:
         assert pace.pause() == 0.0
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.0))
+
+
+def test_what_is_written_before_a_put_has_its_turn_is_not_in_it(make_box: MakeBox) -> None:
+    """A put begins when the loop comes to it: who writes the file in between writes the next version."""
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        uploader = user.fs.context.uploader
+        guard, opened = uploader._guard, []
+
+        async def late(job: Any, entries: Any) -> None:
+            if not opened:
+                opened.append(await user.open("f"))
+                await user.pwrite(opened[0], b"half", 0)
+            await guard(job, entries)
+
+        uploader._guard = late  # type: ignore[method-assign]
+        await user.write_file("f", b"whole")
+        while not uploader.puts.stored_files:
+            await trio.sleep(0.01)
+        assert list(box.store.objects.values()) == [b"whole"]
+        await user.pwrite(opened[0], b"the other whole", 0)
+        await user.close(opened[0])
+        await user.sync()
+        assert list(box.store.objects.values()) == [b"the other whole"]
+
+    live(box, scenario)

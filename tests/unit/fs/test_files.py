@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from lamfs.errors import RegistryError, StorageUnavailable
 from lamfs.fs import room
@@ -411,3 +412,54 @@ def test_attributes_of_a_file_that_is_being_written_are_saved_when_it_is_closed(
         assert saved.mode == 0o100600
 
     run(box, scenario)
+
+
+def test_who_waits_for_a_version_is_not_told_of_the_one_before(make_box: MakeBox) -> None:
+    """A version is stored that somebody waits for, and while that is made durable the next one is waited for."""
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        steps = user.fs.context.uploader._steps
+        durable, calls = steps.durable, 0
+        stored, release = trio.Event(), trio.Event()
+
+        async def slow() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 2:  # the registry says where the first version is, and nobody has been told
+                stored.set()
+                await release.wait()
+            await durable()
+
+        steps.durable = slow  # type: ignore[assignment]
+
+        async def second() -> None:
+            await user.fsync(two)
+            assert list(box.store.objects.values()) == [b"second"]
+
+        one = await user.create("f")
+        two = await user.open("f")
+        await user.pwrite(one, b"first.", 0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(user.fsync, one)
+            await stored.wait()
+            await user.pwrite(two, b"second", 0)
+            nursery.start_soon(second)
+            await trio.testing.wait_all_tasks_blocked()
+            release.set()
+        await user.close(one)
+        await user.close(two)
+
+    run(box, scenario)
+
+
+def test_a_directory_is_read_from_where_another_handle_was(make_box: MakeBox) -> None:
+    async def scenario(user: User) -> None:
+        for name in ("a", "b", "c"):
+            await user.write_file(name, name.encode())
+        first = user.fs.opendir(ROOT_INO)
+        found = [(cookie, name) for cookie, name, _, _ in user.fs.readdir(first, 0)]
+        second = user.fs.opendir(ROOT_INO)
+        assert [(cookie, name) for cookie, name, _, _ in user.fs.readdir(second, found[2][0])] == found[3:]
+
+    run(make_box("local"), scenario)

@@ -233,11 +233,11 @@ def test_parts_fit_what_storage_takes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(part.length for part in parts) <= 5 << 30
     assert plan([Segment(0, 5 << 40)])[:1500] == plan([Segment(0, 6 << 40)])[:1500]
     source = ("key", "etag")
+    assert len(plan([Segment(0, 8 * MIB), Segment(8 * MIB, 5 << 40, source)])) <= multipart.MAX_PARTS
     parts = plan([Segment(0, 20 * MIB), Segment(20 * MIB, 1 << 30, source), Segment((1 << 30) + 20 * MIB, 1)])
     assert [(part.length, part.source) for part in parts] == [
         (20 * MIB, None),
-        (512 * MIB, source),
-        (512 * MIB, source),
+        *[(128 * MIB, source)] * 8,
         (1, None),
     ]
     for bad in ([Segment(4 * MIB, 1)], [Segment(0, 4 * MIB), Segment(4 * MIB, 1)], [Segment(0, 9 * MIB)] * 2):

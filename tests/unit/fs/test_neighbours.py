@@ -7,13 +7,14 @@ import os
 import random
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
-from lamfs.errors import DamagedData, StorageUnavailable, TransferDied
+from lamfs.errors import DamagedData, ObjectMissing, StorageUnavailable, TransferDied
 from lamfs.fs import sweeps
 from lamfs.fs.neighbours import IDLE_SECONDS, SWEEP_SECONDS, Neighbours
 from lamfs.fs.stats import Counters
@@ -273,6 +274,7 @@ async def test_who_reads_a_file_on_its_way_waits_for_it(rig: Rig) -> None:
 
 
 async def test_errors_are_left_to_who_really_reads(rig: Rig) -> None:
+    """Who waits for a file on its way tries himself when it does not come: it may have been tried for long."""
     paths = rig.put(NAMES[:40])
     async with rig.mount():
         await rig.read_all(paths[:2])
@@ -286,13 +288,46 @@ async def test_errors_are_left_to_who_really_reads(rig: Rig) -> None:
             nursery.start_soon(fail)
             await trio.testing.wait_all_tasks_blocked()
             assert rig.mover.fetching >= 5
+            nursery.start_soon(rig.read, paths[3])
+            await trio.testing.wait_all_tasks_blocked()
             rig.mover.failures = [StorageUnavailable("away") for _ in range(rig.mover.fetching)]
             rig.mover.gate.set()
-        assert rig.counted.prefetched_used == 0
-        assert rig.counted.prefetched_wasted == rig.counted.prefetched_files > 0
+        assert rig.counted.prefetched_used == 1
+        assert rig.counted.prefetched_wasted + 1 == rig.counted.prefetched_files > 1
         assert rig.neighbours._bytes == 0
         await rig.read_all(paths[2:])
     assert len(rig.missed) <= 10
+
+
+async def test_a_batch_that_ends_leaves_alone_what_others_bring_meanwhile(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file of a batch does not come, and is read while the others are still on their way."""
+    paths = rig.put(NAMES[:40])
+    late = rig.hands.record(paths[4]).revision.object_key
+    fetch, gate, refused = rig.mover.fetch, trio.Event(), []
+
+    async def fetching(key: str, **what: Any) -> None:
+        if key == late and not refused:
+            refused.append(key)
+            raise ObjectMissing("not there yet")
+        await fetch(key, **what)
+        if key == late:
+            await gate.wait()
+
+    monkeypatch.setattr(rig.mover, "fetch", fetching)
+    async with rig.mount():
+        await rig.read_all(paths[:2])
+        rig.mover.gate = others = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.read, paths[2])
+            await trio.testing.wait_all_tasks_blocked()
+            assert refused
+            nursery.start_soon(rig.read, paths[4])
+            await trio.testing.wait_all_tasks_blocked()
+            others.set()
+            await trio.testing.wait_all_tasks_blocked()
+            gate.set()
 
 
 async def test_the_moving_process_dies(rig: Rig) -> None:

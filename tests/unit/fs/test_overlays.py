@@ -187,6 +187,45 @@ def test_crash_at_many_steps(scenario: object, make_box: MakeBox) -> None:
             raise
 
 
+@pytest.mark.parametrize(
+    ("offset", "fetched"),
+    [(9 * MIB, 2), (MIB - 4, 3), (len(BIG) - MIB, 1)],
+    ids=["neither end", "the first MiB", "the last MiB"],
+)
+def test_what_the_hash_does_not_see_is_not_fetched_for_it(make_box: MakeBox, offset: int, fetched: int) -> None:
+    """LaminDB's hash is over both ends. When these stay as they are it is what it was; the change is stored all the
+    same. Else the other blocks of the end that changes are fetched, and of the last MiB if the first has changed."""
+    fetches: list[str] = []
+
+    def count(op: str, key: str) -> None:
+        if op == "fetch":
+            fetches.append(key)
+
+    async def scenario(user: User) -> None:
+        await store_big(user)
+        artifacts = user.fs.context.registry.artifacts
+        before = artifacts.by_uid(user.uid("big.bin"))
+        assert before is not None
+        user.fs.context.cache.drop(before.revision.object_key)
+        user.mover.failing = count  # type: ignore[assignment]
+        opened = await user.open("big.bin")
+        await user.pwrite(opened, b"patched", offset)
+        await user.close(opened)
+        await user.sync()
+        after = artifacts.by_uid(before.uid)
+        assert after is not None
+        assert (after.revision.content.hash == before.revision.content.hash) == (offset == 9 * MIB)
+        (box.base / "stored").write_bytes(box.store.get(after.revision.object_key))
+        whole = hashing.hash_file(box.base / "stored")
+        assert (whole, whole.head) == (after.revision.content, after.revision.content.head)
+        assert not after.revision.content.same_bytes(before.revision.content)
+
+    box, user = make_box("s3"), User()
+    box.run(scenario, user)
+    assert len(fetches) == fetched
+    box.check(user)
+
+
 def test_a_cut_that_fails_has_cut_nothing(make_box: MakeBox) -> None:
     """The block that the cut goes through cannot be fetched: the file stays as it is, and nothing stays behind."""
 

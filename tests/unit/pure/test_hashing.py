@@ -303,5 +303,10 @@ def test_ranges_and_ends_make_the_hash_of_one_pass(tmp_path: Path) -> None:
         joined = join_ranges(ranges, hash_ends(fd, size))
         with pytest.raises(EOFError):
             hash_range(fd, size - 5, 6)
+        known = {block: whole.block(block) for block in range(size // BLOCK_SIZE)}
+        assert hash_fd(fd, size, known=known, ends=whole.hash) == whole
+        known.pop(3)
+        assert hash_fd(fd, size, known=known, head=whole.head) == whole
     assert joined == whole
+    assert joined.head == whole.head == hashlib.sha1(path.read_bytes()[:FIFTY_MIB]).digest()
     assert {**joined.leaves} == {block: found for block, found in whole.leaves.items() if found != zero_leaves()}

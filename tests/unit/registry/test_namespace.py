@@ -506,6 +506,33 @@ def test_the_rename_of_a_large_directory_takes_one_row_and_keys_follow(
     assert not registry.artifacts.settle(2)
 
 
+def test_keys_that_are_given_elsewhere_do_not_wait_for_those_below_a_renamed_directory(
+    registry: Registry, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount answers nobody meanwhile, and with a million artifacts that would take seconds."""
+    monkeypatch.setattr(artifacts, "FEW", 0)
+    registry.names.create(ROOT_INO, "a", 0o40755, 1, 1)
+    for key in ("a/1", "a/2", "a/3", "x"):
+        hands.store(hands.create(key), key.encode())
+
+    def waiting() -> int:
+        return sum(key is not None and key.startswith("a/") for (key,) in registry.db.all("SELECT key FROM artifact"))
+
+    registry.names.rename(ROOT_INO, "a", ROOT_INO, "b")
+    hands.store(hands.create("y"), b"y")
+    registry.names.rename(ROOT_INO, "x", ROOT_INO, "z")
+    assert waiting() == 3
+    registry.names.unlink(*hands.at("b/1"))
+    assert registry.artifacts.trashed("b/1") is not None
+    registry.names.rename(*hands.at("b/2"), ROOT_INO, "2")
+    assert waiting() == 1
+    registry.names.create(ROOT_INO, "a", 0o40755, 1, 1)
+    registry.names.rename(ROOT_INO, "2", *(hands.ino("a"), "2"))
+    assert waiting() == 1
+    assert not registry.artifacts.settle()
+    assert {record.key for record in registry.artifacts.filter()} == {"a/2", "b/3", "y", "z"}
+
+
 def test_real_keys_below_a_renamed_directory_follow_at_once(
     registry: Registry, hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
