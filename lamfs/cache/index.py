@@ -14,9 +14,8 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from lamfs.cache.bits import REGION_BLOCKS, full_bitmap, leaf_bytes, leaf_mask
 from lamfs.cache.tables import BUSY_SECONDS, prepare, transaction
@@ -32,8 +31,7 @@ _ALL = (1 << 64) - 1
 T = TypeVar("T")
 
 
-@dataclass(slots=True, frozen=True)
-class CachedFile:
+class CachedFile(NamedTuple):
     """One row: ``path`` relative to the cache directory, ``size`` of the object, ``bytes`` present, ``mtime_ns`` of the
     file when it became complete (None before), ``floor_ns`` the least mtime it may show then."""
 

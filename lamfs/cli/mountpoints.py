@@ -11,8 +11,7 @@ import os
 import re
 import stat
 import subprocess
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamfs import config
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotEmpty, NotSetUp
@@ -26,8 +25,7 @@ UNMOUNT_SECONDS = 30.0
 """How long fusermount3 may take."""
 
 
-@dataclass(frozen=True)
-class Mounted:
+class Mounted(NamedTuple):
     """One line of mountinfo: where, and the file system's type and source."""
 
     path: str
@@ -168,8 +166,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     raise LamfsError(f"{path} could not be unmounted: {said or 'fusermount3 failed'}.", errno=number)
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """A process that uses a mount: its id, its name, and one path it holds."""
 
     pid: int

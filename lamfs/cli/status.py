@@ -6,7 +6,6 @@ A living mount is asked over its control socket. Instances that are not mounted 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -102,7 +101,7 @@ def mount_status(record: MountRecord) -> dict[str, Any]:
     """One living mount: its record, and what its daemon says."""
     from lamfs.model import iso
 
-    known = {name: value for name, value in dataclasses.asdict(record).items() if name not in ("owner", "socket")}
+    known = {name: value for name, value in record._asdict().items() if name not in ("owner", "socket")}
     known["started_at"] = iso(record.started_at)
     try:
         return {**known, **ask(record), "answers": True}

@@ -48,6 +48,8 @@ class FirstMover:
         if self.pid == 0:
             try:
                 _become_mover(self._options, theirs, writing if looks else None)
+            except BaseException:
+                log.exception("the moving process does not get under way")
             finally:
                 os._exit(1)
         theirs.close()

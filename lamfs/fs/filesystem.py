@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamfs.errors import FsError
 from lamfs.fs.context import Context
@@ -43,8 +44,7 @@ class Changes:
     mtime_ns: int | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class Space:
+class Space(NamedTuple):
     """statvfs(3) of the mount, in blocks of ``block`` bytes."""
 
     block: int

@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamfs.errors import LamfsError
 from lamfs.model import Revision, iso, now_ns
@@ -79,8 +79,7 @@ class Damage:
     times: int = 1
 
 
-@dataclass(slots=True, frozen=True)
-class About:
+class About(NamedTuple):
     """Which mount this is. ``started_at`` in nanoseconds since the epoch."""
 
     slug: str = ""

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -33,8 +33,7 @@ SHARE = 10
 T = TypeVar("T")
 
 
-@dataclass(slots=True, frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who waits: the thread ``pid`` that made the call, or opened the file through which it was made (0: not known).
 
     In the second case ``fino`` is the file: others may have inherited its descriptor. ``rivals``: threads that have

@@ -13,8 +13,7 @@ import json
 import secrets
 import time
 import uuid
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lamfs.errors import Locked, ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
 from lamfs.model import AUTO_KEY_PREFIX
@@ -26,8 +25,7 @@ RENEW_AFTER = 3600.0
 _TRIES = 8
 
 
-@dataclass(slots=True, frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """Who asks for a lease."""
 
     handle: str
@@ -35,8 +33,7 @@ class Holder:
     machine: str
 
 
-@dataclass(slots=True, frozen=True)
-class LeaseState:
+class LeaseState(NamedTuple):
     """What the lock object says. ``since`` and ``until`` in seconds since the epoch."""
 
     handle: str
@@ -108,7 +105,7 @@ class Lease:
                 since,
                 now + LEASE_SECONDS,
             )
-            body = json.dumps(asdict(wanted)).encode()
+            body = json.dumps(wanted._asdict()).encode()
             try:
                 if found is None:
                     self._store.put_bytes(self.key, body, if_none_match=True)

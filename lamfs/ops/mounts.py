@@ -7,7 +7,6 @@ owns both. Nothing here touches a path inside of a mount: a hung mount must not 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -15,9 +14,8 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lamfs import config
 from lamfs.config import InstanceSettings
@@ -29,8 +27,7 @@ _MAX_LINKS = 40
 _MAX_LINE = 16 << 20
 
 
-@dataclass(slots=True, frozen=True)
-class MountRecord:
+class MountRecord(NamedTuple):
     """One live mount. ``owner`` is registry.process_id() of its daemon; ``started_at`` in ns since the epoch;
     ``mountpoint`` is absolute and free of symlinks."""
 
@@ -52,7 +49,7 @@ class MountSilent(LamfsError):
 def write(directory: Path, record: MountRecord) -> Path:
     """Announce a mount; returns the record's path, which the daemon unlinks when it ends."""
     path = directory / f"{record.pid}.json"
-    config.write_json(path, dataclasses.asdict(record), durable=False)
+    config.write_json(path, record._asdict(), durable=False)
     return path
 
 

@@ -9,7 +9,7 @@ times or size of ``ino``), ``content`` (bytes of ``ino``), ``record`` (descripti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamfs.registry.db import Database
 
@@ -17,8 +17,7 @@ KEEP = 200_000
 """Rows kept; a follower that is further behind than this has to drop everything it cached."""
 
 
-@dataclass(slots=True, frozen=True)
-class Change:
+class Change(NamedTuple):
     """One row of the log."""
 
     seq: int

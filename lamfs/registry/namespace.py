@@ -15,6 +15,7 @@ import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
 from lamfs.keys import check_key, object_key_for, root_path, suffix_of
@@ -30,8 +31,7 @@ from lamfs.scratch import Matcher, nothing
 FIXED = (ROOT_INO, AUTO_INO)
 
 
-@dataclass(slots=True, frozen=True)
-class Backup:
+class Backup(NamedTuple):
     """A file that was renamed aside and is kept; ``ended`` as in Renamed."""
 
     ino: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamfs.model import (
     RUN_UID_LEN,
@@ -15,8 +15,7 @@ from lamfs.model import (
 from lamfs.registry.db import Database
 
 
-@dataclass(slots=True, frozen=True)
-class User:
+class User(NamedTuple):
     """A row of the user table; ``uid`` has 8 base62 characters."""
 
     id: int
@@ -26,8 +25,7 @@ class User:
     name: str | None
 
 
-@dataclass(slots=True, frozen=True)
-class Storage:
+class Storage(NamedTuple):
     """A row of the storage table; ``uid``: 12 base62 characters; ``uuid``: ``uuid5(NAMESPACE_URL, root)``."""
 
     id: int
@@ -38,8 +36,7 @@ class Storage:
     region: str | None
 
 
-@dataclass(slots=True, frozen=True)
-class Transform:
+class Transform(NamedTuple):
     """A notebook, script or pipeline that makes artifacts."""
 
     id: int
@@ -49,8 +46,7 @@ class Transform:
     type: str
 
 
-@dataclass(slots=True, frozen=True)
-class Run:
+class Run(NamedTuple):
     """One execution of a transform. Times in nanoseconds since the epoch."""
 
     id: int

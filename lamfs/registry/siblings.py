@@ -7,7 +7,7 @@ which is in the order of cookies.
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamfs.model import ContentHash, Revision
 from lamfs.registry.db import Database
@@ -20,8 +20,7 @@ _BY_NAME = f"{_SELECT} AND d.name>? ORDER BY d.name LIMIT ?"
 _BY_COOKIE = f"{_SELECT} AND d.id>? ORDER BY d.id LIMIT ?"
 
 
-@dataclass(slots=True, frozen=True)
-class Place:
+class Place(NamedTuple):
     """One name of a file, or of a directory."""
 
     parent: int
@@ -29,8 +28,7 @@ class Place:
     cookie: int
 
 
-@dataclass(slots=True, frozen=True)
-class Sibling:
+class Sibling(NamedTuple):
     """An entry of a directory. ``revision``: what of it is stored, if that is not larger than was asked for."""
 
     place: Place

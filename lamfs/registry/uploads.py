@@ -8,13 +8,13 @@ the row goes, for whatever reason, a trigger drops the record and owes an ``abor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lamfs.model import now_ns
 from lamfs.registry.db import Database
 
 
-@dataclass(slots=True, frozen=True)
-class PartRecord:
+class PartRecord(NamedTuple):
     """A part that storage has: ``length`` bytes at ``offset`` of the file, the BLAKE3 digests of their blocks, ETag."""
 
     number: int

@@ -7,14 +7,12 @@ an object's bytes do; they come without surrounding quotes. Every error is one o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 from lamfs.model import StorageConfig as StorageConfig
 
 
-@dataclass(slots=True, frozen=True)
-class ObjectStat:
+class ObjectStat(NamedTuple):
     """One object: ``key`` below the root, ``size`` in bytes, ``etag``, ``mtime_ns`` since the epoch."""
 
     key: str
@@ -23,8 +21,7 @@ class ObjectStat:
     mtime_ns: int
 
 
-@dataclass(slots=True, frozen=True)
-class UnfinishedUpload:
+class UnfinishedUpload(NamedTuple):
     """A multipart upload that was begun: the object's ``key``, the upload's ``id``, ``started_ns`` since the epoch."""
 
     key: str
@@ -32,8 +29,7 @@ class UnfinishedUpload:
     started_ns: int
 
 
-@dataclass(slots=True, frozen=True)
-class Capabilities:
+class Capabilities(NamedTuple):
     """What a storage proved it can do when it was checked.
 
     ``create_exclusive``: a race of ``If-None-Match: *`` writers has one winner. ``replace_guarded``: ``If-Match``
@@ -47,8 +43,7 @@ class Capabilities:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(slots=True, frozen=True)
-class PartStat:
+class PartStat(NamedTuple):
     """One part of an unfinished upload: ``number`` from 1, ``size`` in bytes, ``etag``."""
 
     number: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -39,8 +40,7 @@ WINDOW = 8
 """Parts of one file under way at a time."""
 
 
-@dataclass(slots=True, frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """``length`` bytes at ``offset``: of the spool file, or the same range of ``source``, an object key and its ETag.
 
     Segments follow each other without gaps; all but the last are multiples of the block size and at least MIN_PART.
@@ -51,8 +51,7 @@ class Segment:
     source: tuple[str, str] | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class Part:
+class Part(NamedTuple):
     """One part of an upload: a piece of a segment. ``number`` from 1."""
 
     number: int

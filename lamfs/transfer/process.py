@@ -41,7 +41,10 @@ class Forked:
     async def wait(self) -> None:
         """Return when it has ended. For one that is about to end."""
         while self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid, status = self.pid, 0  # we were started with SIGCHLD ignored: nobody knows how it ended
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
             else:

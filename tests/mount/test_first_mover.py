@@ -92,3 +92,25 @@ def test_killed_while_it_looks_at_the_storage(behind: tuple[MountedInstance, Fau
     proxy.clear()
     instance.mount()
     instance.fusermount()
+
+
+def test_with_the_end_of_children_ignored(local_instance: MountedInstance) -> None:
+    """As some programs start others: the kernel does not say then how a child ended."""
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", ignoring, sys.executable, "-m", "lamfs", "mount", str(local_instance.path)],
+        env=local_instance.env,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    local_instance.pid = local_instance.record().pid
+    (local_instance.path / "one").write_bytes(b"1")
+    [mover] = movers(children(local_instance.pid))
+    local_instance.expect_log(f"The moving process {mover} ended with status 0")
+    os.kill(mover, signal.SIGKILL)
+    wait_until(lambda: set(movers(children(local_instance.pid))) - {mover}, "there is another")
+    local_instance.sync()
+    local_instance.fusermount()
