@@ -157,6 +157,7 @@ class _Mount:
             if not self.hurried and await self._may_store():
                 self._fs.files.acknowledge_all()
                 await self._uploader.drain(self._progress)
+            await self._uploader.settling.finish()
             nursery.cancel_scope.cancel()
 
     async def _store(self) -> None:

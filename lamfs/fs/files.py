@@ -279,14 +279,14 @@ class Files:
         spool = state.spool
         if spool is None or spool.missing or not state.writable_now():
             spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
-        # The journal says "open" by now, so the next close has to acknowledge, also when the disk is full.
-        state.dirty = True
+        state.dirty = True  # the journal says "open" by now: the next close has to acknowledge, also with a full disk
         room = self._spooling.room
         if not room.take(len(data)):
             # It has an end of its own, which moves on as long as storage takes something.
             await self._wait(lambda: room.wait(len(data)), state, self._caller(self.handles[handle]), math.inf)
-            if state.spool is not spool or not state.writable_now():
-                return await self.write(handle, offset, data)  # it was stored while we waited
+            if state.spool is not spool or spool.missing or not state.writable_now():  # stored, cut … meanwhile
+                spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
+                state.dirty = True
         inode = state.inode
         try:
             done = spool.write(offset, data)
@@ -295,8 +295,8 @@ class Files:
             if error.errno == errno.EFBIG:
                 raise FsError(errno.EFBIG) from None  # the caller's mistake: not worth a line in the log
             raise
-        if offset + done > inode.size:
-            inode.size = offset + done
+        inode.size = max(inode.size, offset + done)
+        self._spooling.overlays.wrote(state, spool, offset, done)
         if inode.size > streaming.START and not state.private:
             self._c.uploader.written(state.ino, spool.name, offset, done, inode.size)
         inode.mtime_ns = inode.ctime_ns = now_ns()

@@ -1,8 +1,9 @@
 """Overlays: spool files that hold only the blocks that were written; the stored revision has the others. Loop only.
 
-So changing a little of a large artifact in a bucket does not bring all of it here. A block is copied into the spool
-file (brought in) before it is written; while it is not, it is exactly the base's block. Which blocks are there is noted
-in the registry for the next mount (registry/overlays.py), and in ``Spool.missing`` while the file is open.
+So changing a little of a large artifact in a bucket does not bring all of it here, and waits for nothing: what is
+written within a block is noted as a range of it, and the rest of the block is the base's until the uploader brings it
+in. Only a block that is written in many places, or over the end of the file, is brought in before. Which blocks and
+ranges are there is noted in the registry for the next mount (registry/overlays.py), and in the Spool while it is open.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from lamfs.fs.context import Context
 from lamfs.fs.state import FileState, Spool
 from lamfs.hashing import MD5_MAX
 from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
-from lamfs.registry import base_id, is_based_on, missing_blocks
+from lamfs.registry import Ranges, add_range, base_id, is_based_on, lacks_some, lay_under, missing_blocks
 
 ABOVE = MD5_MAX
 """Only files of more bytes become overlays: the hash of a smaller one needs all of its bytes at each change."""
 BATCH = 8
 """Blocks that are brought at a time when many are."""
+WRITES = 64
+"""Writes to a block that are noted before it is brought in: then they need not be."""
 AHEAD = 6
 """Blocks that are on their way at a time while the uploader waits for them."""
 
@@ -58,7 +61,9 @@ class Overlays:
         if base is None or not is_based_on(owed, base.content):
             raise FsError(errno.EIO, "the revision that was changed is not there any more")
         size = os.fstat(spool.fd).st_size
-        spool.missing = missing_blocks(self._c.registry.overlays.present(spool.name), base.size, size)
+        overlays = self._c.registry.overlays
+        spool.missing = missing_blocks(overlays.present(spool.name), base.size, size)
+        spool.ranges = {block: found for block, found in overlays.ranges(spool.name).items() if block in spool.missing}
 
     def base_of(self, state: FileState) -> str | None:
         """What the journal has to know of the base; None when the spool file lacks nothing."""
@@ -89,6 +94,7 @@ class Overlays:
         if spool.missing and state.revision is not None:
             blocks = range(-(-state.revision.size // BLOCK_SIZE))
             self._c.registry.overlays.add(spool.name, set(blocks).difference(spool.missing))
+            self._c.registry.overlays.add_ranges(spool.name, spool.ranges)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -102,11 +108,8 @@ class Overlays:
                 parts.append(await self._read_stored(state, offset, size, reader))
                 break
             block = offset // BLOCK_SIZE
-            lacking = block in spool.missing
-            end = block + 1
-            while end * BLOCK_SIZE < offset + size and (end in spool.missing) == lacking:
-                end += 1
-            length = min(size, end * BLOCK_SIZE - offset)
+            lacking, end = _piece(spool, offset, offset + size)
+            length = end - offset
             if lacking:
                 try:
                     data = await self._read_stored(state, offset, length, reader)
@@ -130,20 +133,53 @@ class Overlays:
         assert spool is not None
         if not spool.missing or not size:
             return []
-        touched = set(range(offset // BLOCK_SIZE, (offset + size - 1) // BLOCK_SIZE + 1))
-        return sorted(spool.missing & (touched | self._tail(state, offset + size)))
+        touched = spool.missing.intersection(range(offset // BLOCK_SIZE, (offset + size - 1) // BLOCK_SIZE + 1))
+        if self._c.policy.fsync_stores:
+            touched = {block for block in touched if spool.writes[block] >= WRITES}
+        return sorted(touched | self._tail(state, spool, offset + size))
+
+    def wrote(self, state: FileState, spool: Spool, offset: int, size: int) -> None:
+        """So many bytes were written to the spool file just now. Nothing may be awaited in between: whoever stores the
+        file writes the base's bytes to where no range is."""
+        if not spool.missing:
+            return
+        written: dict[int, tuple[int, int]] = {}
+        for block in range(offset // BLOCK_SIZE, (offset + size - 1) // BLOCK_SIZE + 1):
+            if block in spool.missing:
+                start = block * BLOCK_SIZE
+                written[block] = max(offset - start, 0), min(offset + size - start, BLOCK_SIZE)
+                spool.writes[block] += 1
+        self._add(state, spool, written)
+
+    def _add(self, state: FileState, spool: Spool, written: dict[int, tuple[int, int]]) -> None:
+        found: dict[int, Ranges] = {}
+        for block, (start, end) in written.items():
+            ranges = add_range(spool.ranges.get(block, ()), start, end)
+            if ranges != spool.ranges.get(block):
+                found[block] = spool.ranges[block] = ranges
+        if found and self._is_noted(state, spool):
+            self._c.registry.overlays.add_ranges(spool.name, found)
 
     def edges(self, state: FileState, size: int) -> list[int]:
         """The blocks that must be brought in before the file may be cut or extended to ``size`` bytes."""
         spool = state.spool
         assert spool is not None
         cut = {size // BLOCK_SIZE} if size % BLOCK_SIZE and size < state.inode.size else set()
-        return sorted(spool.missing & (cut | self._tail(state, size)))
+        return sorted((spool.missing & cut) | self._tail(state, spool, size))
 
-    def _tail(self, state: FileState, size: int) -> set[int]:
-        """The last block, if it is a part of one and the file grows to ``size``: zeros will follow its bytes."""
-        old = state.inode.size
-        return {old // BLOCK_SIZE} if old % BLOCK_SIZE and size > old else set()
+    def _tail(self, state: FileState, spool: Spool, size: int) -> set[int]:
+        """The last block, if it is a part of one and the file grows to ``size``: zeros will follow its bytes.
+
+        When the base has nothing there, that can be noted, and it need not be brought in.
+        """
+        block, end = divmod(state.inode.size, BLOCK_SIZE)
+        if not end or size <= state.inode.size or block not in spool.missing:
+            return set()
+        assert state.revision is not None
+        if not self._c.policy.fsync_stores or state.inode.size < state.revision.size:
+            return {block}
+        self._add(state, spool, {block: (end, BLOCK_SIZE)})
+        return set()
 
     async def bring_in(self, state: FileState, blocks: Iterable[int]) -> None:
         """Copy blocks of the base into the spool file. Raises storage errors, OSError; FsError(ESTALE).
@@ -158,12 +194,13 @@ class Overlays:
             offset = block * BLOCK_SIZE
             assert state.revision is not None
             length = min(BLOCK_SIZE, state.revision.size - offset)
-            data = await self._read_stored(state, offset, length, None)
-            if state.spool is not spool or block not in spool.missing:
-                continue  # the file went on without this spool file, or another task was quicker
-            if len(data) != length:
-                raise FsError(errno.EIO, "the stored revision is shorter than it should be")
-            spool.write(offset, data[: max(state.inode.size - offset, 0)])
+            if lacks_some(spool.ranges.get(block, ()), length):
+                data = await self._read_stored(state, offset, length, None)
+                if state.spool is not spool or block not in spool.missing:
+                    continue  # the file went on without this spool file, or another task was quicker
+                if len(data) != length:
+                    raise FsError(errno.EIO, "the stored revision is shorter than it should be")
+                lay_under(spool.write, offset, data[: max(state.inode.size - offset, 0)], spool.ranges.get(block, ()))
             written.append((spool, block))
         if not written:
             return
@@ -181,10 +218,14 @@ class Overlays:
             self._have(state, spool, gone)
 
     def _have(self, state: FileState, spool: Spool, blocks: list[int]) -> None:
-        owed = None if state.private else self._c.registry.journal.put_of(state.ino)
-        if owed is not None and owed.src == spool.name:
+        if self._is_noted(state, spool):
             self._c.registry.overlays.add(spool.name, blocks)
-        spool.missing.difference_update(blocks)
+        _has(spool, blocks)
+
+    def _is_noted(self, state: FileState, spool: Spool) -> bool:
+        """Whether the registry is told what is in the spool file: not before it has a put row, nor after."""
+        owed = None if state.private else self._c.registry.journal.put_of(state.ino)
+        return owed is not None and owed.src == spool.name
 
     async def complete(self, state: FileState) -> None:
         """Bring all blocks in: the file needs its base no more."""
@@ -204,22 +245,52 @@ class Overlays:
             size = os.fstat(fd).st_size
             file = self._c.cache.open(base)
             wanted = sorted(blocks)
+            ranges = self._c.registry.overlays.ranges(src)
             for first in range(0, len(wanted), BATCH):
                 batch = wanted[first : first + BATCH]
                 for at, block in enumerate(batch, first):
                     for soon in wanted[at : at + AHEAD]:
-                        file.ask(soon)
-                    offset = block * BLOCK_SIZE
-                    data = await file.read(offset, min(BLOCK_SIZE, size - offset))
-                    copying.write_full(fd, data, offset)
+                        if lacks_some(ranges.get(soon, ()), size - soon * BLOCK_SIZE):
+                            file.ask(soon)
+                    offset, known = block * BLOCK_SIZE, ranges.get(block, ())
+                    if lacks_some(known, size - offset):
+                        data = await file.read(offset, min(BLOCK_SIZE, size - offset))
+                        lay_under(lambda where, piece: copying.write_full(fd, piece, where), offset, data, known)
                 await _sync(fd)
                 self._c.registry.overlays.add(src, batch)
                 if state is not None and state.spool is not None and state.spool.name == src:
-                    state.spool.missing.difference_update(batch)
+                    _has(state.spool, batch)
         finally:
             os.close(fd)
             if file is not None:
                 file.close()
+
+
+def _has(spool: Spool, blocks: Iterable[int]) -> None:
+    """These blocks are in the spool file, all of each."""
+    for block in blocks:
+        spool.missing.discard(block)
+        spool.ranges.pop(block, None)
+        spool.writes.pop(block, None)
+
+
+def _piece(spool: Spool, offset: int, stop: int) -> tuple[bool, int]:
+    """Whether the spool file lacks the bytes from ``offset`` on, and how far that is so, ``stop`` at most."""
+    block = offset // BLOCK_SIZE
+    lacking = block in spool.missing
+    ranges = spool.ranges.get(block)
+    if lacking and ranges:
+        start = block * BLOCK_SIZE
+        for first, last in ranges:
+            if offset < start + first:
+                return True, min(start + first, stop)
+            if offset < start + last:
+                return False, min(start + last, stop)
+        return True, min(start + BLOCK_SIZE, stop)
+    block += 1
+    while block * BLOCK_SIZE < stop and (block in spool.missing) == lacking and block not in spool.ranges:
+        block += 1
+    return lacking, min(block * BLOCK_SIZE, stop)
 
 
 async def _sync(fd: int) -> None:

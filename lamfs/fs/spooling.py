@@ -143,7 +143,11 @@ class Spooling:
                 elif state.frozen:
                     await self._copy_spool(state, keep)
                 elif not state.journaled and not state.private:
-                    if self.overlays.is_sound(state):
+                    if spool.inherited:
+                        # Until what is being stored has become the base, no base has these blocks.
+                        await self.overlays.bring_in(state, sorted(spool.ranges))
+                        spool.inherited = bool(spool.ranges)
+                    elif self.overlays.is_sound(state):
                         self._begin_put(state, spool.name)
                     else:
                         await self.overlays.complete(state)
@@ -209,7 +213,8 @@ class Spooling:
         assert old is not None
         size = state.inode.size
         want = size if keep is None else min(keep, size)
-        missing = set(old.missing)  # as it is before it is copied: what is brought in meanwhile may not be in the copy
+        # as it is before it is copied: what is brought in meanwhile may not be in the copy
+        missing, ranges = set(old.missing), dict(old.ranges)
         if not want or (want <= BLOCK_SIZE and not missing):
             data = os.pread(old.fd, want, 0) if want else b""
             spool = self.new_spool(state.ino)
@@ -227,7 +232,7 @@ class Spooling:
                 spool.close()
                 _unlink(spool.path)
                 return
-            spool.missing = missing
+            spool.missing, spool.ranges, spool.inherited = missing, ranges, bool(ranges)
         if state.spool is not None:
             state.drop_spool()
         state.spool = spool
@@ -285,6 +290,8 @@ class Spooling:
         state.unsaved.clear()
         state.dirty = False
         state.journaled = False
+        if state.spool is not None and state.spool.ranges:
+            self._c.uploader.settling.ask(state.spool.name)
         self._c.uploader.notify(state.ino)
         return True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 import trio
@@ -16,15 +17,18 @@ from lamfs.cache import holes
 from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError
 from lamfs.model import Inode, Revision
+from lamfs.registry import Ranges
 
 
 class Spool:
     """An open spool file: the bytes of one inode that storage may not have. Closed by ``close``.
 
-    ``missing``: 4 MiB blocks that are not in it, but in the stored revision (overlay.py).
+    ``missing``: 4 MiB blocks that are not in it, but in the stored revision (overlay.py). ``ranges``: those bytes of
+    them that are in it all the same. ``inherited``: these may be of a spool file that is being stored.
+    ``writes``: how many there were to such a block.
     """
 
-    __slots__ = ("fd", "missing", "name", "path")
+    __slots__ = ("fd", "inherited", "missing", "name", "path", "ranges", "writes")
 
     def __init__(self, path: str, name: str, *, create: bool = False) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
@@ -34,12 +38,15 @@ class Spool:
         self.name = name
         self.path = path
         self.missing: set[int] = set()
+        self.ranges: dict[int, Ranges] = {}
+        self.inherited = False
+        self.writes: Counter[int] = Counter()
 
     def proc_path(self) -> str:
         """A path by which the moving process opens this very file, also after it was renamed or unlinked."""
         return f"/proc/{os.getpid()}/fd/{self.fd}"
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data`` at ``offset``. Raises OSError (ENOSPC …) and then may have written a part."""
         done = os.pwrite(self.fd, data, offset)
         while done < len(data):

@@ -12,7 +12,7 @@ from lamfs import copying, hashing
 from lamfs.errors import DamagedData, ObjectChanged, StorageError
 from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
 from lamfs.ops.instance import Instance
-from lamfs.registry import is_based_on, missing_blocks
+from lamfs.registry import is_based_on, lay_under, missing_blocks
 
 
 def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
@@ -36,6 +36,7 @@ def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
     try:
         size = os.fstat(fd).st_size
         etag = artifact.revision.etag
+        ranges = registry.overlays.ranges(entry.src)
         for block in sorted(missing_blocks(registry.overlays.present(entry.src), artifact.size, size)):
             try:
                 data = _block(instance, artifact.revision, block, etag)
@@ -44,7 +45,10 @@ def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
                 # this one lacks is in there all the same, as the block's hash proves.
                 etag = instance.store.head(artifact.revision.object_key).etag
                 data = _block(instance, artifact.revision, block, etag)
-            copying.write_full(fd, data[: size - block * BLOCK_SIZE], block * BLOCK_SIZE)
+            data = data[: size - block * BLOCK_SIZE]
+            lay_under(
+                lambda at, piece: copying.write_full(fd, piece, at), block * BLOCK_SIZE, data, ranges.get(block, ())
+            )
             os.fdatasync(fd)  # a power cut must not leave zeros where the registry says that bytes are
             registry.overlays.add(entry.src, [block])
     finally:

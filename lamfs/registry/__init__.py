@@ -13,7 +13,16 @@ from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal, is_alive, of_another_boot, process_id
 from lamfs.registry.namespace import Backup, Namespace, Renamed, spool_name
-from lamfs.registry.overlays import Overlays, base_id, is_based_on, missing_blocks
+from lamfs.registry.overlays import (
+    Overlays,
+    Ranges,
+    add_range,
+    base_id,
+    is_based_on,
+    lacks_some,
+    lay_under,
+    missing_blocks,
+)
 from lamfs.registry.people import People, Run, Storage, Transform, User
 from lamfs.registry.tree import Tree
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
@@ -75,8 +84,8 @@ class Registry:
 
 
 __all__ = [
-    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "PartRecord", "Provenance", "Registry",
-    "Removed", "Renamed", "Run", "Storage", "Transform", "UploadRecord", "Uploads", "User", "base_id", "fold_log",
-    "is_alive", "is_based_on", "missing_blocks", "of_another_boot", "process_id", "record_from_payload", "spool_name",
-    "sync_log",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "PartRecord", "Provenance", "Ranges",
+    "Registry", "Removed", "Renamed", "Run", "Storage", "Transform", "UploadRecord", "Uploads", "User", "add_range",
+    "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "lay_under", "missing_blocks", "of_another_boot",
+    "process_id", "record_from_payload", "spool_name", "sync_log",
 ]  # fmt: skip

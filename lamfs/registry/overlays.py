@@ -1,13 +1,15 @@
 """Spool files that are overlays: they hold the blocks that were written, the stored revision has the others.
 
 Synchronous; the Database's thread. The put row of such a file has the identity of that revision in its payload
-(``base``). A block is in the spool file when it has a row here; it gets it after its old bytes were copied there and
-before new ones are written. The rows go with the put row's ``src`` (by triggers).
+(``base``). A block is in the spool file when it has a row here without ranges; it gets that after its old bytes were
+copied there. A block with ``ranges`` has been written only there; the rest is still the revision's. ``durable``: those
+of its ranges that survive a power cut. The rows go with the put row's ``src`` (by triggers).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from blake3 import blake3
 
@@ -30,6 +32,41 @@ def missing_blocks(present: Iterable[int], base_size: int, size: int) -> set[int
     return set(range(-(-min(base_size, size) // BLOCK_SIZE))).difference(present)
 
 
+Ranges = tuple[tuple[int, int], ...]
+"""Written bytes of a block: start and end, from its beginning, in order and without touching one another."""
+
+
+def add_range(ranges: Ranges, start: int, end: int) -> Ranges:
+    """``ranges`` with these bytes too."""
+    apart = [each for each in ranges if each[1] < start or end < each[0]]
+    joined = [each for each in ranges if not (each[1] < start or end < each[0])]
+    whole = min([start, *(each[0] for each in joined)]), max([end, *(each[1] for each in joined)])
+    return tuple(sorted([*apart, whole]))
+
+
+def _gaps(ranges: Ranges, length: int) -> Iterator[tuple[int, int]]:
+    """Start and end of what of a block of ``length`` bytes is not written."""
+    at = 0
+    for start, end in ranges:
+        if at < min(start, length):
+            yield at, min(start, length)
+        at = end
+    if at < length:
+        yield at, length
+
+
+def lacks_some(ranges: Ranges, length: int) -> bool:
+    """Whether a block of ``length`` bytes (or more than a block has) has not been written as a whole."""
+    return next(_gaps(ranges, min(length, BLOCK_SIZE)), None) is not None
+
+
+def lay_under(write: Callable[[int, memoryview], object], offset: int, data: bytes, ranges: Ranges) -> None:
+    """Write the bytes of a block of the revision, at ``offset`` of the file, around those that were written."""
+    view = memoryview(data)
+    for start, end in _gaps(ranges, len(view)):
+        write(offset + start, view[start:end])
+
+
 class Overlays:
     """Which blocks are present in the overlays of one Database."""
 
@@ -37,10 +74,42 @@ class Overlays:
         self._db = db
 
     def present(self, src: str) -> set[int]:
-        """The blocks that are in spool file ``src``."""
-        return {block for (block,) in self._db.all("SELECT block FROM overlay WHERE src=?", (src,))}
+        """The blocks that are in spool file ``src``, all of each."""
+        rows = self._db.all("SELECT block FROM overlay WHERE src=? AND ranges IS NULL", (src,))
+        return {block for (block,) in rows}
+
+    def ranges(self, src: str) -> dict[int, Ranges]:
+        """Which bytes of its other blocks are in spool file ``src``."""
+        rows = self._db.all("SELECT block, ranges FROM overlay WHERE src=? AND ranges IS NOT NULL", (src,))
+        return {block: tuple((start, end) for start, end in json.loads(text)) for block, text in rows}
 
     def add(self, src: str, blocks: Iterable[int]) -> None:
         """These blocks are in spool file ``src`` now, or are cut off."""
         with self._db.transaction() as conn:
-            conn.executemany("INSERT OR IGNORE INTO overlay VALUES(?,?)", [(src, block) for block in blocks])
+            conn.executemany("INSERT OR REPLACE INTO overlay VALUES(?,?,NULL,NULL)", [(src, block) for block in blocks])
+
+    def add_ranges(self, src: str, ranges: Mapping[int, Ranges]) -> None:
+        """Of these blocks these bytes are in spool file ``src`` now."""
+        rows = [(src, block, json.dumps(found)) for block, found in ranges.items()]
+        with self._db.transaction() as conn:
+            conn.executemany(
+                "INSERT INTO overlay(src, block, ranges) VALUES(?,?,?)"
+                " ON CONFLICT(src, block) DO UPDATE SET ranges=excluded.ranges",
+                rows,
+            )
+
+    def synced(self, src: str, ranges: Mapping[int, Ranges]) -> None:
+        """These ranges, which were there before the last sync of spool file ``src`` began, are durable."""
+        rows = [(json.dumps(found), src, block) for block, found in ranges.items()]
+        with self._db.transaction() as conn:
+            conn.executemany("UPDATE overlay SET durable=? WHERE src=? AND block=? AND ranges IS NOT NULL", rows)
+
+    def keep_durable(self, src: str) -> bool:
+        """The power was cut: of ranges only those that are durable are in ``src``. Whether others are lost."""
+        with self._db.transaction() as conn:
+            lost = conn.execute(
+                "SELECT 1 FROM overlay WHERE src=? AND ranges IS NOT NULL AND ranges IS NOT durable LIMIT 1", (src,)
+            ).fetchone()
+            conn.execute("DELETE FROM overlay WHERE src=? AND ranges IS NOT NULL AND durable IS NULL", (src,))
+            conn.execute("UPDATE overlay SET ranges=durable WHERE src=? AND ranges IS NOT NULL", (src,))
+        return lost is not None

@@ -185,6 +185,13 @@ def heads(db: Database) -> None:
     db.execute("ALTER TABLE artifact ADD COLUMN head BLOB")
 
 
+@migrations()
+def ranges(db: Database) -> None:
+    """Version 10: the bytes of a block that are in such a file when not all of it is; see overlays.py."""
+    db.execute("ALTER TABLE overlay ADD COLUMN ranges TEXT")
+    db.execute("ALTER TABLE overlay ADD COLUMN durable TEXT")
+
+
 def apply(conn: sqlite3.Connection) -> None:
     """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
     migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))

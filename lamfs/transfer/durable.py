@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from lamfs.errors import RegistryError
-from lamfs.registry import LOG_PAGES, fold_log, sync_log
+from lamfs.registry import LOG_PAGES, Registry, fold_log, sync_log
 from lamfs.registry.db import Database
 from lamfs.storage.osfiles import fsync_folder
 
@@ -80,6 +80,45 @@ class Folding:
         except OSError:  # the next commit will tell
             return False
         return disk.f_bavail * disk.f_frsize > ROOMY
+
+
+class Settling:
+    """Makes ranges of overlays (registry/overlays.py) durable as soon as they were acknowledged: a machine that is shut
+    down, or loses power a moment later, has them then. Loop only."""
+
+    def __init__(self, registry: Registry, spool_dir: Path) -> None:
+        self._registry = registry
+        self._spool = spool_dir
+        self._asked: set[str] = set()
+        self._work = trio.Event()
+        self._lock = trio.Lock()
+
+    def ask(self, src: str) -> None:
+        """The ranges that spool file ``src`` has now are to be made durable."""
+        self._asked.add(src)
+        self._work.set()
+
+    async def run(self) -> None:
+        """Do what is asked, until cancelled."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            await self.finish()
+
+    async def finish(self) -> None:
+        """Return when all that was asked is done, or cannot be."""
+        async with self._lock:
+            while self._asked:
+                src = self._asked.pop()
+                try:
+                    ranges = self._registry.overlays.ranges(src)
+                    if ranges:
+                        await sync_file(str(self._spool / src), self._spool)
+                        self._registry.overlays.synced(src, ranges)
+                except FileNotFoundError:
+                    pass  # it was stored meanwhile
+                except (OSError, RegistryError) as error:
+                    log.warning("what was written to the spool file %s may not survive a power cut: %s", src, error)
 
 
 async def sync_file(path: str, folder: Path) -> None:

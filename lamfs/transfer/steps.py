@@ -123,7 +123,9 @@ class Steps:
             present = registry.overlays.present(entry.src)
             size = os.stat(path).st_size
             upload.missing = missing_blocks(present, base.size, size)
-            await self._fill(entry, upload, base, patches.needed(size, upload.missing, base.content))
+            changed = upload.missing & registry.overlays.ranges(entry.src).keys()
+            needed = patches.needed(size, upload.missing - changed, base.content)
+            await self._fill(entry, upload, base, needed | changed)
         artifact = registry.artifacts.by_ino(ino)
         upload.size = os.stat(path).st_size
         content: ContentHash | None = None

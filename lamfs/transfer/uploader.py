@@ -22,7 +22,7 @@ from lamfs.registry import Provenance, Registry
 from lamfs.storage.base import ObjectStore
 from lamfs.transfer import batches, multipart
 from lamfs.transfer.client import Mover
-from lamfs.transfer.durable import Folding
+from lamfs.transfer.durable import Folding, Settling
 from lamfs.transfer.pacing import Pace
 from lamfs.transfer.puts import Puts
 from lamfs.transfer.steps import FileHooks, Steps, what
@@ -83,6 +83,7 @@ class Uploader:
         self._store = store
         self._steps = Steps(registry, store, mover, spool_dir, origin)
         self.puts = Puts(registry, self._steps, spool_dir)
+        self.settling = Settling(registry, spool_dir)
         self._wanted = self.puts.wanted
         self._limit = workers
         self._queue: deque[JournalEntry] = deque()
@@ -231,6 +232,7 @@ class Uploader:
             if self._store.kind != "local":
                 self._steps.streams.start(nursery)
             nursery.start_soon(Folding(self._registry.db).run)
+            nursery.start_soon(self.settling.run)
             while True:
                 self._work = trio.Event()
                 try:

@@ -35,7 +35,7 @@ def test_a_large_artifact_is_changed_in_place(s3_mount: MountedInstance) -> None
     shutil.rmtree(s3_mount.cache_dir)
     s3_mount.mount()
     s3_mount.sync()
-    assert s3_mount.status()["cache"]["fetched_bytes"] == 0  # its hash is over the first and the last 50 MiB
+    assert s3_mount.status()["cache"]["fetched_bytes"] <= 8 * MIB  # not the 50 MiB at both ends that its hash is over
     assert file.read_bytes() == expected
     patch(SIZE, os.urandom(MIB))
     os.truncate(file, SIZE + 5 * MIB)

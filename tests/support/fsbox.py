@@ -36,7 +36,7 @@ from lamfs.errors import DamagedData, LamfsError, ObjectChanged, ObjectMissing, 
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
-from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, now_ns
+from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, Revision, now_ns
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
@@ -770,6 +770,12 @@ class User:
     async def rmdir(self, path: str) -> None:
         with self._changing({name: node for name, node in self.tree.items() if name != path}):
             self.fs.names.rmdir(*self._at(path))
+
+    def revision(self, path: str) -> Revision:
+        """What is stored of the artifact at a path."""
+        record = self.fs.context.registry.artifacts.by_uid(self.uid(path))
+        assert record is not None
+        return record.revision
 
     def uid(self, path: str) -> str:
         """uid of the artifact at a path."""

@@ -9,6 +9,7 @@ in either case, and nothing is left over.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -17,11 +18,17 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support.fsbox import Box, Open, User
+from lamfs import hashing
+from lamfs.errors import StorageUnavailable
+from lamfs.fs import overlay
+from lamfs.transfer import patches
+from tests.support.fsbox import Box, Crash, Open, User
 from tests.unit.fs import test_crashes as crashes
 from tests.unit.fs.conftest import MakeBox
 
 Scenario = Callable[[User], Awaitable[None]]
+MIB = 1 << 20
+LARGE = random.Random(5).randbytes(6 * MIB)
 
 
 class Disk:
@@ -227,6 +234,72 @@ def test_power_cut_at_every_step(
             raise
         if not crashed:
             return
+
+
+async def changed_in_places(user: User) -> None:
+    """A large artifact is changed in place, closed, appended to, closed, and stored; then changed once more."""
+    await user.write_file("big", LARGE)
+    await user.sync()
+    for offset in (4 * MIB - 3, 4 * MIB + 70, len(LARGE), 0):
+        opened = await user.open("big")
+        await user.pwrite(opened, b"patched", offset)
+        await user.close(opened)
+        await trio.sleep(0.01)
+    await user.sync()
+    opened = await user.open("big")
+    await user.pwrite(opened, b"again", 4 * MIB + 100)
+    await user.close(opened)
+    await trio.sleep(0.03)
+    await user.pread(await user.open("big", os.O_RDONLY))
+
+
+@pytest.fixture
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((overlay, "ABOVE"), (hashing, "MD5_MAX"), (patches, "MD5_MAX")):
+        monkeypatch.setattr(module, name, MIB)
+
+
+@pytest.mark.usefixtures("small_is_large")
+@pytest.mark.parametrize("disk", ["lazy", "eager"])
+def test_changed_places_are_durable_soon(disk: str, make_power: Callable[..., PowerBox]) -> None:
+    """Storage is away, so what was closed stays as ranges of blocks; a machine that is shut down has it."""
+
+    async def scenario(user: Witness) -> None:
+        await user.write_file("big", LARGE)
+        await user.sync()
+        user.fs.context.cache.drop(user.revision("big").object_key)
+        user.mover.failing = lambda op, key: StorageUnavailable("away")
+        for offset in (4 * MIB - 3, len(LARGE)):
+            opened = await user.open("big")
+            await user.pwrite(opened, b"patched", offset)
+            await user.close(opened)
+        await user.fs.context.uploader.settling.finish()
+        await user.fs.context.uploader.durable()
+        user.history.clear()
+        user.look()
+        raise Crash("the power goes")
+
+    power, user = make_power("s3", disk), Witness()
+    assert power.run(scenario, user, 0)  # type: ignore[arg-type]
+    power.check(user)
+
+
+@pytest.mark.usefixtures("small_is_large")
+@pytest.mark.parametrize("disk", ["lazy", "eager"])
+def test_ranges_of_a_large_artifact(disk: str, make_power: Callable[..., PowerBox]) -> None:
+    """What was closed and noted as a range of a block is there, or the block is as it was: never zeros."""
+    crashed, step = True, 1 if "LAMFS_SOAK" in os.environ else 4
+    crash_at = random.Random(disk).randrange(step) + 1
+    while crashed:
+        power, user = make_power("s3", disk), Witness()
+        crashed = power.run(changed_in_places, user, crash_at)
+        done = list(power.box.steps)
+        try:
+            power.check(user)
+        except BaseException as error:
+            error.add_note(f"cut at step {crash_at}: {done}")
+            raise
+        crash_at += step
 
 
 @pytest.mark.parametrize("disk", ["lazy", "eager"])
