@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,16 +42,19 @@ def take(
 
     None, and nothing changed, when it is on another file system, or is not that file.
     """
-    full = cache_dir / path
+    full = os.path.join(cache_dir, path)
     donor: sparse.Opened | None = None
+    floor = 0
     try:
         spool = os.fstat(fd)
         if not os.path.samestat(spool, os.lstat(spool_path)) or spool.st_size != revision.size:
             return None
         sparse.make_parents(index, cache_dir, path)
-        floor = full.lstat().st_mtime_ns if os.path.lexists(full) else 0
-        if full.is_dir():
-            sparse.clear_way(index, cache_dir, path)
+        with contextlib.suppress(FileNotFoundError):
+            there = os.lstat(full)
+            floor = there.st_mtime_ns
+            if stat.S_ISDIR(there.st_mode):
+                sparse.clear_way(index, cache_dir, path)
         donor = sparse.open_old(index, cache_dir, path) if missing else None
         os.rename(spool_path, full)
     except OSError as error:
@@ -66,14 +71,14 @@ def take(
         index.mark(path, revision.etag, [block for block, value in enumerate(state) if value], ino=ino)
     own = -1
     try:
-        own = os.open(full, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        own = os.dup(fd)
         os.fchmod(own, 0o600)
         os.utime(own)
         if missing:
             holes.share(own)
         else:
             sparse.seal(index, path, revision, own)
-    except OSError as error:  # out of descriptors, or the cache was deleted this moment
+    except OSError as error:  # out of descriptors
         log.debug("The new cache file %s is not kept open: %s.", full, error)
     if own < 0 and donor is not None:
         os.close(donor.fd)

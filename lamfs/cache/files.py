@@ -52,20 +52,19 @@ def cache_file(
     """
     path = sparse.relative_path(store, revision.object_key)
     full = cache_dir / path
-    if not sparse.is_sealed(index, cache_dir, path, revision):
-        for last in (False, False, True):
-            if store.kind == "local":
-                _copy_in(store, index, cache_dir, path, revision, progress)
-            else:
-                _fetch_in(store, index, cache_dir, path, revision, progress, workers, pool)
-            if sparse.is_sealed(index, cache_dir, path, revision):
-                break
-            progress = None  # told already; somebody deleted the cache, or replaced the file, meanwhile
-            if last and not _right(full, revision):
-                raise StorageError(
-                    f"The cache file {full} vanishes again and again; is something cleaning that folder?"
-                )
-    index.touch(path)
+    if sparse.is_sealed(index, cache_dir, path, revision):
+        index.touch(path)
+        return full
+    for last in (False, False, True):
+        if store.kind == "local":
+            _copy_in(store, index, cache_dir, path, revision, progress)
+        else:
+            _fetch_in(store, index, cache_dir, path, revision, progress, workers, pool)
+        if sparse.is_sealed(index, cache_dir, path, revision):
+            break
+        progress = None  # told already; somebody deleted the cache, or replaced the file, meanwhile
+        if last and not _right(full, revision):
+            raise StorageError(f"The cache file {full} vanishes again and again; is something cleaning that folder?")
     return full
 
 
@@ -96,20 +95,26 @@ def _fetch_in(
     """Complete the sparse file of an object in a bucket, in place: a mount may be filling the same one."""
     opened = sparse.open_file(index, cache_dir, path, revision)
     fd = opened.fd
-    index.touch(path)  # a mount that makes room meanwhile shall take another file
+    if any(opened.present):
+        index.touch(path)  # a mount that makes room meanwhile shall take another file
+    several = revision.block_count() > 1
 
     def bring(block: int) -> int:
         return _bring(store, fd, revision, block, bool(opened.present[block]), cache_dir / path)
 
     def brought(block: int) -> None:
-        if not opened.present[block]:
+        if several and not opened.present[block]:
             index.mark(path, revision.etag, (block,), ino=opened.ino)
         if progress is not None:
             progress(_span(revision, block)[1])
 
     try:
         _spread(bring, brought, range(revision.block_count()), workers, pool)
-        sparse.seal(index, path, revision, fd)
+        with index.together():
+            if not several:
+                index.mark(path, revision.etag, range(revision.block_count()), ino=opened.ino)
+            sparse.seal(index, path, revision, fd)
+            index.touch(path)
     finally:
         os.close(fd)
 

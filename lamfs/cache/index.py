@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from lamfs.cache.bits import REGION_BLOCKS, full_bitmap, leaf_bytes, leaf_mask
-from lamfs.cache.tables import BUSY_SECONDS, prepare, transaction
+from lamfs.cache.tables import BUSY_SECONDS, WRITING, prepare, transaction
 from lamfs.model import BLOCK_SIZE
 
 log = logging.getLogger(__name__)
@@ -360,11 +360,12 @@ class CacheIndex:
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """What is written inside is one transaction, unless something goes wrong: then some of it is forgotten."""
-        self._do(lambda db: db.execute("BEGIN IMMEDIATE"), None)
-        try:
-            yield
-        finally:
-            self._do(lambda db: db.execute("COMMIT") if db.in_transaction else None, None)
+        with WRITING:
+            self._do(lambda db: db.execute("BEGIN IMMEDIATE"), None)
+            try:
+                yield
+            finally:
+                self._do(lambda db: db.execute("COMMIT") if db.in_transaction else None, None)
 
     def _do(self, work: Callable[[sqlite3.Connection], T], default: T) -> T:
         for _ in range(3):

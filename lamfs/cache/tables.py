@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ SCHEMA = 2
 BUSY_SECONDS = 2.0
 """How long a call may wait for another process's transaction; these take well under a millisecond."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+WRITING = threading.RLock()
+"""Who has it may write. Threads of one process would wait for each other in SQLite's busy handler otherwise, which
+sleeps for longer and longer."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS file (
@@ -90,11 +95,12 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
     if db.in_transaction:
         yield
         return
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise
+    with WRITING:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise

@@ -144,6 +144,7 @@ class FileSystem:
         number = self._next_scan
         self._next_scan += 1
         self._scans[number] = Scan(directory, opener=pid)
+        self.context.uploader.opened()
         return number
 
     def readdir(self, handle: int, cookie: int) -> Iterator[tuple[int, bytes, int, Inode]]:
@@ -185,6 +186,7 @@ class FileSystem:
         """Open a file; the handle. ``privileged`` and ``pid`` as in Files.open."""
         if fino >= CONTROL_BASE:
             return self.control.open(fino, flags)
+        self.context.uploader.opened()
         return await self.files.open(fino, flags, privileged=privileged, pid=pid)
 
     def keeps_pages(self, handle: int) -> bool:

@@ -21,8 +21,6 @@ SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
 FILES = 16
 """Files of one batch at most. They are sent one after the other, so each is under way as long as all of them are."""
-BYTES = 256 << 10
-"""Bytes of one batch after which it takes no more."""
 
 
 @dataclass(slots=True)
@@ -88,16 +86,14 @@ class Batches:
         """Choose the object of each file that may be stored in a batch, and note it."""
         files: list[_Small] = []
         targets: set[str] = set()
-        size = 0
         with self._registry.db.transaction():
             for entry in entries:
-                file = self._look_at(entry) if size < BYTES else None
+                file = self._look_at(entry)
                 if file is None or file.target in targets:
                     continue
                 self._registry.journal.set_target(entry.id, file.target)
                 files.append(file)
                 targets.add(file.target)
-                size += file.content.size
         return files
 
     def _look_at(self, entry: JournalEntry) -> _Small | None:

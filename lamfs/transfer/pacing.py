@@ -2,7 +2,8 @@
 
 A program that makes many small files (tar, git, cp -r) waits for the answer to each call. Uploads beside it take the
 processor from it, and are for nothing when it removes or renames its files again. So as long as files are closed one
-after the other, no upload begins, for a few seconds at most; then what has come together is stored in batches.
+after the other, and files opened after that (git clone, then git status), no upload begins, for a few seconds at most;
+then what has come together is stored in batches.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import trio
 MANY = 16
 """Closed files, one soon after the other, from which on it is a program that makes many."""
 QUIET = 0.1
-"""Seconds without a closed file after which it has come to its end, or does something else."""
+"""Seconds without a closed or an opened file after which it has come to its end, or does something else."""
 WAIT = 5.0
 """Longest time in seconds that uploads wait for it. Then everything that is ready is stored, before they wait again."""
 
@@ -35,8 +36,14 @@ class Pace:
         self._ino = ino
         self._last = now
 
+    def opened(self) -> None:
+        """A file or directory was opened: who has made many files until now, or the next program, goes on with them."""
+        now = trio.current_time()
+        if self._count >= MANY and now - self._last <= QUIET:
+            self._last = now
+
     def pause(self) -> float:
-        """Seconds after which to ask again, because files are being made one after the other; 0: go on."""
+        """Seconds after which to ask again, because a program is at work on many new files; 0: go on."""
         now = trio.current_time()
         quiet = self._last + QUIET - now
         if self._count < MANY or quiet <= 0:

@@ -119,6 +119,10 @@ class Uploader:
                 return  # it looks soon enough by itself
         self._work.set()
 
+    def opened(self) -> None:
+        """A program has opened a file or directory, and waits for the answer."""
+        self._pace.opened()
+
     def written(self, ino: int, src: str, offset: int, length: int, size: int) -> None:
         """Bytes were written into a spool file, which has ``size`` bytes now: a large one is sent while it grows."""
         self._steps.streams.written(ino, src, offset, length, size)
@@ -208,6 +212,9 @@ class Uploader:
                 self._work.set()
                 with trio.move_on_after(0.2):
                     await self._idle.wait()
+                    while self._busy:  # counting what is owed takes long when it is much
+                        self._idle = trio.Event()
+                        await self._idle.wait()
                     await trio.sleep(0.02)
         finally:
             self._hurry -= 1
@@ -256,7 +263,7 @@ class Uploader:
             journal.retry_now()
         held = 0.0 if self._hurry else self._pace.pause()
         if held and not self._wanted:
-            return held
+            return min(held, SETTLE)  # so soon that no closed file wakes this up
         refilled = bool(held)
         while self._has_room():
             if not self._queue:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from lamfs.cache import sparse
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.files import cache_file, cache_path, evict
 from lamfs.cache.index import CacheIndex
@@ -305,3 +306,20 @@ async def test_a_mount_and_the_api_share_what_they_fetch(s3: Rig) -> None:
         assert s3.file(revision) == path  # what the mount wrote again does not make the file suspicious
         assert not s3.fake.gets
         nursery.cancel_scope.cancel()
+
+
+def test_a_small_file_is_two_transactions_of_the_index(rig: Rig) -> None:
+    """Every one of many threads that bring files waits for the others' transactions."""
+    rig.file(rig.put("first", b"1"))
+    revision = rig.put("second", b"22")
+    statements: list[str] = []
+    db = rig.index._db
+    assert db is not None
+    db.set_trace_callback(statements.append)
+    rig.file(revision)
+    db.set_trace_callback(None)
+    words = [text.split()[0] for text in statements if not text.startswith(("SELECT", "PRAGMA", "--"))]
+    assert words.count("BEGIN") == words.count("COMMIT") == 2
+    outside = " ".join(words).replace("COMMIT", "COMMIT;").split(";")
+    assert all(part.split()[0] == "BEGIN" for part in outside if part), "a statement by itself is a transaction, too"
+    assert sparse.is_sealed(rig.index, rig.dir, sparse.relative_path(rig.store, "second"), revision)

@@ -8,10 +8,12 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from lamfs.cache import index as index_module
 from lamfs.cache import tables
 from lamfs.cache.bits import full_bitmap, unpack_bitmap
 from lamfs.cache.index import CacheIndex
@@ -204,6 +206,25 @@ def test_a_busy_index_makes_a_call_do_nothing(
     other.close()
     index.mark("k", "e", [0])
     assert index.present("k", "e") == b"\1"
+
+
+def test_threads_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turn, and not in SQLite's busy handler, in which here a call would give up at once."""
+    monkeypatch.setattr(index_module, "BUSY_SECONDS", 0.0)
+    CacheIndex(tmp_path).reset("k", "e", 10)
+
+    def work(me: int) -> None:
+        index = CacheIndex(tmp_path)
+        for number in range(50):
+            with index.together():
+                index.reset(f"{me}/{number}", "e", 10)
+                index.mark(f"{me}/{number}", "e", [0])
+            index.touch(f"{me}/{number}")
+        index.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert CacheIndex(tmp_path).total_bytes() == 4 * 50 * 10
 
 
 def test_several_processes_at_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import trio
 import trio.testing
 
 from lamfs.errors import LamfsError, StorageError, StorageUnavailable
+from lamfs.model import ROOT_INO
 from lamfs.transfer import pacing
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
@@ -141,6 +143,49 @@ def test_uploads_wait_while_many_files_are_made(make_box: MakeBox, monkeypatch: 
         assert puts.stored_files == FILES + 1
 
     live(box, scenario)
+
+
+def test_uploads_wait_while_new_files_are_opened(make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "QUIET", 0.5)
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        puts = user.fs.context.uploader.puts
+        await make(user)
+        until = trio.current_time() + 0.8
+        while trio.current_time() < until:
+            await user.close(await user.open("f1", os.O_RDONLY))
+            await trio.sleep(0.01)
+        user.fs.releasedir(user.fs.opendir(ROOT_INO))
+        await trio.sleep(0.1)
+        assert puts.stored_files == 0
+        with trio.fail_after(10):
+            while puts.stored_files < FILES:
+                await trio.sleep(0.01)
+
+    live(box, scenario)
+
+
+def test_files_that_are_opened_make_uploads_wait_after_many_were_made_only() -> None:
+    async def main() -> None:
+        pace = pacing.Pace()
+        inodes = itertools.count(1)
+        for _ in range(pacing.MANY - 1):
+            pace.closed(next(inodes))
+            pace.opened()
+        assert pace.pause() == 0.0
+        pace.closed(next(inodes))
+        waited = 0.0
+        while pace.pause():
+            await trio.sleep(pacing.QUIET / 2)
+            waited += pacing.QUIET / 2
+            pace.opened()
+        assert waited == pytest.approx(pacing.WAIT, abs=pacing.QUIET)
+        await trio.sleep(pacing.QUIET * 1.01)
+        pace.opened()
+        assert pace.pause() == 0.0
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.0))
 
 
 def test_how_long_uploads_wait() -> None:
