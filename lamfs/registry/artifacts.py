@@ -5,6 +5,8 @@ Changes of several rows belong into ``Database.transaction()``; namespace.py and
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +23,11 @@ _COLUMNS = (
 _FIELDS = tuple(name.strip() for name in _COLUMNS.split(","))
 _MARK = 8
 """Bytes of the block's own hash before its leaf hashes: rows of content that was replaced are known by them."""
+_RENAMES = "(SELECT json_group_array(json_array(old, new)) FROM (SELECT old, new FROM rekey ORDER BY id))"
 FEW = 100
 """Artifacts below a directory whose keys follow its rename at once."""
+STEP, PAUSE = 2000, 0.005
+"""Keys that follow in one transaction, and seconds in between for others who want to write."""
 _OPERATORS = {
     "": "{} = ?",
     "startswith": "substr({0}, 1, length(?1)) = ?1",
@@ -48,6 +53,13 @@ class Artifacts:
 
         Whoever asks by key does so first. Returns whether something is left to do.
         """
+        if limit is None and not self._db.conn.in_transaction:
+            while self._settle(STEP):
+                time.sleep(PAUSE)
+            return False
+        return self._settle(limit)
+
+    def _settle(self, limit: int | None) -> bool:
         while self._renames():
             with self._db.transaction():
                 for id_, old, new in self._renames():
@@ -73,15 +85,6 @@ class Artifacts:
             " (SELECT id FROM artifact WHERE key>=? AND key<? AND visibility>-1 LIMIT ?)",
             (new, len(old) + 1, *_below(old), limit),
         ).rowcount
-
-    def _record(self, row: tuple[Any, ...]) -> ArtifactRecord:
-        """A row as a record, with the key that it has now even if the row has not followed yet."""
-        record = _record(row)
-        if record.key is not None and record.visibility != TRASH:
-            for _, old, new in self._renames():
-                if record.key.startswith(f"{old}/"):
-                    record.key = new + record.key[len(old) :]
-        return record
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -109,10 +112,10 @@ class Artifacts:
     def same_content(self, content: ContentHash, limit: int = -1) -> list[ArtifactRecord]:
         """Artifacts with exactly these bytes, whatever their visibility, the ``limit`` oldest first (-1: all)."""
         rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM artifact WHERE hash=? AND size=? AND blocks=? ORDER BY id LIMIT ?",
+            f"SELECT {_COLUMNS}, {_RENAMES} FROM artifact WHERE hash=? AND size=? AND blocks=? ORDER BY id LIMIT ?",
             (content.hash, content.size, content.blocks, limit),
         )
-        return [self._record(row) for row in rows]
+        return [_record_now(row) for row in rows]
 
     def has_large(self, size: int) -> bool:
         """Whether there is an artifact of ``size`` bytes, which are more than 64 MiB."""
@@ -150,14 +153,14 @@ class Artifacts:
         clause, params = _conflicts("object_key", object_key)
         rows = self._db.all(
             # Its own object is in the way too when one of the two would have to be a folder: 'a' on its way to 'a/a'.
-            f"SELECT {_COLUMNS} FROM artifact WHERE ({clause}) AND NOT (uid=? AND object_key=?) LIMIT 1000",
+            f"SELECT {_COLUMNS}, {_RENAMES} FROM artifact WHERE ({clause}) AND NOT (uid=? AND object_key=?) LIMIT 1000",
             (*params, uid, object_key),
         )
-        return [self._record(row) for row in rows]
+        return [_record_now(row) for row in rows]
 
     def _one(self, where: str, *params: Any) -> ArtifactRecord | None:
-        row = self._db.one(f"SELECT {_COLUMNS} FROM artifact WHERE {where} LIMIT 1", params)
-        return None if row is None else self._record(row)
+        row = self._db.one(f"SELECT {_COLUMNS}, {_RENAMES} FROM artifact WHERE {where} LIMIT 1", params)
+        return None if row is None else _record_now(row)
 
     def leaves(self, revision: Revision, block: int) -> bytes | None:
         """The concatenated leaf hashes of one block of a stored revision; None when they are not known.
@@ -335,6 +338,19 @@ def _conflicts(column: str, key: str) -> tuple[str, list[str]]:
     above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
     marks = ",".join("?" * len(above))
     return f"{column} IN ({marks}) OR ({column}>=? AND {column}<?)", [*above, f"{key}/", f"{key}0"]
+
+
+def _record_now(row: tuple[Any, ...]) -> ArtifactRecord:
+    """A row, with the renames that it may not have followed yet, as a record with the key that it has now.
+
+    Both come from one statement: between two others may let it follow.
+    """
+    record = _record(row[:-1])
+    if row[-1] != "[]" and record.key is not None and record.visibility != TRASH:
+        for old, new in json.loads(row[-1]):
+            if record.key.startswith(f"{old}/"):
+                record.key = new + record.key[len(old) :]
+    return record
 
 
 def _record(row: tuple[Any, ...]) -> ArtifactRecord:

@@ -260,5 +260,5 @@ def test_whether_a_real_key_is_wanted_is_asked_of_an_index(make_box: MakeBox) ->
     asked = [statement for statement in statements if "FROM artifact" in statement]
     assert asked
     plan = registry.db.all(f"EXPLAIN QUERY PLAN {asked[-1]}")
-    assert not [row for row in plan if row[3].startswith("SCAN")], plan
+    assert not [row for row in plan if row[3].startswith("SCAN artifact")], plan
     registry.close()

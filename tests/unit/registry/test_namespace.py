@@ -533,6 +533,30 @@ def test_keys_that_are_given_elsewhere_do_not_wait_for_those_below_a_renamed_dir
     assert {record.key for record in registry.artifacts.filter()} == {"a/2", "b/3", "y", "z"}
 
 
+def test_who_asks_by_key_lets_others_write_while_keys_follow(
+    registry: Registry, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may have to let a million follow: the mount is not to stand still meanwhile."""
+    monkeypatch.setattr(artifacts, "FEW", 0)
+    monkeypatch.setattr(artifacts, "STEP", 2)
+    registry.names.create(ROOT_INO, "a", 0o40755, 1, 1)
+    for number in range(5):
+        hands.store(hands.create(f"a/{number}"), b"%d" % number)
+    registry.names.rename(ROOT_INO, "a", ROOT_INO, "b")
+    other, made = Registry(registry.path), []
+
+    def meanwhile(_: float) -> None:
+        made.append(other.names.create(ROOT_INO, f"d{len(made)}", 0o40755, 1, 1))
+        shown = [other.artifacts.by_ino(hands.ino(f"b/{number}")) for number in range(5)]
+        assert [record and record.key for record in shown] == [f"b/{number}" for number in range(5)]
+
+    monkeypatch.setattr(artifacts.time, "sleep", meanwhile)
+    found = registry.artifacts.by_key("b/4")
+    assert found is not None
+    assert len(made) == 2
+    other.close()
+
+
 def test_real_keys_below_a_renamed_directory_follow_at_once(
     registry: Registry, hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
