@@ -10,7 +10,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import trio
 
@@ -21,7 +20,7 @@ from lamfs.cache.guesses import Guesses
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.moving import BlockMover, persist
 from lamfs.cache.readers import Reader
-from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
+from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Dense, Flight, Leaves
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
@@ -49,22 +48,6 @@ FULL_SECONDS = 5.0
 
 LeafHashes = Callable[[Revision, int], bytes | None]
 """The stored leaf hashes of one block of a revision."""
-
-
-@dataclass(slots=True)
-class _Dense:
-    """A file of which all is wanted: ``missing`` blocks when that began, at ``began`` (trio's clock)."""
-
-    began: float
-    missing: int
-    at: int = 0
-    """The block from which on none has been asked for."""
-
-    def is_soon_done(self, file: BlockFile) -> bool:
-        """Whether the rest will be here within DENSE_SOON, at the speed so far."""
-        left = file.state.count(ABSENT)
-        elapsed = trio.current_time() - self.began
-        return left * elapsed < DENSE_SOON * (self.missing - left)
 
 
 class Flights:
@@ -109,7 +92,7 @@ class Flights:
         self.guesses: Guesses | None = None
         """Small files that nobody has asked for yet."""
         self._prefetching = 0
-        self._dense: dict[BlockFile, _Dense] = {}
+        self._dense: dict[BlockFile, Dense] = {}
         """Files of which all is wanted."""
 
     def stop(self) -> None:
@@ -147,7 +130,7 @@ class Flights:
             raise TransferDied("The block cache is not running: the mount is being ended.")
         if not prefetch:
             self._count_miss(file)
-            if file in self._dense and self._dense[file].is_soon_done(file):
+            if file in self._dense and self._dense[file].seconds(file.state) < DENSE_SOON:
                 return self.start(file, block)
         flight = Flight(prefetch, leaf_mask(file.revision.size, block, first, last))
         file.leaves.setdefault(block, Leaves(0)).flights.append(flight)
@@ -165,7 +148,7 @@ class Flights:
         size = file.revision.size
         if count + 1 >= max(DENSE, size // DENSE_BYTES) and self.prefetch_blocks and size <= self._seal_bytes:
             if file not in self._dense:
-                self._dense[file] = _Dense(now, file.state.count(ABSENT))
+                self._dense[file] = Dense(now, file.state.count(ABSENT))
             self.pump()
 
     def failure(self, flight: Flight) -> LamfsError:

@@ -42,7 +42,6 @@ CLOCK_STEP = 1.0
 BATCH = 256
 """Rows read from the journal at a time, and objects deleted in one request at most."""
 
-
 Job = Callable[[list[JournalEntry]], Awaitable[dict[int, LamfsError] | None]]
 """Does rows of the journal; the errors of those that failed while others did not, by id."""
 
