@@ -140,7 +140,7 @@ class Direct:
                 return {**result, "Body": reply}
             if reply.status >= 300:
                 error = refusal(reply.status, reply.headers, reply.read(ERROR_BYTES))
-                raise Elsewhere if _is_elsewhere(reply, error) else error
+                raise Elsewhere if _is_elsewhere(reply, error, self._signer.region) else error
             text = reply.read()
             if operation not in _SAID_IN_XML:
                 return _result(reply, _NEEDED.get(operation, ()))
@@ -154,10 +154,10 @@ class Direct:
         self._wire.close()
 
 
-def _is_elsewhere(reply: Reply, error: Refused) -> bool:
+def _is_elsewhere(reply: Reply, error: Refused, region: str) -> bool:
     return (
         reply.status < 400
-        or "x-amz-bucket-region" in reply.headers
+        or reply.headers.get("x-amz-bucket-region", region) != region
         or error.response["Error"].get("Code") in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
     )
 

@@ -89,7 +89,7 @@ class Signer:
 
     def __init__(self, credentials: Credentials, region: str) -> None:
         self._credentials = credentials
-        self._region = region
+        self.region = region
         self._key: tuple[tuple[str, str], bytes] = ("", ""), b""
         """The last key, and the secret and day that it is for."""
 
@@ -110,7 +110,7 @@ class Signer:
         signed = ";".join(names)
         lines = "".join([f"{name}:{headers[name]}\n" for name in names])
         request = hashlib.sha256(f"{method}\n{path}\n{query}\n{lines}\n{signed}\n{payload}".encode()).hexdigest()
-        scope = f"{day}/{self._region}/s3/aws4_request"
+        scope = f"{day}/{self.region}/s3/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{request}"
         signature = hmac.digest(self._day_key(str(found.secret_key), day), text.encode(), "sha256").hex()
         headers["authorization"] = (
@@ -121,7 +121,7 @@ class Signer:
         of, key = self._key
         if of != (secret, day):
             key = f"AWS4{secret}".encode()
-            for part in (day, self._region, "s3", "aws4_request"):
+            for part in (day, self.region, "s3", "aws4_request"):
                 key = hmac.digest(key, part.encode(), "sha256")
             self._key = (secret, day), key
         return key

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lamfs.errors import InvalidArgument, StorageError, StorageUnavailable
+from lamfs.errors import InvalidArgument, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.storage import ObjectStore, StorageConfig
 from lamfs.storage.s3 import client
 from tests.component.storage.test_wire import Script
@@ -70,6 +70,14 @@ def test_another_region_is_left_to_botocore(store: ObjectStore, proxy: FaultProx
     assert store.get("k") == b"data"
     store.put_bytes("k", b"data")
     assert ways(proxy) == [("GET", True), ("GET", False), ("PUT", False)]
+
+
+@pytest.mark.parametrize(("region", "left"), [("us-east-1", False), ("eu-west-1", True)])
+def test_an_error_may_name_the_region(store: ObjectStore, proxy: FaultProxy, region: str, left: bool) -> None:
+    proxy.add("reply_header", name="x-amz-bucket-region", value=region, count=1)
+    with pytest.raises(ObjectMissing):
+        store.get("none")
+    assert ("GET", False) in ways(proxy) if left else ways(proxy) == [("GET", True)]
 
 
 def test_a_body_that_is_sent_elsewhere_begins_at_its_start(
