@@ -266,7 +266,7 @@ class BlockFile:
         """
         block, mask, entire, flight = waiting.popleft()
         await flight.landed.wait()
-        if flight.error is not None and not (flight.prefetch and isinstance(flight.error, StorageUnavailable)):
+        if flight.error is not None and not (flight.unasked and isinstance(flight.error, StorageUnavailable)):
             raise self._owner.failure(flight)
         more = self._want(block, mask, entire)
         if more is not None:

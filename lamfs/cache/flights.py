@@ -194,7 +194,7 @@ class Flights:
             self.start(file, block, prefetch=True)
             return
         assert self.nursery is not None
-        flights = {number: Flight(prefetch=number == blocks[-1]) for number in blocks}
+        flights = {number: Flight(number == blocks[-1], unasked=True) for number in blocks}
         file.flights.update(flights)
         file.refs += len(flights)
         self.nursery.start_soon(stretches.fly, self, self._mover, file, flights)

@@ -21,11 +21,14 @@ ABSENT, PRESENT, VERIFIED = 0, 1, 2
 class Flight:
     """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same flight."""
 
-    __slots__ = ("error", "landed", "mask", "prefetch")
+    __slots__ = ("error", "landed", "mask", "prefetch", "unasked")
 
-    def __init__(self, prefetch: bool, mask: int = 0) -> None:
+    def __init__(self, prefetch: bool, mask: int = 0, *, unasked: bool = False) -> None:
         self.prefetch = prefetch
+        """It takes the place of a prefetch."""
         self.mask = mask
+        self.unasked = prefetch or unasked
+        """Nobody waited for it when it began."""
         self.landed = trio.Event()
         self.error: LamfsError | None = None
 

@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import signal
+import sys
 
 NAME = "lamfs-mover"
 """As ps(1) and top(1) show it."""
@@ -23,7 +24,11 @@ def become_mover() -> None:
         signal.signal(number, signal.SIG_IGN)
     with open("/proc/self/comm", "w") as comm:
         comm.write(NAME)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
+    # Python has none if it was closed where the daemon was started; the daemon has put its log there.
+    stream = sys.stderr or open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    logging.basicConfig(
+        stream=stream, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True
+    )
     logging.getLogger("lamfs").setLevel(logging.NOTSET)
     # By default each thread keeps memory of its own that it once needed. Not every C library knows this.
     with contextlib.suppress(AttributeError):

@@ -90,7 +90,7 @@ def test_ctrl_c_before_the_mount_is_there_is_no_error(local_instance: MountedIns
         "import sys\n"
         "from unittest import mock\n"
         "from lamfs.cli import main\n"
-        "with mock.patch('lamfs.daemon.checking.StorageCheck.begin', side_effect=KeyboardInterrupt):\n"
+        "with mock.patch('lamfs.daemon.first.FirstMover.begin', side_effect=KeyboardInterrupt):\n"
         "    try:\n"
         "        main(['mount', '--foreground', sys.argv[1]])\n"
         "    except SystemExit as end:\n"

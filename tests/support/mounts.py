@@ -229,7 +229,10 @@ class MountedInstance:
     def record(self) -> mount_records.MountRecord:
         """The mount's record, as the CLI finds it."""
         for file in (self.directory / "mounts").glob("[0-9]*.json"):
-            data = json.loads(file.read_text())
+            try:
+                data = json.loads(file.read_text())
+            except ValueError:  # an earlier one, cut off by a power cut: the CLI sees nothing in it either
+                continue
             if data["mountpoint"] == str(self.path):
                 return mount_records.MountRecord(**data)
         raise AssertionError(f"no record of a mount at {self.path}\n{self.log()}")
