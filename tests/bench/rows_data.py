@@ -52,25 +52,35 @@ def have_large(bench: Bench, system: System) -> Path:
     return path
 
 
-def check(bench: Bench, what: str) -> None:
-    """What was read last is what was written."""
-    assert bench.buffer == bench.source, f"{what}: the bytes are not those that were written"
+def check(bench: Bench, what: str, written: memoryview | None = None) -> None:
+    """What was read last is what was written (None: the large file)."""
+    assert bench.buffer == (written or bench.source), f"{what}: the bytes are not those that were written"
     bench.buffer[:MIB] = bytes(MIB)
+
+
+def never_seen(bench: Bench) -> memoryview:
+    """As many bytes as in the large file, which differ from it and from those of other repetitions in each MiB: who
+    finds out that storage has them already would not send them."""
+    data = memoryview(bytearray(bench.source))
+    for start in range(0, len(data), MIB):
+        data[start : start + 8] = (bench.repetition + 1).to_bytes(8, "big")
+    return data
 
 
 @row("1", "write 1 GiB", writes=True)
 def write_large(bench: Bench, system: System) -> Numbers:
     """Until close returns, until the bytes are in S3."""
     path = system.path / f"written-{bench.repetition}"
+    data = never_seen(bench)
     before = processes.cpu_seconds(system.pids())
     begin = time.perf_counter()
-    write_file(path, bench.source)
+    write_file(path, data)
     numbers = {"to close [s]": time.perf_counter() - begin}
     if system.remote:
         numbers["in S3 [s]"] = system.settle(bench.scale.large) - begin
         numbers["daemon CPU [s]"] = processes.cpu_seconds(system.pids()) - before
     read_file(path, bench.buffer)
-    check(bench, f"{system.name}, written")
+    check(bench, f"{system.name}, written", data)
     path.unlink()
     system.settle()
     return numbers
@@ -185,13 +195,13 @@ def read_random(bench: Bench, system: System) -> Numbers:
 # A process of its own for each: Python's lock would make one program of four.
 WORKER = """
 import sys
-read, write, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+read, write, size, other = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[5].encode()
 data = open(sys.argv[4], "rb").read(size)
 print("ready", flush=True)
 sys.stdin.readline()
 with open(write, "wb", buffering=0) as target, open(read, "rb", buffering=0) as source:
     for at in range(0, size, 1 << 20):
-        target.write(data[at:at + (1 << 20)])
+        target.write(other + data[at + len(other):at + (1 << 20)])
         assert source.read(1 << 20) == data[at:at + (1 << 20)]
 """
 
@@ -211,6 +221,7 @@ def four_processes(bench: Bench, system: System) -> Numbers:
     workers = []
     for number in range(4):
         words = [str(system.path / f"four-{number}"), str(system.path / f"new-{number}"), str(len(data)), str(plain)]
+        words.append(f"{system.name} {bench.repetition} {number}")  # bytes that storage has not seen
         workers.append(
             subprocess.Popen(
                 [sys.executable, "-I", "-c", WORKER, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
