@@ -95,6 +95,7 @@ def test_targets(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_is_of_all_reports_and_sorted_by_row(bench: Bench, tmp_path: Path) -> None:
     plain, delayed = tmp_path / "plain.json", tmp_path / "delayed.json"
     bench.results["API", "save, one [ms]"] = {"lamfs": [1.0], "lamindb": [4.0]}
+    bench.results["1", "memory [MiB]"] = {"lamfs": [40.0], "juicefs": [80.0]}
     plain.write_text(report.as_json(bench, VERSIONS, ""))
     bench.delay, bench.results = 0.02, {("5", "100 cold, round trips a read"): {"lamfs": [1.3], "juicefs": [1.3]}}
     delayed.write_text(report.as_json(bench, VERSIONS, ""))
@@ -103,6 +104,7 @@ def test_the_table_is_of_all_reports_and_sorted_by_row(bench: Bench, tmp_path: P
         "|---|---|---|---|---|---|---|---|",
         "| 1 | to close [s] | 2.00 | 4.00 | 13.0 | 0.500 | 0.50 | ≤ 0.6: yes |",
         "| 5 | 100 cold, round trips a read, 20 ms delay | 1.30 | 1.30 |  |  | 1.00 | ≤ 1.2: **no** (1.30) |",
+        "| 12 | memory after row 1 [MiB] | 40.0 | 80.0 |  |  | 0.50 | ≤ 1: yes |",
         "",
         "| row |  | lamfs | LaminDB | lamfs : best other | target |",
         "|---|---|---|---|---|---|",
