@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lamfs.errors import LamfsError
 from lamfs.hashing import hash_file
-from lamfs.model import ContentHash, JournalEntry
+from lamfs.model import ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Provenance, Registry
 from lamfs.transfer.client import Mover
 
@@ -25,12 +25,13 @@ FILES = 16
 
 @dataclass(slots=True)
 class _Small:
-    """One file of a batch: its row, its spool file, its content, and the object it becomes."""
+    """One file of a batch: its row, its spool file, its content, the object it becomes, and one that has its bytes."""
 
     entry: JournalEntry
     path: str
     content: ContentHash
     target: str
+    twin: Revision | None
 
 
 class Batches:
@@ -66,7 +67,7 @@ class Batches:
         self._busy |= targets
         try:
             await self._durable()
-            stored = await self._mover.put_many([(file.path, file.target) for file in files])
+            stored = await self._mover.put_many([(file.path, file.target, file.twin) for file in files])
             with self._registry.db.transaction():
                 for file, found in zip(files, stored, strict=True):
                     entry = file.entry
@@ -97,7 +98,7 @@ class Batches:
         return files
 
     def _look_at(self, entry: JournalEntry) -> _Small | None:
-        """The file of a row, if it is small, new, and its bytes are nowhere in storage yet."""
+        """The file of a row, if it is small and new."""
         registry = self._registry
         assert entry.ino is not None
         if "base" in entry.payload or not entry.payload.get("key_is_virtual", True):
@@ -109,9 +110,8 @@ class Batches:
             content = hash_file(path)
         except (OSError, EOFError):
             return None
-        if registry.artifacts.same_content(content, 1):
-            return None  # copied in storage
         target = registry.commits.put_target(entry)
         if target in self._busy or entry.object_key not in (None, target):
             return None
-        return _Small(entry, path, content, target)
+        twins = registry.artifacts.same_content(content, 1)
+        return _Small(entry, path, content, target, twins[0].revision if twins else None)

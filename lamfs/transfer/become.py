@@ -25,7 +25,7 @@ def become_mover() -> None:
     with open("/proc/self/comm", "w") as comm:
         comm.write(NAME)
     # Python has none if it was closed where the daemon was started; the daemon has put its log there.
-    stream = sys.stderr or open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    stream = sys.stderr or open(2, "w", buffering=1, closefd=False)
     logging.basicConfig(
         stream=stream, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True
     )

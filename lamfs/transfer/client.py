@@ -19,7 +19,7 @@ from typing import Any
 import trio
 
 from lamfs.errors import LamfsError, StorageError, TransferDied
-from lamfs.model import ContentHash
+from lamfs.model import ContentHash, Revision
 from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
@@ -292,8 +292,7 @@ class Mover(PartJobs):
     ) -> ContentHash:
         """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno.
 
-        ``bulk``: it takes long, and other files' jobs shall not wait for it. The rest: see
-        hashing.hash_fd.
+        ``bulk``: it takes long, and other files' jobs shall not wait for it. The rest: hashing.hash_fd.
         """
         message: Message = {"path": path, "size": size, "bulk": bulk, "ends": ends}
         if head is not None:
@@ -308,9 +307,10 @@ class Mover(PartJobs):
         message = {"path": path, "key": key, "consume": consume}
         return jobs.unpack_stat(await self._call("put", message, paths=("path",), progress=progress))
 
-    async def put_many(self, files: Sequence[tuple[str, str]]) -> list[ObjectStat | LamfsError]:
-        """Store small files, given as path and key, one after the other: of each its object, or why it failed."""
-        reply = await self._call("put_many", {"files": [list(file) for file in files]})
+    async def put_many(self, files: Sequence[tuple[str, str, Revision | None]]) -> list[ObjectStat | LamfsError]:
+        """Store small files, given as path, key and what may be copied, one by one: of each its object or error."""
+        packed = [[path, key, twin and [twin.object_key, twin.etag]] for path, key, twin in files]
+        reply = await self._call("put_many", {"files": packed})
         return [jobs.unpack_error(each) if isinstance(each, dict) else jobs.unpack_stat(each) for each in reply]
 
     async def push_file(self, key: str, path: str) -> ObjectStat:

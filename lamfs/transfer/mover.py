@@ -26,9 +26,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lamfs import copying, hashing
-from lamfs.errors import InvalidArgument, LamfsError, StorageError, StorageUnavailable
+from lamfs.errors import InvalidArgument, LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.storage import open_store
-from lamfs.storage.base import in_parts
+from lamfs.storage.base import ObjectStat, in_parts
 from lamfs.transfer import fetching, jobs
 from lamfs.transfer.become import become_mover, give_memory_back
 from lamfs.transfer.buffers import Buffers
@@ -240,17 +240,25 @@ def _put(server: Server, job: _Job) -> Any:
 def _put_many(server: Server, job: _Job) -> Any:
     outcomes: list[Any] = []
     error: LamfsError | None = None
-    for path, key in job.message["files"]:
+    for path, key, twin in job.message["files"]:
         if job.cancelled:
             raise _Cancelled
         if not isinstance(error, StorageUnavailable):  # then the others would have to wait for nothing, too
             try:
-                outcomes.append(jobs.pack_stat(server.store.put_file(key, path)))
+                outcomes.append(jobs.pack_stat(_put_small(server, path, key, twin)))
                 continue
             except (LamfsError, OSError, EOFError) as problem:
                 error = jobs.translate(problem, f"storing {path} as '{key}'")
         outcomes.append(jobs.pack_error(error))
     return outcomes
+
+
+def _put_small(server: Server, path: str, key: str, twin: list[str] | None) -> ObjectStat:
+    """Store a file, or copy within storage the object that has its bytes, if that is there."""
+    if twin is not None:
+        with contextlib.suppress(ObjectMissing, ObjectChanged):
+            return server.store.copy(twin[0], key, etag=twin[1])
+    return server.store.put_file(key, path)
 
 
 def _put_bytes(server: Server, job: _Job) -> Any:

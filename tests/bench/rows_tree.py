@@ -39,9 +39,10 @@ def small_name(number: int) -> str:
 
 
 def small_data(bench: Bench, number: int) -> memoryview:
-    """Contents that differ."""
+    """Contents that differ, from those of other repetitions too."""
     size = bench.scale.small
-    return bench.source[number * size : (number + 1) * size]
+    start = (bench.repetition * bench.scale.small_files + number) * size
+    return bench.source[start : start + size]
 
 
 def create_small(bench: Bench, folder: Path) -> None:

@@ -226,10 +226,14 @@ class DirectMover:
         found: ObjectStat = await self._job("put", key, work)
         return found
 
-    async def put_many(self, files: Sequence[tuple[str, str]]) -> list[ObjectStat | LamfsError]:
+    async def put_many(self, files: Sequence[tuple[str, str, Revision | None]]) -> list[ObjectStat | LamfsError]:
         found: list[ObjectStat | LamfsError] = []
-        for path, key in files:
+        for path, key, twin in files:
             try:
+                if twin is not None:
+                    with contextlib.suppress(ObjectMissing, ObjectChanged):
+                        found.append(await self.copy(twin.object_key, key, etag=twin.etag))
+                        continue
                 found.append(await self.put(path, key))
             except LamfsError as error:
                 found.append(error)

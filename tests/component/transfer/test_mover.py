@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import signal
@@ -29,7 +30,7 @@ from lamfs.errors import (
     StorageFull,
     TransferDied,
 )
-from lamfs.model import BLOCK_SIZE, instance_id
+from lamfs.model import BLOCK_SIZE, ContentHash, Revision, instance_id
 from lamfs.ops import lock
 from lamfs.storage import open_store
 from lamfs.storage.base import StorageConfig
@@ -506,18 +507,21 @@ async def test_many_small_files_are_fetched_at_once(mover: Mover, config: Storag
 async def test_one_of_many_small_files_that_cannot_be_stored(
     mover: Mover, config: StorageConfig, tmp_path: Path
 ) -> None:
-    """Each file has an answer of its own, in the order in which they were given."""
-    files = []
+    """Each file has an answer of its own, in the order in which they were given. What storage has is copied there."""
+    store = open_store(config)
+    content = ContentHash(1, "", "md5", b"")
+    there = Revision(content, "twin", store.put_bytes("twin", b"its bytes are taken").etag)
+    twins = {2: there, 3: dataclasses.replace(there, etag="another")}
+    files: list[tuple[str, str, Revision | None]] = []
     for number in range(4):
         file = tmp_path / f"f{number}"
         if number != 1:
             file.write_bytes(b"%d" % number)
-        files.append((str(file), f"a/{number}"))
+        files.append((str(file), f"a/{number}", twins.get(number)))
     found = await mover.put_many(files)
     assert [type(each).__name__ for each in found] == ["ObjectStat", "StorageError", "ObjectStat", "ObjectStat"]
     assert isinstance(found[1], StorageError)
     assert found[1].errno == errno.ENOENT
-    store = open_store(config)
-    for number in (0, 2, 3):
-        assert store.get(f"a/{number}") == b"%d" % number
+    for number, data in ((0, b"0"), (2, b"its bytes are taken"), (3, b"3")):
+        assert store.get(f"a/{number}") == data
         assert store.head(f"a/{number}") == found[number]

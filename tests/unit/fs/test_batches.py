@@ -47,7 +47,7 @@ def test_a_batch_is_two_transactions(make_box: MakeBox) -> None:
     live(box, scenario)
 
 
-def test_equal_bytes_and_replaced_files_are_stored_alone(make_box: MakeBox) -> None:
+def test_equal_bytes_are_copied_and_replaced_files_are_stored_alone(make_box: MakeBox) -> None:
     """What is in storage is copied there, and an artifact that is replaced keeps its uid."""
     box = make_box("s3")
 
