@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +48,7 @@ def take(
         if not os.path.samestat(spool, os.lstat(spool_path)) or spool.st_size != revision.size:
             return None
         sparse.make_parents(index, cache_dir, path)
-        with contextlib.suppress(FileNotFoundError):
-            there = os.lstat(full)
-            floor = there.st_mtime_ns
-            if stat.S_ISDIR(there.st_mode):
-                sparse.clear_way(index, cache_dir, path)
+        floor = sparse.make_way(index, cache_dir, path)
         donor = sparse.open_old(index, cache_dir, path) if missing else None
         os.rename(spool_path, full)
     except OSError as error:

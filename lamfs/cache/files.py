@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import secrets
-import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -192,11 +191,7 @@ def _copy_in(
             index.reset(temporary, revision.etag, revision.size, ino=ino, full=True)
             copying.copy_fd(src, dst)
             _check_copy(store, src, dst, revision, progress)
-            with contextlib.suppress(FileNotFoundError):
-                there = os.lstat(full)
-                floor = there.st_mtime_ns
-                if stat.S_ISDIR(there.st_mode):
-                    sparse.clear_way(index, cache_dir, path)
+            floor = sparse.make_way(index, cache_dir, path)
             os.rename(partial, full)
         except OSError as error:
             raise sparse.cache_error(error, full) from error

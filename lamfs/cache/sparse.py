@@ -158,6 +158,18 @@ def clear_way(index: CacheIndex, cache_dir: Path, path: str) -> None:
         index.forget_below(path)
 
 
+def make_way(index: CacheIndex, cache_dir: Path, path: str) -> int:
+    """Before a file is renamed to a path of the cache: remove a folder that is there. The mtime in ns of what is or was
+    there, 0 when nothing was. Raises OSError."""
+    try:
+        there = os.lstat(os.path.join(cache_dir, path))
+    except FileNotFoundError:
+        return 0
+    if stat.S_ISDIR(there.st_mode):
+        clear_way(index, cache_dir, path)
+    return there.st_mtime_ns
+
+
 def make_parents(index: CacheIndex, cache_dir: Path, path: str) -> None:
     """Make the folders above a path, mode 0700; a cache file where a folder must be is removed. Raises OSError."""
     if os.path.isdir(os.path.dirname(os.path.join(cache_dir, path))):

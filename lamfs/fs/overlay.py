@@ -21,7 +21,7 @@ from lamfs.fs.context import Context
 from lamfs.fs.state import FileState, Spool
 from lamfs.hashing import MD5_MAX
 from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
-from lamfs.registry import Ranges, add_range, base_id, is_based_on, lacks_some, lay_under, missing_blocks
+from lamfs.registry import Ranges, add_range, base_id, is_based_on, lacks_some, missing_blocks, unwritten
 
 ABOVE = MD5_MAX
 """Only files of more bytes become overlays: the hash of a smaller one needs all of its bytes at each change."""
@@ -200,7 +200,9 @@ class Overlays:
                     continue  # the file went on without this spool file, or another task was quicker
                 if len(data) != length:
                     raise FsError(errno.EIO, "the stored revision is shorter than it should be")
-                lay_under(spool.write, offset, data[: max(state.inode.size - offset, 0)], spool.ranges.get(block, ()))
+                data = data[: max(state.inode.size - offset, 0)]
+                for place, piece in unwritten(offset, data, spool.ranges.get(block, ())):
+                    spool.write(place, piece)
             written.append((spool, block))
         if not written:
             return
@@ -255,7 +257,8 @@ class Overlays:
                     offset, known = block * BLOCK_SIZE, ranges.get(block, ())
                     if lacks_some(known, size - offset):
                         data = await file.read(offset, min(BLOCK_SIZE, size - offset))
-                        lay_under(lambda where, piece: copying.write_full(fd, piece, where), offset, data, known)
+                        for place, piece in unwritten(offset, data, known):
+                            copying.write_full(fd, piece, place)
                 await _sync(fd)
                 self._c.registry.overlays.add(src, batch)
                 if state is not None and state.spool is not None and state.spool.name == src:

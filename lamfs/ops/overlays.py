@@ -12,7 +12,7 @@ from lamfs import copying, hashing
 from lamfs.errors import DamagedData, ObjectChanged, StorageError
 from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
 from lamfs.ops.instance import Instance
-from lamfs.registry import is_based_on, lay_under, missing_blocks
+from lamfs.registry import is_based_on, lacks_some, missing_blocks, unwritten
 
 
 def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
@@ -38,17 +38,17 @@ def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
         etag = artifact.revision.etag
         ranges = registry.overlays.ranges(entry.src)
         for block in sorted(missing_blocks(registry.overlays.present(entry.src), artifact.size, size)):
-            try:
-                data = _block(instance, artifact.revision, block, etag)
-            except ObjectChanged:
-                # A crash between storing an earlier overlay and saying so leaves the object newer than the base; what
-                # this one lacks is in there all the same, as the block's hash proves.
-                etag = instance.store.head(artifact.revision.object_key).etag
-                data = _block(instance, artifact.revision, block, etag)
-            data = data[: size - block * BLOCK_SIZE]
-            lay_under(
-                lambda at, piece: copying.write_full(fd, piece, at), block * BLOCK_SIZE, data, ranges.get(block, ())
-            )
+            offset, known = block * BLOCK_SIZE, ranges.get(block, ())
+            if lacks_some(known, size - offset):
+                try:
+                    data = _block(instance, artifact.revision, block, etag)
+                except ObjectChanged:
+                    # A crash between storing an earlier overlay and saying so leaves the object newer than the base;
+                    # what this one lacks is in there all the same, as the block's hash proves.
+                    etag = instance.store.head(artifact.revision.object_key).etag
+                    data = _block(instance, artifact.revision, block, etag)
+                for place, piece in unwritten(offset, data[: size - offset], known):
+                    copying.write_full(fd, piece, place)
             os.fdatasync(fd)  # a power cut must not leave zeros where the registry says that bytes are
             registry.overlays.add(entry.src, [block])
     finally:

@@ -20,8 +20,8 @@ from lamfs.registry.overlays import (
     base_id,
     is_based_on,
     lacks_some,
-    lay_under,
     missing_blocks,
+    unwritten,
 )
 from lamfs.registry.people import People, Run, Storage, Transform, User
 from lamfs.registry.tree import Tree
@@ -86,6 +86,6 @@ class Registry:
 __all__ = [
     "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "PartRecord", "Provenance", "Ranges",
     "Registry", "Removed", "Renamed", "Run", "Storage", "Transform", "UploadRecord", "Uploads", "User", "add_range",
-    "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "lay_under", "missing_blocks", "of_another_boot",
-    "process_id", "record_from_payload", "spool_name", "sync_log",
+    "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks", "of_another_boot", "process_id",
+    "record_from_payload", "spool_name", "sync_log", "unwritten",
 ]  # fmt: skip

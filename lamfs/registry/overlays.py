@@ -9,7 +9,7 @@ of its ranges that survive a power cut. The rows go with the put row's ``src`` (
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from blake3 import blake3
 
@@ -60,11 +60,12 @@ def lacks_some(ranges: Ranges, length: int) -> bool:
     return next(_gaps(ranges, min(length, BLOCK_SIZE)), None) is not None
 
 
-def lay_under(write: Callable[[int, memoryview], object], offset: int, data: bytes, ranges: Ranges) -> None:
-    """Write the bytes of a block of the revision, at ``offset`` of the file, around those that were written."""
+def unwritten(offset: int, data: bytes, ranges: Ranges) -> Iterator[tuple[int, memoryview]]:
+    """Of the bytes of a block of the revision, which is at ``offset`` of the file, those that belong between what was
+    written: place in the file, and bytes."""
     view = memoryview(data)
     for start, end in _gaps(ranges, len(view)):
-        write(offset + start, view[start:end])
+        yield offset + start, view[start:end]
 
 
 class Overlays:
