@@ -133,6 +133,18 @@ class PowerBox:
             else:
                 path.write_bytes(b"")
 
+    def survives(self, scenario: Scenario, crash_at: int) -> bool:
+        """Run a scenario, cut at a step, and check. Whether it came to that step."""
+        user = Witness()
+        crashed = self.run(scenario, user, crash_at)
+        done = list(self.box.steps)
+        try:
+            self.check(user)
+        except BaseException as error:
+            error.add_note(f"cut at step {crash_at}: {done}")
+            raise
+        return crashed
+
     def check(self, user: Witness) -> None:
         """As Box.check; the tree may be any that the user has seen since the last acknowledgement."""
         shutil.rmtree(self.box.cache_dir, ignore_errors=True)
@@ -224,15 +236,7 @@ def test_power_cut_at_every_step(
 ) -> None:
     """What was acknowledged for good is there, the rest is of some moment since, and nothing is left over."""
     for crash_at in range(1, 500):
-        power, user = make_power(kind, disk, real_keys=real_keys), Witness()
-        crashed = power.run(scenario, user, crash_at)
-        done = list(power.box.steps)
-        try:
-            power.check(user)
-        except BaseException as error:
-            error.add_note(f"cut at step {crash_at}: {done}")
-            raise
-        if not crashed:
+        if not make_power(kind, disk, real_keys=real_keys).survives(scenario, crash_at):
             return
 
 
@@ -291,14 +295,7 @@ def test_ranges_of_a_large_artifact(disk: str, make_power: Callable[..., PowerBo
     crashed, step = True, 1 if "LAMFS_SOAK" in os.environ else 4
     crash_at = random.Random(disk).randrange(step) + 1
     while crashed:
-        power, user = make_power("s3", disk), Witness()
-        crashed = power.run(changed_in_places, user, crash_at)
-        done = list(power.box.steps)
-        try:
-            power.check(user)
-        except BaseException as error:
-            error.add_note(f"cut at step {crash_at}: {done}")
-            raise
+        crashed = make_power("s3", disk).survives(changed_in_places, crash_at)
         crash_at += step
 
 
