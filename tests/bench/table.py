@@ -7,7 +7,7 @@ import re
 import statistics
 from pathlib import Path
 
-from tests.bench.targets import MET, SYSTEMS, TARGETS, number_of, ratio
+from tests.bench.targets import MET, TARGETS, number_of, ratio
 
 Results = dict[tuple[str, str], dict[str, list[float]]]
 
@@ -63,9 +63,10 @@ def _table(found: dict[tuple[float, str, str], dict[str, list[float]]]) -> list[
     head = ["row", "", *(COLUMNS[name] for name in systems), "lamfs : best other", "target"]
     table = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for (delay, row, metric), values, (against, target) in shown:
-        text = f"{metric}{f', {delay * 1000:.0f} ms delay' if delay else ''}"
+        text = metric
         if metric == MEMORY:
             row, text = "12", f"memory after row {row} [MiB]"
+        text += f", {delay * 1000:.0f} ms delay" if delay else ""
         cells = [short(statistics.median(values[name])) if values.get(name) else "" for name in systems]
         table.append(f"| {row} | {text} | {' | '.join(cells)} | {against} | {target} |")
     return table
@@ -83,7 +84,7 @@ def _wanted(
     """What a line says of the best of the others, and of its targets; None: it is not for the table."""
     delay, row, metric = key
     best = ratio(found[key])
-    against = f"{best[0]:.2f}" if best is not None and any(found[key].get(name) for name in SYSTEMS) else ""
+    against = "" if best is None else f"{best[0]:.2f}"
     same: Results = {(row, other[2]): values for other, values in found.items() if other[:2] == key[:2]}
     said = []
     for target in TARGETS:
