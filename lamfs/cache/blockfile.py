@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from os import pread
 from typing import Protocol
 
+import trio
+
 from lamfs.cache.bits import REGION_BLOCKS, leaf_mask
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
 from lamfs.errors import LamfsError, StorageError, StorageFull, StorageUnavailable
 from lamfs.hashing import hash_block, hash_leaf
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 
+OLD_SECONDS = 0.5
+"""Who came so much later than a flight began does not take its failure for an answer."""
 FILL_WINDOW = 4
 """Blocks that fill() and reads over many blocks bring at a time: most of the mover's readers stay for others."""
 
@@ -246,28 +250,32 @@ class BlockFile:
 
     async def _bring(self, offset: int, end: int, whole: bool) -> None:
         """Bring and verify what bytes ``offset`` to ``end`` touch."""
+        asked = trio.current_time()
         waiting: deque[tuple[int, int, bool, Flight]] = deque()
         for block, mask in self.masks(offset, end):
             if self.state[block] == VERIFIED:
                 continue
             while len(waiting) >= FILL_WINDOW:
-                await self._settle(waiting)
+                await self._settle(waiting, asked)
             entire = whole or mask.bit_count() > FEW_LEAVES
             flight = self._want(block, mask, entire)
             if flight is not None:
                 waiting.append((block, mask, entire, flight))
         while waiting:
-            await self._settle(waiting)
+            await self._settle(waiting, asked)
 
-    async def _settle(self, waiting: deque[tuple[int, int, bool, Flight]]) -> None:
+    async def _settle(self, waiting: deque[tuple[int, int, bool, Flight]], asked: float) -> None:
         """Wait for the oldest flight; when it did not bring all that is wanted of its block, for another one.
 
-        One that nobody waited for when it began may have tried for as long as a read may: this one has not.
+        One that was on its way before this read was ``asked`` for may have tried for as long as a read may: this one
+        has not, and storage may be well again.
         """
         block, mask, entire, flight = waiting.popleft()
         await flight.landed.wait()
-        if flight.error is not None and not (flight.unasked and isinstance(flight.error, StorageUnavailable)):
-            raise self._owner.failure(flight)
+        if flight.error is not None:
+            old = flight.unasked or flight.began < asked - OLD_SECONDS
+            if not (old and isinstance(flight.error, StorageUnavailable)):
+                raise self._owner.failure(flight)
         more = self._want(block, mask, entire)
         if more is not None:
             waiting.append((block, mask, entire, more))

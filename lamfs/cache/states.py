@@ -21,7 +21,7 @@ ABSENT, PRESENT, VERIFIED = 0, 1, 2
 class Flight:
     """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same flight."""
 
-    __slots__ = ("error", "landed", "mask", "prefetch", "unasked")
+    __slots__ = ("began", "error", "landed", "mask", "prefetch", "unasked")
 
     def __init__(self, prefetch: bool, mask: int = 0, *, unasked: bool = False) -> None:
         self.prefetch = prefetch
@@ -29,6 +29,8 @@ class Flight:
         self.mask = mask
         self.unasked = prefetch or unasked
         """Nobody waited for it when it began."""
+        self.began = trio.current_time()
+        """Trio's clock."""
         self.landed = trio.Event()
         self.error: LamfsError | None = None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from lamfs.cache import blockfile
 from lamfs.cache import blocks as blocks_module
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
@@ -181,6 +182,31 @@ async def test_a_failure_reaches_all_who_wait_and_the_next_read_tries_again(rig:
             rig.mover.gate.set()
         assert len({id(error) for error in caught}) == 3
         assert await file.read(0, 10) == data[:10]
+        assert rig.mover.fetches == [("k", 0)] * 2
+        file.close()
+
+
+async def test_who_comes_late_does_not_share_an_old_failure(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was on its way before has tried for as long as it may; by now storage may be well again."""
+    monkeypatch.setattr(blockfile, "OLD_SECONDS", 0.0)
+    data = make_bytes(BLOCK_SIZE)
+    revision = rig.store.put("k", data)
+    rig.mover.gate = trio.Event()
+    rig.mover.failures = [StorageUnavailable("no answer")]
+    async with rig.mount() as cache:
+        file = cache.open(revision)
+
+        async def fails() -> None:
+            with pytest.raises(StorageUnavailable, match="no answer"):
+                await file.read(0, 10)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fails)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(file.read, 0, 10)
+            await trio.testing.wait_all_tasks_blocked()
+            rig.mover.gate.set()
+        assert file.read_now(0, 10) == data[:10]
         assert rig.mover.fetches == [("k", 0)] * 2
         file.close()
 
