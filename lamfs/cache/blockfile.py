@@ -404,6 +404,11 @@ class BlockFile:
         elif leaves.present == full:
             self.state[block] = PRESENT
 
+    def holds_leaves(self, block: int, mask: int) -> bool:
+        """Whether these leaves are in the file, and right."""
+        leaves = self.leaves.get(block)
+        return self.state[block] == VERIFIED or (leaves is not None and not mask & ~leaves.verified)
+
     def lost(self, block: int, state: int = ABSENT) -> None:
         """The block's bytes are not what they should be (``state`` PRESENT: not known to be)."""
         if self.state[block] == VERIFIED:

@@ -27,6 +27,8 @@ LOOK_SECONDS = 0.25
 """Between two looks for signals while somebody waits."""
 LONG_SECONDS = 0.1
 """How long that must have lasted for one of them."""
+STOPPED_SECONDS = 10.0
+"""A call of a thread of which another one was ended within this time is not begun while it is told to stop."""
 SHARE = 10
 """Looking for who holds a file, with very many processes on the machine, takes a tenth of a thread's time at most."""
 
@@ -64,6 +66,15 @@ class Waits:
         self._counted = counters
         self._waiting: set[_Wait] = set()
         self._begun = trio.Event()
+        self._stopped: dict[int, float] = {}
+        """When a call of this thread was last ended: the kernel asks again after an interrupted readahead."""
+
+    def _is_stopped(self, pid: int) -> bool:
+        """Whether a thread of which a call was ended is told to stop now."""
+        since = trio.current_time() - STOPPED_SECONDS
+        for other in [other for other, at in self._stopped.items() if at < since]:
+            del self._stopped[other]
+        return pid in self._stopped and signals.told_to_stop(pid)
 
     async def bounded(
         self, work: Callable[[], Awaitable[T]], seconds: float, caller: Caller, what: Callable[[], str]
@@ -74,8 +85,8 @@ class Waits:
         """
         with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
             wait = _Wait(caller, scope, trio.current_time())
-            if caller.pid and signals.told_to_stop(caller.pid):
-                wait.interrupt()  # the kernel asks again after an interrupted readahead
+            if caller.pid in self._stopped and self._is_stopped(caller.pid):
+                wait.interrupt()
             self._waiting.add(wait)
             self._begun.set()
             try:
@@ -83,6 +94,8 @@ class Waits:
             finally:
                 self._waiting.discard(wait)
         if wait.interrupted:
+            if caller.pid:
+                self._stopped[caller.pid] = trio.current_time()
             raise FsError(errno.EINTR)
         self._counted.timeouts += 1
         raise FsError(errno.EIO, f"'{what()}': storage did not answer in time.")

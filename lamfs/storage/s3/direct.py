@@ -174,7 +174,7 @@ def _result(reply: Reply, needed: Sequence[str] = ()) -> dict[str, Any]:
         result["ContentRange"] = found["content-range"]
     if "content-length" in found:
         result["ContentLength"] = int(found["content-length"])
-    if "last-modified" in found:
+    if "last-modified" in needed:
         try:
             result["LastModified"] = parsedate_to_datetime(found["last-modified"])
         except ValueError as error:

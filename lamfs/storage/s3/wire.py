@@ -8,13 +8,14 @@ the socket to where it is wanted; only its first and last 8 KiB may lie in the l
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, RemoteDisconnected
-from typing import Protocol
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection, RemoteDisconnected
+from typing import Protocol, cast
 
 PIECE = 256 << 10
 """Bytes per send, each of which may take as long as silence is borne, and per read, which is lost when it fails."""
@@ -23,6 +24,9 @@ EXPECT_ABOVE = 1 << 20
 EXPECT_SECONDS = 1.0
 """... or has said nothing for so long. Not over TLS, where nobody can look at an answer without taking it."""
 _INTERIM_BYTES = 4096
+_STATUS = re.compile(r"HTTP/1\.1 ([2-5]\d\d)(?: [^\r\n]*)?")
+_LENGTH = re.compile(r"[0-9]{1,19}")
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
 
 
 class NoAnswer(Exception):
@@ -39,7 +43,7 @@ class Source(Protocol):
 class Reply:
     """A reply whose body was not read yet. One thread uses it, and closes it. ``headers`` have lower-case names."""
 
-    def __init__(self, wire: Wire, line: HTTPConnection, response: HTTPResponse, *, keep: bool) -> None:
+    def __init__(self, wire: Wire, line: HTTPConnection, response: _Response, *, keep: bool) -> None:
         """``keep``: the connection can be used again when the body was read. Raises NoAnswer."""
         self.status = response.status
         self.headers = _checked_headers(response)
@@ -104,6 +108,39 @@ class Reply:
             self._wire.give_back(self._line)
         else:
             self._line.close()
+
+
+class _Response(HTTPResponse):
+    """The library's, which takes most of a small request's time to read a head. A simple one is read here instead."""
+
+    _method: str
+    simple: dict[str, str] | None = None
+    """The headers, with lower-case names, of a reply that is of HTTP/1.1, names each once, and says how long it is."""
+
+    def begin(self) -> None:
+        head, end, _ = self.fp.peek().partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        status = _STATUS.fullmatch(first)
+        fields = [_FIELD.fullmatch(line) for line in lines]
+        found = {field[1].lower(): field[2].rstrip() for field in fields if field is not None}
+        length = _LENGTH.fullmatch(found.get("content-length", ""))
+        if (
+            status is None
+            or not end
+            or len(found) < len(lines)
+            or length is None
+            or "transfer-encoding" in found
+            or status[1] in ("204", "304")
+        ):
+            super().begin()
+            return
+        self.fp.read(len(head) + len(end))
+        self.version, self.status, self.code = 11, int(status[1]), int(status[1])
+        self.headers = self.msg = HTTPMessage()
+        self.chunked = False
+        self.length = 0 if self._method == "HEAD" else int(length[0])
+        self.will_close = "close" in found.get("connection", "").lower()
+        self.simple = found
 
 
 class Wire:
@@ -191,6 +228,7 @@ class Wire:
             line = HTTPConnection(self._host, self._port, timeout=self._connect_timeout)
         else:
             line = HTTPSConnection(self._host, self._port, timeout=self._connect_timeout, context=self._context)
+        line.response_class = _Response
         try:
             line.connect()  # sets TCP_NODELAY
             line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -257,9 +295,9 @@ def _refuses(line: HTTPConnection) -> bool:
     return False
 
 
-def _response(line: HTTPConnection) -> HTTPResponse:
+def _response(line: HTTPConnection) -> _Response:
     try:
-        return line.getresponse()
+        return cast(_Response, line.getresponse())
     except RemoteDisconnected as error:
         raise NoAnswer("it hung up without an answer") from error
     except HTTPException as error:
@@ -268,9 +306,11 @@ def _response(line: HTTPConnection) -> HTTPResponse:
         raise NoAnswer(_cause(error)) from error
 
 
-def _checked_headers(response: HTTPResponse) -> dict[str, str]:
+def _checked_headers(response: _Response) -> dict[str, str]:
     """The headers, with lower-case names. Raises NoAnswer when they do not say for certain how long the body is:
     http.client takes it then for one that ends with the connection, and a head that breaks off for a whole one."""
+    if response.simple is not None:
+        return response.simple
     headers: dict[str, str] = {}
     for name, value in response.getheaders():
         low = name.lower()

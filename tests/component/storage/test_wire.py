@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.client import InvalidURL
+from http.client import HTTPException, HTTPResponse, InvalidURL
 
 import pytest
 from botocore.credentials import Credentials
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lamfs.storage.s3 import sign, wire
 from lamfs.storage.s3.wire import NoAnswer, Wire
@@ -284,3 +287,61 @@ def test_a_signature_is_that_of_the_documentation(monkeypatch: pytest.MonkeyPatc
         " SignedHeaders=host;range;x-amz-content-sha256;x-amz-date,"
         " Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
     )
+
+
+class _Said:
+    """What a reply is read from, in place of a socket."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(io.BytesIO(self._data))
+
+
+def _understood(kind: type[HTTPResponse], data: bytes) -> tuple[object, ...]:
+    response = kind(_Said(data), method="GET")  # type: ignore[arg-type]
+    try:
+        response.begin()
+        headers = wire._checked_headers(response)  # type: ignore[arg-type]
+    except (HTTPException, NoAnswer) as error:
+        return (type(error),)
+    kept = {name: value for name, value in headers.items() if name != "twice"}
+    return response.version, response.status, response.length, response.chunked, response.will_close, kept
+
+
+_FIELDS = [
+    "Content-Length: 5", "content-length:5", "Content-Length: 05", "Content-Length: 5, 5", "Content-Length: +5",
+    "Content-Length: \u00b2", "Content-Length:", f"Content-Length: {'9' * 5000}", "Content-Length : 5",
+    "Transfer-Encoding: chunked", "Transfer-Encoding: gzip", "Connection: close", "Connection: Keep-Alive, CLOSE",
+    "Twice: a", "Twice: b", "ETag:  \"x\" \t", "Server: \u00e4\u00a0", "Odd: a\rb", "Folded: a\r\n b", " first",
+    "no colon", ": no name", "Empty:", "A b: c", "Nul: \0",
+]  # fmt: skip
+_LINES = [
+    "HTTP/1.1 200 OK",
+    "HTTP/1.1 206",
+    "HTTP/1.1 204 No",
+    "HTTP/1.0 200 OK",
+    "HTTP/1.1 2000 OK",
+    "HTTP/1.1  200 OK",
+]
+
+
+@given(st.sampled_from(_LINES), st.lists(st.sampled_from(_FIELDS), max_size=4), st.integers(0, 3))
+def test_a_head_means_what_the_library_reads_in_it(first: str, fields: list[str], cut: int) -> None:
+    """Simple heads are read without it."""
+    text = "".join(f"{line}\r\n" for line in [first, "Content-Length: 5", *fields][: 4 - cut]) + "\r\n12345"
+    data = text.encode("latin-1")
+    ours, theirs = _understood(wire._Response, data), _understood(_Library, data)
+    assert ours == theirs
+
+
+def test_most_heads_are_simple() -> None:
+    response = wire._Response(_Said(OK), method="GET")  # type: ignore[arg-type]
+    response.begin()
+    assert response.simple == {"content-length": "2"}
+    assert response.read() == b"ok"
+
+
+class _Library(HTTPResponse):
+    simple = None

@@ -43,6 +43,7 @@ def disk_bytes(path: Path) -> int:
 
 
 async def evict(cache: BlockCache, limit: int) -> None:
+    await trio.testing.wait_all_tasks_blocked()
     cache._flush()
     await cache._evictor.down_to(limit)
 

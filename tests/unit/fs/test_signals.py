@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from lamfs.errors import FsError
 from lamfs.fs import signals
 from lamfs.fs.stats import Counters
 from lamfs.fs.waits import LONG_SECONDS, Caller, Waits
@@ -102,4 +104,26 @@ async def test_nothing_is_looked_up_for_waits_that_are_short(monkeypatch: pytest
             longest = max(longest, trio.current_time() - began)
         assert not looks or longest >= LONG_SECONDS  # the machine is busy
         await waiting.bounded(lambda: until(lambda: bool(looks)), 10.0, Caller(), str)
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_is_told_to_stop_begins_no_other_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel asks for the rest of an interrupted readahead: none of it is waited for. Others pay nothing for it."""
+    told = {7}
+    asked: list[int] = []
+    monkeypatch.setattr(signals, "all_told_to_stop", lambda: list(told))
+    monkeypatch.setattr(signals, "process_of", lambda pid: pid)
+    monkeypatch.setattr(signals, "told_to_stop", lambda pid: asked.append(pid) or pid in told)
+    waiting = Waits(Counters())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(waiting.run, "/nowhere")
+        for _ in range(3):
+            with pytest.raises(FsError) as info:
+                await waiting.bounded(trio.sleep_forever, 10.0, Caller(7), str)
+            assert info.value.errno == errno.EINTR
+        assert asked == [7, 7], "the first is found by the look at all"
+        await waiting.bounded(trio.lowlevel.checkpoint, 10.0, Caller(8), str)
+        told.clear()
+        await waiting.bounded(trio.lowlevel.checkpoint, 10.0, Caller(7), str)
+        assert asked == [7, 7, 7]
         nursery.cancel_scope.cancel()
