@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,8 +105,8 @@ def read_cold(bench: Bench, system: System) -> Numbers:
     return numbers
 
 
-def read_boto3(bench: Bench, system: System) -> float:
-    """What ranged GETs of 8 MiB by eight threads of plain boto3 take for as many bytes from the same server."""
+def plain_boto3(bench: Bench, system: System) -> Callable[[int, int], bytes]:
+    """How plain boto3 gets the bytes from the first to the last one of the large file, from the same server."""
     import boto3
     from botocore.config import Config
 
@@ -124,10 +125,19 @@ def read_boto3(bench: Bench, system: System) -> float:
         client.upload_fileobj(io.BytesIO(bench.source), "bench-boto3", LARGE)
         system.prepared.add("boto3")
 
+    def get(first: int, last: int) -> bytes:
+        return client.get_object(Bucket="bench-boto3", Key=LARGE, Range=f"bytes={first}-{last}")["Body"].read()
+
+    return get
+
+
+def read_boto3(bench: Bench, system: System) -> float:
+    """What ranged GETs of 8 MiB by eight threads of plain boto3 take for as many bytes."""
+    get_range = plain_boto3(bench, system)
+
     def get(at: int) -> None:
         last = min(at + 8 * MIB, bench.scale.large) - 1
-        body = client.get_object(Bucket="bench-boto3", Key=LARGE, Range=f"bytes={at}-{last}")["Body"]
-        bench.buffer[at : last + 1] = body.read()
+        bench.buffer[at : last + 1] = get_range(at, last)
 
     with ThreadPoolExecutor(8) as pool:
         begin = time.perf_counter()
@@ -189,6 +199,16 @@ def read_random(bench: Bench, system: System) -> Numbers:
             numbers[f"{count} {state}, total [s]"] = sum(times)
             numbers[f"{count} {state}, p50 [ms]"] = times[len(times) // 2] * 1000
             numbers[f"{count} {state}, p99 [ms]"] = times[int(len(times) * 0.99)] * 1000
+    if system.name == "lamfs":
+        get = plain_boto3(bench, system)
+        get(0, 4095)
+        begin = time.perf_counter()
+        for place in places[:100]:
+            assert get(place, place + 4095) == bench.source[place : place + 4096]
+        took = time.perf_counter() - begin
+        numbers["boto3: a ranged GET of 4 KiB [ms]"] = took / len(places[:100]) * 1000
+        if bench.delay:
+            numbers["boto3: round trips a read"] = took / len(places[:100]) / bench.delay
     return numbers
 
 
