@@ -14,7 +14,7 @@ MANY = 16
 """Closed files, one soon after the other, from which on it is a program that makes many."""
 QUIET = 0.1
 """Seconds without a closed or an opened file after which it has come to its end, or does something else."""
-WAIT = 5.0
+WAIT = 10.0
 """Longest time in seconds that uploads wait for it. Then everything that is ready is stored, before they wait again."""
 
 
