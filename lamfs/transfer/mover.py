@@ -26,13 +26,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lamfs import copying, hashing
-from lamfs.errors import InvalidArgument, LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.errors import InvalidArgument, LamfsError, StorageError
 from lamfs.storage import open_store
-from lamfs.storage.base import ObjectStat, in_parts
+from lamfs.storage.base import in_parts
 from lamfs.transfer import fetching, jobs
 from lamfs.transfer.become import become_mover, give_memory_back
 from lamfs.transfer.buffers import Buffers
 from lamfs.transfer.jobs import Message
+from lamfs.transfer.storing import SmallFiles
 
 if TYPE_CHECKING:
     from lamfs.storage.base import MultipartStore, ObjectStore
@@ -84,10 +85,14 @@ class _Job:
             with self._lock:
                 self.moved += told
 
-    def hashed(self, count: int) -> None:
-        """Progress of hashing, which can be broken off between blocks."""
+    def stop_if_cancelled(self) -> None:
+        """Between two things that a job does."""
         if self.cancelled:
             raise _Cancelled
+
+    def hashed(self, count: int) -> None:
+        """Progress of hashing, which can be broken off between blocks."""
+        self.stop_if_cancelled()
         if self.message.get("progress"):
             self._moved(count)
 
@@ -107,6 +112,7 @@ class Server:
         self._store = store
         self._store_error: LamfsError | None = None
         self.buffers = Buffers()
+        self.small = SmallFiles()
         self._used = False
         """Whether there was a job since memory was given back."""
 
@@ -238,27 +244,7 @@ def _put(server: Server, job: _Job) -> Any:
 
 
 def _put_many(server: Server, job: _Job) -> Any:
-    outcomes: list[Any] = []
-    error: LamfsError | None = None
-    for path, key, twin in job.message["files"]:
-        if job.cancelled:
-            raise _Cancelled
-        if not isinstance(error, StorageUnavailable):  # then the others would have to wait for nothing, too
-            try:
-                outcomes.append(jobs.pack_stat(_put_small(server, path, key, twin)))
-                continue
-            except (LamfsError, OSError, EOFError) as problem:
-                error = jobs.translate(problem, f"storing {path} as '{key}'")
-        outcomes.append(jobs.pack_error(error))
-    return outcomes
-
-
-def _put_small(server: Server, path: str, key: str, twin: list[str] | None) -> ObjectStat:
-    """Store a file, or copy within storage the object that has its bytes, if that is there."""
-    if twin is not None:
-        with contextlib.suppress(ObjectMissing, ObjectChanged):
-            return server.store.copy(twin[0], key, etag=twin[1])
-    return server.store.put_file(key, path)
+    return server.small.put_many(server.store, job.message["files"], job.stop_if_cancelled)
 
 
 def _put_bytes(server: Server, job: _Job) -> Any:

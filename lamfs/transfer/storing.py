@@ -1,0 +1,67 @@
+"""Storing small files in the moving process: the more at a time, the further storage is. Any thread.
+
+A message is that of a job, as lamfs.transfer.client sends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageUnavailable
+from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.transfer import jobs
+
+DISTANT = 0.01
+"""Seconds. Storage that has never taken a small file sooner than that is waited for, not worked for: ..."""
+THREADS = 32
+"""... so many files at a time are on their way to it. To a near one each job sends one after the other."""
+
+File = tuple[str, str, list[str] | None]
+"""Path, key, and key and ETag of an object that has the same bytes."""
+
+
+class SmallFiles:
+    """Knows how far storage is."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(THREADS, "small")
+        self._quickest = math.inf
+
+    def put_many(self, store: ObjectStore, files: list[File], stop: Callable[[], None]) -> list[Any]:
+        """Store files; of each its packed object or error. ``stop`` raises when nobody waits any more."""
+        failed: StorageUnavailable | None = None
+
+        def put(file: File) -> Any:
+            nonlocal failed
+            stop()
+            path, key, twin = file
+            try:
+                if failed is not None:  # the others would have to wait for nothing, too
+                    raise jobs.again(failed)
+                return jobs.pack_stat(self._put(store, path, key, twin))
+            except (LamfsError, OSError, EOFError) as problem:
+                error = jobs.translate(problem, f"storing {path} as '{key}'")
+                if isinstance(error, StorageUnavailable):
+                    failed = error
+                return jobs.pack_error(error)
+
+        outcomes = [put(file) for file in files[:1]]
+        rest = files[1:]
+        return outcomes + list(self._threads.map(put, rest) if self._quickest >= DISTANT else map(put, rest))
+
+    def _put(self, store: ObjectStore, path: str, key: str, twin: list[str] | None) -> ObjectStat:
+        """Store a file, or copy within storage the object that has its bytes, if that is there."""
+        began = time.monotonic()
+        found: ObjectStat | None = None
+        if twin is not None:
+            with contextlib.suppress(ObjectMissing, ObjectChanged):
+                found = store.copy(twin[0], key, etag=twin[1])
+        if found is None:
+            found = store.put_file(key, path)
+        self._quickest = min(self._quickest, time.monotonic() - began)
+        return found
