@@ -214,3 +214,11 @@ def _part_pattern(part: str) -> str:
             found += re.escape(char)
         at += 1
     return found
+
+
+def conflict_name(name: str, what: str) -> str:
+    """``a (conflict <what>).csv`` for ``a.csv``: the suffix stays, and no more than 255 bytes (NAME_MAX) are used."""
+    suffix = suffix_of(name)
+    mark = f" (conflict {what}){suffix}"
+    stem = name.removesuffix(suffix).encode()[: 255 - len(mark.encode())]
+    return stem.decode(errors="ignore") + mark

@@ -217,7 +217,10 @@ class Names:
             owed = self._c.registry.journal.put_of(inode.ino)
             if owed is not None and owed.state == "open" and owed.owner == self._c.registry.journal.owner:
                 # What was written until now goes to the trash.
-                self._c.registry.journal.ready_put(inode.ino)
+                with self._c.registry.db.transaction():
+                    self._c.registry.journal.ready_put(inode.ino)
+                    state.count_blocks()
+                    self._c.registry.tree.rewritten(state.inode)
             state.private = True
             state.dirty = False
             state.frozen = state.frozen or (owed is not None and state.spool is not None)

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from lamfs.errors import AlreadyExists, NotFound
-from lamfs.keys import key_with_suffix, object_key_for, suffix_of
+from lamfs.keys import conflict_name, key_with_suffix, object_key_for, suffix_of
 from lamfs.model import (
     AUTO_INO,
     AUTO_KEY_PREFIX,
@@ -141,8 +141,8 @@ class Commits:
             entry = self._journal.put_of(ino)
             if row is not None and (entry is None or entry.id != row):
                 found = self._journal.get(row)
-                if found is None and self._artifacts.with_object(object_key) is None:
-                    self._journal.add_delete(object_key)
+                if found is None:
+                    self._drop_object(object_key)
                 return Committed(None, current=entry is None and found is None)
             artifact = self._artifacts.by_ino(ino)
             inode = self._tree.get(ino)
@@ -150,8 +150,7 @@ class Commits:
                 if entry is not None:
                     # Written through a handle after somebody deleted the file for good.
                     self._journal.done(entry.id)
-                if self._artifacts.with_object(object_key) is None:
-                    self._journal.add_delete(object_key)
+                self._drop_object(object_key)
                 return Committed(None, current=True)
             revision = Revision(content, object_key, etag)
             before, made = artifact.size if artifact is not None else 0, False
@@ -159,8 +158,7 @@ class Commits:
             if artifact is None and entry.state == "scratch" and taken is None:
                 # It got a scratch name while it was on its way: it stays in the spool.
                 self._journal.set_target(entry.id, None)
-                if self._artifacts.with_object(object_key) is None:
-                    self._journal.add_delete(object_key)
+                self._drop_object(object_key)
                 return Committed(None, current=False)
             if artifact is None:
                 assert entry.uid is not None
@@ -202,6 +200,10 @@ class Commits:
             self._changes.content(ino)
             return Committed(artifact if made else self._artifacts.by_ino(ino), current, entry.src if current else None)
 
+    def _drop_object(self, object_key: str) -> None:
+        if self._artifacts.with_object(object_key) is None:
+            self._journal.add_delete(object_key)
+
     def put_unneeded(self, ino: int, gen: int) -> Committed:
         """Generation ``gen`` of an inode has the content its artifact has already: only the journal row goes."""
         with self._db.transaction():
@@ -209,9 +211,12 @@ class Commits:
             if entry is None:
                 return Committed(None, current=True)
             current = entry.gen == gen and entry.state in ("ready", "scratch")
+            artifact = self._artifacts.by_ino(ino)
             if current:
                 self._journal.done(entry.id)
-            return Committed(self._artifacts.by_ino(ino), current, entry.src if current else None)
+                if artifact is not None:
+                    self._tree.update(ino, size=artifact.size)
+            return Committed(artifact, current, entry.src if current else None)
 
     def conflict(
         self, entry_id: int, content: ContentHash, object_key: str, etag: str, origin: Provenance
@@ -362,8 +367,8 @@ class Commits:
         """
         with self._db.transaction():
             self._journal.done(entry_id)
-            if delete and self._artifacts.with_object(object_key) is None:
-                self._journal.add_delete(object_key)
+            if delete:
+                self._drop_object(object_key)
 
     # -- moves --------------------------------------------------------------------------------------------------
 
@@ -421,14 +426,6 @@ class Commits:
             if now.ino is not None:
                 self._changes.record(now.ino)
             return True
-
-
-def conflict_name(name: str, what: str) -> str:
-    """``a (conflict <what>).csv`` for ``a.csv``: the suffix stays, and no more than 255 bytes (NAME_MAX) are used."""
-    suffix = suffix_of(name)
-    mark = f" (conflict {what}){suffix}"
-    stem = name.removesuffix(suffix).encode()[: 255 - len(mark.encode())]
-    return stem.decode(errors="ignore") + mark
 
 
 def save_payload(record: ArtifactRecord) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamfs.errors import ObjectChanged
-from lamfs.registry.commits import conflict_name
+from lamfs.keys import conflict_name
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 

@@ -252,6 +252,55 @@ def test_what_was_written_before_unlink_goes_to_the_trash(box: Box) -> None:
     run(box, scenario)
 
 
+def test_the_trash_has_the_size_that_a_file_had_last(box: Box) -> None:
+    """Also when that is what was stored last, and nothing is to be stored."""
+
+    async def scenario(user: User) -> None:
+        registry = user.fs.context.registry
+        await user.write_file("a", b"")
+        await user.sync()
+        uid, ino = user.uid("a"), user.find("a")
+        user.mover.failing = lambda op, key: StorageUnavailable("away")
+        await user.write_file("a", b"x")
+        opened = await user.open("a", os.O_RDONLY | os.O_TRUNC)
+        noted = registry.tree.get(ino)
+        assert noted is not None
+        assert noted.size == 1
+        await user.unlink("a")
+        noted = registry.tree.get(ino)
+        assert noted is not None
+        assert noted.size == 0, "acknowledged with the name"
+        await user.close(opened)
+        user.mover.failing = lambda op, key: None
+        await user.sync()
+        trashed = registry.artifacts.by_uid(uid)
+        assert trashed is not None
+        assert (trashed.size, trashed.visibility) == (0, -1)
+
+    run(box, scenario)
+
+
+def test_bytes_that_are_stored_already_have_their_size(box: Box) -> None:
+    """Whoever noted another one before."""
+
+    async def scenario(user: User) -> None:
+        registry = user.fs.context.registry
+        await user.write_file("a", b"old")
+        await user.sync()
+        user.mover.failing = lambda op, key: StorageUnavailable("away")
+        await user.write_file("a", b"longer")
+        await user.write_file("a", b"old")
+        ino = user.find("a")
+        registry.tree.update(ino, size=6)
+        user.mover.failing = lambda op, key: None
+        await user.sync()
+        noted = registry.tree.get(ino)
+        assert noted is not None
+        assert noted.size == 3
+
+    run(box, scenario)
+
+
 def test_the_bytes_of_the_trash_survive_who_had_them_open(box: Box) -> None:
     """Opened in the moment between the rename into a local storage and the commit, removed, closed."""
 
