@@ -70,11 +70,14 @@ class Waits:
         """When a call of this thread was last ended: the kernel asks again after an interrupted readahead."""
 
     def _is_stopped(self, pid: int) -> bool:
-        """Whether a thread of which a call was ended is told to stop now."""
-        since = trio.current_time() - STOPPED_SECONDS
-        for other in [other for other, at in self._stopped.items() if at < since]:
-            del self._stopped[other]
-        return pid in self._stopped and signals.told_to_stop(pid)
+        """Whether a thread of which a call was ended is told to stop still."""
+        at = self._stopped.get(pid)
+        return at is not None and trio.current_time() - at < STOPPED_SECONDS and signals.told_to_stop(pid)
+
+    def _was_stopped(self, pid: int) -> None:
+        now = trio.current_time()
+        self._stopped = {other: at for other, at in self._stopped.items() if now - at < STOPPED_SECONDS}
+        self._stopped[pid] = now
 
     async def bounded(
         self, work: Callable[[], Awaitable[T]], seconds: float, caller: Caller, what: Callable[[], str]
@@ -85,7 +88,7 @@ class Waits:
         """
         with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
             wait = _Wait(caller, scope, trio.current_time())
-            if caller.pid in self._stopped and self._is_stopped(caller.pid):
+            if self._is_stopped(caller.pid):
                 wait.interrupt()
             self._waiting.add(wait)
             self._begun.set()
@@ -95,7 +98,7 @@ class Waits:
                 self._waiting.discard(wait)
         if wait.interrupted:
             if caller.pid:
-                self._stopped[caller.pid] = trio.current_time()
+                self._was_stopped(caller.pid)
             raise FsError(errno.EINTR)
         self._counted.timeouts += 1
         raise FsError(errno.EIO, f"'{what()}': storage did not answer in time.")

@@ -201,6 +201,7 @@ class Commits:
             return Committed(artifact if made else self._artifacts.by_ino(ino), current, entry.src if current else None)
 
     def _drop_object(self, object_key: str) -> None:
+        """Owe the deletion of an object, unless it is an artifact's."""
         if self._artifacts.with_object(object_key) is None:
             self._journal.add_delete(object_key)
 

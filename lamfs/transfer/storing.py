@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageUnavailable
@@ -51,8 +51,11 @@ class SmallFiles:
                 return jobs.pack_error(error)
 
         outcomes = [put(file) for file in files[:1]]
-        rest = files[1:]
-        return outcomes + list(self._threads.map(put, rest) if self._quickest >= DISTANT else map(put, rest))
+        if self._quickest < DISTANT:
+            return outcomes + [put(file) for file in files[1:]]
+        begun = [self._threads.submit(put, file) for file in files[1:]]
+        wait(begun)  # whatever becomes of one of them: with the answer, all have ended
+        return outcomes + [future.result() for future in begun]
 
     def _put(self, store: ObjectStore, path: str, key: str, twin: list[str] | None) -> ObjectStat:
         """Store a file, or copy within storage the object that has its bytes, if that is there."""

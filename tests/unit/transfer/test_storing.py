@@ -90,6 +90,27 @@ def test_nobody_waits_any_more(monkeypatch: pytest.MonkeyPatch, distant: float) 
     assert store.asked == ["k0"]
 
 
+def test_all_have_ended_when_one_fails_as_nobody_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is told so may store them again, and what came late would be stored over that."""
+    monkeypatch.setattr(storing, "DISTANT", 0.0)
+    goes_on = threading.Event()
+    stored: list[str] = []
+
+    class Odd(Store):
+        def put_file(self, key: str, path: str) -> ObjectStat:
+            if key == "k1":
+                goes_on.set()
+                raise RuntimeError("odd")
+            if key == "k2":
+                assert goes_on.wait(10)
+            stored.append(key)
+            return ObjectStat(key, 0, "e", 0)
+
+    with pytest.raises(RuntimeError, match="odd"):
+        put(SmallFiles(), Odd(), FILES[:4])
+    assert sorted(stored) == ["k0", "k2", "k3"]
+
+
 def test_a_spool_file_that_is_gone_is_its_own_error(tmp_path: Path) -> None:
     class Reads(Store):
         def put_file(self, key: str, path: str) -> ObjectStat:
