@@ -25,6 +25,7 @@ ALSO = [
     ("2", r"first MiB \[ms\]"),
     ("5", r"100 cold, total \[s\]"),
     ("6", r"read cold in random order \[s\]"),
+    ("8", r"(untar, in S3|git status, again) \[s\]"),
     ("13", r"(to close|in S3) \[s\]"),
     ("14", r".*, moved \[MiB\]"),
     ("15", r".* \[s\]"),
