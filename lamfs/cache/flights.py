@@ -246,27 +246,26 @@ class Flights:
     async def _fly_leaves(self, file: BlockFile, block: int, first: int, flight: Flight) -> None:
         came = False
         try:
-            try:
-                with flight.caught(f"leaves of block {block} of '{file.revision.object_key}'"):
-                    came = await self._bring_leaves(file, block, first, flight.mask)
-                    if not came:
-                        # Either the bytes or the leaf hashes are wrong: the block's own hash tells.
-                        whole = self.start(file, block)
-                        await whole.landed.wait()
-                        flight.error = whole.error
-            finally:
-                leaves = file.leaves.get(block)
-                if leaves is not None and flight in leaves.flights:
-                    leaves.flights.remove(flight)
-                self.ended(flight)
-            if came:  # first who waits for them is served, then the index hears of them
-                await trio.lowlevel.checkpoint()
-                await trio.lowlevel.checkpoint()
+            with flight.caught(f"leaves of block {block} of '{file.revision.object_key}'"):
+                came = await self._bring_leaves(file, block, first, flight.mask)
+                if not came:
+                    # Either the bytes or the leaf hashes are wrong: the block's own hash tells.
+                    whole = self.start(file, block)
+                    await whole.landed.wait()
+                    flight.error = whole.error
         finally:
-            if came and file.path is not None and file.holds_leaves(block, flight.mask):
+            leaves = file.leaves.get(block)
+            if leaves is not None and flight in leaves.flights:
+                leaves.flights.remove(flight)
+            self.release(file)
+            self.ended(flight)
+        try:  # first who waits for them is served, then the index hears of them
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+        finally:
+            if came and file.path is not None and file.fd() >= 0 and file.holds_leaves(block, flight.mask):
                 self._index.mark_leaves(file.path, file.revision.etag, block, flight.mask, ino=file.ino)
                 self._came(file, leaf_bytes(file.revision.size, block, flight.mask))
-            self.release(file)
 
     async def _bring_leaves(self, file: BlockFile, block: int, first: int, mask: int) -> bool:
         """Fetch a run of leaves; False when they do not have their hashes."""

@@ -98,6 +98,7 @@ async def test_a_random_read_fetches_the_leaves_that_it_needs(rig: Rig) -> None:
         assert file.read_now(6 * LEAF_SIZE + BLOCK_SIZE, 1) is None
         assert await file.read(BLOCK_SIZE - 9, 18) == DATA[BLOCK_SIZE - 9 : BLOCK_SIZE + 9], "over the edge of a block"
         assert sorted(rig.mover.ranges[-2:]) == [(BLOCK_SIZE - LEAF_SIZE, LEAF_SIZE), (BLOCK_SIZE, LEAF_SIZE)]
+        await trio.testing.wait_all_tasks_blocked()
         assert cache.stats()["cached_bytes"] == sum(length for _, length in rig.mover.ranges)
         assert cache.stats()["fetched_bytes"] == cache.stats()["cached_bytes"]
         before = len(rig.mover.ranges)
@@ -105,6 +106,7 @@ async def test_a_random_read_fetches_the_leaves_that_it_needs(rig: Rig) -> None:
         assert sorted(rig.mover.ranges[before:]) == [
             (0, BLOCK_SIZE), (BLOCK_SIZE, BLOCK_SIZE), (2 * BLOCK_SIZE, 3 * LEAF_SIZE),
         ]  # fmt: skip
+        await trio.testing.wait_all_tasks_blocked()
         assert cache.stats()["cached_bytes"] == SIZE
         file.close()
     assert rig.path("k").read_bytes() == DATA
@@ -222,6 +224,7 @@ async def test_a_file_with_some_leaves_is_completed_by_the_api(rig: Rig) -> None
         await file.read(5, 5)
         cache_file(rig.store, CacheIndex(rig.dir), rig.dir, revision)  # type: ignore[arg-type]
         assert await file.read(LEAF_SIZE, 10) == DATA[LEAF_SIZE:][:10]
+        await trio.testing.wait_all_tasks_blocked()
         assert cache.stats()["cached_bytes"] == SIZE
         file.close()
     assert rig.path("k").read_bytes() == DATA
