@@ -1,7 +1,4 @@
-"""Storing small files in the moving process: the more at a time, the further storage is. Any thread.
-
-A message is that of a job, as lamfs.transfer.client sends it.
-"""
+"""Storing small files in the moving process: the more at a time, the further storage is. Any thread."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from lamfs.fs import room
 from lamfs.fs.filesystem import Changes
 from lamfs.fs.state import Spool
 from lamfs.model import ROOT_INO
+from lamfs.registry import Registry
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -252,6 +253,13 @@ def test_what_was_written_before_unlink_goes_to_the_trash(box: Box) -> None:
     run(box, scenario)
 
 
+def noted_size(registry: Registry, ino: int) -> int:
+    """The bytes that a file has as the tree says."""
+    noted = registry.tree.get(ino)
+    assert noted is not None
+    return noted.size
+
+
 def test_the_trash_has_the_size_that_a_file_had_last(box: Box) -> None:
     """Also when that is what was stored last, and nothing is to be stored."""
 
@@ -263,13 +271,9 @@ def test_the_trash_has_the_size_that_a_file_had_last(box: Box) -> None:
         user.mover.failing = lambda op, key: StorageUnavailable("away")
         await user.write_file("a", b"x")
         opened = await user.open("a", os.O_RDONLY | os.O_TRUNC)
-        noted = registry.tree.get(ino)
-        assert noted is not None
-        assert noted.size == 1
+        assert noted_size(registry, ino) == 1
         await user.unlink("a")
-        noted = registry.tree.get(ino)
-        assert noted is not None
-        assert noted.size == 0, "acknowledged with the name"
+        assert noted_size(registry, ino) == 0, "acknowledged with the name"
         await user.close(opened)
         user.mover.failing = lambda op, key: None
         await user.sync()
@@ -294,9 +298,7 @@ def test_bytes_that_are_stored_already_have_their_size(box: Box) -> None:
         registry.tree.update(ino, size=6)
         user.mover.failing = lambda op, key: None
         await user.sync()
-        noted = registry.tree.get(ino)
-        assert noted is not None
-        assert noted.size == 3
+        assert noted_size(registry, ino) == 3
 
     run(box, scenario)
 
