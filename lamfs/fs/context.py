@@ -113,6 +113,19 @@ class Context:
             state.inode = inode
         return inode
 
+    def owe(self, state: FileState, *, settle: float = 0.0, scratch: bool = False, src: str | None = None) -> int:
+        """Note that what was written to a file so far has to be stored (see Journal.ready_put), and what its size,
+        blocks and times are with that. In a transaction.
+
+        Returns the row's generation; 0 when there is no such row. With ``src`` nothing has changed then.
+        """
+        gen = self.registry.journal.ready_put(state.ino, settle=settle, scratch=scratch, src=src)
+        if gen or src is None:
+            state.count_blocks()
+            # To other mounts it is a new revision.
+            self.registry.tree.rewritten(state.inode)
+        return gen
+
     def renew(self, ino: int) -> None:
         """If somebody else made a new revision of a file, give it a FUSE inode of its own, and tell the kernel.
 

@@ -218,9 +218,7 @@ class Names:
             if owed is not None and owed.state == "open" and owed.owner == self._c.registry.journal.owner:
                 # What was written until now goes to the trash.
                 with self._c.registry.db.transaction():
-                    self._c.registry.journal.ready_put(inode.ino)
-                    state.count_blocks()
-                    self._c.registry.tree.rewritten(state.inode)
+                    self._c.owe(state)
             state.private = True
             state.dirty = False
             state.frozen = state.frozen or (owed is not None and state.spool is not None)

@@ -276,13 +276,10 @@ class Spooling:
             return False
         with registry.db.transaction():
             scratch = state.revision is None and registry.names.is_scratch(state.ino)
-            gen = registry.journal.ready_put(state.ino, settle=SETTLE, scratch=scratch, src=src)
+            gen = self._c.owe(state, settle=SETTLE, scratch=scratch, src=src)
             if own and not gen:
                 return False
             state.gen = gen
-            state.count_blocks()
-            # To other mounts it is a new revision.
-            registry.tree.rewritten(state.inode)
             registry.changes.content(state.ino)
             if state.unsaved:
                 registry.tree.update(state.ino, **state.unsaved)
