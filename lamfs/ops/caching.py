@@ -6,12 +6,13 @@ Threads are this module's own: some that see each artifact through, and one pool
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from lamfs.cache import files as cache_files
+from lamfs.cache.small import LARGEST, SmallFetcher
 from lamfs.errors import LamfsError, NotFound
 from lamfs.keys import glob_pattern, is_glob
 from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord
@@ -21,6 +22,8 @@ from lamfs.pool import Pool
 
 JOBS = 16
 """Blocks that are fetched at a time, of all artifacts."""
+_AT_A_TIME = 500
+"""Artifacts that the registry is asked for at a time."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -106,9 +109,10 @@ def fill(
     jobs: int = JOBS,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Cached]:
-    """Make the complete, verified cache file of each artifact; what became of each as it is done, the big ones first.
+    """Make the complete, verified cache file of each artifact; what became of each as it is done, small ones first.
 
-    An error of one leaves the others alone. ``jobs`` blocks are fetched at a time, of one or of many artifacts.
+    An error of one leaves the others alone, unless it says that storage does not answer. ``jobs`` blocks are fetched at
+    a time, of one or of many artifacts.
     ``progress`` gets bytes, in all the size of each artifact that has come, from any thread. When the caller stops, or
     is interrupted, the blocks that have come stay for the next time.
     """
@@ -137,9 +141,40 @@ def fill(
             tell(record.size)
             return Cached(record, path, None, fetched)
 
-        with closing(seeing.unordered(bring, ordered, abandon=True)) as done:
-            for _, future in done:
+        left = {record.uid: record for record in ordered}
+        with closing(_fetch_small(instance, ordered, blocks, progress)) as done:
+            for each in done:
+                del left[each.record.uid]
+                yield each
+        with closing(seeing.unordered(bring, left.values(), abandon=True)) as rest:
+            for _, future in rest:
                 yield future.result()
+
+
+def _fetch_small(
+    instance: Instance, records: Iterable[ArtifactRecord], pool: Pool, progress: Callable[[int], None] | None
+) -> Generator[Cached, None, None]:
+    """What became of the small ones, but for those that are being changed, or need a closer look."""
+    small = {record.uid: record for record in records if 0 < record.size <= LARGEST} if copies(instance) else {}
+    uids = list(small)
+    owed = {entry.ino for entry in instance.registry.journal.entries() if entry.op == "put"}
+    chosen = [
+        small[now.uid]
+        for start in range(0, len(uids), _AT_A_TIME)
+        for now in instance.registry.artifacts.filter(uid__in=uids[start : start + _AT_A_TIME], visibility=None)
+        if now.revision == small[now.uid].revision and (now.ino is None or now.ino not in owed)
+    ]
+    files = SmallFetcher(instance.store, instance.cache_index, instance.cache_dir, pool)
+    with closing(files.fetch([record.revision for record in chosen], progress)) as done:
+        for number, outcome in done:
+            record = chosen[number]
+            if isinstance(outcome, LamfsError):
+                yield Cached(record, None, outcome, False)
+            elif outcome is not None:
+                if not outcome and progress is not None:
+                    progress(record.size)
+                path = cache_files.cache_path(instance.cache_dir, instance.store, record.revision.object_key)
+                yield Cached(record, path, None, outcome)
 
 
 def evict(instance: Instance, records: Iterable[ArtifactRecord]) -> tuple[int, int]:
