@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -19,6 +21,8 @@ from lamfs.storage.osfiles import fsync_folder
 
 log = logging.getLogger("lamfs.uploader")
 
+T = TypeVar("T")
+
 LOOK = 0.1
 """Seconds between two looks at how much was committed."""
 CHANGES = 500
@@ -28,15 +32,17 @@ ROOMY = 1 << 30
 
 
 class LogSync:
-    """``await durable()`` returns when every commit before the call is durable: one sync for all who wait.
+    """``await durable()`` returns when every commit before the call is durable: one sync for all who wait, and none
+    when nothing was committed, by whomever, since the last.
 
     Raises RegistryError.
     """
 
-    def __init__(self, registry_path: Path) -> None:
-        self._path = registry_path
+    def __init__(self, db: Database) -> None:
+        self._db = db
         self._lock = trio.Lock()
         self._asked = self._done = 0
+        self._synced: tuple[int, int] | None = None
 
     async def __call__(self) -> None:
         self._asked = mine = self._asked + 1
@@ -44,7 +50,10 @@ class LogSync:
             if self._done >= mine:
                 return  # a sync that began after the call has ended meanwhile
             covered = self._asked
-            await trio.to_thread.run_sync(sync_log, self._path)
+            now = self._db.changes(), self._db.data_version()
+            if now != self._synced:
+                await trio.to_thread.run_sync(sync_log, self._db.path)
+                self._synced = now
             self._done = covered
 
 
@@ -133,3 +142,24 @@ async def sync_file(path: str, folder: Path) -> None:
         fsync_folder(str(folder))
 
     await trio.to_thread.run_sync(work)
+
+
+async def beside(work: Callable[[], Awaitable[T]], other: Callable[[], Awaitable[None]]) -> T:
+    """The result of ``work``, when ``other`` has been done too, at the same time. Raises what either of them raises."""
+    errors: list[Exception] = []
+
+    async def do_other() -> None:
+        try:
+            await other()
+        except Exception as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(do_other)
+        try:
+            result = await work()
+        except Exception as error:
+            errors.insert(0, error)
+    if errors:
+        raise errors[0]
+    return result

@@ -26,7 +26,7 @@ from lamfs.transfer import batches, multipart, patches
 from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts
-from lamfs.transfer.durable import LogSync, sync_file
+from lamfs.transfer.durable import LogSync, beside, sync_file
 from lamfs.transfer.multipart import Multipart, Segment
 from lamfs.transfer.streaming import Streams
 
@@ -103,7 +103,7 @@ class Steps:
         self._busy_objects: set[str] = set()
         self._hashing: dict[int, trio.CancelScope] = {}
         self._conflicts = Conflicts(registry, store, mover, spool_dir, origin)
-        self.durable = LogSync(registry.path)
+        self.durable = LogSync(registry.db)
         self.batches = Batches(
             registry, mover, spool_dir, origin, busy=self._busy_objects, durable=lambda: self.durable()
         )
@@ -154,15 +154,19 @@ class Steps:
             ):
                 # An earlier try may have written elsewhere, before the file was renamed.
                 registry.journal.add_delete(entry.object_key or "")
-            found = await self._conflicts.find(entry, artifact, target)
+            replaces = artifact is not None and artifact.revision.object_key == target
+            if replaces and self._store.kind != "local":  # which syncs them itself before it replaces the old ones
+                # Soon the old bytes will be nowhere else: then the new ones must not be lost.
+                found = await beside(
+                    lambda: self._conflicts.find(entry, artifact, target), lambda: sync_file(path, self._spool)
+                )
+            else:
+                found = await self._conflicts.find(entry, artifact, target)
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
             registry.journal.set_target(entry.id, target)
-            if artifact is not None and artifact.revision.object_key == target:
+            if replaces:
                 await self.hooks.pin(target, but=ino if base is not None else None)
-                # From here on the old bytes are nowhere else: the new ones must not be lost.
-                if self._store.kind != "local":  # which syncs them itself before it replaces the old ones
-                    await sync_file(path, self._spool)
             await self.durable()
             if content is None:
                 consumed = False

@@ -249,8 +249,8 @@ class Uploader:
                 self._wakes_at = trio.current_time() + pause
                 with trio.move_on_after(pause):
                     await self._work.wait()
-                    # Closing a file wakes this up; a burst of them is looked at once.
-                    await trio.sleep(0.001)
+                    # Closing a file wakes this up; a burst of them is looked at once. Who waits is served at once.
+                    await trio.sleep(0.0 if self._wanted else 0.001)
 
     def _start_ready(self, nursery: trio.Nursery) -> float:
         """Start what may start; how long (s) to wait before looking again without being told."""
@@ -317,11 +317,11 @@ class Uploader:
         return entry
 
     def _is_small(self, entry: JournalEntry, size: int) -> bool:
-        """Whether a put may be done in a batch."""
+        """Whether a put may be done in a batch: of a new file."""
         assert entry.ino is not None
         if size > batches.SMALL or self._store.kind == "local" or entry.id in self.puts.alone:
             return False
-        return not self._steps.streams.sends(entry.ino)
+        return not (self._steps.streams.sends(entry.ino) or self._registry.artifacts.has_ino(entry.ino))
 
     def _gather(self, entry: JournalEntry) -> list[JournalEntry]:
         """A batch of small files from the queue, with ``entry``: all jobs that may begin get their share.

@@ -13,12 +13,12 @@ import pytest
 import trio
 import trio.testing
 
-from lamfs.errors import RegistryError, StorageUnavailable
+from lamfs.errors import LamfsError, RegistryError, StorageUnavailable
 from lamfs.fs import room
 from lamfs.fs.filesystem import Changes
 from lamfs.fs.state import Spool
-from lamfs.model import ROOT_INO
-from lamfs.registry import Registry
+from lamfs.model import ROOT_INO, JournalEntry
+from lamfs.registry import Committed, Registry
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -514,3 +514,28 @@ def test_a_directory_is_read_from_where_another_handle_was(make_box: MakeBox) ->
         assert [(cookie, name) for cookie, name, _, _ in user.fs.readdir(second, found[2][0])] == found[3:]
 
     run(make_box("local"), scenario)
+
+
+def test_a_changed_file_is_stored_by_itself_at_once(make_box: MakeBox) -> None:
+    """Only new files are stored in batches: the next version of one takes no turn there first."""
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        batches = user.fs.context.uploader._steps.batches
+        put, turns = batches.put, 0
+
+        async def count(entries: list[JournalEntry]) -> dict[int, Committed | LamfsError]:
+            nonlocal turns
+            turns += 1
+            return await put(entries)
+
+        batches.put = count  # type: ignore[method-assign]
+        handle = await user.create("f")
+        for number in range(3):
+            await user.pwrite(handle, b"%d" % number, 0)
+            await user.fsync(handle)
+            assert list(box.store.objects.values()) == [b"%d" % number]
+        assert turns == 1
+        await user.close(handle)
+
+    run(box, scenario)
