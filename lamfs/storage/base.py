@@ -120,8 +120,12 @@ class ObjectStore(Protocol):
         """Store a small object. With ``if_none_match`` only when there is none, with ``if_match`` only over that
         ETag; else PreconditionFailed. A write whose reply was lost but that was ours counts as done."""
 
-    def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
-        """Copy within the storage without moving bytes through here. Raises ObjectMissing, ObjectChanged."""
+    def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
+        """Copy within the storage without moving bytes through here. Raises ObjectMissing, ObjectChanged.
+
+        With the size of that revision, in bytes, nothing is asked before; but when it turns out that the source has
+        changed, ``dst`` may have been written.
+        """
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, in batches; ones that are gone already are no error."""

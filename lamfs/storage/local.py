@@ -199,7 +199,7 @@ class LocalStore:
                 return self.head(key)
             raise
 
-    def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+    def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
         target = self.local_path(dst)
         with self._open(src, etag) as (source, _):
             return self._store(dst, target, lambda fd: _copy_all(source, fd, self.url(src), None))

@@ -309,7 +309,7 @@ class Mover(PartJobs):
 
     async def put_many(self, files: Sequence[tuple[str, str, Revision | None]]) -> list[ObjectStat | LamfsError]:
         """Store small files, given as path, key and what may be copied, one by one: of each its object or error."""
-        packed = [[path, key, twin and [twin.object_key, twin.etag]] for path, key, twin in files]
+        packed = [[path, key, twin and [twin.object_key, twin.etag, twin.size]] for path, key, twin in files]
         reply = await self._call("put_many", {"files": packed})
         return [jobs.unpack_error(each) if isinstance(each, dict) else jobs.unpack_stat(each) for each in reply]
 
@@ -329,9 +329,9 @@ class Mover(PartJobs):
         }
         return jobs.unpack_stat(await self._call("put_bytes", message))
 
-    async def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+    async def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
         """Copy an object within the storage: ObjectStore.copy."""
-        return jobs.unpack_stat(await self._call("copy", {"src": src, "dst": dst, "etag": etag}))
+        return jobs.unpack_stat(await self._call("copy", {"src": src, "dst": dst, "etag": etag, "size": size}))
 
     async def delete(self, keys: list[str]) -> None:
         """Delete objects; ones that are gone are no error."""

@@ -257,7 +257,7 @@ def _put_bytes(server: Server, job: _Job) -> Any:
 
 def _copy(server: Server, job: _Job) -> Any:
     m = job.message
-    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"]))
+    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"], size=m["size"]))
 
 
 def _delete(server: Server, job: _Job) -> Any:

@@ -310,7 +310,8 @@ class Steps:
             if twin.revision.object_key == target:
                 continue
             try:
-                stat = await self._mover.copy(twin.revision.object_key, target, etag=twin.revision.etag)
+                there = twin.revision
+                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=there.size)
             except (ObjectMissing, ObjectChanged):
                 continue
             return stat.etag, False

@@ -18,8 +18,10 @@ DISTANT = 0.01
 THREADS = 32
 """... so many files at a time are on their way to it. To a near one each job sends one after the other."""
 
-File = tuple[str, str, list[str] | None]
-"""Path, key, and key and ETag of an object that has the same bytes."""
+Twin = tuple[str, str, int]
+"""Key, ETag and size in bytes of an object."""
+File = tuple[str, str, Twin | None]
+"""Path, key, and an object that has the same bytes."""
 
 
 class SmallFiles:
@@ -54,13 +56,13 @@ class SmallFiles:
         wait(begun)  # whatever becomes of one of them: with the answer, all have ended
         return outcomes + [future.result() for future in begun]
 
-    def _put(self, store: ObjectStore, path: str, key: str, twin: list[str] | None) -> ObjectStat:
+    def _put(self, store: ObjectStore, path: str, key: str, twin: Twin | None) -> ObjectStat:
         """Store a file, or copy within storage the object that has its bytes, if that is there."""
         began = time.monotonic()
         found: ObjectStat | None = None
         if twin is not None:
             with contextlib.suppress(ObjectMissing, ObjectChanged):
-                found = store.copy(twin[0], key, etag=twin[1])
+                found = store.copy(twin[0], key, etag=twin[1], size=twin[2])
         if found is None:
             found = store.put_file(key, path)
         self._quickest = min(self._quickest, time.monotonic() - began)

@@ -100,7 +100,7 @@ class MemoryStore:
         self.objects[key] = Path(path).read_bytes()
         return self._stat(key)
 
-    def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+    def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
         self._stat(src, etag)
         self.objects[dst] = self.objects[src]
         return self._stat(dst)
@@ -232,7 +232,7 @@ class DirectMover:
             try:
                 if twin is not None:
                     with contextlib.suppress(ObjectMissing, ObjectChanged):
-                        found.append(await self.copy(twin.object_key, key, etag=twin.etag))
+                        found.append(await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size))
                         continue
                 found.append(await self.put(path, key))
             except LamfsError as error:
@@ -298,8 +298,8 @@ class DirectMover:
         found: list[str] = await self._job("uploads_of", key, lambda: self._box.store.uploads_of(key))
         return found
 
-    async def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
-        found: ObjectStat = await self._job("copy", dst, lambda: self._box.store.copy(src, dst, etag=etag))
+    async def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
+        found: ObjectStat = await self._job("copy", dst, lambda: self._box.store.copy(src, dst, etag=etag, size=size))
         return found
 
     async def delete(self, keys: list[str]) -> None:

@@ -207,8 +207,14 @@ class S3Store:
                 return found
         return None
 
-    def copy(self, src: str, dst: str, *, etag: str | None = None) -> ObjectStat:
+    def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
         what = f"copy {self.url(src)} to {self.url(dst)}"
+        if etag is not None and size is not None and size <= upload.COPY_LIMIT and self._key(src) != self._key(dst):
+            new = self._copy_at_once(self._key(src), self._key(dst), what, etag)
+            # Some servers do not look at the condition. An object that was sent in one has the same ETag everywhere.
+            if new != etag and self.head(src).etag != etag:
+                raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
+            return ObjectStat(dst, size, new, time.time_ns())
         found = self.head(src)
         if etag is not None and found.etag != etag:
             raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
@@ -218,16 +224,19 @@ class S3Store:
         if found.size > upload.COPY_LIMIT:
             new = self._transfers.copy(source, target, what, found.size, found.etag)
         else:
-            reply = self._connection.call(
-                "copy_object",
-                what,
-                patient=True,
-                Key=target,
-                CopySource={"Bucket": self._bucket, "Key": source},
-                CopySourceIfMatch=quoted(found.etag),
-            )
-            new = bare(reply["CopyObjectResult"]["ETag"])
+            new = self._copy_at_once(source, target, what, found.etag)
         return ObjectStat(dst, found.size, new, time.time_ns())
+
+    def _copy_at_once(self, source: str, target: str, what: str, etag: str) -> str:
+        reply = self._connection.call(
+            "copy_object",
+            what,
+            patient=True,
+            Key=target,
+            CopySource={"Bucket": self._bucket, "Key": source},
+            CopySourceIfMatch=quoted(etag),
+        )
+        return bare(reply["CopyObjectResult"]["ETag"])
 
     def delete(self, keys: Iterable[str]) -> None:
         rest = iter([self._key(key) for key in keys])

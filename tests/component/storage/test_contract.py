@@ -349,6 +349,16 @@ def test_copies(store: ObjectStore) -> None:
     assert store.get("to/x/y.csv", etag=copied.etag) == b"other content"
     again = store.copy("other", "other")
     assert store.get("other", etag=again.etag) == b"other content"
+    # of which everything is known
+    known = store.copy("from/ä +%.csv", "to/z", etag=source.etag, size=7)
+    assert (known.key, known.size) == ("to/z", 7)
+    assert store.head("to/z")._replace(mtime_ns=0) == known._replace(mtime_ns=0)
+    assert store.get("to/z", etag=known.etag) == b"content"
+    store.put_bytes("from/ä +%.csv", b"changed")
+    with pytest.raises(ObjectChanged):
+        store.copy("from/ä +%.csv", "to/z", etag=source.etag, size=7)
+    with pytest.raises(ObjectMissing):
+        store.copy("never/was", "to/z", etag=source.etag, size=7)
 
 
 def test_deleting(store: ObjectStore) -> None:

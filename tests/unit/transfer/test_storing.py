@@ -32,10 +32,10 @@ class Store:
             self.together.wait(10)
         return ObjectStat(key, len(path), "e-" + key, 0)
 
-    def copy(self, src: str, dst: str, *, etag: str) -> ObjectStat:
+    def copy(self, src: str, dst: str, *, etag: str, size: int) -> ObjectStat:
         if src == "gone":
             raise ObjectMissing("it is gone")
-        return ObjectStat(dst, 0, f"copy of {src} {etag}", 0)
+        return ObjectStat(dst, size, f"copy of {src} {etag}", 0)
 
 
 def put(small: SmallFiles, store: Any, files: list[File] = FILES, stop: Any = lambda: None) -> list[Any]:
@@ -60,7 +60,7 @@ def test_storage_that_is_far_gets_many_at_a_time(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("distant", [0.0, 1e9])
 def test_the_error_of_one_is_not_that_of_another(monkeypatch: pytest.MonkeyPatch, distant: float) -> None:
     monkeypatch.setattr(storing, "DISTANT", distant)
-    files: list[File] = [("/a", "k0", None), ("/b", "k1", ["gone", "e"]), ("/c", "k2", ["there", "e2"])]
+    files: list[File] = [("/a", "k0", None), ("/b", "k1", ("gone", "e", 1)), ("/c", "k2", ("there", "e2", 3))]
     found = put(SmallFiles(), Store(), files)
     assert [jobs.unpack_stat(each).etag for each in found] == ["e-k0", "e-k1", "copy of there e2"]
 
