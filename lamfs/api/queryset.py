@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,8 @@ class QuerySet(list["Artifact"]):
         from lamfs.ops import caching
 
         records = {artifact.uid: artifact._record for artifact in self}
-        done = {
-            found.record.uid: found for found in caching.fill(state.instance(), records.values(), progress=progress)
-        }
+        with closing(caching.fill(state.instance(), records.values(), progress=progress)) as filling:
+            done = {found.record.uid: found for found in filling}
         for found in done.values():
             if found.error is not None:
                 raise found.error

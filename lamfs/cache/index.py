@@ -239,14 +239,14 @@ class CacheIndex:
 
         self._do(work, None)
 
-    def complete_all(self, files: Sequence[tuple[str, str, int, int]]) -> int:
+    def complete_all(self, files: Sequence[tuple[str, str, int, int]]) -> set[str]:
         """All blocks of files have been written: (path, etag, inode, mtime_ns) of each. As mark and complete.
 
-        A file whose predecessor had a later mtime is only marked; returns how many are complete.
+        A file whose predecessor had a later mtime is only marked; returns those that are complete.
         """
 
-        def work(db: sqlite3.Connection) -> int:
-            done = 0
+        def work(db: sqlite3.Connection) -> set[str]:
+            done: set[str] = set()
             with transaction(db):
                 for path, etag, ino, mtime_ns in files:
                     name = os.fsencode(path)
@@ -260,10 +260,11 @@ class CacheIndex:
                             "UPDATE file SET bitmap = ?, bytes = size, mtime_ns = ? WHERE path = ?",
                             (full_bitmap(-(-size // BLOCK_SIZE)), mtime_ns if mtime_ns >= floor else None, name),
                         )
-                        done += mtime_ns >= floor
+                        if mtime_ns >= floor:
+                            done.add(path)
             return done
 
-        return self._do(work, 0)
+        return self._do(work, set())
 
     def touch(self, paths: str | Mapping[str, int]) -> None:
         """A file was used now; or many, each with its time in nanoseconds since the epoch."""
@@ -373,7 +374,8 @@ class CacheIndex:
                 return work(self._connection())
             except sqlite3.Error as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-                if code & 0xFF in _PASSING:
+                # A generator may be ended in another thread than it was begun in: then this is not its connection.
+                if code & 0xFF in _PASSING or isinstance(error, sqlite3.ProgrammingError):
                     log.debug("The cache index is not updated: %s.", error)
                     return default
                 moved = code == sqlite3.SQLITE_READONLY_DBMOVED or not self.path.exists()

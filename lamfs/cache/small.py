@@ -41,7 +41,8 @@ Outcome = tuple[int, bool | StorageUnavailable | None]
 class _File:
     """One that is on its way, by its place among the revisions; ``mtime_ns`` is 0 until it is there.
 
-    ``fds``: its descriptor, for who takes it out of the list.
+    ``fds``: its descriptor, for who takes it out of the list. As long as it is open no other file can have the same
+    inode number, so it is closed when the row is written.
     """
 
     number: int
@@ -67,7 +68,8 @@ class SmallFetcher:
         self._index = index
         self._dir = cache_dir
         self._pool = pool
-        self._failed: StorageUnavailable | None = None
+        self._failures = 0
+        self._ended = False
         self._ready: list[Outcome] = []
         self._came: list[_File] = []
         self._begun: set[_File] = set()
@@ -76,7 +78,9 @@ class SmallFetcher:
         """Give the number of each revision as it is done, with what became of it: True: its file is complete and
         verified now; False: it was so before; StorageUnavailable; None: cache_file has to see to it.
 
-        ``progress`` gets the sizes of those that have come, from this thread. When the caller stops, these stay.
+        ``progress`` gets the sizes of those that have come, from this thread. When the caller stops, these stay; to be
+        closed in the thread that has begun it. When as many as there are threads have failed, one after the other, none
+        is tried any more.
         """
         groups = self._groups(revisions, max(1, min(_GROUP, len(revisions) // (2 * self._pool.threads))))
         try:
@@ -85,21 +89,17 @@ class SmallFetcher:
                 for group, future in done:
                     future.result()
                     for file in group:
-                        file.close()
-                        self._begun.discard(file)
                         if file.mtime_ns:
                             self._came.append(file)
-                            if progress is not None:
-                                progress(file.revision.size)
                         else:
-                            self._ready.append((file.number, file.error))
+                            self._end(file, file.error)
                     if len(self._came) >= _ROWS:
-                        self._note()
+                        self._note(progress)
                     while self._ready:
                         yield self._ready.pop()
         finally:
-            self._note()
-            # Of those that a thread is at, it closes the descriptor itself, or finds that it need not write.
+            self._note(progress)
+            self._ended = True
             for file in self._begun:
                 file.close()
         yield from self._ready
@@ -132,23 +132,26 @@ class SmallFetcher:
                 self._ready.append((number, None))
                 continue
             made.append(_File(number, revision, path, opened[1], [opened[0]]))
+            self._begun.add(made[-1])
         if sealed:
             self._index.touch(sealed)
         self._index.reset_all([(file.path, file.revision.etag, file.revision.size, file.ino) for file in made])
-        self._begun.update(made)
         return made
 
     def _bring(self, group: list[_File]) -> None:
         """Fetch, check and write some files. In a thread of the pool."""
         for file in group:
+            if self._failures >= self._pool.threads:
+                return
             try:
-                if self._failed is not None:  # the others would have to wait for nothing, too
-                    raise StorageUnavailable(str(self._failed))
                 self._bring_one(file)
             except StorageUnavailable as error:
-                self._failed = file.error = error
+                file.error = error
+                self._failures += 1
             except (LamfsError, OSError) as error:
                 log.debug("%s did not come: %s", file.path, error)
+            else:
+                self._failures = 0
 
     def _bring_one(self, file: _File) -> None:
         revision = file.revision
@@ -163,17 +166,26 @@ class SmallFetcher:
             copying.write_full(fd, data, 0)
             file.mtime_ns = os.fstat(fd).st_mtime_ns
         finally:
-            os.close(fd)
+            file.fds.append(fd)
+            if self._ended:  # who closes what is open may have been here before
+                file.close()
 
-    def _note(self) -> None:
+    def _end(self, file: _File, outcome: bool | StorageUnavailable | None) -> None:
+        file.close()
+        self._begun.discard(file)
+        self._ready.append((file.number, outcome))
+
+    def _note(self, progress: Progress | None) -> None:
         """Write the rows of what has come."""
-        rows = [(file.path, file.revision.etag, file.ino, file.mtime_ns) for file in self._came]
-        whole = self._index.complete_all(rows) == len(rows)
-        for file in self._came:
-            there = whole and self._is_at_its_place(file)
+        came, self._came = self._came, []
+        rows = [(file.path, file.revision.etag, file.ino, file.mtime_ns) for file in came]
+        complete = self._index.complete_all(rows) if rows else set()
+        for file in came:
             # Unless somebody has made it anew, or deleted it.
-            self._ready.append((file.number, True if there else None))
-        self._came.clear()
+            there = file.path in complete and self._is_at_its_place(file)
+            self._end(file, True if there else None)
+            if there and progress is not None:
+                progress(file.revision.size)
 
     def _is_at_its_place(self, file: _File) -> bool:
         try:

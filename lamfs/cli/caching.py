@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -94,10 +95,11 @@ def bring_in(instance: Instance, chosen: list[Selection], paths: bool, jobs: int
     label = title(records[0]) if len(records) == 1 else count_of(len(records), "file")
     results = {}
     with Progress(label, sum(record.size for record in records)) as progress:
-        for result in caching.fill(instance, records, jobs=jobs, progress=progress.add):
-            results[result.record.uid] = result
-            if result.error is not None:
-                progress.note(f"lamfs: {title(result.record)}: {result.error}")
+        with closing(caching.fill(instance, records, jobs=jobs, progress=progress.add)) as done:
+            for result in done:
+                results[result.record.uid] = result
+                if result.error is not None:
+                    progress.note(f"lamfs: {title(result.record)}: {result.error}")
     for each in chosen:
         for record in each.records if paths or each.single else ():
             path = results[record.uid].path

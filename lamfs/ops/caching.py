@@ -6,7 +6,7 @@ Threads are this module's own: some that see each artifact through, and one pool
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +108,10 @@ def fill(
     *,
     jobs: int = JOBS,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[Cached]:
+) -> Generator[Cached, None, None]:
     """Make the complete, verified cache file of each artifact; what became of each as it is done, small ones first.
 
-    An error of one leaves the others alone, unless it says that storage does not answer. ``jobs`` blocks are fetched at
-    a time, of one or of many artifacts.
+    An error of one leaves the others alone. ``jobs`` blocks are fetched at a time, of one or of many artifacts.
     ``progress`` gets bytes, in all the size of each artifact that has come, from any thread. When the caller stops, or
     is interrupted, the blocks that have come stay for the next time.
     """

@@ -320,11 +320,10 @@ def store_bytes(instance: Instance, content: ContentHash, path: str, target: str
 def copy_twin(instance: Instance, content: ContentHash, target: str) -> str | None:
     """Copy the object of an artifact with the same bytes, so that they need not be sent; None: there is none."""
     for twin in instance.registry.artifacts.same_content(content, 3):
-        there = twin.revision
-        if there.object_key == target:
+        if twin.revision.object_key == target:
             continue
         with contextlib.suppress(ObjectMissing, ObjectChanged):
-            return instance.store.copy(there.object_key, target, etag=there.etag, size=there.size).etag
+            return instance.store.copy(twin.revision.object_key, target, etag=twin.revision.etag).etag
     return None
 
 

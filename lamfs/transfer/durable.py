@@ -35,7 +35,7 @@ class LogSync:
     """``await durable()`` returns when every commit before the call is durable: one sync for all who wait, and none
     when nothing was committed, by whomever, since the last.
 
-    Raises RegistryError.
+    Not to be called while a statement of ``db`` is being read: that hides what others commit. Raises RegistryError.
     """
 
     def __init__(self, db: Database) -> None:
@@ -51,9 +51,11 @@ class LogSync:
                 return  # a sync that began after the call has ended meanwhile
             covered = self._asked
             now = self._db.changes(), self._db.data_version()
-            if now != self._synced:
+            if now != self._synced or self._db.conn.in_transaction:  # whose commit will not change the numbers
+                self._synced = None
                 await trio.to_thread.run_sync(sync_log, self._db.path)
-                self._synced = now
+                if not self._db.conn.in_transaction:
+                    self._synced = now
             self._done = covered
 
 

@@ -198,10 +198,10 @@ class Steps:
         if conflict is None:
             raise ObjectChanged(f"'{name}' was deleted while it was stored.")
         self.hooks.conflicted(entry.ino, conflict)
-        beside = self._registry.tree.path(conflict.ino) or conflict.name
+        place = self._registry.tree.path(conflict.ino) or conflict.name
         raise ObjectChanged(
             f"Somebody else has changed the object {self._store.url(found.key)}: that is '{name}' now, and what was"
-            f" written here is kept as '{beside}'."
+            f" written here is kept as '{place}'."
         )
 
     def _is_hashed_as_sent(self, size: int, base: Revision | None, artifact: ArtifactRecord | None) -> bool:
@@ -311,7 +311,9 @@ class Steps:
                 continue
             try:
                 there = twin.revision
-                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=there.size)
+                # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
+                size = there.size if self._registry.artifacts.with_object(target) is None else None
+                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size)
             except (ObjectMissing, ObjectChanged):
                 continue
             return stat.etag, False

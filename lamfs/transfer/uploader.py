@@ -180,9 +180,9 @@ class Uploader:
                     self._queue.appendleft(entry)
                 self._work.set()
                 await event.wait()
-                error = self._results.get(ino)
-                if error is not None and not isinstance(error, TransferDied):
+                if (error := self._results.get(ino)) is not None and not isinstance(error, TransferDied):
                     raise type(error)(str(error), errno=error.errno)
+                await trio.sleep(0 if error is None else SETTLE)
         finally:
             self._wanted[ino] -= 1
             if not self._wanted[ino]:

@@ -48,6 +48,23 @@ def test_a_sync_only_when_something_was_committed(tmp_path: Path, syncs: list[Pa
         trio.run(main)
 
 
+def test_what_is_committed_after_a_sync_within_its_transaction(tmp_path: Path, syncs: list[Path]) -> None:
+    with closing(Registry(tmp_path / "r", create=True)) as registry:
+
+        async def main() -> None:
+            wait = LogSync(registry.db)
+            with registry.db.transaction():
+                registry.journal.add_delete("k")
+                await wait()
+            assert len(syncs) == 1
+            await wait()
+            assert len(syncs) == 2
+            await wait()
+            assert len(syncs) == 2
+
+        trio.run(main)
+
+
 def test_one_sync_for_all_who_wait(tmp_path: Path, syncs: list[Path]) -> None:
     with closing(Registry(tmp_path / "r", create=True)) as registry:
 
