@@ -133,10 +133,12 @@ def fill(
                     progress(count)
 
             try:
+                # Of an empty file nothing is fetched.
+                missing = not record.size and not _path(instance, record).is_file()
                 path = artifacts.cache(instance, record, tell, pool=blocks)
             except LamfsError as error:
                 return Cached(record, None, error, told > 0)
-            fetched = told > 0
+            fetched = told > 0 or missing
             tell(record.size)
             return Cached(record, path, None, fetched)
 
@@ -172,8 +174,11 @@ def _fetch_small(
             elif outcome is not None:
                 if not outcome and progress is not None:
                     progress(record.size)
-                path = cache_files.cache_path(instance.cache_dir, instance.store, record.revision.object_key)
-                yield Cached(record, path, None, outcome)
+                yield Cached(record, _path(instance, record), None, outcome)
+
+
+def _path(instance: Instance, record: ArtifactRecord) -> Path:
+    return cache_files.cache_path(instance.cache_dir, instance.store, record.revision.object_key)
 
 
 def evict(instance: Instance, records: Iterable[ArtifactRecord]) -> tuple[int, int]:
@@ -183,7 +188,7 @@ def evict(instance: Instance, records: Iterable[ArtifactRecord]) -> tuple[int, i
     """
     count = freed = 0
     for record in records:
-        path = cache_files.cache_path(instance.cache_dir, instance.store, record.revision.object_key)
+        path = _path(instance, record)
         if path.is_file():
             count += 1
             freed += cache_files.evict(instance.cache_index, instance.cache_dir, [path])

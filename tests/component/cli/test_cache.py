@@ -87,12 +87,13 @@ def test_a_directory_a_pattern_errors_and_back(link: FaultProxy, tmp_path: Path)
 
 
 def test_many_at_once(link: FaultProxy, tmp_path: Path) -> None:
-    save(tmp_path, {f"d/{number}": b"%d" % number for number in range(64)})
+    save(tmp_path, {f"d/{number}": b"%d" % number if number else b"" for number in range(64)})
     link.add("delay", method="GET", path=".lamindb", count=None, seconds=0.1)
     began = time.monotonic()
-    quick("cache", "--jobs", "32", "d")
+    assert quick("cache", "--jobs", "32", "d") == "64 files (117 B) in the cache, 64 (117 B) of them new\n"
     assert time.monotonic() - began < 64 * 0.1 / 2
     assert len(cached()) == 64
+    assert quick("cache", "d") == "64 files (117 B) in the cache, 0 (0 B) of them new\n"
     link.clear()
     # two processes fetch the same
     data = make_bytes(5 * BLOCK_SIZE)
