@@ -5,14 +5,43 @@ Synchronous, any thread. See fs/overlay.py for what an overlay is, and registry/
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from pathlib import Path
 
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, ObjectChanged, StorageError
-from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
+from lamfs.model import BLOCK_SIZE, Inode, JournalEntry, Revision
 from lamfs.ops.instance import Instance
-from lamfs.registry import is_based_on, lacks_some, missing_blocks, unwritten
+from lamfs.registry import Registry, is_based_on, lacks_some, missing_blocks, unwritten
+
+log = logging.getLogger("lamfs.recover")
+
+
+def keep_durable(registry: Registry, entry: JournalEntry, inode: Inode, path: Path) -> None:
+    """The machine went down: of the ranges of a put's spool file only those that are durable are there.
+
+    Where the stored revision ends within a block, and what was appended there is lost, the file ends there again.
+    """
+    assert entry.src is not None
+    name = registry.tree.path(inode.ino)
+    if registry.overlays.keep_durable(entry.src):
+        log.error("What was written to '%s' last is lost: the machine went down.", name)
+    size = int(str(entry.payload.get("base", "0")).partition(":")[0])
+    block, end = divmod(size, BLOCK_SIZE)
+    if not end or inode.size <= size or block in registry.overlays.present(entry.src):
+        return
+    if any(start <= end and stop == BLOCK_SIZE for start, stop in registry.overlays.ranges(entry.src).get(block, ())):
+        return
+    log.error("'%s' ends at byte %d again: the machine went down before more was stored.", name, size)
+    inode.size = size
+    registry.tree.update(inode.ino, size=size)
+    registry.tree.bump_revision(inode.ino)
+    registry.changes.content(inode.ino)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > size:
+            os.truncate(path, size)
 
 
 def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:

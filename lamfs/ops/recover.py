@@ -157,9 +157,8 @@ def _is_lost(registry: Registry, store: ObjectStore, spool_dir: Path, entry: Jou
     inode = None if entry.op != "put" or entry.ino is None else registry.tree.get(entry.ino)
     if inode is None or entry.src is None or not of_another_boot(entry.owner):
         return False
-    if registry.overlays.keep_durable(entry.src):
-        log.error("What was written to '%s' last is lost: the machine went down.", registry.tree.path(inode.ino))
     path = spool_dir / entry.src
+    overlays.keep_durable(registry, entry, inode, path)
     left = path.stat().st_size if path.exists() else None
     if left is None and entry.state == "scratch":
         return False  # perhaps on another machine, and of no use here

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lamfs import hashing
 from lamfs.errors import StorageUnavailable
 from lamfs.fs import overlay
 from lamfs.transfer import patches
+from lamfs.transfer.durable import sync_file
 from tests.support.fsbox import Box, Crash, Open, User
 from tests.unit.fs import test_crashes as crashes
 from tests.unit.fs.conftest import MakeBox
@@ -37,16 +39,19 @@ class Disk:
     def __init__(self) -> None:
         self.synced: dict[int, bytes] = {}
         self.log: bytes | None = None
+        # Of two syncs of a file in two threads the later one counts.
+        self._lock = threading.Lock()
 
     def sync(self, fd: int) -> None:
         path = os.readlink(f"/proc/self/fd/{fd}")
         if os.path.isdir(path):
             return
-        data = Path(path).read_bytes()
-        if path.endswith("registry.lndb-wal"):
-            self.log = data
-        else:
-            self.synced[os.fstat(fd).st_ino] = data
+        with self._lock:
+            data = Path(path).read_bytes()
+            if path.endswith("registry.lndb-wal"):
+                self.log = data
+            else:
+                self.synced[os.fstat(fd).st_ino] = data
 
 
 class Witness(User):
@@ -281,6 +286,43 @@ def test_changed_places_are_durable_soon(disk: str, make_power: Callable[..., Po
         await user.fs.context.uploader.durable()
         user.history.clear()
         user.look()
+        raise Crash("the power goes")
+
+    power, user = make_power("s3", disk), Witness()
+    assert power.run(scenario, user, 0)  # type: ignore[arg-type]
+    power.check(user)
+
+
+@pytest.mark.usefixtures("small_is_large")
+@pytest.mark.parametrize("disk", ["lazy", "eager"])
+@pytest.mark.parametrize("before", [b"", b"durable"])
+@pytest.mark.parametrize("apart", [0, 5 * MIB])
+def test_an_append_that_was_not_noted_as_durable(
+    disk: str, before: bytes, apart: int, make_power: Callable[..., PowerBox]
+) -> None:
+    """The disk has its bytes and the log, which another file's fsync has synced: the size is that of what is kept."""
+
+    async def append(user: User, data: bytes, offset: int) -> None:
+        opened = await user.open("big")
+        await user.pwrite(opened, data, offset)
+        await user.close(opened)
+
+    async def scenario(user: Witness) -> None:
+        await user.write_file("big", LARGE)
+        await user.sync()
+        uploader = user.fs.context.uploader
+        await user.open("big")  # so nothing is stored
+        if before:
+            await append(user, before, len(LARGE))
+            await uploader.settling.finish()
+            user.history.clear()
+            user.look()
+        uploader.settling.ask = lambda src: None  # type: ignore[method-assign]
+        await append(user, b"patched", len(LARGE) + len(before) + apart)
+        await append(user, b"patched", 100)
+        entry = user.fs.context.registry.journal.entries()[0]
+        await sync_file(str(user.fs.context.spool_dir / str(entry.src)), user.fs.context.spool_dir)
+        await uploader.durable()
         raise Crash("the power goes")
 
     power, user = make_power("s3", disk), Witness()
