@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +84,7 @@ class SmallFetcher:
         groups = self._groups(revisions, max(1, min(_GROUP, len(revisions) // (2 * self._pool.threads))))
         try:
             # What has begun may go on when the caller stops: it fills files that are known as empty.
-            with closing(self._pool.unordered(self._bring, groups, abandon=True)) as done:
+            with contextlib.closing(self._pool.unordered(self._bring, groups, abandon=True)) as done:
                 for group, future in done:
                     future.result()
                     for file in group:

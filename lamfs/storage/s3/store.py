@@ -209,8 +209,9 @@ class S3Store:
 
     def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
         what = f"copy {self.url(src)} to {self.url(dst)}"
-        if etag is not None and size is not None and size <= upload.COPY_LIMIT and self._key(src) != self._key(dst):
-            new = self._copy_at_once(self._key(src), self._key(dst), what, etag)
+        source, target = self._key(src), self._key(dst)
+        if etag is not None and size is not None and size <= upload.COPY_LIMIT and source != target:
+            new = self._copy_at_once(source, target, what, etag)
             # Some servers do not look at the condition. An object that was sent in one has the same ETag everywhere.
             if new != etag and self.head(src).etag != etag:
                 raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
@@ -218,7 +219,6 @@ class S3Store:
         found = self.head(src)
         if etag is not None and found.etag != etag:
             raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
-        source, target = self._key(src), self._key(dst)
         if source == target:
             return found
         if found.size > upload.COPY_LIMIT:
