@@ -17,9 +17,9 @@ PACKAGE = Path(__file__).parents[2] / "lamfs"
 MAX_LINES = 450
 
 PURE = {"model", "errors", "keys", "hashing", "scratch", "config"}
-LEAVES = {"copying", "pool"}
+LEAVES = {"beneath", "copying", "pool"}
 """Descriptors and threads: plain code that imports nothing of lamfs."""
-BOTTOM = PURE | LEAVES | {"registry", "storage"}
+BOTTOM = PURE | LEAVES | {"registry", "spool", "storage"}
 MIDDLE = BOTTOM | {"cache", "transfer"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -29,7 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hashing": {"model", "errors"},
     "scratch": {"errors"},
     "config": {"model", "errors", "keys", "hashing", "scratch"},
+    "beneath": set(),
     "copying": set(),
+    "spool": {"beneath", "errors", "keys"},
     "pool": set(),
     "registry": PURE,
     "storage": PURE | LEAVES,
