@@ -198,15 +198,24 @@ def system_handle() -> str:
 
 @dataclass(slots=True, frozen=True)
 class InstanceSettings:
-    """One instance as this machine knows it: its slug ``owner/name`` and how to reach its storage."""
+    """One instance as this machine knows it: its slug ``owner/name`` and how to reach its storage.
+
+    ``stored_slug``: the slug that its registry has, when this machine knows another instance by that one already.
+    """
 
     slug: str
     storage: StorageConfig
+    stored_slug: str | None = None
+
+    @property
+    def registry_slug(self) -> str:
+        """The slug that its registry has."""
+        return self.stored_slug or self.slug
 
     @property
     def id(self) -> uuid.UUID:
-        """``uuid5(NAMESPACE_URL, slug)``."""
-        return instance_id(self.slug)
+        """``uuid5(NAMESPACE_URL, registry_slug)``: the same on every machine."""
+        return instance_id(self.registry_slug)
 
     @property
     def owner(self) -> str:
@@ -221,7 +230,7 @@ class InstanceSettings:
     @property
     def directory(self) -> Path:
         """What belongs to the instance on this machine."""
-        return data_dir() / self.id.hex
+        return data_dir() / instance_id(self.slug).hex
 
     @property
     def registry_path(self) -> Path:
@@ -298,7 +307,8 @@ def _instance(path: Path, data: dict[str, Any]) -> InstanceSettings:
     try:
         # Fields of a newer lamfs are left out: an older one can still use what it knows.
         storage = StorageConfig(**{name: value for name, value in data["storage"].items() if name in fields})
-        return InstanceSettings(str(data["slug"]), storage)
+        stored = data.get("stored_slug")
+        return InstanceSettings(str(data["slug"]), storage, None if stored is None else str(stored))
     except (KeyError, TypeError, AttributeError) as error:
         raise NotSetUp(f"The settings file {path} is damaged ({error!r}); run 'lamfs connect' again.") from error
 

@@ -87,15 +87,18 @@ def init(
     examples="""
     lamfs connect alice/screens
     lamfs connect s3://bucket/prefix
+    lamfs connect /mnt/share --name theirs
     """,
 )
 @click.argument("instance")
 @click.option("--storage", metavar="FOLDER|S3-URL", help="The storage that holds it, when this machine does not know.")
+@click.option("--name", metavar="NAME", help="What to call it here, when another instance has its name.")
 @click.option("--restore", is_flag=True, help="Replace this machine's copy of the registry by the one in storage.")
 @storage_options
 def connect(
     instance: str,
     storage: str | None,
+    name: str | None,
     restore: bool,
     endpoint_url: str | None,
     region: str | None,
@@ -105,13 +108,15 @@ def connect(
     """Work with an instance that exists already.
 
     INSTANCE is the name of one that this machine knows, or the storage that holds its registry; with several instances
-    in one storage give the name, and the storage with --storage. It becomes the current one.
+    in one storage give the name, and the storage with --storage. It becomes the current one. Two storages may hold
+    instances of one name: then this machine calls one of them by another, with --name.
     """
     from lamfs.ops import setup
 
     setup.connect(
         instance,
         storage=storage,
+        name=name,
         restore=restore,
         endpoint_url=endpoint_url,
         region=region,

@@ -24,6 +24,7 @@ from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry import Provenance, sync_log
+from lamfs.registry.rules import RETAINED
 
 log = logging.getLogger("lamfs.artifacts")
 
@@ -31,8 +32,6 @@ Progress = Callable[[int], None]
 
 SYNC_SILENCE = 60.0
 """Seconds that a mount which was asked to sync may say nothing."""
-RETAINED = "retained:"
-"""Rows of the meta table with this and an object key: somebody wanted the object to stay without an artifact."""
 MIN_PREFIX = 8
 """Fewest characters of a uid that name an artifact."""
 

@@ -15,9 +15,9 @@ from lamfs.errors import ObjectMissing, RegistryError, StorageError
 from lamfs.keys import suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
 from lamfs.ops import damage, mounts, recover, scrub
-from lamfs.ops.artifacts import RETAINED
 from lamfs.ops.instance import Instance
 from lamfs.registry import is_alive
+from lamfs.registry.rules import RETAINED
 from lamfs.storage.base import ObjectStat, ObjectStore
 
 _SNAPSHOT = re.compile(r"^[0-9a-f]{32}\.lndb$")

@@ -154,14 +154,14 @@ class Instance:
                 f" {copy} is not there. Mount its disk; if the file was deleted on purpose, delete {memory} as well."
             )
 
-    def take_lease(self, store: LockStore | None = None) -> bool:
+    def take_lease(self, store: LockStore | None = None, *, catch_up: bool = True) -> bool:
         """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``.
 
-        ``store``: see ``lease``.
+        ``store``: see ``lease``. ``catch_up``: take over what another machine pushed meanwhile.
         """
         lease = self.lease(store)
         state, ours = lease.acquire()
-        if not ours and self.settings.registry_path.exists():
+        if catch_up and not ours and self.settings.registry_path.exists():
             from lamfs.ops import snapshot
 
             try:

@@ -10,23 +10,32 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 from lamfs import config
 from lamfs.config import InstanceSettings, UserSettings
-from lamfs.errors import InvalidArgument, Locked, NotEmpty, NotSetUp, StorageForbidden, StorageReadOnly
-from lamfs.model import StorageConfig, storage_id
-from lamfs.ops import messages, mounts, snapshot
+from lamfs.errors import (
+    InvalidArgument,
+    LamfsError,
+    Locked,
+    NotEmpty,
+    NotSetUp,
+    RegistryError,
+    StorageForbidden,
+    StorageReadOnly,
+)
+from lamfs.model import StorageConfig, instance_id, storage_id
+from lamfs.ops import messages, mounts, snapshot, working_copy
 from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
 from lamfs.registry import Registry
-from lamfs.storage import open_store, parse_root
+from lamfs.storage import parse_root
 
 Say = Callable[[str], None]
 
-_SNAPSHOT_NAME = re.compile(r"^([0-9a-f]{32})\.lndb$")
+_SNAPSHOT_NAME = re.compile(r"[0-9a-f]{32}\.lndb")
 
 
 # -- who --------------------------------------------------------------------------------------------------------------
@@ -69,13 +78,14 @@ def init(
             f"The storage '{root}' is inside of the mount at {inside[0].mountpoint}; choose a folder outside of mounts."
         )
     slug = f"{config.check_handle(owner or config.current_user().handle)}/{config.check_handle(name or _name_of(root))}"
-    settings = InstanceSettings(slug, StorageConfig(root, endpoint_url, region, profile, path_style))
+    where = StorageConfig(root, endpoint_url, region, profile, path_style)
     known = next((known for known in config.list_instances() if known.slug == slug), None)
     if known is not None and known.storage.root != root:
         raise InvalidArgument(
             f"The instance '{slug}' exists with the storage {known.storage.root}; give another name with --name, or"
             f" delete it first with 'lamfs delete-instance {slug}'."
         )
+    settings = InstanceSettings(slug, where, None if known is None else known.stored_slug)
     if root.startswith("/"):
         _make_folder(root)
     with Instance(settings) as instance:
@@ -127,7 +137,9 @@ def _create_registry(instance: Instance) -> None:
         with registry.db.transaction():
             registry.db.set_meta("slug", settings.slug)
             kind = instance.store.kind
-            registry.people.ensure_storage(settings.storage.root, kind, settings.storage.region)
+            storage = registry.people.ensure_storage(settings.storage.root, kind, settings.storage.region)
+            registry.db.set_meta("uid", storage.uid)
+            registry.db.set_meta("root", storage.root)
             user = config.current_user()
             registry.people.ensure_user(user.uid, user.handle, user.email, user.name)
         registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -157,6 +169,7 @@ def connect(
     target: str,
     *,
     storage: str | None = None,
+    name: str | None = None,
     endpoint_url: str | None = None,
     region: str | None = None,
     profile: str | None = None,
@@ -166,38 +179,91 @@ def connect(
 ) -> InstanceSettings:
     """Use an instance on this machine: ``owner/name`` that it knows, or the storage root that holds its registry.
 
-    With several instances in one storage give both: the slug as ``target``, the root as ``storage``. ``restore`` takes
-    the registry in storage instead of this machine's, which is put aside. Raises NotSetUp, Locked, storage errors.
+    With several instances in one storage give both: the slug as ``target``, the root as ``storage``. ``name``: what it
+    is called on this machine, where another instance has its own name. ``restore`` takes the registry in storage
+    instead of this machine's, which is put aside. Raises NotSetUp, InvalidArgument (the name is another
+    instance's), Locked, RegistryError, storage errors.
     """
     if storage is None and ("://" in target or target.startswith(("/", ".", "~"))):
         target, storage = "", target
     if storage is None:
+        if name is not None:
+            raise InvalidArgument("Another name is given when an instance is connected by its storage; give that too.")
         settings = config.load_instance(target)
     else:
         where = StorageConfig(parse_root(storage), endpoint_url, region, profile, path_style)
-        slug = config.parse_slug(target) if target else _find_slug(where)
-        settings = InstanceSettings(slug, where)
+        stored = config.parse_slug(target) if target else _find_slug(where)
+        settings = _settings_for(stored, where, name, typed=bool(target))
     with Instance(settings) as instance:
         check_storage(instance, write=False)
         _connect(instance, say, restore=restore)
     return settings
 
 
+def _settings_for(stored: str, where: StorageConfig, name: str | None, *, typed: bool) -> InstanceSettings:
+    """How this machine knows, or will know, the instance ``stored`` of a storage.
+
+    A slug that a bucket claims (not ``typed``) never changes how an instance that this machine knows is reached. Raises
+    InvalidArgument when the name is that of another one.
+    """
+    known = config.list_instances()
+    if name is None:
+        for one in known:
+            place = one.storage.root, one.storage.endpoint_url
+            if one.registry_slug == stored and place == (where.root, where.endpoint_url):
+                return InstanceSettings(one.slug, where, one.stored_slug)
+    slug = stored
+    if name is not None:
+        slug = config.parse_slug(name if "/" in name else f"{stored.partition('/')[0]}/{name}")
+    settings = InstanceSettings(slug, where, None if slug == stored else stored)
+    other = next((one for one in known if one.slug == slug), None)
+    if other is None:
+        return settings
+    if (other.registry_slug, other.storage.root) == (stored, where.root) and (
+        typed or other.storage.endpoint_url == where.endpoint_url
+    ):
+        return settings
+    if other.registry_slug == stored and _has_moved(other, settings):
+        return settings
+    at = f" at {other.storage.endpoint_url}" if other.storage.endpoint_url else ""
+    raise InvalidArgument(
+        f"This machine knows the instance '{slug}' in {other.storage.root}{at}, and that in {where.root} is another one"
+        f" of this name; 'lamfs connect {where.root} --name NAME' makes it known here by another name."
+    )
+
+
+def _has_moved(known: InstanceSettings, settings: InstanceSettings) -> bool:
+    """Whether a local folder that this machine knows was moved: the registry is not where it was, and the same one is
+    in the other folder."""
+    old, new = known.storage.root, settings.storage.root
+    if not (old.startswith("/") and new.startswith("/")) or os.path.lexists(f"{old}/{known.snapshot_key}"):
+        return False
+    own = working_copy.uid(known)
+    with Instance(settings) as instance:
+        return own is not None and own == snapshot.origin(instance, settings.snapshot_key).uid
+
+
 def _connect(instance: Instance, say: Say | None, *, restore: bool) -> None:
     settings = instance.settings
     if restore:
         _refuse_while_mounted(settings, "restored")
-        _put_aside(instance)
+        if not snapshot.exists(instance):
+            raise NotSetUp(
+                f"There is no registry at {instance.store.url(settings.snapshot_key)} to restore from; what this"
+                " machine has stays as it is."
+            )
+    else:
+        _look_whose(instance)
     locked = True
     try:
-        instance.take_lease()
+        instance.take_lease(catch_up=not restore)
     except (StorageReadOnly, StorageForbidden) as error:
         locked = False
         (say or messages.warn)(f"{error} Only reading is possible.")
-    if not settings.registry_path.exists():
+    if restore or not settings.registry_path.exists():
         try:
-            snapshot.pull(instance)
-        except NotSetUp:
+            snapshot.pull(instance, restore=restore)
+        except LamfsError:
             if locked:
                 instance.release_lease()
             raise
@@ -209,59 +275,82 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool) -> None:
         (say or messages.info)(_LOCKED)
 
 
-def _put_aside(instance: Instance) -> None:
-    """Rename the working copy, with its write-ahead log folded in where it can be read at all."""
-    path = instance.settings.registry_path
-    if not path.exists():
+def _look_whose(instance: Instance) -> None:
+    """Before a working copy meets a storage that it may not know: they are of one instance.
+
+    A working copy without settings, of another storage, is put aside. Raises InvalidArgument.
+    """
+    settings = instance.settings
+    if not settings.registry_path.exists():
         return
-    if not snapshot.exists(instance):
-        raise NotSetUp(f"There is no registry at {instance.store.url(instance.settings.snapshot_key)} to restore from.")
+    known = next((one for one in config.list_instances() if one.slug == settings.slug), None)
+    if known is not None and known.storage == settings.storage:
+        return
+    own, root = instance.registry.db.get_meta("uid"), instance.registry.db.get_meta("root")
+    if snapshot.exists(instance):
+        found = snapshot.origin(instance, settings.snapshot_key)
+        if found.uid is not None and found.uid != own and known is not None:
+            raise InvalidArgument(
+                f"The registry {instance.store.url(settings.snapshot_key)} is not that of '{settings.slug}' as this"
+                f" machine knows it, but of another instance of the same name; 'lamfs connect {settings.storage.root}"
+                " --name NAME' makes it known here by another name."
+            )
+        if found.uid is not None and found.uid != own:
+            _put_aside(instance)
+            return
+    if root != settings.storage.root:
+        working_copy.move_to(instance, settings.storage.root)
+
+
+def _put_aside(instance: Instance) -> None:
+    """Rename the working copy, and its spool, of an instance that has no settings here any more."""
+    path = instance.settings.registry_path
     with instance.alone("replaced"):
-        with contextlib.suppress(Exception):
-            Registry(path).close()
-        aside = path.with_name(time.strftime(f"registry.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.lndb"))
-        os.rename(path, aside)
-        for suffix in ("-wal", "-shm"):
-            if os.path.exists(f"{path}{suffix}"):
-                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+        kept = working_copy.put_aside(path, "registry")
+        path.unlink(missing_ok=True)
+    (instance.settings.directory / "snapshot.json").unlink(missing_ok=True)
+    messages.warn(f"a registry of another instance of this name was here; it was put aside as {kept}")
+
+
+MOST_REGISTRIES = 64
+"""Registries of one storage that are looked into to find their names."""
 
 
 def _find_slug(where: StorageConfig) -> str:
     """The slug of the one instance whose registry is in a storage."""
-    store = open_store(where)
-    try:
+    with Instance(InstanceSettings("unknown/unknown", where)) as instance:
+        store = instance.store
         store.check(write=False)
         # A listing per first digit, so that a bucket full of other keys is not walked through.
-        keys = [
-            found.key for digit in "0123456789abcdef" for found in store.list(digit) if _SNAPSHOT_NAME.match(found.key)
-        ]
-        slugs = [slug for key in keys if (slug := _slug_in(where, key)) is not None]
-    finally:
-        store.close()
+        keys = (
+            found.key
+            for digit in "0123456789abcdef"
+            for found in store.list(digit)
+            if _SNAPSHOT_NAME.fullmatch(found.key)
+        )
+        slugs, problem = [], None
+        for key in islice(keys, MOST_REGISTRIES):
+            try:
+                slug = snapshot.origin(instance, key).slug
+                if f"{instance_id(slug).hex}.lndb" != key:
+                    raise RegistryError(
+                        f"The registry {store.url(key)} says that it is that of '{slug}', which has another name; it is"
+                        " left out."
+                    )
+                slugs.append(slug)
+            except (RegistryError, NotSetUp) as error:
+                messages.warn(str(error))
+                problem = error
     if len(slugs) == 1:
         return slugs[0]
-    if not slugs:
-        raise NotSetUp(
-            f"There is no registry in {where.root}; 'lamfs init --storage {where.root}' makes a new instance."
+    if slugs:
+        raise InvalidArgument(
+            f"The storage {where.root} holds the instances {', '.join(sorted(slugs))}; name one, and give the storage"
+            " with --storage."
         )
-    raise InvalidArgument(
-        f"The storage {where.root} holds the instances {', '.join(sorted(slugs))}; name one, and give the storage with"
-        " --storage."
-    )
-
-
-def _slug_in(where: StorageConfig, key: str) -> str | None:
-    settings = InstanceSettings("unknown/unknown", where)
-    temp = config.data_dir() / f".peek-{secrets.token_hex(6)}.lndb"
-    try:
-        with Instance(settings) as instance:
-            snapshot.fetch(instance, key, temp)
-        with contextlib.closing(Registry(temp)) as registry:
-            slug = registry.db.get_meta("slug")
-            return str(slug) if slug else None
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{temp}{suffix}").unlink(missing_ok=True)
+    if problem is not None:
+        raise problem
+    raise NotSetUp(f"There is no registry in {where.root}; 'lamfs init --storage {where.root}' makes a new instance.")
 
 
 # -- end --------------------------------------------------------------------------------------------------------------

@@ -2,20 +2,40 @@
 
 ``settings.directory/snapshot.json`` remembers the ETag of the copy that this machine pushed or pulled last, and the
 mark (see ``mark``) its working copy had then: so it is known whether either has gone on since.
+
+What is in storage is somebody else's data: it is taken over row by row (registry/intake.py), and only when it is of the
+instance that this machine means.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamfs import config
-from lamfs.errors import LamfsError, Locked, NotSetUp, ObjectMissing, RegistryError
+from lamfs.errors import InvalidArgument, LamfsError, Locked, NotSetUp, ObjectMissing, RegistryError
+from lamfs.ops import messages, working_copy
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStat
+
+if TYPE_CHECKING:
+    from lamfs.registry.intake import Taken
+    from lamfs.registry.received import Origin
+
+SAID = 10
+"""Findings that are said one by one; all are in a file."""
+OVERTAKEN, RECEIVED = "overtaken", "received"
+"""Names of working copies that another machine's has replaced, and of registries that had something wrong. Nothing is
+lost with them, so only a few are kept."""
+SPARE_BYTES = 64 << 20
+"""What is left free on the disk when a registry is fetched."""
 
 
 def mark(registry: Registry) -> str:
@@ -32,9 +52,11 @@ def _memory(instance: Instance) -> Path:
 def push(instance: Instance) -> bool:
     """Store a consistent copy of the registry; False when storage has this state already.
 
-    The caller holds the lease. Raises RegistryError and storage errors.
+    The caller holds the lease. Raises RegistryError, also when the working copy is that of another storage, and storage
+    errors.
     """
     registry = instance.registry
+    working_copy.check_own(instance)
     now = mark(registry)
     known = config.read_json(_memory(instance))
     key = instance.settings.snapshot_key
@@ -68,30 +90,55 @@ def exists(instance: Instance) -> bool:
     return _etag(instance) is not None
 
 
-def pull(instance: Instance) -> None:
-    """Make the copy in storage the working copy, replacing one that is there.
+# -- from storage -----------------------------------------------------------------------------------------------------
 
-    Raises NotSetUp (there is no copy), Locked (the registry is in use), RegistryError (the copy is damaged or newer).
+
+def pull(instance: Instance, *, restore: bool = False) -> None:
+    """Make the copy in storage the working copy. One that is there is put aside, and what it owes is carried over.
+
+    ``restore``: whatever the working copy is; else it has to be of the same instance. Raises NotSetUp (there is no
+    copy), Locked (the registry is in use), InvalidArgument (it is of another instance), RegistryError (the copy is
+    damaged, newer, or no registry).
     """
+    from lamfs.registry import intake
+
     settings = instance.settings
-    config.make_directory(settings.directory)
-    temp = settings.directory / f".pull-{secrets.token_hex(6)}.lndb"
-    try:
+    url = instance.store.url(settings.snapshot_key)
+    with _temporary(instance, "pull") as temp, _temporary(instance, "fresh") as fresh:
         stored = fetch(instance, settings.snapshot_key, temp)
-        registry = Registry(temp)
-        try:
-            _check(registry, instance.store.url(settings.snapshot_key))
+        _check_origin(instance, intake.look(temp, url), url, restore=restore)
+        taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
+        with contextlib.closing(Registry(fresh)) as registry:
             now = mark(registry)
-        finally:
-            registry.close()
         with instance.alone("replaced"):
-            for suffix in ("-wal", "-shm"):
-                Path(f"{settings.registry_path}{suffix}").unlink(missing_ok=True)
-            os.rename(temp, settings.registry_path)
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{temp}{suffix}").unlink(missing_ok=True)
+            kept = working_copy.replace(settings, fresh, word="registry" if restore else OVERTAKEN)
+        if restore and kept is not None:
+            messages.info(f"this machine's registry was put aside as {kept}")
+        working_copy.keep_newest(settings.directory, OVERTAKEN)
+        if taken.total:
+            _tell(instance, taken, temp, url)
     _remember(instance, stored, now)
+
+
+@contextlib.contextmanager
+def _temporary(instance: Instance, what: str) -> Iterator[Path]:
+    """A name for a new file beside the working copy; what has it at the end is removed."""
+    config.make_directory(instance.settings.directory)
+    temp = instance.settings.directory / f".{what}-{secrets.token_hex(6)}.lndb"
+    try:
+        yield temp
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{temp}{suffix}").unlink(missing_ok=True)
+
+
+def origin(instance: Instance, key: str) -> Origin:
+    """What a registry in storage says of itself. Raises NotSetUp, RegistryError, storage errors."""
+    from lamfs.registry import intake
+
+    with _temporary(instance, "peek") as temp:
+        fetch(instance, key, temp)
+        return intake.look(temp, instance.store.url(key))
 
 
 def fetch(instance: Instance, key: str, path: Path) -> ObjectStat:
@@ -103,6 +150,12 @@ def fetch(instance: Instance, key: str, path: Path) -> ObjectStat:
         raise NotSetUp(
             f"There is no registry at {store.url(key)}; 'lamfs init' makes a new instance, or check owner and name."
         ) from None
+    if stored.size > shutil.disk_usage(path.parent).free - SPARE_BYTES:
+        raise RegistryError(
+            f"The registry {store.url(key)} has {stored.size} bytes, for which {path.parent} has no room; free some"
+            " space, or move LAMFS_DATA_DIR.",
+            errno=errno.ENOSPC,
+        )
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         store.get_into(key, fd, offset=0, length=stored.size, etag=stored.etag)
@@ -112,10 +165,42 @@ def fetch(instance: Instance, key: str, path: Path) -> ObjectStat:
     return stored
 
 
-def _check(registry: Registry, name: str) -> None:
-    row = registry.db.one("PRAGMA quick_check(1)")
-    if row is None or row[0] != "ok":
-        raise RegistryError(f"The registry {name} is damaged ({row[0] if row else 'empty'}); restore it from a backup.")
+def _check_origin(instance: Instance, found: Origin, url: str, *, restore: bool) -> None:
+    """Raise InvalidArgument unless a registry in storage is that of the instance that this machine means."""
+    settings = instance.settings
+    if found.slug != settings.registry_slug:
+        raise InvalidArgument(
+            f"The registry {url} is that of the instance '{found.slug}', not of '{settings.registry_slug}'; somebody"
+            " has put it there under a name that is not its own."
+        )
+    own = None if restore else working_copy.uid(settings)
+    if own is not None and found.uid is not None and own != found.uid:
+        raise InvalidArgument(
+            f"The registry {url} is not that of '{settings.slug}' as this machine knows it, but of another instance of"
+            f" the same name. 'lamfs connect {settings.slug} --restore' takes it and puts this machine's aside;"
+            f" 'lamfs connect {settings.storage.root} --name NAME' makes it known by another name."
+        )
+    if found.root is not None and found.root != settings.storage.root:
+        messages.info(f"the registry was used with {found.root} before, and is used with {settings.storage.root} now")
+
+
+def _tell(instance: Instance, taken: Taken, received: Path, url: str) -> None:
+    """Say what was wrong with a registry, and keep it as it came."""
+    directory = instance.settings.directory
+    kept = working_copy.aside(directory, RECEIVED)
+    os.rename(received, kept)
+    working_copy.keep_newest(directory, RECEIVED)
+    listing = directory / "left-out.json"
+    sentences = [finding.sentence for finding in taken.findings]
+    config.write_json(listing, {"registry": url, "kept": str(kept), "total": taken.total, "findings": sentences})
+    messages.warn(
+        f"{taken.total} things in the registry {url} cannot be right, and were left out; it is kept as it came in"
+        f" {kept}, and {listing} lists them:"
+    )
+    for sentence in sentences[:SAID]:
+        messages.warn(f"  {sentence}")
+    if taken.total > SAID:
+        messages.warn(f"  … and {taken.total - SAID} more")
 
 
 def catch_up(instance: Instance) -> None:

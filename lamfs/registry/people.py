@@ -96,6 +96,12 @@ class People:
         assert row is not None
         return Storage(*row)
 
+    def move_storage(self, root: str) -> None:
+        """The default storage, which is the first one, is at another root now."""
+        self._db.execute(
+            "UPDATE storage SET root=?, uuid=? WHERE id=(SELECT min(id) FROM storage)", (root, storage_id(root).hex)
+        )
+
     def storage(self, storage_row: int) -> Storage | None:
         """A storage by row id."""
         row = self._db.one("SELECT id, uid, uuid, root, type, region FROM storage WHERE id=?", (storage_row,))

@@ -6,7 +6,10 @@ inode row with ``nlink`` 0 and no entry. Names are TEXT: they were checked to be
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import re
 import sqlite3
 import stat
 import time
@@ -192,6 +195,47 @@ def ranges(db: Database) -> None:
     db.execute("ALTER TABLE overlay ADD COLUMN durable TEXT")
 
 
-def apply(conn: sqlite3.Connection) -> None:
-    """Bring the tables of a connection, inside of its write transaction, to db.SCHEMA_VERSION."""
-    migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False))
+@migrations()
+def identity(db: Database) -> None:
+    """Version 11: which instance this is, by rows that are compared wherever registry and storage meet; and out with
+    what no version of lamfs has made. A registry that an older lamfs fetched was taken as it came."""
+    known = names(10)
+    for kind, name in db.execute("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchall():
+        if name not in known:
+            quoted = name.replace('"', '""')
+            db.execute(f'DROP {kind} "{quoted}"')
+    for (src,) in db.execute("SELECT src FROM journal WHERE src IS NOT NULL").fetchall():
+        if not isinstance(src, str) or not re.fullmatch(r"[0-9a-f]{1,16}-[0-9a-f]{12}", src):
+            db.execute("DELETE FROM journal WHERE src=?", [src])
+    db.execute("INSERT OR IGNORE INTO meta(key, value) SELECT 'uid', uid FROM storage ORDER BY id LIMIT 1")
+    db.execute("INSERT OR IGNORE INTO meta(key, value) SELECT 'root', root FROM storage ORDER BY id LIMIT 1")
+
+
+def apply(conn: sqlite3.Connection, version: int | None = None) -> None:
+    """Bring the tables of a connection, inside of its write transaction, to a version; None: db.SCHEMA_VERSION."""
+    order = [migration.name for migration in migrations._migrations]
+    after = order[version] if version is not None and version < len(order) else None
+    migrations.apply(Database(conn, recursive_triggers=False, execute_plugins=False), stop_before=after)
+
+
+@functools.cache
+def _made(version: int) -> tuple[tuple[str, str, str], ...]:
+    """Type, name and SQL of everything that the migrations up to a version make."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as conn:
+        apply(conn, version)
+        rows = conn.execute("SELECT type, name, coalesce(sql, '') FROM sqlite_master").fetchall()
+    return tuple((str(kind), str(name), str(sql)) for kind, name, sql in rows)
+
+
+def tables(version: int, only: str | None = None) -> dict[str, str]:
+    """SQL of lamfs's own tables in a version (of one of them), by name; SQLite's and sqlite-utils' are left out."""
+    return {
+        name: sql
+        for kind, name, sql in _made(version)
+        if kind == "table" and not name.startswith(("sqlite_", "_sqlite_")) and only in (None, name)
+    }
+
+
+def names(version: int) -> frozenset[str]:
+    """Names of all tables, indexes and triggers that a registry of a version has."""
+    return frozenset(name for _, name, _ in _made(version))

@@ -1,0 +1,116 @@
+"""This machine's working copy of a registry: whose it is, and how another one takes its place. Synchronous.
+
+A working copy is never overwritten. It is put aside beside itself, under its own name with the time in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from pathlib import Path
+
+from lamfs.config import InstanceSettings
+from lamfs.errors import LamfsError, RegistryError
+from lamfs.ops import messages
+from lamfs.ops.instance import Instance
+from lamfs.registry import Registry
+from lamfs.registry.carry import carry_over
+from lamfs.storage.osfiles import fsync_folder
+
+KEPT = 3
+"""Copies that are kept of those nobody has lost anything with: overtaken by another machine's, or as they came."""
+
+
+def uid(settings: InstanceSettings) -> str | None:
+    """The random name of the instance that the working copy is of; None without one, or when it cannot be read."""
+    with contextlib.suppress(LamfsError), contextlib.closing(Registry(settings.registry_path)) as registry:
+        found = registry.db.get_meta("uid")
+        return None if found is None else str(found)
+    return None
+
+
+def check_own(instance: Instance) -> None:
+    """Raise RegistryError unless the working copy is of the instance and storage that the settings name."""
+    settings, db = instance.settings, instance.registry.db
+    slug, root = db.get_meta("slug"), db.get_meta("root")
+    if (slug, root) != (settings.registry_slug, settings.storage.root):
+        raise RegistryError(
+            f"The working copy {settings.registry_path} is of the instance '{slug}' in {root}, not of"
+            f" '{settings.registry_slug}' in {settings.storage.root}, so it is not stored there; run 'lamfs connect"
+            f" {settings.storage.root}'."
+        )
+
+
+def move_to(instance: Instance, root: str) -> None:
+    """The storage of the working copy is at another root from now on."""
+    registry = instance.registry
+    with registry.db.transaction():
+        registry.db.set_meta("root", root)
+        registry.people.move_storage(root)
+
+
+def replace(settings: InstanceSettings, fresh: Path, *, word: str) -> Path | None:
+    """Make ``fresh`` the working copy, while nobody has it open. The one that is there is put aside, as
+    ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one."""
+    path = settings.registry_path
+    if path.exists():
+        _carry_over(path, fresh)
+    with open(fresh, "rb") as file:
+        os.fsync(file.fileno())
+    kept = put_aside(path, word) if path.exists() else None
+    os.rename(fresh, path)
+    fsync_folder(str(path.parent))
+    return kept
+
+
+def _carry_over(path: Path, fresh: Path) -> None:
+    try:
+        with contextlib.closing(Registry(path)) as old, contextlib.closing(Registry(fresh)) as new:
+            if old.db.get_meta("uid") != new.db.get_meta("uid"):
+                return  # another instance: it goes on where it was put aside
+            left = carry_over(old.db, new.db)
+            new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except LamfsError as error:
+        messages.warn(f"what this machine had still to store is not known any more: {error}")
+        return
+    if left:
+        messages.warn(
+            f"{left} files that were not stored yet are not in the registry that was taken; their bytes stay in the"
+            " spool, and the registry that was put aside says which they are"
+        )
+
+
+def put_aside(path: Path, word: str) -> Path:
+    """Give a working copy another name beside it, with its write-ahead log folded in where it can be read at all.
+
+    It may keep its old name too, until something else is renamed over that: so at no moment there is none.
+    """
+    with contextlib.suppress(LamfsError):
+        Registry(path).close()
+    kept = aside(path.parent, word)
+    log = Path(f"{path}-wal")
+    if log.exists() and log.stat().st_size:
+        for suffix in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{path}{suffix}", f"{kept}{suffix}")
+        return kept
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without hard links
+        os.rename(path, kept)
+    return kept
+
+
+def aside(directory: Path, word: str) -> Path:
+    """A name for what is put aside now."""
+    return directory / time.strftime(f"{word}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.lndb")
+
+
+def keep_newest(directory: Path, word: str) -> None:
+    """Remove what was put aside with this word, but for the newest KEPT."""
+    for old in sorted(directory.glob(f"{word}.*.lndb"))[:-KEPT]:
+        old.unlink(missing_ok=True)

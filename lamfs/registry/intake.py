@@ -1,0 +1,281 @@
+"""Taking over a registry that came from storage: rows of its known tables that are right go into a fresh file.
+
+Synchronous, one thread. A row that breaks a rule (rules.py) is left out, or loses what is wrong with it, and is a
+Finding. What has lost its place by that is attached in ``lost+found`` (lostfound.py). All else is used.
+
+The work of other machines stays theirs. Their puts and saves need a spool that is elsewhere: these rows are not taken
+over, and a file shows the revision that is stored. Their owed deletes, moves and aborts are: these need storage alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lamfs.model import AUTO_INO, ROOT_INO, STORAGE_UID_LEN, new_uid, now_ns, storage_id
+from lamfs.registry import schema
+from lamfs.registry.db import Database, translated
+from lamfs.registry.lostfound import Finding, reattach
+from lamfs.registry.received import Origin, Received
+from lamfs.registry.rules import INO_MAX, OBJECT_KEY, RETAINED, ROW_MAX, TABLES, rule
+
+SHOWN = 1000
+"""Most findings that are kept; of more only their number."""
+
+
+class Place(NamedTuple):
+    """Where the registry is used from now on: kind (``local``, ``s3``) and root of the storage it was found in."""
+
+    kind: str
+    root: str
+
+
+class Taken(NamedTuple):
+    """What came of it. ``findings``: the first SHOWN; ``total``: how many there are."""
+
+    origin: Origin
+    findings: list[Finding]
+    total: int
+
+
+def look(path: Path, name: str) -> Origin:
+    """What an untrusted registry file says of itself. ``name``: what errors call it. Raises RegistryError."""
+    with Received(path, name) as received:
+        return received.origin()
+
+
+def take(path: Path, name: str, fresh: Path, place: Place) -> Taken:
+    """Make ``fresh``, a new file of mode 0600, with the rows of the untrusted registry at ``path``.
+
+    Raises RegistryError when the file is damaged, newer than this program, or cannot be a registry.
+    """
+    with Received(path, name) as received:
+        origin = received.origin()
+        others = received.check(origin.version)
+    os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    with translated(fresh), contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as made:
+        made.execute("PRAGMA synchronous=OFF")  # it is synced when it is whole
+        made.execute("BEGIN")
+        schema.apply(made, origin.version)
+        made.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('schema_version', ?)", (origin.version,))
+        made.execute("COMMIT")
+    with Received(path, name, into=fresh) as received:
+        intake = _Intake(received, origin)
+        for other in others:
+            intake.found("registry", other, "it is not of lamfs, and was left out")
+        intake.run(place)
+    db = Database(fresh)  # which brings it to the present version
+    try:
+        with db.transaction():
+            db.execute(
+                "INSERT OR REPLACE INTO meta(key, value) SELECT 'uid', uid FROM storage UNION ALL"
+                " SELECT 'root', root FROM storage"
+            )
+            for finding in reattach(db, intake.unnamed, intake.unread):
+                intake.add(finding)
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        db.close()
+    return Taken(origin, intake.findings, intake.count)
+
+
+class _Intake:
+    """Copies the rows of one received registry. ``unnamed``: inodes whose entry was left out; ``unread``: those whose
+    artifact was."""
+
+    def __init__(self, received: Received, origin: Origin) -> None:
+        self._src = received
+        self._origin = origin
+        self.findings: list[Finding] = []
+        self.count = 0
+        self.unnamed: set[int] = set()
+        self.unread: set[int] = set()
+
+    def found(self, table: str, row: str, what: str) -> None:
+        """Note what is wrong with a row."""
+        self.add(Finding(table, row, what))
+
+    def add(self, finding: Finding) -> None:
+        """Note a finding."""
+        self.count += 1
+        if len(self.findings) < SHOWN:
+            self.findings.append(finding)
+
+    def run(self, place: Place) -> None:
+        """Copy everything, in one transaction."""
+        change = self._src.change
+        change("PRAGMA main.synchronous=OFF")  # the file is synced when it is whole
+        change("BEGIN")
+        change("CREATE TEMP TABLE me(uid INTEGER, gid INTEGER)")
+        change("INSERT INTO temp.me VALUES(?, ?)", (os.getuid(), os.getgid()))
+        for table in ("dentry", "inode"):
+            change(f"DELETE FROM main.{table}")  # the two directories that every new registry has
+        for table, columns in TABLES.items():
+            present = {row[1] for row in self._src.all(f"PRAGMA main.table_info({table})")}
+            if present:
+                self._copy(table, [name for name in columns if name in present])
+        self._meta()
+        self._storage(place)
+        self._references()
+        self._not_stored()
+        self._sequences()
+        change("COMMIT")
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def _copy(self, table: str, names: list[str]) -> None:
+        columns = TABLES[table]
+        needed = [rule(name, columns[name]) for name in names if columns[name].instead is None]
+        values = [_value(name, table) for name in names]
+        # Not by an index: what that says of a row may be another thing.
+        source = f"src.{table} NOT INDEXED"
+        whose = "" if table != "journal" else "coalesce(op NOT IN ('put', 'save'), 1) AND "
+        right = f"{whose}{' AND '.join(needed)}"
+        copied = self._src.change(
+            f"INSERT OR IGNORE INTO main.{table}({', '.join(names)}) SELECT {', '.join(values)} FROM {source}"
+            f" WHERE {right}"
+        )
+        rules = [rule(name, columns[name]) for name in names]
+        wrong = f"{whose}NOT ({' AND '.join(rules)})"
+        shown = ", ".join(f"substr(CAST({name} AS TEXT), 1, 60)" for name in names[:4])
+        for row in self._src.all(
+            f"SELECT {', '.join(rules)}, {shown} FROM {source} WHERE {wrong} LIMIT ?", (SHOWN - len(self.findings) + 1,)
+        ):
+            bad = [name for name, ok in zip(names, row, strict=False) if not ok]
+            lost = any(columns[name].instead is None for name in bad)
+            done = "the row was left out" if lost else "that was not taken"
+            what = f"its {' and '.join(bad)} cannot be right, so {done}"
+            self.found(table, _row(table, names, row[len(names) :]), what)
+        total = self._src.all(f"SELECT count(*), coalesce(sum({wrong}), 0), coalesce(sum({right}), 0) FROM {source}")
+        self.count += max(0, total[0][1] - SHOWN)
+        if total[0][2] > copied:
+            self.found(table, f"{total[0][2] - copied} rows", "other rows have the same key, so these were left out")
+        if table == "dentry":
+            self._left_out_names(right)
+        if table == "artifact":
+            self._twins(names, values, right)
+            self.unread.update(
+                row[0]
+                for row in self._src.all(
+                    "SELECT ino FROM src.artifact NOT INDEXED WHERE typeof(ino)='integer'"
+                    " AND ino NOT IN (SELECT ino FROM main.artifact)"
+                )
+            )
+
+    def _left_out_names(self, right: str) -> None:
+        """Inodes that an entry named which was left out."""
+        rows = self._src.all(
+            f"SELECT ino FROM src.dentry NOT INDEXED WHERE typeof(ino)='integer' AND NOT ({right})"
+            " UNION SELECT d.ino FROM src.dentry d NOT INDEXED WHERE typeof(d.ino)='integer'"
+            " AND d.ino NOT IN (SELECT ino FROM main.dentry)"
+        )
+        self.unnamed.update(row[0] for row in rows)
+
+    def _twins(self, names: list[str], values: list[str], right: str) -> None:
+        """Artifacts that another row kept out because of its key or inode, and not of its uid: without these, then."""
+        without = {"id": "NULL", "key": "NULL", "ino": "-id"}
+        chosen = [without.get(name, value) for name, value in zip(names, values, strict=True)]
+        self._src.change(
+            f"INSERT OR IGNORE INTO main.artifact({', '.join(names)}) SELECT {', '.join(chosen)}"
+            f" FROM src.artifact NOT INDEXED WHERE {right} AND uid NOT IN (SELECT uid FROM main.artifact)"
+        )
+
+    # -- the small things ---------------------------------------------------------------------------------------
+
+    def _meta(self) -> None:
+        change = self._src.change
+        change("INSERT OR REPLACE INTO main.meta(key, value) VALUES('slug', ?)", (self._origin.slug,))
+        kept = f"substr(key, {len(RETAINED) + 1})"
+        change(
+            "INSERT OR IGNORE INTO main.meta(key, value) SELECT key, 1 FROM src.meta NOT INDEXED"
+            f" WHERE typeof(key)='text' AND substr(key, 1, {len(RETAINED)})='{RETAINED}'"
+            f" AND {rule('key', TABLES['unsaid']['object_key'])} AND coalesce({OBJECT_KEY.format(kept)}, 0)"
+        )
+
+    def _storage(self, place: Place) -> None:
+        """There is one storage, and it is where this registry was found."""
+        change = self._src.change
+        if not self._src.all("SELECT 1 FROM main.storage"):
+            self.found("storage", "the storage", "no row of it is right, so it has a new one")
+            change(
+                "INSERT INTO main.storage(id, uid, uuid, root, type, created_at) VALUES(1, ?, '', '', '', ?)",
+                (new_uid(STORAGE_UID_LEN), now_ns()),
+            )
+        change(
+            "UPDATE main.storage SET root=?, uuid=?, type=? WHERE id=(SELECT min(id) FROM main.storage)",
+            (place.root, storage_id(place.root).hex, place.kind),
+        )
+        missing = "SELECT uid FROM main.artifact WHERE storage_id<>(SELECT min(id) FROM main.storage)"
+        for (uid,) in self._src.all(f"{missing} LIMIT {SHOWN}"):
+            self.found("artifact", f"'{uid}'", "it names another storage, and is looked for in this one")
+        change("DELETE FROM main.storage WHERE id<>(SELECT min(id) FROM main.storage)")
+        change("UPDATE main.artifact SET storage_id=(SELECT min(id) FROM main.storage)")
+
+    def _references(self) -> None:
+        """References to rows that are not there say nothing. What cannot be without is left out."""
+        change = self._src.change
+        change("DELETE FROM main.run WHERE transform_id NOT IN (SELECT id FROM main.transform)")
+        for table, column, other in (
+            ("transform", "created_by_id", "user"), ("run", "created_by_id", "user"),
+            ("artifact", "created_by_id", "user"), ("artifact", "run_id", "run"),
+            ("artifact", "transform_id", "transform"),
+        ):  # fmt: skip
+            where = f"{column} IS NOT NULL AND {column} NOT IN (SELECT id FROM main.{other})"
+            for (uid,) in self._src.all(f"SELECT uid FROM main.{table} WHERE {where} LIMIT {SHOWN}"):
+                self.found(table, f"'{uid}'", f"its {column} names no {other} that is there, and was not taken")
+            change(f"UPDATE main.{table} SET {column}=NULL WHERE {where}")
+        change("DELETE FROM main.symlink WHERE ino NOT IN (SELECT ino FROM main.inode)")
+        change("DELETE FROM main.xattr WHERE ino NOT IN (SELECT ino FROM main.inode)")
+        if self._src.all("PRAGMA main.table_info(leaf)"):
+            change("DELETE FROM main.leaf WHERE artifact_id NOT IN (SELECT id FROM main.artifact)")
+
+    def _not_stored(self) -> None:
+        """What another machine has still to store is on that machine: here a file shows what is stored of it. One that
+        is not stored at all keeps its name, but for scratch files, which are of no use to anybody else."""
+        change = self._src.change
+        scratch = "SELECT ino FROM src.journal NOT INDEXED WHERE op='put' AND state='scratch'"
+        kept = f"SELECT ino FROM main.artifact UNION VALUES({ROOT_INO}), ({AUTO_INO})"
+        gone = f"ino IN ({scratch}) AND ino NOT IN ({kept})"
+        change(f"DELETE FROM main.dentry WHERE {gone}")
+        change(f"DELETE FROM main.inode WHERE {gone}")
+        self.unnamed.difference_update(row[0] for row in self._src.all(f"{scratch} AND typeof(ino)='integer'"))
+        stored = "(SELECT a.size FROM main.artifact a WHERE a.ino=inode.ino)"
+        blocks = ", blocks=NULL" if self._origin.version >= 2 else ""
+        change(f"UPDATE main.inode SET size={stored}, revision=revision+1{blocks} WHERE size<>{stored}")
+
+    def _sequences(self) -> None:
+        """Numbers that were given out are not given out again, by whomever."""
+        for table, column in (
+            ("inode", "ino"),
+            ("dentry", "id"),
+            ("journal", "id"),
+            ("change", "seq"),
+            ("rekey", "id"),
+        ):
+            if not self._src.all("SELECT 1 FROM main.sqlite_master WHERE name=?", (table,)):
+                continue
+            (most,) = self._src.all(f"SELECT coalesce(max({column}), 0) FROM main.{table}")[0]
+            rows = self._src.all(
+                "SELECT max(seq) FROM src.sqlite_sequence NOT INDEXED WHERE name=? AND typeof(seq)='integer'"
+                " AND seq BETWEEN 0 AND ?",
+                (table, INO_MAX if table == "inode" else ROW_MAX),
+            )
+            self._src.change("DELETE FROM main.sqlite_sequence WHERE name=?", (table,))
+            self._src.change(
+                "INSERT INTO main.sqlite_sequence(name, seq) VALUES(?, ?)", (table, max(most, rows[0][0] or 0))
+            )
+
+
+def _value(name: str, table: str) -> str:
+    """What is copied of a column."""
+    column = TABLES[table][name]
+    return name if column.instead is None else f"CASE WHEN {rule(name, column)} THEN {name} ELSE {column.instead} END"
+
+
+def _row(table: str, names: list[str], values: Iterator[Any] | tuple[Any, ...]) -> str:
+    """A row, for people."""
+    return ", ".join(f"{name} '{value}'" for name, value in zip(names, values, strict=False) if value is not None)

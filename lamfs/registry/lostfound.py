@@ -1,0 +1,299 @@
+"""``lost+found``: where files and directories go that have lost their place in the tree. The Database's thread.
+
+For a tree whose rows cannot all be believed: one that came from storage. Runs inside of the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from lamfs.keys import suffix_of
+from lamfs.model import AUTO_INO, ROOT_INO, now_ns
+from lamfs.registry.db import Database
+
+NAME = "lost+found"
+KEY_BYTES = 64 << 20
+"""Most characters of keys that are written anew: a deep tree of wrong keys would be larger than what it came from."""
+_DIRECTORY = f"mode & {0o170000} = {stat.S_IFDIR}"
+_REGULAR = f"mode & {0o170000} = {stat.S_IFREG}"
+
+
+class Finding(NamedTuple):
+    """Something that was wrong. ``row`` says which row of ``table``, ``what`` what was wrong and was done. ``place``:
+    where in the tree the file is now, if it has another place by that."""
+
+    table: str
+    row: str
+    what: str
+    place: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """For people; may hold any characters."""
+        where = f"; it is at '{self.place}'" if self.place else ""
+        return f"{self.table}: {self.row}: {self.what}{where}"
+
+
+def reattach(db: Database, unnamed: Iterable[int] = (), unread: Iterable[int] = ()) -> Iterator[Finding]:
+    """Make a tree of the inodes and entries that there are, whatever they say: one way from the root to each directory,
+    no entry of what is not there, and each living artifact and each inode of ``unnamed`` with a place. Files of
+    ``unread``, whose bytes nobody knows any more, leave their names to others.
+
+    Yields what was found and done; nothing is right before the last. Link counts and the keys of artifacts follow.
+    """
+    tree = _Tree(db)
+    tree.fix_roots()
+    yield from tree.drop_dangling()
+    yield from tree.one_name_for_directories()
+    yield from tree.break_circles()
+    yield from tree.place_artifacts()
+    yield from tree.place_unnamed(unnamed)
+    yield from tree.move_unread(unread)
+    yield from tree.follow_names()
+    tree.count_links()
+
+
+class _Tree:
+    """The tree of one Database while it is mended."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._folder: int | None = None
+
+    # -- what there is ------------------------------------------------------------------------------------------
+
+    def fix_roots(self) -> None:
+        """The two directories that are always there."""
+        now = now_ns()
+        for ino in (ROOT_INO, AUTO_INO):
+            if self._db.one(f"SELECT 1 FROM inode WHERE ino=? AND {_DIRECTORY}", (ino,)) is None:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO inode(ino, mode, uid, gid, nlink, atime_ns, mtime_ns, ctime_ns)"
+                    " VALUES(?,?,?,?,2,?,?,?)",
+                    (ino, stat.S_IFDIR | 0o755, os.getuid(), os.getgid(), now, now, now),
+                )
+        # Whatever else has their names, or says that they are elsewhere, is dropped below.
+        self._db.execute("DELETE FROM dentry WHERE ino=? AND NOT (parent=? AND name='.lamindb')", (AUTO_INO, ROOT_INO))
+        if self._db.one("SELECT 1 FROM dentry WHERE ino=?", (AUTO_INO,)) is None:
+            self._db.execute("UPDATE dentry SET name='.lamindb.' || id WHERE parent=? AND name='.lamindb'", (ROOT_INO,))
+            self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?, '.lamindb', ?)", (ROOT_INO, AUTO_INO))
+        self._db.execute("UPDATE dentry SET name='.lamfs.' || id WHERE parent=? AND name='.lamfs'", (ROOT_INO,))
+
+    def drop_dangling(self) -> Iterator[Finding]:
+        """Entries of what is not there, or in what is no directory. Artifacts without a file get one."""
+        rows = self._db.all(
+            "SELECT d.id, d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode p ON p.ino=d.parent"
+            f" LEFT JOIN inode i ON i.ino=d.ino WHERE i.ino IS NULL OR p.ino IS NULL OR NOT p.{_DIRECTORY}"
+            f" OR d.ino={ROOT_INO} OR (d.parent={AUTO_INO} AND i.{_DIRECTORY})"
+        )
+        for id_, parent, name, ino in rows:
+            self._db.execute("DELETE FROM dentry WHERE id=?", (id_,))
+            if ino == ROOT_INO or self._db.one("SELECT 1 FROM inode WHERE ino=?", (ino,)) is None:
+                yield Finding(
+                    "dentry", f"'{name}' in directory {parent}", "it names what is not there, and was left out"
+                )
+            elif self._is_nameless(ino):
+                place = self._attach(ino, name)
+                yield Finding("dentry", f"'{name}' in directory {parent}", "there is no such directory", place)
+        missing = self._db.all(
+            "SELECT id, uid, size FROM artifact a WHERE NOT EXISTS"
+            f" (SELECT 1 FROM inode i WHERE i.ino=a.ino AND i.{_REGULAR})"
+        )
+        now = now_ns()
+        for id_, _, size in missing:
+            self._db.execute(
+                "INSERT INTO inode(mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns) VALUES(?,?,?,0,?,?,?,?)",
+                (stat.S_IFREG | 0o600, os.getuid(), os.getgid(), size, now, now, now),
+            )
+            self._db.execute("UPDATE artifact SET ino=last_insert_rowid() WHERE id=?", (id_,))
+
+    def one_name_for_directories(self) -> Iterator[Finding]:
+        """Directories have one name."""
+        rows = self._db.all(
+            f"SELECT d.id, d.name, d.ino FROM dentry d JOIN inode i ON i.ino=d.ino WHERE i.{_DIRECTORY}"
+            " AND d.id>(SELECT min(id) FROM dentry o WHERE o.ino=d.ino)"
+        )
+        for id_, name, ino in rows:
+            self._db.execute("DELETE FROM dentry WHERE id=?", (id_,))
+            yield Finding("dentry", f"'{name}' (inode {ino})", "a directory has one name, and this was another")
+
+    def break_circles(self) -> Iterator[Finding]:
+        """Directories that cannot be reached from the root."""
+        above: dict[int, tuple[int, str]] = {
+            ino: (parent, name)
+            for ino, parent, name in self._db.all(
+                "WITH RECURSIVE below(ino) AS (SELECT ? UNION SELECT d.ino FROM below b JOIN dentry d ON d.parent=b.ino"
+                f" JOIN inode i ON i.ino=d.ino WHERE i.{_DIRECTORY})"
+                " SELECT i.ino, coalesce(d.parent, 0), coalesce(d.name, '')"
+                " FROM inode i LEFT JOIN dentry d ON d.ino=i.ino"
+                f" WHERE i.{_DIRECTORY} AND i.ino NOT IN (SELECT ino FROM below)",
+                (ROOT_INO,),
+            )
+        }
+        seen: set[int] = set()
+        for start in above:
+            ino, way = start, set()
+            while ino in above and ino not in seen and ino not in way:
+                way.add(ino)
+                parent = above[ino][0]
+                if parent == 0:
+                    yield from self._cut(ino, "")
+                elif parent in way:
+                    yield from self._cut(ino, above[ino][1])
+                ino = parent
+            seen |= way
+
+    def _cut(self, ino: int, name: str) -> Iterator[Finding]:
+        if not name and self._db.one("SELECT 1 FROM dentry WHERE parent=? LIMIT 1", (ino,)) is None:
+            return  # an empty directory that somebody had open when it was removed
+        self._db.execute("DELETE FROM dentry WHERE ino=?", (ino,))
+        place = self._attach(ino, name)
+        yield Finding("inode", f"directory {ino}", "it cannot be reached from the root", place)
+
+    # -- lost+found ---------------------------------------------------------------------------------------------
+
+    def place_artifacts(self) -> Iterator[Finding]:
+        """Living artifacts whose file has no name."""
+        rows = self._db.all(
+            "SELECT uid, suffix, ino, key FROM artifact a WHERE visibility>-1"
+            " AND NOT EXISTS (SELECT 1 FROM dentry d WHERE d.ino=a.ino)"
+        )
+        for uid, suffix, ino, key in rows:
+            place = self._attach(ino, f"{uid}{suffix}")
+            yield Finding("artifact", f"'{key or uid}'", "its file has no name", place)
+        # What has a name is not in the trash.
+        for uid, key in self._db.all(
+            "SELECT uid, key FROM artifact a WHERE visibility=-1 AND EXISTS (SELECT 1 FROM dentry d WHERE d.ino=a.ino)"
+        ):
+            self._db.execute("UPDATE artifact SET visibility=1, key=NULL WHERE uid=?", (uid,))
+            yield Finding("artifact", f"'{key or uid}'", "it is in the trash and has a name, and was taken out")
+
+    def place_unnamed(self, unnamed: Iterable[int]) -> Iterator[Finding]:
+        """Files whose entry was left out."""
+        for ino in sorted(unnamed):
+            row = self._db.one("SELECT mode FROM inode WHERE ino=?", (ino,))
+            trashed = self._db.one("SELECT 1 FROM artifact WHERE ino=? AND visibility=-1", (ino,)) is not None
+            if row is not None and not trashed and self._is_nameless(ino) and ino not in (ROOT_INO, AUTO_INO):
+                place = self._attach(ino, "")
+                yield Finding("inode", f"inode {ino}", "its entry was left out", place)
+
+    def _is_nameless(self, ino: int) -> bool:
+        return self._db.one("SELECT 1 FROM dentry WHERE ino=? LIMIT 1", (ino,)) is None
+
+    def _attach(self, ino: int, name: str) -> str:
+        """Give an inode a name in ``lost+found``; the key that it has there."""
+        folder = self._lost_and_found()
+        wanted = name or f"inode-{ino}"
+        count = 1
+        while self._db.one("SELECT 1 FROM dentry WHERE parent=? AND name=?", (folder, wanted)) is not None:
+            wanted = f"inode-{ino}" if count == 1 else f"inode-{ino}.{count}"
+            count += 1
+        self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?,?,?)", (folder, wanted, ino))
+        return f"{self._folder_name}/{wanted}"
+
+    def _lost_and_found(self) -> int:
+        if self._folder is not None:
+            return self._folder
+        name, count = NAME, 1
+        while (row := self._db.one("SELECT ino FROM dentry WHERE parent=? AND name=?", (ROOT_INO, name))) is not None:
+            if self._db.one(f"SELECT 1 FROM inode WHERE ino=? AND {_DIRECTORY}", row) is not None:
+                break
+            count += 1
+            name = f"{NAME}.{count}"
+        self._folder_name = name
+        if row is not None:
+            self._folder = int(row[0])
+            return self._folder
+        now = now_ns()
+        cursor = self._db.execute(
+            "INSERT INTO inode(mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns) VALUES(?,?,?,2,0,?,?,?)",
+            (stat.S_IFDIR | 0o700, os.getuid(), os.getgid(), now, now, now),
+        )
+        assert cursor.lastrowid is not None
+        self._folder = cursor.lastrowid
+        self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?,?,?)", (ROOT_INO, name, self._folder))
+        return self._folder
+
+    def move_unread(self, unread: Iterable[int]) -> Iterator[Finding]:
+        """Files whose artifact was left out."""
+        for ino in sorted(unread):
+            names = self._db.all(
+                "SELECT d.name FROM dentry d JOIN inode i ON i.ino=d.ino WHERE d.ino=?"
+                f" AND i.{_REGULAR} AND NOT EXISTS (SELECT 1 FROM artifact a WHERE a.ino=d.ino) ORDER BY d.id LIMIT 1",
+                (ino,),
+            )
+            for (name,) in names:
+                self._db.execute("DELETE FROM dentry WHERE ino=?", (ino,))
+                place = self._attach(ino, name)
+                yield Finding("inode", f"'{name}' (inode {ino})", "nobody knows where its bytes are", place)
+
+    # -- what follows -------------------------------------------------------------------------------------------
+
+    def follow_names(self) -> Iterator[Finding]:
+        """The key of an artifact is the way to the first name of its file. Some are still to follow renamed directories
+        (Artifacts.settle); then this is not the time to look."""
+        if self._db.one("SELECT 1 FROM rekey LIMIT 1") is not None:
+            return
+        budget = KEY_BYTES
+        wrong: list[tuple[str, str | None]] = []
+        for uid, key, parts, name in self._artifacts():
+            length = sum(map(len, parts)) + len(parts) + len(name)
+            if key is not None and len(key) == length and key == "/".join((*parts, name)):
+                continue
+            budget -= length
+            wrong.append((uid, "/".join((*parts, name)) if budget > 0 else None))
+            if key is not None:
+                yield Finding("artifact", f"'{uid}'", f"its key '{key[:200]}' is not where it is", wrong[-1][1])
+        for uid, _ in wrong:
+            self._db.execute("UPDATE artifact SET key=NULL WHERE uid=?", (uid,))
+        for uid, path in wrong:
+            if path is not None:
+                suffix = suffix_of(path.rpartition("/")[2])
+                self._db.execute("UPDATE artifact SET key=?, suffix=? WHERE uid=?", (path, suffix, uid))
+        self._db.execute(
+            "UPDATE artifact SET key=NULL WHERE key IS NOT NULL AND visibility>-1 AND EXISTS"
+            " (SELECT 1 FROM dentry d WHERE d.ino=artifact.ino AND d.parent=? AND d.id="
+            " (SELECT min(id) FROM dentry o WHERE o.ino=d.ino))",
+            (AUTO_INO,),
+        )
+
+    def _artifacts(self) -> Iterator[tuple[str, str | None, list[str], str]]:
+        """uid, key, and the way to the first name of each artifact that has a key or ought to: parts, and the name.
+
+        Directory by directory, depth first, so that no more than one way is in memory."""
+        here: list[str] = []
+        todo = [(ROOT_INO, "", 0)]
+        while todo:
+            ino, name, depth = todo.pop()
+            del here[max(depth - 1, 0) :]
+            if depth:
+                here.append(name)
+            for uid, key, called in self._db.all(
+                "SELECT a.uid, a.key, d.name FROM dentry d JOIN artifact a ON a.ino=d.ino WHERE d.parent=?"
+                " AND a.visibility>-1 AND d.id=(SELECT min(id) FROM dentry o WHERE o.ino=d.ino)",
+                (ino,),
+            ):
+                yield uid, key, here, called
+            todo += [
+                (child, called, depth + 1)
+                for child, called in self._db.all(
+                    "SELECT d.ino, d.name FROM dentry d JOIN inode i ON i.ino=d.ino"
+                    f" WHERE d.parent=? AND i.{_DIRECTORY} AND d.ino<>?",
+                    (ino, AUTO_INO),
+                )
+            ]
+
+    def count_links(self) -> None:
+        """Link counts are what there is."""
+        self._db.execute(
+            f"UPDATE inode SET nlink=(SELECT count(*) FROM dentry d WHERE d.ino=inode.ino) WHERE NOT ({_DIRECTORY})"
+        )
+        self._db.execute(
+            "UPDATE inode SET nlink=CASE WHEN ino=? OR EXISTS(SELECT 1 FROM dentry d WHERE d.ino=inode.ino) THEN 2 +"
+            " (SELECT count(*) FROM dentry d JOIN inode c ON c.ino=d.ino WHERE d.parent=inode.ino AND"
+            f" c.{_DIRECTORY}) ELSE 0 END WHERE {_DIRECTORY}",
+            (ROOT_INO,),
+        )

@@ -1,0 +1,203 @@
+"""What each column of a registry may hold, as SQL: for registries that come from storage. Pure.
+
+SQLite keeps any type in any column, and text that is not UTF-8. A rule is an expression over one column that is 1 or 0,
+never NULL, for any value of any type. Most rules run inside SQLite; ``lamfs_utf8`` is the one function that the
+connection has to provide (see ``is_utf8``), and is asked only about text that is not plain ASCII.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import NamedTuple
+
+from lamfs.keys import NAME_MAX, REAL_KEY_MAX, SUFFIX_MAX
+from lamfs.model import (
+    ARTIFACT_UID_LEN,
+    BLOCK_SIZE,
+    LEAF_HASH,
+    LEAF_SIZE,
+    RUN_UID_LEN,
+    STORAGE_UID_LEN,
+    TRANSFORM_UID_LEN,
+    USER_UID_LEN,
+)
+
+INO_MAX = (1 << 47) - 1
+"""Highest inode number: above are the numbers that a mount gives to second revisions (fs/nodes.py)."""
+ROW_MAX = 1 << 53
+"""Highest id of any row: leaves AUTOINCREMENT room for good."""
+TEXT_MAX = 1 << 20
+"""Bytes of a description, of a key (a tree may be deeper than PATH_MAX), and of text without a rule of its own."""
+RETAINED = "retained:"
+"""Keys of the meta table with this and an object key: somebody wanted the object to stay without an artifact."""
+_INT_MAX = (1 << 63) - 1
+_OWNER_MAX = (1 << 32) - 1
+
+
+class Column(NamedTuple):
+    """``rule``: when the value is right. ``instead``: what a wrong one becomes, as SQL; None: the row is left out."""
+
+    rule: str
+    instead: str | None = None
+
+
+def is_utf8(value: object) -> bool:
+    """Whether bytes are UTF-8 text without NUL. What ``lamfs_utf8`` does."""
+    if not isinstance(value, bytes) or b"\0" in value:
+        return False
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# -- kinds of values. {0} is the column -------------------------------------------------------------------------------
+
+
+def _text(least: int, most: int) -> str:
+    return (
+        f"(typeof({{0}})='text' AND length(CAST({{0}} AS BLOB)) BETWEEN {least} AND {most}"
+        " AND CASE WHEN {0} NOT GLOB '*[^ -~]*' AND instr(CAST({0} AS BLOB), x'00')=0 THEN 1"
+        " ELSE lamfs_utf8(CAST({0} AS BLOB)) END)"
+    )
+
+
+def _ascii(characters: str, least: int, most: int) -> str:
+    """Text of these characters, in the form that GLOB has in brackets."""
+    return (
+        f"(typeof({{0}})='text' AND length(CAST({{0}} AS BLOB)) BETWEEN {least} AND {most}"
+        f" AND instr(CAST({{0}} AS BLOB), x'00')=0 AND {{0}} NOT GLOB '*[^{characters}]*')"
+    )
+
+
+def _integer(least: int, most: int) -> str:
+    return f"(typeof({{0}})='integer' AND {{0}} BETWEEN {least} AND {most})"
+
+
+def _blob(least: int, most: int) -> str:
+    return f"(typeof({{0}})='blob' AND length({{0}}) BETWEEN {least} AND {most})"
+
+
+def _or_null(rule: str) -> str:
+    return f"({{0}} IS NULL OR {rule})"
+
+
+def _uid(length: int) -> str:
+    return _ascii("0-9A-Za-z", length, length)
+
+
+def _path(rule: str, *forbidden: str) -> str:
+    parts = " AND ".join(f"instr('/'||{{0}}||'/', '{part}')=0" for part in forbidden)
+    return f"({rule} AND {parts})"
+
+
+_ID = _integer(1, ROW_MAX)
+_INO = _integer(1, INO_MAX)
+_TIME = _integer(-_INT_MAX, _INT_MAX)
+_HANDLE = f"({_ascii('0-9A-Za-z._-', 1, 64)} AND {{0}} GLOB '[0-9A-Za-z]*')"
+_NAME = f"({_path(_text(1, NAME_MAX), '/./', '/../')} AND instr({{0}}, '/')=0)"
+_KEY = (
+    f"({_path(_text(1, TEXT_MAX), '//', '/./', '/../')} AND {{0}} NOT IN ('.lamindb', '.lamfs')"
+    " AND {0} NOT GLOB '.lamindb/*' AND {0} NOT GLOB '.lamfs/*')"
+)
+_OBJECT_KEY = (
+    f"({_path(_text(1, REAL_KEY_MAX), '/../')} AND {{0}} NOT GLOB '/*' AND {{0}} NOT GLOB '.lamindb/_*'"
+    " AND NOT ({0} GLOB '*.lndb' AND instr({0}, '/')=0))"
+)
+"""An object of an artifact: below the root, and not the registry, the lock, a spool file or a temporary file."""
+_SUFFIX = f"({_text(0, SUFFIX_MAX)} AND instr({{0}}, '/')=0)"
+_ETAG = _ascii("!#-~", 0, 1024)
+_HASH = _ascii("0-9A-Za-z_-", 1, 64)
+_KINDS = ", ".join(
+    str(kind)
+    for kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
+)
+_MODE = f"({_integer(0, 0o177777)} AND {{0}} & {0o170000} IN ({_KINDS}))"
+_BLOCKS = f"(typeof(blocks)='blob' AND length(blocks)=32*((size+{BLOCK_SIZE - 1})/{BLOCK_SIZE}))"
+_LEAVES = 8 + BLOCK_SIZE // LEAF_SIZE * LEAF_HASH
+
+OBJECT_KEY = _OBJECT_KEY
+"""For keys of the meta table that hold an object key, too."""
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+_REFERENCE = Column(_or_null(_ID), "NULL")
+
+TABLES: dict[str, dict[str, Column]] = {
+    "user": {
+        "id": Column(_ID), "uid": Column(_uid(USER_UID_LEN)), "handle": Column(_HANDLE),
+        "email": Column(_or_null(_text(0, 1024)), "NULL"), "name": Column(_or_null(_text(0, 1024)), "NULL"),
+        "created_at": Column(_TIME, "0"),
+    },
+    "storage": {
+        "id": Column(_ID), "uid": Column(_uid(STORAGE_UID_LEN)), "uuid": Column(_ascii("0-9a-f", 32, 32)),
+        "root": Column(_text(1, 4096)), "type": Column("({0} IN ('local', 's3'))"),
+        "region": Column(_or_null(_ascii("0-9A-Za-z-", 0, 64)), "NULL"), "created_at": Column(_TIME, "0"),
+    },
+    "transform": {
+        "id": Column(_ID), "uid": Column(_uid(TRANSFORM_UID_LEN)), "name": Column(_text(0, TEXT_MAX), "''"),
+        "key": Column(_or_null(_text(0, TEXT_MAX)), "NULL"), "type": Column(_text(0, 256), "'script'"),
+        "created_by_id": _REFERENCE, "created_at": Column(_TIME, "0"), "updated_at": Column(_TIME, "0"),
+    },
+    "run": {
+        "id": Column(_ID), "uid": Column(_uid(RUN_UID_LEN)), "transform_id": Column(_ID),
+        "created_by_id": _REFERENCE, "started_at": Column(_TIME, "0"),
+        "finished_at": Column(_or_null(_TIME), "NULL"),
+    },
+    "inode": {
+        "ino": Column(_INO), "mode": Column(_MODE),
+        "uid": Column(_integer(0, _OWNER_MAX), "(SELECT uid FROM temp.me)"),
+        "gid": Column(_integer(0, _OWNER_MAX), "(SELECT gid FROM temp.me)"),
+        "nlink": Column(_integer(0, ROW_MAX), "0"), "size": Column(_integer(0, _INT_MAX), "0"),
+        "atime_ns": Column(_TIME, "0"), "mtime_ns": Column(_TIME, "0"), "ctime_ns": Column(_TIME, "0"),
+        "rdev": Column(_integer(0, _OWNER_MAX), "0"), "revision": Column(_integer(0, ROW_MAX), "0"),
+        "blocks": Column(_or_null(_integer(0, _INT_MAX)), "NULL"),
+    },
+    "dentry": {"id": Column(_ID), "parent": Column(_INO), "name": Column(_NAME), "ino": Column(_INO)},
+    "symlink": {"ino": Column(_INO), "target": Column(f"({_blob(1, 4095)} AND instr({{0}}, x'00')=0)")},
+    "xattr": {"ino": Column(_INO), "name": Column(_text(1, 255)), "value": Column(_blob(0, 1 << 16))},
+    "artifact": {
+        "id": Column(_ID), "uid": Column(_uid(ARTIFACT_UID_LEN)), "storage_id": Column(_ID),
+        "key": Column(_or_null(_KEY), "NULL"), "suffix": Column(_SUFFIX, "''"),
+        "description": Column(_or_null(_text(0, TEXT_MAX)), "NULL"),
+        "accessor": Column(_or_null(_text(0, 256)), "NULL"),
+        "size": Column(_integer(0, _INT_MAX - BLOCK_SIZE)), "hash": Column(_HASH),
+        "hash_type": Column("({0} IN ('md5', 'sha1-fl', 'md5-d'))"), "blocks": Column(_BLOCKS),
+        "object_key": Column(_OBJECT_KEY), "etag": Column(_ETAG),
+        "visibility": Column(_integer(-1, 1), "1"), "key_is_virtual": Column(_integer(0, 1), "1"),
+        "created_by_id": _REFERENCE, "run_id": _REFERENCE, "transform_id": _REFERENCE,
+        "created_at": Column(_TIME, "0"), "updated_at": Column(_TIME, "0"), "ino": Column(_INO, "-id"),
+        "head": Column(_or_null(_blob(20, 20)), "NULL"),
+    },
+    "leaf": {"artifact_id": Column(_ID), "block": Column(_integer(0, ROW_MAX)), "hashes": Column(_blob(8, _LEAVES))},
+    "journal": {
+        "id": Column(_ID), "op": Column("({0} IN ('move', 'delete', 'abort'))"),
+        "state": Column("({0} IN ('ready', 'held'))", "'ready'"), "ino": Column("1", "NULL"),
+        "uid": Column(f"CASE op WHEN 'move' THEN {_uid(ARTIFACT_UID_LEN)} ELSE {_or_null(_uid(ARTIFACT_UID_LEN))} END"),
+        "object_key": Column(f"CASE op WHEN 'move' THEN {{0}} IS NULL ELSE {_OBJECT_KEY} END"),
+        "src": Column("({0} IS NULL)", "NULL"), "gen": Column(_integer(0, ROW_MAX), "0"),
+        "attempts": Column(_integer(0, ROW_MAX), "0"), "error": Column(_or_null(_text(0, TEXT_MAX)), "NULL"),
+        "next_at": Column(_TIME, "0"), "created_at": Column(_TIME, "0"),
+        "owner": Column(_or_null(_ascii("!-~", 0, 256)), "NULL"),
+        "payload": Column(
+            "(typeof({0})='text' AND CASE op WHEN 'abort' THEN length({0})<4096 AND json_valid({0})"
+            " AND json_type({0})='object' AND coalesce(json_type({0}, '$.upload_id'), 'null') IN ('text', 'null')"
+            " ELSE {0}='{{}}' END)",
+            "'{}'",
+        ),
+    },
+    "unsaid": {"object_key": Column(_OBJECT_KEY)},
+    "rekey": {"id": Column(_ID), "old": Column(_KEY), "new": Column(_KEY)},
+}  # fmt: skip
+"""The tables whose rows are taken over, in an order in which what is referred to comes first.
+
+Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log), and the work of another
+machine: its puts and saves with their overlays, uploads and parts. ``journal`` has its deletes, moves and aborts.
+"""
+
+
+def rule(column: str, of: Column) -> str:
+    """The rule of a column as an expression that is 1 or 0."""
+    return f"coalesce({of.rule.format(column)}, 0)"

@@ -1,0 +1,456 @@
+"""A registry that came from storage is taken over row by row: what is wrong with it is named, and reaches nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lamfs.errors import RegistryError
+from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, ContentHash, Revision
+from lamfs.registry import Registry, intake, schema
+from lamfs.registry.db import SCHEMA_VERSION
+from lamfs.registry.rules import TABLES
+
+Change = Callable[[sqlite3.Connection], object]
+PLACE = intake.Place("local", "/the/storage")
+
+
+class Box:
+    """A good registry with some of everything, and what becomes of it after a change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "registry.lndb"
+        self.count = 0
+        registry = Registry(self.path, create=True)
+        registry.db.set_meta("slug", "ada/one")
+        registry.people.ensure_storage("/the/storage", "local")
+        user = registry.people.ensure_user("12345678", "ada", "ada@example.com", "Ada")
+        transform = registry.people.ensure_transform("t", "t.py", "script", user.id)
+        run = registry.people.start_run(transform.id, user.id)
+        self.inos = {name: self._file(registry, name, run.id, transform.id) for name in ("a.csv", "d/b.txt", "d/e/ä")}
+        names = registry.names
+        self.directory = registry.tree.resolve("d").ino  # type: ignore[union-attr]
+        self.inner = registry.tree.resolve("d/e").ino  # type: ignore[union-attr]
+        self.link = names.create(ROOT_INO, "link", stat.S_IFLNK | 0o777, 0, 0, target=b"a.csv").ino
+        registry.tree.set_xattr(self.directory, "user.x", b"y")
+        self.trashed = registry.artifacts.by_ino(self._file(registry, "gone", None, None)).uid  # type: ignore[union-attr]
+        names.trash(self.trashed)
+        registry.journal.add_delete(".lamindb/aaaaaaaaaaaaaaaaaaaa.x")
+        registry.journal.add_move(registry.artifacts.by_ino(self.inos["a.csv"]).uid)  # type: ignore[union-attr]
+        registry.db.set_meta("retained:old/thing", 1)
+        registry.db.snapshot(folder / "good.lndb")
+        registry.close()
+
+    def _file(self, registry: Registry, key: str, run: int | None, transform: int | None) -> int:
+        content = ContentHash(5, "h" * 22, "md5", bytes(32))
+        record = ArtifactRecord("", key, "", Revision(content, "", ""), run_id=run, transform_id=transform)
+        record.uid = f"{self.count:020d}"
+        record.suffix = "." + key.rpartition(".")[2] if "." in key else ""
+        self.count += 1
+        entry, object_key = registry.commits.announce_save(record)
+        record.revision = Revision(content, object_key, "")
+        saved = registry.commits.save(entry, record, "etag", mode=0o644, uid=0, gid=0)
+        assert saved.ino is not None
+        return saved.ino
+
+    def changed(self, change: Change | str) -> Path:
+        """A copy of the good registry after a change by somebody with SQLite."""
+        self.count += 1
+        path = self.folder / f"changed-{self.count}.lndb"
+        path.write_bytes((self.folder / "good.lndb").read_bytes())
+        with contextlib.closing(sqlite3.connect(path)) as conn:
+            conn.execute("PRAGMA writable_schema=ON")
+            if isinstance(change, str):
+                conn.executescript(change)
+            else:
+                change(conn)
+            conn.commit()
+        return path
+
+    def take(self, change: Change | str = "") -> tuple[intake.Taken, Registry]:
+        """What comes of taking the changed registry over."""
+        path = self.changed(change)
+        fresh = self.folder / f"fresh-{self.count}.lndb"
+        taken = intake.take(path, "the registry", fresh, PLACE)
+        assert stat.S_IMODE(fresh.stat().st_mode) == 0o600
+        return taken, Registry(fresh)
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Box:
+    return Box(tmp_path_factory.mktemp("intake"))
+
+
+@pytest.fixture
+def taken(box: Box) -> Iterator[Callable[..., tuple[intake.Taken, Registry]]]:
+    opened: list[Registry] = []
+
+    def take(change: Change | str = "") -> tuple[intake.Taken, Registry]:
+        result = box.take(change)
+        opened.append(result[1])
+        return result
+
+    yield take
+    for registry in opened:
+        check_tree(registry)
+        registry.close()
+
+
+def check_tree(registry: Registry) -> None:
+    """Whatever came: a tree, with right link counts, and artifacts whose keys are where they are."""
+    db = registry.db
+    assert db.all("PRAGMA integrity_check") == [("ok",)]
+    assert db.all("PRAGMA foreign_key_check") == []
+    reached = {
+        row[0]
+        for row in db.all(
+            "WITH RECURSIVE below(ino) AS (VALUES(1) UNION SELECT d.ino FROM below b JOIN dentry d ON d.parent=b.ino)"
+            " SELECT ino FROM below"
+        )
+    }
+    assert {row[0] for row in db.all("SELECT ino FROM dentry")} <= reached
+    assert db.all("SELECT 1 FROM dentry d LEFT JOIN inode i ON i.ino=d.ino WHERE i.ino IS NULL") == []
+    for record in registry.artifacts.filter():
+        assert record.ino is not None
+        assert registry.tree.first_name(record.ino) is not None
+        if registry.tree.parent(record.ino) != AUTO_INO:
+            assert registry.tree.path(record.ino) == record.key
+    for name, columns in TABLES.items():
+        assert {row[1] for row in db.all(f"PRAGMA table_info({name})")} == set(columns), name
+
+
+def rows(path: Path | Registry, table: str) -> list[tuple[object, ...]]:
+    if isinstance(path, Registry):
+        return path.db.all(f"SELECT * FROM {table} ORDER BY 1")
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        return conn.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
+
+
+def test_a_good_registry_comes_as_it_is(box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]) -> None:
+    result, fresh = taken()
+    assert (result.findings, result.total) == ([], 0)
+    assert result.origin[:1] + result.origin[2:] == ("ada/one", "/the/storage", SCHEMA_VERSION)
+    for table in TABLES:
+        assert rows(fresh, table) == rows(box.folder / "good.lndb", table), table
+    before = dict(rows(box.folder / "good.lndb", "meta"))  # type: ignore[arg-type]
+    assert dict(rows(fresh, "meta")) == {**before, "uid": result.origin.uid, "root": "/the/storage"}  # type: ignore[arg-type]
+    for table, seq in rows(box.folder / "good.lndb", "sqlite_sequence"):
+        assert (table, seq) in rows(fresh, "sqlite_sequence")
+    assert rows(fresh, "change") == []
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_registries_of_every_version_are_taken(tmp_path: Path, version: int) -> None:
+    old = tmp_path / "old.lndb"
+    with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as conn:
+        schema.apply(conn, version)
+        conn.execute("INSERT INTO meta VALUES('schema_version', ?), ('slug', 'ada/one')", (version,))
+        conn.execute("INSERT INTO storage VALUES(1, 'abcdefghijkl', ?, '/elsewhere', 'local', NULL, 1)", ("a" * 32,))
+        conn.execute(
+            "INSERT INTO inode(ino, mode, uid, gid, nlink, atime_ns, mtime_ns, ctime_ns) VALUES(3,?,0,0,1,1,1,1)",
+            (stat.S_IFREG | 0o644,),
+        )
+        conn.execute("INSERT INTO dentry(parent, name, ino) VALUES(1, 'x', 3)")
+        conn.execute(
+            "INSERT INTO artifact(uid, storage_id, key, suffix, size, hash, hash_type, blocks, object_key, etag, ino,"
+            " created_at, updated_at) VALUES(?,1,'x','',0,'h','md5',x'','.lamindb/y','e',3,1,1)",
+            ("u" * 20,),
+        )
+    result = intake.take(old, "old", tmp_path / "fresh.lndb", PLACE)
+    assert result.findings == []
+    fresh = Registry(tmp_path / "fresh.lndb")
+    record = fresh.artifacts.by_key("x")
+    assert record is not None
+    assert (record.uid, record.revision.object_key) == ("u" * 20, ".lamindb/y")
+    assert (fresh.db.get_meta("uid"), fresh.db.get_meta("root")) == ("abcdefghijkl", "/the/storage")
+    assert fresh.people.storage(1).root == "/the/storage"  # type: ignore[union-attr]
+    fresh.close()
+
+
+# -- what SQLite would run --------------------------------------------------------------------------------------------
+
+
+OBJECTS = {
+    "trigger": "CREATE TRIGGER evil AFTER DELETE ON journal BEGIN INSERT INTO journal(op, state, src, created_at)"
+    " VALUES('put', 'ready', '/etc/passwd', 1); END",
+    "view": "CREATE VIEW evil AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM n) SELECT x FROM n",
+    "table": "CREATE TABLE evil(x)",
+    "index": "CREATE INDEX evil ON artifact(lower(key))",
+    "virtual table": "CREATE VIRTUAL TABLE evil USING fts5(x)",
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_other_things_in_the_file_are_left_out(taken: Callable[..., tuple[intake.Taken, Registry]], kind: str) -> None:
+    if kind == "index":
+
+        def change(conn: sqlite3.Connection) -> None:
+            conn.execute(
+                "INSERT INTO sqlite_master SELECT 'index', 'evil', 'artifact', rootpage, ? FROM sqlite_master"
+                " WHERE name='artifact_hash'",
+                (OBJECTS[kind],),
+            )
+
+        result, fresh = taken(change)
+    else:
+        result, fresh = taken(OBJECTS[kind])
+    assert any("'evil'" in finding.row for finding in result.findings)
+    assert fresh.db.all("SELECT name FROM sqlite_master WHERE name LIKE 'evil%'") == []
+    assert len(rows(fresh, "artifact")) == 4
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE VIEW {0} AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM n) SELECT x AS id FROM n",
+        "CREATE VIRTUAL TABLE {0} USING fts5(x)",
+        "CREATE TABLE {0}(key TEXT, value, evil GENERATED ALWAYS AS (abs(-9223372036854775808)))",
+        "CREATE TABLE {0}(key TEXT COLLATE NOCASE)",
+        None,
+    ],
+)
+@pytest.mark.parametrize("table", ["meta", "storage", "artifact", "journal"])
+def test_a_table_that_lamfs_has_not_made_is_refused_at_once(box: Box, table: str, sql: str | None) -> None:
+    path = box.changed(f"DROP TABLE {table}; {sql.format(table) if sql else ''}")
+    began = time.monotonic()
+    with pytest.raises(RegistryError, match=r"the registry is damaged \(its table '\w+' is not as lamfs makes it\)"):
+        intake.take(path, "the registry", box.folder / f"never-{os.urandom(4).hex()}", PLACE)
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 5000, b"SQLite format 3\0" + b"\xff" * 4080])
+def test_a_file_that_is_no_registry_is_one_sentence(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "bad").write_bytes(data)
+    with pytest.raises(RegistryError, match=r"^The registry s3://x is damaged \("):
+        intake.look(tmp_path / "bad", "s3://x")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("'x'", "which version"), ("0", "which version"), ("99", "install the newer lamfs"), ("NULL", "which version")],
+)
+def test_a_version_that_is_none_or_newer(box: Box, value: str, text: str) -> None:
+    path = box.changed(f"UPDATE meta SET value={value} WHERE key='schema_version'")
+    with pytest.raises(RegistryError, match=text):
+        intake.look(path, "the registry")
+
+
+@pytest.mark.parametrize("slug", ["", "x", "a/b/c", "a/\x1b[31mb", "a/b\n", "../b", "a/..", "a" * 65 + "/b", "ä/b"])
+def test_a_slug_that_is_none(box: Box, slug: str) -> None:
+    def change(conn: sqlite3.Connection) -> None:
+        conn.execute("UPDATE meta SET value=? WHERE key='slug'", (slug,))
+
+    with pytest.raises(RegistryError, match="which instance") as error:
+        intake.look(box.changed(change), "the registry")
+    assert str(error.value).isprintable()
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+BAD_NAMES = ["..", ".", "", "a/b", "/", "../../x", "a\0b", "x" * 256, b"\xff\xfe", 5, None, 1.5]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_file_whose_name_cannot_be_is_in_lost_and_found(
+    box: Box, taken: Callable[..., tuple[intake.Taken, Registry]], name: object
+) -> None:
+    def change(conn: sqlite3.Connection) -> None:
+        sql = "CAST(? AS TEXT)" if isinstance(name, bytes) else "?"
+        if name is None:  # a column that takes none
+            conn.execute("DELETE FROM dentry WHERE ino=?", (box.inos["a.csv"],))
+            return
+        conn.execute(f"UPDATE dentry SET name={sql} WHERE ino=?", (name, box.inos["a.csv"]))
+
+    result, fresh = taken(change)
+    if isinstance(name, (int, float)):  # SQLite makes text of it in this column
+        assert fresh.tree.resolve(str(name)) is not None
+        return
+    record = fresh.artifacts.by_ino(box.inos["a.csv"])
+    assert record is not None
+    assert record.key is not None
+    assert record.key.startswith("lost+found/")
+    assert any(finding.place == record.key for finding in result.findings)
+    folder = fresh.tree.resolve("lost+found")
+    assert folder is not None
+    assert stat.S_IMODE(folder.mode) == 0o700
+
+
+BAD_OBJECT_KEYS = [
+    "../x", "a/../../x", "/etc/passwd", "..", "a/..", "", "a\0b", "x" * 1025, b"\xff", ".lamindb/_exclusion/x",
+    ".lamindb/_spool/x/y", ".lamindb/_tmp/a", ".lamindb/_registry/x", "0" * 32 + ".lndb",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", BAD_OBJECT_KEYS)
+def test_an_artifact_whose_object_is_elsewhere_is_left_out(
+    box: Box, taken: Callable[..., tuple[intake.Taken, Registry]], key: str | bytes
+) -> None:
+    def change(conn: sqlite3.Connection) -> None:
+        sql = "CAST(? AS TEXT)" if key == b"\xff" else "?"
+        for table in ("artifact", "journal"):
+            conn.execute(f"UPDATE {table} SET object_key={sql} WHERE object_key IS NOT NULL", (key,))
+        conn.execute("DELETE FROM unsaid")
+        conn.execute(f"INSERT INTO unsaid VALUES({sql})", (key,))
+        conn.execute("INSERT OR REPLACE INTO meta VALUES('retained:' || ?, 1)", (key,))
+
+    result, fresh = taken(change)
+    assert rows(fresh, "artifact") == []
+    assert [row for row in rows(fresh, "journal") if row[1] != "move"] == []
+    assert rows(fresh, "unsaid") == []
+    assert sum(finding.table == "artifact" for finding in result.findings) >= 4
+    assert fresh.tree.resolve("a.csv") is None
+    assert fresh.tree.resolve("lost+found/a.csv") is not None
+    assert [row[0] for row in rows(fresh, "meta") if str(row[0]).startswith("retained:")] == ["retained:old/thing"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("uid", "../../../../../../.."), ("uid", "x"), ("size", -1), ("size", "many"),
+        ("hash", "a/b"), ("hash_type", "sha1"), ("blocks", b"x"), ("blocks", "text"), ("etag", "a\r\nX: y"),
+        ("etag", 'a"b'), ("storage_id", -1),
+    ],
+)  # fmt: skip
+def test_an_artifact_that_cannot_be_read_is_left_out(
+    box: Box, taken: Callable[..., tuple[intake.Taken, Registry]], column: str, value: object
+) -> None:
+    def change(conn: sqlite3.Connection) -> None:
+        conn.execute(f"UPDATE artifact SET {column}=? WHERE ino=?", (value, box.inos["d/b.txt"]))
+
+    result, fresh = taken(change)
+    assert fresh.artifacts.by_ino(box.inos["d/b.txt"]) is None
+    assert len(rows(fresh, "artifact")) == 3
+    (finding,) = [finding for finding in result.findings if finding.table == "artifact"]
+    assert column in finding.what
+    assert any(finding.place == "lost+found/b.txt" for finding in result.findings)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "then"),
+    [
+        ("key", "../../x", "d/b.txt"), ("key", "/abs", "d/b.txt"), ("key", ".lamindb/x", "d/b.txt"),
+        ("key", "elsewhere", "d/b.txt"), ("key", 7, "d/b.txt"), ("suffix", "/../x", ""), ("description", b"x", None),
+        ("visibility", 5, 1), ("created_by_id", 99, None), ("run_id", "x", None), ("head", b"x", None),
+    ],
+)  # fmt: skip
+def test_what_an_artifact_can_do_without_is_not_taken(
+    box: Box, taken: Callable[..., tuple[intake.Taken, Registry]], column: str, value: object, then: object
+) -> None:
+    def change(conn: sqlite3.Connection) -> None:
+        conn.execute(f"UPDATE artifact SET {column}=? WHERE ino=?", (value, box.inos["d/b.txt"]))
+
+    result, fresh = taken(change)
+    assert fresh.db.all(f"SELECT {column} FROM artifact WHERE ino=?", (box.inos["d/b.txt"],)) == [(then,)]
+    assert result.total >= 1
+    assert all(finding.sentence for finding in result.findings)
+
+
+def test_work_of_another_machine_is_not_done_here(
+    box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]
+) -> None:
+    sources = ["/etc/passwd", "../../x", "3-aaaaaaaaaaaa", None]
+
+    def change(conn: sqlite3.Connection) -> None:
+        for number, src in enumerate(sources):
+            conn.execute(
+                "INSERT INTO journal(op, state, ino, uid, object_key, src, created_at, owner, payload)"
+                " VALUES('put', 'ready', ?, 'u', 'o', ?, 1, 'x:1:1', '{\"base\": \"5:x\"}')",
+                (1000 + number, src),
+            )
+            conn.execute("INSERT INTO overlay VALUES(?, ?, NULL, NULL)", (src or "x", number))
+        conn.execute(
+            "INSERT INTO journal(op, state, uid, object_key, created_at, owner, payload)"
+            " VALUES('save', 'open', 'u', '../x', 1, 'x:1:1', ?)",
+            ("[" * 100_000,),
+        )
+        conn.execute("UPDATE inode SET size=77 WHERE ino=?", (box.inos["a.csv"],))
+
+    result, fresh = taken(change)
+    assert {row[1] for row in rows(fresh, "journal")} == {"delete", "move"}
+    assert rows(fresh, "overlay") == []
+    assert fresh.db.all("SELECT src FROM journal WHERE src IS NOT NULL") == []
+    assert fresh.tree.get(box.inos["a.csv"]).size == 5  # type: ignore[union-attr]
+    assert result.findings == []
+
+
+def test_circles_and_second_names_of_directories(box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]) -> None:
+    result, fresh = taken(
+        f"UPDATE dentry SET parent={box.inner} WHERE ino={box.directory};"
+        f"INSERT INTO dentry(parent, name, ino) VALUES(1, 'second', {box.inner});"
+        f"INSERT INTO dentry(parent, name, ino) VALUES(1, '.lamfs', {box.link});"
+        f"INSERT INTO dentry(parent, name, ino) VALUES(5000, 'nowhere', {box.link});"
+        "INSERT INTO dentry(parent, name, ino) VALUES(1, 'nothing', 5000);"
+        f"INSERT INTO dentry(parent, name, ino) VALUES({box.link}, 'in a link', 1);"
+    )
+    for name in ("d/b.txt", "d/e/ä"):
+        record = fresh.artifacts.by_ino(box.inos[name])
+        assert record is not None
+        assert record.key is not None
+        assert record.key.startswith("lost+found/")
+        assert record.key.endswith(name.rpartition("/")[2])
+    assert fresh.tree.lookup(ROOT_INO, ".lamfs") is None
+    assert result.total >= 4
+
+
+def test_the_two_fixed_directories_are_there_whatever_came(
+    box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]
+) -> None:
+    _, fresh = taken(
+        f"DELETE FROM inode WHERE ino IN ({ROOT_INO}, {AUTO_INO}); DELETE FROM dentry WHERE ino={AUTO_INO};"
+        f"UPDATE inode SET mode=33188 WHERE ino={box.directory}"
+    )
+    assert fresh.tree.resolve(".lamindb").ino == AUTO_INO  # type: ignore[union-attr]
+    assert fresh.tree.resolve("a.csv") is not None
+    assert len(rows(fresh, "artifact")) == 4
+
+
+def test_numbers_are_not_given_out_again(box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]) -> None:
+    _, fresh = taken(
+        "UPDATE sqlite_sequence SET seq=9223372036854775807; DELETE FROM sqlite_sequence WHERE name='dentry'"
+    )
+    inode = fresh.names.create(ROOT_INO, "new", stat.S_IFDIR | 0o755, 0, 0)
+    assert inode.ino == max(int(str(row[0])) for row in rows(box.folder / "good.lndb", "inode")) + 1
+
+
+def test_very_many_bad_rows_take_little_memory(box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]) -> None:
+    def change(conn: sqlite3.Connection) -> None:
+        conn.executemany(
+            "INSERT INTO dentry(parent, name, ino) VALUES(?, ?, ?)", ((9000 + n, "../" * 9, n) for n in range(20_000))
+        )
+
+    result, fresh = taken(change)
+    assert len(result.findings) <= intake.SHOWN + 10
+    assert result.total >= 20_000
+    assert fresh.tree.resolve("a.csv") is not None
+
+
+def test_a_deep_tree_of_wrong_keys_is_bounded(box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]) -> None:
+    depth = 3000
+
+    def change(conn: sqlite3.Connection) -> None:
+        parent = ROOT_INO
+        for level in range(depth):
+            conn.execute(
+                "INSERT INTO inode(ino, mode, uid, gid, nlink, atime_ns, mtime_ns, ctime_ns) VALUES(?,?,0,0,2,1,1,1)",
+                (10_000 + level, stat.S_IFDIR | 0o755),
+            )
+            conn.execute("INSERT INTO dentry(parent, name, ino) VALUES(?, ?, ?)", (parent, "n" * 255, 10_000 + level))
+            parent = 10_000 + level
+        conn.execute("UPDATE dentry SET parent=? WHERE ino=?", (parent, box.inos["a.csv"]))
+
+    began = time.monotonic()
+    _, fresh = taken(change)
+    assert time.monotonic() - began < 20
+    record = fresh.artifacts.by_ino(box.inos["a.csv"])
+    assert record is not None
+    assert record.key is not None
+    assert len(record.key) == 256 * depth + 5
