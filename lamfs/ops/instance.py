@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from lamfs import config, scratch
 from lamfs.config import InstanceSettings
-from lamfs.errors import Locked, StorageMissing
+from lamfs.errors import Locked, RegistryError, StorageMissing
 from lamfs.ops.lock import Holder, Lease, LeaseState, LockStore
 from lamfs.storage import ObjectStore, open_store
 
@@ -133,13 +133,25 @@ class Instance:
         """See to it that this machine holds the lease; cheap while it was renewed within the last hour.
 
         Called before every change. Another machine's newer registry is pulled first, when nothing here would be lost.
-        Raises Locked, and storage errors.
+        Raises Locked, RegistryError, and storage errors.
         """
         self._refuse_empty_place()
+        self.check_own()
         data = config.read_json(self._lease_path)
         if data is not None and not LeaseState("", "", "", "", 0.0, float(data.get("until", 0))).renew_due:
             return
         self.take_lease()
+
+    def check_own(self) -> None:
+        """Raise RegistryError unless the working copy is of the instance and storage that the settings name."""
+        settings, db = self.settings, self.registry.db
+        slug, root = db.get_meta("slug"), db.get_meta("root")
+        if (slug, root) != (settings.registry_slug, settings.storage.root):
+            raise RegistryError(
+                f"The working copy {settings.registry_path} is of the instance '{slug}' in {root}, not of"
+                f" '{settings.registry_slug}' in {settings.storage.root}, so nothing is changed; run 'lamfs connect"
+                f" {settings.storage.root}'."
+            )
 
     def _refuse_empty_place(self) -> None:
         """A folder that is not the storage, but lies where its disk is mounted at other times, must not be written to.

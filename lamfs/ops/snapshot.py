@@ -56,7 +56,7 @@ def push(instance: Instance) -> bool:
     errors.
     """
     registry = instance.registry
-    working_copy.check_own(instance)
+    instance.check_own()
     now = mark(registry)
     known = config.read_json(_memory(instance))
     key = instance.settings.snapshot_key

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from lamfs.config import InstanceSettings
-from lamfs.errors import LamfsError, RegistryError
+from lamfs.errors import LamfsError
 from lamfs.ops import messages
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
@@ -29,18 +29,6 @@ def uid(settings: InstanceSettings) -> str | None:
         found = registry.db.get_meta("uid")
         return None if found is None else str(found)
     return None
-
-
-def check_own(instance: Instance) -> None:
-    """Raise RegistryError unless the working copy is of the instance and storage that the settings name."""
-    settings, db = instance.settings, instance.registry.db
-    slug, root = db.get_meta("slug"), db.get_meta("root")
-    if (slug, root) != (settings.registry_slug, settings.storage.root):
-        raise RegistryError(
-            f"The working copy {settings.registry_path} is of the instance '{slug}' in {root}, not of"
-            f" '{settings.registry_slug}' in {settings.storage.root}, so it is not stored there; run 'lamfs connect"
-            f" {settings.storage.root}'."
-        )
 
 
 def move_to(instance: Instance, root: str) -> None:
