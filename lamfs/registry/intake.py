@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,34 +128,25 @@ class _Intake:
 
     def _copy(self, table: str, names: list[str]) -> None:
         columns = TABLES[table]
-        needed = [rule(name, columns[name]) for name in names if columns[name].instead is None]
-        values = [_value(name, table) for name in names]
         # Not by an index: what that says of a row may be another thing.
         source = f"src.{table} NOT INDEXED"
-        whose = "" if table != "journal" else "coalesce(op NOT IN ('put', 'save'), 1) AND "
-        right = f"{whose}{' AND '.join(needed)}"
+        whose = "1" if table != "journal" else "coalesce(op NOT IN ('put', 'save'), 1)"
+        values, right = names, whose
+        wrong = self._name_wrong(table, names, source, whose)
+        if wrong:
+            values = [_value(name, table) for name in names]
+            needed = [rule(name, columns[name]) for name in names if columns[name].instead is None]
+            right = " AND ".join([whose, *needed])
         copied = self._src.change(
             f"INSERT OR IGNORE INTO main.{table}({', '.join(names)}) SELECT {', '.join(values)} FROM {source}"
             f" WHERE {right}"
         )
-        rules = [rule(name, columns[name]) for name in names]
-        wrong = f"{whose}NOT ({' AND '.join(rules)})"
-        shown = ", ".join(f"substr(CAST({name} AS TEXT), 1, 60)" for name in names[:4])
-        for row in self._src.all(
-            f"SELECT {', '.join(rules)}, {shown} FROM {source} WHERE {wrong} LIMIT ?", (SHOWN - len(self.findings) + 1,)
-        ):
-            bad = [name for name, ok in zip(names, row, strict=False) if not ok]
-            lost = any(columns[name].instead is None for name in bad)
-            done = "the row was left out" if lost else "that was not taken"
-            what = f"its {' and '.join(bad)} cannot be right, so {done}"
-            self.found(table, _row(table, names, row[len(names) :]), what)
-        total = self._src.all(f"SELECT count(*), coalesce(sum({wrong}), 0), coalesce(sum({right}), 0) FROM {source}")
-        self.count += max(0, total[0][1] - SHOWN)
-        if total[0][2] > copied:
-            self.found(table, f"{total[0][2] - copied} rows", "other rows have the same key, so these were left out")
-        if table == "dentry":
+        twins = self._src.all(f"SELECT count(*) FROM {source} WHERE {right}")[0][0] - copied
+        if twins > 0:
+            self.found(table, f"{twins} rows", "other rows have the same key, so these were left out")
+        if (wrong or twins) and table == "dentry":
             self._left_out_names(right)
-        if table == "artifact":
+        if (wrong or twins) and table == "artifact":
             self._twins(names, values, right)
             self.unread.update(
                 row[0]
@@ -165,6 +155,25 @@ class _Intake:
                     " AND ino NOT IN (SELECT ino FROM main.artifact)"
                 )
             )
+
+    def _name_wrong(self, table: str, names: list[str], source: str, whose: str) -> int:
+        """Note the rows of a table that break a rule; how many there are."""
+        columns = TABLES[table]
+        rules = [rule(name, columns[name]) for name in names]
+        where = f"{whose} AND NOT ({' AND '.join(rules)})"
+        shown = ", ".join(f"substr(CAST({name} AS TEXT), 1, 60)" for name in names[:4])
+        rows = self._src.all(f"SELECT {', '.join(rules)}, {shown} FROM {source} WHERE {where} LIMIT ?", (SHOWN,))
+        for row in rows:
+            bad = [name for name, ok in zip(names, row, strict=False) if not ok]
+            lost = any(columns[name].instead is None for name in bad)
+            done = "the row was left out" if lost else "that was not taken"
+            what = f"its {' and '.join(bad)} cannot be right, so {done}"
+            self.found(table, _row(names, row[len(names) :]), what)
+        if len(rows) < SHOWN:
+            return len(rows)
+        count = int(self._src.all(f"SELECT count(*) FROM {source} WHERE {where}")[0][0])
+        self.count += count - len(rows)
+        return count
 
     def _left_out_names(self, right: str) -> None:
         """Inodes that an entry named which was left out."""
@@ -276,6 +285,6 @@ def _value(name: str, table: str) -> str:
     return name if column.instead is None else f"CASE WHEN {rule(name, column)} THEN {name} ELSE {column.instead} END"
 
 
-def _row(table: str, names: list[str], values: Iterator[Any] | tuple[Any, ...]) -> str:
+def _row(names: list[str], values: tuple[Any, ...]) -> str:
     """A row, for people."""
     return ", ".join(f"{name} '{value}'" for name, value in zip(names, values, strict=False) if value is not None)
