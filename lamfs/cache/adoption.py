@@ -60,9 +60,9 @@ def take(
     state = bytearray([VERIFIED]) * revision.block_count()
     for block in missing:
         state[block] = ABSENT
-    index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=not missing)
+    index.reset(path, sparse.tag(revision), revision.size, ino=ino, floor_ns=floor, full=not missing)
     if missing:
-        index.mark(path, revision.etag, [block for block, value in enumerate(state) if value], ino=ino)
+        index.mark(path, sparse.tag(revision), [block for block, value in enumerate(state) if value], ino=ino)
     own = -1
     try:
         own = os.dup(fd)

@@ -89,7 +89,7 @@ class Evictor:
             self._unlink(row.path)
             return row.bytes
         if used:
-            file = next((file for file in used if file.ino == row.ino and file.revision.etag == row.etag), None)
+            file = next((file for file in used if file.ino == row.ino and sparse.tag(file.revision) == row.etag), None)
             if file is None:
                 return 0
             first = region * REGION_BLOCKS

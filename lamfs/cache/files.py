@@ -103,7 +103,7 @@ def _fetch_in(
 
     def brought(block: int) -> None:
         if several and not opened.present[block]:
-            index.mark(path, revision.etag, (block,), ino=opened.ino)
+            index.mark(path, sparse.tag(revision), (block,), ino=opened.ino)
         if progress is not None:
             progress(_span(revision, block)[1])
 
@@ -111,7 +111,7 @@ def _fetch_in(
         _spread(bring, brought, range(revision.block_count()), workers, pool)
         with index.together():
             if not several:
-                index.mark(path, revision.etag, range(revision.block_count()), ino=opened.ino)
+                index.mark(path, sparse.tag(revision), range(revision.block_count()), ino=opened.ino)
             sparse.seal(index, path, revision, fd)
             index.touch(path)
     finally:
@@ -188,7 +188,7 @@ def _copy_in(
             dst = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             ino = sparse.ino_of(os.fstat(dst))
             # a row, so that a copy which is never finished is evicted some day
-            index.reset(temporary, revision.etag, revision.size, ino=ino, full=True)
+            index.reset(temporary, sparse.tag(revision), revision.size, ino=ino, full=True)
             copying.copy_fd(src, dst)
             _check_copy(store, src, dst, revision, progress)
             floor = sparse.make_way(index, cache_dir, path)
@@ -196,7 +196,7 @@ def _copy_in(
         except OSError as error:
             raise sparse.cache_error(error, full) from error
         with index.together():
-            index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor, full=True)
+            index.reset(path, sparse.tag(revision), revision.size, ino=ino, floor_ns=floor, full=True)
             sparse.seal(index, path, revision, dst)
             index.forget(temporary)
     except BaseException:

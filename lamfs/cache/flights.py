@@ -264,7 +264,7 @@ class Flights:
             await trio.lowlevel.checkpoint()
         finally:
             if came and file.path is not None and file.fd() >= 0 and file.holds_leaves(block, flight.mask):
-                self._index.mark_leaves(file.path, file.revision.etag, block, flight.mask, ino=file.ino)
+                self._index.mark_leaves(file.path, sparse.tag(file.revision), block, flight.mask, ino=file.ino)
                 self._came(file, leaf_bytes(file.revision.size, block, flight.mask))
 
     async def _bring_leaves(self, file: BlockFile, block: int, first: int, mask: int) -> bool:
@@ -321,10 +321,10 @@ class Flights:
         assert file.path is not None
         if len(file.state) == 1 and revision.size <= self._seal_bytes:
             mtime = os.fstat(file.fd()).st_mtime_ns
-            if self._index.complete_all([(file.path, revision.etag, file.ino, mtime)]):  # in one transaction
+            if self._index.complete_all([(file.path, sparse.tag(revision), file.ino, mtime)]):  # in one transaction
                 self.grown(length)
                 return
-        self._index.mark(file.path, revision.etag, (block,), ino=file.ino)
+        self._index.mark(file.path, sparse.tag(revision), (block,), ino=file.ino)
         self._came(file, length)
 
     def _came(self, file: BlockFile, length: int) -> None:
@@ -378,7 +378,7 @@ class Flights:
                 return
             file.verified(block)
         assert file.path is not None
-        self._index.mark(file.path, file.revision.etag, (block,), ino=file.ino)
+        self._index.mark(file.path, sparse.tag(file.revision), (block,), ino=file.ino)
         self._came(file, length)
 
     async def _verify(self, file: BlockFile, path: str, offset: int, length: int, digest: bytes) -> bool:

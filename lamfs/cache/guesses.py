@@ -112,7 +112,7 @@ class Guesses:
             if 0 < revision.size <= LARGE_FILE and not self._is_open(revision):
                 wanted[sparse.relative_path(self._store, revision.object_key)] = revision
         if wanted:
-            for path in self._index.complete_of({path: revision.etag for path, revision in wanted.items()}):
+            for path in self._index.complete_of({path: sparse.tag(revision) for path, revision in wanted.items()}):
                 del wanted[path]
         self._queue.extend((revision, failed) for revision in wanted.values())
         self._owner.pump()
@@ -170,7 +170,8 @@ class Guesses:
             file.refs += 1
             file.flights[0] = Flight(prefetch=True)
             made.append((file, failed))
-        self._index.reset_all([(str(file.path), file.revision.etag, file.revision.size, file.ino) for file, _ in made])
+        rows = [(str(file.path), sparse.tag(file.revision), file.revision.size, file.ino) for file, _ in made]
+        self._index.reset_all(rows)
         return made
 
 
@@ -218,7 +219,7 @@ class _Batch:
             file.verified(0)
             owner.fetched += revision.size
             owner.grown(revision.size)
-            self._came.append((str(file.path), revision.etag, file.ino, os.fstat(file.fd()).st_mtime_ns))
+            self._came.append((str(file.path), sparse.tag(revision), file.ino, os.fstat(file.fd()).st_mtime_ns))
         else:
             flight.error = error
             if isinstance(error, DamagedData):

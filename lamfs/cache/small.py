@@ -134,7 +134,7 @@ class SmallFetcher:
             self._begun.add(made[-1])
         if sealed:
             self._index.touch(sealed)
-        self._index.reset_all([(file.path, file.revision.etag, file.revision.size, file.ino) for file in made])
+        self._index.reset_all([(file.path, sparse.tag(file.revision), file.revision.size, file.ino) for file in made])
         return made
 
     def _bring(self, group: list[_File]) -> None:
@@ -177,7 +177,7 @@ class SmallFetcher:
     def _note(self, progress: Progress | None) -> None:
         """Write the rows of what has come."""
         came, self._came = self._came, []
-        rows = [(file.path, file.revision.etag, file.ino, file.mtime_ns) for file in came]
+        rows = [(file.path, sparse.tag(file.revision), file.ino, file.mtime_ns) for file in came]
         complete = self._index.complete_all(rows) if rows else set()
         for file in came:
             # Unless somebody has made it anew, or deleted it.

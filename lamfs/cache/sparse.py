@@ -20,6 +20,7 @@ from lamfs.cache import holes
 from lamfs.cache.bits import REGION_BLOCKS, unpack_bitmap
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import InvalidName, StorageError, StorageFull
+from lamfs.hashing import hash_leaf
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
 
@@ -42,6 +43,15 @@ class Opened:
 def ino_of(found: os.stat_result) -> int:
     """Inode number as SQLite can hold it (some file systems use all 64 bits)."""
     return found.st_ino & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def tag(revision: Revision) -> str:
+    """What the index knows a revision by: its ETag, and a hash of its block hashes.
+
+    An ETag is what a server says. Two servers may have buckets of one name, and so share paths here; what one of them
+    gave is complete and checked for the registry that says so, and for no other.
+    """
+    return f"{revision.etag} {hash_leaf(revision.content.blocks).hex()}"
 
 
 def relative_path(store: ObjectStore, object_key: str) -> str:
@@ -69,7 +79,7 @@ def open_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
             os.close(fd)
             return make_file(index, cache_dir, path, revision)
         found = os.fstat(fd)
-        bitmap = index.present(path, revision.etag, ino=ino_of(found))
+        bitmap = index.present(path, tag(revision), ino=ino_of(found))
         if bitmap is not None and stat.S_ISREG(found.st_mode) and found.st_size == revision.size:
             present = unpack_bitmap(bitmap, blocks)
             some = revision.size > LEAF_SIZE and present.find(0) >= 0
@@ -120,7 +130,7 @@ def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
             raise
     except OSError as error:
         raise cache_error(error, full) from error
-    index.reset(path, revision.etag, revision.size, ino=ino, floor_ns=floor)
+    index.reset(path, tag(revision), revision.size, ino=ino, floor_ns=floor)
     if revision.size == 0:
         seal(index, path, revision, fd)
     return Opened(fd, ino, bytearray(revision.block_count()), {})
@@ -193,20 +203,20 @@ def seal(index: CacheIndex, path: str, revision: Revision, fd: int) -> None:
     """All blocks are written and marked: give the file an mtime not older than its predecessor's, and note it."""
     row = index.row(path)
     found = os.fstat(fd)
-    if row is None or row.etag != revision.etag or row.ino != ino_of(found):
+    if row is None or row.etag != tag(revision) or row.ino != ino_of(found):
         return
     mtime = found.st_mtime_ns
     if mtime < row.floor_ns:  # the clock went back
         os.utime(fd, ns=(found.st_atime_ns, row.floor_ns))
         mtime = os.fstat(fd).st_mtime_ns
     if row.mtime_ns != mtime:
-        index.complete(path, revision.etag, mtime, ino=row.ino)
+        index.complete(path, tag(revision), mtime, ino=row.ino)
 
 
 def is_sealed(index: CacheIndex, cache_dir: Path, path: str, revision: Revision) -> bool:
     """Whether the file at the path is the complete, untouched file of this revision."""
     row = index.row(path)
-    if row is None or row.mtime_ns is None or row.etag != revision.etag or row.size != revision.size:
+    if row is None or row.mtime_ns is None or row.etag != tag(revision) or row.size != revision.size:
         return False
     try:
         found = os.lstat(os.path.join(cache_dir, path))

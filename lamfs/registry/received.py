@@ -21,7 +21,7 @@ from lamfs.registry.rules import TABLES, is_utf8, rule
 
 VALUE_BYTES = 64 << 20
 """Most bytes of one value: the block hashes of a file of 8 TiB."""
-SECONDS, BYTES_PER_SECOND = 12.0, 4 << 20
+SECONDS, BYTES_PER_SECOND = 12.0, 2 << 20
 """How long a file may be worked on: a start, and the time that its size explains."""
 _STEP = 20_000
 """Instructions of SQLite's machine between two looks at the clock."""

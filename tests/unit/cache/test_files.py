@@ -325,3 +325,15 @@ def test_a_small_file_is_two_transactions_of_the_index(rig: Rig) -> None:
     outside = " ".join(words).replace("COMMIT", "COMMIT;").split(";")
     assert all(part.split()[0] == "BEGIN" for part in outside if part), "a statement by itself is a transaction, too"
     assert sparse.is_sealed(rig.index, rig.dir, sparse.relative_path(rig.store, "second"), revision)
+
+
+def test_another_servers_object_of_the_same_name_is_another_file(tmp_path: Path) -> None:
+    """Two servers may have buckets of one name: they share paths here. One of them is asked to give the ETag that the
+    other one gave, for other bytes."""
+    ours, theirs = Rig("s3", tmp_path), Rig("s3", tmp_path / "theirs")
+    theirs.dir, theirs.index = ours.dir, ours.index
+    good = ours.put("d/k", b"ours")
+    bad = Revision(content_of(b"evil"), "d/k", good.etag)
+    theirs.fake.objects["d/k"] = (good.etag, b"evil")
+    assert theirs.file(bad).read_bytes() == b"evil"
+    assert ours.file(good).read_bytes() == b"ours"
