@@ -15,13 +15,14 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import astuple
+from operator import attrgetter
 
 from lamfs.errors import FsError
 from lamfs.fs.contents import Contents
 from lamfs.fs.context import Context
 from lamfs.fs.exposition import metrics_text, stats_text
 from lamfs.fs.nodes import CONTROL_BASE
+from lamfs.fs.stats import Counters
 from lamfs.model import AUTO_INO, ROOT_INO, Inode, now_ns
 
 NAME = b".lamfs"
@@ -30,6 +31,7 @@ _INFO = CONTROL_BASE + 1
 _STATS = CONTROL_BASE + (1 << 60)
 _METRICS = _STATS + 1
 _PLAIN = {b"stats": _STATS, b"metrics": _METRICS}
+_counted = attrgetter(*Counters.__slots__)
 _DIRECTORY, _FILE = 0o555, 0o444
 """The bits of a mode that what is described hands on to its directory or record."""
 
@@ -156,7 +158,7 @@ class Control:
         if number < _STATS:
             return None
         db = self._c.registry.db
-        return db.changes(), db.data_version(), astuple(self._c.stats.counters)
+        return db.changes(), db.data_version(), _counted(self._c.stats.counters)
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         """Bytes of an opened file."""
