@@ -383,6 +383,6 @@ def test_very_many_opens_take_little_memory(local_mount: MountedInstance, reads:
         for fd in handles:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert held < 10 * MIB
+    assert held < 6 * MIB
     assert outcome(lambda: Path(path).read_bytes()[:7]) == b"# HELP "
-    assert proportional(local_mount.pid) - begin < 10 * MIB
+    assert proportional(local_mount.pid) - begin < 6 * MIB
