@@ -37,7 +37,7 @@ _DIRECTORY, _FILE = 0o555, 0o444
 
 
 class Control:
-    """The made-up files of one mount. Numbers are ``CONTROL_BASE`` + 2 + the inode number they tell about."""
+    """The made-up files of one mount. Numbers are ``CONTROL_BASE`` + 1 + the inode number they tell about."""
 
     def __init__(self, context: Context) -> None:
         self._c = context
