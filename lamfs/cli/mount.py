@@ -28,6 +28,8 @@ OPTION_HELP = """\b
   ro, rw              read-only, or not
   allow_other         other users may use the mount (needs user_allow_other
                       in /etc/fuse.conf unless root mounts)
+  public_stats        everybody may read .lamfs/stats and .lamfs/metrics, not
+                      only the user that mounts
   uid=N, gid=N        show everything as owned by this user, group
   umask=OCTAL         take these bits from every mode
   xattr               extended attributes: user.lamfs.* and your own

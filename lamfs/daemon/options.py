@@ -21,6 +21,7 @@ class MountOptions:
     mountpoint: str
     read_only: bool = False
     allow_other: bool = False
+    public_stats: bool = False
     xattr: bool = False
     uid: int | None = None
     gid: int | None = None
@@ -52,7 +53,7 @@ class MountOptions:
 OPPOSITES = {"noatime": "atime", "noexec": "exec", "sync": "async"}
 KERNEL_WORDS = frozenset({*OPPOSITES, *OPPOSITES.values(), "dirsync", "nodev", "nosuid"})
 """What libfuse 3 and fusermount3 take and heed. A mount is nodev and nosuid in any case."""
-FLAGS = ("allow_other", "xattr", "real_keys", "debug")
+FLAGS = ("allow_other", "public_stats", "xattr", "real_keys", "debug")
 SIZES = ("cache_limit", "cache_free", "spool_limit", "spool_free")
 MAX_ID = (1 << 32) - 2
 """The largest uid and gid; 2**32-1 means none."""

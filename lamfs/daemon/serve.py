@@ -130,6 +130,7 @@ class _Mount:
             read_only=options.read_only,
             spool_limit=options.spool_limit,
             spool_free=options.spool_free,
+            public_stats=options.public_stats,
         )
         self._context = Context(
             registry,

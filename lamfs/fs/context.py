@@ -62,6 +62,8 @@ class Policy:
     """Bytes in the spool above which writers wait for the uploader."""
     spool_free: int | None = None
     """Bytes of the spool's disk that waiting writers leave free; None: room.FLOOR."""
+    public_stats: bool = False
+    """Whether everybody may read the mount's numbers in ``.lamfs``; else only the user that mounted."""
 
 
 @dataclass(slots=True)

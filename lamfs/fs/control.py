@@ -1,7 +1,11 @@
 """The control directory ``.lamfs``: files that lamfs makes up. Reachable by name, never listed at the root. Loop only.
 
-``.lamfs/info/<key>`` is the record of the artifact at ``<key>`` as JSON, made when it is looked at. ``.lamfs/stats``
-and ``.lamfs/metrics`` are the mount's numbers; as the files of /proc they have size 0 and are made when opened.
+``.lamfs/info/<key>`` is the record of the artifact at ``<key>`` as JSON. ``.lamfs/stats`` and ``.lamfs/metrics`` are
+the mount's numbers, and have size 0 as the files of /proc. All are made when they are read (contents.py).
+
+The kernel decides by mode and owner who may read (default_permissions), and asks for both each time, since it may not
+keep them. Below ``info`` they are those of what is described, without the bits for writing. The numbers are for the
+user that mounted.
 """
 
 from __future__ import annotations
@@ -11,11 +15,14 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from operator import attrgetter
 
 from lamfs.errors import FsError
+from lamfs.fs.contents import Contents
 from lamfs.fs.context import Context
 from lamfs.fs.exposition import metrics_text, stats_text
 from lamfs.fs.nodes import CONTROL_BASE
+from lamfs.fs.stats import Counters
 from lamfs.model import AUTO_INO, ROOT_INO, Inode, now_ns
 
 NAME = b".lamfs"
@@ -24,19 +31,22 @@ _INFO = CONTROL_BASE + 1
 _STATS = CONTROL_BASE + (1 << 60)
 _METRICS = _STATS + 1
 _PLAIN = {b"stats": _STATS, b"metrics": _METRICS}
+_counted = attrgetter(*Counters.__slots__)
+_DIRECTORY, _FILE = 0o555, 0o444
+"""The bits of a mode that what is described hands on to its directory or record."""
 
 
 class Control:
-    """The made-up files of one mount. Numbers are ``CONTROL_BASE`` + 2 + the inode number they tell about."""
+    """The made-up files of one mount. Numbers are ``CONTROL_BASE`` + 1 + the inode number they tell about."""
 
     def __init__(self, context: Context) -> None:
         self._c = context
-        self._contents: dict[int, bytes] = {}
-        self._next = CONTROL_BASE
+        self.contents = Contents(self._content, self._stamp, CONTROL_BASE)
+        self._owner = os.getuid(), os.getgid()
 
-    def is_control(self, number: int) -> bool:
-        """Whether a FUSE inode number or a handle is of this directory."""
-        return number >= CONTROL_BASE
+    def describes(self, number: int) -> bool:
+        """Whether a FUSE inode number of this directory has mode and owner of something in the tree."""
+        return _TOP < number < _STATS
 
     def top(self) -> tuple[int, Inode]:
         """``.lamfs`` itself."""
@@ -56,7 +66,7 @@ class Control:
         except UnicodeDecodeError:
             return None
         inode = self._c.registry.tree.lookup(self._subject(parent), text)
-        if inode is None or not (stat.S_ISDIR(inode.mode) or stat.S_ISREG(inode.mode)):
+        if inode is None or not _is_described(inode):
             return None
         number = _INFO + inode.ino
         return number, self.attributes(number)
@@ -66,21 +76,28 @@ class Control:
         return ROOT_INO if number == _INFO else number - _INFO
 
     def attributes(self, number: int) -> Inode:
-        """Attributes: read-only, owned by who mounted."""
+        """Attributes. Raises FsError(ENOENT) when what a number tells about is gone.
+
+        The kernel may ask for a number that no name has led to (by a handle of open_by_handle_at(2), with ``.``): it
+        gets what a name would have given.
+        """
         now = now_ns()
-        if number in (_TOP, _INFO):
-            return Inode(number, stat.S_IFDIR | 0o555, os.getuid(), os.getgid(), 2, 0, now, now, now)
-        if number >= _STATS:
-            return Inode(number, stat.S_IFREG | 0o444, os.getuid(), os.getgid(), 1, 0, now, now, now)
-        subject = self._c.registry.tree.get(self._subject(number))
-        if subject is None:
+        uid, gid = self._owner
+        if number == _TOP:
+            return Inode(number, stat.S_IFDIR | 0o555, uid, gid, 2, 0, now, now, now)
+        if number in (_STATS, _METRICS):
+            mode = stat.S_IFREG | (0o444 if self._c.policy.public_stats else 0o400)
+            return Inode(number, mode, uid, gid, 1, 0, now, now, now)
+        found = self._c.registry.tree.get(self._subject(number)) if self.describes(number) else None
+        if found is None or not _is_described(found):
             raise FsError(errno.ENOENT)
-        directory = stat.S_ISDIR(subject.mode)
-        mode = stat.S_IFDIR | 0o555 if directory else stat.S_IFREG | 0o444
-        size = 0 if directory else len(self._record(subject))
-        return Inode(
-            number, mode, os.getuid(), os.getgid(), 2 if directory else 1, size, now, subject.mtime_ns, subject.ctime_ns
-        )
+        # As it is shown: a file that is being written has a new mode or owner before the registry has it.
+        _, subject = self._c.shown(found)
+        if stat.S_ISDIR(subject.mode):
+            kind, links, size = stat.S_IFDIR | subject.mode & _DIRECTORY, 2, 0
+        else:
+            kind, links, size = stat.S_IFREG | subject.mode & _FILE, 1, len(self._record(found))
+        return Inode(number, kind, subject.uid, subject.gid, links, size, now, subject.mtime_ns, subject.ctime_ns)
 
     def _record(self, inode: Inode) -> bytes:
         registry = self._c.registry
@@ -113,35 +130,48 @@ class Control:
                 after = entry.cookie
                 if entry.inode.ino == AUTO_INO and self._c.registry.tree.is_empty(AUTO_INO):
                     continue
-                if stat.S_ISDIR(entry.inode.mode) or stat.S_ISREG(entry.inode.mode):
+                if _is_described(entry.inode):
                     number = _INFO + entry.inode.ino
                     yield after, entry.name.encode(), number, self.attributes(number)
 
     def open(self, number: int, flags: int) -> int:
-        """Open for reading; the content is made now and stays as it is for this handle. Raises EACCES for writing."""
+        """Open for reading. Raises EACCES for writing."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise FsError(errno.EACCES)
-        content = self._content(number)
-        self._next += 1
-        self._contents[self._next] = content
-        return self._next
+        return self.contents.open(number)
 
     def _content(self, number: int) -> bytes:
+        """What a file holds now. Raises FsError(ESTALE) when what it told about is gone since it was opened."""
         if number >= _STATS:
             numbers = self._c.stats.numbers(self._c)
             return (stats_text if number == _STATS else metrics_text)(numbers).encode(errors="surrogateescape")
         inode = self._c.registry.tree.get(self._subject(number))
         if inode is None:
-            raise FsError(errno.ENOENT)
+            raise FsError(errno.ESTALE)
         return self._record(inode)
 
+    def _stamp(self, number: int) -> object | None:
+        """Differs once a program has read, written or changed anything: it has to find that in the numbers.
+
+        A record is made for each handle: it has to be that of its size.
+        """
+        if number < _STATS:
+            return None
+        db = self._c.registry.db
+        return db.changes(), db.data_version(), _counted(self._c.stats.counters)
+
     def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Bytes of an opened record."""
-        return self._contents[handle][offset : offset + size]
+        """Bytes of an opened file."""
+        return self.contents.read(handle, offset, size)
 
     def release(self, handle: int) -> None:
-        """Close an opened record."""
-        self._contents.pop(handle, None)
+        """Close an opened file."""
+        self.contents.release(handle)
+
+
+def _is_described(inode: Inode) -> bool:
+    """Whether there is something below ``info`` for an inode."""
+    return stat.S_ISDIR(inode.mode) or stat.S_ISREG(inode.mode)
 
 
 def _json(record: dict[str, object]) -> bytes:

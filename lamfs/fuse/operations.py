@@ -107,6 +107,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._fs = fs
         self._shown = shown
+        self._as_is = Shown(None, None, None)
         self._xattr = xattr
 
     def failed(self, problem: Exception, what: str) -> FUSEError:
@@ -118,7 +119,14 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, found: tuple[int, Inode]) -> EntryAttributes:
         fino, inode = found
-        return self._shown.attributes(fino, inode, 0.0 if fino >= CONTROL_BASE else LONG)
+        if fino < CONTROL_BASE:
+            return self._shown.attributes(fino, inode)
+        return self._control_shown(fino).attributes(fino, inode, 0.0)
+
+    def _control_shown(self, fino: int) -> Shown:
+        """How a control file is shown: as what it describes; but the numbers are for the user that mounted, not for
+        the one that everything else is shown to be owned by."""
+        return self._shown if self._fs.control.describes(fino) else self._as_is
 
     # -- names --------------------------------------------------------------------------------------------------
 
@@ -247,8 +255,11 @@ class Operations(pyfuse3.Operations):
         fs, fill, reply = self._fs, self._shown.fill, pyfuse3.readdir_reply
         lasting, fleeting = new_entry(LONG), new_entry(0.0)
         for cookie, name, fino, inode in fs.readdir(fh, start_id):
-            entry = fleeting if fino >= CONTROL_BASE else lasting
-            if not reply(token, name, fill(entry, fino, inode), cookie):
+            if fino < CONTROL_BASE:
+                entry = fill(lasting, fino, inode)
+            else:
+                entry = self._control_shown(fino).fill(fleeting, fino, inode)
+            if not reply(token, name, entry, cookie):
                 return
             fs.entry_taken(name, fino, inode)
 

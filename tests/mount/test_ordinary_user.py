@@ -26,7 +26,7 @@ from tests.support import watchdog
 from tests.support.mounts import ROOT, children
 
 IS_ROOT = os.getuid() == 0
-ALICE, BOB = (12345, 12346) if IS_ROOT else (os.getuid(), -1)
+ALICE, BOB, CAROL = (12345, 12346, 12347) if IS_ROOT else (os.getuid(), -1, -1)
 STAGE_SECONDS = 240
 COMMAND_SECONDS = 30.0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as several users")
@@ -374,6 +374,104 @@ def test_others_are_let_in_only_by_leave_of_the_system(alice: Person, stage: Sta
         },
     )
     assert "was mounted by another user" in bob.lamfs("umount", alice.mountpoint, code=1)
+
+
+def share(alice: Person, stage: Stage) -> None:
+    """A mount that others can get to, with files of several modes in it; not mounted yet."""
+    stage.conf.write_text("user_allow_other\n")
+    alice.home.chmod(0o711)
+    alice.lamfs("mount", alice.mountpoint)
+    check(alice, {"os.chmod(top, 0o775)": None, "os.mkdir(top + '/shut', 0o700)": None})
+    for name, mode in (("f", 0o664), ("closed", 0o600), ("wide", 0o666), ("shut/f", 0o644)):
+        check(alice, {f"open(top + '/{name}', 'w').write('x')": 1, f"os.chmod(top + '/{name}', {mode})": None})
+    alice.lamfs("umount", alice.mountpoint)
+
+
+@needs_root
+def test_control_files_are_as_closed_as_the_files(alice: Person, stage: Stage) -> None:
+    share(alice, stage)
+    info, numbers = (
+        "top + '/.lamfs/info/",
+        ("len(open(top + '/.lamfs/stats').read()) > 99", "os.stat(top + '/.lamfs/stats').st_uid"),
+    )
+    own = {
+        f"'uid' in open({info}f').read()": True,
+        f"'uid' in open({info}closed').read()": True,
+        f"os.listdir({info}shut')": ["f"],
+        numbers[0]: True,
+        numbers[1]: ALICE,
+    }
+    closed = {f"'uid' in open({info}closed').read()": "EACCES", f"os.listdir({info}shut')": "EACCES"}
+    alice.lamfs("mount", "-o", "allow_other", alice.mountpoint)
+    bob, root = stage.person(BOB), stage.person(0)
+    check(alice, own)
+    check(root, own)
+    check(bob, {**own, **closed, numbers[0]: "EACCES"})
+    alice.lamfs("umount", alice.mountpoint)
+    alice.lamfs("mount", "-o", "allow_other,public_stats", alice.mountpoint)
+    check(bob, {**own, **closed})
+    alice.lamfs("umount", alice.mountpoint)
+    # Who is shown to own everything has the records too, but the numbers stay with the user that mounted.
+    alice.lamfs("mount", "-o", f"allow_other,uid={BOB}", alice.mountpoint)
+    check(bob, {**own, numbers[0]: "EACCES"})
+    check(alice, {**own, **closed})
+
+
+READ_F, WRITE_F, WRITE_WIDE = (
+    "open(top + '/f').read()", "open(top + '/f', 'a').write('')", "open(top + '/wide', 'a').write('')",
+)  # fmt: skip
+READ_CLOSED, MAKE, LOOK = "open(top + '/closed').read()", "open(top + '/new', 'w').write('12')", "len(os.listdir(top))"
+SHARED: dict[str, dict[str, dict[str, object]]] = {
+    "allow_other": {
+        "bob": {READ_F: "x", WRITE_F: "EACCES", WRITE_WIDE: 0, READ_CLOSED: "EACCES", MAKE: "EACCES"},
+        "alice": {READ_F: "x", WRITE_F: 0, READ_CLOSED: "x", MAKE: 2},
+    },
+    "allow_other,umask=022": {
+        "bob": {READ_F: "x", WRITE_F: "EACCES", WRITE_WIDE: "EACCES", READ_CLOSED: "EACCES", MAKE: "EACCES"},
+        "alice": {READ_F: "x", WRITE_F: 0, WRITE_WIDE: 0, READ_CLOSED: "x", MAKE: 2},
+    },
+    "allow_other,gid=1500,umask=007": {
+        "bob": {READ_F: "x", WRITE_F: 0, WRITE_WIDE: 0, READ_CLOSED: "EACCES", MAKE: 2},
+        "alice": {READ_F: "x", WRITE_F: 0, READ_CLOSED: "x", "open(top + '/new')": "EACCES"},
+        "carol": {LOOK: "EACCES", READ_F: "EACCES", WRITE_WIDE: "EACCES", MAKE: "EACCES"},
+    },
+    "allow_other,uid=1500": {
+        "bob": {READ_F: "x", WRITE_F: 0, READ_CLOSED: "x", MAKE: 2},
+        "alice": {READ_F: "x", WRITE_F: 0, READ_CLOSED: "EACCES"},
+        "carol": {READ_F: "x", WRITE_F: "EACCES", READ_CLOSED: "EACCES"},
+    },
+}  # fmt: skip
+"""Words after -o as README.md's table has them, and what users may do then; 1500 is bob."""
+
+
+@needs_root
+@pytest.mark.parametrize("words", SHARED)
+def test_the_ways_to_share_a_mount(alice: Person, stage: Stage, words: str) -> None:
+    share(alice, stage)
+    people = {"alice": alice, "bob": stage.person(BOB), "carol": stage.person(CAROL)}
+    alice.lamfs("mount", "-o", words.replace("1500", str(BOB)), alice.mountpoint)
+    for name, cases in SHARED[words].items():
+        check(people[name], cases)
+    alice.lamfs("sync", alice.mountpoint)
+    record = json.loads(alice.lamfs("info", "--json", "new"))
+    assert record["created_by"] == json.loads(alice.lamfs("info", "--json", "f"))["created_by"]
+    alice.lamfs("umount", alice.mountpoint)
+    # What was shown has changed nothing: the owner is the user that wrote.
+    alice.lamfs("mount", alice.mountpoint)
+    writer = BOB if SHARED[words]["bob"][MAKE] == 2 else ALICE
+    check(
+        alice,
+        {
+            "os.stat(top + '/new').st_uid": writer,
+            "[oct(os.stat(top + name).st_mode & 0o777) for name in ('/f', '/wide', '')]": ["0o664", "0o666", "0o775"],
+            "os.stat(top + '/f').st_gid": ALICE,
+        },
+    )
+
+
+def test_readme_names_the_ways_to_share() -> None:
+    found = re.findall(r"^\| `lamfs mount -o (\S+) ~/data` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert found == list(SHARED)
 
 
 @needs_root

@@ -81,8 +81,8 @@ def test_the_files_are_read_by_any_program(shared_mount: MountedInstance) -> Non
     assert mount.run(["tail", "-n", "1", path]).stdout == text[text[:-1].rindex("\n") + 1 :]
     assert mount.run(["sh", "-c", "while read -r line; do echo $line; done < .lamfs/stats"]).stdout.count(": ") > 30
     with open(path, "rb", buffering=0) as file:
-        begin = file.read(10)
-        assert begin + file.read() == os.pread(file.fileno(), 1 << 20, 0)
+        begin, whole = file.read(10), os.pread(file.fileno(), 1 << 20, 0)
+        assert begin + file.read() == whole
     assert path.stat().st_size == 0
     assert sorted(os.listdir(mount.path / ".lamfs")) == ["info", "metrics", "stats"]
     with pytest.raises(PermissionError):

@@ -84,7 +84,7 @@ def test_the_help_of_mount_knows_the_options_of_the_daemon() -> None:
     for word in sorted(named):
         options = MountOptions("a/b", "/m")
         apply_words(options, [f"{word}={VALUES[word]}" if word in VALUES else word])
-    shown = {"ro", "rw", "allow_other", "xattr", "real_keys", "debug", *VALUES}
+    shown = {"ro", "rw", "allow_other", "public_stats", "xattr", "real_keys", "debug", *VALUES}
     assert shown <= named
     kernel = {word for word in KERNEL_WORDS if word.startswith("no")} | {"sync", "dirsync"}
     assert named - shown == kernel
