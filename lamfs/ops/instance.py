@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from lamfs import config, scratch
 from lamfs.config import InstanceSettings
-from lamfs.errors import Locked, StorageMissing
+from lamfs.errors import Locked, ObjectMissing, StorageMissing
 from lamfs.ops.lock import Holder, Lease, LeaseState, LockStore
 from lamfs.storage import ObjectStore, open_store
 
@@ -146,13 +146,17 @@ class Instance:
 
         Known by the registry's copy: this machine stored one there, and it is gone. Raises StorageMissing.
         """
-        copy = self.store.local_path(self.settings.snapshot_key)
         memory = self.settings.directory / "snapshot.json"
-        if copy is not None and memory.exists() and not os.path.exists(copy):
+        if self.store.kind != "local" or not memory.exists():
+            return
+        try:
+            self.store.head(self.settings.snapshot_key)
+        except (ObjectMissing, StorageMissing):
+            copy = self.store.url(self.settings.snapshot_key)
             raise StorageMissing(
                 f"The folder {self.settings.storage.root} is not the storage of '{self.settings.slug}' as it was left:"
                 f" {copy} is not there. Mount its disk; if the file was deleted on purpose, delete {memory} as well."
-            )
+            ) from None
 
     def take_lease(self, store: LockStore | None = None) -> bool:
         """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``.

@@ -16,6 +16,7 @@ from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Conflict, Provenance, Registry
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.transfer.client import Mover
+from lamfs.transfer.process import path_of
 
 PIECE = 64 << 20
 """Bytes of an object that are fetched at a time."""
@@ -61,11 +62,12 @@ class Conflicts:
         return self._registry.commits.conflict(entry.id, content, found.key, found.etag, self._origin)
 
     async def _hash(self, found: ObjectStat) -> ContentHash:
-        local = self._store.local_path(found.key)
+        local = self._store.open_local(found.key)
         if local is not None:
-            content = await self._mover.hash(local)
+            content = await hash_opened(self._mover, local)
             if (await self._mover.head(found.key)).etag != found.etag:
-                raise ObjectChanged(f"The object {local} is being written by somebody else; it is tried again.")
+                name = self._store.url(found.key)
+                raise ObjectChanged(f"The object {name} is being written by somebody else; it is tried again.")
             return content
         path = self._spool / f"conflict-{entry_name(found)}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -80,6 +82,14 @@ class Conflicts:
         finally:
             os.close(fd)
             path.unlink(missing_ok=True)
+
+
+async def hash_opened(mover: Mover, fd: int) -> ContentHash:
+    """Hash a file that is open here, and close it."""
+    try:
+        return await mover.hash(path_of(fd))
+    finally:
+        os.close(fd)
 
 
 def entry_name(found: ObjectStat) -> str:
