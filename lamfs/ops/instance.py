@@ -147,16 +147,18 @@ class Instance:
         Known by the registry's copy: this machine stored one there, and it is gone. Raises StorageMissing.
         """
         memory = self.settings.directory / "snapshot.json"
-        if self.store.kind != "local" or not memory.exists():
+        if not memory.exists():
             return
         try:
-            self.store.head(self.settings.snapshot_key)
+            copy = self.store.open_local(self.settings.snapshot_key)
         except (ObjectMissing, StorageMissing):
-            copy = self.store.url(self.settings.snapshot_key)
+            name = self.store.url(self.settings.snapshot_key)
             raise StorageMissing(
                 f"The folder {self.settings.storage.root} is not the storage of '{self.settings.slug}' as it was left:"
-                f" {copy} is not there. Mount its disk; if the file was deleted on purpose, delete {memory} as well."
+                f" {name} is not there. Mount its disk; if the file was deleted on purpose, delete {memory} as well."
             ) from None
+        if copy is not None:
+            os.close(copy)
 
     def take_lease(self, store: LockStore | None = None) -> bool:
         """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``.

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
+from lamfs import permissions
 from lamfs.copying import write_full
 from lamfs.errors import (
     LamfsError,
@@ -251,8 +252,9 @@ class LocalStore:
 
     def check(self, *, write: bool = True, exclusive: bool = False) -> Capabilities:
         try:
-            with os.scandir(self.root) as entries:
+            with self._folder.entries("") as entries:
                 next(entries, None)
+            status = os.stat(self.root)
         except PermissionError as error:
             raise StorageForbidden(
                 f"The storage folder {self.root} may not be read by you ({error.strerror}); change its owner or"
@@ -260,6 +262,7 @@ class LocalStore:
             ) from error
         except OSError as error:
             raise self._error(error, ".") from error
+        shared = permissions.check_storage_folder(self.root, status)
         linked = True
         if write:
             try:
@@ -270,7 +273,8 @@ class LocalStore:
                     f"The storage folder {self.root} can be read but not written ({os.strerror(error.errno)}); change"
                     " its permissions, remount it writable, or mount with --read-only."
                 ) from error
-        warnings = () if linked else (_NO_LINKS_WARNING.format(root=self.root),)
+        found = (None if linked else _NO_LINKS_WARNING.format(root=self.root), shared)
+        warnings = tuple(warning for warning in found if warning is not None)
         return Capabilities(create_exclusive=linked, replace_guarded=True, read_guarded=True, warnings=warnings)
 
     # how an object gets into place

@@ -7,10 +7,11 @@ differ because an earlier try of the same put has written it.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-from lamfs.errors import ObjectChanged, ObjectMissing
+from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
 from lamfs.hashing import hash_file
 from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Conflict, Provenance, Registry
@@ -45,8 +46,11 @@ class Conflicts:
             return None  # a name that lamfs has made
         try:
             found = await self._mover.head(target)
-        except ObjectMissing:
-            return None
+        except StorageError as error:
+            # The put replaces a link, and not what it leads to; behind a linked folder it is refused by itself.
+            if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+                return None
+            raise
         if artifact is not None and artifact.revision == Revision(artifact.revision.content, target, found.etag):
             return None
         return found

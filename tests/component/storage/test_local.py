@@ -437,6 +437,19 @@ def test_a_folder_that_may_not_be_read(unprivileged: Path) -> None:
         store.check()
 
 
+@pytest.mark.parametrize("write", [True, False])
+def test_a_folder_that_others_can_write(local: LocalStore, folder: Path, write: bool) -> None:
+    folder.chmod(0o777)
+    with pytest.raises(StorageForbidden, match=rf"{folder} can be written by everybody.*chmod o-w {folder}"):
+        local.check(write=write)
+    assert names(folder) == set()
+    folder.chmod(0o755)
+    assert local.check(write=write).warnings == ()
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, -1)
+        assert [str(folder) in warning for warning in local.check(write=write).warnings] == [True]
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [
