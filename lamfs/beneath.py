@@ -2,7 +2,8 @@
 
 A folder that others have filled (a shared disk, an unpacked archive) may hold links to anywhere. The folder itself is
 the user's choice, and links on the way to it are followed. Plain functions, any thread, blocking. All raise OSError:
-ELOOP for a link, ENOTDIR for what is no directory, and what open(2) and mkdir(2) say.
+ELOOP for a link, ENOTDIR for what is no directory, and what open(2) and mkdir(2) say. Of a directory on the way,
+``filename`` is its path below the root.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import stat
 from collections.abc import Iterator, Sequence
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+THROUGH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+"""For a directory on the way: takes search permission alone, and the file system is not asked to open anything."""
 
 
 @contextlib.contextmanager
@@ -29,33 +32,38 @@ def directory(root: str | os.PathLike[str], parts: Sequence[str], *, make: bool 
         os.close(fd)
 
 
-def open_directory(root: str | os.PathLike[str], parts: Sequence[str], *, make: bool = False) -> int:
-    """As ``directory``; the descriptor is the caller's to close."""
-    fd = os.open(root, DIRECTORY)
-    try:
-        for part in parts:
-            inner = _enter(fd, part, make)
+def open_directory(
+    root: str | os.PathLike[str], parts: Sequence[str], *, make: bool = False, flags: int = DIRECTORY
+) -> int:
+    """As ``directory``; the descriptor is the caller's to close. ``flags``: DIRECTORY, or THROUGH."""
+    fd = os.open(root, THROUGH if parts else flags)
+    last = len(parts) - 1
+    for depth, part in enumerate(parts):
+        try:
+            inner = _enter(fd, part, flags if depth == last else THROUGH, make)
+        except OSError as error:
+            error.filename = "/".join(parts[: depth + 1])
+            raise
+        finally:
             os.close(fd)
-            fd = inner
-    except BaseException:
-        os.close(fd)
-        raise
+        fd = inner
     return fd
 
 
-def _enter(fd: int, part: str, make: bool) -> int:
+def _enter(fd: int, part: str, flags: int, make: bool) -> int:
     check_part(part)
-    try:
-        return os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-    except FileNotFoundError:
-        if not make:
+    while True:
+        try:
+            return os.open(part, flags | os.O_NOFOLLOW, dir_fd=fd)
+        except FileNotFoundError:
+            if not make:
+                raise
+        except NotADirectoryError:
+            refuse_link(part, fd)
             raise
-    except NotADirectoryError:
-        refuse_link(part, fd)
-        raise
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(part, 0o700, dir_fd=fd)
-    return os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+        make = False
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, 0o700, dir_fd=fd)
 
 
 def open_file(fd: int, name: str, flags: int, mode: int = 0o600) -> int:

@@ -1,4 +1,6 @@
-"""Settings: where lamfs keeps things, who the user is, which instances this machine knows. No state; any thread.
+"""Settings: where lamfs keeps things, who the user is, which instances this machine knows. Any thread.
+
+No state, but for which of its directories are known to be the user's alone.
 
 Small JSON files below the config directory, mode 0600, each replaced as a whole (temporary file, fsync, rename), so
 that a reader sees an old or a new one. They hold no credentials: a storage names a profile of boto3 at most.
@@ -24,7 +26,7 @@ from typing import Any
 
 import platformdirs
 
-from lamfs import scratch
+from lamfs import permissions, scratch
 from lamfs.errors import InvalidArgument, LamfsError, NotSetUp
 from lamfs.model import BASE62, USER_UID_LEN, StorageConfig, instance_id
 
@@ -32,6 +34,9 @@ _HANDLE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 
 # -- directories ------------------------------------------------------------------------------------------------------
+
+_checked: dict[str, tuple[int, int, int]] = {}
+"""Mode, owner and group of directories as they were when only the user could write to them, by path."""
 
 
 def config_dir() -> Path:
@@ -50,9 +55,15 @@ def cache_dir() -> Path:
 
 
 def _directory(variable: str, default: Callable[..., str]) -> Path:
+    """Raises NotSetUp when it cannot be made, or others can write to it: cheap while it stays as it was."""
     path = os.path.abspath(os.path.expanduser(os.environ.get(variable) or default("lamfs", appauthor=False)))
     if not os.path.isdir(path):
         make_directory(Path(path))
+    status = os.stat(path)
+    seen = (status.st_mode, status.st_uid, status.st_gid)
+    if _checked.get(path) != seen:
+        permissions.check_private(path, status, variable)
+        _checked[path] = seen
     return Path(path)
 
 

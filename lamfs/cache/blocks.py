@@ -27,7 +27,7 @@ from lamfs.cache.index import CacheIndex
 from lamfs.cache.moving import BlockMover
 from lamfs.cache.readers import Reader
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED
-from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageFull
+from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageFull, StorageMissing
 from lamfs.model import BLOCK_SIZE, ContentHash, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
@@ -218,18 +218,16 @@ class BlockCache:
 
     def _open_storage_file(self, revision: Revision) -> BlockFile:
         key = revision.object_key
-        path = self._store.local_path(key)
-        assert path is not None
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO in the folder must not hang us
-        except (FileNotFoundError, NotADirectoryError):
-            raise ObjectMissing(f"The object {path} is gone; restore it, or delete its artifact.") from None
-        except OSError as error:
-            raise StorageError(f"The object {path} cannot be opened: {error}.", errno=error.errno) from error
+            fd = self._store.open_local(key)
+        except StorageMissing as error:
+            raise ObjectMissing(str(error)) from error
+        assert fd is not None
         found = os.fstat(fd)
         if etag_of(found) != revision.etag:
             os.close(fd)
-            raise ObjectChanged(f"The object {path} is not the revision that was saved; look the artifact up again.")
+            name = self._store.url(key)
+            raise ObjectChanged(f"The object {name} is not the revision that was saved; look the artifact up again.")
         return BlockFile(self._flights, revision, fd, found.st_ino, None, bytearray([PRESENT]) * revision.block_count())
 
     def _insert(self, file: BlockFile) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from lamfs import copying
 from lamfs.cache import sparse
 from lamfs.cache.index import CacheIndex
-from lamfs.errors import DamagedData, ObjectChanged, ObjectMissing, StorageError
+from lamfs.errors import DamagedData, ObjectChanged, StorageError
 from lamfs.hashing import hash_block
 from lamfs.model import BLOCK_SIZE, Revision
 from lamfs.pool import Pool
@@ -168,20 +168,15 @@ def _copy_in(
     store: ObjectStore, index: CacheIndex, cache_dir: Path, path: str, revision: Revision, progress: Progress | None
 ) -> None:
     """Reflink or copy an object of a local folder to the cache: whole and checked before it gets its name."""
-    source, full = store.local_path(revision.object_key), cache_dir / path
-    assert source is not None
-    try:
-        src = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ObjectMissing(f"The object {source} is gone; restore it, or delete its artifact.") from None
-    except OSError as error:
-        raise StorageError(f"The object {source} cannot be opened: {error}.", errno=error.errno) from error
+    full = cache_dir / path
+    src = store.open_local(revision.object_key)
+    assert src is not None
     dst = -1
     temporary = f"{os.path.dirname(path)}/.lamfs-{secrets.token_hex(8)}"
     partial = os.path.join(cache_dir, temporary)
     try:
         if etag_of(os.fstat(src)) != revision.etag:
-            raise _changed(source)
+            raise _changed(store.url(revision.object_key))
         floor = 0
         try:
             sparse.make_parents(index, cache_dir, path)

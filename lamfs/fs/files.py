@@ -169,8 +169,7 @@ class Files:
             state.revision = artifact.revision
         owed = context.registry.journal.put_of(inode.ino)
         if owed is not None and owed.src is not None:
-            local = context.store.local_path(owed.object_key) if owed.object_key else None
-            state.spool = open_spool(str(context.spool_dir / owed.src), owed.src, local)
+            state.spool = open_spool(str(context.spool_dir / owed.src), owed.src, context.store, owed.object_key)
             self._spooling.overlays.open(state.spool, owed, state.revision)
             mine = owed.owner == context.registry.journal.owner
             taken = not os.path.exists(state.spool.path)

@@ -15,9 +15,10 @@ import trio
 
 from lamfs.cache import holes
 from lamfs.cache.blocks import BlockFile, Reader
-from lamfs.errors import FsError
+from lamfs.errors import FsError, ObjectMissing, StorageMissing
 from lamfs.model import Inode, Revision
 from lamfs.registry import Ranges
+from lamfs.storage.base import ObjectStore
 
 
 class Spool:
@@ -30,9 +31,9 @@ class Spool:
 
     __slots__ = ("fd", "inherited", "missing", "name", "path", "ranges", "writes")
 
-    def __init__(self, path: str, name: str, *, create: bool = False) -> None:
+    def __init__(self, path: str, name: str, *, create: bool = False, fd: int | None = None) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
-        self.fd = os.open(path, flags, 0o600)
+        self.fd = os.open(path, flags, 0o600) if fd is None else fd
         # Another mount may have written it, and let it become a cache file: no holes then, as long as it is open here.
         holes.share(self.fd)
         self.name = name
@@ -63,20 +64,23 @@ class Spool:
             self.fd = -1
 
 
-def open_spool(path: str, name: str, taken: str | None) -> Spool:
-    """The spool file of an owed put. Raises FsError(EIO) when it is nowhere.
+def open_spool(path: str, name: str, store: ObjectStore, object_key: str | None) -> Spool:
+    """The spool file of an owed put. Raises FsError(EIO) when it is nowhere, StorageError.
 
-    ``taken``: where it is if it was renamed into a local storage a moment ago, and that is not committed yet.
+    ``object_key``: the object that it became if it was renamed into a local storage a moment ago, and that is not
+    committed yet. That is opened to read it: a file that is an object is never written again. The path stays that of
+    the spool file: what is removed when the file is given up must not be the object.
     """
     try:
         return Spool(path, name)
     except FileNotFoundError:
-        if taken is None or not os.path.exists(taken):
+        try:
+            fd = store.open_local(object_key) if object_key is not None else None
+        except (ObjectMissing, StorageMissing):
+            fd = None
+        if fd is None:
             raise FsError(errno.EIO) from None
-        spool = Spool(taken, name)
-        # What is removed when the file is given up must never be the object.
-        spool.path = path
-        return spool
+        return Spool(path, name, fd=fd)
 
 
 @dataclass(slots=True, eq=False)

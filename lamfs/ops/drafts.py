@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamfs import hashing
-from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectMissing
+from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_key, key_with_suffix, root_path, suffix_of
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, Revision, new_uid
 from lamfs.ops import messages
@@ -261,7 +261,11 @@ def stamp_of(path: Path) -> tuple[int, ...]:
 
 
 def key_in_storage(store: ObjectStore, path: str | os.PathLike[str]) -> str | None:
-    """The object key of a path that lies in the storage, else None. Raises InvalidArgument for another bucket."""
+    """The object key of a path that lies in the storage, else None. Raises InvalidArgument for another bucket.
+
+    Links on the way to a storage folder are followed. Those in it are not: what is named there is the link, wherever
+    it leads to, and the storage refuses that.
+    """
     text = os.fspath(path)
     root = store.config.root
     if "://" in text:
@@ -270,8 +274,15 @@ def key_in_storage(store: ObjectStore, path: str | os.PathLike[str]) -> str | No
         raise InvalidArgument(f"{text} is not in the storage {root}; download it first, and save the local file.")
     if not root.startswith("/"):
         return None
-    real, base = os.path.realpath(os.path.expanduser(text)), os.path.realpath(root)
-    return os.path.relpath(real, base) if real.startswith(f"{base}/") else None
+    base = os.path.realpath(root)
+    parts = os.path.abspath(os.path.expanduser(text)).split("/")[1:]
+    real = ""
+    for depth, part in enumerate(parts):
+        real = os.path.realpath(f"{real}/{part}")
+        if real == base or real.startswith(f"{base}/"):
+            inside = real[len(base) + 1 :].split("/") if real != base else []
+            return "/".join([*inside, *parts[depth + 1 :]]) or None
+    return None
 
 
 # -- in place ---------------------------------------------------------------------------------------------------------
@@ -303,9 +314,12 @@ def _draft_in_place(
     key = check_key(object_key, real=True)
     if _at_key(instance, key) is not None:
         raise InvalidArgument(f"The key '{key}' of {url} is that of another artifact; rename one of them.")
-    if store.kind == "local":
-        check_file(store.local_path(object_key) or "")
-    content, etag = hash_object(store, object_key)
+    try:
+        content, etag = hash_object(store, object_key)
+    except FileMissing:
+        if store.kind == "local":
+            check_file(url)  # says so when it is there, and no file
+        raise
     record = ArtifactRecord(
         uid=new_uid(), key=key, suffix=suffix_of(root_path(key)[1]), revision=Revision(content, object_key, etag),
         description=description, key_is_virtual=False, accessor=accessor,
@@ -315,19 +329,47 @@ def _draft_in_place(
 
 
 def hash_object(store: ObjectStore, object_key: str) -> tuple[ContentHash, str]:
-    """Read an object once, and hash it. Returns the hash and the ETag of what was read. Raises FileMissing."""
+    """Read an object once, and hash it. Returns the hash and the ETag of what was read.
+
+    Raises FileMissing, and storage errors: a link in a storage folder is one.
+    """
     try:
         found = store.head(object_key)
+        local = store.open_local(object_key)
+        if local is not None:
+            content = _hash_opened(local, found.size, store.url(object_key))
+            if content is None or store.head(object_key).etag != found.etag:
+                raise LamfsError(f"The file {store.url(object_key)} is being written; save it when that is done.")
+            return content, found.etag
     except ObjectMissing:
         raise FileMissing(f"There is no object {store.url(object_key)}; check the path.") from None
-    local = store.local_path(object_key)
-    if local is not None:
-        content = hash_stable(Path(local))[0]
-        if store.head(object_key).etag != found.etag:
-            raise LamfsError(f"The file {local} is being written; save it when that is done.")
-        return content, found.etag
     with tempfile.TemporaryFile() as stream:
         for offset in range(0, found.size, BLOCK_SIZE):
             length = min(BLOCK_SIZE, found.size - offset)
             store.get_into(object_key, stream.fileno(), offset=offset, length=length, etag=found.etag)
         return hashing.hash_fd(stream.fileno(), found.size), found.etag
+
+
+def may_be_stored(store: ObjectStore, object_key: str | None) -> bool:
+    """Whether a spool file was perhaps renamed into the storage folder: something is there, or it cannot be told."""
+    if object_key is None or store.kind != "local":
+        return False
+    try:
+        store.head(object_key)
+    except ObjectMissing:
+        return False
+    except StorageError:
+        return True  # a link; the folder is away; …: said when it is stored
+    return True
+
+
+def _hash_opened(fd: int, size: int, name: str) -> ContentHash | None:
+    """The hash of the first ``size`` bytes of a file, which is closed then; None: it has become shorter."""
+    try:
+        return hashing.hash_fd(fd, size)
+    except EOFError:
+        return None
+    except OSError as error:
+        raise InvalidArgument(f"The file {name} cannot be read: {error}.", errno=error.errno) from error
+    finally:
+        os.close(fd)

@@ -7,6 +7,7 @@ journal row names. A problem is one sentence. ``repair`` mends what can be mende
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import stat
 from dataclasses import dataclass, field
@@ -284,7 +285,9 @@ def _used(instance: Instance) -> set[str]:
 def _is_there(store: ObjectStore, key: str) -> bool:
     try:
         store.head(key)
-    except ObjectMissing:
+    except StorageError as error:
+        if not isinstance(error, ObjectMissing) and error.errno != errno.ELOOP:
+            raise
         return False
     return True
 
@@ -300,6 +303,10 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
         item = instance.store.head(record.revision.object_key)
     except ObjectMissing:
         return "is gone"
+    except StorageError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return "is a link, or lies below one, and no link is followed"
     if item.size != record.size:
         return f"has {item.size} bytes, not {record.size}"
     if item.etag != record.revision.etag:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from lamfs import config, scratch
 from lamfs.config import InstanceSettings
-from lamfs.errors import Locked, RegistryError, StorageMissing
+from lamfs.errors import Locked, ObjectMissing, RegistryError, StorageMissing
 from lamfs.ops.lock import Holder, Lease, LeaseState, LockStore
 from lamfs.storage import ObjectStore, open_store
 
@@ -158,13 +158,19 @@ class Instance:
 
         Known by the registry's copy: this machine stored one there, and it is gone. Raises StorageMissing.
         """
-        copy = self.store.local_path(self.settings.snapshot_key)
         memory = self.settings.directory / "snapshot.json"
-        if copy is not None and memory.exists() and not os.path.exists(copy):
+        if not memory.exists():
+            return
+        try:
+            copy = self.store.open_local(self.settings.snapshot_key)
+        except (ObjectMissing, StorageMissing):
+            name = self.store.url(self.settings.snapshot_key)
             raise StorageMissing(
                 f"The folder {self.settings.storage.root} is not the storage of '{self.settings.slug}' as it was left:"
-                f" {copy} is not there. Mount its disk; if the file was deleted on purpose, delete {memory} as well."
-            )
+                f" {name} is not there. Mount its disk; if the file was deleted on purpose, delete {memory} as well."
+            ) from None
+        if copy is not None:
+            os.close(copy)
 
     def take_lease(self, store: LockStore | None = None, *, catch_up: bool = True) -> bool:
         """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``.

@@ -165,9 +165,8 @@ def _is_lost(registry: Registry, store: ObjectStore, spool_dir: Path, entry: Jou
     artifact = registry.artifacts.by_ino(inode.ino)
     if (left or 0) >= inode.size and (left is not None or artifact is None):
         return False
-    local = store.local_path(entry.object_key) if entry.object_key is not None else None
-    if left is None and local is not None and os.path.exists(local):
-        return False  # it was renamed into the storage
+    if left is None and drafts.may_be_stored(store, entry.object_key):
+        return False
     name = registry.tree.path(inode.ino) or entry.uid
     if artifact is None and left:
         log.error(
@@ -291,13 +290,11 @@ def _put_was_renamed(instance: Instance, entry: JournalEntry, origin: Provenance
     registry, store = instance.registry, instance.store
     assert entry.ino is not None
     artifact = registry.artifacts.by_ino(entry.ino)
-    local = store.local_path(entry.object_key) if entry.object_key else None
-    if entry.object_key is not None and local is not None:
-        with contextlib.suppress(ObjectMissing):
-            found = store.head(entry.object_key)
-            if artifact is None or artifact.revision.etag != found.etag:
-                content = hashing.hash_file(local)
-                registry.commits.put(entry.ino, entry.gen, content, entry.object_key, found.etag, origin)
+    if entry.object_key is not None and store.kind == "local":
+        with contextlib.suppress(ObjectMissing, NotFound):
+            if artifact is None or artifact.revision.etag != store.head(entry.object_key).etag:
+                content, etag = drafts.hash_object(store, entry.object_key)
+                registry.commits.put(entry.ino, entry.gen, content, entry.object_key, etag, origin)
                 return True
     name = registry.tree.path(entry.ino) or (artifact.uid if artifact else str(entry.ino))
     raise StorageError(

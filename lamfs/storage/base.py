@@ -71,8 +71,11 @@ class ObjectStore(Protocol):
     def url(self, key: str) -> str:
         """Full name of an object, for people: ``s3://bucket/prefix/key`` or ``/folder/key``."""
 
-    def local_path(self, key: str) -> str | None:
-        """Path of the object's file where the storage is a local folder, else None."""
+    def open_local(self, key: str) -> int | None:
+        """Descriptor of the object's own regular file, to read it, where the storage is a local folder; else None.
+
+        The caller closes it. Raises ObjectMissing, StorageError (a link is ELOOP).
+        """
 
     def check(self, *, write: bool = True, exclusive: bool = False) -> Capabilities:
         """Prove that the root is there and can be read (and written), and find what conditional requests do.

@@ -1,7 +1,11 @@
 """How files get into and out of a storage folder whole: temporary files, renames, pruning, the lock of writers.
 
-Folder owns no state but the root's path, so any thread and process may use the same folder at once. Its methods raise
-OSError as the system does, besides StorageMissing (no root) and StorageUnavailable (a race that never ends).
+Everything below the root is reached by descriptors of the folders on the way, and no link is followed there: others
+may have filled the folder. Links on the way to the root are the user's own.
+
+Folder owns no state but the root's path, so any thread and process may use the same folder at once. Its methods take
+keys, which the caller has checked, and raise OSError as the system does, ELOOP for a link (``filename`` is its path
+below the root), besides StorageMissing (no root) and StorageUnavailable (a race that never ends).
 """
 
 from __future__ import annotations
@@ -11,11 +15,14 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from lamfs import beneath
 from lamfs.errors import StorageMissing, StorageUnavailable
-from lamfs.storage.osfiles import fsync_folder
+from lamfs.storage.osfiles import fsync_directory
 
 TEMP_FOLDER = ".lamindb/_tmp"
 SPOOL_FOLDER = ".lamindb/_spool"
@@ -26,13 +33,42 @@ RACES = 1000
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """What link(2) answers on file systems without hard links."""
 
+READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+"""For files that may turn out to be no files: a FIFO or a terminal neither hangs the caller nor becomes its own."""
+
+_TEMP = TEMP_FOLDER.split("/")
+_LOCK = "lock"
+
+
+class Entry(NamedTuple):
+    """A file by its name in an open directory; where that is None, ``name`` is a path."""
+
+    directory: int | None
+    name: str
+
+    def exists(self) -> bool:
+        """Whether something has the name."""
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def stat(self) -> os.stat_result:
+        """As lstat(2)."""
+        return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
+
+    def unlink(self) -> None:
+        """Remove the name, if it is there and may be removed."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.name, dir_fd=self.directory)
+
 
 class Folder:
     """The folder of a storage. Stateless."""
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.temp = f"{root}/{TEMP_FOLDER}"
 
     def missing(self) -> StorageMissing:
         """The error that says that the root is not there."""
@@ -44,73 +80,123 @@ class Folder:
         """Whether the root is there."""
         return os.path.isdir(self.root)
 
-    @contextlib.contextmanager
-    def temporary(self) -> Iterator[tuple[int, str]]:
-        """A new file of mode 0600: its descriptor and path. Removed at the end if it still has that name."""
-        path = f"{self.temp}/{secrets.token_hex(8)}"
-        fd = self._open_making_folder(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    # opening
+
+    def open(self, key: str) -> int:
+        """Descriptor of what has the name ``key``, to read it; it may be no regular file."""
+        *parts, name = key.split("/")
+        folder = beneath.open_directory(self.root, parts, flags=beneath.THROUGH)
         try:
-            yield fd, path
+            return _open(folder, parts, name, READ)
+        finally:
+            os.close(folder)
+
+    def stat(self, key: str) -> os.stat_result:
+        """stat(2) of what has the name ``key``, which is no link."""
+        *parts, name = key.split("/")
+        folder = beneath.open_directory(self.root, parts, flags=beneath.THROUGH)
+        try:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        finally:
+            os.close(folder)
+        if stat.S_ISLNK(status.st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), key)
+        return status
+
+    @contextlib.contextmanager
+    def entry(self, key: str) -> Iterator[Entry]:
+        """What has the name ``key``, be it a link or nothing, for the time of the block."""
+        *parts, name = key.split("/")
+        with self._directory(parts, beneath.THROUGH) as folder:
+            yield Entry(folder, name)
+
+    @contextlib.contextmanager
+    def entries(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        """What is in a folder (``""``: the root), for the time of the block."""
+        with self._directory(folder.split("/") if folder else [], beneath.DIRECTORY) as fd, os.scandir(fd) as found:
+            yield found
+
+    @contextlib.contextmanager
+    def _directory(self, parts: Sequence[str], flags: int) -> Iterator[int]:
+        fd = beneath.open_directory(self.root, parts, flags=flags)
+        try:
+            yield fd
         finally:
             os.close(fd)
-            with contextlib.suppress(OSError):
-                os.unlink(path)
 
-    def place(self, path: str, target: str, *, exclusive: bool = False) -> None:
-        """Give the file ``path`` the name ``target``, making folders as needed; the name is then durable.
+    # getting into place
 
-        Replaces what has the name. With ``exclusive`` that is FileExistsError, and ``path`` may stay as a second name.
-        Whoever deletes the last object of a folder removes the folder, maybe between our mkdir and our rename: so
-        both are repeated.
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[tuple[int, Entry]]:
+        """A new file of mode 0600: its descriptor and name. Removed at the end if it still has that name."""
+        fd, entry = self._create(secrets.token_hex(8), os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            yield fd, entry
+        finally:
+            os.close(fd)
+            entry.unlink()
+            _close(entry)
+
+    def place(self, source: Entry, key: str, *, exclusive: bool = False) -> None:
+        """Give the file ``source`` the name ``key``, making folders as needed; the name is then durable.
+
+        Replaces what has the name, and never writes through it: of a link, the link itself. With ``exclusive`` that is
+        FileExistsError, and ``source`` may stay as a second name. A caller that deletes the last object of a folder
+        removes the folder, maybe between our mkdir and our rename: so both are repeated.
         """
-        folder = os.path.dirname(target)
-        changed = {folder}
+        *parts, name = key.split("/")
+        changed: set[int] = set()
         for _ in range(RACES):
             try:
-                if exclusive:
-                    self._link_new(path, target)
-                else:
-                    os.rename(path, target)
+                with self._directory(parts, beneath.DIRECTORY) as folder:
+                    if exclusive:
+                        self._link_new(source, folder, name)
+                    else:
+                        os.rename(source.name, name, src_dir_fd=source.directory, dst_dir_fd=folder)
+                    with contextlib.suppress(FileNotFoundError):  # the object and its folder are deleted already
+                        fsync_directory(folder)
             except FileNotFoundError:
-                if not os.path.lexists(path):
+                if not source.exists():
                     raise
-                changed |= self._make(folder)
+                changed |= self._make(parts)
                 continue
-            for name in sorted(changed, key=len, reverse=True):
-                with contextlib.suppress(FileNotFoundError):  # the object and its folder are deleted already
-                    fsync_folder(name)
+            for depth in sorted(changed, reverse=True):
+                with contextlib.suppress(FileNotFoundError), self._directory(parts[:depth], beneath.DIRECTORY) as above:
+                    fsync_directory(above)
             return
-        raise StorageUnavailable(f"The folder {folder} is removed again and again while it is written; look who does.")
+        raise StorageUnavailable(
+            f"The folder {self.root}/{'/'.join(parts)} is removed again and again while it is written; look who does."
+        )
 
-    def _link_new(self, path: str, target: str) -> None:
-        """Give the file ``path`` the name ``target`` unless something has it. Raises FileExistsError.
+    def _link_new(self, source: Entry, folder: int, name: str) -> None:
+        """Give the file ``source`` the name ``name`` in a folder unless something has it. Raises FileExistsError.
 
         Without hard links the lock of this machine's writers stands in.
         """
         try:
-            os.link(path, target)
+            os.link(source.name, name, src_dir_fd=source.directory, dst_dir_fd=folder, follow_symlinks=False)
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
             with self.locked():
-                if os.path.lexists(target):
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
-                os.rename(path, target)
+                if Entry(folder, name).exists():
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
+                os.rename(source.name, name, src_dir_fd=source.directory, dst_dir_fd=folder)
 
-    def prune(self, folder: str) -> None:
-        """Remove ``folder`` and its parents while they are empty, never the root."""
-        while len(folder) > len(self.root):
+    def prune(self, parts: Sequence[str]) -> None:
+        """Remove the folder at ``parts`` below the root and its parents while they are empty, never the root."""
+        for depth in range(len(parts), 0, -1):
             try:
-                os.rmdir(folder)
+                with self._directory(parts[: depth - 1], beneath.THROUGH) as above:
+                    os.rmdir(parts[depth - 1], dir_fd=above)
             except FileNotFoundError:
                 pass
             except OSError:
                 return  # not empty, or not ours to remove
-            folder = os.path.dirname(folder)
 
     def prune_temp(self) -> None:
         """Remove TEMP_FOLDER if it is empty; whoever wants it next makes it again."""
-        self.prune(self.temp)
+        self.prune(_TEMP)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -118,67 +204,93 @@ class Folder:
 
         The lock file is removed by its holder, so a lock counts only while the file that is locked has the name.
         """
-        path = f"{self.temp}/lock"
         while True:
-            fd = self._open_making_folder(path, os.O_RDWR | os.O_CREAT)
+            fd, entry = self._create(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.path.samestat(os.fstat(fd), os.stat(path)):
+                if os.path.samestat(os.fstat(fd), entry.stat()):
                     break
             except FileNotFoundError:
                 pass
             except BaseException:
                 os.close(fd)
+                _close(entry)
                 raise
             os.close(fd)
+            _close(entry)
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            entry.unlink()
             os.close(fd)
+            _close(entry)
 
     def probe(self) -> bool:
         """Write, link and remove a file as a put does, and clear what dead processes left. Whether link works."""
         linked = True
-        with self.temporary() as (_, path):
+        with self.temporary() as (_, entry):
+            other = Entry(entry.directory, f"{entry.name}-probe")
             try:
-                os.link(path, f"{path}-probe")
+                os.link(
+                    entry.name, other.name,
+                    src_dir_fd=entry.directory, dst_dir_fd=other.directory, follow_symlinks=False,
+                )  # fmt: skip
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
                 linked = False
             else:
-                os.unlink(f"{path}-probe")
-            with os.scandir(self.temp) as entries:
-                for entry in entries:
+                other.unlink()
+            with self.entries(TEMP_FOLDER) as found:
+                for each in found:
                     with contextlib.suppress(OSError):
-                        if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_SECONDS:
-                            os.unlink(entry.path)
+                        if time.time() - each.stat(follow_symlinks=False).st_mtime > LEFTOVER_SECONDS:
+                            Entry(entry.directory, each.name).unlink()
         self.prune_temp()
         return linked
 
-    def _open_making_folder(self, path: str, flags: int) -> int:
+    def _create(self, name: str, flags: int) -> tuple[int, Entry]:
+        """Open a file in TEMP_FOLDER, making that as needed. The caller closes the descriptor and the entry's."""
         for _ in range(RACES):
             try:
-                return os.open(path, flags | os.O_CLOEXEC, 0o600)
+                folder = beneath.open_directory(self.root, _TEMP, flags=beneath.THROUGH)
+                try:
+                    return _open(folder, _TEMP, name, flags), Entry(folder, name)
+                except BaseException:
+                    os.close(folder)
+                    raise
             except FileNotFoundError:
-                self._make(os.path.dirname(path))
-        raise StorageUnavailable(f"The folder of {path} is removed again and again; look who does.")
+                self._make(_TEMP)
+        raise StorageUnavailable(
+            f"The folder {self.root}/{TEMP_FOLDER} is removed again and again while it is written; look who does."
+        )
 
-    def _make(self, folder: str) -> set[str]:
-        """Make ``folder`` (mode 0700) below the root, never the root. Returns the folders that got an entry."""
+    def _make(self, parts: Sequence[str]) -> set[int]:
+        """Make the folder at ``parts`` (mode 0700), never the root. Returns the depths of the folders that got an
+        entry: 0 is the root."""
         if not self.exists():
             raise self.missing()
         changed = set()
-        current = self.root
-        for part in folder[len(self.root) + 1 :].split("/"):
-            parent, current = current, f"{current}/{part}"
+        for depth, part in enumerate(parts):
             try:
-                os.mkdir(current, 0o700)
+                with self._directory(parts[:depth], beneath.THROUGH) as above:
+                    os.mkdir(part, 0o700, dir_fd=above)
             except FileExistsError:
                 continue
             except FileNotFoundError:
                 break  # pruned under our feet; the caller tries again
-            changed.add(parent)
+            changed.add(depth)
         return changed
+
+
+def _open(folder: int, parts: Sequence[str], name: str, flags: int) -> int:
+    try:
+        return beneath.open_file(folder, name, flags)
+    except OSError as error:
+        error.filename = "/".join([*parts, name])
+        raise
+
+
+def _close(entry: Entry) -> None:
+    if entry.directory is not None:
+        os.close(entry.directory)

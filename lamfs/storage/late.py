@@ -33,7 +33,7 @@ class LateS3Store:
         """Full name of an object, for people."""
         return f"{self._base}/{key}"
 
-    def local_path(self, key: str) -> None:
+    def open_local(self, key: str) -> None:
         """None: objects are not files here."""
 
     def close(self) -> None:

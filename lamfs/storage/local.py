@@ -1,7 +1,8 @@
 """Storage in a local folder: one file per object, at the object's key below the root.
 
 LocalStore owns no state but the root's path; any thread and any number of processes may use the same folder. An
-object is only ever replaced as a whole, by rename, so whoever has it open keeps the revision that they opened.
+object is only ever replaced as a whole, by rename, so whoever has it open keeps the revision that they opened. No link
+below the root is followed: an object that is one, or lies below one, is StorageError (ELOOP).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
+from lamfs import permissions
 from lamfs.copying import write_full
 from lamfs.errors import (
     LamfsError,
@@ -25,7 +27,7 @@ from lamfs.errors import (
     StorageReadOnly,
 )
 from lamfs.storage.base import Capabilities, ObjectStat, Progress, StorageConfig, UnfinishedUpload
-from lamfs.storage.folder import SPOOL_FOLDER, TEMP_FOLDER, Folder
+from lamfs.storage.folder import READ, SPOOL_FOLDER, TEMP_FOLDER, Entry, Folder
 from lamfs.storage.osfiles import copy_contents, source_error, storage_error, write_fetched
 from lamfs.storage.root import check_object_key, is_utf8
 
@@ -60,9 +62,6 @@ class LocalStore:
     def url(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def local_path(self, key: str) -> str:
-        return f"{self.root}/{check_object_key(key, as_path=True)}"
-
     def prepare(self) -> None:
         """Nothing is held between calls."""
 
@@ -72,15 +71,27 @@ class LocalStore:
     # reading
 
     def head(self, key: str) -> ObjectStat:
-        path = self.local_path(key)
+        check_object_key(key, as_path=True)
         with self._errors_of(key):
             try:
-                status = os.stat(path)
+                status = self._folder.stat(key)
             except NotADirectoryError:
                 raise self._missing(key) from None
         if not stat.S_ISREG(status.st_mode):
             raise self._missing(key)
         return _object_stat(key, status)
+
+    def open_local(self, key: str) -> int:
+        check_object_key(key, as_path=True)
+        with self._errors_of(key):
+            try:
+                fd = self._folder.open(key)
+            except NotADirectoryError:
+                raise self._missing(key) from None
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                os.close(fd)
+                raise self._missing(key)
+            return fd
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
         with self._open(key, etag) as (fd, size):
@@ -137,7 +148,7 @@ class LocalStore:
         while pending:
             folder = pending.pop()
             try:
-                with os.scandir(f"{self.root}/{folder}") as entries:
+                with self._folder.entries(folder) as entries:
                     for entry in entries:
                         key = f"{folder}/{entry.name}" if folder else entry.name
                         if entry.is_dir(follow_symlinks=False):
@@ -146,74 +157,93 @@ class LocalStore:
                                 pending.append(key)
                         elif key.startswith(prefix) and is_utf8(key):
                             with contextlib.suppress(FileNotFoundError):
-                                status = entry.stat()
+                                status = entry.stat(follow_symlinks=False)
                                 if stat.S_ISREG(status.st_mode):
                                     yield _object_stat(key, status)
             except (FileNotFoundError, NotADirectoryError):
                 if not self._folder.exists():
                     raise self._folder.missing() from None
             except OSError as error:
+                if folder and error.errno == errno.ELOOP:
+                    continue  # a link has taken the folder's place: links are no objects, nor is what they lead to
                 raise self._error(error, folder or ".") from error
 
     # writing
 
     def put_file(self, key: str, path: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
-        target = self.local_path(key)
-        try:
-            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise source_error(error, path) from error
-        try:
-            takeable = consume and _is_only_name(path, source)
-            if takeable and self._take(key, source, path, target):
+        check_object_key(key, as_path=True)
+        with self._source(path) as (source, entry):
+            takeable = consume and _is_only_name(entry, source)
+            if takeable and self._take(key, source, entry):
                 result = _object_stat(key, os.fstat(source))
                 if progress is not None and result.size:
                     progress(result.size)
                 return result
-            result = self._store(key, target, lambda fd: _copy_all(source, fd, path, progress))
-        finally:
-            os.close(source)
-        if takeable:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            result = self._store(key, lambda fd: _copy_all(source, fd, path, progress))
+            if takeable:
+                entry.unlink()
         return result
+
+    @contextlib.contextmanager
+    def _source(self, path: str) -> Iterator[tuple[int, Entry]]:
+        """Descriptor and name of a file that is to be stored. A spool file is below the root: it is no link either."""
+        inside = path.startswith(f"{self.root}/{SPOOL_FOLDER}/")
+        with contextlib.ExitStack() as stack:
+            try:
+                if inside:
+                    entry = stack.enter_context(self._folder.entry(path[len(self.root) + 1 :]))
+                else:
+                    entry = Entry(None, path)
+                flags = READ | os.O_CLOEXEC | (os.O_NOFOLLOW if inside else 0)
+                source = os.open(entry.name, flags, dir_fd=entry.directory)
+            except OSError as error:
+                raise source_error(error, path) from error
+            stack.callback(os.close, source)
+            if not stat.S_ISREG(os.fstat(source).st_mode):
+                raise StorageError(f"'{path}', which was to be stored, is no regular file; store a regular file.")
+            yield source, entry
 
     def put_bytes(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
     ) -> ObjectStat:
-        target = self.local_path(key)
+        check_object_key(key, as_path=True)
 
         def fill(fd: int) -> None:
             write_full(fd, data, 0)
 
         if not if_none_match and if_match is None:
-            return self._store(key, target, fill)
+            return self._store(key, fill)
         try:
             if if_none_match:
-                return self._store(key, target, fill, exclusive=True)
+                return self._store(key, fill, exclusive=True)
             with self._errors_of(key), self._folder.locked():
-                self._require(key, target, if_match)
-                return self._store(key, target, fill)
+                self._require(key, if_match)
+                return self._store(key, fill)
         except PreconditionFailed:
             if self._holds(key, data):
                 return self.head(key)
             raise
 
     def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
-        target = self.local_path(dst)
+        check_object_key(dst, as_path=True)
         with self._open(src, etag) as (source, _):
-            return self._store(dst, target, lambda fd: _copy_all(source, fd, self.url(src), None))
+            return self._store(dst, lambda fd: _copy_all(source, fd, self.url(src), None))
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            path = self.local_path(key)
+            check_object_key(key, as_path=True)
             with self._errors_of(key):
                 try:
-                    os.unlink(path)
+                    with self._folder.entry(key) as entry:
+                        os.unlink(entry.name, dir_fd=entry.directory)
                 except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                     if not self._folder.exists():
                         raise self._folder.missing() from None
-            self._folder.prune(os.path.dirname(path))
+                except OSError as error:
+                    if error.errno != errno.ELOOP:
+                        raise
+                    continue  # a link on the way: whatever it leads to is not in this storage, so nothing is here
+            self._folder.prune(key.split("/")[:-1])
         self._folder.prune_temp()
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
@@ -226,8 +256,9 @@ class LocalStore:
 
     def check(self, *, write: bool = True, exclusive: bool = False) -> Capabilities:
         try:
-            with os.scandir(self.root) as entries:
+            with self._folder.entries("") as entries:
                 next(entries, None)
+            status = os.stat(self.root)
         except PermissionError as error:
             raise StorageForbidden(
                 f"The storage folder {self.root} may not be read by you ({error.strerror}); change its owner or"
@@ -235,6 +266,7 @@ class LocalStore:
             ) from error
         except OSError as error:
             raise self._error(error, ".") from error
+        shared = permissions.check_storage_folder(self.root, status)
         linked = True
         if write:
             try:
@@ -245,19 +277,20 @@ class LocalStore:
                     f"The storage folder {self.root} can be read but not written ({os.strerror(error.errno)}); change"
                     " its permissions, remount it writable, or mount with --read-only."
                 ) from error
-        warnings = () if linked else (_NO_LINKS_WARNING.format(root=self.root),)
+        found = (None if linked else _NO_LINKS_WARNING.format(root=self.root), shared)
+        warnings = tuple(warning for warning in found if warning is not None)
         return Capabilities(create_exclusive=linked, replace_guarded=True, read_guarded=True, warnings=warnings)
 
     # how an object gets into place
 
-    def _take(self, key: str, source: int, path: str, target: str) -> bool:
+    def _take(self, key: str, source: int, entry: Entry) -> bool:
         """Rename the file itself into place. False when it cannot be taken and must be copied."""
         with self._errors_of(key):
             try:
                 os.fchmod(source, 0o600)
                 _stamp(source)
                 os.fsync(source)
-                self._folder.place(path, target)
+                self._folder.place(entry, key)
             except OSError as error:
                 if error.errno in _CANNOT_TAKE:
                     return False
@@ -267,7 +300,6 @@ class LocalStore:
     def _store(
         self,
         key: str,
-        target: str,
         fill: Callable[[int], None],
         *,
         exclusive: bool = False,
@@ -281,7 +313,7 @@ class LocalStore:
             _stamp(fd)
             os.fsync(fd)
             try:
-                self._folder.place(temp, target, exclusive=exclusive)
+                self._folder.place(temp, key, exclusive=exclusive)
             except FileExistsError:
                 if not exclusive:
                     raise
@@ -290,9 +322,9 @@ class LocalStore:
                 ) from None
             return _object_stat(key, os.fstat(fd))
 
-    def _require(self, key: str, path: str, etag: str | None) -> None:
+    def _require(self, key: str, etag: str | None) -> None:
         try:
-            found = etag_of(os.stat(path))
+            found = etag_of(self._folder.stat(key))
         except (FileNotFoundError, NotADirectoryError):
             found = None
         if found != etag:
@@ -312,23 +344,17 @@ class LocalStore:
     @contextlib.contextmanager
     def _open(self, key: str, etag: str | None) -> Iterator[tuple[int, int]]:
         """Descriptor and size of an object. The ETag is compared before and after: nobody wrote in between."""
-        path = self.local_path(key)
-        with self._errors_of(key):
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            except NotADirectoryError:
-                raise self._missing(key) from None
-            try:
+        fd = self.open_local(key)
+        try:
+            with self._errors_of(key):
                 before = os.fstat(fd)
-                if not stat.S_ISREG(before.st_mode):
-                    raise self._missing(key)
                 if etag is not None and etag_of(before) != etag:
                     raise self._changed(key)
                 yield fd, before.st_size
                 if etag is not None and etag_of(os.fstat(fd)) != etag:
                     raise self._changed(key)
-            finally:
-                os.close(fd)
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def _errors_of(self, key: str) -> Iterator[None]:
@@ -338,7 +364,7 @@ class LocalStore:
             raise self._error(error, key) from error
 
     def _error(self, error: OSError, name: str) -> LamfsError:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not self._folder.exists():
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and not self._folder.exists():
             return self._folder.missing()
         return storage_error(error, name, self.root)
 
@@ -374,13 +400,13 @@ def _chunks(fd: int, offset: int, end: int, chunk: int) -> Iterator[bytes]:
         offset += len(data)
 
 
-def _is_only_name(path: str, fd: int) -> bool:
-    """Whether renaming ``path`` takes the open file whole: ``path`` is the file itself and its only name."""
+def _is_only_name(entry: Entry, fd: int) -> bool:
+    """Whether renaming ``entry`` takes the open file whole: it is the file itself and its only name."""
     try:
-        named, opened = os.lstat(path), os.fstat(fd)
+        named, opened = entry.stat(), os.fstat(fd)
     except FileNotFoundError:
         return False
-    return os.path.samestat(named, opened) and stat.S_ISREG(opened.st_mode) and opened.st_nlink == 1
+    return os.path.samestat(named, opened) and opened.st_nlink == 1
 
 
 def _stamp(fd: int) -> None:

@@ -75,6 +75,14 @@ def storage_error(error: OSError, name: str, root: str) -> LamfsError:
         return ObjectMissing(f"There is no object '{name}' in the storage {root}; it was deleted or never stored.")
     if number == errno.ENAMETOOLONG:
         return StorageError(f"The name '{name}' is too long for the file system of {root}; shorten it.", errno=number)
+    if number == errno.ELOOP:
+        link = error.filename if isinstance(error.filename, str) else name
+        refused = "" if link == name else f" and '{name}' is refused"
+        return StorageError(
+            f"'{link}' in the storage {root} is a link{refused}: lamfs follows no links below a storage, because they"
+            " may lead to any file of yours; put the file or folder itself there.",
+            errno=number,
+        )
     if number in (errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
         return StorageError(
             f"'{name}' cannot be stored in {root}: a file and a folder would share a name ({cause}); rename one.",
@@ -183,12 +191,18 @@ def _copy_through(source: int, target: int, position: int, want: int) -> int:
 
 
 def fsync_folder(path: str) -> None:
-    """Make the entries of a folder durable. File systems that cannot (EINVAL) are taken as doing it by themselves."""
+    """Make the entries of a folder durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fsync_directory(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_directory(fd: int) -> None:
+    """As fsync_folder. File systems that cannot (EINVAL) are taken as doing it by themselves."""
     try:
         os.fsync(fd)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
-    finally:
-        os.close(fd)

@@ -7,15 +7,17 @@ differ because an earlier try of the same put has written it.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-from lamfs.errors import ObjectChanged, ObjectMissing
+from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
 from lamfs.hashing import hash_file
 from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Conflict, Provenance, Registry
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.transfer.client import Mover
+from lamfs.transfer.process import path_of
 
 PIECE = 64 << 20
 """Bytes of an object that are fetched at a time."""
@@ -44,8 +46,11 @@ class Conflicts:
             return None  # a name that lamfs has made
         try:
             found = await self._mover.head(target)
-        except ObjectMissing:
-            return None
+        except StorageError as error:
+            # The put replaces a link, and not what it leads to; behind a linked folder it is refused by itself.
+            if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+                return None
+            raise
         if artifact is not None and artifact.revision == Revision(artifact.revision.content, target, found.etag):
             return None
         return found
@@ -61,11 +66,12 @@ class Conflicts:
         return self._registry.commits.conflict(entry.id, content, found.key, found.etag, self._origin)
 
     async def _hash(self, found: ObjectStat) -> ContentHash:
-        local = self._store.local_path(found.key)
+        local = self._store.open_local(found.key)
         if local is not None:
-            content = await self._mover.hash(local)
+            content = await hash_opened(self._mover, local)
             if (await self._mover.head(found.key)).etag != found.etag:
-                raise ObjectChanged(f"The object {local} is being written by somebody else; it is tried again.")
+                name = self._store.url(found.key)
+                raise ObjectChanged(f"The object {name} is being written by somebody else; it is tried again.")
             return content
         path = self._spool / f"conflict-{entry_name(found)}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -80,6 +86,14 @@ class Conflicts:
         finally:
             os.close(fd)
             path.unlink(missing_ok=True)
+
+
+async def hash_opened(mover: Mover, fd: int) -> ContentHash:
+    """Hash a file that is open here, and close it."""
+    try:
+        return await mover.hash(path_of(fd))
+    finally:
+        os.close(fd)
 
 
 def entry_name(found: ObjectStat) -> str:

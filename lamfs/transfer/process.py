@@ -70,6 +70,11 @@ async def end(process: trio.Process | Forked) -> None:
     log.error("The moving process %d cannot be killed (it hangs in the kernel); leaving it behind.", process.pid)
 
 
+def path_of(fd: int) -> str:
+    """The path by which a job names a file that is open here. ``hold`` keeps it open for as long as the job runs."""
+    return f"/proc/{os.getpid()}/fd/{fd}"
+
+
 def hold(path: str, fds: list[int]) -> str:
     """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``."""
     match = _FD_PATH.fullmatch(path)
@@ -82,4 +87,4 @@ def hold(path: str, fds: list[int]) -> str:
             f"The open file {path} cannot be handed to the moving process: {error}.", errno=error.errno
         ) from error
     fds.append(fd)
-    return f"/proc/{os.getpid()}/fd/{fd}"
+    return path_of(fd)

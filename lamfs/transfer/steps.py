@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,10 +22,11 @@ from lamfs.hashing import MD5_MAX, hash_file
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, multipart, patches
 from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
-from lamfs.transfer.conflicts import Conflicts
+from lamfs.transfer.conflicts import Conflicts, hash_opened
 from lamfs.transfer.durable import LogSync, beside, sync_file
 from lamfs.transfer.multipart import Multipart, Segment
 from lamfs.transfer.streaming import Streams
@@ -346,19 +347,19 @@ class Steps:
     async def _find_stored(self, entry: JournalEntry) -> Committed:
         """The spool file is gone: it was renamed into storage before a crash, or something removed it."""
         assert entry.ino is not None
-        local = self._store.local_path(entry.object_key) if entry.object_key else None
-        if entry.object_key is None or local is None or not os.path.exists(local):
+        key, local = entry.object_key, None
+        with suppress(ObjectMissing):
+            local = self._store.open_local(key) if key is not None else None
+        if key is None or local is None:
             if self._registry.artifacts.by_ino(entry.ino) is None and self._registry.tree.get(entry.ino) is None:
                 return self._registry.commits.put_unneeded(entry.ino, entry.gen)
             raise StorageError(
                 f"The spool file {entry.src} of '{what(self._registry, entry)}' is missing, so its last bytes cannot be"
                 " stored; 'lamfs fsck' tells more."
             )
-        stat = await self._mover.head(entry.object_key)
-        content = await self._mover.hash(local)
-        return self._registry.commits.put(
-            entry.ino, entry.gen, content, entry.object_key, stat.etag, self._origin, taken=entry.src
-        )
+        etag = etag_of(os.fstat(local))
+        content = await hash_opened(self._mover, local)
+        return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
 
     async def move(self, entry: JournalEntry) -> None:
         """Bring the object of an artifact to where its key and suffix say, one copy at a time."""

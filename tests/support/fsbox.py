@@ -80,7 +80,7 @@ class MemoryStore:
     def url(self, key: str) -> str:
         return f"s3://bucket/prefix/{key}"
 
-    def local_path(self, key: str) -> str | None:
+    def open_local(self, key: str) -> int | None:
         return None
 
     def head(self, key: str) -> ObjectStat:

@@ -94,7 +94,7 @@ class FakeStore:
     def url(self, key: str) -> str:
         return f"s3://bucket/prefix/{key}"
 
-    def local_path(self, key: str) -> str | None:
+    def open_local(self, key: str) -> int | None:
         return None
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:

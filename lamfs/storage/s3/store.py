@@ -52,7 +52,7 @@ class S3Store:
     def url(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._base}{key}"
 
-    def local_path(self, key: str) -> None:
+    def open_local(self, key: str) -> None:
         """None: objects are not files here."""
 
     def prepare(self) -> None:

@@ -311,6 +311,64 @@ def test_fsck_says_clean_and_finds_what_is_missing_or_damaged(root: Path) -> Non
     assert len(report["problems"]) == 1
 
 
+@pytest.mark.parametrize("linked", ["object", "folder"])
+def test_what_a_link_in_the_storage_leads_to_is_not_shown(root: Path, tmp_path: Path, linked: str) -> None:
+    """The link leads to the very bytes that the registry names, so that nothing but the link is wrong."""
+    (tmp_path / "secret.csv").write_text("the secret\n")
+    uid = quick("save", tmp_path / "secret.csv", "--key", "a.csv").split()[0]
+    quick("save", FILES / "iris.csv", "--key", "b.csv")
+    stored = root / ".lamindb" / f"{uid}.csv"
+    if linked == "folder":
+        stored = stored.parent
+    kept = tmp_path / "kept"
+    stored.rename(kept)
+    stored.symlink_to(kept)
+    before = sorted(path.name for path in kept.rglob("*"))
+    for words in (["cache", "a.csv"], ["fsck"], ["fsck", "--data"]):
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 1, words
+        assert "is a link" in done.output, words
+        assert "the secret" not in done.output
+        assert "Traceback" not in done.output
+    cached = [path for path in tmp_path.glob("lamfs/cache/**/*") if path.is_file()]
+    assert not [path for path in cached if b"the secret" in path.read_bytes()]
+    if linked == "object":
+        quick("cache", "b.csv")
+        assert "a.csv" in quick("ls")
+    assert sorted(path.name for path in kept.rglob("*")) == before
+
+
+def test_a_link_in_the_storage_is_not_registered_in_place(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("the secret\n")
+    (root / "a").mkdir()
+    (root / "a/link.csv").symlink_to(tmp_path / "secret.csv")
+    (root / "folder").symlink_to(tmp_path)
+    (tmp_path / "alias").symlink_to(root)
+    (tmp_path / "within").symlink_to(root / "a")
+    for name in (
+        root / "a/link.csv",
+        root / "folder/secret.csv",
+        tmp_path / "alias/a/link.csv",
+        tmp_path / "within/link.csv",
+    ):
+        said = quick("save", name, code=1)
+        assert "is a link" in said, name
+        assert "put the file or folder itself there" in said
+    assert quick_json("ls") == []
+    (root / "a/link.csv").unlink()
+    (root / "a/link.csv").write_text("a file\n")
+    assert quick("save", tmp_path / "within/link.csv").split()[1] == "a/link.csv"
+
+
+def test_a_storage_that_everybody_can_write_is_refused(tmp_path: Path) -> None:
+    quick("login", "testuser1")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store").chmod(0o777)
+    assert f"chmod o-w {tmp_path}/store" in quick("init", "--storage", tmp_path / "store", code=1)
+    assert list((tmp_path / "store").iterdir()) == []
+    assert quick_json("instances") == []
+
+
 def test_fsck_repairs_what_it_can(root: Path) -> None:
     stray = root / ".lamindb" / f"{'A' * 20}.csv"
     stray.parent.mkdir(exist_ok=True)

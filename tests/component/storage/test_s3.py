@@ -255,7 +255,7 @@ def test_a_root_is_no_prefix_of_its_neighbour(seaweed_config: StorageConfig, ope
     assert whole.get(f"{prefix}/mine") == b"1"
     assert store.cache_name == f"{BUCKET}/{prefix}"
     assert whole.cache_name == BUCKET
-    assert store.local_path("mine") is None
+    assert store.open_local("mine") is None
 
 
 # buckets that are not as they should be

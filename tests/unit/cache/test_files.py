@@ -43,8 +43,7 @@ class Rig:
     def rot(self, revision: Revision, data: bytes) -> None:
         """Change the stored bytes without changing the ETag."""
         if self.local:
-            path = self.store.local_path(revision.object_key)
-            assert path is not None
+            path = self.store.url(revision.object_key)
             before = os.stat(path)
             with open(path, "r+b") as stream:
                 stream.write(data)

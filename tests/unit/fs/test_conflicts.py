@@ -20,7 +20,7 @@ def overwrite(box: Box, key: str) -> None:
     if box.kind == "s3":
         box.store.objects[key] = FOREIGN
     else:
-        path = Path(box.store.local_path(key))
+        path = Path(box.store.url(key))
         path.unlink(missing_ok=True)
         path.write_bytes(FOREIGN)
 

@@ -341,7 +341,7 @@ def test_an_object_is_never_written_in_place(make_box: MakeBox) -> None:
         await until(lambda: user.fs.context.uploader.failures)
         user.mover.failing = lambda op, key: None
         (stored,) = [stat for stat in box.store.list() if stat.size == 5]
-        inode = os.stat(box.store.local_path(stored.key)).st_ino
+        inode = os.stat(box.store.url(stored.key)).st_ino
         writer = await user.open("a")
         await user.pwrite(writer, b"WRITE", 0)
         for state in user.fs.context.states.values():

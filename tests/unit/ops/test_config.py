@@ -118,3 +118,50 @@ def test_the_environment_names_an_instance(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("LAMFS_INSTANCE", "c/../d")
     with pytest.raises(InvalidArgument):
         config.current_slug()
+
+
+# -- directories that others can write to ------------------------------------------------------------------------------
+
+PLACES = {"LAMFS_CONFIG_DIR": config.config_dir, "LAMFS_DATA_DIR": config.data_dir, "LAMFS_CACHE_DIR": config.cache_dir}
+
+
+@pytest.mark.parametrize("variable", PLACES)
+def test_a_directory_that_others_can_write_is_refused(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    monkeypatch.setenv(variable, str(folder))
+    get = PLACES[variable]
+    assert get() == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o777)  # it was checked before: each change is seen
+    with pytest.raises(NotSetUp, match=rf"{folder} \({variable}\) can be written by everybody.*chmod go-w {folder}"):
+        get()
+    folder.chmod(0o1777)
+    with pytest.raises(NotSetUp, match="make a folder of your own below it"):
+        get()
+    folder.chmod(0o755)
+    assert get() == folder
+
+
+def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    monkeypatch.setenv("LAMFS_DATA_DIR", str(folder))
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, -1)
+    else:
+        another = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: another)
+    with pytest.raises(NotSetUp, match=rf"{folder} \(LAMFS_DATA_DIR\) belongs to .*sudo chown"):
+        config.data_dir()
+
+
+def test_a_link_to_a_directory_of_ones_own_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    monkeypatch.setenv("LAMFS_DATA_DIR", str(tmp_path / "link"))
+    assert config.data_dir() == tmp_path / "link"
+    (tmp_path / "mine").chmod(0o777)
+    with pytest.raises(NotSetUp, match="can be written by everybody"):
+        config.data_dir()
