@@ -26,7 +26,7 @@ from lamfs.storage import open_store, parse_root
 
 Say = Callable[[str], None]
 
-_SNAPSHOT_NAME = re.compile(r"^([0-9a-f]{32})\.lndb$")
+_SNAPSHOT_NAME = re.compile(r"([0-9a-f]{32})\.lndb")
 
 
 # -- who --------------------------------------------------------------------------------------------------------------
@@ -233,7 +233,10 @@ def _find_slug(where: StorageConfig) -> str:
         store.check(write=False)
         # A listing per first digit, so that a bucket full of other keys is not walked through.
         keys = [
-            found.key for digit in "0123456789abcdef" for found in store.list(digit) if _SNAPSHOT_NAME.match(found.key)
+            found.key
+            for digit in "0123456789abcdef"
+            for found in store.list(digit)
+            if _SNAPSHOT_NAME.fullmatch(found.key)
         ]
         slugs = [slug for key in keys if (slug := _slug_in(where, key)) is not None]
     finally:
