@@ -29,13 +29,15 @@ class BoundedSession:
         body = _read(reply.raw, xmltext.MAX_BYTES if good else ERROR_BYTES)
         if body is None and good:
             raise NotS3("its answer does not end")
+        body = body or b""
         try:
-            xmltext.check(body or b"")
+            if body.strip():
+                xmltext.parse(body)  # and then by botocore, without these bounds
         except xmltext.NotXml as error:
             if good:
-                raise NotS3(str(error)) from error
+                raise NotS3(f"its answer is none: {error}") from error
             body = b""  # the status says what is wrong
-        return AWSResponse(reply.url, reply.status_code, reply.headers, _Said(body or b""))
+        return AWSResponse(reply.url, reply.status_code, reply.headers, _Said(body))
 
     def close(self) -> None:
         """End idle connections."""

@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 MAX_BYTES = 8 << 20
 """Of a whole reply. A page of 1000 objects with the longest keys has 4 MiB."""
 MAX_TAGS = 100_000
-"""Opening and closing; such a page has some 25,000. Nesting cannot be deeper either."""
+"""Opening and closing; such a page has some 25,000."""
+MAX_DEPTH = 32
+"""Elements in each other; S3 has 5. botocore follows them by recursion."""
 MAX_ATTRIBUTES = 200_000
 """Equals signs, of which keys may have some."""
 MAX_PIECE = 64 << 10
@@ -25,17 +27,22 @@ class NotXml(ValueError):
 def parse(body: bytes) -> ElementTree.Element:
     """The root element. Raises NotXml."""
     body = body.strip()
-    check(body)
+    _check(body)
     parser = ElementTree.XMLParser(encoding="utf-8")  # noqa: S314 (it was looked at)
     try:
         parser.feed(body)
-        return parser.close()
+        root: ElementTree.Element = parser.close()
     except ElementTree.ParseError as error:
         raise NotXml(str(error)) from error
+    level = [root]
+    for _ in range(MAX_DEPTH):
+        level = [child for element in level for child in element]
+        if not level:
+            return root
+    raise NotXml("it is nested too deeply")
 
 
-def check(body: bytes) -> None:
-    """Whether any parser may have it. Raises NotXml."""
+def _check(body: bytes) -> None:
     if len(body) > MAX_BYTES:
         raise NotXml("it is too long")
     if b"\0" in body:
