@@ -174,7 +174,12 @@ def _user(path: Path, data: dict[str, Any] | None) -> UserSettings | None:
         user = UserSettings(data["handle"], data.get("email"), data["uid"], data.get("name"))
     except KeyError as error:
         raise NotSetUp(f"The settings file {path} lacks {error}; run 'lamfs login' again.") from None
-    if not all(isinstance(text, str) for text in (user.handle, user.uid, user.email or "", user.name or "")):
+    optional = (user.email, user.name)
+    if not (
+        isinstance(user.handle, str)
+        and isinstance(user.uid, str)
+        and all(text is None or isinstance(text, str) for text in optional)
+    ):
         raise NotSetUp(f"The settings file {path} is damaged: not all is text; run 'lamfs login' again.")
     return user
 
@@ -313,9 +318,10 @@ def _instance(path: Path, data: dict[str, Any]) -> InstanceSettings:
 
 def _check_types(storage: StorageConfig) -> None:
     """Raises TypeError when the settings of a storage are not of the types that they have."""
-    texts = (storage.endpoint_url or "", storage.region or "", storage.profile or "", storage.root)
+    optional = (storage.endpoint_url, storage.region, storage.profile)
     if not (
-        all(isinstance(text, str) for text in texts)
+        isinstance(storage.root, str)
+        and all(text is None or isinstance(text, str) for text in optional)
         and isinstance(storage.path_style, bool)
         and is_number(storage.timeout, 0, MAX_TIMEOUT)
     ):
