@@ -28,9 +28,14 @@ import platformdirs
 
 from lamfs import permissions, scratch
 from lamfs.errors import InvalidArgument, LamfsError, NotSetUp
+from lamfs.jsontext import is_number, parse_object
 from lamfs.model import BASE62, USER_UID_LEN, StorageConfig, instance_id
 
-_HANDLE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_HANDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_TIMEOUT = 1e9
+"""Seconds: what poll(2) and socket timeouts can take."""
+MAX_JSON = 1 << 20
+"""Bytes of a settings file, unless its reader says otherwise."""
 
 
 # -- directories ------------------------------------------------------------------------------------------------------
@@ -83,17 +88,16 @@ def make_directory(path: Path) -> None:
 # -- JSON files -------------------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a settings file; None when there is no such file. Raises NotSetUp when it is damaged."""
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any] | None:
+    """The object in a settings file of up to ``limit`` bytes; None when there is no such file. Raises NotSetUp when it
+    is damaged."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        with path.open("rb") as stream:
+            return parse_object(stream.read(limit + 1), limit)
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
         raise NotSetUp(f"The settings file {path} cannot be read ({error}); mend or delete it.") from error
-    if not isinstance(data, dict):
-        raise NotSetUp(f"The settings file {path} holds no JSON object; mend or delete it.")
-    return data
 
 
 def write_json(path: Path, data: dict[str, Any], *, durable: bool = True) -> None:
@@ -148,7 +152,7 @@ def user_uid(handle: str) -> str:
 
 def check_handle(handle: str) -> str:
     """A user's handle or an instance's name. Raises InvalidArgument."""
-    if not _HANDLE.match(handle):
+    if not _HANDLE.fullmatch(handle):
         raise InvalidArgument(
             f"'{handle}' is no name for a user or an instance; use up to 64 letters, digits, '.', '_' and '-',"
             " beginning with a letter or digit."
@@ -178,9 +182,17 @@ def _user(path: Path, data: dict[str, Any] | None) -> UserSettings | None:
     if data is None:
         return None
     try:
-        return UserSettings(data["handle"], data.get("email"), data["uid"], data.get("name"))
+        user = UserSettings(data["handle"], data.get("email"), data["uid"], data.get("name"))
     except KeyError as error:
         raise NotSetUp(f"The settings file {path} lacks {error}; run 'lamfs login' again.") from None
+    optional = (user.email, user.name)
+    if not (
+        isinstance(user.handle, str)
+        and isinstance(user.uid, str)
+        and all(text is None or isinstance(text, str) for text in optional)
+    ):
+        raise NotSetUp(f"The settings file {path} is damaged: not all is text; run 'lamfs login' again.")
+    return user
 
 
 def save_user(user: UserSettings) -> None:
@@ -318,10 +330,23 @@ def _instance(path: Path, data: dict[str, Any]) -> InstanceSettings:
     try:
         # Fields of a newer lamfs are left out: an older one can still use what it knows.
         storage = StorageConfig(**{name: value for name, value in data["storage"].items() if name in fields})
+        _check_types(storage)
         stored = data.get("stored_slug")
-        return InstanceSettings(str(data["slug"]), storage, None if stored is None else str(stored))
-    except (KeyError, TypeError, AttributeError) as error:
+        return InstanceSettings(parse_slug(data["slug"]), storage, None if stored is None else parse_slug(stored))
+    except (KeyError, TypeError, AttributeError, InvalidArgument) as error:
         raise NotSetUp(f"The settings file {path} is damaged ({error!r}); run 'lamfs connect' again.") from error
+
+
+def _check_types(storage: StorageConfig) -> None:
+    """Raises TypeError when the settings of a storage are not of the types that they have."""
+    optional = (storage.endpoint_url, storage.region, storage.profile)
+    if not (
+        isinstance(storage.root, str)
+        and all(text is None or isinstance(text, str) for text in optional)
+        and isinstance(storage.path_style, bool)
+        and is_number(storage.timeout, 0, MAX_TIMEOUT)
+    ):
+        raise TypeError("not the settings of a storage")
 
 
 def save_instance(settings: InstanceSettings) -> None:
@@ -353,7 +378,7 @@ def current_slug() -> str | None:
     if named:
         return parse_slug(named)
     data = read_json(config_dir() / "current.json")
-    return str(data["slug"]) if data and data.get("slug") else None
+    return parse_slug(str(data["slug"])) if data and data.get("slug") else None
 
 
 def set_current(slug: str | None) -> None:
@@ -398,5 +423,7 @@ def machine_token() -> str:
             os.link(temp, path)
         temp.unlink()
         data = read_json(path)
-    assert data is not None
-    return str(data["token"])
+    token = None if data is None else data.get("token")
+    if not isinstance(token, str) or not token:
+        raise NotSetUp(f"The file {path} has no token of this machine; delete it.")
+    return token

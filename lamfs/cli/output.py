@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from lamfs.printable import in_json, lines, one_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
@@ -36,23 +38,23 @@ def shown(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line for people on stdout."""
-    click.echo(text)
+    """Print lines for people on stdout."""
+    click.echo(lines(text))
 
 
 def note(text: str) -> None:
     """Print a line beside the data, on stderr."""
-    click.echo(text, err=True)
+    click.echo(one_line(text), err=True)
 
 
 def complain(text: str) -> None:
     """Print an error: ``lamfs: sentence``."""
-    click.echo(f"lamfs: {text}", err=True)
+    click.echo(f"lamfs: {one_line(text)}", err=True)
 
 
-def print_json(value: Any) -> None:
-    """Print a value as JSON, for programs."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print a value as JSON, for programs; in one line without ``indent``."""
+    click.echo(in_json(json.dumps(value, indent=indent, ensure_ascii=False)))
 
 
 def size(count: int) -> str:
@@ -174,7 +176,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Print a line beside the bar, on stderr."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
         else:
             note(text)
 

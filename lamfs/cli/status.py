@@ -6,7 +6,6 @@ A living mount is asked over its control socket. Instances that are not mounted 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -22,6 +21,7 @@ from lamfs.cli.output import count_of, print_json, say, shown, size, when, width
 from lamfs.cli.seam import Command
 from lamfs.cli.sync import ask, owed_words
 from lamfs.errors import LamfsError
+from lamfs.printable import one_line
 
 if TYPE_CHECKING:
     from lamfs.config import InstanceSettings
@@ -64,9 +64,11 @@ def keep_watching(as_json: bool) -> None:
         began = time.monotonic()
         result = everything()
         if as_json:
-            say(json.dumps(result, ensure_ascii=False))
+            print_json(result, indent=None)
         elif in_place:
-            sys.stdout.write(screen(list(lines(result)), shutil.get_terminal_size(), clear=first))
+            sys.stdout.write(
+                screen([one_line(line) for line in lines(result)], shutil.get_terminal_size(), clear=first)
+            )
         else:
             say("".join(f"{line}\n" for line in lines(result)))
         sys.stdout.flush()

@@ -19,6 +19,7 @@ from lamfs import config
 from lamfs.daemon.first import FirstMover, close_files_but
 from lamfs.daemon.options import MountOptions
 from lamfs.errors import LamfsError
+from lamfs.printable import LogFormatter
 
 log = logging.getLogger("lamfs.daemon")
 
@@ -115,7 +116,7 @@ def is_of_interest(record: logging.LogRecord) -> bool:
 
 
 def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | None) -> int:
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -22,9 +22,9 @@ class LockByMover:
         """As Mover.head."""
         return trio.from_thread.run(self._mover.head, key)
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, length: int, etag: str | None = None) -> bytes:
         """As Mover.get."""
-        return trio.from_thread.run(partial(self._mover.get, key, etag=etag))
+        return trio.from_thread.run(partial(self._mover.get, key, length=length, etag=etag))
 
     def put_bytes(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None

@@ -16,7 +16,7 @@ from lamfs.registry import Backup
 
 SECONDS = 10.0
 """So long after it was renamed aside, a file can turn out to be the backup of another one."""
-KEPT = re.compile(r"(~|\.~[^/]*~|\.bak|\.orig|\.old|\.backup|\.save)$", re.IGNORECASE)
+KEPT = re.compile(r"(~|\.~[^/]*~|\.bak|\.orig|\.old|\.backup|\.save)\Z", re.IGNORECASE)
 """What follows the name of a file in the name of its kept backup: emacs (also numbered), nano, kate, sed, perl."""
 
 

@@ -22,6 +22,9 @@ from lamfs.model import ArtifactRecord, now_ns
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 
+MAX_BYTES = 1 << 30
+"""Of the file: it names every object when a whole storage is gone."""
+
 
 @dataclass(slots=True, frozen=True)
 class Damage:
@@ -88,9 +91,9 @@ def _is_of(entry: Damage, artifact: ArtifactRecord) -> bool:
 
 def _read(path: Path) -> dict[str, Damage]:
     try:
-        data = config.read_json(path) or {}
+        data = config.read_json(path, MAX_BYTES) or {}
         return {uid: Damage(**{**_fields(entry), "uid": uid}) for uid, entry in data.items()}
-    except (NotSetUp, TypeError, AttributeError):
+    except (NotSetUp, TypeError, AttributeError, KeyError):
         return {}  # damaged itself, or of another version: the next check finds it all again
 
 

@@ -12,7 +12,7 @@ import re
 import stat
 from dataclasses import dataclass, field
 
-from lamfs.errors import ObjectMissing, RegistryError, StorageError
+from lamfs.errors import InvalidName, ObjectMissing, RegistryError, StorageError
 from lamfs.keys import suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
 from lamfs.ops import damage, mounts, recover, scrub
@@ -20,11 +20,13 @@ from lamfs.ops.instance import Instance
 from lamfs.registry import is_alive
 from lamfs.registry.rules import RETAINED
 from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.root import check_object_key
 
-_SNAPSHOT = re.compile(r"^[0-9a-f]{32}\.lndb$")
+_SNAPSHOT = re.compile(r"[0-9a-f]{32}\.lndb")
 _INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
-_OWN = re.compile(r"^\.lamindb/[0-9A-Za-z]{20}(\.|$)")
+_OWN = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
 """Object keys that lamfs gives artifacts without a real key."""
+NO_NAME = "cannot be there: no object has such a name"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
 """A multipart upload that is younger may belong to somebody who is at work."""
 
@@ -245,7 +247,9 @@ def _storage(instance: Instance, report: Report, repair: bool) -> tuple[set[str]
     found: dict[str, ObjectStat] = {}
     others = 0
     for item in store.list():
-        if _SNAPSHOT.match(item.key):
+        if not _is_key(store, item.key):
+            report.notes.append(f"storage: {store.url(item.key)} has a name that lamfs gives no object")
+        elif _SNAPSHOT.fullmatch(item.key):
             others += item.key != instance.settings.snapshot_key
         elif not item.key.startswith(_INTERNAL):
             found[item.key] = item
@@ -263,7 +267,7 @@ def _storage(instance: Instance, report: Report, repair: bool) -> tuple[set[str]
     stray = []
     for key in sorted(found.keys() - _used(instance)):
         # Only what lamfs made itself can be lamfs's to lose; and the instances of one storage share a place for it.
-        if not _OWN.match(key) or others or registry.db.get_meta(f"{RETAINED}{key}"):
+        if not _OWN.fullmatch(key) or others or registry.db.get_meta(f"{RETAINED}{key}"):
             report.notes.append(f"storage: {store.url(key)} is no artifact's")
         elif _is_there(store, key) and key not in _used(instance):
             stray.append(key)
@@ -282,6 +286,15 @@ def _used(instance: Instance) -> set[str]:
     return {row[0] for row in db.all("SELECT object_key FROM artifact UNION SELECT object_key FROM journal")}
 
 
+def _is_key(store: ObjectStore, key: str) -> bool:
+    """Whether an object may be called so. Others may use the storage too, and store what lamfs cannot even ask for."""
+    try:
+        check_object_key(key, as_path=store.kind == "local")
+    except InvalidName:
+        return False
+    return True
+
+
 def _is_there(store: ObjectStore, key: str) -> bool:
     try:
         store.head(key)
@@ -294,6 +307,8 @@ def _is_there(store: ObjectStore, key: str) -> bool:
 
 def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat | None) -> str | None:
     """What is wrong with an artifact's object; looked at again when it seems so, for others may be at work."""
+    if not _is_key(instance.store, record.revision.object_key):
+        return NO_NAME
     if item is not None and (item.size, item.etag) == (record.size, record.revision.etag):
         return None
     again = instance.registry.artifacts.by_uid(record.uid)
@@ -304,9 +319,11 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
     except ObjectMissing:
         return "is gone"
     except StorageError as error:
-        if error.errno != errno.ELOOP:
+        if error.errno == errno.ELOOP:
+            return "is a link, or lies below one, and no link is followed"
+        if error.errno != errno.ENAMETOOLONG:
             raise
-        return "is a link, or lies below one, and no link is followed"
+        return NO_NAME
     if item.size != record.size:
         return f"has {item.size} bytes, not {record.size}"
     if item.etag != record.revision.etag:
@@ -354,7 +371,7 @@ def _uploads(instance: Instance, report: Report, repair: bool, shared: bool) -> 
                 try:
                     store.abort_upload(upload.key, upload.id)
                     mended = True
-                except StorageError as error:
+                except (StorageError, InvalidName) as error:
                     name = f"{name} cannot be aborted ({error}); it"
             report.add(f"storage: {name} was never finished, and its parts take room", mended)
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Self
 
 from lamfs import config, scratch
 from lamfs.config import InstanceSettings
-from lamfs.errors import Locked, ObjectMissing, RegistryError, StorageMissing
-from lamfs.ops.lock import Holder, Lease, LeaseState, LockStore
+from lamfs.errors import Locked, NotSetUp, ObjectMissing, RegistryError, StorageMissing
+from lamfs.ops.lock import Holder, Lease, LeaseState, LockStore, moment
 from lamfs.storage import ObjectStore, open_store
 
 if TYPE_CHECKING:
@@ -137,8 +137,11 @@ class Instance:
         """
         self._refuse_empty_place()
         self.check_own()
-        data = config.read_json(self._lease_path)
-        if data is not None and not LeaseState("", "", "", "", 0.0, float(data.get("until", 0))).renew_due:
+        try:
+            until = moment((config.read_json(self._lease_path) or {}).get("until"))
+        except NotSetUp:
+            until = 0.0  # the file is damaged: it is written anew
+        if not LeaseState("", "", "", "", 0.0, until).renew_due:
             return
         self.take_lease()
 

@@ -1,10 +1,11 @@
 """The lease that one machine holds on an instance: an object in storage. Synchronous; one Lease object per thread.
 
-``{root}/.lamindb/_exclusion/{instance id hex}``, JSON ``{holder, host, machine, token, since, until}``, times in
+``{root}/.lamindb/_exclusion/{instance id hex}``, JSON ``{handle, host, machine, token, since, until}``, times in
 seconds since the epoch. Made with ``If-None-Match: *``, renewed and taken over with ``If-Match``; taken over from
-another machine only when it has run out. ``machine`` is config.machine_token(): all processes that share a data
-directory share the lease. After every write the object is read back, so that a storage that ignores conditions is
-noticed by all but one of those who race for it, if they do not race within the same instant.
+another machine only when it has run out. Anything else that lies there counts as a lock that has run out. ``machine``
+is config.machine_token(): all processes that share a data directory share the lease. After every write the object is
+read back, so that a storage that ignores conditions is noticed by all but one of those who race for it, if they do not
+race within the same instant.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ import json
 import secrets
 import time
 import uuid
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from lamfs.errors import Locked, ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.jsontext import is_number, parse_object
 from lamfs.model import AUTO_KEY_PREFIX
 from lamfs.storage.base import ObjectStat
 
 LEASE_SECONDS = 24 * 3600.0
 RENEW_AFTER = 3600.0
 """A lease older than this is renewed by whatever command or mount comes next."""
+LOCK_BYTES = 64 << 10
+"""Bytes of a lock object; ours have some 200."""
+MAX_TEXT = 255
+"""Characters of a name in a lock."""
+_END = 253_370_764_800.0
+"""The year 9999 begins, in seconds since the epoch: Python and the C library can print what comes before."""
 _TRIES = 8
 
 
@@ -50,8 +58,8 @@ class LeaseState(NamedTuple):
 
     @property
     def renew_due(self) -> bool:
-        """Whether it should be renewed now."""
-        return time.time() >= self.until - LEASE_SECONDS + RENEW_AFTER
+        """Whether it should be renewed now: also when it runs longer than any lease does, for the clock was set."""
+        return not LEASE_SECONDS - RENEW_AFTER < self.until - time.time() <= LEASE_SECONDS
 
 
 class LockStore(Protocol):
@@ -62,7 +70,7 @@ class LockStore(Protocol):
 
     def head(self, key: str) -> ObjectStat: ...
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes: ...
+    def get(self, key: str, *, length: int, etag: str | None = None) -> bytes: ...
 
     def put_bytes(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
@@ -76,7 +84,7 @@ class Lease:
 
     def __init__(self, store: LockStore, instance: uuid.UUID, holder: Holder, *, slug: str = "") -> None:
         self._store = store
-        self._holder = holder
+        self._holder = Holder(_as_name(holder.handle), _as_name(holder.host), holder.machine)
         self._slug = slug or instance.hex
         self.key = f"{AUTO_KEY_PREFIX}_exclusion/{instance.hex}"
 
@@ -137,8 +145,11 @@ class Lease:
         """The lock object and its ETag, of one and the same write."""
         for _ in range(_TRIES):
             try:
-                etag = self._store.head(self.key).etag
-                return _parse(self._store.get(self.key, etag=etag)), etag
+                found = self._store.head(self.key)
+                if found.size > LOCK_BYTES:
+                    return _NO_LOCK, found.etag
+                # Whatever the size is said to be, no more is read.
+                return _parse(self._store.get(self.key, length=LOCK_BYTES, etag=found.etag)), found.etag
             except ObjectMissing:
                 return None
             except ObjectChanged:
@@ -154,12 +165,30 @@ class Lease:
         )
 
 
+_NO_LOCK = LeaseState("somebody", "unknown", "", "", 0.0, 0.0)
+
+
+def moment(value: object) -> float:
+    """A time of a lease, in seconds since the epoch; 0 when the value from JSON is none that a clock shows."""
+    return float(value) if is_number(value, 0, _END) else 0.0  # type: ignore[arg-type]
+
+
 def _parse(body: bytes) -> LeaseState:
     try:
-        data: dict[str, Any] = json.loads(body)
-        return LeaseState(
-            str(data["handle"]), str(data["host"]), str(data["machine"]), str(data["token"]),
-            float(data["since"]), float(data["until"]),
-        )  # fmt: skip
-    except (ValueError, KeyError, TypeError):
-        return LeaseState("somebody", "unknown", "", "", 0.0, 0.0)
+        data = parse_object(body, LOCK_BYTES)
+        texts = [data[name] for name in ("handle", "host", "machine", "token")]
+        times = [data[name] for name in ("since", "until")]
+    except (ValueError, KeyError):
+        return _NO_LOCK
+    if not all(map(_is_name, texts)) or not all(is_number(time_, 0, _END) for time_ in times):
+        return _NO_LOCK
+    return LeaseState(*texts, *map(float, times))
+
+
+def _is_name(text: object) -> bool:
+    return isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
+
+
+def _as_name(text: str) -> str:
+    """What a machine is called, as a lock can say it."""
+    return "".join(char if char.isprintable() else "?" for char in text[:MAX_TEXT])

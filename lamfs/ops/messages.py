@@ -10,6 +10,8 @@ import logging
 import sys
 from typing import TextIO
 
+from lamfs.printable import one_line
+
 logger = logging.getLogger("lamfs")
 
 SUCCESS = 25
@@ -20,7 +22,7 @@ _PREFIX = {logging.DEBUG: "· ", logging.INFO: "→ ", SUCCESS: "✓ ", logging.
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return _PREFIX.get(record.levelno, "") + record.getMessage()
+        return _PREFIX.get(record.levelno, "") + one_line(record.getMessage())
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

@@ -11,8 +11,8 @@ import re
 from lamfs.errors import InvalidArgument, InvalidName
 
 S3_SCHEME = "s3://"
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]$")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 """What servers accept: Amazon's rules for old buckets, which are the widest."""
 
 
@@ -49,7 +49,7 @@ def _parse_s3(text: str) -> str:
         raise InvalidArgument(f"The storage '{text}' names no bucket; write s3://bucket/prefix.")
     if "?" in text:
         raise InvalidArgument(f"The storage '{text}' contains '?'; give endpoint and region as options of their own.")
-    if not _BUCKET.match(bucket) or ".." in bucket:
+    if not _BUCKET.fullmatch(bucket) or ".." in bucket:
         raise InvalidArgument(
             f"'{bucket}' is no bucket name: 3 to 63 small letters, digits, dots and hyphens; write s3://bucket/prefix."
         )

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+from lamfs.printable import LogFormatter
+
 NAME = "lamfs-mover"
 """As ps(1) and top(1) show it."""
 _libc = ctypes.CDLL(None)
@@ -26,9 +28,9 @@ def become_mover() -> None:
         comm.write(NAME)
     # Python has none if it was closed where the daemon was started; the daemon has put its log there.
     stream = sys.stderr or open(2, "w", buffering=1, closefd=False)
-    logging.basicConfig(
-        stream=stream, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True
-    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(LogFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("lamfs").setLevel(logging.NOTSET)
     # By default each thread keeps memory of its own that it once needed. Not every C library knows this.
     with contextlib.suppress(AttributeError):

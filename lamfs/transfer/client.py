@@ -341,9 +341,9 @@ class Mover(PartJobs):
         """Stat one object. Raises ObjectMissing."""
         return jobs.unpack_stat(await self._call("head", {"key": key}))
 
-    async def get(self, key: str, *, etag: str | None = None) -> bytes:
-        """The bytes of a small object (they travel through the socket). Raises ObjectMissing, ObjectChanged."""
-        return jobs.unpack_bytes(await self._call("get", {"key": key, "etag": etag}))
+    async def get(self, key: str, *, length: int, etag: str | None = None) -> bytes:
+        """Up to ``length`` first bytes of an object, through the socket. Raises ObjectMissing, ObjectChanged."""
+        return jobs.unpack_bytes(await self._call("get", {"key": key, "length": length, "etag": etag}))
 
     async def fetch(
         self,

@@ -269,7 +269,8 @@ def _head(server: Server, job: _Job) -> Any:
 
 
 def _get(server: Server, job: _Job) -> Any:
-    return jobs.pack_bytes(server.store.get(job.message["key"], etag=job.message["etag"]))
+    m = job.message
+    return jobs.pack_bytes(server.store.get(m["key"], length=m["length"], etag=m["etag"]))
 
 
 def _fetch(server: Server, job: _Job) -> Any:

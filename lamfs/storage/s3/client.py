@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lamfs.errors import LamfsError, StorageForbidden, StorageUnavailable
 from lamfs.storage.base import StorageConfig
 from lamfs.storage.root import split_s3
+from lamfs.storage.s3 import limits
 from lamfs.storage.s3.direct import Direct, Elsewhere, find
 from lamfs.storage.s3.errors import is_throttling, translate
+from lamfs.storage.s3.sign import is_in_the_open
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -125,17 +127,21 @@ class Connection:
         When the credentials were refused and there are other ones by now, that is StorageUnavailable: try again.
         """
         session: Session | None = None
+        result: dict[str, Any] | None = None
         try:
             direct, session = self._way()
             if direct is not None and direct.takes(operation, params) and not self._throttled():
                 try:
-                    return direct.call(operation, params, PATIENT_SECONDS / 2 if patient else self._read_timeout)
+                    result = direct.call(operation, params, PATIENT_SECONDS / 2 if patient else self._read_timeout)
                 except Elsewhere:
                     self._leave(direct)
                     if not isinstance(params.get("Body", b""), bytes):
                         params["Body"].seek(0)
-            client, session = self._client(patient)
-            result: dict[str, Any] = getattr(client, operation)(Bucket=self.bucket, **params)
+            if result is None:
+                client, session = self._client(patient)
+                result = getattr(client, operation)(Bucket=self.bucket, **params)
+            assert result is not None
+            _check(operation, result)
         except LamfsError:
             raise
         except Exception as error:
@@ -236,10 +242,20 @@ class Connection:
         return True
 
     def _make_client(self, session: Session, patient: bool) -> BaseClient:
+        client = self._new_client(session, patient, signed=False)
+        if is_in_the_open(str(client.meta.endpoint_url)):
+            client.close()
+            client = self._new_client(session, patient, signed=True)
+        return client
+
+    def _new_client(self, session: Session, patient: bool, *, signed: bool) -> BaseClient:
+        """``signed``: with what they send."""
         from botocore.config import Config
 
+        from lamfs.storage.s3.bounded import BoundedSession
+
         config = self.config
-        return session.create_client(
+        client = session.create_client(
             "s3",
             region_name=session.get_config_variable("region") or "us-east-1",
             endpoint_url=config.endpoint_url,
@@ -249,12 +265,25 @@ class Connection:
                 retries={"mode": "adaptive", "total_max_attempts": 1},
                 max_pool_connections=POOL_CONNECTIONS,
                 tcp_keepalive=True,
-                s3={"payload_signing_enabled": False, "addressing_style": "path" if config.path_style else "auto"},
+                s3={"payload_signing_enabled": signed, "addressing_style": "path" if config.path_style else "auto"},
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 user_agent_extra="lamfs",
             ),
         )
+        endpoint: Any = client._endpoint  # type: ignore[attr-defined]  # the only way to its session
+        endpoint.http_session = BoundedSession(endpoint.http_session)
+        return client
+
+
+def _check(operation: str, result: dict[str, Any]) -> None:
+    """Raises NotS3 when a reply says what none can say; its body is closed then."""
+    try:
+        limits.check(operation, result)
+    except BaseException:
+        if "Body" in result:
+            result["Body"].close()
+        raise
 
 
 def _is_refusal(error: Exception, known: LamfsError) -> bool:

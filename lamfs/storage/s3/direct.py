@@ -12,15 +12,26 @@ import hashlib
 import os
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lamfs.storage.s3 import replies
-from lamfs.storage.s3.errors import NotS3, Refused, refusal
-from lamfs.storage.s3.sign import EMPTY, UNSIGNED, Credentials, Signer, environment_keys, quoted_path, quoted_query
+from lamfs.storage.s3.errors import ERROR_BYTES, NotS3, Refused, refusal
+from lamfs.storage.s3.sign import (
+    EMPTY,
+    UNSIGNED,
+    Credentials,
+    Signer,
+    digest_of,
+    environment_keys,
+    is_in_the_open,
+    quoted_path,
+    quoted_query,
+)
 from lamfs.storage.s3.wire import Reply, Wire
+from lamfs.storage.s3.xmltext import MAX_BYTES
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -42,6 +53,8 @@ _METHODS = {
     "upload_part_copy": "PUT",
     "complete_multipart_upload": "POST",
     "abort_multipart_upload": "DELETE",
+    "list_multipart_uploads": "GET",
+    "list_parts": "GET",
 }
 _SAID_IN_XML = frozenset(
     {
@@ -51,14 +64,10 @@ _SAID_IN_XML = frozenset(
         "create_multipart_upload",
         "upload_part_copy",
         "complete_multipart_upload",
+        "list_multipart_uploads",
+        "list_parts",
     }
 )
-_NEEDED = {
-    "head_object": ("etag", "content-length", "last-modified"),
-    "put_object": ("etag",),
-    "upload_part": ("etag",),
-}
-"""Headers without which a reply says nothing."""
 _HEADERS = {
     "Range": "range",
     "IfMatch": "if-match",
@@ -72,11 +81,15 @@ _QUERY = {
     "Prefix": "prefix",
     "MaxKeys": "max-keys",
     "ContinuationToken": "continuation-token",
+    "KeyMarker": "key-marker",
+    "UploadIdMarker": "upload-id-marker",
+    "PartNumberMarker": "part-number-marker",
 }
 _ALWAYS = {
     "list_objects_v2": {"list-type": "2", "encoding-type": "url"},
     "delete_objects": {"delete": ""},
     "create_multipart_upload": {"uploads": ""},
+    "list_multipart_uploads": {"uploads": ""},
 }
 _KNOWN = frozenset({"Key", "Body", "ContentLength", "CopySource", "MultipartUpload", "Delete", *_HEADERS, *_QUERY})
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^,]*/\d{8}/([^/,]+)/s3/aws4_request,")
@@ -84,8 +97,6 @@ _ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
 _REGION = re.compile(r"(?!aws-|fips-)[a-z0-9-]+(?<!-fips)")
 _PROBE = "lamfs"
-ERROR_BYTES = 64 << 10
-"""So much of the body of an error is read."""
 
 
 class Elsewhere(Exception):
@@ -95,7 +106,9 @@ class Elsewhere(Exception):
 class Direct:
     """These calls on one bucket, with the parameters and results of boto3's client."""
 
-    def __init__(self, wire: Wire, host: str, path: str, signer: Signer) -> None:
+    def __init__(self, wire: Wire, host: str, path: str, signer: Signer, *, signs_bodies: bool) -> None:
+        """``signs_bodies``: nothing else guards them on their way."""
+        self._signs_bodies = signs_bodies
         self._wire = wire
         self._host = host
         self._path = path
@@ -126,7 +139,10 @@ class Direct:
             body = replies.deletion(params["Delete"]["Objects"])
             # Amazon S3 wants a checksum; every server knows this one
             headers["content-md5"] = base64.b64encode(hashlib.md5(body).digest()).decode()
-        self._signer.sign(method, path, query, headers, EMPTY if body is None else UNSIGNED)
+        payload = EMPTY
+        if body is not None:
+            payload = digest_of(body) if self._signs_bodies else UNSIGNED
+        self._signer.sign(method, path, query, headers, payload)
         headers["accept-encoding"] = "identity"
         headers["user-agent"] = "lamfs"
         if method in ("PUT", "POST"):
@@ -135,15 +151,17 @@ class Direct:
         with contextlib.ExitStack() as ended:
             ended.callback(reply.close)
             if reply.status < 300 and method == "GET" and operation not in _SAID_IN_XML:
-                result = _result(reply)
+                result = _result(operation, reply)
                 ended.pop_all()
                 return {**result, "Body": reply}
             if reply.status >= 300:
-                error = refusal(reply.status, reply.headers, reply.read(ERROR_BYTES))
+                error = refusal(reply.status, reply.headers, reply.whole(ERROR_BYTES))
                 raise Elsewhere if _is_elsewhere(reply, error, self._signer.region) else error
-            text = reply.read()
+            text = reply.whole(MAX_BYTES + 1)
+            if len(text) > MAX_BYTES:
+                raise NotS3("its answer does not end")
             if operation not in _SAID_IN_XML:
-                return _result(reply, _NEEDED.get(operation, ()))
+                return _result(operation, reply)
             said = replies.result(operation, text)
             if said is None:
                 raise refusal(500, reply.headers, text)
@@ -162,11 +180,8 @@ def _is_elsewhere(reply: Reply, error: Refused, region: str) -> bool:
     )
 
 
-def _result(reply: Reply, needed: Sequence[str] = ()) -> dict[str, Any]:
+def _result(operation: str, reply: Reply) -> dict[str, Any]:
     found = reply.headers
-    for name in needed:
-        if name not in found:
-            raise NotS3(f"its answer has no header '{name}'")
     result: dict[str, Any] = {"ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": found}}
     if "etag" in found:
         result["ETag"] = found["etag"]
@@ -174,10 +189,10 @@ def _result(reply: Reply, needed: Sequence[str] = ()) -> dict[str, Any]:
         result["ContentRange"] = found["content-range"]
     if "content-length" in found:
         result["ContentLength"] = int(found["content-length"])
-    if "last-modified" in needed:
+    if operation == "head_object" and "last-modified" in found:
         try:
             result["LastModified"] = parsedate_to_datetime(found["last-modified"])
-        except ValueError as error:
+        except (ValueError, OverflowError, TypeError, IndexError) as error:
             raise NotS3(f"its answer is of no date: {error}") from error
     return result
 
@@ -229,7 +244,8 @@ def find(
         connect_timeout=connect_timeout,
         keep=keep,
     )
-    return Direct(wire, where.netloc, where.path, Signer(credentials, place[1]))
+    signer = Signer(credentials, place[1])
+    return Direct(wire, where.netloc, where.path, signer, signs_bodies=is_in_the_open(place[0]))
 
 
 def _told(config: StorageConfig, bucket: str, region: str | None) -> tuple[str, str] | None:

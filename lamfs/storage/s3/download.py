@@ -17,7 +17,7 @@ from lamfs.storage.s3.errors import BAD_RANGE, NOT_IMPLEMENTED, code_of
 
 CHUNK = 1 << 20
 
-_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 Sink = Callable[[Any, int, int], int]
 """``sink(body, at, count)`` reads up to ``count`` bytes of a body, which belong ``at`` bytes behind the start of the
@@ -133,7 +133,7 @@ class Download:
         content_range = reply.get("ContentRange")
         if content_range is None and status == 200 and "ContentLength" in reply:
             return position, int(reply["ContentLength"])
-        match = _CONTENT_RANGE.match(content_range or "")
+        match = _CONTENT_RANGE.fullmatch(content_range or "")
         if (
             match is None
             or match[3] == "*"

@@ -10,7 +10,6 @@ import errno
 from collections.abc import Mapping
 from http.client import responses
 from typing import Any
-from xml.etree import ElementTree
 
 from lamfs.errors import (
     InvalidArgument,
@@ -23,7 +22,11 @@ from lamfs.errors import (
     StorageMissing,
     StorageUnavailable,
 )
+from lamfs.storage.s3 import xmltext
 from lamfs.storage.s3.wire import NoAnswer
+
+ERROR_BYTES = 64 << 10
+"""So much of the body of an error is read."""
 
 
 class Refused(Exception):
@@ -74,6 +77,7 @@ FULL = frozenset(
 )
 BUSY = frozenset(
     {
+        "BadDigest",
         "Busy",
         "ConditionalRequestConflict",
         "InternalError",
@@ -87,9 +91,11 @@ BUSY = frozenset(
         "Throttling",
         "ThrottlingException",
         "TooManyRequests",
+        "XAmzContentSHA256Mismatch",
         "XMinioServerNotInitialized",
     }
 )
+"""Trying again may help: also when a body came otherwise than it was signed, on its way or because its file changed."""
 THROTTLING = frozenset(
     {"RequestLimitExceeded", "SlowDown", "SlowDownRead", "SlowDownWrite", "Throttling", "TooManyRequests"}
 )
@@ -118,8 +124,8 @@ def is_throttling(error: BaseException) -> bool:
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
     """A reply with an error: code and message from its XML, else from its status."""
     code = message = None
-    with contextlib.suppress(ElementTree.ParseError):
-        root = ElementTree.fromstring(body.strip())  # noqa: S314 (botocore does the same)
+    with contextlib.suppress(xmltext.NotXml):
+        root = xmltext.parse(body)
         code, message = root.findtext(".//{*}Code"), root.findtext(".//{*}Message")
     if not code:
         code, message = str(status), responses.get(status)
@@ -232,7 +238,7 @@ def _from_reply(reply: dict[str, Any], what: str, bucket: str, endpoint: str) ->
             " profile and the bucket's policy."
         )
     if code in OTHER_REGION or status in (301, 307):
-        region = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
+        region = _short(reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", ""))
         return StorageError(
             f"Cannot {what}: the bucket '{bucket}' is in another region{f' ({region})' if region else ''}; give that"
             " region, or its endpoint URL."

@@ -11,8 +11,9 @@ from lamfs.storage.base import PartStat, Progress
 from lamfs.storage.osfiles import source_error
 from lamfs.storage.s3.client import Connection, bare
 from lamfs.storage.s3.errors import NO_KEY, NO_UPLOAD, code_of
+from lamfs.storage.s3.paging import pages
 from lamfs.storage.s3.upload import Transfers
-from lamfs.storage.s3.uploads import pages, unfinished
+from lamfs.storage.s3.uploads import unfinished
 
 
 class Multipart:
@@ -94,10 +95,12 @@ class Multipart:
             for page in pages(
                 lambda marker: self._connection.call("list_parts", what, Key=key, UploadId=upload_id, **marker),
                 {"PartNumberMarker": "NextPartNumberMarker"},
+                "Parts",
+                what,
+                self._connection.endpoint,
             ):
                 found += [
-                    PartStat(int(part["PartNumber"]), int(part["Size"]), bare(part["ETag"]))
-                    for part in page.get("Parts", ())
+                    PartStat(part["PartNumber"], part["Size"], bare(part["ETag"])) for part in page.get("Parts", ())
                 ]
         return found
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
-from xml.etree import ElementTree
 
+from lamfs.storage.s3 import xmltext
 from lamfs.storage.s3.errors import NotS3
 
+if TYPE_CHECKING:
+    from xml.etree import ElementTree
+
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
-_LISTS = {"list_objects_v2": "ListBucketResult", "delete_objects": "DeleteResult"}
+_LISTS = {
+    "list_objects_v2": "ListBucketResult",
+    "list_multipart_uploads": "ListMultipartUploadsResult",
+    "list_parts": "ListPartsResult",
+    "delete_objects": "DeleteResult",
+}
 """Anything else is no list: taken for an empty one it would say that there is nothing, or that all was deleted."""
+_NUMBER = re.compile(r"[0-9]{1,19}")
 _INSIDE = {"copy_object": "CopyObjectResult", "upload_part_copy": "CopyPartResult"}
 
 
@@ -44,8 +54,8 @@ def result(operation: str, body: bytes) -> dict[str, Any] | None:
     Raises NotS3 for a list that is none.
     """
     try:
-        root = ElementTree.fromstring(body.strip())  # noqa: S314 (botocore does the same)
-    except ElementTree.ParseError as error:
+        root = xmltext.parse(body)
+    except xmltext.NotXml as error:
         if operation in _LISTS:
             raise NotS3(f"its list is none: {error}") from error
         return None
@@ -55,7 +65,10 @@ def result(operation: str, body: bytes) -> dict[str, Any] | None:
     if operation in _LISTS:
         if kind != _LISTS[operation]:
             raise NotS3(f"its list is none, but '{kind}'")
-        return _listing(root) if operation == "list_objects_v2" else _left(root)
+        try:
+            return _READERS[operation](root)
+        except ValueError as error:
+            raise NotS3(f"its list is none: {error}") from error
     name = "UploadId" if operation == "create_multipart_upload" else "ETag"
     value = _text(root, name)
     if not value:
@@ -67,28 +80,66 @@ def result(operation: str, body: bytes) -> dict[str, Any] | None:
 def _listing(root: ElementTree.Element) -> dict[str, Any]:
     encoded = _text(root, "EncodingType") == "url"
     contents = []
-    try:
-        for entry in root.iterfind("{*}Contents"):
-            key = _text(entry, "Key")
-            contents.append(
-                {
-                    "Key": unquote_plus(key) if encoded else key,
-                    "Size": int(_text(entry, "Size")),
-                    "ETag": _text(entry, "ETag"),
-                    "LastModified": datetime.fromisoformat(_text(entry, "LastModified")),
-                }
-            )
-    except ValueError as error:
-        raise NotS3(f"its list is none: {error}") from error
-    page: dict[str, Any] = {"Contents": contents, "IsTruncated": _text(root, "IsTruncated") == "true"}
-    token = _text(root, "NextContinuationToken")
-    if token:
-        page["NextContinuationToken"] = token
-    return page
+    for entry in root.iterfind("{*}Contents"):
+        key = _text(entry, "Key")
+        contents.append(
+            {
+                "Key": unquote_plus(key) if encoded else key,
+                "Size": _number(entry, "Size"),
+                "ETag": _text(entry, "ETag"),
+                "LastModified": datetime.fromisoformat(_text(entry, "LastModified")),
+            }
+        )
+    return {"Contents": contents, **_onward(root, "NextContinuationToken")}
+
+
+def _uploads(root: ElementTree.Element) -> dict[str, Any]:
+    found = [
+        {
+            "Key": _text(entry, "Key"),
+            "UploadId": _text(entry, "UploadId"),
+            "Initiated": datetime.fromisoformat(_text(entry, "Initiated")),
+        }
+        for entry in root.iterfind("{*}Upload")
+    ]
+    return {"Uploads": found, **_onward(root, "NextKeyMarker", "NextUploadIdMarker")}
+
+
+def _parts(root: ElementTree.Element) -> dict[str, Any]:
+    found = [
+        {
+            "PartNumber": _number(entry, "PartNumber"),
+            "Size": _number(entry, "Size"),
+            "ETag": _text(entry, "ETag"),
+        }
+        for entry in root.iterfind("{*}Part")
+    ]
+    return {"Parts": found, **_onward(root, "NextPartNumberMarker")}
 
 
 def _left(root: ElementTree.Element) -> dict[str, Any]:
     return {"Errors": [{"Key": _text(one, "Key"), "Code": _text(one, "Code")} for one in root.iterfind("{*}Error")]}
+
+
+_READERS = {
+    "list_objects_v2": _listing,
+    "list_multipart_uploads": _uploads,
+    "list_parts": _parts,
+    "delete_objects": _left,
+}
+
+
+def _onward(root: ElementTree.Element, *names: str) -> dict[str, Any]:
+    """Whether a list goes on, and where."""
+    said = {name: text for name in names if (text := _text(root, name))}
+    return {"IsTruncated": _text(root, "IsTruncated") == "true", **said}
+
+
+def _number(element: ElementTree.Element, name: str) -> int:
+    text = _text(element, name)
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{name} is {text[:80]!r}")
+    return int(text)
 
 
 def _text(element: ElementTree.Element, name: str) -> str:

@@ -8,16 +8,24 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import Protocol, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from lamfs.model import StorageConfig
 
 UNSIGNED = "UNSIGNED-PAYLOAD"
 EMPTY = hashlib.sha256().hexdigest()
 """The payload's hash of a request without a body."""
+_LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}|localhost|::1")
+
+
+def is_in_the_open(url: str) -> bool:
+    """Whether requests to a URL pass a network without TLS, where others could change a body that is not signed."""
+    where = urlsplit(url)
+    return where.scheme == "http" and not _LOOPBACK.fullmatch(where.hostname or "")
 
 
 def quoted_path(path: str) -> str:
@@ -82,6 +90,18 @@ def environment_keys(config: StorageConfig) -> EnvironmentKeys | None:
         return None
     token = environment.get("AWS_SECURITY_TOKEN") or environment.get("AWS_SESSION_TOKEN")
     return EnvironmentKeys(access, secret, token)
+
+
+class Digestible(Protocol):
+    """A body that is read as it is sent, and can be read before."""
+
+    def sha256(self) -> str:
+        """SHA-256 of all of it, in hex. Raises OSError and EOFError."""
+
+
+def digest_of(body: bytes | Digestible) -> str:
+    """The payload's hash of a request whose body is signed."""
+    return hashlib.sha256(body).hexdigest() if isinstance(body, bytes) else body.sha256()
 
 
 class Signer:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
 
@@ -20,7 +19,9 @@ from lamfs.storage.s3.check import check_bucket
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.download import Download, Sink, into
 from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
+from lamfs.storage.s3.limits import nanoseconds
 from lamfs.storage.s3.multipart import Multipart
+from lamfs.storage.s3.paging import pages
 
 DELETE_BATCH = 1000
 """Keys per DeleteObjects (Amazon S3)."""
@@ -69,7 +70,7 @@ class S3Store:
 
     def head(self, key: str) -> ObjectStat:
         reply = self._connection.call("head_object", f"read {self.url(key)}", Key=self._key(key))
-        return ObjectStat(key, int(reply["ContentLength"]), bare(reply["ETag"]), _nanoseconds(reply["LastModified"]))
+        return ObjectStat(key, reply["ContentLength"], bare(reply["ETag"]), nanoseconds(reply["LastModified"]))
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
         chunks: list[bytes] = []
@@ -138,22 +139,18 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         what = f"list {self.url(prefix)}"
-        params: dict[str, Any] = {"Prefix": self._base + prefix}
-        while True:
-            page = self._connection.call("list_objects_v2", what, **params)
+        asked = self._base + prefix
+        for page in pages(
+            lambda marker: self._connection.call("list_objects_v2", what, Prefix=asked, **marker),
+            {"ContinuationToken": "NextContinuationToken"},
+            "Contents",
+            what,
+            self._connection.endpoint,
+        ):
             for entry in page.get("Contents", ()):
                 key = entry["Key"].removeprefix(self._base)
-                if key:
-                    yield ObjectStat(key, int(entry["Size"]), bare(entry["ETag"]), _nanoseconds(entry["LastModified"]))
-            token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated"):
-                return
-            if not token or token == params.get("ContinuationToken"):
-                raise StorageError(
-                    f"Cannot {what}: {self._connection.endpoint} says that there is more, and not how to go on; check"
-                    " that the server supports ListObjectsV2."
-                )
-            params["ContinuationToken"] = token
+                if key and entry["Key"].startswith(asked):
+                    yield ObjectStat(key, entry["Size"], bare(entry["ETag"]), nanoseconds(entry["LastModified"]))
 
     # writing
 
@@ -203,7 +200,7 @@ class S3Store:
         with contextlib.suppress(ObjectMissing, ObjectChanged):
             found = self.head(key)
             # SeaweedFS shows an object without an ETag while somebody else still writes it.
-            if found.etag and found.size == len(data) and self.get(key, etag=found.etag) == data:
+            if found.etag and found.size == len(data) and self.get(key, length=found.size, etag=found.etag) == data:
                 return found
         return None
 
@@ -311,7 +308,3 @@ class S3Store:
 
     def _key(self, key: str) -> str:
         return self._base + check_object_key(key, as_path=False)
-
-
-def _nanoseconds(moment: datetime) -> int:
-    return int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000

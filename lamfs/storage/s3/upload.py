@@ -115,6 +115,23 @@ class FileSlice(io.RawIOBase):
         self._moved(len(data))
         return data
 
+    def sha256(self) -> str:
+        """SHA-256 of the whole range, in hex; position and meter stay where they are. Raises OSError, EOFError."""
+        found = hashlib.sha256()
+        place = memoryview(bytearray(min(self._length, READ_AHEAD)))
+        done = 0
+        try:
+            while done < self._length:
+                count = os.preadv(self._fd, [place[: self._length - done]], self._start + done)
+                if not count:
+                    raise EOFError(f"the file ended at byte {self._start + done}")
+                found.update(place[:count])
+                done += count
+        except (OSError, EOFError) as error:
+            self.failure = error
+            raise
+        return found.hexdigest()
+
     def _moved(self, count: int) -> None:
         self._position += count
         if self._meter is not None:

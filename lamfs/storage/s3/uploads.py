@@ -6,13 +6,14 @@ shows them (Amazon S3, "Aborting a multipart upload").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from lamfs.errors import StorageError
 from lamfs.storage.base import UnfinishedUpload
 from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
+from lamfs.storage.s3.limits import nanoseconds
+from lamfs.storage.s3.paging import pages
 
 
 def unfinished(connection: Connection, base: str, what: str | None = None) -> Iterator[UnfinishedUpload]:
@@ -23,24 +24,15 @@ def unfinished(connection: Connection, base: str, what: str | None = None) -> It
         for page in pages(
             lambda marker: connection.call("list_multipart_uploads", what, Prefix=base, **marker),
             {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"},
+            "Uploads",
+            what,
+            connection.endpoint,
         ):
             for entry in page.get("Uploads", ()):
                 # Some servers do not filter: what is outside of the root is none of ours.
                 if entry["Key"].startswith(base):
-                    started = int(entry["Initiated"].timestamp() * 1_000_000_000)
-                    yield UnfinishedUpload(entry["Key"].removeprefix(base), str(entry["UploadId"]), started)
+                    started = nanoseconds(entry["Initiated"])
+                    yield UnfinishedUpload(entry["Key"].removeprefix(base), entry["UploadId"], started)
     except StorageError as error:
         if code_of(error) not in NOT_IMPLEMENTED:
             raise
-
-
-def pages(call: Callable[[dict[str, Any]], dict[str, Any]], markers: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Every page of a listing; ``markers`` names the parameters that continue it, and where a page has their values."""
-    marker: dict[str, Any] = {}
-    while True:
-        page = call(marker)
-        yield page
-        following = {name: page[source] for name, source in markers.items() if page.get(source)}
-        if not page.get("IsTruncated") or not following or following == marker:
-            return
-        marker = following

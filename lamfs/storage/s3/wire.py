@@ -69,10 +69,15 @@ class Reply:
         self._look_for_end(count)
         return count
 
-    def read(self, size: int = -1) -> bytes:
-        """Up to ``size`` bytes of the body, all when negative, none at its end. Raises NoAnswer, as readinto does."""
-        if size < 0:
-            return b"".join(iter(lambda: self.read(PIECE), b""))
+    def whole(self, most: int) -> bytes:
+        """The body, but no more than ``most`` bytes of it. Raises NoAnswer, as readinto does."""
+        found = bytearray()
+        while len(found) < most and (part := self.read(most - len(found))):
+            found += part
+        return bytes(found)
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes of the body, none at its end. Raises NoAnswer, as readinto does."""
         if self._done or not size:
             return b""
         try:
@@ -316,7 +321,7 @@ def _checked_headers(response: _Response) -> dict[str, str]:
         low = name.lower()
         # a value may go on in the next line (obs-fold, RFC 9112 §5.2)
         value = " ".join(value.split()) if "\n" in value or "\r" in value else value.rstrip()
-        if low == "content-length" and (headers.get(low, value) != value or not (value.isascii() and value.isdigit())):
+        if low == "content-length" and (headers.get(low, value) != value or not _LENGTH.fullmatch(value)):
             raise NoAnswer("its answer is no HTTP: the length of the body is wrong")
         headers[low] = value
     to_the_end = response.length is None and not response.chunked

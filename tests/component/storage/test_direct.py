@@ -96,10 +96,10 @@ def test_a_body_that_is_sent_elsewhere_begins_at_its_start(
 def test_an_answer_without_what_it_is_for(store: ObjectStore, proxy: FaultProxy, name: str) -> None:
     store.put_bytes("k", b"data")
     proxy.add("reply_header", name=name, value=None, count=None)
-    with pytest.raises(StorageError, match=f"no header '{name.lower()}'"):
+    with pytest.raises(StorageError, match=f"no '{name.replace('-', '')}'"):
         store.head("k")
     if name == "ETag":
-        with pytest.raises(StorageError, match="no header 'etag'"):
+        with pytest.raises(StorageError, match="no 'ETag'"):
             store.put_bytes("k", b"data")
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,7 @@ async def test_each_job_does_what_the_store_does(mover: Mover, config: StorageCo
     assert target.read_bytes() == expected
 
     await mover.put_bytes("lock", b"me", if_none_match=True)
-    assert await mover.get("lock") == b"me"
+    assert await mover.get("lock", length=1 << 24) == b"me"
     with pytest.raises(PreconditionFailed):
         await mover.put_bytes("lock", b"you", if_none_match=True)
     pushed = await mover.push_file("snapshot", str(file))
@@ -206,7 +207,7 @@ async def test_stuck_writes_hold_up_neither_reads_nor_the_lease(mover: Mover, tm
             nursery.start_soon(hang)
         await until(lambda: len(stuck.paths) == 20)
         with trio.fail_after(10):
-            assert await mover.get("x") == b"abc"
+            assert await mover.get("x", length=1 << 24) == b"abc"
             await mover.put_bytes("lock", b"renewed")
         order.append("read")
         stuck.release()
@@ -244,7 +245,7 @@ async def test_killed_in_the_middle_of_a_job(mover: Mover, tmp_path: Path, stuck
                     while len(answers) < 12:
                         await trio.sleep(0.01)
             with trio.fail_after(10):
-                assert await mover.get("x") == b"abc"
+                assert await mover.get("x", length=1 << 24) == b"abc"
             assert mover.pid != pid
             assert gone(pid)
             assert fds_on(file.name) == 1, "the duplicate of the dead job is closed"
@@ -258,7 +259,7 @@ async def test_jobs_given_while_it_is_down_wait_for_the_restart(mover: Mover) ->
     os.kill(pid, signal.SIGKILL)
     await until(lambda: mover.pid is None)
     with trio.fail_after(10):
-        assert await mover.get("x") == b"abc"
+        assert await mover.get("x", length=1 << 24) == b"abc"
 
 
 async def test_a_cancelled_job_leaves_nothing_behind(mover: Mover, tmp_path: Path, stuck: Stuck) -> None:
@@ -315,15 +316,15 @@ async def test_full_socket_buffers_both_ways(mover: Mover) -> None:
     async def job(number: int) -> None:
         nonlocal done
         await mover.put_bytes(f"copy{number}", data)
-        assert await mover.get("big") == data
-        assert await mover.get(f"copy{number}") == data
+        assert await mover.get("big", length=1 << 24) == data
+        assert await mover.get(f"copy{number}", length=1 << 24) == data
         done += 1
 
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for number in range(60):
                 nursery.start_soon(job, number)
-                nursery.start_soon(mover.get, "big")
+                nursery.start_soon(partial(mover.get, "big", length=1 << 24))
     assert done == 60
 
 
@@ -376,7 +377,7 @@ async def test_signals_of_a_terminal_do_not_end_it(mover: Mover) -> None:
     assert os.getsid(pid) == pid
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(pid, number)
-    assert await mover.get("x") == b"abc"
+    assert await mover.get("x", length=1 << 24) == b"abc"
     assert mover.pid == pid
 
 
@@ -393,7 +394,7 @@ async def test_stopping_does_not_wait_for_stuck_jobs(config: StorageConfig, tmp_
     assert gone(pid)
     assert mover.pid is None
     with pytest.raises(TransferDied):
-        await mover.get("x")
+        await mover.get("x", length=1 << 24)
 
 
 async def test_stopping_kills_a_process_that_does_not_end(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import pty
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lamfs.cli import output
+from lamfs.ops import messages
 
 
 @pytest.mark.parametrize(
@@ -132,3 +135,42 @@ def test_what_is_owed_has_a_bar_only_while_something_is() -> None:
     )
     assert "2/3" in text
     assert "9" not in text.rpartition("2/3")[2].rpartition("\x1b[?25h")[2]
+
+
+EVIL = "x\x1b[2J\x9by\r\u202e\u2028"
+SPELLED = r"x\x1b[2J\x9by\r\u202e\u2028"
+
+
+def test_what_others_wrote_does_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.say(f"{EVIL}\nsecond\tline")
+    output.note(f"{EVIL}\nnot a second line")
+    output.complain(f"{EVIL}\nlamfs: not a second line")
+    with output.Progress("p") as progress:
+        progress.note(EVIL)
+    said = capsys.readouterr()
+    assert said.out == f"{SPELLED}\nsecond\tline\n"
+    assert said.err == (f"{SPELLED}\\nnot a second line\nlamfs: {SPELLED}\\nlamfs: not a second line\n{SPELLED}\n")
+
+
+def test_json_holds_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_json({EVIL: [f"{EVIL}\n文"]})
+    said = capsys.readouterr().out
+    assert json.loads(said) == {EVIL: [f"{EVIL}\n文"]}
+    assert said.replace("\n", "").isprintable()
+    assert "文" in said
+    output.print_json({"a": 1}, indent=None)
+    assert capsys.readouterr().out == '{"a": 1}\n'
+
+
+def test_beside_a_bar_neither() -> None:
+    text = on_a_terminal("with output.Progress('a', 10) as progress:\n    progress.note('n\\x1b]0;evil\\x07\\x9b2J')")
+    assert r"n\x1b]0;evil\x07\x9b2J" in text
+    assert "\x1b]0" not in text
+
+
+def test_messages_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    messages.show_messages()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(logging.getLogger(), "handlers", [])
+        messages.warn(f"{EVIL}\nsecond")
+    assert capsys.readouterr().err == f"! {SPELLED}\\nsecond\n"

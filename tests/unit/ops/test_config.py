@@ -165,3 +165,50 @@ def test_a_link_to_a_directory_of_ones_own_is_followed(tmp_path: Path, monkeypat
     (tmp_path / "mine").chmod(0o777)
     with pytest.raises(NotSetUp, match="can be written by everybody"):
         config.data_dir()
+
+
+DAMAGED = {
+    "no JSON": "{",
+    "a list": "[]",
+    "deep": "[" * 100_000,
+    "huge": '{"a": "' + "x" * (2 << 20) + '"}',
+    "not a number": '{"slug": NaN}',
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_settings_file_that_is_anything(text: str) -> None:
+    for name, read in (("user.json", config.current_user), ("current.json", config.load_instance)):
+        (config.config_dir() / name).write_text(text)
+        with pytest.raises(NotSetUp, match="mend or delete it"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("slug", 5), ("slug", "a/b\n"), ("slug", ["a/b"]), ("storage", []), ("storage", {"root": 5}),
+        ("storage", {"root": "/x", "timeout": "long"}), ("storage", {"root": "/x", "timeout": 1e300}),
+        ("storage", {"root": "/x", "path_style": 1}), ("storage", {"root": "/x", "endpoint_url": {}}),
+    ],
+)  # fmt: skip
+def test_settings_of_an_instance_of_odd_types(name: str, value: object) -> None:
+    path = config._instance_path("a/b")
+    config.write_json(path, {"slug": "a/b", "storage": {"root": "/x"}})
+    assert config.load_instance("a/b").storage.root == "/x"
+    config.write_json(path, {"slug": "a/b", "storage": {"root": "/x"}, name: value})
+    with pytest.raises(NotSetUp, match="is damaged"):
+        config.load_instance("a/b")
+
+
+def test_a_user_and_a_machine_of_odd_types() -> None:
+    config.write_json(config.config_dir() / "user.json", {"handle": 5, "uid": "x"})
+    with pytest.raises(NotSetUp, match="damaged"):
+        config.load_user()
+    for token in (None, 5, ""):
+        config.write_json(config.data_dir() / "machine.json", {"token": token})
+        with pytest.raises(NotSetUp, match="token"):
+            config.machine_token()
+    config.write_json(config.config_dir() / "current.json", {"slug": ["a/b\n"]})
+    with pytest.raises(InvalidArgument):
+        config.current_slug()

@@ -11,8 +11,11 @@ import pytest
 
 from lamfs import config
 from lamfs.model import ArtifactRecord
-from lamfs.ops import artifacts, damage, fsck, setup
+from lamfs.ops import artifacts, damage, fsck, scrub, setup
 from lamfs.ops.instance import Instance
+from lamfs.storage import open_store
+from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
+from lamfs.storage.root import check_object_key
 
 
 @pytest.fixture
@@ -182,3 +185,70 @@ def test_much_damage_is_written_down_once(instance: Instance, tmp_path: Path, mo
     assert len([line for line in fsck.check(instance).problems if "is gone" in line]) == 5
     assert written == ["damage.json"]
     assert len(damage.known(instance)) == 5
+
+
+ODD_KEYS = ["a\0b", "/etc/passwd", "../../x", "a/../b", "", "x" * 5000, "\x1b[2J/../x", ".lamindb/../y"]
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_an_artifact_whose_object_can_have_no_such_name(
+    instance: Instance, record: ArtifactRecord, tmp_path: Path, key: str
+) -> None:
+    """It is one problem with its name, and the rest is checked."""
+    path = tmp_path / "b.txt"
+    path.write_text("others")
+    other = artifacts.save(instance, path, key="b.txt")
+    remove_object(instance, other)
+    statement = "UPDATE artifact SET object_key=:key WHERE uid=:uid"
+    instance.registry.db.execute(statement, {"key": key, "uid": record.uid})
+    for repair in (False, True):
+        report = fsck.check(instance, repair=repair, data=True)
+        wrong = [text for text in report.problems if "'d/a.txt'" in text]
+        assert len(wrong) == 1
+        assert fsck.NO_NAME in wrong[0]
+        assert any("'b.txt' is gone" in text for text in report.problems)
+
+
+def test_scrub_goes_on_behind_what_it_cannot_ask_for(instance: Instance, record: ArtifactRecord) -> None:
+    instance.registry.db.execute("UPDATE artifact SET object_key='../x' WHERE uid=:uid", {"uid": record.uid})
+    result = scrub.run(instance, set())
+    assert len(result.unread) == 1
+    assert "'d/a.txt'" in result.unread[0]
+
+
+class OddStore:
+    """A bucket in which others have stored, and begun to upload, what lamfs would not."""
+
+    kind = "s3"
+
+    def __init__(self, store: ObjectStore, keys: list[str]) -> None:
+        self._store = store
+        self._keys = keys
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectStat]:
+        yield from self._store.list(prefix)
+        yield from (ObjectStat(key, 1, "e", 0) for key in self._keys)
+
+    def uploads(self) -> Iterator[UnfinishedUpload]:
+        return (UnfinishedUpload(key, "id", 0) for key in self._keys)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        check_object_key(key, as_path=False)
+
+
+def test_odd_objects_and_uploads_of_others(instance: Instance, record: ArtifactRecord) -> None:
+    keys = ["a\0b", "/x", "../x", "\x1b[2J/..", "plain\nkey", ".lamindb/0123456789abcdefABCD\n"]
+    store = OddStore(open_store(instance.settings.storage), keys)
+    with Instance(instance.settings, store=store) as odd:  # type: ignore[arg-type]
+        for repair in (False, True):
+            report = fsck.check(odd, repair=repair)
+            named = [text for text in report.notes if "has a name that lamfs gives no object" in text]
+            assert len(named) == 4
+            others = [text for text in report.notes if "is no artifact's" in text]
+            assert len(others) == 2
+            assert all("upload" in text for text in report.problems)
+        assert sum("cannot be aborted" in text for text in report.problems) == 4
+        assert len(report.repaired) == 2

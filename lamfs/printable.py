@@ -1,0 +1,52 @@
+"""Text of others as it may go to a terminal or a log: it stays on its line and commands the terminal nothing. Pure.
+
+Names, messages of servers and rows of a registry may hold escape sequences. Surrogates stay: they are bytes of file
+names that are not UTF-8, and leave as those bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Controls of terminals (C0, DEL and C1: ECMA-48), other ends of a line, and what turns the direction of the text
+around (Unicode Standard Annex #9), so that a line shows what it does not say."""
+_BUT_LINES = re.compile(CONTROL.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
+
+
+def one_line(text: str) -> str:
+    """The text with every control character spelled out."""
+    return CONTROL.sub(_spelled, text)
+
+
+def lines(text: str) -> str:
+    """The same, but line feeds and tabs stay."""
+    return _BUT_LINES.sub(_spelled, text)
+
+
+def in_json(text: str) -> str:
+    """JSON text with the control characters that JSON lets pass in a string written as JSON writes the others."""
+    return _BUT_LINES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class LogFormatter(logging.Formatter):
+    """Records of one line each. A traceback follows its record in lines that begin with spaces."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {one_line(line)}" for line in text.split("\n"))
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
