@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import threading
 from collections.abc import Iterator
 
@@ -24,11 +25,15 @@ memory back to its host (virtio-balloon's free page reporting) the host must fin
 written instead of 0.2."""
 _NOT_HERE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 
+_OPEN_FILE = re.compile("/proc/(?:self|[0-9]+)/fd/[0-9]+")
+
 
 @contextlib.contextmanager
 def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
-    """A descriptor for the time of the block. Raises OSError."""
-    fd = os.open(path, flags | os.O_CLOEXEC, mode)
+    """A descriptor for the time of the block. Raises OSError; ELOOP when ``path`` is a link, unless it is that of an
+    open file, ``/proc/<pid>/fd/<number>``."""
+    follow = 0 if _OPEN_FILE.fullmatch(path) else os.O_NOFOLLOW
+    fd = os.open(path, flags | follow | os.O_CLOEXEC, mode)
     try:
         yield fd
     finally:

@@ -18,6 +18,7 @@ from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError
 from lamfs.model import Inode, Revision
 from lamfs.registry import Ranges
+from lamfs.spool import SpoolFolder
 
 
 class Spool:
@@ -28,15 +29,13 @@ class Spool:
     ``writes``: how many there were to such a block.
     """
 
-    __slots__ = ("fd", "inherited", "missing", "name", "path", "ranges", "writes")
+    __slots__ = ("fd", "inherited", "missing", "name", "ranges", "writes")
 
-    def __init__(self, path: str, name: str, *, create: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
-        self.fd = os.open(path, flags, 0o600)
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
         # Another mount may have written it, and let it become a cache file: no holes then, as long as it is open here.
         holes.share(self.fd)
         self.name = name
-        self.path = path
         self.missing: set[int] = set()
         self.ranges: dict[int, Ranges] = {}
         self.inherited = False
@@ -63,20 +62,17 @@ class Spool:
             self.fd = -1
 
 
-def open_spool(path: str, name: str, taken: str | None) -> Spool:
-    """The spool file of an owed put. Raises FsError(EIO) when it is nowhere.
+def open_spool(folder: SpoolFolder, name: str, taken: str | None) -> Spool:
+    """The spool file of an owed put. Raises FsError(EIO) when it is nowhere, and as SpoolFolder.open.
 
     ``taken``: where it is if it was renamed into a local storage a moment ago, and that is not committed yet.
     """
     try:
-        return Spool(path, name)
+        return Spool(folder.open(name, os.O_RDWR), name)
     except FileNotFoundError:
         if taken is None or not os.path.exists(taken):
             raise FsError(errno.EIO) from None
-        spool = Spool(taken, name)
-        # What is removed when the file is given up must never be the object.
-        spool.path = path
-        return spool
+        return Spool(os.open(taken, os.O_RDWR | os.O_CLOEXEC), name)
 
 
 @dataclass(slots=True, eq=False)

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from lamfs import config
+from lamfs.keys import spool_name
 from lamfs.model import ArtifactRecord
 from lamfs.ops import artifacts, damage, fsck, setup
 from lamfs.ops.instance import Instance
+from tests.support.ops import write_spool
 
 
 @pytest.fixture
@@ -62,8 +64,7 @@ def stray_object(instance: Instance, record: ArtifactRecord) -> None:
 
 
 def stray_spool(instance: Instance, record: ArtifactRecord) -> None:
-    instance.settings.spool_dir.mkdir(parents=True)
-    (instance.settings.spool_dir / "12-abc").write_text("left")
+    write_spool(instance, spool_name(0x12), "left")
 
 
 UNREPAIRED = {
