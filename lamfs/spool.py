@@ -239,6 +239,7 @@ def _make_private(fd: int, folder: str) -> None:
 def _unusable(folder: str, error: OSError) -> StorageError:
     name = os.fsdecode(error.filename or folder)
     place = name if name.startswith("/") else f"{folder.rpartition(f'/{name}')[0]}/{name}"
+    place = "it" if place == folder else place
     if error.errno == errno.ELOOP:
         return StorageError(
             f"The spool folder {folder} is not used, because {place} is a link, and links are not followed there;"
@@ -251,7 +252,7 @@ def _unusable(folder: str, error: OSError) -> StorageError:
             errno=errno.ENOTDIR,
         )
     return StorageError(
-        f"The spool folder {folder} cannot be used ({os.strerror(error.errno or errno.EIO)}: {place}); make it"
+        f"The spool folder {folder} cannot be used ({os.strerror(error.errno or errno.EIO)}, at {name}); make it"
         " yourself, or look at the permissions there.",
         errno=error.errno,
     )
