@@ -40,6 +40,18 @@ def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
         os.close(fd)
 
 
+def shown(text: str) -> str:
+    """A message for people, in which paths by way of a process's open file or folder are its own ones."""
+
+    def own(match: re.Match[str]) -> str:
+        try:
+            return os.readlink(match[0])
+        except OSError:
+            return match[0]
+
+    return _OPEN_FILE.sub(own, text)
+
+
 def copy_fd(src: int, dst: int) -> int:
     """Make ``dst`` (empty, open for writing) hold what ``src`` holds now; holes stay holes. Returns the size in bytes.
 

@@ -41,10 +41,6 @@ class Spool:
         self.inherited = False
         self.writes: Counter[int] = Counter()
 
-    def proc_path(self) -> str:
-        """A path by which the moving process opens this very file, also after it was renamed or unlinked."""
-        return f"/proc/{os.getpid()}/fd/{self.fd}"
-
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data`` at ``offset``. Raises OSError (ENOSPC …) and then may have written a part."""
         done = os.pwrite(self.fd, data, offset)
