@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 THROUGH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 """For a directory on the way: takes search permission alone, and the file system is not asked to open anything."""
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What link(2) answers on file systems without hard links."""
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass, field
 
 from lamfs.errors import InvalidName, ObjectMissing, RegistryError, StorageError
-from lamfs.keys import is_spool_name, suffix_of
+from lamfs.keys import is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
 from lamfs.ops import damage, mounts, recover, scrub
 from lamfs.ops.instance import Instance
@@ -23,7 +23,6 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
 
-_SNAPSHOT = re.compile(r"[0-9a-f]{32}\.lndb")
 _INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
 _OWN = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
 """Object keys that lamfs gives artifacts without a real key."""
@@ -268,7 +267,7 @@ def _storage(instance: Instance, report: Report, repair: bool) -> tuple[set[str]
     for item in store.list():
         if not _is_key(store, item.key):
             report.notes.append(f"storage: {store.url(item.key)} has a name that lamfs gives no object")
-        elif _SNAPSHOT.fullmatch(item.key):
+        elif is_registry_key(item.key):
             others += item.key != instance.settings.snapshot_key
         elif not item.key.startswith(_INTERNAL):
             found[item.key] = item

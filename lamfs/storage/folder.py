@@ -30,9 +30,6 @@ LEFTOVER_SECONDS = 24 * 3600
 """A file in TEMP_FOLDER that nobody has written for this long belongs to a process that died."""
 RACES = 1000
 """How often a folder may be pruned by somebody else between our mkdir and our rename before we give up."""
-NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-"""What link(2) answers on file systems without hard links."""
-
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 """For files that may turn out to be no files: a FIFO or a terminal neither hangs the caller nor becomes its own."""
 
@@ -176,7 +173,7 @@ class Folder:
         try:
             os.link(source.name, name, src_dir_fd=source.directory, dst_dir_fd=folder, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in NO_LINKS:
+            if error.errno not in beneath.NO_LINKS:
                 raise
             with self.locked():
                 if Entry(folder, name).exists():
@@ -236,7 +233,7 @@ class Folder:
                     src_dir_fd=entry.directory, dst_dir_fd=other.directory, follow_symlinks=False,
                 )  # fmt: skip
             except OSError as error:
-                if error.errno not in NO_LINKS:
+                if error.errno not in beneath.NO_LINKS:
                     raise
                 linked = False
             else:
