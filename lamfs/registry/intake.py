@@ -119,8 +119,8 @@ class _Intake:
                 self._copy(table, [name for name in columns if name in present])
         self._meta()
         self._storage(place)
-        self._references()
         self._not_stored()
+        self._references()
         self._sequences()
         change("COMMIT")
 
@@ -202,7 +202,7 @@ class _Intake:
         change(
             "INSERT OR IGNORE INTO main.meta(key, value) SELECT key, 1 FROM src.meta NOT INDEXED"
             f" WHERE typeof(key)='text' AND substr(key, 1, {len(RETAINED)})='{RETAINED}'"
-            f" AND {rule('key', TABLES['unsaid']['object_key'])} AND coalesce({OBJECT_KEY.format(kept)}, 0)"
+            f" AND coalesce({OBJECT_KEY.format(kept)}, 0)"
         )
 
     def _storage(self, place: Place) -> None:
