@@ -243,11 +243,13 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
                 report.add(f"spool: nothing owes the file {spool.shown(name)}", repair)
     for name in spool.strangers() if spool is not None else ():
         assert spool is not None
-        report.notes.append(f"spool: {spool.shown(name)} is no spool file, and is left there")
+        report.notes.append(f"spool: {spool.shown(name)} is not a spool file, and is left there")
     for src, entry in entries.items():
         key = instance.registry.tree.path(entry.ino or 0) or entry.uid
         if not is_spool_name(src):
-            report.add(f"spool: the journal owes '{key}' a file named {str(src)[:80]!r}, which is no spool file's name")
+            report.add(
+                f"spool: the journal owes '{key}' a file named {str(src)[:80]!r}, which is not the name of a spool file"
+            )
         elif src not in files and not is_alive(entry.owner):
             report.add(
                 f"spool: the file {src} with the last bytes of '{key}' is gone; what was stored before is still there,"

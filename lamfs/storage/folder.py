@@ -89,7 +89,7 @@ class Folder:
             os.close(folder)
 
     def stat(self, key: str) -> os.stat_result:
-        """stat(2) of what has the name ``key``, which is no link."""
+        """stat(2) of what has the name ``key``. Raises OSError(ELOOP) for a link."""
         *parts, name = key.split("/")
         folder = beneath.open_directory(self.root, parts, flags=beneath.THROUGH)
         try:
@@ -162,7 +162,7 @@ class Folder:
                     fsync_directory(above)
             return
         raise StorageUnavailable(
-            f"The folder {self.root}/{'/'.join(parts)} is removed again and again while it is written; look who does."
+            f"The folder {self.root}/{'/'.join(parts)} is removed again and again while it is written; see by whom."
         )
 
     def _link_new(self, source: Entry, folder: int, name: str) -> None:
@@ -259,7 +259,7 @@ class Folder:
             except FileNotFoundError:
                 self._make(_TEMP)
         raise StorageUnavailable(
-            f"The folder {self.root}/{TEMP_FOLDER} is removed again and again while it is written; look who does."
+            f"The folder {self.root}/{TEMP_FOLDER} is removed again and again while it is written; see by whom."
         )
 
     def _make(self, parts: Sequence[str]) -> set[int]:
