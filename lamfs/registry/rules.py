@@ -123,8 +123,11 @@ _PAYLOAD = (
 )
 """A flat JSON object without escapes. A ``held`` delete has that of the put that it was, and nobody reads it."""
 
-OBJECT_KEY = _OBJECT_KEY
-"""For keys of the meta table that hold an object key, too."""
+RETAINED_KEY = (
+    f"({_text(1, len(RETAINED) + REAL_KEY_MAX)} AND substr({{0}}, 1, {len(RETAINED)})='{RETAINED}'"
+    f" AND {_OBJECT_KEY.format(f'substr({{0}}, {len(RETAINED) + 1})')})"
+)
+"""For a key of the meta table."""
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
