@@ -103,7 +103,7 @@ _KEY = (
 )
 _OBJECT_KEY = (
     f"({_path(_text(1, REAL_KEY_MAX), '/../')} AND {{0}} NOT GLOB '/*' AND {{0}} NOT GLOB '.lamindb/_*'"
-    " AND NOT ({0} GLOB '*.lndb' AND instr({0}, '/')=0))"
+    f" AND {{0}} NOT GLOB '{'[0-9a-f]' * 32}.lndb')"
 )
 """An object of an artifact: below the root, and not the registry, the lock, a spool file or a temporary file."""
 _SUFFIX = f"({_text(0, SUFFIX_MAX)} AND instr({{0}}, '/')=0)"
@@ -116,9 +116,18 @@ _KINDS = ", ".join(
 _MODE = f"({_integer(0, 0o177777)} AND {{0}} & {0o170000} IN ({_KINDS}))"
 _BLOCKS = f"(typeof(blocks)='blob' AND length(blocks)=32*((size+{BLOCK_SIZE - 1})/{BLOCK_SIZE}))"
 _LEAVES = 8 + BLOCK_SIZE // LEAF_SIZE * LEAF_HASH
+_PAYLOAD = (
+    f"CASE WHEN {_ascii(' -~', 2, 4096)} AND {{0}} GLOB '{{{{*' AND instr(substr({{0}}, 2), '{{{{')=0"
+    " AND instr({0}, '[')=0 AND instr({0}, '\\')=0 THEN CASE WHEN json_valid({0})"
+    " THEN op<>'abort' OR coalesce(json_type({0}, '$.upload_id'), 'null') IN ('text', 'null') END END"
+)
+"""A flat JSON object without escapes. A ``held`` delete has that of the put that it was, and nobody reads it."""
 
-OBJECT_KEY = _OBJECT_KEY
-"""For keys of the meta table that hold an object key, too."""
+RETAINED_KEY = (
+    f"({_text(1, len(RETAINED) + REAL_KEY_MAX)} AND substr({{0}}, 1, {len(RETAINED)})='{RETAINED}'"
+    f" AND {_OBJECT_KEY.format(f'substr({{0}}, {len(RETAINED) + 1})')})"
+)
+"""For a key of the meta table."""
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -181,12 +190,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "attempts": Column(_integer(0, ROW_MAX), "0"), "error": Column(_or_null(_text(0, TEXT_MAX)), "NULL"),
         "next_at": Column(_TIME, "0"), "created_at": Column(_TIME, "0"),
         "owner": Column(_or_null(_ascii("!-~", 0, 256)), "NULL"),
-        "payload": Column(
-            "(typeof({0})='text' AND CASE op WHEN 'abort' THEN length({0})<4096 AND json_valid({0})"
-            " AND json_type({0})='object' AND coalesce(json_type({0}, '$.upload_id'), 'null') IN ('text', 'null')"
-            " ELSE {0}='{{}}' END)",
-            "'{}'",
-        ),
+        "payload": Column(_PAYLOAD, "'{}'"),
     },
     "unsaid": {"object_key": Column(_OBJECT_KEY)},
     "rekey": {"id": Column(_ID), "old": Column(_KEY), "new": Column(_KEY)},
