@@ -14,6 +14,7 @@ from lamfs.keys import NAME_MAX, REAL_KEY_MAX, SUFFIX_MAX
 from lamfs.model import (
     ARTIFACT_UID_LEN,
     BLOCK_SIZE,
+    DESCRIPTION_XATTR,
     LEAF_HASH,
     LEAF_SIZE,
     RUN_UID_LEN,
@@ -115,6 +116,14 @@ _KINDS = ", ".join(
 )
 _MODE = f"({_integer(0, 0o177777)} AND {{0}} & {0o170000} IN ({_KINDS}))"
 _BLOCKS = f"(typeof(blocks)='blob' AND length(blocks)=32*((size+{BLOCK_SIZE - 1})/{BLOCK_SIZE}))"
+_XATTR = f"({_blob(0, 1 << 16)} AND CASE name WHEN '{DESCRIPTION_XATTR}' THEN lamfs_utf8({{0}}) ELSE 1 END)"
+_UPLOAD_ID = _ascii("]!#-[^-~", 1, 2048).replace("{0}", "substr({0}, 15, length({0})-16)")
+_UPLOAD = (
+    "(typeof({0})='text' AND substr({0}, 1, 14)='{{\"upload_id\":\"'"
+    f" AND {{0}}=substr({{0}}, 1, length({{0}})-2)||'\"}}}}' AND {_UPLOAD_ID})"
+)
+"""The payload of an abort just as the triggers write it (schema.py), with an id of plain characters: what SQLite takes
+for JSON, Python's reader may not."""
 _LEAVES = 8 + BLOCK_SIZE // LEAF_SIZE * LEAF_HASH
 
 OBJECT_KEY = _OBJECT_KEY
@@ -157,7 +166,7 @@ TABLES: dict[str, dict[str, Column]] = {
     },
     "dentry": {"id": Column(_ID), "parent": Column(_INO), "name": Column(_NAME), "ino": Column(_INO)},
     "symlink": {"ino": Column(_INO), "target": Column(f"({_blob(1, 4095)} AND instr({{0}}, x'00')=0)")},
-    "xattr": {"ino": Column(_INO), "name": Column(_text(1, 255)), "value": Column(_blob(0, 1 << 16))},
+    "xattr": {"ino": Column(_INO), "name": Column(_text(1, 255)), "value": Column(_XATTR)},
     "artifact": {
         "id": Column(_ID), "uid": Column(_uid(ARTIFACT_UID_LEN)), "storage_id": Column(_ID),
         "key": Column(_or_null(_KEY), "NULL"), "suffix": Column(_SUFFIX, "''"),
@@ -174,7 +183,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "leaf": {"artifact_id": Column(_ID), "block": Column(_integer(0, ROW_MAX)), "hashes": Column(_blob(8, _LEAVES))},
     "journal": {
         "id": Column(_ID), "op": Column("({0} IN ('move', 'delete', 'abort'))"),
-        "state": Column("({0} IN ('ready', 'held'))", "'ready'"), "ino": Column("1", "NULL"),
+        "state": Column("({0} IN ('ready', 'held'))", "'ready'"), "ino": Column("({0} IS NULL)", "NULL"),
         "uid": Column(f"CASE op WHEN 'move' THEN {_uid(ARTIFACT_UID_LEN)} ELSE {_or_null(_uid(ARTIFACT_UID_LEN))} END"),
         "object_key": Column(f"CASE op WHEN 'move' THEN {{0}} IS NULL ELSE {_OBJECT_KEY} END"),
         "src": Column("({0} IS NULL)", "NULL"), "gen": Column(_integer(0, ROW_MAX), "0"),
@@ -182,9 +191,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "next_at": Column(_TIME, "0"), "created_at": Column(_TIME, "0"),
         "owner": Column(_or_null(_ascii("!-~", 0, 256)), "NULL"),
         "payload": Column(
-            "(typeof({0})='text' AND CASE op WHEN 'abort' THEN length({0})<4096 AND json_valid({0})"
-            " AND json_type({0})='object' AND coalesce(json_type({0}, '$.upload_id'), 'null') IN ('text', 'null')"
-            " ELSE {0}='{{}}' END)",
+            "({0}='{{}}' OR op='abort' AND ({0}='{{\"upload_id\":null}}' OR " + _UPLOAD + "))",
             "'{}'",
         ),
     },

@@ -24,6 +24,8 @@ EXPECT_ABOVE = 1 << 20
 EXPECT_SECONDS = 1.0
 """... or has said nothing for so long. Not over TLS, where nobody can look at an answer without taking it."""
 _INTERIM_BYTES = 4096
+_HEADS = 8
+"""Most heads of one reply; all but the last are interim answers, of which servers send one at most."""
 _STATUS = re.compile(r"HTTP/1\.1 ([2-5]\d\d)(?: [^\r\n]*)?")
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
@@ -121,6 +123,7 @@ class _Response(HTTPResponse):
     _method: str
     simple: dict[str, str] | None = None
     """The headers, with lower-case names, of a reply that is of HTTP/1.1, names each once, and says how long it is."""
+    _heads = 0
 
     def begin(self) -> None:
         head, end, _ = self.fp.peek().partition(b"\r\n\r\n")
@@ -146,6 +149,13 @@ class _Response(HTTPResponse):
         self.length = 0 if self._method == "HEAD" else int(length[0])
         self.will_close = "close" in found.get("connection", "").lower()
         self.simple = found
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """The library's; it takes interim answers (RFC 9110 §15.2) for as long as they come."""
+        self._heads += 1
+        if self._heads > _HEADS:
+            raise HTTPException("interim answers without end")
+        return super()._read_status()  # type: ignore[misc,no-any-return]
 
 
 class Wire:

@@ -57,6 +57,7 @@ ANSWERS: dict[str, Answer] = {
     "a chunk without end": endless(CHUNKED, b"fffffffffffff\r\n", b"<a>"),
     "a length that is none": endless(b"HTTP/1.1 200 OK\r\ncontent-length: 9999999999999999999\r\n\r\n", b"<a>"),
     "headers without end": endless(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
+    "interim answers without end": endless(b"HTTP/1.1 100 Continue\r\n\r\n"),
     "a header without end": endless(b"HTTP/1.1 200 OK\r\nx: ", b"y"),
     "an error without end": endless(b"HTTP/1.1 403 No\r\nconnection: close\r\n\r\n<Error>", b"<a>"),
     "an error that laughs": whole(laughs("Error"), "403 No"),
