@@ -83,7 +83,11 @@ class _Tree:
         if self._db.one("SELECT 1 FROM dentry WHERE ino=?", (AUTO_INO,)) is None:
             self._db.execute("UPDATE dentry SET name='.lamindb.' || id WHERE parent=? AND name='.lamindb'", (ROOT_INO,))
             self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?, '.lamindb', ?)", (ROOT_INO, AUTO_INO))
-        self._db.execute("UPDATE dentry SET name='.lamfs.' || id WHERE parent=? AND name='.lamfs'", (ROOT_INO,))
+        name, count = ".lamfs", 1
+        while self._db.one("SELECT 1 FROM dentry WHERE parent=? AND name=?", (ROOT_INO, name)) is not None:
+            count += 1
+            name = f".lamfs.{count}"
+        self._db.execute("UPDATE dentry SET name=? WHERE parent=? AND name='.lamfs'", (name, ROOT_INO))
 
     def drop_dangling(self) -> Iterator[Finding]:
         """Entries of what is not there, or in what is no directory. Artifacts without a file get one."""

@@ -465,6 +465,22 @@ def test_the_two_fixed_directories_are_there_whatever_came(
     assert len(rows(fresh, "artifact")) == 4
 
 
+def test_the_name_of_the_control_directory_is_taken_from_whatever_has_it(
+    box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]
+) -> None:
+    names = [".lamfs", *(f".lamfs.{number}" for number in range(300))]
+
+    def change(conn: sqlite3.Connection) -> None:
+        conn.executemany(
+            f"INSERT INTO dentry(parent, name, ino) VALUES({ROOT_INO}, ?, {box.inos['a.csv']})",
+            ((name,) for name in names),
+        )
+
+    _, fresh = taken(change)
+    assert fresh.tree.lookup(ROOT_INO, ".lamfs") is None
+    assert len(fresh.tree.names(box.inos["a.csv"])) == 1 + len(names)
+
+
 def test_numbers_are_not_given_out_again(box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]) -> None:
     _, fresh = taken(
         "UPDATE sqlite_sequence SET seq=9223372036854775807; DELETE FROM sqlite_sequence WHERE name='dentry'"
