@@ -19,6 +19,7 @@ NAME_MAX = 255
 PATH_MAX = 4096
 REAL_KEY_MAX = 1024
 SUFFIX_MAX = 64
+_REGISTRY_NAME = re.compile(r"[^/]*\.lndb", re.DOTALL)
 _SPOOL_NAME = re.compile("[0-9a-f]{1,16}-[0-9a-f]{12}")
 
 FORMAT_SUFFIXES = frozenset(
@@ -109,8 +110,9 @@ def object_key_for(uid: str, suffix: str, key: str | None, key_is_virtual: bool)
     """Where the object of an artifact belongs: ``.lamindb/{uid}{suffix}``, or the key itself when it is real.
 
     A real key of more than 1024 bytes (a file can come by one when a directory is renamed) cannot name an S3 object.
+    And where one such as ``x.lndb`` would lie, registries do: this instance's, and those of others.
     """
-    if key is None or key_is_virtual or len(key.encode()) > REAL_KEY_MAX:
+    if key is None or key_is_virtual or len(key.encode()) > REAL_KEY_MAX or _REGISTRY_NAME.fullmatch(key):
         return f"{AUTO_KEY_PREFIX}{uid}{suffix}"
     return key
 

@@ -103,7 +103,7 @@ _KEY = (
     " AND {0} NOT GLOB '.lamindb/*' AND {0} NOT GLOB '.lamfs/*')"
 )
 _OBJECT_KEY = (
-    f"({_path(_text(1, REAL_KEY_MAX), '/../')} AND {{0}} NOT GLOB '/*' AND {{0}} NOT GLOB '.lamindb/_*'"
+    f"({_path(_text(1, REAL_KEY_MAX), '//', '/./', '/../')} AND {{0}} NOT GLOB '.lamindb/_*'"
     " AND NOT ({0} GLOB '*.lndb' AND instr({0}, '/')=0))"
 )
 """An object of an artifact: below the root, and not the registry, the lock, a spool file or a temporary file."""

@@ -504,3 +504,9 @@ def test_a_lock_of_writers_that_somebody_keeps_is_an_error(local: LocalStore, mo
         local.put_bytes("a", b"new", if_match=old.etag)
     assert local.get("a") == b"old"
     local.put_bytes("a", b"new", if_match=old.etag)
+
+
+def test_deleting_what_no_file_can_be_called(local: LocalStore) -> None:
+    local.put_bytes("a", b"a")
+    local.delete(["x" * 300, f"a/{'y' * 300}/z", "a"])
+    assert list(local.list()) == []
