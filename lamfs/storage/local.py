@@ -235,9 +235,11 @@ class LocalStore:
                     if not self._folder.exists():
                         raise self._folder.missing() from None
                 except OSError as error:
-                    if error.errno != errno.ELOOP:
+                    if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
                         raise
-                    continue  # a link on the way: whatever it leads to is not in this storage, so nothing is here
+                    # A link on the way: whatever it leads to is not in this storage, so nothing is here. And nothing
+                    # has a name that is too long for the file system.
+                    continue
             self._folder.prune(key.split("/")[:-1])
         self._folder.prune_temp()
 
