@@ -102,10 +102,11 @@ _KEY = (
     " AND {0} NOT GLOB '.lamindb/*' AND {0} NOT GLOB '.lamfs/*')"
 )
 _OBJECT_KEY = (
-    f"({_path(_text(1, REAL_KEY_MAX), '/../')} AND {{0}} NOT GLOB '/*' AND {{0}} NOT GLOB '.lamindb/_*'"
+    f"({_path(_text(1, REAL_KEY_MAX), '//', '/./', '/../')} AND {{0}} NOT GLOB '.lamindb/_*'"
     " AND NOT ({0} GLOB '*.lndb' AND instr({0}, '/')=0))"
 )
-"""An object of an artifact: below the root, and not the registry, the lock, a spool file or a temporary file."""
+"""An object of an artifact, as lamfs names them: below the root, no empty part, and not the registry, the lock, a spool
+file or a temporary file. Of another name a folder cannot have an object, and could not even be told to delete it."""
 _SUFFIX = f"({_text(0, SUFFIX_MAX)} AND instr({{0}}, '/')=0)"
 _ETAG = _ascii("!#-~", 0, 1024)
 _HASH = _ascii("0-9A-Za-z_-", 1, 64)

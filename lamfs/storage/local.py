@@ -240,9 +240,9 @@ class LocalStore:
                     if not self._folder.exists():
                         raise self._folder.missing() from None
                 except OSError as error:
-                    if error.errno != errno.ELOOP:
+                    if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
                         raise
-                    continue  # a link on the way: whatever it leads to is not in this storage, so nothing is here
+                    continue  # a link on the way leads to what is not in this storage; too long a name is nowhere
             self._folder.prune(key.split("/")[:-1])
         self._folder.prune_temp()
 

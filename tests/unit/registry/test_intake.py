@@ -275,7 +275,7 @@ def test_a_file_whose_name_cannot_be_is_in_lost_and_found(
 
 BAD_OBJECT_KEYS = [
     "../x", "a/../../x", "/etc/passwd", "..", "a/..", "", "a\0b", "x" * 1025, b"\xff", ".lamindb/_exclusion/x",
-    ".lamindb/_spool/x/y", ".lamindb/_tmp/a", ".lamindb/_registry/x", "0" * 32 + ".lndb",
+    ".lamindb/_spool/x/y", ".lamindb/_tmp/a", ".lamindb/_registry/x", "0" * 32 + ".lndb", "./x", "a//b", "a/./b", "a/",
 ]  # fmt: skip
 
 
