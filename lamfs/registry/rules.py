@@ -183,9 +183,10 @@ TABLES: dict[str, dict[str, Column]] = {
         "next_at": Column(_TIME, "0"), "created_at": Column(_TIME, "0"),
         "owner": Column(_or_null(_ascii("!-~", 0, 256)), "NULL"),
         "payload": Column(
-            "(typeof({0})='text' AND CASE op WHEN 'abort' THEN length({0})<4096 AND json_valid({0})"
-            " AND json_type({0})='object' AND coalesce(json_type({0}, '$.upload_id'), 'null') IN ('text', 'null')"
-            " ELSE {0}='{{}}' END)",
+            # CASE: of what AND joins, SQLite may look at all, and json_type() of what is not JSON is an error.
+            "CASE WHEN typeof({0})<>'text' THEN 0 WHEN op<>'abort' THEN {0}='{{}}' WHEN length({0})>4096 THEN 0"
+            " WHEN NOT json_valid({0}) THEN 0 WHEN json_type({0})<>'object' THEN 0"
+            " ELSE coalesce(json_type({0}, '$.upload_id'), 'null') IN ('text', 'null') END",
             "'{}'",
         ),
     },

@@ -371,6 +371,25 @@ def test_work_of_another_machine_is_not_done_here(
     assert result.findings == []
 
 
+@pytest.mark.parametrize(
+    "payload", ["", "{", "[]", "[" * 3000, "[" * 9000, '{"upload_id": 1}', b"{}", 5, "\x1b", "NaN"]
+)
+def test_an_upload_to_abort_that_is_not_named_right(
+    box: Box, taken: Callable[..., tuple[intake.Taken, Registry]], payload: object
+) -> None:
+    def change(conn: sqlite3.Connection) -> None:
+        for text in (payload, '{"upload_id": "x"}', "{}"):
+            conn.execute(
+                "INSERT INTO journal(op, state, object_key, created_at, payload) VALUES('abort', 'ready', 'o', 1, ?)",
+                (text,),
+            )
+
+    result, fresh = taken(change)
+    found = fresh.db.all("SELECT payload FROM journal WHERE op='abort' ORDER BY id")
+    assert found == [("{}",), ('{"upload_id": "x"}',), ("{}",)]
+    assert [finding.table for finding in result.findings] == ["journal"]
+
+
 def test_circles_and_second_names_of_directories(box: Box, taken: Callable[..., tuple[intake.Taken, Registry]]) -> None:
     result, fresh = taken(
         f"UPDATE dentry SET parent={box.inner} WHERE ino={box.directory};"
