@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 
 from lamfs.model import StorageConfig
@@ -72,6 +72,7 @@ def examples(count: int, **more: int) -> Callable[[Any], Any]:
                 deadline=None,
                 database=None,
                 print_blob=False,
+                verbosity=Verbosity.quiet,  # check_rows() names the mutations
                 report_multiple_bugs=False,
                 suppress_health_check=list(HealthCheck),
             )(test)

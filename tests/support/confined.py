@@ -45,6 +45,7 @@ ELSEWHERE = re.compile(
     r"/dev/(null|fuse|tty)"
     r"|/proc/(self|thread-self|\d+)/\w+"  # the name of a process
     r"|/sys/devices/virtual/bdi/[0-9:]+/read_ahead_kb"  # of the mount itself
+    r"|/memfd:[\w-]+( ?\(deleted\))?"  # memory
     r"|/run/mount/(utab|\.utab|utab\.\w+)"  # fusermount3
 )
 
