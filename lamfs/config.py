@@ -274,12 +274,14 @@ class InstanceSettings:
         return f"{self.id.hex}.lndb"
 
     @property
-    def spool_dir(self) -> Path:
-        """Where bytes wait for storage: on the storage's own file system when that is a folder, so that storing is a
-        rename. Not made here."""
+    def spool_place(self) -> tuple[str, tuple[str, ...]]:
+        """Where bytes wait for storage: a folder that is there, and the folders below it, which lamfs makes (spool.py).
+
+        On the storage's own file system when that is a folder, so that storing is a rename.
+        """
         if self.storage.root.startswith("/"):
-            return Path(self.storage.root) / ".lamindb" / "_spool" / self.id.hex
-        return self.directory / "spool"
+            return self.storage.root, (".lamindb", "_spool", self.id.hex)
+        return str(self.directory), ("spool",)
 
     @property
     def mounts_dir(self) -> Path:

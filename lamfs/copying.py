@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import threading
 from collections.abc import Iterator
 
@@ -24,15 +25,41 @@ memory back to its host (virtio-balloon's free page reporting) the host must fin
 written instead of 0.2."""
 _NOT_HERE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 
+_OPEN_FILE = re.compile("/proc/(?:self|[0-9]+)/fd/[0-9]+")
+_IN_OPEN_FOLDER = re.compile(f"{_OPEN_FILE.pattern}/[^/]+")
+
 
 @contextlib.contextmanager
 def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
-    """A descriptor for the time of the block. Raises OSError."""
-    fd = os.open(path, flags | os.O_CLOEXEC, mode)
+    """A descriptor for the time of the block. Raises OSError; ELOOP when ``path`` is a link, unless it is that of an
+    open file, ``/proc/<pid>/fd/<number>``."""
+    follow = 0 if _OPEN_FILE.fullmatch(path) else os.O_NOFOLLOW
+    fd = os.open(path, flags | follow | os.O_CLOEXEC, mode)
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+def open_source(path: str, flags: int = os.O_RDONLY) -> int:
+    """Descriptor of a file that is to be stored. Raises OSError.
+
+    A path of the user's own may be a link, as for cp(1). A spool file, which is named by way of its open folder, is
+    none: ELOOP.
+    """
+    return os.open(path, flags | os.O_CLOEXEC | (os.O_NOFOLLOW if _IN_OPEN_FOLDER.fullmatch(path) else 0))
+
+
+def shown(text: str) -> str:
+    """A message for people, in which paths by way of a process's open file or folder are its own ones."""
+
+    def own(match: re.Match[str]) -> str:
+        try:
+            return os.readlink(match[0])
+        except OSError:
+            return match[0]
+
+    return _OPEN_FILE.sub(own, text)
 
 
 def copy_fd(src: int, dst: int) -> int:

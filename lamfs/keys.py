@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import re
+import secrets
 from pathlib import PurePosixPath
 
 from lamfs.errors import FsError, InvalidName
@@ -18,6 +19,7 @@ NAME_MAX = 255
 PATH_MAX = 4096
 REAL_KEY_MAX = 1024
 SUFFIX_MAX = 64
+_SPOOL_NAME = re.compile("[0-9a-f]{1,16}-[0-9a-f]{12}")
 
 FORMAT_SUFFIXES = frozenset(
     {
@@ -222,3 +224,23 @@ def conflict_name(name: str, what: str) -> str:
     mark = f" (conflict {what}){suffix}"
     stem = name.removesuffix(suffix).encode()[: 255 - len(mark.encode())]
     return stem.decode(errors="ignore") + mark
+
+
+def spool_name(ino: int) -> str:
+    """A fresh name for a spool file of an inode."""
+    return f"{ino:x}-{secrets.token_hex(6)}"
+
+
+def is_spool_name(text: object) -> bool:
+    """Whether ``spool_name`` makes such a name."""
+    return isinstance(text, str) and _SPOOL_NAME.fullmatch(text) is not None
+
+
+def check_spool_name(text: object) -> str:
+    """A name that ``spool_name`` makes, as it is. Raises InvalidName for anything else that a registry may hold."""
+    if isinstance(text, str) and _SPOOL_NAME.fullmatch(text) is not None:
+        return text
+    raise InvalidName(
+        f"{str(text)[:80]!r} is not the name of a spool file, so no file of that name is touched; the journal of this"
+        " registry is damaged, or was not written by lamfs: see 'lamfs fsck'."
+    )

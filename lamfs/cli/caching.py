@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lamfs.cli.common import instance_option, open_instance, title
-from lamfs.cli.output import Progress, complain, count_of, say, shown, size
+from lamfs.cli.output import Progress, complain, count_of, say, say_path, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import InvalidArgument, NotFound
 
@@ -104,7 +104,7 @@ def bring_in(instance: Instance, chosen: list[Selection], paths: bool, jobs: int
         for record in each.records if paths or each.single else ():
             path = results[record.uid].path
             if path is not None:
-                say(os.fspath(path))
+                say_path(os.fspath(path))
     good = [result for result in results.values() if result.error is None]
     if not paths and not all(each.single for each in chosen):
         fetched = [result.record for result in good if result.fetched]

@@ -42,6 +42,11 @@ def say(text: str) -> None:
     click.echo(lines(text))
 
 
+def say_path(path: str) -> None:
+    """Print a path on stdout: as it is for a program, as ``shown`` on a terminal (as ls(1) does)."""
+    click.echo(shown(path) if sys.stdout.isatty() else path)
+
+
 def note(text: str) -> None:
     """Print a line beside the data, on stderr."""
     click.echo(one_line(text), err=True)

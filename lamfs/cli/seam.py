@@ -19,6 +19,7 @@ import click
 
 from lamfs.cli.output import complain
 from lamfs.errors import InvalidArgument, InvalidName, LamfsError
+from lamfs.printable import lines
 
 FAILURE, MISUSE, INTERRUPTED = 1, 2, 130
 LOG_LIMIT = 1 << 20
@@ -123,7 +124,7 @@ def unexpected(error: BaseException) -> NoReturn:
 def write_log(error: BaseException) -> Path:
     """Append a traceback to ``<data directory>/error.log`` (mode 0600), or to a temporary file; returns its path."""
     text = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {sys.argv[1:]}\n{''.join(traceback.format_exception(error))}\n"
-    raw = text.encode(errors="surrogateescape")
+    raw = lines(text).encode(errors="surrogateescape")
     try:
         from lamfs.config import data_dir
 

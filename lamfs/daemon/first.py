@@ -115,7 +115,8 @@ def _look_report(options: MountOptions, store: ObjectStore) -> dict[str, object]
 
 
 def look(instance: Instance, *, write: bool) -> tuple[str, ...]:
-    """A sentence for each thing that the storage lacks. With ``write`` this machine holds the lease then.
+    """A sentence for each thing that the storage lacks, or that was wrong in a registry that was taken from it. With
+    ``write`` this machine holds the lease then.
 
     Raises LamfsError when the storage is of no use, or another machine works on the instance.
     """
@@ -124,4 +125,4 @@ def look(instance: Instance, *, write: bool) -> tuple[str, ...]:
     found = check_storage(instance, write=write).warnings
     if write:
         instance.hold()
-    return found
+    return (*found, *instance.notices)

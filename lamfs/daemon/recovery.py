@@ -5,52 +5,62 @@ from __future__ import annotations
 import logging
 import os
 
-from lamfs.ops import mounts, recover
+from lamfs.errors import LamfsError
+from lamfs.model import JournalEntry
+from lamfs.ops import adoption, mounts
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
+from lamfs.spool import SpoolFolder
 
 log = logging.getLogger("lamfs.daemon")
 
 
-def take_over(instance: Instance) -> int:
+def take_over(instance: Instance, spool: SpoolFolder) -> int:
     """Adopt the journal rows of processes that are gone; returns how many.
 
     A file that was still being written when its daemon died counts as closed where it was, as on a local disk whose
     writer died. Spool files that nothing owes are removed, unless another mount of the instance may have them open.
     """
-    registry, spool = instance.registry, instance.settings.spool_dir
-    taken = recover.adopt_puts(registry, instance.store, spool, ("put", "move", "delete", "abort"))
+    taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort"))
     for entry in taken:
-        if entry.op != "put" or entry.ino is None or entry.src is None:
-            continue
-        if entry.state == "open" and entry.object_key is None:
-            # It may have died between naming a new file and making its spool file: then nothing was written.
-            os.close(os.open(spool / entry.src, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         try:
-            info = os.stat(spool / entry.src)
-        except FileNotFoundError:
-            if entry.state == "scratch":
-                _forget(registry, entry.ino)
-            elif entry.state == "open":
-                registry.journal.ready_put(entry.ino)
-            continue  # the uploader finds out where it went
-        with registry.db.transaction():
-            inode = registry.tree.get(entry.ino)
-            if inode is not None and (inode.size != info.st_size or entry.state == "open"):
-                blocks = None if "base" in entry.payload else info.st_blocks
-                registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=blocks)
-            scratch = registry.names.is_scratch(entry.ino)
-            if entry.state == "open":
-                registry.journal.ready_put(entry.ino, scratch=scratch)
-            else:
-                # The list of scratch names may be another one than it was.
-                registry.journal.set_scratch(entry.ino, scratch)
-            registry.changes.content(entry.ino)
+            _close(instance.registry, spool, entry)
+        except (LamfsError, OSError) as error:
+            log.error("could not take over the put of %s: %s", entry.uid or entry.src, error)
     if taken:
         log.info("taking over %d pieces of storage work from a mount that ended early", len(taken))
     if not mounts.live(instance.settings):
-        _sweep(instance)
+        _sweep(instance, spool)
     return len(taken)
+
+
+def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
+    """A file that is owed is closed, and as large as its spool file. Raises OSError, StorageError."""
+    if entry.op != "put" or entry.ino is None or entry.src is None:
+        return
+    if entry.state == "open" and entry.object_key is None:
+        # It may have died between naming a new file and making its spool file: then nothing was written.
+        os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
+    try:
+        info = spool.stat(entry.src)
+    except FileNotFoundError:
+        if entry.state == "scratch":
+            _forget(registry, entry.ino)
+        elif entry.state == "open":
+            registry.journal.ready_put(entry.ino)
+        return  # the uploader finds out where it went
+    with registry.db.transaction():
+        inode = registry.tree.get(entry.ino)
+        if inode is not None and (inode.size != info.st_size or entry.state == "open"):
+            blocks = None if "base" in entry.payload else info.st_blocks
+            registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=blocks)
+        scratch = registry.names.is_scratch(entry.ino)
+        if entry.state == "open":
+            registry.journal.ready_put(entry.ino, scratch=scratch)
+        else:
+            # The list of scratch names may be another one than it was.
+            registry.journal.set_scratch(entry.ino, scratch)
+        registry.changes.content(entry.ino)
 
 
 def _forget(registry: Registry, ino: int) -> None:
@@ -60,8 +70,9 @@ def _forget(registry: Registry, ino: int) -> None:
             registry.names.unlink(parent, name)
 
 
-def _sweep(instance: Instance) -> None:
+def _sweep(instance: Instance, spool: SpoolFolder) -> None:
+    names = spool.names()  # before the journal: what is made meanwhile by another process stays
     owed = {entry.src for entry in instance.registry.journal.entries() if entry.src}
-    for path in instance.settings.spool_dir.iterdir():
-        if path.name not in owed and path.is_file():
-            path.unlink(missing_ok=True)
+    for name in names:
+        if name not in owed:
+            spool.unlink(name)

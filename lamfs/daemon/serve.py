@@ -38,6 +38,7 @@ from lamfs.model import now_ns
 from lamfs.ops import mounts, recover, snapshot
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, process_id
+from lamfs.spool import SpoolFolder
 from lamfs.transfer.client import Mover
 from lamfs.transfer.process import Forked
 from lamfs.transfer.uploader import Uploader
@@ -70,19 +71,18 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
         warnings = look(instance, write=not options.read_only) if found is None else found
         for warning in warnings:
             log.warning("%s", warning)
-        config.make_directory(instance.settings.spool_dir)
         config.make_directory(instance.settings.mounts_dir)
-        if not options.read_only:
-            recover.finish_saves(instance)
-            take_over(instance)
-        user = instance.user()
-        mount = _Mount(
-            options, instance, Provenance(user_id=user.id if user else None), lambda: ready(warnings), progress, first
-        )
-        try:
-            trio.run(mount.run)
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
+        with SpoolFolder.make(*instance.settings.spool_place) as spool:
+            if not options.read_only:
+                recover.finish_saves(instance)
+                take_over(instance, spool)
+            user = instance.user()
+            origin = Provenance(user_id=user.id if user else None)
+            mount = _Mount(options, instance, spool, origin, lambda: ready(warnings), progress, first)
+            try:
+                trio.run(mount.run)
+            except BaseExceptionGroup as group:
+                raise _first(group) from group
         if mount.lost is not None:
             raise mount.lost
         if not options.read_only and not mount.hurried:
@@ -96,6 +96,7 @@ class _Mount:
         self,
         options: MountOptions,
         instance: Instance,
+        spool: SpoolFolder,
         origin: Provenance,
         ready: Callable[[], None],
         progress: Callable[[int, int], None],
@@ -110,9 +111,7 @@ class _Mount:
         self._storing = trio.CancelScope()
         store, registry = instance.store, instance.registry
         self._mover = Mover(store.config, (Forked(first.pid), first.sock))
-        self._uploader = Uploader(
-            registry, store, self._mover, instance.settings.spool_dir, origin, workers=options.uploads
-        )
+        self._uploader = Uploader(registry, store, self._mover, spool, origin, workers=options.uploads)
         self._cache = BlockCache(
             store,
             self._mover,
@@ -138,7 +137,7 @@ class _Mount:
             self._cache,
             self._mover,
             self._uploader,
-            instance.settings.spool_dir,
+            spool,
             policy,
             atimes=Atimes(keep=not options.read_only and "noatime" not in options.fuse),
             stats=Stats(About(instance.settings.slug, options.mountpoint, now_ns())),

@@ -6,7 +6,6 @@ import errno
 import logging
 import stat
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from lamfs.cache.blocks import BlockCache
@@ -19,6 +18,7 @@ from lamfs.fs.stats import Stats
 from lamfs.fs.waits import Waits
 from lamfs.model import Inode
 from lamfs.registry import Registry
+from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.transfer.client import Mover
 from lamfs.transfer.uploader import Uploader
@@ -75,7 +75,7 @@ class Context:
     cache: BlockCache
     mover: Mover
     uploader: Uploader
-    spool_dir: Path
+    spool: SpoolFolder
     policy: Policy
     kernel: KernelNotifier = field(default_factory=NoKernel)
     nodes: NodeTable = field(default_factory=NodeTable)

@@ -169,12 +169,16 @@ class Files:
             state.revision = artifact.revision
         owed = context.registry.journal.put_of(inode.ino)
         if owed is not None and owed.src is not None:
-            state.spool = open_spool(str(context.spool_dir / owed.src), owed.src, context.store, owed.object_key)
+            state.spool = open_spool(context.spool, owed.src, context.store, owed.object_key)
             self._spooling.overlays.open(state.spool, owed, state.revision)
             mine = owed.owner == context.registry.journal.owner
-            taken = not os.path.exists(state.spool.path)
+            taken = not context.spool.exists(owed.src)
             state.frozen = not mine or taken or context.uploader.is_uploading(inode.ino, owed.src)
             inode.size = os.fstat(state.spool.fd).st_size
+        elif artifact is None and inode.size and not emptied and not unlinked:
+            raise FsError(
+                errno.EIO, f"'{self._name(inode.ino)}' is not stored; the machine that wrote it has its bytes"
+            )
         self._spooling.keep_stored(state)
         if state.spool is None:
             now = context.registry.tree.get(inode.ino)
@@ -371,7 +375,7 @@ class Files:
         if self._c.policy.fsync_stores:
             await self.store(state.ino, self._caller(opened))
         elif state.spool is not None:
-            await sync_file(state.spool.proc_path(), self._c.spool_dir)
+            await sync_file(self._c.spool, os.dup(state.spool.fd))
         await self._c.uploader.durable()
 
     async def store(self, ino: int, caller: Caller | None = None) -> None:
@@ -383,7 +387,7 @@ class Files:
         if entry is None:
             return
         if entry.state == "scratch":
-            await sync_file(str(self._c.spool_dir / str(entry.src)), self._c.spool_dir)
+            await sync_file(self._c.spool, self._c.spool.open(str(entry.src), os.O_RDONLY))
             return
 
         async def settle() -> None:

@@ -223,4 +223,4 @@ class Names:
             state.dirty = False
             state.frozen = state.frozen or (owed is not None and state.spool is not None)
         elif removed.spool is not None:
-            (self._c.spool_dir / removed.spool).unlink(missing_ok=True)
+            self._c.spool.unlink(removed.spool)

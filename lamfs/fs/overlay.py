@@ -241,7 +241,7 @@ class Overlays:
 
         ``state``: the open file that shows it. Raises storage errors, OSError.
         """
-        fd = os.open(self._c.spool_dir / src, os.O_RDWR | os.O_CLOEXEC)
+        fd = self._c.spool.open(src, os.O_RDWR)
         file: BlockFile | None = None
         try:
             size = os.fstat(fd).st_size

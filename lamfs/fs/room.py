@@ -16,6 +16,7 @@ from pathlib import Path
 import trio
 
 from lamfs.errors import FsError
+from lamfs.spool import SpoolFolder
 from lamfs.transfer.uploader import Uploader
 
 RESERVE = 8 << 20
@@ -42,7 +43,7 @@ class Room:
 
     def __init__(
         self,
-        spool_dir: Path,
+        spool: SpoolFolder,
         registry_path: Path,
         uploader: Uploader,
         *,
@@ -52,7 +53,7 @@ class Room:
         waits: bool,
         make_room: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._spool_dir = spool_dir
+        self._spool = spool
         self._registry_path = registry_path
         self._uploader = uploader
         self._limit = limit
@@ -123,27 +124,15 @@ class Room:
     def _free(self) -> int:
         """Bytes of the disk that may be used."""
         if self._shared is None:
-            self._shared = os.stat(self._spool_dir).st_dev == os.stat(self._registry_path).st_dev
-        disk = os.statvfs(self._spool_dir)
+            self._shared = self._spool.device() == os.stat(self._registry_path).st_dev
+        disk = self._spool.disk()
         return disk.f_bavail * disk.f_frsize - (RESERVE if self._shared else 0)
 
     async def _share(self, size: int, free: int) -> float:
         """How full the spool is: 1.0 at its limit, or when the disk has no more than the floor left."""
         if not self._waits:
             return 0.0
-        used = await trio.to_thread.run_sync(spool_bytes, self._spool_dir) + size
-        disk = os.statvfs(self._spool_dir)
+        used = await trio.to_thread.run_sync(self._spool.allocated) + size
+        disk = self._spool.disk()
         floor = min(FLOOR[0], int(FLOOR[1] * disk.f_blocks * disk.f_frsize)) if self._floor is None else self._floor
         return max(used / max(self._limit, 1), used / max(used + free - floor, 1))
-
-
-def spool_bytes(spool_dir: Path) -> int:
-    """Allocated bytes of all files of a spool. Any thread."""
-    used = 0
-    with os.scandir(spool_dir) as entries:
-        for entry in entries:
-            try:
-                used += entry.stat(follow_symlinks=False).st_blocks * 512
-            except FileNotFoundError:
-                continue  # stored meanwhile
-    return used

@@ -21,8 +21,9 @@ from lamfs.fs.context import Context
 from lamfs.fs.overlay import Overlays
 from lamfs.fs.room import Room
 from lamfs.fs.state import FileState, Spool
+from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
-from lamfs.registry import Conflict, spool_name
+from lamfs.registry import Conflict
 from lamfs.transfer.uploader import SETTLE
 
 log = logging.getLogger("lamfs.fs")
@@ -40,7 +41,7 @@ class Spooling:
         self._c = context
         policy = context.policy
         self.room = Room(
-            context.spool_dir,
+            context.spool,
             context.registry.path,
             context.uploader,
             limit=policy.spool_limit,
@@ -50,7 +51,6 @@ class Spooling:
             make_room=context.cache.make_room,
         )
         self.overlays = Overlays(context, self.read_stored)
-        self._folder = str(context.spool_dir)
 
     # -- stored content -----------------------------------------------------------------------------------------
 
@@ -169,13 +169,13 @@ class Spooling:
         replaced = before.src if before is not None else None
         # Whoever uploads the earlier spool file removes it then; otherwise nobody else would.
         if replaced not in (None, src) and not self._c.uploader.is_uploading(state.ino, replaced or ""):
-            _unlink(str(self._c.spool_dir / str(replaced)))
+            self._c.spool.unlink(str(replaced))
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file. Raises OSError(ENOSPC)."""
         self.room.check()
         name = name or spool_name(ino)
-        return Spool(f"{self._folder}/{name}", name, create=True)
+        return Spool(self._c.spool.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL), name)
 
     async def _make_spool(self, state: FileState, keep: int | None) -> None:
         size = state.revision.size if state.revision is not None else 0
@@ -204,7 +204,7 @@ class Spooling:
                 spool.write(0, data)
         except OSError:
             spool.close()
-            os.unlink(spool.path)
+            self._c.spool.unlink(spool.name)
             raise
 
     async def _copy_spool(self, state: FileState, keep: int | None) -> None:
@@ -230,7 +230,7 @@ class Spooling:
             if state.spool is old and not state.frozen:
                 # The upload has ended meanwhile, and left the file to who writes to it: no copy is needed.
                 spool.close()
-                _unlink(spool.path)
+                self._c.spool.unlink(spool.name)
                 return
             spool.missing, spool.ranges, spool.inherited = missing, ranges, bool(ranges)
         if state.spool is not None:
@@ -244,12 +244,11 @@ class Spooling:
     async def _clone(self, ino: int, source: str) -> Spool:
         for last in (False, False, True):
             name = spool_name(ino)
-            path = str(self._c.spool_dir / name)
             try:
-                await self._c.mover.clone(source, path)
-                return Spool(path, name)
+                await self._c.mover.clone(source, self._c.spool.path(name))
+                return Spool(self._c.spool.open(name, os.O_RDWR), name)
             except BaseException as error:
-                _unlink(path)
+                self._c.spool.unlink(name)
                 if last or not isinstance(error, TransferDied):
                     raise
         raise AssertionError
@@ -311,7 +310,7 @@ class Spooling:
         if state is None or state.spool is None or state.spool.name != src or state.private or state.stale:
             return
         # A file that was taken into a local storage is an object now, although the try to say so has failed.
-        state.frozen = not os.path.exists(state.spool.path)
+        state.frozen = not self._c.spool.exists(src)
 
     def rebased(self, ino: int, revision: Revision) -> None:
         """An overlay was stored while its file went on in a copy: what that lacks is in the new revision too."""
@@ -339,7 +338,6 @@ class Spooling:
     ) -> None:
         """``src`` is stored and owed no more: open handles go on with the stored revision."""
         state = self._c.state_of(ino)
-        path = str(self._c.spool_dir / src)
         mine = state is not None and state.spool is not None and state.spool.name == src
         if state is not None and mine:
             if revision is not None:
@@ -350,13 +348,13 @@ class Spooling:
                 state.private = True
                 state.frozen = consumed
                 if not consumed:
-                    _unlink(path)
+                    self._c.spool.unlink(src)
                 return
             if state.writers and not consumed:
                 state.frozen = False
                 return
-        if not consumed and not (revision is not None and self._adopt(path, revision, missing)):
-            _unlink(path)
+        if not consumed and not (revision is not None and self._adopt(src, revision, missing)):
+            self._c.spool.unlink(src)
         if state is not None and mine:
             state.drop_spool()
             state.frozen = state.journaled = False
@@ -365,14 +363,14 @@ class Spooling:
         """Around several ``stored``."""
         return self._c.cache.adopting()
 
-    def _adopt(self, path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
+    def _adopt(self, src: str, revision: Revision, missing: Collection[int] = ()) -> bool:
         """Let a stored spool file become the cache's copy of its object."""
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+            fd = self._c.spool.open(src, os.O_RDWR)
+        except (OSError, LamfsError):
             return False
         try:
-            return self._c.cache.adopt(fd, path, revision, missing)
+            return self._c.cache.adopt(fd, self._c.spool.path(src), revision, missing)
         except (OSError, LamfsError) as error:
             log.warning("could not keep %s in the cache: %s", revision.object_key, error)
             return False
@@ -410,9 +408,9 @@ class Spooling:
                 if (
                     not kept
                     and not self._c.uploader.is_uploading(state.ino, spool.name)
-                    and not (whole and state.revision is not None and self._adopt(spool.path, state.revision, missing))
+                    and not (whole and state.revision is not None and self._adopt(spool.name, state.revision, missing))
                 ):
-                    _unlink(spool.path)
+                    self._c.spool.unlink(spool.name)
             state.drop_spool()
         state.drop_base()
 
@@ -423,13 +421,6 @@ def _serves(state: FileState, before: Revision, now: Revision) -> bool:
         return True
     missing = state.spool.missing if state.spool is not None else None
     return bool(missing) and all(now.content.block(block) == before.content.block(block) for block in missing or ())
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def touch(state: FileState) -> None:

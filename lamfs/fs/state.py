@@ -18,6 +18,7 @@ from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError, ObjectMissing, StorageMissing
 from lamfs.model import Inode, Revision
 from lamfs.registry import Ranges
+from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 
 
@@ -29,23 +30,17 @@ class Spool:
     ``writes``: how many there were to such a block.
     """
 
-    __slots__ = ("fd", "inherited", "missing", "name", "path", "ranges", "writes")
+    __slots__ = ("fd", "inherited", "missing", "name", "ranges", "writes")
 
-    def __init__(self, path: str, name: str, *, create: bool = False, fd: int | None = None) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
-        self.fd = os.open(path, flags, 0o600) if fd is None else fd
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
         # Another mount may have written it, and let it become a cache file: no holes then, as long as it is open here.
         holes.share(self.fd)
         self.name = name
-        self.path = path
         self.missing: set[int] = set()
         self.ranges: dict[int, Ranges] = {}
         self.inherited = False
         self.writes: Counter[int] = Counter()
-
-    def proc_path(self) -> str:
-        """A path by which the moving process opens this very file, also after it was renamed or unlinked."""
-        return f"/proc/{os.getpid()}/fd/{self.fd}"
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data`` at ``offset``. Raises OSError (ENOSPC …) and then may have written a part."""
@@ -64,15 +59,15 @@ class Spool:
             self.fd = -1
 
 
-def open_spool(path: str, name: str, store: ObjectStore, object_key: str | None) -> Spool:
-    """The spool file of an owed put. Raises FsError(EIO) when it is nowhere, StorageError.
+def open_spool(folder: SpoolFolder, name: str, store: ObjectStore, object_key: str | None) -> Spool:
+    """The spool file of an owed put. Raises FsError(EIO) when it is nowhere, StorageError, and as SpoolFolder.open.
 
     ``object_key``: the object that it became if it was renamed into a local storage a moment ago, and that is not
     committed yet. That is opened to read it: a file that is an object is never written again. The path stays that of
     the spool file: what is removed when the file is given up must not be the object.
     """
     try:
-        return Spool(path, name)
+        return Spool(folder.open(name, os.O_RDWR), name)
     except FileNotFoundError:
         try:
             fd = store.open_local(object_key) if object_key is not None else None
@@ -80,7 +75,7 @@ def open_spool(path: str, name: str, store: ObjectStore, object_key: str | None)
             fd = None
         if fd is None:
             raise FsError(errno.EIO) from None
-        return Spool(path, name, fd=fd)
+        return Spool(fd, name)
 
 
 @dataclass(slots=True, eq=False)

@@ -25,6 +25,7 @@ from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry import Provenance, sync_log
 from lamfs.registry.rules import RETAINED
+from lamfs.spool import SpoolFolder
 
 log = logging.getLogger("lamfs.artifacts")
 
@@ -404,8 +405,11 @@ def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> A
         if not storage:
             registry.db.set_meta(f"{RETAINED}{gone.revision.object_key}", 1)
     if pending is not None and pending.src and not mounts.live(instance.settings):
-        with contextlib.suppress(OSError):
-            (instance.settings.spool_dir / pending.src).unlink()
+        with contextlib.suppress(OSError, LamfsError):
+            spool = SpoolFolder.find(*instance.settings.spool_place)
+            if spool is not None:
+                with spool:
+                    spool.unlink(pending.src)
     if not storage:
         messages.warn(f"you will retain a dangling store here: {url(instance, gone)}, not referenced via an artifact")
     recover.run_owed(instance)

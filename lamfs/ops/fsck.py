@@ -13,12 +13,13 @@ import stat
 from dataclasses import dataclass, field
 
 from lamfs.errors import InvalidName, ObjectMissing, RegistryError, StorageError
-from lamfs.keys import suffix_of
+from lamfs.keys import is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
 from lamfs.ops import damage, mounts, recover, scrub
 from lamfs.ops.instance import Instance
 from lamfs.registry import is_alive
 from lamfs.registry.rules import RETAINED
+from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
 
@@ -218,21 +219,39 @@ def _journal(instance: Instance, report: Report) -> None:
 
 
 def _spool(instance: Instance, report: Report, repair: bool) -> None:
-    entries: dict[str, JournalEntry] = {
-        entry.src: entry for entry in instance.registry.journal.entries() if entry.op == "put" and entry.src
+    try:
+        spool = SpoolFolder.find(*instance.settings.spool_place)
+    except StorageError as error:
+        report.add(f"spool: {error}")
+        return
+    with contextlib.ExitStack() as stack:
+        if spool is not None:
+            stack.enter_context(spool)
+        _spool_files(instance, report, repair, spool)
+
+
+def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolFolder | None) -> None:
+    files = spool.names() if spool is not None else []
+    entries: dict[str | None, JournalEntry] = {
+        entry.src: entry for entry in instance.registry.journal.entries() if entry.op == "put"
     }
-    files = {path.name: path for path in recover.spool_files(instance)}
-    if not mounts.live(instance.settings):
-        for name in sorted(files.keys() - entries.keys()):
-            if repair:
-                with contextlib.suppress(OSError):
-                    files[name].unlink()
-            report.add(f"spool: nothing owes the file {files[name]}", repair)
-    for name, entry in entries.items():
-        if name not in files and not is_alive(entry.owner):
-            key = instance.registry.tree.path(entry.ino or 0) or entry.uid
+    if spool is not None and not mounts.live(instance.settings):
+        for name in files:
+            if name not in entries:
+                if repair:
+                    with contextlib.suppress(OSError):
+                        spool.unlink(name)
+                report.add(f"spool: nothing owes the file {spool.shown(name)}", repair)
+    for name in spool.strangers() if spool is not None else ():
+        assert spool is not None
+        report.notes.append(f"spool: {spool.shown(name)} is no spool file, and is left there")
+    for src, entry in entries.items():
+        key = instance.registry.tree.path(entry.ino or 0) or entry.uid
+        if not is_spool_name(src):
+            report.add(f"spool: the journal owes '{key}' a file named {str(src)[:80]!r}, which is no spool file's name")
+        elif src not in files and not is_alive(entry.owner):
             report.add(
-                f"spool: the file {name} with the last bytes of '{key}' is gone; what was stored before is still there,"
+                f"spool: the file {src} with the last bytes of '{key}' is gone; what was stored before is still there,"
                 " if anything was"
             )
 

@@ -38,6 +38,8 @@ class Instance:
     def __init__(self, settings: InstanceSettings, *, store: ObjectStore | None = None) -> None:
         self.settings = settings
         self._given_store = store
+        self.notices: list[str] = []
+        """What was noticed on the way that its user should hear of, once."""
         self._guard = threading.Lock()
         self._reset()
 

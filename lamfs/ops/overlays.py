@@ -8,18 +8,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from pathlib import Path
 
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, ObjectChanged, StorageError
 from lamfs.model import BLOCK_SIZE, Inode, JournalEntry, Revision
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry, is_based_on, lacks_some, missing_blocks, unwritten
+from lamfs.spool import SpoolFolder
 
 log = logging.getLogger("lamfs.recover")
 
 
-def keep_durable(registry: Registry, entry: JournalEntry, inode: Inode, path: Path) -> None:
+def keep_durable(registry: Registry, entry: JournalEntry, inode: Inode, spool: SpoolFolder) -> None:
     """The machine went down: of the ranges of a put's spool file only those that are durable are there.
 
     Where the stored revision ends within a block, and what was appended there is lost, the file ends there again.
@@ -39,12 +39,12 @@ def keep_durable(registry: Registry, entry: JournalEntry, inode: Inode, path: Pa
     registry.tree.update(inode.ino, size=size)
     registry.tree.bump_revision(inode.ino)
     registry.changes.content(inode.ino)
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > size:
-            os.truncate(path, size)
+    with contextlib.suppress(FileNotFoundError), spool.opened(entry.src, os.O_RDWR) as fd:
+        if os.fstat(fd).st_size > size:
+            os.ftruncate(fd, size)
 
 
-def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
+def complete(instance: Instance, entry: JournalEntry, spool: SpoolFolder) -> None:
     """Bring what the spool file of a put lacks from the stored revision; it is an ordinary spool file then.
 
     Nothing happens when it is one already. What was brought is noted block by block, so the next try goes on from
@@ -61,8 +61,7 @@ def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
             f"The revision of '{registry.tree.path(entry.ino) or entry.uid}' that was changed is not there any more, so"
             f" what was written cannot be stored; it is in the spool file {entry.src}."
         )
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with spool.opened(entry.src, os.O_RDWR) as fd:
         size = os.fstat(fd).st_size
         etag = artifact.revision.etag
         ranges = registry.overlays.ranges(entry.src)
@@ -80,8 +79,6 @@ def complete(instance: Instance, entry: JournalEntry, path: Path) -> None:
                     copying.write_full(fd, piece, place)
             os.fdatasync(fd)  # a power cut must not leave zeros where the registry says that bytes are
             registry.overlays.add(entry.src, [block])
-    finally:
-        os.close(fd)
 
 
 def _block(instance: Instance, base: Revision, block: int, etag: str) -> bytes:

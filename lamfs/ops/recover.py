@@ -13,7 +13,6 @@ import os
 import stat
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 
 from lamfs import hashing
 from lamfs.errors import (
@@ -26,10 +25,12 @@ from lamfs.errors import (
     StorageError,
     StorageUnavailable,
 )
+from lamfs.keys import check_spool_name
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, now_ns
-from lamfs.ops import drafts, overlays
+from lamfs.ops import adoption, drafts, overlays
 from lamfs.ops.instance import Instance
-from lamfs.registry import Provenance, Registry, of_another_boot, record_from_payload, sync_log
+from lamfs.registry import Provenance, record_from_payload, sync_log
+from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, in_parts
 
 log = logging.getLogger("lamfs.recover")
@@ -141,70 +142,6 @@ def _same(store: ObjectStore, found: ObjectStat, content: ContentHash) -> bool:
 # -- puts -------------------------------------------------------------------------------------------------------------
 
 
-def adopt_puts(
-    registry: Registry, store: ObjectStore, spool_dir: Path, ops: Iterable[str] = ("put",)
-) -> list[JournalEntry]:
-    """Take over the journal rows of processes that are gone. Returns them as they were, but for puts given up.
-
-    Those are of files that the disk has lost: the machine went down (power cut), and less of the spool file is left
-    than was acknowledged. An artifact has its stored content again then; what was never stored keeps what is left.
-    """
-    with registry.db.transaction():
-        return [entry for entry in registry.journal.adopt(ops) if not _is_lost(registry, store, spool_dir, entry)]
-
-
-def _is_lost(registry: Registry, store: ObjectStore, spool_dir: Path, entry: JournalEntry) -> bool:
-    inode = None if entry.op != "put" or entry.ino is None else registry.tree.get(entry.ino)
-    if inode is None or entry.src is None or not of_another_boot(entry.owner):
-        return False
-    path = spool_dir / entry.src
-    overlays.keep_durable(registry, entry, inode, path)
-    left = path.stat().st_size if path.exists() else None
-    if left is None and entry.state == "scratch":
-        return False  # perhaps on another machine, and of no use here
-    artifact = registry.artifacts.by_ino(inode.ino)
-    if (left or 0) >= inode.size and (left is not None or artifact is None):
-        return False
-    if left is None and drafts.may_be_stored(store, entry.object_key):
-        return False
-    name = registry.tree.path(inode.ino) or entry.uid
-    if artifact is None and left:
-        log.error(
-            "Of '%s' %d of %d bytes are left: the machine went down before they were stored.", name, left, inode.size
-        )
-        return False
-    if artifact is not None and artifact.revision.object_key == entry.object_key:
-        artifact = _as_in_storage(registry, store, entry, artifact)
-    registry.journal.done(entry.id)
-    if entry.object_key is not None and registry.artifacts.with_object(entry.object_key) is None:
-        registry.journal.add_delete(entry.object_key)
-    if artifact is None:
-        log.error("'%s' is gone: the machine went down before it was stored.", name)
-        for parent, entry_name in registry.tree.names(inode.ino):
-            registry.names.unlink(parent, entry_name)
-    else:
-        log.error("'%s' is as it was stored last: the machine went down before later bytes were stored.", name)
-        registry.tree.update(inode.ino, size=artifact.size, blocks=None)
-        registry.tree.bump_revision(inode.ino)
-        registry.changes.content(inode.ino)
-    path.unlink(missing_ok=True)
-    return True
-
-
-def _as_in_storage(
-    registry: Registry, store: ObjectStore, entry: JournalEntry, artifact: ArtifactRecord
-) -> ArtifactRecord | None:
-    """The artifact of a put whose spool file is lost. An earlier close may have reached its object, and the power was
-    cut before the registry said so: then that is its content."""
-    assert entry.ino is not None
-    key = artifact.revision.object_key
-    with contextlib.suppress(ObjectMissing, NotFound):
-        if store.head(key).etag != artifact.revision.etag:
-            content, etag = drafts.hash_object(store, key)
-            registry.commits.put(entry.ino, entry.gen, content, key, etag, Provenance(), row=entry.id)
-    return registry.artifacts.by_ino(entry.ino)
-
-
 def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     """Store what a mount that is gone had still to store; nothing happens while another mount can do it.
 
@@ -214,36 +151,56 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
 
     if any(not record.read_only for record in mounts.live(instance.settings)):
         return 0
-    if not instance.settings.spool_dir.is_dir():
-        return 0  # the disk it is on is not there
     journal = instance.registry.journal
-    adopt_puts(instance.registry, instance.store, instance.settings.spool_dir)
+    if not any(entry.op == "put" for entry in journal.entries()):
+        return 0  # whatever is there instead of a spool
+    try:
+        spool = SpoolFolder.find(*instance.settings.spool_place)
+    except StorageError as error:
+        if strict:
+            raise
+        log.warning("%s", error)
+        return 0
+    if spool is None:
+        return 0  # the disk it is on is not there
+    with spool:
+        return _finish_puts(instance, spool, strict)
+
+
+def _finish_puts(instance: Instance, spool: SpoolFolder, strict: bool) -> int:
+    journal = instance.registry.journal
+    adoption.adopt_puts(instance.registry, instance.store, spool)
     count = 0
+    first: LamfsError | None = None
     for entry in journal.entries():
         if entry.op != "put" or entry.state == "scratch" or entry.owner != journal.owner:
             continue
         try:
-            count += finish_put(instance, entry)
-        except LamfsError as error:
-            _trouble(instance, entry, error, strict)
-        except OSError as error:
-            name = instance.settings.spool_dir / (entry.src or "")
-            _trouble(instance, entry, StorageError(f"The spool file {name}: {error}.", errno=error.errno), strict)
+            count += finish_put(instance, spool, entry)
+            continue
+        except LamfsError as problem:
+            error = problem
+        except OSError as problem:
+            error = StorageError(f"The spool file {spool.shown(entry.src or '')}: {problem}.", errno=problem.errno)
+        _trouble(instance, entry, error, strict and isinstance(error, StorageUnavailable))
+        first = first or error
+    if strict and first is not None:
+        raise first
     return count
 
 
-def finish_put(instance: Instance, entry: JournalEntry) -> bool:
-    """Store one spool file; False when its file is gone from the tree. Raises storage errors, and OSError."""
-    registry = instance.registry
+def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> bool:
+    """Store one spool file; False when its file is gone from the tree. Raises InvalidName when the row names none,
+    storage errors, and OSError."""
+    registry, src = instance.registry, check_spool_name(entry.src)
     assert entry.ino is not None
     inode = registry.tree.get(entry.ino)
-    path = instance.settings.spool_dir / (entry.src or "-")
     if inode is None or not stat.S_ISREG(inode.mode):
         with registry.db.transaction():
             registry.journal.done(entry.id)
             if entry.object_key is not None and registry.artifacts.with_object(entry.object_key) is None:
                 registry.journal.add_delete(entry.object_key)
-        path.unlink(missing_ok=True)
+        spool.unlink(src)
         return False
     if entry.state != "ready":
         # Its writer died with the file open: the bytes it wrote are what there is.
@@ -255,11 +212,12 @@ def finish_put(instance: Instance, entry: JournalEntry) -> bool:
             return False
     user = instance.user()
     origin = Provenance(user.id if user else None)
-    if not path.exists():
-        return _put_was_renamed(instance, entry, origin)
+    if not spool.exists(src):
+        return _put_was_renamed(instance, spool, entry, origin)
     assert entry.ino is not None
-    overlays.complete(instance, entry, path)
-    content = hashing.hash_file(path)
+    overlays.complete(instance, entry, spool)
+    with spool.opened(src, os.O_RDONLY) as fd:
+        content = hashing.hash_fd(fd, os.fstat(fd).st_size)
     artifact = registry.artifacts.by_ino(entry.ino)
     if artifact is not None and content.same_bytes(artifact.revision.content):
         registry.commits.put_unneeded(entry.ino, entry.gen)
@@ -270,22 +228,17 @@ def finish_put(instance: Instance, entry: JournalEntry) -> bool:
             if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
                 registry.journal.add_delete(entry.object_key or "")
             registry.journal.set_target(entry.id, target)
-        _sync_before(instance, path)
-        etag = store_bytes(instance, content, str(path), target, consume=True)
+        with spool.opened(src, os.O_RDONLY) as fd:
+            os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
+        sync_log(registry.path)
+        etag = store_bytes(instance, content, spool.path(src), target, consume=True)
         registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
         sync_log(registry.path)
-    path.unlink(missing_ok=True)
+    spool.unlink(src)
     return True
 
 
-def _sync_before(instance: Instance, path: Path) -> None:
-    """Before a file's bytes replace others in storage: they, and the row that says so, survive a power cut."""
-    with open(path, "rb") as file:
-        os.fdatasync(file.fileno())
-    sync_log(instance.registry.path)
-
-
-def _put_was_renamed(instance: Instance, entry: JournalEntry, origin: Provenance) -> bool:
+def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry, origin: Provenance) -> bool:
     """The spool file is gone: it was renamed into the storage folder before a crash, or something removed it."""
     registry, store = instance.registry, instance.store
     assert entry.ino is not None
@@ -298,7 +251,7 @@ def _put_was_renamed(instance: Instance, entry: JournalEntry, origin: Provenance
                 return True
     name = registry.tree.path(entry.ino) or (artifact.uid if artifact else str(entry.ino))
     raise StorageError(
-        f"The spool file {instance.settings.spool_dir / (entry.src or '')} of '{name}' is missing, so its last bytes"
+        f"The spool file {spool.shown(entry.src or '')} of '{name}' is missing, so its last bytes"
         " cannot be stored; 'lamfs fsck' tells more."
     )
 
@@ -434,9 +387,3 @@ def _delete(instance: Instance, strict: bool) -> None:
         for rows in entries.values():
             for entry in rows:
                 journal.done(entry.id)
-
-
-def spool_files(instance: Instance) -> list[Path]:
-    """Files in the spool of an instance."""
-    directory = instance.settings.spool_dir
-    return sorted(directory.iterdir()) if directory.is_dir() else []

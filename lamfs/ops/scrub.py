@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lamfs import copying, hashing
-from lamfs.errors import InvalidName, Locked, ObjectChanged, ObjectMissing, StorageError
+from lamfs.errors import LamfsError, Locked, ObjectChanged, ObjectMissing
 from lamfs.model import BLOCK_SIZE, ArtifactRecord
 from lamfs.ops import damage
 from lamfs.ops.instance import Instance
@@ -70,7 +70,7 @@ class _Reading:
     back: int = 0
     ahead: set[int] = field(default_factory=set)
     wrong: list[int] = field(default_factory=list)
-    error: StorageError | InvalidName | None = None
+    error: LamfsError | None = None
 
     def over(self) -> bool:
         """Whether all that was asked for is back, and nothing more will be asked for."""
@@ -207,7 +207,7 @@ def _read_all(
                     _advance(log, reading)
                 else:
                     reading.wrong.append(block)
-            except (StorageError, InvalidName) as error:
+            except LamfsError as error:
                 reading.error = error
             else:
                 length = min(BLOCK_SIZE, reading.record.size - block * BLOCK_SIZE)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from lamfs import config
+from lamfs import config, spool
 from lamfs.config import InstanceSettings, UserSettings
 from lamfs.errors import (
     InvalidArgument,
@@ -23,6 +23,7 @@ from lamfs.errors import (
     NotEmpty,
     NotSetUp,
     RegistryError,
+    StorageError,
     StorageForbidden,
     StorageReadOnly,
 )
@@ -413,9 +414,7 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
             instance.cache_index.forget_below(instance.store.cache_name)
             shutil.rmtree(cached, ignore_errors=True)
             instance.release_lease()
-            shutil.rmtree(settings.spool_dir, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                settings.spool_dir.parent.rmdir()
+            _remove_spool(settings, say)
             shutil.rmtree(settings.directory, ignore_errors=True)
         instance.close()
     config.remove_instance(settings.slug)
@@ -423,6 +422,17 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
         (say or messages.warn)(f"the objects of {count} artifacts remain in {root}, not referenced via an artifact")
     tell(f"deleted storage record {storage_id(root).hex} ({root})")
     tell(f"deleted instance record {settings.id.hex} ({settings.slug})")
+
+
+def _remove_spool(settings: InstanceSettings, say: Say | None) -> None:
+    """Remove the spool's files, and say what stays in its folder in storage, or of it, because it is not lamfs's."""
+    try:
+        left = spool.remove(*settings.spool_place)
+    except (StorageError, OSError) as error:
+        (say or messages.warn)(f"the spool is left where it is: {error}")
+        return
+    if left and settings.storage.root.startswith("/"):
+        (say or messages.warn)(f"left where it is, because lamfs has not made it: {', '.join(left)}")
 
 
 def _contents(instance: Instance) -> int:

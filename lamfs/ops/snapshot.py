@@ -193,10 +193,12 @@ def _tell(instance: Instance, taken: Taken, received: Path, url: str) -> None:
     listing = directory / "left-out.json"
     sentences = [finding.sentence for finding in taken.findings]
     config.write_json(listing, {"registry": url, "kept": str(kept), "total": taken.total, "findings": sentences})
-    messages.warn(
-        f"{taken.total} things in the registry {url} cannot be right, and were left out; it is kept as it came in"
-        f" {kept}, and {listing} lists them:"
+    notice = (
+        f"{taken.total} things in the registry {url} cannot be right, and were left out; {listing} lists them, and the"
+        f" registry is kept as it came in {kept}"
     )
+    instance.notices.append(notice)
+    messages.warn(notice)
     for sentence in sentences[:SAID]:
         messages.warn(f"  {sentence}")
     if taken.total > SAID:

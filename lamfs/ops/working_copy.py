@@ -17,6 +17,7 @@ from lamfs.ops import messages
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.registry.carry import carry_over
+from lamfs.spool import SpoolFolder
 from lamfs.storage.osfiles import fsync_folder
 
 KEPT = 3
@@ -43,8 +44,8 @@ def replace(settings: InstanceSettings, fresh: Path, *, word: str) -> Path | Non
     """Make ``fresh`` the working copy, while nobody has it open. The one that is there is put aside, as
     ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one."""
     path = settings.registry_path
-    if path.exists():
-        _carry_over(path, fresh)
+    if path.exists() and not _carry_over(path, fresh):
+        _put_spool_aside(settings, fresh)
     with open(fresh, "rb") as file:
         os.fsync(file.fileno())
     kept = put_aside(path, word) if path.exists() else None
@@ -53,21 +54,39 @@ def replace(settings: InstanceSettings, fresh: Path, *, word: str) -> Path | Non
     return kept
 
 
-def _carry_over(path: Path, fresh: Path) -> None:
+def _carry_over(path: Path, fresh: Path) -> bool:
+    """Owe in ``fresh`` what is owed at ``path``. False when that is not all of it, or cannot be known."""
     try:
         with contextlib.closing(Registry(path)) as old, contextlib.closing(Registry(fresh)) as new:
             if old.db.get_meta("uid") != new.db.get_meta("uid"):
-                return  # another instance: it goes on where it was put aside
+                return False
             left = carry_over(old.db, new.db)
             new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return left == 0
     except LamfsError as error:
         messages.warn(f"what this machine had still to store is not known any more: {error}")
+        return False
+
+
+def _put_spool_aside(settings: InstanceSettings, fresh: Path) -> None:
+    """Move what ``fresh`` does not owe out of the spool, where it would be taken for a leftover: it may be somebody's
+    only copy."""
+    root, parts = settings.spool_place
+    spool = SpoolFolder.find(root, parts)
+    if spool is None:
         return
-    if left:
-        messages.warn(
-            f"{left} files that were not stored yet are not in the registry that was taken; their bytes stay in the"
-            " spool, and the registry that was put aside says which they are"
-        )
+    with spool, contextlib.closing(Registry(fresh)) as registry:
+        strays = [name for name in spool.names() if not registry.journal.owes_file(name)]
+        if not strays:
+            return
+        place = (*parts[:-1], time.strftime(f"{parts[-1]}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}"))
+        with SpoolFolder.make(root, place) as kept:
+            for name in strays:
+                spool.move(name, kept)
+            messages.warn(
+                f"{len(strays)} files that were not stored yet are not in the registry that is used now; their bytes"
+                f" are in {kept.folder}, and the registry that was put aside says which they are"
+            )
 
 
 def put_aside(path: Path, word: str) -> Path:

@@ -12,7 +12,7 @@ from lamfs.registry.commits import Commits, Committed, Conflict, Provenance, rec
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal, is_alive, of_another_boot, process_id
-from lamfs.registry.namespace import Backup, Namespace, Renamed, spool_name
+from lamfs.registry.namespace import Backup, Namespace, Renamed
 from lamfs.registry.overlays import (
     Overlays,
     Ranges,
@@ -87,5 +87,5 @@ __all__ = [
     "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "PartRecord", "Provenance", "Ranges",
     "Registry", "Removed", "Renamed", "Run", "Storage", "Transform", "UploadRecord", "Uploads", "User", "add_range",
     "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks", "of_another_boot", "process_id",
-    "record_from_payload", "spool_name", "sync_log", "unwritten",
+    "record_from_payload", "sync_log", "unwritten",
 ]  # fmt: skip

@@ -11,14 +11,13 @@ Each public method is one transaction, with its change-log rows. The rules that 
 from __future__ import annotations
 
 import errno
-import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
-from lamfs.keys import check_key, object_key_for, root_path, suffix_of
+from lamfs.keys import check_key, object_key_for, root_path, spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH, ArtifactRecord, Inode, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
@@ -423,8 +422,3 @@ class Namespace:
     def _refuse_reserved(self, parent: int, name: str) -> None:
         if parent == AUTO_INO or (parent == ROOT_INO and name == ".lamfs"):
             raise FsError(errno.EPERM)
-
-
-def spool_name(ino: int) -> str:
-    """A fresh name for a spool file of an inode."""
-    return f"{ino:x}-{secrets.token_hex(6)}"

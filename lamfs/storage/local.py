@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from lamfs import permissions
-from lamfs.copying import write_full
+from lamfs.copying import open_source, write_full
 from lamfs.errors import (
     LamfsError,
     ObjectChanged,
@@ -186,22 +186,17 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _source(self, path: str) -> Iterator[tuple[int, Entry]]:
-        """Descriptor and name of a file that is to be stored. A spool file is below the root: it is no link either."""
-        inside = path.startswith(f"{self.root}/{SPOOL_FOLDER}/")
-        with contextlib.ExitStack() as stack:
-            try:
-                if inside:
-                    entry = stack.enter_context(self._folder.entry(path[len(self.root) + 1 :]))
-                else:
-                    entry = Entry(None, path)
-                flags = READ | os.O_CLOEXEC | (os.O_NOFOLLOW if inside else 0)
-                source = os.open(entry.name, flags, dir_fd=entry.directory)
-            except OSError as error:
-                raise source_error(error, path) from error
-            stack.callback(os.close, source)
+        """Descriptor and name of a file that is to be stored."""
+        try:
+            source = open_source(path, READ)
+        except OSError as error:
+            raise source_error(error, path) from error
+        try:
             if not stat.S_ISREG(os.fstat(source).st_mode):
                 raise StorageError(f"'{path}', which was to be stored, is no regular file; store a regular file.")
-            yield source, entry
+            yield source, Entry(None, path)
+        finally:
+            os.close(source)
 
     def put_bytes(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from lamfs.errors import LamfsError
-from lamfs.hashing import hash_file
+from lamfs.errors import InvalidName, LamfsError, StorageError
+from lamfs.hashing import hash_fd
 from lamfs.model import ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Provenance, Registry
+from lamfs.spool import SpoolFolder
 from lamfs.transfer.client import Mover
 
 SMALL = 64 << 10
@@ -41,7 +41,7 @@ class Batches:
         self,
         registry: Registry,
         mover: Mover,
-        spool_dir: Path,
+        spool: SpoolFolder,
         origin: Provenance,
         *,
         busy: set[str],
@@ -49,7 +49,7 @@ class Batches:
     ) -> None:
         self._registry = registry
         self._mover = mover
-        self._spool = spool_dir
+        self._spool = spool
         self._origin = origin
         self._busy = busy
         self._durable = durable
@@ -103,15 +103,17 @@ class Batches:
         assert entry.ino is not None
         if "base" in entry.payload or not entry.payload.get("key_is_virtual", True):
             return None  # whether somebody else has put something at a real key, has to be asked of storage
-        path = f"{self._spool}/{entry.src}"
+        assert entry.src is not None
         try:
-            if os.stat(path).st_size > SMALL or registry.artifacts.by_ino(entry.ino) is not None:
-                return None
-            content = hash_file(path)
-        except (OSError, EOFError):
+            with self._spool.opened(entry.src, os.O_RDONLY) as fd:
+                size = os.fstat(fd).st_size
+                if size > SMALL or registry.artifacts.by_ino(entry.ino) is not None:
+                    return None
+                content = hash_fd(fd, size)
+        except (InvalidName, StorageError, OSError, EOFError):
             return None
         target = registry.commits.put_target(entry)
         if target in self._busy or entry.object_key not in (None, target):
             return None
         twins = registry.artifacts.same_content(content, 1)
-        return _Small(entry, path, content, target, twins[0].revision if twins else None)
+        return _Small(entry, self._spool.path(entry.src), content, target, twins[0].revision if twins else None)

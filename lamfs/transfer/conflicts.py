@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
-from lamfs.hashing import hash_file
+from lamfs.hashing import hash_fd
+from lamfs.keys import spool_name
 from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Conflict, Provenance, Registry
+from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.transfer.client import Mover
 from lamfs.transfer.process import path_of
@@ -27,12 +28,12 @@ class Conflicts:
     """Finds and settles conflicts of puts."""
 
     def __init__(
-        self, registry: Registry, store: ObjectStore, mover: Mover, spool_dir: Path, origin: Provenance
+        self, registry: Registry, store: ObjectStore, mover: Mover, spool: SpoolFolder, origin: Provenance
     ) -> None:
         self._registry = registry
         self._store = store
         self._mover = mover
-        self._spool = spool_dir
+        self._spool = spool
         self._origin = origin
 
     async def find(self, entry: JournalEntry, artifact: ArtifactRecord | None, target: str) -> ObjectStat | None:
@@ -62,10 +63,10 @@ class Conflicts:
         errors, OSError.
         """
         assert entry.ino is not None
-        content = await self._hash(found)
+        content = await self._hash(found, entry.ino)
         return self._registry.commits.conflict(entry.id, content, found.key, found.etag, self._origin)
 
-    async def _hash(self, found: ObjectStat) -> ContentHash:
+    async def _hash(self, found: ObjectStat, ino: int) -> ContentHash:
         local = self._store.open_local(found.key)
         if local is not None:
             content = await hash_opened(self._mover, local)
@@ -73,19 +74,20 @@ class Conflicts:
                 name = self._store.url(found.key)
                 raise ObjectChanged(f"The object {name} is being written by somebody else; it is tried again.")
             return content
-        path = self._spool / f"conflict-{entry_name(found)}"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        name = spool_name(ino)
+        path = self._spool.path(name)
+        fd = self._spool.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             os.ftruncate(fd, found.size)
             for offset in range(0, found.size, PIECE):
                 length = min(PIECE, found.size - offset)
                 await self._mover.fetch(
-                    found.key, etag=found.etag, offset=offset, length=length, path=str(path), digest=None
+                    found.key, etag=found.etag, offset=offset, length=length, path=path, digest=None
                 )
-            return await self._mover.hash(str(path)) if found.size else hash_file(path)
+            return await self._mover.hash(path) if found.size else hash_fd(fd, 0)
         finally:
             os.close(fd)
-            path.unlink(missing_ok=True)
+            self._spool.unlink(name)
 
 
 async def hash_opened(mover: Mover, fd: int) -> ContentHash:
@@ -94,8 +96,3 @@ async def hash_opened(mover: Mover, fd: int) -> ContentHash:
         return await mover.hash(path_of(fd))
     finally:
         os.close(fd)
-
-
-def entry_name(found: ObjectStat) -> str:
-    """A file name for an object's revision."""
-    return f"{found.etag}-{abs(hash(found.key))}"

@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 
 import trio
 
-from lamfs.errors import RegistryError
+from lamfs.errors import LamfsError, RegistryError
 from lamfs.registry import LOG_PAGES, Registry, fold_log, sync_log
 from lamfs.registry.db import Database
-from lamfs.storage.osfiles import fsync_folder
+from lamfs.spool import SpoolFolder
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -97,9 +96,9 @@ class Settling:
     """Makes ranges of overlays (registry/overlays.py) durable as soon as they were acknowledged: a machine that is shut
     down, or loses power a moment later, has them then. Loop only."""
 
-    def __init__(self, registry: Registry, spool_dir: Path) -> None:
+    def __init__(self, registry: Registry, spool: SpoolFolder) -> None:
         self._registry = registry
-        self._spool = spool_dir
+        self._spool = spool
         self._asked: set[str] = set()
         self._work = trio.Event()
         self._lock = trio.Lock()
@@ -124,26 +123,25 @@ class Settling:
                 try:
                     ranges = self._registry.overlays.ranges(src)
                     if ranges:
-                        await sync_file(str(self._spool / src), self._spool)
+                        await sync_file(self._spool, self._spool.open(src, os.O_RDONLY))
                         self._registry.overlays.synced(src, ranges)
                 except FileNotFoundError:
                     pass  # it was stored meanwhile
-                except (OSError, RegistryError) as error:
+                except (OSError, LamfsError) as error:
                     log.warning("what was written to the spool file %s may not survive a power cut: %s", src, error)
 
 
-async def sync_file(path: str, folder: Path) -> None:
-    """Return when a file, and its name in ``folder``, are durable. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+async def sync_file(spool: SpoolFolder, fd: int) -> None:
+    """Return when a spool file, and its name, are durable. Closes ``fd``, its descriptor. Raises OSError."""
 
     def work() -> None:
-        try:
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
-        fsync_folder(str(folder))
+        os.fdatasync(fd)
+        spool.sync()
 
-    await trio.to_thread.run_sync(work)
+    try:
+        await trio.to_thread.run_sync(work)
+    finally:
+        os.close(fd)
 
 
 async def beside(work: Callable[[], Awaitable[T]], other: Callable[[], Awaitable[None]]) -> T:

@@ -189,6 +189,7 @@ class Server:
             if not isinstance(error, (LamfsError, OSError, EOFError)):
                 log.exception("%s failed unexpectedly.", jobs.describe(message))
             reply["error"] = jobs.pack_error(known)
+            reply["error"]["message"] = copying.shown(str(known))
         del self._jobs[message["id"]]
         if job.moved:
             reply["progress"] = job.moved

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 from lamfs.errors import LamfsError, StorageUnavailable
 from lamfs.model import JournalEntry
 from lamfs.registry import Committed, Registry
+from lamfs.spool import SpoolFolder
 from lamfs.transfer.steps import Steps, Upload
 
 log = logging.getLogger("lamfs.uploader")
@@ -25,10 +25,10 @@ class Puts:
     row that comes later has a larger number, and its generations begin anew.)
     """
 
-    def __init__(self, registry: Registry, steps: Steps, spool_dir: Path) -> None:
+    def __init__(self, registry: Registry, steps: Steps, spool: SpoolFolder) -> None:
         self._registry = registry
         self._steps = steps
-        self._spool = spool_dir
+        self._spool = spool
         self.wanted: dict[int, int] = {}
         self.committed: dict[int, tuple[int, int]] = {}
         self.uploading: dict[int, str] = {}
@@ -63,7 +63,7 @@ class Puts:
             log.debug("stored inode %d, %d bytes, in %.3f s", entry.ino, upload.size, time.monotonic() - started)
         except LamfsError:
             if self._superseded(entry.src):
-                (self._spool / entry.src).unlink(missing_ok=True)
+                self._spool.unlink(entry.src)
             raise
         finally:
             self._leave(entry, current)
@@ -109,7 +109,7 @@ class Puts:
             if record is not None and "base" in entry.payload:
                 hooks.rebased(entry.ino, record.revision)
             if not consumed and self._superseded(entry.src):
-                (self._spool / entry.src).unlink(missing_ok=True)
+                self._spool.unlink(entry.src)
         self.stored_files += 1
         self.stored_bytes += upload.size
         return committed.current

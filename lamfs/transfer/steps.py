@@ -12,15 +12,16 @@ import os
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import trio
 
-from lamfs.errors import ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
-from lamfs.hashing import MD5_MAX, hash_file
+from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.hashing import MD5_MAX, hash_fd
+from lamfs.keys import check_spool_name
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
+from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, multipart, patches
@@ -92,22 +93,20 @@ class Steps:
     """Does one row of the journal at a time, any number of rows at once. Loop only."""
 
     def __init__(
-        self, registry: Registry, store: ObjectStore, mover: Mover, spool_dir: Path, origin: Provenance
+        self, registry: Registry, store: ObjectStore, mover: Mover, spool: SpoolFolder, origin: Provenance
     ) -> None:
         self._registry = registry
         self._store = store
         self._mover = mover
         self._multipart = Multipart(registry, mover)
-        self.streams = Streams(registry, self._multipart, spool_dir)
-        self._spool = spool_dir
+        self.streams = Streams(registry, self._multipart, spool)
+        self._spool = spool
         self._origin = origin
         self._busy_objects: set[str] = set()
         self._hashing: dict[int, trio.CancelScope] = {}
-        self._conflicts = Conflicts(registry, store, mover, spool_dir, origin)
+        self._conflicts = Conflicts(registry, store, mover, spool, origin)
         self.durable = LogSync(registry.db)
-        self.batches = Batches(
-            registry, mover, spool_dir, origin, busy=self._busy_objects, durable=lambda: self.durable()
-        )
+        self.batches = Batches(registry, mover, spool, origin, busy=self._busy_objects, durable=lambda: self.durable())
         self.hooks: FileHooks | None = None
 
     async def put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool]:
@@ -115,25 +114,25 @@ class Steps:
         assert self.hooks is not None
         assert entry.ino is not None
         assert entry.src is not None
-        registry, ino = self._registry, entry.ino
-        path = str(self._spool / entry.src)
-        if not os.path.exists(path):
+        registry, ino, src = self._registry, entry.ino, entry.src
+        if not self._spool.exists(entry.src):
             return await self._find_stored(entry), True
+        path = self._spool.path(entry.src)
         base = self._base(entry)
         if base is not None:
             present = registry.overlays.present(entry.src)
-            size = os.stat(path).st_size
+            size = self._spool.stat(entry.src).st_size
             upload.missing = missing_blocks(present, base.size, size)
             changed = upload.missing & registry.overlays.ranges(entry.src).keys()
             needed = patches.needed(size, upload.missing - changed, base.content)
             await self._fill(entry, upload, base, needed | changed)
         artifact = registry.artifacts.by_ino(ino)
-        upload.size = os.stat(path).st_size
+        upload.size = self._spool.stat(entry.src).st_size
         content: ContentHash | None = None
         if not self._is_hashed_as_sent(upload.size, base, artifact):
             with trio.CancelScope() as scope:
                 self._hashing[ino] = scope
-                content = await self._hash(path, base.content if base is not None else None, upload)
+                content = await self._hash(entry.src, base.content if base is not None else None, upload)
                 upload.size = content.size
             self._hashing.pop(ino, None)
             if scope.cancelled_caught:
@@ -159,7 +158,8 @@ class Steps:
             if replaces and self._store.kind != "local":  # which syncs them itself before it replaces the old ones
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
                 found = await beside(
-                    lambda: self._conflicts.find(entry, artifact, target), lambda: sync_file(path, self._spool)
+                    lambda: self._conflicts.find(entry, artifact, target),
+                    lambda: sync_file(self._spool, self._spool.open(src, os.O_RDONLY)),
                 )
             else:
                 found = await self._conflicts.find(entry, artifact, target)
@@ -218,8 +218,8 @@ class Steps:
         """Bytes of a put's spool file; more than any file has when it is not there: then it is no small one, and asks
         for a closer look."""
         try:
-            return os.stat(f"{self._spool}/{entry.src}").st_size
-        except OSError:
+            return self._spool.stat(check_spool_name(entry.src)).st_size
+        except (OSError, InvalidName, StorageError):
             return batches.SMALL + 1
 
     def abandon(self, ino: int) -> None:
@@ -258,15 +258,16 @@ class Steps:
             await self.hooks.fill(entry.ino, entry.src, newer, blocks)
         upload.missing -= blocks
 
-    async def _hash(self, path: str, base: ContentHash | None, upload: Upload) -> ContentHash:
+    async def _hash(self, src: str, base: ContentHash | None, upload: Upload) -> ContentHash:
         """Hash a spool file: a small one here, which takes less time than to ask the moving process.
 
         The hashes of blocks that are missing are those of ``base``, and so may LaminDB's be.
         """
-        size = os.stat(path).st_size
+        size, path = self._spool.stat(src).st_size, self._spool.path(src)
         if size <= batches.SMALL:
             try:
-                return hash_file(path)
+                with self._spool.opened(src, os.O_RDONLY) as fd:
+                    return hash_fd(fd, os.fstat(fd).st_size)
             except EOFError as error:
                 raise StorageError("The file became shorter while it was hashed; it is tried again.") from error
         bulk = size > multipart.MULTIPART_ABOVE

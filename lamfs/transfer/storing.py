@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+from lamfs import copying
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageUnavailable
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.transfer import jobs
@@ -44,7 +45,7 @@ class SmallFiles:
                     raise jobs.again(failed)
                 return jobs.pack_stat(self._put(store, path, key, twin))
             except (LamfsError, OSError, EOFError) as problem:
-                error = jobs.translate(problem, f"storing {path} as '{key}'")
+                error = jobs.translate(problem, copying.shown(f"storing {path} as '{key}'"))
                 if isinstance(error, StorageUnavailable):
                     failed = error
                 return jobs.pack_error(error)

@@ -9,13 +9,13 @@ crash they are compared with the file, and not sent again either.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import trio
 
 from lamfs.errors import LamfsError
 from lamfs.model import ContentHash, JournalEntry
 from lamfs.registry import Registry
+from lamfs.spool import SpoolFolder
 from lamfs.transfer import multipart
 from lamfs.transfer.multipart import Multipart, Part, part_size
 
@@ -90,10 +90,10 @@ class _Stream:
 class Streams:
     """Owns which files are being sent while they grow. Loop only."""
 
-    def __init__(self, registry: Registry, parts: Multipart, spool_dir: Path) -> None:
+    def __init__(self, registry: Registry, parts: Multipart, spool: SpoolFolder) -> None:
         self._registry = registry
         self._multipart = parts
-        self._spool = spool_dir
+        self._spool = spool
         self._streams: dict[int, _Stream] = {}
         self._putting: set[int] = set()
         self._limit = trio.CapacityLimiter(PARTS)
@@ -203,7 +203,7 @@ class Streams:
         return record is None
 
     async def _work(self, stream: _Stream, entry_id: int, target: str, upload_id: str) -> None:
-        path = str(self._spool / stream.src)
+        path = self._spool.path(stream.src)
         while not stream.over:
             part = stream.next_part()
             if part is None:

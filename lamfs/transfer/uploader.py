@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
 from lamfs.errors import LamfsError, StorageError, TransferDied
 from lamfs.model import JournalEntry, now_ns
 from lamfs.registry import Provenance, Registry
+from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.transfer import batches, multipart
 from lamfs.transfer.client import Mover
@@ -72,17 +72,16 @@ class Uploader:
         registry: Registry,
         store: ObjectStore,
         mover: Mover,
-        spool_dir: Path,
+        spool: SpoolFolder,
         origin: Provenance,
         *,
         workers: int = 8,
     ) -> None:
         self._registry = registry
-        self._spool = spool_dir
         self._store = store
-        self._steps = Steps(registry, store, mover, spool_dir, origin)
-        self.puts = Puts(registry, self._steps, spool_dir)
-        self.settling = Settling(registry, spool_dir)
+        self._steps = Steps(registry, store, mover, spool, origin)
+        self.puts = Puts(registry, self._steps, spool)
+        self.settling = Settling(registry, spool)
         self._wanted = self.puts.wanted
         self._limit = workers
         self._queue: deque[JournalEntry] = deque()

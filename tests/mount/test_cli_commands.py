@@ -300,6 +300,7 @@ def test_storage_that_is_away_keeps_the_mount_unless_forced(s3_mount: MountedIns
         left = status(s3_mount)["instances"][0]
         assert left["owed"] == {"put": 1}
         assert left["busy"] == [s3_mount.pid]
+        os.kill(s3_mount.pid, signal.SIGSTOP)  # it would log that its moving process has ended before it
         for pid in (*children(s3_mount.pid), s3_mount.pid):
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_alive(s3_mount.pid), "the daemon is dead")

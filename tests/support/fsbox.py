@@ -38,6 +38,7 @@ from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, Revision, now_ns
 from lamfs.registry import Provenance, Registry, process_id
+from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
 from lamfs.transfer.uploader import Uploader
@@ -368,7 +369,8 @@ class Box:
         base.mkdir(parents=True, exist_ok=True)
         root = base / "store"
         self.store: Any = MemoryStore() if kind == "s3" else LocalStore(StorageConfig(str(root)))
-        self.spool = base / "spool" if kind == "s3" else root / ".lamindb" / "_spool" / "x"
+        self.spool_place = (base, ("spool",)) if kind == "s3" else (root, (".lamindb", "_spool", "x"))
+        self.spool = self.spool_place[0].joinpath(*self.spool_place[1])
         self.spool.mkdir(parents=True)
         self.cache_dir = base / "cache"
         self.steps: list[str] = []
@@ -428,11 +430,13 @@ class Box:
         registry = self._registry()
         index = CacheIndex(self.cache_dir)
         mover: Any = DirectMover(self)
-        settings = SimpleNamespace(spool_dir=self.spool, mounts_dir=self.base / "mounts")
+        settings = SimpleNamespace(mounts_dir=self.base / "mounts")
+        spool = SpoolFolder.make(*self.spool_place)
         fs: FileSystem | None = None
         try:
-            take_over(SimpleNamespace(registry=registry, store=self.store, settings=settings))  # type: ignore[arg-type]
-            uploader = Uploader(registry, self.store, mover, self.spool, Provenance())
+            instance: Any = SimpleNamespace(registry=registry, store=self.store, settings=settings)
+            take_over(instance, spool)
+            uploader = Uploader(registry, self.store, mover, spool, Provenance())
             cache = BlockCache(
                 self.store,
                 mover,
@@ -442,7 +446,7 @@ class Box:
                 prefetch_blocks=0,
                 leaves=registry.artifacts.leaves,
             )
-            fs = FileSystem(Context(registry, self.store, cache, mover, uploader, self.spool, self.policy))
+            fs = FileSystem(Context(registry, self.store, cache, mover, uploader, spool, self.policy))
             async with trio.open_nursery() as nursery:
                 await nursery.start(cache.run)
                 nursery.start_soon(uploader.run)
@@ -454,6 +458,7 @@ class Box:
                     state.drop_spool()
             index.close()
             registry.close()
+            spool.close()
 
     def run(self, scenario: Callable[[User], Awaitable[None]], user: User, *, crash_at: int = 0) -> bool:
         """Do a scenario; whether it was crashed at the given step (0: never)."""

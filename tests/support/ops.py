@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lamfs.errors import StorageUnavailable
+from lamfs.ops.instance import Instance
+from lamfs.spool import SpoolFolder
 from lamfs.storage import ObjectStore
 
 
@@ -27,6 +29,19 @@ def machine(folder: Path) -> Iterator[None]:
                 del os.environ[f"LAMFS_{name}_DIR"]
             else:
                 os.environ[f"LAMFS_{name}_DIR"] = value
+
+
+def make_spool(instance: Instance) -> SpoolFolder:
+    """The spool of an instance, made as a mount does; open until the instance's process ends, or it is closed."""
+    return SpoolFolder.make(*instance.settings.spool_place)
+
+
+def write_spool(instance: Instance, name: str, text: str) -> Path:
+    """Put a file into the spool of an instance; its path."""
+    with make_spool(instance) as spool:
+        path = Path(spool.shown(name))
+    path.write_text(text)
+    return path
 
 
 class BadStore:

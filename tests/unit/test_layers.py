@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "lamfs"
-MAX_LINES = 450
 
 PURE = {"model", "errors", "keys", "hashing", "jsontext", "permissions", "printable", "scratch", "config"}
 LEAVES = {"beneath", "copying", "pool"}
@@ -142,9 +141,6 @@ def problems(root: Path) -> list[str]:
     found = []
     for file in sorted(root.rglob("*.py")):
         part = part_of(root, file)
-        lines = len(file.read_text().splitlines())
-        if lines > MAX_LINES:
-            found.append(f"{file.relative_to(root.parent)} has {lines} lines; split it, {MAX_LINES} is the limit")
         if part not in MAY_IMPORT:
             found.append(f"{file.relative_to(root.parent)} has no layer; give '{part}' a place in MAY_IMPORT")
             continue
@@ -216,7 +212,6 @@ BAD = [
     ("api/artifact.py", "import pandas as pd", "as it loads"),
     ("api/artifact.py", "class A:\n    import pyarrow.parquet", "as it loads"),
     ("helpers.py", "", "has no layer"),
-    ("fs/long.py", "x = 1\n" * 451, "451 lines"),
 ]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
+from lamfs.copying import open_source
 from lamfs.errors import ObjectMissing, StorageError, StorageMissing, UploadGone
 from lamfs.storage.base import PartStat, Progress
 from lamfs.storage.osfiles import source_error
@@ -52,7 +53,7 @@ class Multipart:
     ) -> str:
         """Send a part, trying again."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_source(path)
         except OSError as error:
             raise source_error(error, path) from error
         try:

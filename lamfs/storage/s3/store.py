@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
+from lamfs.copying import open_source
 from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
 from lamfs.storage.base import Capabilities, ObjectStat, PartStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.osfiles import source_error, write_fetched
@@ -159,7 +160,7 @@ class S3Store:
         what = f"store {self.url(key)}"
         full_key = self._key(key)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_source(path)
         except OSError as error:
             raise source_error(error, path) from error
         try:

@@ -24,6 +24,8 @@ EXPECT_ABOVE = 1 << 20
 EXPECT_SECONDS = 1.0
 """... or has said nothing for so long. Not over TLS, where nobody can look at an answer without taking it."""
 _INTERIM_BYTES = 4096
+MAX_INTERIM = 100
+"""Replies before the reply, and lines behind the last chunk: the library reads any number of them."""
 _STATUS = re.compile(r"HTTP/1\.1 ([2-5]\d\d)(?: [^\r\n]*)?")
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
@@ -119,8 +121,23 @@ class _Response(HTTPResponse):
     """The library's, which takes most of a small request's time to read a head. A simple one is read here instead."""
 
     _method: str
+    _interim = 0
     simple: dict[str, str] | None = None
     """The headers, with lower-case names, of a reply that is of HTTP/1.1, names each once, and says how long it is."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """Of one reply; the library asks again after each that only says to go on."""
+        self._interim += 1
+        if self._interim > MAX_INTERIM:
+            raise HTTPException("an answer that never begins")
+        found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+        return found
+
+    def _read_and_discard_trailer(self) -> None:
+        for _ in range(MAX_INTERIM):
+            if self.fp.readline(_INTERIM_BYTES) in (b"\r\n", b"\n", b""):
+                return
+        raise HTTPException("an answer that never ends")
 
     def begin(self) -> None:
         head, end, _ = self.fp.peek().partition(b"\r\n\r\n")

@@ -167,3 +167,11 @@ def link_marks() -> int:
     """Whole blocks that the index knows of."""
     with Instance.open() as instance:
         return instance.cache_index.total_bytes() // BLOCK_SIZE
+
+
+def test_a_path_is_printed_as_it_is_for_programs(tmp_path: Path) -> None:
+    """A key may hold anything but NUL; what reads the path opens the file by it."""
+    key = "a\x1b[31m b\tc\\d.txt"
+    quick("init", "--storage", str(tmp_path / "store"))
+    save(tmp_path, {key: b"text"})
+    assert Path(quick("cache", key).removesuffix("\n")).read_text() == "text"

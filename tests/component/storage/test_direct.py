@@ -18,6 +18,7 @@ import pytest
 
 from lamfs.errors import InvalidArgument, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.storage import ObjectStore, StorageConfig
+from lamfs.storage.base import PartStat, in_parts
 from lamfs.storage.s3 import client
 from tests.component.storage.test_wire import Script
 from tests.support.proxy import FaultProxy
@@ -54,6 +55,20 @@ def test_hot_calls_go_past_botocore(store: ObjectStore, proxy: FaultProxy, tmp_p
     store.delete(["k"])
     assert ways(proxy) == [("PUT", True), ("HEAD", True), ("GET", True), ("DELETE", True)]
     assert not store._connection._clients  # type: ignore[attr-defined]  # nor was a client of botocore made
+
+
+def test_unfinished_uploads_are_listed_past_botocore(store: ObjectStore, proxy: FaultProxy, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(bytes(6 << 20))
+    parts = in_parts(store)
+    assert parts is not None
+    ident = parts.begin_upload("a key & more")
+    etag = parts.send_part("a key & more", ident, 1, str(path), 0, 6 << 20)
+    assert parts.list_parts("a key & more", ident) == [PartStat(1, 6 << 20, etag.strip('"'))]
+    assert [(found.key, found.id) for found in store.uploads()] == [("a key & more", ident)]
+    assert list(parts.uploads_of("a key & more")) == [ident]
+    parts.abort_upload("a key & more", ident)
+    assert all(past for _, past in ways(proxy))
 
 
 def test_botocore_says_where_the_bucket_is(proxy: FaultProxy, seaweed_config: StorageConfig, opened: Opener) -> None:

@@ -88,6 +88,16 @@ def test_a_connection_is_used_again() -> None:
         assert script.heads[0] == "GET /k HTTP/1.1\r\nhost: h\r\n"
 
 
+def test_what_comes_before_and_behind_a_reply_ends() -> None:
+    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n"
+    go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+    with wired([b"read", 3 * go_on + OK, b"read", chunks + 3 * b"t: x\r\n" + b"\r\n", b"read", OK]) as (line, _):
+        assert [fetch(line), fetch(line), fetch(line)] == 3 * [(200, b"ok")]
+    for said in (1000 * go_on, chunks + 1000 * b"t: x\r\n"):
+        with wired([b"read", said]) as (line, _), pytest.raises(NoAnswer):
+            fetch(line)
+
+
 def test_a_reply_to_head_has_no_body() -> None:
     with wired([b"read", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"read", OK]) as (line, _):
         assert fetch(line, "HEAD") == (200, b"")

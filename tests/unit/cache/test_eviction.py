@@ -330,7 +330,7 @@ async def test_a_spool_file_that_another_mount_has_open_gets_no_holes(rig: Rig, 
     path = tmp_path / "spool"
     path.write_bytes(BIG[:BLOCK_SIZE])
     os.truncate(path, len(BIG))
-    theirs = Spool(str(path), path.name)
+    theirs = Spool(os.open(path, os.O_RDWR), path.name)
     async with rig.mount() as cache:
         with open(path, "r+b") as stream:
             assert cache.adopt(stream.fileno(), str(path), revision, range(1, revision.block_count()))

@@ -102,3 +102,27 @@ def test_scratch_is_kept_by_its_thread_and_goes_with_it() -> None:
     copying.drop_scratch()
     copying.drop_scratch()
     assert open_fds() == before
+
+
+def test_a_link_is_not_opened_but_an_open_file_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("bytes")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_CREAT):
+        with pytest.raises(OSError, match="link") as caught, copying.opened(str(tmp_path / "link"), flags):
+            pass
+        assert caught.value.errno == errno.ELOOP
+    with copying.opened(str(tmp_path / "file"), os.O_RDONLY) as fd:
+        for owner in ("self", os.getpid()):
+            with copying.opened(f"/proc/{owner}/fd/{fd}", os.O_RDONLY) as again:
+                assert os.read(again, 9) == b"bytes"
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with copying.opened(f"/proc/{os.getpid()}/fd/{folder}/file", os.O_RDONLY) as fd:
+            assert os.read(fd, 9) == b"bytes"
+        with pytest.raises(OSError, match="link"):
+            copying.opened(f"/proc/{os.getpid()}/fd/{folder}/link", os.O_RDONLY).__enter__()
+        text = f"hashing /proc/{os.getpid()}/fd/{folder}/file"
+        assert copying.shown(text) == f"hashing {tmp_path}/file"
+    finally:
+        os.close(folder)
+    assert copying.shown("storing /proc/1/fd/x and /proc/0/fd/7/a") == "storing /proc/1/fd/x and /proc/0/fd/7/a"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -539,3 +540,31 @@ def test_a_changed_file_is_stored_by_itself_at_once(make_box: MakeBox) -> None:
         await user.close(handle)
 
     run(box, scenario)
+
+
+def test_a_file_that_only_another_machine_has(box: Box) -> None:
+    """It was not stored when the registry was taken over: it is not empty, and can be replaced and removed."""
+
+    async def scenario(user: User) -> None:
+        fs = user.fs
+        registry = fs.context.registry
+        for name in ("a", "b"):
+            inode = registry.names.create(ROOT_INO, name, stat.S_IFREG | 0o644, 0, 0)
+            registry.tree.update(inode.ino, size=100)
+        found = fs.lookup(ROOT_INO, b"a")
+        assert found is not None
+        assert found[1].size == 100
+        for flags in (os.O_RDONLY, os.O_RDWR):
+            with pytest.raises(LamfsError, match="the machine that wrote it has it") as caught:
+                await fs.open(found[0], flags)
+            assert caught.value.errno == errno.EIO
+        handle = await fs.open(found[0], os.O_RDWR | os.O_TRUNC)
+        await fs.files.write(handle, 0, b"new")
+        await fs.flush(handle)
+        fs.release(handle)
+        await fs.sync_all()
+        assert await user.read("a") == b"new"
+        fs.names.unlink(ROOT_INO, b"b")
+        assert fs.lookup(ROOT_INO, b"b") is None
+
+    assert not box.run(scenario, User())

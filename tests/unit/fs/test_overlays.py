@@ -111,7 +111,7 @@ async def stored_while_it_is_copied(user: User) -> None:
     await user.close(opened)
     mover.clone = clone  # type: ignore[method-assign]
     await user.sync()
-    assert os.listdir(user.fs.context.spool_dir) == []
+    assert user.fs.context.spool.names() == []
 
 
 async def cut_and_grow(user: User) -> None:
@@ -376,7 +376,7 @@ def test_finished_without_a_mount(make_box: MakeBox, stored: bool) -> None:
     box, user = make_box("s3"), User()
     box.run(change_and_die, user)
     registry = Registry(box.base / "registry.lndb")
-    settings = SimpleNamespace(spool_dir=box.spool, mounts_dir=box.base / "mounts")
+    settings = SimpleNamespace(spool_place=box.spool_place, mounts_dir=box.base / "mounts")
     instance = SimpleNamespace(registry=registry, store=box.store, settings=settings, user=lambda: None)
     assert recover.finish_puts(instance, strict=True) == 1  # type: ignore[arg-type]
     recover.run_owed(instance, strict=True)  # type: ignore[arg-type]

@@ -321,7 +321,8 @@ def test_an_append_that_was_not_noted_as_durable(
         await append(user, b"patched", len(LARGE) + len(before) + apart)
         await append(user, b"patched", 100)
         entry = user.fs.context.registry.journal.entries()[0]
-        await sync_file(str(user.fs.context.spool_dir / str(entry.src)), user.fs.context.spool_dir)
+        spool = user.fs.context.spool
+        await sync_file(spool, spool.open(str(entry.src), os.O_RDONLY))
         await uploader.durable()
         raise Crash("the power goes")
 

@@ -10,7 +10,6 @@ import trio
 
 from lamfs.errors import FsError, StorageUnavailable
 from lamfs.fs import room
-from lamfs.fs.room import spool_bytes
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -43,7 +42,7 @@ def test_writers_wait_for_the_uploader_at_the_limit(make_box: MakeBox) -> None:
             with trio.fail_after(5):
                 while not waiting.waiting:
                     await trio.sleep(0.01)
-            peak = spool_bytes(box.spool)
+            peak = user.fs.context.spool.allocated()
             user.mover.failing = lambda op, key: None
         await user.sync()
         await user.compare()

@@ -98,8 +98,8 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Mon
 def test_places_of_an_instance(tmp_path: Path) -> None:
     local = InstanceSettings("a/b", StorageConfig("/store"))
     remote = InstanceSettings("a/b", StorageConfig("s3://bucket/p"))
-    assert local.spool_dir == Path(f"/store/.lamindb/_spool/{local.id.hex}")
-    assert remote.spool_dir == remote.directory / "spool"
+    assert local.spool_place == ("/store", (".lamindb", "_spool", local.id.hex))
+    assert remote.spool_place == (str(remote.directory), ("spool",))
     assert remote.registry_path == config.data_dir() / remote.id.hex / "registry.lndb"
     assert remote.snapshot_key == f"{remote.id.hex}.lndb"
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from lamfs.errors import LamfsError, StorageUnavailable
+from lamfs.keys import spool_name
 from lamfs.ops import artifacts, fsck, mounts, recover, setup
 from lamfs.ops.instance import Instance
-from lamfs.registry import process_id, spool_name
+from lamfs.registry import process_id
 from lamfs.registry.commits import Commits
 from lamfs.storage.local import LocalStore
-from tests.support.ops import BadStore
+from tests.support.ops import BadStore, make_spool, write_spool
 
 SLUG = "tester/store"
 
@@ -273,9 +274,9 @@ def dead_mount_writes(key: str, text: str, *, ready: bool, spool: bool = True) -
             else:
                 src = spool_name(inode.ino)
                 registry.journal.begin_put(inode.ino, src)
-            opened.settings.spool_dir.mkdir(parents=True, exist_ok=True)
+            make_spool(opened)
             if spool:
-                (opened.settings.spool_dir / src).write_text(text)
+                write_spool(opened, src, text)
             if ready:
                 registry.journal.ready_put(inode.ino)
             os._exit(9)
@@ -291,7 +292,7 @@ def test_puts_of_a_dead_mount_are_finished(root: Path, ready: bool) -> None:
         record = artifacts.find(opened, "d/a.txt")  # the put is finished for it
         assert read(opened, record.uid) == "from the mount"
         nothing_owed(opened)
-        assert recover.spool_files(opened) == []
+        assert make_spool(opened).names() == []
     dead_mount_writes("d/a.txt", "second revision", ready=ready)
     with Instance.open(SLUG) as opened:
         assert read(opened, record.uid) == "second revision"
@@ -334,8 +335,7 @@ def test_cache_asks_a_live_mount(instance: Instance, tmp_path: Path, monkeypatch
     src = spool_name(record.ino)
     instance.registry.journal.begin_put(record.ino, src)
     instance.registry.journal.ready_put(record.ino)
-    instance.settings.spool_dir.mkdir(parents=True)
-    (instance.settings.spool_dir / src).write_text("new")
+    write_spool(instance, src, "new")
     owner = process_id()
     assert owner is not None
     live = mounts.MountRecord(os.getpid(), owner, "/nowhere", SLUG, "/nowhere.sock", 0)
@@ -347,7 +347,7 @@ def test_cache_asks_a_live_mount(instance: Instance, tmp_path: Path, monkeypatch
         if command["cmd"] == "sync":
             entry = instance.registry.journal.put_of(record.ino or 0)
             assert entry is not None
-            recover.finish_put(instance, entry)
+            recover.finish_put(instance, make_spool(instance), entry)
         return {"ok": True}
 
     monkeypatch.setattr(mounts, "request", request)

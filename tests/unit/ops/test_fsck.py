@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from lamfs import config
+from lamfs.keys import spool_name
 from lamfs.model import ArtifactRecord
 from lamfs.ops import artifacts, damage, fsck, scrub, setup
 from lamfs.ops.instance import Instance
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
 from lamfs.storage.root import check_object_key
+from tests.support.ops import write_spool
 
 
 @pytest.fixture
@@ -65,8 +67,7 @@ def stray_object(instance: Instance, record: ArtifactRecord) -> None:
 
 
 def stray_spool(instance: Instance, record: ArtifactRecord) -> None:
-    instance.settings.spool_dir.mkdir(parents=True)
-    (instance.settings.spool_dir / "12-abc").write_text("left")
+    write_spool(instance, spool_name(0x12), "left")
 
 
 UNREPAIRED = {

@@ -14,9 +14,12 @@ from lamfs.keys import (
     FORMAT_SUFFIXES,
     check_key,
     check_name,
+    check_spool_name,
+    is_spool_name,
     key_with_suffix,
     object_key_for,
     root_path,
+    spool_name,
     suffix_of,
 )
 
@@ -319,3 +322,23 @@ def test_a_key_is_split_into_parent_and_name(key: str) -> None:
 @pytest.mark.parametrize(("key", "pair"), [("a", ("", "a")), ("a/b", ("a", "b")), ("a/b/c.csv", ("a/b", "c.csv"))])
 def test_root_path(key: str, pair: tuple[str, str]) -> None:
     assert root_path(key) == pair
+
+
+@pytest.mark.parametrize("ino", [1, 0xABC, (1 << 63) - 1])
+def test_a_spool_name_is_one(ino: int) -> None:
+    name = spool_name(ino)
+    assert name.startswith(f"{ino:x}-")
+    assert name != spool_name(ino)
+    assert is_spool_name(name)
+    assert check_spool_name(name) == name
+
+
+@given(st.one_of(st.text(), st.from_regex(r"[0-9a-f]{0,17}-[0-9a-f]{11,13}\n?"), st.none(), st.integers()))
+def test_any_other_value_is_not_one(value: object) -> None:
+    sound = isinstance(value, str) and len(value.encode("utf-8", "surrogatepass")) == len(value)
+    stem, _, tail = str(value).partition("-")
+    sound = sound and 1 <= len(stem) <= 16 and len(tail) == 12 and not set(stem + tail) - set("0123456789abcdef")
+    assert is_spool_name(value) == sound
+    if not sound:
+        with pytest.raises(InvalidName, match="is not the name of a spool file"):
+            check_spool_name(value)

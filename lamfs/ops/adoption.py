@@ -1,0 +1,120 @@
+"""Taking over what processes that are gone had still to store, and giving up what cannot be stored. Synchronous.
+
+Any thread; one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import stat
+from collections.abc import Iterable
+
+from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
+from lamfs.keys import check_spool_name
+from lamfs.model import ArtifactRecord, Inode, JournalEntry
+from lamfs.ops import drafts, overlays
+from lamfs.registry import Provenance, Registry, of_another_boot
+from lamfs.spool import SpoolFolder
+from lamfs.storage.base import ObjectStore
+
+log = logging.getLogger("lamfs.recover")
+
+
+def adopt_puts(
+    registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: Iterable[str] = ("put",)
+) -> list[JournalEntry]:
+    """Take over the journal rows of processes that are gone. Returns them as they were, but for puts given up.
+
+    Those are of files that the disk has lost: the machine went down (power cut), and less of the spool file is left
+    than was acknowledged. An artifact has its stored content again then; what was never stored keeps what is left.
+    And those that name no spool file, or something that is none: no lamfs has written to that.
+    """
+    with registry.db.transaction():
+        return [
+            entry
+            for entry in registry.journal.adopt(ops)
+            if not (_is_foreign(registry, spool, entry) or _is_lost(registry, store, spool, entry))
+        ]
+
+
+def _is_foreign(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> bool:
+    """Give a put up that cannot be lamfs's own, by what it names."""
+    if entry.op != "put":
+        return False
+    if entry.ino is None:
+        log.error("A row of the journal owes what was written to no file, and is struck off.")
+        registry.journal.done(entry.id)
+        return True
+    try:
+        spool.exists(check_spool_name(entry.src))
+    except (InvalidName, StorageError) as error:
+        name = registry.tree.path(entry.ino) or entry.uid
+        log.error("What the journal owes of '%s' is struck off: %s", name, error)
+        inode = registry.tree.get(entry.ino)
+        if inode is None or not stat.S_ISREG(inode.mode):
+            registry.journal.done(entry.id)
+        else:
+            _give_up(registry, entry, inode, registry.artifacts.by_ino(inode.ino))
+        return True
+    except OSError as error:
+        log.error("The spool file %s cannot be looked at: %s.", entry.src, error)
+    return False
+
+
+def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: JournalEntry) -> bool:
+    inode = None if entry.op != "put" or entry.ino is None else registry.tree.get(entry.ino)
+    if inode is None or entry.src is None or not of_another_boot(entry.owner):
+        return False
+    overlays.keep_durable(registry, entry, inode, spool)
+    left = spool.stat(entry.src).st_size if spool.exists(entry.src) else None
+    if left is None and entry.state == "scratch":
+        return False  # perhaps on another machine, and of no use here
+    artifact = registry.artifacts.by_ino(inode.ino)
+    if (left or 0) >= inode.size and (left is not None or artifact is None):
+        return False
+    if left is None and drafts.may_be_stored(store, entry.object_key):
+        return False
+    name = registry.tree.path(inode.ino) or entry.uid
+    if artifact is None and left:
+        log.error(
+            "Of '%s' %d of %d bytes are left: the machine went down before they were stored.", name, left, inode.size
+        )
+        return False
+    if artifact is not None and artifact.revision.object_key == entry.object_key:
+        artifact = _as_in_storage(registry, store, entry, artifact)
+    if artifact is None:
+        log.error("'%s' is gone: the machine went down before it was stored.", name)
+    else:
+        log.error("'%s' is as it was stored last: the machine went down before later bytes were stored.", name)
+    _give_up(registry, entry, inode, artifact)
+    spool.unlink(entry.src)
+    return True
+
+
+def _give_up(registry: Registry, entry: JournalEntry, inode: Inode, artifact: ArtifactRecord | None) -> None:
+    """Strike a put off: the file is as it was stored last, and goes when it never was."""
+    registry.journal.done(entry.id)
+    if entry.object_key is not None and registry.artifacts.with_object(entry.object_key) is None:
+        registry.journal.add_delete(entry.object_key)
+    if artifact is None:
+        for parent, entry_name in registry.tree.names(inode.ino):
+            registry.names.unlink(parent, entry_name)
+    else:
+        registry.tree.update(inode.ino, size=artifact.size, blocks=None)
+        registry.tree.bump_revision(inode.ino)
+        registry.changes.content(inode.ino)
+
+
+def _as_in_storage(
+    registry: Registry, store: ObjectStore, entry: JournalEntry, artifact: ArtifactRecord
+) -> ArtifactRecord | None:
+    """The artifact of a put whose spool file is lost. An earlier close may have reached its object, and the power was
+    cut before the registry said so: then that is its content."""
+    assert entry.ino is not None
+    key = artifact.revision.object_key
+    with contextlib.suppress(ObjectMissing, NotFound):
+        if store.head(key).etag != artifact.revision.etag:
+            content, etag = drafts.hash_object(store, key)
+            registry.commits.put(entry.ino, entry.gen, content, key, etag, Provenance(), row=entry.id)
+    return registry.artifacts.by_ino(entry.ino)
