@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,10 +140,11 @@ def go_through(place: Place, *, taken: bool | None) -> None:
     assert taken in (None, connected), f"connected: {connected}\n{machine.logs()}"
     if connected:
         lamfs("ls", "-l")
+        uids = re.findall(r'"uid": "(\w{20})"', machine.lamfs("ls", "--json", allow=place.allow).output.decode())
         if lamfs("mount", str(machine.mountpoint)) == 0:
             kept = look_around(machine)
             lamfs("umount", str(machine.mountpoint))
-        for words in (["cache", "**"], ["fsck"], ["fsck", "--repair"], ["close"]):
+        for words in (["cache", "--paths", "**"], ["cache", *uids[:60]], ["fsck"], ["fsck", "--repair"], ["close"]):
             lamfs(*words)
     else:
         assert lamfs("ls") != 0

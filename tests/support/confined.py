@@ -16,6 +16,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -174,12 +175,14 @@ class Machine:
 
     # -- commands -----------------------------------------------------------------------------------------------
 
-    def lamfs(self, *words: str, allow: Iterable[Path] = (), watched: bool = True) -> Ended:
-        """Run ``lamfs``, in the home. Fails when it takes longer than SECONDS."""
-        return self.run([sys.executable, "-m", "lamfs", *words], allow=allow, watched=watched)
+    def lamfs(self, *words: str, allow: Iterable[Path] = (), seconds: float = SECONDS) -> Ended:
+        """Run ``lamfs``, in the home, and watch it. Fails when it takes longer than ``seconds``."""
+        return self.run([sys.executable, "-m", "lamfs", *words], allow=allow, watched=True, limit=seconds)
 
-    def run(self, words: list[str], *, allow: Iterable[Path] = (), watched: bool = False) -> Ended:
-        """Run a program, in the home."""
+    def run(
+        self, words: list[str], *, allow: Iterable[Path] = (), watched: bool = False, limit: float = SECONDS
+    ) -> Ended:
+        """Run a program, in the home. Fails when it takes longer than ``limit`` seconds."""
         command = words
         if watched:
             trace = self.base / f"trace-{len(self._traces)}"
@@ -194,7 +197,7 @@ class Machine:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=problems, cwd=self.home, env=self.env
             )
-            code, mib = self._ended(process, begin + SECONDS)
+            code, mib = self._ended(process, words, limit)
             seconds = time.monotonic() - begin
             output.seek(0)
             problems.seek(0)
@@ -203,7 +206,9 @@ class Machine:
         self.peak = max(self.peak, mib)
         return done
 
-    def _ended(self, process: subprocess.Popen[bytes], deadline: float) -> tuple[int, float]:
+    def _ended(self, process: subprocess.Popen[bytes], words: list[str], limit: float) -> tuple[int, float]:
+        """Exit code, and most memory in MiB."""
+        deadline = time.monotonic() + limit
         delay = 0.005
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -211,13 +216,10 @@ class Machine:
                 process.returncode = os.waitstatus_to_exitcode(status)
                 return process.returncode, usage.ru_maxrss / 1024
             if time.monotonic() > deadline:
-                with contextlib.suppress(OSError):
-                    stack = Path(f"/proc/{process.pid}/wchan").read_text()
-                    print(f"stuck in {stack}", file=sys.stderr)
                 process.kill()
                 watchdog.clean_up(str(self.data_dir), str(self.mountpoint))
                 process.wait()
-                raise AssertionError(f"{process.args} did not end within {SECONDS} s")
+                raise AssertionError(f"{' '.join(words)} did not end within {limit} s\n{self.logs()[-3000:]}")
             time.sleep(delay)
             delay = min(delay * 1.5, 0.05)
 
@@ -228,6 +230,13 @@ class Machine:
                 for line in Path(f"/proc/{pid}/status").read_text().splitlines():
                     if line.startswith("VmHWM:"):
                         self.peak = max(self.peak, int(line.split()[1]) / 1024)
+
+    def end_daemons(self) -> None:
+        """End what goes on in the background, and not the strace that watches it."""
+        for pid in watchdog.processes_of(str(self.data_dir)):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text() != "strace\n":
+                    os.kill(pid, signal.SIGKILL)
 
     # -- what was reached ---------------------------------------------------------------------------------------
 
@@ -310,7 +319,8 @@ def touches(trace: Path, cwd: str) -> Iterator[tuple[str, str, str]]:
     """What was reached: call (``read`` for a file that was opened to be read), path, line. Calls that failed are left
     out. A path that is not absolute is taken to be below every directory that any process worked in."""
     directories = {cwd}
-    for line in _whole_lines(trace):
+    opened_by: dict[tuple[str | None, str], str] = {}
+    for pid, line in _whole_lines(trace):
         parsed = _CALL.fullmatch(line)
         if parsed is None:
             continue
@@ -324,7 +334,10 @@ def touches(trace: Path, cwd: str) -> Iterator[tuple[str, str, str]]:
         elif name in ("open", "openat", "openat2", "creat"):
             writes = name == "creat" or _WRITES.search(" ".join(arguments[1:]))
             assert opened is not None, line
-            yield name if writes else "read", _unescaped(opened), line
+            path = _unescaped(opened)
+            if "O_DIRECTORY" in text or "O_PATH" in text:
+                opened_by[pid, result] = opened_by[None, result] = path
+            yield name if writes else "read", path, line
         elif name == "bind":
             found = re.search(r'sun_path="((?:[^"\\]|\\.)*)"', text)
             if found is not None:
@@ -338,15 +351,26 @@ def touches(trace: Path, cwd: str) -> Iterator[tuple[str, str, str]]:
                 if arguments[number] == "NULL":  # utimensat of a descriptor
                     yield name, _of_fd(arguments[folder or 0]), line
                     continue
-                path = _string(arguments[number])
+                path = _through_proc(_string(arguments[number]), opened_by)
                 known = directories if folder is None else {_of_fd(arguments[folder])}
                 for whole in _absolute(path, known):
                     # Of a file that is still there, where the folder really is.
                     yield name, os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole)), line
 
 
-def _whole_lines(trace: Path) -> Iterator[str]:
-    """Calls, those put together that others interrupted."""
+def _through_proc(path: str, opened_by: dict[tuple[str | None, str], str]) -> str:
+    """A path that begins at a directory which a process has open, from where that is."""
+    matched = re.fullmatch(r"/proc/(\d+)/fd/(\d+)/(.*)", path, re.DOTALL)
+    if matched is None:
+        return path
+    pid, fd, rest = matched.groups()
+    # A process may have it from its parent, under the same number.
+    folder = opened_by.get((pid, fd)) or opened_by.get((None, fd))
+    return path if folder is None else f"{folder}/{rest}"
+
+
+def _whole_lines(trace: Path) -> Iterator[tuple[str, str]]:
+    """Process and call; calls that others interrupted are put together."""
     begun: dict[str, str] = {}
     for raw in trace.read_text(errors="surrogateescape").split("\n"):
         matched = _LINE.fullmatch(raw)
@@ -357,7 +381,7 @@ def _whole_lines(trace: Path) -> Iterator[str]:
             begun[pid] = line.removesuffix("<unfinished ...>").rstrip()
             continue
         resumed = re.match(r"<\.\.\. \w+ resumed>", line)
-        yield begun.pop(pid) + line[resumed.end() :] if resumed and pid in begun else line
+        yield pid, begun.pop(pid) + line[resumed.end() :] if resumed and pid in begun else line
 
 
 def _split(text: str) -> list[str]:

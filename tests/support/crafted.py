@@ -101,6 +101,7 @@ def loosened(path: Path, *, stale: bool = False) -> Iterator[sqlite3.Connection]
             key = f", PRIMARY KEY({', '.join(keys)})) WITHOUT ROWID" if without else ")"
             conn.execute("UPDATE sqlite_master SET sql=? WHERE name=?", (f"CREATE TABLE {name}({names}{key}", name))
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.text_factory = lambda raw: raw.decode("utf-8", "replace")
         conn.execute("BEGIN")
         yield conn
         conn.execute("COMMIT")
