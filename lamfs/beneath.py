@@ -2,8 +2,8 @@
 
 A folder that others have filled (a shared disk, an unpacked archive) may hold links to anywhere. The folder itself is
 the user's choice, and links on the way to it are followed. Plain functions, any thread, blocking. All raise OSError:
-ELOOP for a link, ENOTDIR for what is no directory, and what open(2) and mkdir(2) say. Of a directory on the way,
-``filename`` is its path below the root.
+ELOOP for a link, ENOTDIR for anything else that is not a directory, and what open(2) and mkdir(2) say. Of a directory
+on the way, ``filename`` is its path below the root.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 THROUGH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 """For a directory on the way: takes search permission alone, and the file system is not asked to open anything."""
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What link(2) answers on file systems without hard links."""
 
 
 @contextlib.contextmanager

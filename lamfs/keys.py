@@ -20,6 +20,7 @@ PATH_MAX = 4096
 REAL_KEY_MAX = 1024
 SUFFIX_MAX = 64
 _SPOOL_NAME = re.compile("[0-9a-f]{1,16}-[0-9a-f]{12}")
+_REGISTRY_KEY = re.compile(r"[0-9a-f]{32}\.lndb")
 
 FORMAT_SUFFIXES = frozenset(
     {
@@ -108,11 +109,17 @@ def key_with_suffix(key: str, old_suffix: str, new_suffix: str) -> str:
 def object_key_for(uid: str, suffix: str, key: str | None, key_is_virtual: bool) -> str:
     """Where the object of an artifact belongs: ``.lamindb/{uid}{suffix}``, or the key itself when it is real.
 
-    A real key of more than 1024 bytes (a file can come by one when a directory is renamed) cannot name an S3 object.
+    A real key of more than 1024 bytes (a file can come by one when a directory is renamed) cannot name an S3 object,
+    and one that a registry has in storage would overwrite that.
     """
-    if key is None or key_is_virtual or len(key.encode()) > REAL_KEY_MAX:
+    if key is None or key_is_virtual or len(key.encode()) > REAL_KEY_MAX or is_registry_key(key):
         return f"{AUTO_KEY_PREFIX}{uid}{suffix}"
     return key
+
+
+def is_registry_key(object_key: str) -> bool:
+    """Whether an object key is that of a registry: ``{instance id hex}.lndb``."""
+    return _REGISTRY_KEY.fullmatch(object_key) is not None
 
 
 def check_name(name: bytes) -> str:

@@ -133,10 +133,16 @@ class SpoolFolder:
             if not missing_ok:
                 raise
 
-    def move(self, name: str, other: SpoolFolder) -> None:
-        """Move a spool file to another folder on the same disk."""
+    def link(self, name: str, other: SpoolFolder) -> None:
+        """Give a spool file its name in another folder on the same disk, too. It is moved there when the file system
+        has no hard links."""
         check_spool_name(name)
-        os.rename(name, name, src_dir_fd=self._fd, dst_dir_fd=other._fd)
+        try:
+            os.link(name, name, src_dir_fd=self._fd, dst_dir_fd=other._fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in beneath.NO_LINKS:
+                raise
+            os.rename(name, name, src_dir_fd=self._fd, dst_dir_fd=other._fd)
 
     def path(self, name: str) -> str:
         """A path for open(2), link(2) and rename(2), in this and other processes of this user, as long as the folder is

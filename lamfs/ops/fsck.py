@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass, field
 
 from lamfs.errors import InvalidName, ObjectMissing, RegistryError, StorageError
-from lamfs.keys import is_spool_name, suffix_of
+from lamfs.keys import is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
 from lamfs.ops import damage, mounts, recover, scrub
 from lamfs.ops.instance import Instance
@@ -23,7 +23,6 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
 
-_SNAPSHOT = re.compile(r"[0-9a-f]{32}\.lndb")
 _INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
 _OWN = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
 """Object keys that lamfs gives artifacts without a real key."""
@@ -244,11 +243,13 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
                 report.add(f"spool: nothing owes the file {spool.shown(name)}", repair)
     for name in spool.strangers() if spool is not None else ():
         assert spool is not None
-        report.notes.append(f"spool: {spool.shown(name)} is no spool file, and is left there")
+        report.notes.append(f"spool: {spool.shown(name)} is not a spool file, and is left there")
     for src, entry in entries.items():
         key = instance.registry.tree.path(entry.ino or 0) or entry.uid
         if not is_spool_name(src):
-            report.add(f"spool: the journal owes '{key}' a file named {str(src)[:80]!r}, which is no spool file's name")
+            report.add(
+                f"spool: the journal owes '{key}' a file named {str(src)[:80]!r}, which is not the name of a spool file"
+            )
         elif src not in files and not is_alive(entry.owner):
             report.add(
                 f"spool: the file {src} with the last bytes of '{key}' is gone; what was stored before is still there,"
@@ -268,7 +269,7 @@ def _storage(instance: Instance, report: Report, repair: bool) -> tuple[set[str]
     for item in store.list():
         if not _is_key(store, item.key):
             report.notes.append(f"storage: {store.url(item.key)} has a name that lamfs gives no object")
-        elif _SNAPSHOT.fullmatch(item.key):
+        elif is_registry_key(item.key):
             others += item.key != instance.settings.snapshot_key
         elif not item.key.startswith(_INTERNAL):
             found[item.key] = item

@@ -169,7 +169,7 @@ _NO_LOCK = LeaseState("somebody", "unknown", "", "", 0.0, 0.0)
 
 
 def moment(value: object) -> float:
-    """A time of a lease, in seconds since the epoch; 0 when the value from JSON is none that a clock shows."""
+    """A time of a lease, in seconds since the epoch; 0 when the value from JSON is not such a time."""
     return float(value) if is_number(value, 0, _END) else 0.0  # type: ignore[arg-type]
 
 

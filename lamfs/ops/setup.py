@@ -27,6 +27,7 @@ from lamfs.errors import (
     StorageForbidden,
     StorageReadOnly,
 )
+from lamfs.keys import is_registry_key
 from lamfs.model import StorageConfig, instance_id, storage_id
 from lamfs.ops import messages, mounts, snapshot, working_copy
 from lamfs.ops.instance import Instance
@@ -35,8 +36,6 @@ from lamfs.registry import Registry
 from lamfs.storage import parse_root
 
 Say = Callable[[str], None]
-
-_SNAPSHOT_NAME = re.compile(r"[0-9a-f]{32}\.lndb")
 
 
 # -- who --------------------------------------------------------------------------------------------------------------
@@ -285,9 +284,9 @@ def _look_whose(instance: Instance) -> None:
     if not settings.registry_path.exists():
         return
     known = next((one for one in config.list_instances() if one.slug == settings.slug), None)
-    if known is not None and known.storage == settings.storage:
-        return
     own, root = instance.registry.db.get_meta("uid"), instance.registry.db.get_meta("root")
+    if known is not None and known.storage == settings.storage and root == settings.storage.root:
+        return
     if snapshot.exists(instance):
         found = snapshot.origin(instance, settings.snapshot_key)
         if found.uid is not None and found.uid != own and known is not None:
@@ -305,10 +304,8 @@ def _look_whose(instance: Instance) -> None:
 
 def _put_aside(instance: Instance) -> None:
     """Rename the working copy, and its spool, of an instance that has no settings here any more."""
-    path = instance.settings.registry_path
     with instance.alone("replaced"):
-        kept = working_copy.put_aside(path, "registry")
-        path.unlink(missing_ok=True)
+        kept = working_copy.retire(instance.settings, "registry")
     (instance.settings.directory / "snapshot.json").unlink(missing_ok=True)
     messages.warn(f"a registry of another instance of this name was here; it was put aside as {kept}")
 
@@ -323,12 +320,7 @@ def _find_slug(where: StorageConfig) -> str:
         store = instance.store
         store.check(write=False)
         # A listing per first digit, so that a bucket full of other keys is not walked through.
-        keys = (
-            found.key
-            for digit in "0123456789abcdef"
-            for found in store.list(digit)
-            if _SNAPSHOT_NAME.fullmatch(found.key)
-        )
+        keys = (found.key for digit in "0123456789abcdef" for found in store.list(digit) if is_registry_key(found.key))
         slugs, problem = [], None
         for key in islice(keys, MOST_REGISTRIES):
             try:

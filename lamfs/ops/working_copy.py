@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from lamfs.config import InstanceSettings
@@ -44,13 +45,24 @@ def replace(settings: InstanceSettings, fresh: Path, *, word: str) -> Path | Non
     """Make ``fresh`` the working copy, while nobody has it open. The one that is there is put aside, as
     ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one."""
     path = settings.registry_path
-    if path.exists() and not _carry_over(path, fresh):
-        _put_spool_aside(settings, fresh)
-    with open(fresh, "rb") as file:
-        os.fsync(file.fileno())
-    kept = put_aside(path, word) if path.exists() else None
-    os.rename(fresh, path)
-    fsync_folder(str(path.parent))
+    all_owed = not path.exists() or _carry_over(path, fresh)
+    with contextlib.nullcontext() if all_owed else _spool_aside(settings, fresh):
+        with open(fresh, "rb") as file:
+            os.fsync(file.fileno())
+        kept = put_aside(path, word) if path.exists() else None
+        os.rename(fresh, path)
+        fsync_folder(str(path.parent))
+    return kept
+
+
+def retire(settings: InstanceSettings, word: str) -> Path:
+    """Put the working copy aside, while nobody has it open, with all that it had still to store; there is none then.
+    Returns where it is."""
+    path = settings.registry_path
+    with _spool_aside(settings, None):
+        kept = put_aside(path, word)
+        path.unlink(missing_ok=True)
+        fsync_folder(str(path.parent))
     return kept
 
 
@@ -68,21 +80,35 @@ def _carry_over(path: Path, fresh: Path) -> bool:
         return False
 
 
-def _put_spool_aside(settings: InstanceSettings, fresh: Path) -> None:
-    """Move what ``fresh`` does not owe out of the spool, where it would be taken for a leftover: it may be somebody's
-    only copy."""
+@contextlib.contextmanager
+def _spool_aside(settings: InstanceSettings, fresh: Path | None) -> Iterator[None]:
+    """Move what ``fresh`` does not owe (None: everything) out of the spool, where it would be taken for a leftover: it
+    may be somebody's only copy.
+
+    Inside of the block, where the working copy is replaced, these files are in both places. So a crash leaves them
+    where the working copy that is there then, or a person, finds them.
+    """
     root, parts = settings.spool_place
     spool = SpoolFolder.find(root, parts)
     if spool is None:
+        yield
         return
-    with spool, contextlib.closing(Registry(fresh)) as registry:
-        strays = [name for name in spool.names() if not registry.journal.owes_file(name)]
+    with spool:
+        strays = spool.names()
+        if fresh is not None:
+            with contextlib.closing(Registry(fresh)) as registry:
+                strays = [name for name in strays if not registry.journal.owes_file(name)]
         if not strays:
+            yield
             return
         place = (*parts[:-1], time.strftime(f"{parts[-1]}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}"))
         with SpoolFolder.make(root, place) as kept:
             for name in strays:
-                spool.move(name, kept)
+                spool.link(name, kept)
+            kept.sync()
+            yield
+            for name in strays:
+                spool.unlink(name)
             messages.warn(
                 f"{len(strays)} files that were not stored yet are not in the registry that is used now; their bytes"
                 f" are in {kept.folder}, and the registry that was put aside says which they are"

@@ -20,7 +20,7 @@ from lamfs.registry import schema
 from lamfs.registry.db import Database, translated
 from lamfs.registry.lostfound import Finding, reattach
 from lamfs.registry.received import Origin, Received
-from lamfs.registry.rules import INO_MAX, OBJECT_KEY, RETAINED, ROW_MAX, TABLES, rule
+from lamfs.registry.rules import INO_MAX, RETAINED_KEY, ROW_MAX, TABLES, rule
 
 SHOWN = 1000
 """Most findings that are kept; of more only their number."""
@@ -119,8 +119,8 @@ class _Intake:
                 self._copy(table, [name for name in columns if name in present])
         self._meta()
         self._storage(place)
-        self._references()
         self._not_stored()
+        self._references()
         self._sequences()
         change("COMMIT")
 
@@ -198,11 +198,9 @@ class _Intake:
     def _meta(self) -> None:
         change = self._src.change
         change("INSERT OR REPLACE INTO main.meta(key, value) VALUES('slug', ?)", (self._origin.slug,))
-        kept = f"substr(key, {len(RETAINED) + 1})"
         change(
             "INSERT OR IGNORE INTO main.meta(key, value) SELECT key, 1 FROM src.meta NOT INDEXED"
-            f" WHERE typeof(key)='text' AND substr(key, 1, {len(RETAINED)})='{RETAINED}'"
-            f" AND {rule('key', TABLES['unsaid']['object_key'])} AND coalesce({OBJECT_KEY.format(kept)}, 0)"
+            f" WHERE coalesce({RETAINED_KEY.format('key')}, 0)"
         )
 
     def _storage(self, place: Place) -> None:

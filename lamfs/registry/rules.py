@@ -103,7 +103,7 @@ _KEY = (
 )
 _OBJECT_KEY = (
     f"({_path(_text(1, REAL_KEY_MAX), '//', '/./', '/../')} AND {{0}} NOT GLOB '.lamindb/_*'"
-    " AND NOT ({0} GLOB '*.lndb' AND instr({0}, '/')=0))"
+    f" AND {{0}} NOT GLOB '{'[0-9a-f]' * 32}.lndb')"
 )
 """An object of an artifact, as lamfs names them: below the root, no empty part, and not the registry, the lock, a spool
 file or a temporary file. Of another name a folder cannot have an object, and could not even be told to delete it."""
@@ -117,9 +117,18 @@ _KINDS = ", ".join(
 _MODE = f"({_integer(0, 0o177777)} AND {{0}} & {0o170000} IN ({_KINDS}))"
 _BLOCKS = f"(typeof(blocks)='blob' AND length(blocks)=32*((size+{BLOCK_SIZE - 1})/{BLOCK_SIZE}))"
 _LEAVES = 8 + BLOCK_SIZE // LEAF_SIZE * LEAF_HASH
+_PAYLOAD = (
+    f"CASE WHEN {_ascii(' -~', 2, 4096)} AND {{0}} GLOB '{{{{*' AND instr(substr({{0}}, 2), '{{{{')=0"
+    " AND instr({0}, '[')=0 AND instr({0}, '\\')=0 THEN CASE WHEN json_valid({0})"
+    " THEN op<>'abort' OR coalesce(json_type({0}, '$.upload_id'), 'null') IN ('text', 'null') END END"
+)
+"""A flat JSON object without escapes. A ``held`` delete has that of the put that it was, and nobody reads it."""
 
-OBJECT_KEY = _OBJECT_KEY
-"""For keys of the meta table that hold an object key, too."""
+RETAINED_KEY = (
+    f"({_text(1, len(RETAINED) + REAL_KEY_MAX)} AND substr({{0}}, 1, {len(RETAINED)})='{RETAINED}'"
+    f" AND {_OBJECT_KEY.format(f'substr({{0}}, {len(RETAINED) + 1})')})"
+)
+"""For a key of the meta table."""
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -182,13 +191,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "attempts": Column(_integer(0, ROW_MAX), "0"), "error": Column(_or_null(_text(0, TEXT_MAX)), "NULL"),
         "next_at": Column(_TIME, "0"), "created_at": Column(_TIME, "0"),
         "owner": Column(_or_null(_ascii("!-~", 0, 256)), "NULL"),
-        "payload": Column(
-            # CASE: of what AND joins, SQLite may look at all, and json_type() of what is not JSON is an error.
-            "CASE WHEN typeof({0})<>'text' THEN 0 WHEN op<>'abort' THEN {0}='{{}}' WHEN length({0})>4096 THEN 0"
-            " WHEN NOT json_valid({0}) THEN 0 WHEN json_type({0})<>'object' THEN 0"
-            " ELSE coalesce(json_type({0}, '$.upload_id'), 'null') IN ('text', 'null') END",
-            "'{}'",
-        ),
+        "payload": Column(_PAYLOAD, "'{}'"),
     },
     "unsaid": {"object_key": Column(_OBJECT_KEY)},
     "rekey": {"id": Column(_ID), "old": Column(_KEY), "new": Column(_KEY)},

@@ -30,9 +30,6 @@ LEFTOVER_SECONDS = 24 * 3600
 """A file in TEMP_FOLDER that nobody has written for this long belongs to a process that died."""
 RACES = 1000
 """How often a folder may be pruned by somebody else between our mkdir and our rename before we give up."""
-NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-"""What link(2) answers on file systems without hard links."""
-
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 """For files that may turn out to be no files: a FIFO or a terminal neither hangs the caller nor becomes its own."""
 
@@ -92,7 +89,7 @@ class Folder:
             os.close(folder)
 
     def stat(self, key: str) -> os.stat_result:
-        """stat(2) of what has the name ``key``, which is no link."""
+        """stat(2) of what has the name ``key``. Raises OSError(ELOOP) for a link."""
         *parts, name = key.split("/")
         folder = beneath.open_directory(self.root, parts, flags=beneath.THROUGH)
         try:
@@ -165,7 +162,7 @@ class Folder:
                     fsync_directory(above)
             return
         raise StorageUnavailable(
-            f"The folder {self.root}/{'/'.join(parts)} is removed again and again while it is written; look who does."
+            f"The folder {self.root}/{'/'.join(parts)} is removed again and again while it is written; see by whom."
         )
 
     def _link_new(self, source: Entry, folder: int, name: str) -> None:
@@ -176,7 +173,7 @@ class Folder:
         try:
             os.link(source.name, name, src_dir_fd=source.directory, dst_dir_fd=folder, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in NO_LINKS:
+            if error.errno not in beneath.NO_LINKS:
                 raise
             with self.locked():
                 if Entry(folder, name).exists():
@@ -236,7 +233,7 @@ class Folder:
                     src_dir_fd=entry.directory, dst_dir_fd=other.directory, follow_symlinks=False,
                 )  # fmt: skip
             except OSError as error:
-                if error.errno not in NO_LINKS:
+                if error.errno not in beneath.NO_LINKS:
                     raise
                 linked = False
             else:
@@ -262,7 +259,7 @@ class Folder:
             except FileNotFoundError:
                 self._make(_TEMP)
         raise StorageUnavailable(
-            f"The folder {self.root}/{TEMP_FOLDER} is removed again and again while it is written; look who does."
+            f"The folder {self.root}/{TEMP_FOLDER} is removed again and again while it is written; see by whom."
         )
 
     def _make(self, parts: Sequence[str]) -> set[int]:

@@ -166,7 +166,7 @@ def test_fsck_names_each_and_repairs_it(crafted: Crafted) -> None:
     instance.cli("fsck", "--repair")
     crafted.check()
     assert instance.fsck() == []
-    assert f"{crafted.spool / crafted.link} is no spool file, and is left there" in instance.cli("fsck").stdout
+    assert f"{crafted.spool / crafted.link} is not a spool file, and is left there" in instance.cli("fsck").stdout
 
 
 # -- the folder -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from botocore.exceptions import ClientError
+
+from tests.support.mounts import wait_until
 from tests.support.servers import MinistackServer, Server
 
 _RUN = """
@@ -54,7 +57,15 @@ def test_a_server_comes_back_with_its_data(seaweed: Server) -> None:
         seaweed.kill()
         assert not seaweed.answers()
         seaweed.restart()
-        assert client.get_object(Bucket="comes-back", Key="k")["Body"].read() == b"data"
+
+        def read() -> bytes | None:
+            try:
+                return client.get_object(Bucket="comes-back", Key="k")["Body"].read()
+            except ClientError:
+                return None  # it answers before its own parts have found each other
+
+        wait_until(lambda: read() is not None, "the server finds its data")
+        assert read() == b"data"
 
 
 def test_a_paused_server_does_not_answer(tmp_path: Path) -> None:

@@ -317,3 +317,53 @@ def test_working_copies_that_were_overtaken_do_not_pile_up(tmp_path: Path) -> No
     assert len(list(directory.glob("overtaken.*.lndb"))) == working_copy.KEPT
     assert not [name for name in os.listdir(directory) if name.startswith(".")]
     assert len(keys("ada/default")) == 10
+
+
+def test_a_kill_while_the_working_copy_is_replaced_loses_no_spool_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+    owe("ada/default", "new.txt", "", "only here")
+    spool = tmp_path / "store/.lamindb/_spool"
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(working_copy, "put_aside", kill)
+        with pytest.raises(KeyboardInterrupt):
+            setup.connect("ada/default", restore=True)
+    assert [path.read_text() for path in spool.glob("*/*")] == ["only here", "only here"]
+    assert read("ada/default", "new.txt") == "only here"
+    assert keys("ada/default") == ["a.txt", "new.txt"]
+
+
+def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tuple[Path, Path], tmp_path: Path) -> None:
+    _, other = two
+    settings = config.load_instance("ada/default")
+    owe("ada/default", "new.txt", "", "only here")
+    config.remove_instance("ada/default")
+    with Instance(config.InstanceSettings("ada/default", StorageConfig(str(other)))) as opened:
+        name = "5-aaaaaaaaaaaa"
+        mine = write_spool(opened, name, "only here")
+        setup.connect(str(other))
+    assert not mine.exists()
+    (kept,) = mine.parent.parent.glob(f"{settings.id.hex}.2*/{name}")
+    assert kept.read_text() == "only here"
+
+
+def test_a_registry_that_names_the_folder_of_another_machine_is_connected_again(tmp_path: Path) -> None:
+    """Older versions let a working copy go on naming the folder in which another machine has the same disk."""
+    root = tmp_path / "store"
+    setup.init(str(root), "default")
+    save("ada/default", tmp_path, "a.txt", "ours")
+    with Instance.open("ada/default") as opened:
+        working_copy.move_to(opened, "/media/elsewhere")
+    with pytest.raises(RegistryError, match=f"run 'lamfs connect {root}'"):
+        save("ada/default", tmp_path, "b.txt", "more")
+    setup.connect(str(root))
+    save("ada/default", tmp_path, "b.txt", "more")
+    assert keys("ada/default") == ["a.txt", "b.txt"]

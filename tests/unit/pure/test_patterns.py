@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import lamfs
-from lamfs import config
+from lamfs import config, keys
 from lamfs.errors import InvalidArgument
 from lamfs.fs import backups
-from lamfs.ops import fsck, setup
+from lamfs.ops import fsck
 from lamfs.storage.root import parse_root
 from lamfs.storage.s3 import download
 
@@ -32,8 +32,7 @@ def test_handles_and_buckets() -> None:
 @pytest.mark.parametrize(
     ("pattern", "text"),
     [
-        (setup._SNAPSHOT_NAME, f"{IDENT}.lndb"),
-        (fsck._SNAPSHOT, f"{IDENT}.lndb"),
+        (keys._REGISTRY_KEY, f"{IDENT}.lndb"),
         (fsck._OWN, f".lamindb/{'a' * 20}"),
         (download._CONTENT_RANGE, "bytes 0-1/2"),
     ],
