@@ -99,6 +99,8 @@ class Xattrs:
             description = value.decode()
         except UnicodeDecodeError:
             raise FsError(errno.EILSEQ) from None
+        if "\0" in description:
+            raise FsError(errno.EINVAL)
         with registry.db.transaction():
             record = registry.artifacts.by_ino(ino)
             if record is not None:

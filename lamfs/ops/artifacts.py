@@ -24,8 +24,9 @@ from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry import Provenance, sync_log
-from lamfs.registry.rules import RETAINED
+from lamfs.registry.rules import RETAINED, TEXT_MAX
 from lamfs.spool import SpoolFolder
+from lamfs.storage.root import is_utf8
 
 log = logging.getLogger("lamfs.artifacts")
 
@@ -83,8 +84,9 @@ def commit(
     then), AlreadyExists (the key was taken meanwhile), NotFound (the artifact was deleted for good), InvalidArgument
     (the file is gone or being written), and what ``_rename`` raises.
     """
-    instance.hold()
     record = draft.record
+    _check_description(record.description)
+    instance.hold()
     if not draft.pending:
         return _update(instance, record, key)
     registry = instance.registry
@@ -109,6 +111,14 @@ def commit(
     recover.run_owed(instance)
     mounts.poke(instance.settings)
     return registry.artifacts.by_uid(saved.uid) or saved
+
+
+def _check_description(text: str | None) -> None:
+    """Raise InvalidArgument for what another machine would not take over."""
+    if text is not None and ("\0" in text or not is_utf8(text)):
+        raise InvalidArgument("The description has a NUL character, or is not UTF-8; leave that out.")
+    if text is not None and len(text.encode()) > TEXT_MAX:
+        raise InvalidArgument(f"The description has more than {TEXT_MAX} bytes; shorten it, or save it as a file.")
 
 
 def _store(instance: Instance, draft: Draft, progress: Progress | None) -> ArtifactRecord:

@@ -151,6 +151,9 @@ class Instance:
         """Raise RegistryError unless the working copy is of the instance and storage that the settings name."""
         settings, db = self.settings, self.registry.db
         slug, root = db.get_meta("slug"), db.get_meta("root")
+        if root is None:  # made by an older lamfs, which did not say
+            root = settings.storage.root
+            self.registry.move_to(root)
         if (slug, root) != (settings.registry_slug, settings.storage.root):
             raise RegistryError(
                 f"The working copy {settings.registry_path} is of the instance '{slug}' in {root}, not of"

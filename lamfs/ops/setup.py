@@ -299,7 +299,7 @@ def _look_whose(instance: Instance) -> None:
             _put_aside(instance)
             return
     if root != settings.storage.root:
-        working_copy.move_to(instance, settings.storage.root)
+        instance.registry.move_to(settings.storage.root)
 
 
 def _put_aside(instance: Instance) -> None:

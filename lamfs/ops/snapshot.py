@@ -34,6 +34,8 @@ SAID = 10
 OVERTAKEN, RECEIVED = "overtaken", "received"
 """Names of working copies that another machine's has replaced, and of registries that had something wrong. Nothing is
 lost with them, so only a few are kept."""
+TAKEN = "taken"
+"""Key of the meta table: the ETag of the copy in storage that a working copy was made of."""
 SPARE_BYTES = 64 << 20
 """What is left free on the disk when a registry is fetched."""
 
@@ -109,6 +111,8 @@ def pull(instance: Instance, *, restore: bool = False) -> None:
         _check_origin(instance, intake.look(temp, url), url, restore=restore)
         taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
         with contextlib.closing(Registry(fresh)) as registry:
+            registry.db.set_meta(TAKEN, stored.etag)
+            registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             now = mark(registry)
         with instance.alone("replaced"):
             kept = working_copy.replace(settings, fresh, word="registry" if restore else OVERTAKEN)
@@ -216,6 +220,8 @@ def catch_up(instance: Instance) -> None:
         return
     try:
         registry = instance.registry
+        if etag == registry.db.get_meta(TAKEN):
+            return  # it was taken, and the process died before that was written down
         ahead = known.get("mark") != mark(registry) or bool(registry.journal.owed())
     except LamfsError:
         if instance.settings.registry_path.exists():

@@ -15,7 +15,6 @@ from pathlib import Path
 from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError
 from lamfs.ops import messages
-from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.registry.carry import carry_over
 from lamfs.spool import SpoolFolder
@@ -31,14 +30,6 @@ def uid(settings: InstanceSettings) -> str | None:
         found = registry.db.get_meta("uid")
         return None if found is None else str(found)
     return None
-
-
-def move_to(instance: Instance, root: str) -> None:
-    """The storage of the working copy is at another root from now on."""
-    registry = instance.registry
-    with registry.db.transaction():
-        registry.db.set_meta("root", root)
-        registry.people.move_storage(root)
 
 
 def replace(settings: InstanceSettings, fresh: Path, *, word: str) -> Path | None:

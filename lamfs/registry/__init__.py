@@ -78,6 +78,12 @@ class Registry:
             "pending": pending is not None,
         }
 
+    def move_to(self, root: str) -> None:
+        """The storage is at another root from now on."""
+        with self.db.transaction():
+            self.db.set_meta("root", root)
+            self.people.move_storage(root)
+
     def close(self) -> None:
         """Close the connection."""
         self.db.close()

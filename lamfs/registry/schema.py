@@ -197,8 +197,12 @@ def ranges(db: Database) -> None:
 
 @migrations()
 def identity(db: Database) -> None:
-    """Version 11: which instance this is, by rows that are compared wherever registry and storage meet; and out with
-    what no version of lamfs has made. A registry that an older lamfs fetched was taken as it came."""
+    """Version 11: which instance this is, by a row that is compared wherever registry and storage meet; and out with
+    what no version of lamfs has made. A registry that an older lamfs fetched was taken as it came.
+
+    The root of its storage is a row of its own from now on. It is not that of the storage table, where older versions
+    left the place that a folder had when the instance was made: the first change writes it down.
+    """
     known = names(10)
     for kind, name in db.execute("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchall():
         if name not in known:
@@ -208,7 +212,6 @@ def identity(db: Database) -> None:
         if not isinstance(src, str) or not re.fullmatch(r"[0-9a-f]{1,16}-[0-9a-f]{12}", src):
             db.execute("DELETE FROM journal WHERE src=?", [src])
     db.execute("INSERT OR IGNORE INTO meta(key, value) SELECT 'uid', uid FROM storage ORDER BY id LIMIT 1")
-    db.execute("INSERT OR IGNORE INTO meta(key, value) SELECT 'root', root FROM storage ORDER BY id LIMIT 1")
 
 
 def apply(conn: sqlite3.Connection, version: int | None = None) -> None:

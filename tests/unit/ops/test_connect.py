@@ -361,9 +361,58 @@ def test_a_registry_that_names_the_folder_of_another_machine_is_connected_again(
     setup.init(str(root), "default")
     save("ada/default", tmp_path, "a.txt", "ours")
     with Instance.open("ada/default") as opened:
-        working_copy.move_to(opened, "/media/elsewhere")
+        opened.registry.move_to("/media/elsewhere")
     with pytest.raises(RegistryError, match=f"run 'lamfs connect {root}'"):
         save("ada/default", tmp_path, "b.txt", "more")
     setup.connect(str(root))
     save("ada/default", tmp_path, "b.txt", "more")
     assert keys("ada/default") == ["a.txt", "b.txt"]
+
+
+def test_an_older_working_copy_says_its_root_with_the_first_change(tmp_path: Path) -> None:
+    """Older versions kept the root that a folder had when the instance was made: a disk may be elsewhere since."""
+    root = tmp_path / "store"
+    settings = setup.init(str(root), "default")
+    save("ada/default", tmp_path, "a.txt", "ours")
+    with contextlib.closing(sqlite3.connect(settings.registry_path)) as conn:
+        conn.execute("UPDATE storage SET root='/elsewhere'")
+        conn.execute("DELETE FROM meta WHERE key IN ('root', 'uid')")
+        conn.execute("UPDATE meta SET value=10 WHERE key='schema_version'")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name='identity'")
+        conn.commit()
+    save("ada/default", tmp_path, "b.txt", "more")
+    assert keys("ada/default") == ["a.txt", "b.txt"]
+    with Instance.open("ada/default") as opened:
+        assert opened.registry.describe(artifacts.find(opened, "a.txt"))["storage"] == str(root)
+    setup.close("ada/default")
+
+
+def test_a_registry_that_was_taken_before_a_crash_is_not_taken_for_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "store"
+    setup.init(str(root), "default")
+    setup.close("ada/default")
+    with machine(tmp_path / "two"):
+        setup.connect(str(root))
+        save("ada/default", tmp_path, "b.txt", "from two")
+        setup.close("ada/default")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "_remember", die)
+        with pytest.raises(KeyboardInterrupt):
+            setup.connect("ada/default")
+    save("ada/default", tmp_path, "c.txt", "from one")
+    assert keys("ada/default") == ["b.txt", "c.txt"]
+    setup.close("ada/default")
+
+
+@pytest.mark.parametrize("text", ["a\0b", "x" * ((1 << 20) + 1), "\udcff"])
+def test_a_description_that_no_other_machine_would_take(tmp_path: Path, text: str) -> None:
+    setup.init(str(tmp_path / "store"), "default")
+    (tmp_path / "file").write_text("x")
+    with Instance.open("ada/default") as opened, pytest.raises(InvalidArgument, match="description"):
+        artifacts.save(opened, tmp_path / "file", key="a", description=text)
