@@ -7,6 +7,7 @@ import pytest
 pytest_plugins = [
     "tests.support.mounts",
     "tests.support.servers_fixtures",
+    "tests.support.confined",
 ]
 
 

@@ -233,6 +233,13 @@ def test_deleting_prunes_folders(local: LocalStore, folder: Path) -> None:
     assert folder.is_dir()
 
 
+def test_a_key_that_no_file_can_have_is_deleted_at_once(local: LocalStore) -> None:
+    """Else what a registry says of it is owed for ever."""
+    local.put_bytes("a", b"x")
+    local.delete(["n" * 256, f"d/{'n' * 300}/x", "a", "a/b", ".lamindb"])
+    assert list(local.list("")) == []
+
+
 def test_creators_and_deleters_race(local: LocalStore) -> None:
     """Each delete of the last object removes the folders that the next put needs."""
     end = time.monotonic() + 1.0
