@@ -20,7 +20,7 @@ from lamfs.registry import schema
 from lamfs.registry.db import Database, translated
 from lamfs.registry.lostfound import Finding, reattach
 from lamfs.registry.received import Origin, Received
-from lamfs.registry.rules import INO_MAX, RETAINED_KEY, ROW_MAX, TABLES, rule
+from lamfs.registry.rules import INO_GIVEN, RETAINED_KEY, ROW_MAX, Column, rule, tables
 
 SHOWN = 1000
 """Most findings that are kept; of more only their number."""
@@ -63,10 +63,10 @@ def take(path: Path, name: str, fresh: Path, place: Place) -> Taken:
         made.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('schema_version', ?)", (origin.version,))
         made.execute("COMMIT")
     with Received(path, name, into=fresh) as received:
-        intake = _Intake(received, origin)
+        intake = _Intake(received, origin, place)
         for other in others:
             intake.found("registry", other, "it is not of lamfs, and was left out")
-        intake.run(place)
+        intake.run()
     db = Database(fresh)  # which brings it to the present version
     try:
         with db.transaction():
@@ -86,9 +86,11 @@ class _Intake:
     """Copies the rows of one received registry. ``unnamed``: inodes whose entry was left out; ``unread``: those whose
     artifact was."""
 
-    def __init__(self, received: Received, origin: Origin) -> None:
+    def __init__(self, received: Received, origin: Origin, place: Place) -> None:
         self._src = received
         self._origin = origin
+        self._place = place
+        self._tables = tables(place.kind)
         self.findings: list[Finding] = []
         self.count = 0
         self.unnamed: set[int] = set()
@@ -104,7 +106,7 @@ class _Intake:
         if len(self.findings) < SHOWN:
             self.findings.append(finding)
 
-    def run(self, place: Place) -> None:
+    def run(self) -> None:
         """Copy everything, in one transaction."""
         change = self._src.change
         change("PRAGMA main.synchronous=OFF")  # the file is synced when it is whole
@@ -113,28 +115,29 @@ class _Intake:
         change("INSERT INTO temp.me VALUES(?, ?)", (os.getuid(), os.getgid()))
         for table in ("dentry", "inode"):
             change(f"DELETE FROM main.{table}")  # the two directories that every new registry has
-        for table, columns in TABLES.items():
+        for table, columns in self._tables.items():
             present = {row[1] for row in self._src.all(f"PRAGMA main.table_info({table})")}
             if present:
                 self._copy(table, [name for name in columns if name in present])
         self._meta()
-        self._storage(place)
+        self._storage(self._place)
         self._not_stored()
         self._references()
+        self._renumber()
         self._sequences()
         change("COMMIT")
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
     def _copy(self, table: str, names: list[str]) -> None:
-        columns = TABLES[table]
+        columns = self._tables[table]
         # Not by an index: what that says of a row may be another thing.
         source = f"src.{table} NOT INDEXED"
         whose = "1" if table != "journal" else "coalesce(op NOT IN ('put', 'save'), 1)"
         values, right = names, whose
         wrong = self._name_wrong(table, names, source, whose)
         if wrong:
-            values = [_value(name, table) for name in names]
+            values = [_value(name, columns[name]) for name in names]
             needed = [rule(name, columns[name]) for name in names if columns[name].instead is None]
             right = " AND ".join([whose, *needed])
         copied = self._src.change(
@@ -158,7 +161,7 @@ class _Intake:
 
     def _name_wrong(self, table: str, names: list[str], source: str, whose: str) -> int:
         """Note the rows of a table that break a rule; how many there are."""
-        columns = TABLES[table]
+        columns = self._tables[table]
         rules = [rule(name, columns[name]) for name in names]
         where = f"{whose} AND NOT ({' AND '.join(rules)})"
         shown = ", ".join(f"substr(CAST({name} AS TEXT), 1, 60)" for name in names[:4])
@@ -254,6 +257,31 @@ class _Intake:
         blocks = ", blocks=NULL" if self._origin.version >= 2 else ""
         change(f"UPDATE main.inode SET size={stored}, revision=revision+1{blocks} WHERE size<>{stored}")
 
+    def _renumber(self) -> None:
+        """Inode numbers near the highest would leave none for files to come: what has them gets others."""
+        self._src.change("CREATE TEMP TABLE renumbered(old INTEGER PRIMARY KEY, new INTEGER)")
+        self._src.change(
+            "INSERT INTO temp.renumbered SELECT ino, row_number() OVER (ORDER BY ino)"
+            " + (SELECT coalesce(max(ino), 0) FROM main.inode WHERE ino<=?1) FROM main.inode WHERE ino>?1",
+            (INO_GIVEN,),
+        )
+        changed = dict(self._src.all("SELECT old, new FROM temp.renumbered"))
+        if not changed:
+            return
+        self.found("inode", f"{len(changed)} rows", "their numbers are near the highest, so they have got others")
+        for table, column in (
+            ("inode", "ino"), ("dentry", "ino"), ("dentry", "parent"), ("symlink", "ino"), ("xattr", "ino"),
+            ("artifact", "ino"),
+        ):  # fmt: skip
+            self._src.change(
+                f"UPDATE main.{table} SET {column}=(SELECT new FROM temp.renumbered WHERE old={column})"
+                f" WHERE {column} IN (SELECT old FROM temp.renumbered)"
+            )
+        for numbers in (self.unnamed, self.unread):
+            moved = {number for number in numbers if number in changed}
+            numbers -= moved
+            numbers |= {changed[number] for number in moved}
+
     def _sequences(self) -> None:
         """Numbers that were given out are not given out again, by whomever."""
         for table, column in (
@@ -269,7 +297,7 @@ class _Intake:
             rows = self._src.all(
                 "SELECT max(seq) FROM src.sqlite_sequence NOT INDEXED WHERE name=? AND typeof(seq)='integer'"
                 " AND seq BETWEEN 0 AND ?",
-                (table, INO_MAX if table == "inode" else ROW_MAX),
+                (table, INO_GIVEN if table == "inode" else ROW_MAX),
             )
             self._src.change("DELETE FROM main.sqlite_sequence WHERE name=?", (table,))
             self._src.change(
@@ -277,9 +305,8 @@ class _Intake:
             )
 
 
-def _value(name: str, table: str) -> str:
+def _value(name: str, column: Column) -> str:
     """What is copied of a column."""
-    column = TABLES[table][name]
     return name if column.instead is None else f"CASE WHEN {rule(name, column)} THEN {name} ELSE {column.instead} END"
 
 

@@ -17,6 +17,8 @@ from lamfs.registry.db import Database
 NAME = "lost+found"
 KEY_BYTES = 64 << 20
 """Most characters of keys that are written anew: a deep tree of wrong keys would be larger than what it came from."""
+STEPS = 10_000_000
+"""Most keys, times renames of directories, that are let follow; lamfs itself lets them follow within seconds."""
 _DIRECTORY = f"mode & {0o170000} = {stat.S_IFDIR}"
 _REGULAR = f"mode & {0o170000} = {stat.S_IFREG}"
 
@@ -52,6 +54,7 @@ def reattach(db: Database, unnamed: Iterable[int] = (), unread: Iterable[int] = 
     yield from tree.place_artifacts()
     yield from tree.place_unnamed(unnamed)
     yield from tree.move_unread(unread)
+    tree.follow_renames()
     yield from tree.follow_names()
     tree.count_links()
 
@@ -80,7 +83,11 @@ class _Tree:
         if self._db.one("SELECT 1 FROM dentry WHERE ino=?", (AUTO_INO,)) is None:
             self._db.execute("UPDATE dentry SET name='.lamindb.' || id WHERE parent=? AND name='.lamindb'", (ROOT_INO,))
             self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?, '.lamindb', ?)", (ROOT_INO, AUTO_INO))
-        self._db.execute("UPDATE dentry SET name='.lamfs.' || id WHERE parent=? AND name='.lamfs'", (ROOT_INO,))
+        name, count = ".lamfs", 1
+        while self._db.one("SELECT 1 FROM dentry WHERE parent=? AND name=?", (ROOT_INO, name)) is not None:
+            count += 1
+            name = f".lamfs.{count}"
+        self._db.execute("UPDATE dentry SET name=? WHERE parent=? AND name='.lamfs'", (name, ROOT_INO))
 
     def drop_dangling(self) -> Iterator[Finding]:
         """Entries of what is not there, or in what is no directory. Artifacts without a file get one."""
@@ -232,15 +239,25 @@ class _Tree:
 
     # -- what follows -------------------------------------------------------------------------------------------
 
+    def follow_renames(self) -> None:
+        """Keys that are still to follow renamed directories (Artifacts.settle) do so now, unless that may take too long
+        or make them too large. Then the tree alone says what they are (follow_names)."""
+        count, grown = self._db.all("SELECT count(*), coalesce(sum(max(length(new)-length(old), 0)), 0) FROM rekey")[0]
+        keyed = self._db.all("SELECT count(*) FROM artifact WHERE key IS NOT NULL AND visibility>-1")[0][0]
+        if count * keyed <= STEPS and grown * keyed <= KEY_BYTES:
+            for old, new in self._db.all("SELECT old, new FROM rekey ORDER BY id"):
+                self._db.execute(
+                    "UPDATE OR IGNORE artifact SET key=?||substr(key, ?) WHERE key>=? AND key<? AND visibility>-1",
+                    (new, len(old) + 1, f"{old}/", f"{old}0"),
+                )
+        self._db.execute("DELETE FROM rekey")
+
     def follow_names(self) -> Iterator[Finding]:
-        """The key of an artifact is the way to the first name of its file. Some are still to follow renamed directories
-        (Artifacts.settle); then this is not the time to look."""
-        if self._db.one("SELECT 1 FROM rekey LIMIT 1") is not None:
-            return
+        """The key of an artifact is the way to the first name of its file."""
         budget = KEY_BYTES
         wrong: list[tuple[str, str | None]] = []
-        for uid, key, parts, name in self._artifacts():
-            length = sum(map(len, parts)) + len(parts) + len(name)
+        for uid, key, parts, above, name in self._artifacts():
+            length = above + len(name)
             if key is not None and len(key) == length and key == "/".join((*parts, name)):
                 continue
             budget -= length
@@ -260,14 +277,15 @@ class _Tree:
             (AUTO_INO,),
         )
 
-    def _artifacts(self) -> Iterator[tuple[str, str | None, list[str], str]]:
-        """uid, key, and the way to the first name of each artifact that has a key or ought to: parts, and the name.
+    def _artifacts(self) -> Iterator[tuple[str, str | None, list[str], int, str]]:
+        """uid, key, and the way to the first name of each artifact that has a key or ought to: parts, how many
+        characters these take with a slash after each, and the name.
 
         Directory by directory, depth first, so that no more than one way is in memory."""
         here: list[str] = []
-        todo = [(ROOT_INO, "", 0)]
+        todo = [(ROOT_INO, "", 0, 0)]
         while todo:
-            ino, name, depth = todo.pop()
+            ino, name, depth, above = todo.pop()
             del here[max(depth - 1, 0) :]
             if depth:
                 here.append(name)
@@ -276,9 +294,9 @@ class _Tree:
                 " AND a.visibility>-1 AND d.id=(SELECT min(id) FROM dentry o WHERE o.ino=d.ino)",
                 (ino,),
             ):
-                yield uid, key, here, called
+                yield uid, key, here, above, called
             todo += [
-                (child, called, depth + 1)
+                (child, called, depth + 1, above + len(called) + 1)
                 for child, called in self._db.all(
                     "SELECT d.ino, d.name FROM dentry d JOIN inode i ON i.ino=d.ino"
                     f" WHERE d.parent=? AND i.{_DIRECTORY} AND d.ino<>?",

@@ -14,6 +14,7 @@ from lamfs.keys import NAME_MAX, REAL_KEY_MAX, SUFFIX_MAX
 from lamfs.model import (
     ARTIFACT_UID_LEN,
     BLOCK_SIZE,
+    DESCRIPTION_XATTR,
     LEAF_HASH,
     LEAF_SIZE,
     RUN_UID_LEN,
@@ -24,6 +25,8 @@ from lamfs.model import (
 
 INO_MAX = (1 << 47) - 1
 """Highest inode number: above are the numbers that a mount gives to second revisions (fs/nodes.py)."""
+INO_GIVEN = INO_MAX // 2
+"""What lamfs never comes near by itself: a registry with higher ones wants that there are no more."""
 ROW_MAX = 1 << 53
 """Highest id of any row: leaves AUTOINCREMENT room for good."""
 TEXT_MAX = 1 << 20
@@ -102,11 +105,10 @@ _KEY = (
     " AND {0} NOT GLOB '.lamindb/*' AND {0} NOT GLOB '.lamfs/*')"
 )
 _OBJECT_KEY = (
-    f"({_path(_text(1, REAL_KEY_MAX), '//', '/./', '/../')} AND {{0}} NOT GLOB '.lamindb/_*'"
+    f"({_path(_text(1, REAL_KEY_MAX), '/../')} AND {{0}} NOT GLOB '/*' AND {{0}} NOT GLOB '.lamindb/_*'"
     f" AND {{0}} NOT GLOB '{'[0-9a-f]' * 32}.lndb')"
 )
-"""An object of an artifact, as lamfs names them: below the root, no empty part, and not the registry, the lock, a spool
-file or a temporary file. Of another name a folder cannot have an object, and could not even be told to delete it."""
+"""An object of an artifact: below the root, and not the registry, the lock, a spool file or a temporary file."""
 _SUFFIX = f"({_text(0, SUFFIX_MAX)} AND instr({{0}}, '/')=0)"
 _ETAG = _ascii("!#-~", 0, 1024)
 _HASH = _ascii("0-9A-Za-z_-", 1, 64)
@@ -116,6 +118,7 @@ _KINDS = ", ".join(
 )
 _MODE = f"({_integer(0, 0o177777)} AND {{0}} & {0o170000} IN ({_KINDS}))"
 _BLOCKS = f"(typeof(blocks)='blob' AND length(blocks)=32*((size+{BLOCK_SIZE - 1})/{BLOCK_SIZE}))"
+_XATTR = f"({_blob(0, 1 << 16)} AND CASE name WHEN '{DESCRIPTION_XATTR}' THEN lamfs_utf8({{0}}) ELSE 1 END)"
 _LEAVES = 8 + BLOCK_SIZE // LEAF_SIZE * LEAF_HASH
 _PAYLOAD = (
     f"CASE WHEN {_ascii(' -~', 2, 4096)} AND {{0}} GLOB '{{{{*' AND instr(substr({{0}}, 2), '{{{{')=0"
@@ -167,7 +170,7 @@ TABLES: dict[str, dict[str, Column]] = {
     },
     "dentry": {"id": Column(_ID), "parent": Column(_INO), "name": Column(_NAME), "ino": Column(_INO)},
     "symlink": {"ino": Column(_INO), "target": Column(f"({_blob(1, 4095)} AND instr({{0}}, x'00')=0)")},
-    "xattr": {"ino": Column(_INO), "name": Column(_text(1, 255)), "value": Column(_blob(0, 1 << 16))},
+    "xattr": {"ino": Column(_INO), "name": Column(_text(1, 255)), "value": Column(_XATTR)},
     "artifact": {
         "id": Column(_ID), "uid": Column(_uid(ARTIFACT_UID_LEN)), "storage_id": Column(_ID),
         "key": Column(_or_null(_KEY), "NULL"), "suffix": Column(_SUFFIX, "''"),
@@ -184,7 +187,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "leaf": {"artifact_id": Column(_ID), "block": Column(_integer(0, ROW_MAX)), "hashes": Column(_blob(8, _LEAVES))},
     "journal": {
         "id": Column(_ID), "op": Column("({0} IN ('move', 'delete', 'abort'))"),
-        "state": Column("({0} IN ('ready', 'held'))", "'ready'"), "ino": Column("1", "NULL"),
+        "state": Column("({0} IN ('ready', 'held'))", "'ready'"), "ino": Column("({0} IS NULL)", "NULL"),
         "uid": Column(f"CASE op WHEN 'move' THEN {_uid(ARTIFACT_UID_LEN)} ELSE {_or_null(_uid(ARTIFACT_UID_LEN))} END"),
         "object_key": Column(f"CASE op WHEN 'move' THEN {{0}} IS NULL ELSE {_OBJECT_KEY} END"),
         "src": Column("({0} IS NULL)", "NULL"), "gen": Column(_integer(0, ROW_MAX), "0"),
@@ -201,6 +204,19 @@ TABLES: dict[str, dict[str, Column]] = {
 Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log), and the work of another
 machine: its puts and saves with their overlays, uploads and parts. ``journal`` has its deletes, moves and aborts.
 """
+
+
+def tables(kind: str) -> dict[str, dict[str, Column]]:
+    """TABLES for a storage of a kind. In a folder (``local``) an object's key is a path, so it has no empty part and no
+    ``.``: of another name nothing can be there, and not even be deleted."""
+    if kind != "local":
+        return TABLES
+    path = "({0} IS NULL OR (instr('/'||{0}||'/', '//')=0 AND instr('/'||{0}||'/', '/./')=0))"
+    found = dict(TABLES)
+    for table in ("artifact", "journal", "unsaid"):
+        key = TABLES[table]["object_key"]
+        found[table] = {**TABLES[table], "object_key": key._replace(rule=f"({key.rule} AND {path})")}
+    return found
 
 
 def rule(column: str, of: Column) -> str:

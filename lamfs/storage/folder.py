@@ -30,6 +30,9 @@ LEFTOVER_SECONDS = 24 * 3600
 """A file in TEMP_FOLDER that nobody has written for this long belongs to a process that died."""
 RACES = 1000
 """How often a folder may be pruned by somebody else between our mkdir and our rename before we give up."""
+LOCK_SECONDS = 20.0
+"""How long a writer waits for the other conditional writers of the folder, which need some milliseconds each."""
+
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 """For files that may turn out to be no files: a FIFO or a terminal neither hangs the caller nor becomes its own."""
 
@@ -204,7 +207,7 @@ class Folder:
         while True:
             fd, entry = self._create(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                self._lock(fd)
                 if os.path.samestat(os.fstat(fd), entry.stat()):
                     break
             except FileNotFoundError:
@@ -221,6 +224,22 @@ class Folder:
             entry.unlink()
             os.close(fd)
             _close(entry)
+
+    def _lock(self, fd: int) -> None:
+        """Wait for the lock of writers, but not for ever: whoever may open its file can hold it."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StorageUnavailable(
+                        f"The file {self.root}/{TEMP_FOLDER}/{_LOCK} has been locked by another process for more than"
+                        f" {LOCK_SECONDS:.0f} s, so nothing is written; look who holds it (lslocks), and end that."
+                    ) from None
+                time.sleep(0.005)
+            else:
+                return
 
     def probe(self) -> bool:
         """Write, link and remove a file as a put does, and clear what dead processes left. Whether link works."""

@@ -304,3 +304,12 @@ def test_errors_of_a_server_are_one_sentence() -> None:
     with pytest.raises(LamfsError) as caught:
         answered(whole(body.replace(b"\x1b", b""), "400 Bad"), lambda store: store.head("k") or store.list())
     assert len(str(caught.value)) < 1000
+
+
+def test_interim_answers_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamfs.storage.s3.client.ATTEMPTS", 1)
+    with HostileServer(endless(b"HTTP/1.1 100 Continue\r\n\r\n")) as server:
+        store = open_store(server.config())
+        with pytest.raises(LamfsError, match="its answer is no HTTP"):
+            store.head("k")
+        store.close()

@@ -501,3 +501,19 @@ def test_what_the_system_refuses(
     assert source.read_bytes() == b"new"
     assert names(folder / TEMP) == set()
     assert [entry.key for entry in local.list()] == ["k"]
+
+
+def test_a_lock_of_writers_that_somebody_keeps_is_an_error(local: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may open the file can lock it."""
+    monkeypatch.setattr("lamfs.storage.folder.LOCK_SECONDS", 0.2)
+    old = local.put_bytes("a", b"old")
+    with local._folder.locked(), pytest.raises(StorageUnavailable, match="lock has been locked by another process"):
+        local.put_bytes("a", b"new", if_match=old.etag)
+    assert local.get("a") == b"old"
+    local.put_bytes("a", b"new", if_match=old.etag)
+
+
+def test_deleting_what_no_file_can_be_called(local: LocalStore) -> None:
+    local.put_bytes("a", b"a")
+    local.delete(["x" * 300, f"a/{'y' * 300}/z", "a"])
+    assert list(local.list()) == []

@@ -342,3 +342,11 @@ def test_any_other_value_is_not_one(value: object) -> None:
     if not sound:
         with pytest.raises(InvalidName, match="is not the name of a spool file"):
             check_spool_name(value)
+
+
+def test_no_object_lies_where_registries_do() -> None:
+    key = f"{'0' * 32}.lndb"
+    assert object_key_for(UID, ".lndb", key, False) == f".lamindb/{UID}.lndb"
+    for other in ("x.lndb", f"a/{key}", f"{key}\n", f"x{key}"):
+        assert object_key_for(UID, ".lndb", other, False) == other
+    assert object_key_for(UID, ".lndb", "d/x.lndb", False) == "d/x.lndb"
