@@ -237,7 +237,9 @@ class LocalStore:
                 except OSError as error:
                     if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
                         raise
-                    continue  # a link on the way leads to what is not in this storage; too long a name is nowhere
+                    # A link on the way: whatever it leads to is not in this storage, so nothing is here. And nothing
+                    # has a name that is too long for the file system.
+                    continue
             self._folder.prune(key.split("/")[:-1])
         self._folder.prune_temp()
 
