@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+import subprocess
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -28,15 +31,41 @@ def reply(body: bytes, status: str = "200 OK", **headers: str) -> list[bytes]:
     return [f"HTTP/1.1 {status}\r\n{lines}\r\n".encode(), body]
 
 
+def tls(folder: Path) -> tuple[ssl.SSLContext, Path]:
+    """For a server on 127.0.0.1, and the certificate that its clients trust. Both are made in ``folder``."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
+        f" -addext subjectAltName=IP:127.0.0.1 -keyout {key.name} -out {certificate.name}".split(),
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context, certificate
+
+
+def dripping(data: bytes, size: int, pause: float) -> Iterator[bytes]:
+    """``size`` bytes at a time, one such drop every ``pause`` seconds."""
+    never = threading.Event()
+    for at in range(0, len(data), size):
+        never.wait(pause)
+        yield data[at : at + size]
+
+
 class HostileServer:
     """Answers on a port of 127.0.0.1 until the block ends."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, context: ssl.SSLContext | None = None) -> None:
+        """``context``: for TLS."""
         self.requests: list[tuple[str, str]] = []
         self._answer = answer
+        self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if context else ''}://127.0.0.1:{self.port}"
         self._threads = [threading.Thread(target=self._run)]
         self._open: set[socket.socket] = set()
 
@@ -71,9 +100,19 @@ class HostileServer:
                 self._threads.append(threading.Thread(target=self._serve, args=(sock,)))
                 self._threads[-1].start()
 
-    def _serve(self, sock: socket.socket) -> None:
-        with sock, sock.makefile("rb") as stream, contextlib.suppress(OSError):
-            sock.settimeout(20)
+    def _serve(self, plain: socket.socket) -> None:
+        with plain, contextlib.suppress(OSError):
+            plain.settimeout(20)
+            if self._context is None:
+                self._talk(plain)
+            else:
+                with self._context.wrap_socket(plain, server_side=True) as sock:
+                    self._open.add(sock)
+                    self._talk(sock)
+        self._open.discard(plain)
+
+    def _talk(self, sock: socket.socket) -> None:
+        with sock.makefile("rb") as stream:
             while first := stream.readline():
                 method, target, _ = first.decode().split(" ", 2)
                 length = 0
@@ -87,4 +126,3 @@ class HostileServer:
                     sock.sendall(piece)
                     if method == "HEAD" and piece.endswith(b"\r\n\r\n"):
                         break  # such a reply has no body
-        self._open.discard(sock)

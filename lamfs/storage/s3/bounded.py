@@ -1,16 +1,41 @@
-"""botocore's HTTP with an end: by itself it reads the body of a reply whole, however long that is. Thread-safe."""
+"""botocore's HTTP with an end: by itself it reads the body of a reply whole, however long that is, and however slowly
+it comes. Thread-safe. What answers a request before its body (100-continue) botocore reads, and has no such end.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from botocore.awsrequest import AWSResponse
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+    AWSResponse,
+)
 from urllib3.exceptions import HTTPError
 
 from lamfs.storage.s3 import xmltext
 from lamfs.storage.s3.errors import ERROR_BYTES, NotS3
+from lamfs.storage.s3.pace import PacedResponse
 from lamfs.storage.s3.wire import PIECE, NoAnswer
+
+
+class _Connection(AWSHTTPConnection):
+    response_class = PacedResponse  # type: ignore[assignment]  # botocore makes plain ones
+
+
+class _SecureConnection(AWSHTTPSConnection):
+    response_class = PacedResponse  # type: ignore[assignment]  # botocore makes plain ones
+
+
+class _Pool(AWSHTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(AWSHTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
 
 
 class BoundedSession:
@@ -18,6 +43,8 @@ class BoundedSession:
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        # the session and its proxies look into this one dictionary when they make a pool
+        session._pool_classes_by_scheme.update(http=_Pool, https=_SecurePool)
 
     def send(self, request: Any) -> Any:
         """The reply to a request. Raises NoAnswer, NotS3, and what botocore's session raises."""

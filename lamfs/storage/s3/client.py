@@ -21,6 +21,7 @@ from lamfs.storage.root import split_s3
 from lamfs.storage.s3 import limits
 from lamfs.storage.s3.direct import Direct, Elsewhere, find
 from lamfs.storage.s3.errors import is_throttling, translate
+from lamfs.storage.s3.pace import SLOWEST
 from lamfs.storage.s3.sign import is_in_the_open
 
 if TYPE_CHECKING:
@@ -62,11 +63,18 @@ class Patience:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self.progressed()
+        self._count_from(time.monotonic())
 
-    def progressed(self) -> None:
-        """Bytes have arrived: count from here."""
-        self._deadline = time.monotonic() + self._timeout
+    def progressed(self, count: int) -> None:
+        """So many bytes have arrived: count from here, unless they and those before came more slowly than is borne."""
+        self._came += count
+        now = time.monotonic()
+        if self._came >= SLOWEST * (now - self._since):
+            self._count_from(now)
+
+    def _count_from(self, now: float) -> None:
+        self._since, self._deadline = now, now + self._timeout
+        self._came = 0
         self._attempt = 1
 
     def wait(self, error: StorageUnavailable) -> None:

@@ -76,7 +76,7 @@ class Download:
                         raise StorageUnavailable(f"Cannot {self._what}: the body was cut short; try again later.")
             except StorageUnavailable as error:
                 if position > before:
-                    patience.progressed()
+                    patience.progressed(position - before)
                 patience.wait(error)
             except ObjectChanged as error:
                 if self._etag is not None:

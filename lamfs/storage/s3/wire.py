@@ -14,8 +14,10 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection, RemoteDisconnected
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection, RemoteDisconnected
 from typing import Protocol, cast
+
+from lamfs.storage.s3.pace import PacedResponse, TooSlow
 
 PIECE = 256 << 10
 """Bytes per send, each of which may take as long as silence is borne, and per read, which is lost when it fails."""
@@ -117,7 +119,7 @@ class Reply:
             self._line.close()
 
 
-class _Response(HTTPResponse):
+class _Response(PacedResponse):
     """The library's, which takes most of a small request's time to read a head. A simple one is read here instead."""
 
     _method: str
@@ -163,6 +165,7 @@ class _Response(HTTPResponse):
         self.length = 0 if self._method == "HEAD" else int(length[0])
         self.will_close = "close" in found.get("connection", "").lower()
         self.simple = found
+        self._paced.body_begins()
 
 
 class Wire:
@@ -189,7 +192,8 @@ class Wire:
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | Source | None, timeout: float
     ) -> Reply:
         """Send a request; ``headers`` have its Host and the length of its body. ``timeout``: seconds of silence that
-        are borne. Raises NoAnswer, what reading the body raises, and ValueError for a line break in a header."""
+        are borne; what comes slowly: see pace. Raises NoAnswer, what reading the body raises, and ValueError for a line
+        break in a header."""
         ask = body is not None and self._context is None and int(headers.get("content-length", 0)) > EXPECT_ABOVE
         line = self._take()
         try:
@@ -374,6 +378,8 @@ def _hung_up(line: HTTPConnection) -> bool:
 
 
 def _cause(error: OSError) -> str:
+    if isinstance(error, TooSlow):
+        return "it answered too slowly"
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     return error.strerror or str(error)

@@ -21,6 +21,7 @@ from lamfs.storage import ObjectStore, StorageConfig
 from lamfs.storage.base import PartStat, in_parts
 from lamfs.storage.s3 import client
 from tests.component.storage.test_wire import Script
+from tests.support.hostile import tls
 from tests.support.proxy import FaultProxy
 from tests.support.servers import Server
 from tests.support.servers_fixtures import through
@@ -194,17 +195,7 @@ def test_a_session_token_is_signed(store: ObjectStore, proxy: FaultProxy, monkey
 @pytest.fixture
 def secured(seaweed: Server, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """URL of SeaweedFS behind TLS, and its certificate."""
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
-        f" -addext subjectAltName=IP:127.0.0.1 -keyout {key.name} -out {certificate.name}".split(),
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context, certificate = tls(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.05)
         ended = threading.Event()

@@ -308,6 +308,9 @@ class _Said:
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(io.BytesIO(self._data))
 
+    def gettimeout(self) -> float:
+        return 5.0
+
 
 def _understood(kind: type[HTTPResponse], data: bytes) -> tuple[object, ...]:
     response = kind(_Said(data), method="GET")  # type: ignore[arg-type]
