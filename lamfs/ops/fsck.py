@@ -12,7 +12,7 @@ import re
 import stat
 from dataclasses import dataclass, field
 
-from lamfs.errors import InvalidName, ObjectMissing, RegistryError, StorageError
+from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, RegistryError, StorageError
 from lamfs.keys import is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
 from lamfs.ops import damage, mounts, recover, scrub
@@ -27,6 +27,7 @@ _INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
 _OWN = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
 """Object keys that lamfs gives artifacts without a real key."""
 NO_NAME = "cannot be there: no object has such a name"
+REPLACED = "was replaced by something else"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
 """A multipart upload that is younger may belong to somebody who is at work."""
 
@@ -76,7 +77,7 @@ def check(
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
-    wrong, shared = _storage(instance, report, repair)
+    wrong, shared = _storage(instance, report, repair, jobs)
     _uploads(instance, report, repair, shared)
     if data:
         _data(instance, report, wrong, restart, jobs, watcher)
@@ -260,7 +261,7 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
 # -- storage ----------------------------------------------------------------------------------------------------------
 
 
-def _storage(instance: Instance, report: Report, repair: bool) -> tuple[set[str], bool]:
+def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tuple[set[str], bool]:
     """Objects against artifacts. Returns the uids of artifacts whose object is not theirs, which is remembered, and
     whether other instances use this storage too."""
     registry, store = instance.registry, instance.store
@@ -278,7 +279,10 @@ def _storage(instance: Instance, report: Report, repair: bool) -> tuple[set[str]
     problems = []
     for record in registry.artifacts.filter(visibility=None):
         problem = _object_problem(instance, record, found.get(record.revision.object_key))
-        if problem is not None:
+        if problem == REPLACED and repair and _take_copy(instance, record, jobs):
+            url = store.url(record.revision.object_key)
+            report.add(f"storage: the object {url} of '{record.place}' is another one with the same bytes", True)
+        elif problem is not None:
             problems.append((record, problem, ()))
         elif record.uid in before:
             damage.clear(instance, record)
@@ -347,8 +351,18 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
     if item.size != record.size:
         return f"has {item.size} bytes, not {record.size}"
     if item.etag != record.revision.etag:
-        return "was replaced by something else"
+        return REPLACED
     return None
+
+
+def _take_copy(instance: Instance, record: ArtifactRecord, jobs: int) -> bool:
+    """Note the ETag of an artifact's object when it is another one with the same bytes: so it is where a storage was
+    copied, or came back from a backup."""
+    try:
+        etag = instance.store.head(record.revision.object_key).etag
+        return scrub.has_its_bytes(instance, record, etag, jobs) and instance.registry.commits.same_bytes(record, etag)
+    except (ObjectMissing, ObjectChanged):
+        return False  # it changes at this moment
 
 
 def _data(

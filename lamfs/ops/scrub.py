@@ -10,6 +10,7 @@ is in damage.py's keeping, and is read again the next time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import struct
@@ -261,6 +262,20 @@ def _where(blocks: list[int]) -> str:
         return f"is damaged in block {numbers[0]}"
     shown = ", ".join(numbers[:10]) + (f" and {len(numbers) - 10} others" if len(numbers) > 10 else "")
     return f"is damaged in blocks {shown}"
+
+
+def has_its_bytes(instance: Instance, record: ArtifactRecord, etag: str, jobs: int = JOBS) -> bool:
+    """Whether the object of an artifact, now of another ETag, has all the bytes that were saved. Raises storage
+    errors, ObjectChanged when it is replaced meanwhile."""
+    copy = dataclasses.replace(record, revision=dataclasses.replace(record.revision, etag=etag))
+
+    def is_right(block: int) -> bool:
+        return _is_right(instance, copy, block)
+
+    with Pool(jobs, "lamfs-scrub") as pool:
+        blocks = range(copy.revision.block_count())
+        with contextlib.closing(pool.unordered(is_right, blocks)) as done:
+            return all(future.result() for _, future in done)
 
 
 def _is_right(instance: Instance, record: ArtifactRecord, block: int) -> bool:

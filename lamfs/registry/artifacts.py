@@ -280,7 +280,7 @@ class Artifacts:
             self._put_leaves(row[0], content)
 
     def set_object(self, uid: str, object_key: str, etag: str) -> None:
-        """Note that the same bytes are in another object now."""
+        """Note that the same bytes are in another object now, or in a copy that has taken its place."""
         self._db.execute("UPDATE artifact SET object_key=?, etag=? WHERE uid=?", (object_key, etag, uid))
 
     def update(self, uid: str, /, **columns: Any) -> None:

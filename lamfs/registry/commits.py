@@ -428,6 +428,18 @@ class Commits:
                 self._changes.record(now.ino)
             return True
 
+    def same_bytes(self, before: ArtifactRecord, etag: str) -> bool:
+        """The object of an artifact is a copy of the one that was saved: note its ETag. False when the artifact has
+        another revision by now."""
+        with self._db.transaction():
+            now = self._artifacts.by_uid(before.uid)
+            if now is None or now.revision != before.revision:
+                return False
+            self._artifacts.set_object(before.uid, before.revision.object_key, etag)
+            if now.ino is not None:
+                self._changes.record(now.ino)
+            return True
+
 
 def save_payload(record: ArtifactRecord) -> dict[str, Any]:
     """The journal's form of an artifact that is about to be saved."""

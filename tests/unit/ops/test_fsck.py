@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,12 @@ def replace_object(instance: Instance, record: ArtifactRecord) -> None:
     os.rename(path.with_name("new"), path)
 
 
+def copy_object(instance: Instance, record: ArtifactRecord) -> None:
+    path = object_path(instance, record)
+    shutil.copy2(path, path.with_name("new"))
+    os.rename(path.with_name("new"), path)
+
+
 def stray_object(instance: Instance, record: ArtifactRecord) -> None:
     instance.store.put_bytes(".lamindb/0123456789abcdefABCD.csv", b"leaked")
 
@@ -92,6 +100,7 @@ UNREPAIRED = {
     ),
 }
 REPAIRED = {
+    "copied object": (copy_object, "of 'd/a.txt' (was replaced by something else|is another one with the same bytes)"),
     "stray object": (stray_object, "no artifact references"),
     "stray spool": (stray_spool, "nothing owes the file"),
     "links": (sql("UPDATE inode SET nlink=7 WHERE ino=:ino"), "counts 7 links and has 1"),
@@ -126,10 +135,10 @@ def test_damage_that_is_mended(instance: Instance, record: ArtifactRecord, name:
     damage, text = REPAIRED[name]
     damage(instance, record)
     report = fsck.check(instance)
-    assert any(text in problem for problem in report.problems), report.problems
+    assert any(re.search(text, problem) for problem in report.problems), report.problems
     report = fsck.check(instance, repair=True)
     assert report.problems == []
-    assert any(text in problem for problem in report.repaired)
+    assert any(re.search(text, problem) for problem in report.repaired)
     assert fsck.check(instance, data=True).problems == []
     assert artifacts.cache(instance, record).read_text() == "some bytes"
 
