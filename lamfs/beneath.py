@@ -82,6 +82,6 @@ def refuse_link(name: str, fd: int) -> None:
 
 
 def check_part(part: str) -> None:
-    """Raise OSError(EINVAL) for what is not the name of one entry of a directory."""
+    """Raise OSError(EINVAL) unless ``part`` can be the name of one entry of a directory."""
     if part in ("", ".", "..") or "/" in part or "\0" in part:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), part)

@@ -114,7 +114,7 @@ def commit(
 
 
 def _check_description(text: str | None) -> None:
-    """Raise InvalidArgument for what another machine would not take over."""
+    """Raise InvalidArgument for a text that another machine would reject with the registry."""
     if text is not None and ("\0" in text or not is_utf8(text)):
         raise InvalidArgument("The description has a NUL character, or is not UTF-8; leave that out.")
     if text is not None and len(text.encode()) > TEXT_MAX:

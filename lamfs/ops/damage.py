@@ -22,6 +22,8 @@ from lamfs.model import ArtifactRecord, now_ns
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 
+REPLACED = "was replaced by something else"
+"""What is said of an object with another ETag than the registry noted."""
 MAX_BYTES = 1 << 30
 """Of the file: it names every object when a whole storage is gone."""
 

@@ -27,7 +27,6 @@ _INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
 _OWN = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
 """Object keys that lamfs gives artifacts without a real key."""
 NO_NAME = "cannot be there: no object has such a name"
-REPLACED = "was replaced by something else"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
 """A multipart upload that is younger may belong to somebody who is at work."""
 
@@ -279,7 +278,7 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
     problems = []
     for record in registry.artifacts.filter(visibility=None):
         problem = _object_problem(instance, record, found.get(record.revision.object_key))
-        if problem == REPLACED and repair and _take_copy(instance, record, jobs):
+        if problem == damage.REPLACED and repair and _take_copy(instance, record, jobs):
             url = store.url(record.revision.object_key)
             report.add(f"storage: the object {url} of '{record.place}' is another one with the same bytes", True)
         elif problem is not None:
@@ -351,7 +350,7 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
     if item.size != record.size:
         return f"has {item.size} bytes, not {record.size}"
     if item.etag != record.revision.etag:
-        return REPLACED
+        return damage.REPLACED
     return None
 
 

@@ -246,7 +246,7 @@ def _judge(instance: Instance, log: Log, reading: _Reading, settled: set[str], r
         if isinstance(error, ObjectMissing):
             damage.record(instance, record, "is gone")
         elif isinstance(error, ObjectChanged):
-            damage.record(instance, record, "was replaced by something else")
+            damage.record(instance, record, damage.REPLACED)
         else:
             result.unread.append(f"'{record.place}' (artifact {record.uid}) cannot be read: {error}")
             settled.add(record.uid)

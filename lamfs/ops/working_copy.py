@@ -130,7 +130,7 @@ def put_aside(path: Path, word: str) -> Path:
 
 
 def aside(directory: Path, word: str) -> Path:
-    """A name for what is put aside now."""
+    """A new name for a registry that is put aside."""
     return directory / time.strftime(f"{word}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.lndb")
 
 

@@ -90,7 +90,7 @@ class _Tree:
         self._db.execute("UPDATE dentry SET name=? WHERE parent=? AND name='.lamfs'", (name, ROOT_INO))
 
     def drop_dangling(self) -> Iterator[Finding]:
-        """Entries of what is not there, or in what is no directory. Artifacts without a file get one."""
+        """Remove entries whose file or directory is missing; give an artifact without a file a new one."""
         rows = self._db.all(
             "SELECT d.id, d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode p ON p.ino=d.parent"
             f" LEFT JOIN inode i ON i.ino=d.ino WHERE i.ino IS NULL OR p.ino IS NULL OR NOT p.{_DIRECTORY}"

@@ -235,7 +235,7 @@ class Folder:
                 if time.monotonic() > deadline:
                     raise StorageUnavailable(
                         f"The file {self.root}/{TEMP_FOLDER}/{_LOCK} has been locked by another process for more than"
-                        f" {LOCK_SECONDS:.0f} s, so nothing is written; look who holds it (lslocks), and end that."
+                        f" {LOCK_SECONDS:.0f} s, so nothing was written; find what holds it (lslocks) and end it."
                     ) from None
                 time.sleep(0.005)
             else:
