@@ -1,7 +1,7 @@
 """Storage in a local folder: one file per object, at the object's key below the root.
 
 LocalStore owns no state but the root's path; any thread and any number of processes may use the same folder. An
-object is only ever replaced as a whole, by rename, so whoever has it open keeps the revision that they opened. No link
+object is only ever replaced as a whole, by rename, so a reader that has it open keeps the revision it opened. No link
 below the root is followed: an object that is one, or lies below one, is StorageError (ELOOP).
 """
 
