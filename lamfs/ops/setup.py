@@ -119,6 +119,10 @@ def _name_of(root: str) -> str:
 def _make_folder(root: str) -> None:
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidArgument(
+            f"The storage {root} is a file, or lies below one, and a storage is a folder; give another place."
+        ) from None
     except OSError as error:
         raise StorageForbidden(
             f"The storage folder {root} cannot be made ({os.strerror(error.errno or 0)}); make it yourself, or choose"
