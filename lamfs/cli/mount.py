@@ -1,27 +1,15 @@
-"""``lamfs mount`` and ``umount``. Main thread only; paths inside a mount are never touched here."""
+"""``lamfs mount``. Main thread only; paths inside a mount are never touched here."""
 
 from __future__ import annotations
-
-import errno
-import os
-from typing import TYPE_CHECKING
 
 import click
 
 from lamfs.cli import mountpoints
 from lamfs.cli.common import instance_option
-from lamfs.cli.output import complain, note, say, shown
+from lamfs.cli.output import note, say, shown
 from lamfs.cli.seam import Command, leave, leave_at_once
-from lamfs.cli.sync import Pending, sync_mount
-from lamfs.errors import AlreadyExists, LamfsError, NotFound, NotSetUp
-
-if TYPE_CHECKING:
-    from lamfs.ops.mounts import MountRecord
-
-DEFAULT_MOUNTPOINT = "~/lamfs"
-FORCED_SECONDS = 30.0
-"""With --force: how long storing what is owed may take before the mount goes anyway."""
-MAX_HOLDERS = 5
+from lamfs.cli.umount import OTHERS, bury_at, live_mount
+from lamfs.errors import AlreadyExists, NotSetUp
 
 OPTION_HELP = """\b
 -o takes, separated by commas:
@@ -59,7 +47,7 @@ OPTION_HELP = """\b
     lamfs mount --read-only -o allow_other,umask=022 --instance alice/screens /srv/screens
     """,
 )
-@click.argument("mountpoint", type=click.Path(readable=False), default=DEFAULT_MOUNTPOINT)
+@click.argument("mountpoint", type=click.Path(readable=False), default=mountpoints.DEFAULT)
 @instance_option
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to the terminal.")
@@ -90,13 +78,11 @@ def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bo
     leave_at_once()
 
 
-OTHERS = "another user, or with other directories (LAMFS_DATA_DIR)"
-
-
 def clear_the_way(path: str) -> None:
     """See that nothing is mounted at ``path``; unmount what a dead daemon has left. Raises AlreadyExists."""
     mounted = mountpoints.at(path)
     if mounted is None:
+        bury_at(path)
         return
     record = live_mount(path)
     if record is not None:
@@ -106,6 +92,7 @@ def clear_the_way(path: str) -> None:
     if not mountpoints.is_dead(path):
         raise AlreadyExists(f"A living lamfs mount of {OTHERS} is at {path}; choose another directory.")
     mountpoints.unmount(path, lazy=True)
+    bury_at(path)
     note(f"A mount at {shown(path)} had lost its daemon; it is cleaned away.")
 
 
@@ -131,99 +118,3 @@ def choose_instance(slug: str | None) -> str:
     if default not in known:
         say(f"There was no instance yet: made {settings.slug}, with its storage in {settings.storage.root}.")
     return settings.slug
-
-
-def live_mount(path: str) -> MountRecord | None:
-    """The living mount at just this path; not one that has left the tree and only waits for its last open file."""
-    from lamfs.ops import mounts
-
-    gone = mountpoints.detached(mounts.all_live())
-    return next((record for record in mounts.all_live() if record.mountpoint == path and record.pid not in gone), None)
-
-
-@click.command(
-    cls=Command,
-    examples="""
-    lamfs umount ~/data
-    lamfs umount --force ~/data
-    """,
-)
-@click.argument("mountpoint", type=click.Path(readable=False), default=DEFAULT_MOUNTPOINT)
-@click.option("--force", is_flag=True, help="Unmount although files are open, or something cannot be stored.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help=f"How long storing may take.  [default: no limit; with --force {FORCED_SECONDS:.0f}]",
-)
-def umount(mountpoint: str, force: bool, timeout: float | None) -> None:
-    """Store what is owed, then unmount.
-
-    MOUNTPOINT is ~/lamfs by default. Returns when nothing is owed and the daemon has ended. With --force the mount
-    leaves the tree although files are open in it, and although storage does not answer: the daemon goes on trying, and
-    if it ends before, the next mount stores what is left. Also clears away a mount whose daemon has died.
-    """
-    path = mountpoints.absolute(mountpoint)
-    record = live_mount(path)
-    if record is None:
-        clear_dead(path)
-        return
-    problem = None
-    try:
-        sync_mount(record, FORCED_SECONDS if force and timeout is None else timeout)
-    except LamfsError as error:
-        if not force:
-            raise LamfsError(f"{error} {path} stays mounted; --force unmounts it all the same.") from error
-        complain(str(error))
-        problem = error
-    # A mount that is this process's own working directory would be busy because of it.
-    os.chdir("/")
-    in_use = force and bool(mountpoints.holders(path))
-    try:
-        mountpoints.unmount(path, lazy=force)
-    except LamfsError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        raise LamfsError(busy(path), errno=errno.EBUSY) from None
-    if problem is None and not in_use:
-        wait_for_end(record)
-    elif problem is None or isinstance(problem, Pending):
-        note(f"Its daemon (pid {record.pid}) ends when the files in it are closed and everything is stored.")
-    say(f"{shown(path)} is unmounted.")
-
-
-def clear_dead(path: str) -> None:
-    """Unmount what a dead daemon has left at ``path``. Raises NotFound when there is no lamfs mount."""
-    mounted = mountpoints.at(path)
-    if mounted is None:
-        outer = mountpoints.around(path)
-        if outer is not None:
-            raise NotFound(f"{path} is inside the lamfs mount {outer.path}; name that one.")
-        raise NotFound(f"Nothing is mounted at {path}; 'lamfs status' lists the mounts.")
-    if not mounted.is_lamfs:
-        raise NotFound(f"{path} is not a lamfs mount ({mounted.fstype}); use umount.")
-    if not mountpoints.is_dead(path):
-        raise LamfsError(f"{path} was mounted by {OTHERS}; unmount it there.", errno=errno.EPERM)
-    mountpoints.unmount(path, lazy=True)
-    say(f"The mount at {shown(path)} had lost its daemon; it is unmounted. The next mount stores what is owed.")
-
-
-def busy(path: str) -> str:
-    """A sentence that says who uses a mount."""
-    found = mountpoints.holders(path)
-    if not found:
-        return f"{path} is in use by a process that you may not look at; close it, or use --force."
-    named = [f"{holder.name} (pid {holder.pid}: {holder.path})" for holder in found[:MAX_HOLDERS]]
-    more = f" and {len(found) - MAX_HOLDERS} more" if len(found) > MAX_HOLDERS else ""
-    return f"{path} is in use by {', '.join(named)}{more}. Close these, or use --force."
-
-
-def wait_for_end(record: MountRecord) -> None:
-    """Wait until the daemon of a mount has ended: it drains once more and stores the registry."""
-    from lamfs.ops import mounts
-
-    try:
-        mounts.wait_gone(record, timeout=float("inf"))
-    except KeyboardInterrupt:
-        note(f"The daemon (pid {record.pid}) goes on storing what is owed, and then ends.")
-        raise
