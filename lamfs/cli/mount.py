@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from lamfs.cli import mountpoints
 from lamfs.cli.common import instance_option
-from lamfs.cli.output import note, say, shown
-from lamfs.cli.seam import Command, leave, leave_at_once
+from lamfs.cli.output import Progress, complain, count_of, note, say, shown, size
+from lamfs.cli.seam import FAILURE, Command, leave, leave_at_once
 from lamfs.cli.umount import OTHERS, bury_at, live_mount
-from lamfs.errors import AlreadyExists, NotSetUp
+from lamfs.errors import AlreadyExists, InvalidArgument, NotSetUp
+
+MAX_FAILED = 10
 
 OPTION_HELP = """\b
 -o takes, separated by commas:
@@ -44,6 +48,7 @@ OPTION_HELP = """\b
     epilog=OPTION_HELP,
     examples="""
     lamfs mount ~/data
+    lamfs mount --adopt ~/data
     lamfs mount --read-only -o allow_other,umask=022 --instance alice/screens /srv/screens
     """,
 )
@@ -51,20 +56,35 @@ OPTION_HELP = """\b
 @instance_option
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to the terminal.")
+@click.option(
+    "--adopt",
+    is_flag=True,
+    help="Move what is in the directory itself, such as files written while nothing was mounted, into the mount.",
+)
 @click.option("-o", "words", metavar="OPTION[,…]", multiple=True, help="Mount options; see below.")
-def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bool, words: tuple[str, ...]) -> None:
+def mount(
+    mountpoint: str, instance: str | None, read_only: bool, foreground: bool, adopt: bool, words: tuple[str, ...]
+) -> None:
     """Show an instance as a directory.
 
-    MOUNTPOINT is ~/lamfs by default. The directory is made when it is missing, and must be empty. Without any instance
-    this makes the default one, with a local folder as its storage. Returns when the mount is ready.
+    MOUNTPOINT is ~/lamfs by default. The directory is made when it is missing, and must be empty, or be given with
+    --adopt. Without any instance this makes the default one, with a local folder as its storage. Returns when the mount
+    is ready.
     """
     from lamfs.daemon.options import MountOptions, apply_words
 
-    options = MountOptions(slug="", mountpoint="", read_only=read_only, foreground=foreground)
+    options = MountOptions(slug="", mountpoint="", read_only=read_only, foreground=foreground, adopt=adopt)
     apply_words(options, [word for given in words for word in given.split(",") if word])
+    if adopt and (foreground or options.read_only):
+        raise InvalidArgument(
+            f"--adopt does not go with {'--foreground' if foreground else 'a read-only mount'}; mount with --adopt"
+            " alone once, unmount, and mount as you like."
+        )
     path = mountpoints.absolute(mountpoint)
     clear_the_way(path)
-    mountpoints.prepare(path)
+    mountpoints.prepare(path, empty=not adopt)
+    # The folder that the mount is going to hide.
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if adopt else None
     options.slug = choose_instance(instance)
     options.mountpoint = path
 
@@ -75,7 +95,34 @@ def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bo
     pid = launch.launch(options, warn=note)
     say(f"{options.slug} is mounted at {shown(path)}{' read-only' if options.read_only else ''} (pid {pid}).")
     say(f"Unmount it with: lamfs umount {shown(path)}")
+    if folder is not None:
+        move_in(folder, path)
     leave_at_once()
+
+
+def move_in(folder: int, path: str) -> None:
+    """Move what is in the folder below a mount into it, and say what was moved, and what was not."""
+    from lamfs.ops import stranded
+
+    with Progress(f"moving what was in {path} into the mount") as progress:
+        moved = stranded.move_in(folder, path, progress.add)
+    if moved.files:
+        say(f"Moved {count_of(moved.files, 'file')} ({size(moved.bytes)}) from the folder itself into the mount.")
+    for name, there in sorted(moved.beside):
+        note(f"'{shown(name)}' is in the mount already: what was in the folder is '{shown(there)}'.")
+    if moved.bare:
+        note(f"Extended attributes of {count_of(moved.bare, 'file')} were not kept; '-o xattr' keeps them.")
+    for name, what in sorted(moved.special):
+        note(f"'{shown(name)}' is {what}, and stays in the folder.")
+    for name, why in sorted(moved.failed)[:MAX_FAILED]:
+        complain(f"'{shown(name)}' could not be moved: {why}.")
+    if moved.failed:
+        more = f" {len(moved.failed)} in all." if len(moved.failed) > MAX_FAILED else ""
+        complain(
+            f"What could not be moved is in the folder still, hidden by the mount.{more} Nothing is lost: unmount, and"
+            " mount with --adopt again."
+        )
+        leave(FAILURE)
 
 
 def clear_the_way(path: str) -> None:

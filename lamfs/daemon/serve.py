@@ -69,7 +69,7 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
 
     Raises LamfsError when it cannot be.
     """
-    _clear_stale(options.mountpoint)
+    _clear_stale(options.mountpoint, empty=not options.adopt)
     _raise_limits()
     found = first.outcome()
     with Instance.open(options.slug) as instance:
@@ -379,8 +379,8 @@ def _mount_words(options: MountOptions) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _clear_stale(mountpoint: str) -> None:
-    """Unmount what a dead daemon left here, and refuse what is no empty directory."""
+def _clear_stale(mountpoint: str, *, empty: bool) -> None:
+    """Unmount what a dead daemon left here, and refuse what is no directory, or not ``empty``."""
     try:
         entries = os.listdir(mountpoint)
     except NotADirectoryError:
@@ -405,7 +405,7 @@ def _clear_stale(mountpoint: str) -> None:
                         f" try 'fusermount3 -uz {mountpoint}'.",
                     ) from None
                 time.sleep(0.05)
-    if entries:
+    if entries and empty:
         raise LamfsError(f"The directory {mountpoint} is not empty; what is in it would be hidden. Choose another.")
 
 

@@ -268,7 +268,7 @@ class MountedInstance:
         wait_until(lambda: not self.mounted, "the mount is gone", seconds=10)
 
     def kill9(self, *, detach: bool = True) -> None:
-        """SIGKILL of daemon and mover, as a power cut of both; then the dead mount is detached, if it is not to stay."""
+        """SIGKILL of daemon and mover, as a power cut of both; then the dead mount is detached if asked."""
         for pid in (self.pid, *children(self.pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
