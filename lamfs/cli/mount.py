@@ -52,7 +52,7 @@ OPTION_HELP = """\b
     lamfs mount --read-only -o allow_other,umask=022 --instance alice/screens /srv/screens
     """,
 )
-@click.argument("mountpoint", type=click.Path(readable=False), default=mountpoints.DEFAULT)
+@click.argument("mountpoint", type=mountpoints.UNTOUCHED, default=mountpoints.DEFAULT)
 @instance_option
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to the terminal.")

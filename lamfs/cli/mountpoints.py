@@ -14,6 +14,8 @@ import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+import click
+
 from lamfs import config
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotEmpty, NotSetUp
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
 
 DEFAULT = "~/lamfs"
+UNTOUCHED = click.UNPROCESSED
+"""The type of a command's path that may be a mount point: click.Path would ask the file system, and hang with it."""
 LOOK_SECONDS = 5.0
 """How long a living mount may take to answer."""
 UNMOUNT_SECONDS = 30.0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lamfs.cli import mountpoints
 from lamfs.cli.output import OwedProgress, complain, count_of, note, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import LamfsError, NotFound
@@ -39,7 +40,7 @@ class Pending(LamfsError):
     lamfs sync ~/data
     """,
 )
-@click.argument("path", type=click.Path(readable=False), required=False)
+@click.argument("path", type=mountpoints.UNTOUCHED, required=False)
 @click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long it may take.  [default: no limit]"
 )

@@ -40,7 +40,7 @@ MAX_HOLDERS = 5
     lamfs umount --force ~/data
     """,
 )
-@click.argument("mountpoint", type=click.Path(readable=False), default=mountpoints.DEFAULT)
+@click.argument("mountpoint", type=mountpoints.UNTOUCHED, default=mountpoints.DEFAULT)
 @click.option("--force", is_flag=True, help="Unmount although files are open, or something cannot be stored.")
 @click.option(
     "--timeout",
