@@ -180,28 +180,38 @@ def test_forced_with_a_move_that_storage_refuses_it_ends_soon(linked: MountedIns
 
 
 def test_a_deletion_that_is_refused_holds_up_no_other(local_instance: MountedInstance) -> None:
+    """Many are deleted in one request: those that fail together are tried one by one."""
     instance = local_instance
     instance.expect_log("could not", "refuses this for good", "still to be stored")
-    instance.mount(["real_keys"])
-    for name in ("good", "bad"):
-        (instance.path / name).mkdir()
-        for number in range(5):
-            (instance.path / name / f"{number}").write_text(f"{name} {number}")
-    instance.sync()
-    store = Path(instance.storage.root)
-    (store / "bad").rename(instance.base / "elsewhere")
-    (store / "bad").symlink_to(instance.base / "elsewhere")
-    instance.umount()
-    instance.cli(
-        "delete", "--permanent", "--yes", *(f"{name}/{number}" for name in ("good", "bad") for number in range(5))
+    instance.python(
+        "import sys\n"
+        "from lamfs.registry import Registry\n"
+        "registry = Registry(sys.argv[1])\n"
+        "for key in ['good/0', 'bad/1', 'good/2', 'bad/3', 'good/4']:\n"
+        "    registry.journal.add_delete(key)\n"
+        "registry.close()\n",
+        str(instance.directory / "registry.lndb"),
     )
-    instance.mount()
+    hook = instance.base / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "from lamfs.transfer.client import Mover\n"
+        "from lamfs.errors import StorageForbidden\n"
+        "async def delete(self, keys):\n"
+        "    if any('bad' in key for key in keys):\n"
+        "        raise StorageForbidden('These credentials may not delete there.')\n"
+        "Mover.delete = delete\n"
+    )
+    instance.mount(env={"PYTHONPATH": f"{hook}:{ROOT}"})
+    pid = instance.pid
     done = instance.cli("umount", str(instance.path))
-    assert instance.cli("ls").stdout == ""
-    assert not (store / "good" / "0").exists()
-    if "Storage refuses" in done.stderr:
-        assert "no bytes are lost" in done.stderr
-    assert not is_alive(instance.pid)
+    assert not is_alive(pid)
+    refused = [line for line in done.stderr.splitlines() if line.startswith("Storage refuses for good: ")]
+    assert sorted(refused) == [
+        f"Storage refuses for good: delete bad/{number}: These credentials may not delete there." for number in (1, 3)
+    ]
+    with instance.registry() as registry:
+        assert [entry.object_key for entry in registry.journal.entries()] == ["bad/1", "bad/3"]
 
 
 REFUSING = (
