@@ -73,6 +73,7 @@ def umount(mountpoint: str, force: bool, timeout: float | None) -> None:
         else:
             wait_for_end(each, timeout)
         say(f"{shown(path)} is unmounted.")
+        tell_scratch(each.slug)
 
 
 def unmount(record: MountRecord, force: bool, timeout: float | None) -> None:
@@ -112,6 +113,17 @@ def unmount(record: MountRecord, force: bool, timeout: float | None) -> None:
     if isinstance(problem, Pending):
         note("What is not stored waits in the spool: nothing is lost, and the next mount stores it.")
     say(f"{shown(path)} is unmounted.")
+    tell_scratch(record.slug)
+
+
+def tell_scratch(slug: str) -> None:
+    """Name the scratch files that hold bytes: nobody else has them."""
+    from lamfs import config
+    from lamfs.ops import scratch_files
+
+    files = scratch_files.known(config.load_instance(slug))
+    if files:
+        note(shown(scratch_files.sentence(files)))
 
 
 # -- which mount ------------------------------------------------------------------------------------------------------

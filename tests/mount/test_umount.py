@@ -185,8 +185,9 @@ def test_a_deletion_that_is_refused_holds_up_no_other(local_instance: MountedIns
     instance.expect_log("could not", "refuses this for good", "still to be stored")
     instance.python(
         "import sys\n"
+        "from pathlib import Path\n"
         "from lamfs.registry import Registry\n"
-        "registry = Registry(sys.argv[1])\n"
+        "registry = Registry(Path(sys.argv[1]))\n"
         "for key in ['good/0', 'bad/1', 'good/2', 'bad/3', 'good/4']:\n"
         "    registry.journal.add_delete(key)\n"
         "registry.close()\n",
