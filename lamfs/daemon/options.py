@@ -37,6 +37,8 @@ class MountOptions:
     timeout: float = 60.0
     uploads: int = 8
     foreground: bool = False
+    adopt: bool = False
+    """What is in the mount point's own folder is moved into the mount later: it need not be empty."""
     debug: bool = False
     fuse: tuple[str, ...] = ()
     """Words handed to the kernel as they are (``noatime``, ``nodev``, ``nosuid``, ``noexec`` …)."""

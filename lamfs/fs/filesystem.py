@@ -225,10 +225,10 @@ class FileSystem:
         else:
             self.files.release(handle)
 
-    async def sync_all(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Everything written so far is in storage and in the registry, and nothing is owed."""
+    async def sync_all(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """Everything written so far is in storage and in the registry. As Uploader.drain."""
         self.files.acknowledge_all()
-        await self.context.uploader.drain(progress)
+        return await self.context.uploader.drain(progress)
 
     # -- the whole ----------------------------------------------------------------------------------------------
 

@@ -282,6 +282,21 @@ class Journal:
         assert row is not None
         return int(row[0]), int(row[1])
 
+    def owes_bytes(self) -> bool:
+        """Whether this process has acknowledged bytes that are not stored yet."""
+        return (
+            self._db.one("SELECT 1 FROM journal WHERE owner=? AND state='ready' AND op='put' LIMIT 1", (self.owner,))
+            is not None
+        )
+
+    def owed_bytes(self) -> int:
+        """Bytes of the files that are owed, whoever owes them; what is scratch is not owed."""
+        row = self._db.one(
+            "SELECT coalesce(sum(i.size), 0) FROM journal j JOIN inode i ON i.ino=j.ino"
+            " WHERE j.op='put' AND j.state<>'scratch'"
+        )
+        return int(row[0]) if row else 0
+
     def owed_inodes(self) -> list[int]:
         """Inodes whose acknowledged bytes are not stored yet, whoever stores them."""
         return [row[0] for row in self._db.all("SELECT ino FROM journal WHERE op='put' AND state='ready' ORDER BY id")]

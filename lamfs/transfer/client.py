@@ -24,7 +24,7 @@ from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import jobs
 from lamfs.transfer.jobs import Message
 from lamfs.transfer.parts import PartJobs
-from lamfs.transfer.process import Forked, end, environment, hold
+from lamfs.transfer.process import END_TIMEOUT, Forked, end, environment, hold
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class Mover(PartJobs):
         """Process id of the mover; None while there is none."""
         self.restarts = 0
         """How often it had to be started again."""
+        self.patience = END_TIMEOUT
+        """Seconds that it may take to end when it is no longer needed."""
         self._sock: socket.socket | None = None
         self._running = False
         self._up = trio.Event()
@@ -162,7 +164,7 @@ class Mover(PartJobs):
             self._sock, self.pid, self._up = None, None, trio.Event()
             sock.close()
             with trio.CancelScope(shield=True):
-                await end(process)
+                await end(process, self.patience)
             self._fail_all(process.returncode)
 
     def _fail_all(self, status: int | None) -> None:

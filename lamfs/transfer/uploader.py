@@ -37,6 +37,8 @@ MAX_PAUSE = 60.0
 """Longest pause in seconds between two tries."""
 HURRIED_PAUSE = 3.0
 """The same while somebody waits until nothing is owed any more."""
+STILL = 3 * HURRIED_PAUSE
+"""Seconds without any progress after which what could not be tried waits for what storage refuses."""
 CLOCK_STEP = 1.0
 """Seconds by which the wall clock, in which the journal's times are, may go back unnoticed."""
 BATCH = 256
@@ -99,6 +101,10 @@ class Uploader:
         self._wakes_at = 0.0
         self._clock = _wall_clock()
         self._stopped: LamfsError | None = None
+        self._singly: set[int] = set()
+        """Deletions that failed among others: they are tried by themselves."""
+        self._refused: dict[int, tuple[float, str]] = {}
+        """Rows but puts that storage refused for good at their last try: when, and a sentence that says what."""
         self.failures: deque[Failure] = deque(maxlen=50)
         self.failed_tries = 0
 
@@ -189,22 +195,29 @@ class Uploader:
                 self.puts.committed.pop(ino, None)
                 self._results.pop(ino, None)
 
-    async def drain(self, progress: Callable[[int, int], None] | None = None) -> None:
+    async def drain(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Return when nothing is owed by this process any more. ``progress(rows, bytes)`` now and then.
 
-        Waits through failures; the caller decides when to give up (cancel).
+        Waits through failures; the caller decides when to give up (cancel). But deletes, moves and aborts that storage
+        refuses, not for now but for good, are not waited for: no bytes are lost with them. They stay in the journal;
+        returns a sentence for each.
         """
         self._hurry += 1
         self._held.clear()
+        began = changed = trio.current_time()
+        before = -1
         try:
             self._registry.journal.retry_now()
             while True:
                 rows, size = self.owed()
                 if progress is not None:
                     progress(rows, size)
-                if not rows and not self._busy:
+                if rows != before:
+                    before, changed = rows, trio.current_time()
+                refused = self._all_refused(rows, began, still=trio.current_time() - changed >= STILL)
+                if not self._busy and (not rows or refused):
                     await self.durable()
-                    return
+                    return refused
                 self._check()
                 self._idle = trio.Event()
                 self._work.set()
@@ -216,6 +229,17 @@ class Uploader:
                     await trio.sleep(0.02)
         finally:
             self._hurry -= 1
+
+    def _all_refused(self, rows: int, since: float, *, still: bool) -> list[str]:
+        """Sentences about the work of which storage has refused, since ``since``, all that is left; none while there is
+        something else to do. ``still``: nothing has come to its end for a while, so what was not tried waits for that.
+        """
+        journal = self._registry.journal
+        if not self._refused or self._busy or journal.owes_bytes():
+            return []
+        self._refused = {row: found for row, found in self._refused.items() if journal.get(row) is not None}
+        refused = [sentence for at, sentence in self._refused.values() if at >= since]
+        return refused if len(refused) == rows or still else []
 
     async def durable(self) -> None:
         """Return when everything committed before survives a power cut. Raises RegistryError."""
@@ -343,7 +367,11 @@ class Uploader:
     def _gather_deletes(self, entry: JournalEntry) -> list[JournalEntry]:
         """Deletions from the queue for one request, with ``entry``."""
         found = {entry.id: entry}
+        if entry.id in self._singly:
+            return [entry]
         while self._queue and self._queue[0].op == "delete" and len(found) < BATCH:
+            if self._queue[0].id in self._singly:
+                break
             more = self._registry.journal.get(self._queue.popleft().id)
             if more is not None and more.id not in self._busy:
                 found[more.id] = more
@@ -396,6 +424,8 @@ class Uploader:
         for entry in entries:
             problem_of = error or errors.get(entry.id)
             overtaken = problem_of is not None and self._overtaken(entry)
+            if entry.op != "put":
+                self._note_refusal(entry, problem_of, alone=len(entries) == 1)
             if problem_of is not None and not overtaken and not self._failed(entry, problem_of):
                 unnoted = RETRY_UNNOTED
             if entry.ino is not None:
@@ -423,6 +453,17 @@ class Uploader:
         except LamfsError:
             return False
         return now is None or now.op != entry.op or (now.src, now.gen) != (entry.src, entry.gen)
+
+    def _note_refusal(self, entry: JournalEntry, error: LamfsError | None, *, alone: bool) -> None:
+        """Remember whether trying a deletion, move or abort again, ``alone`` or not, can help."""
+        self._refused.pop(entry.id, None)
+        self._singly.discard(entry.id)
+        if not isinstance(error, StorageError) or error.retryable:
+            return
+        if entry.op == "delete":
+            self._singly.add(entry.id)
+        if alone:
+            self._refused[entry.id] = trio.current_time(), f"{entry.op} {entry.object_key or entry.uid}: {error}"
 
     def _failed(self, entry: JournalEntry, error: LamfsError) -> bool:
         """Note a failed try; False when the registry does not take the note (its disk is full)."""
