@@ -20,6 +20,7 @@ from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
 from lamfs.errors import LamfsError, StorageError, StorageFull, StorageUnavailable
 from lamfs.hashing import hash_block, hash_leaf
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
+from lamfs.transfer.beats import Beat
 
 OLD_SECONDS = 0.5
 """Who came so much later than a flight began does not take its failure for an answer."""
@@ -68,6 +69,7 @@ class BlockFile:
         "_owner",
         "_ready",
         "_size",
+        "beat",
         "flights",
         "hits",
         "homeless",
@@ -103,6 +105,8 @@ class BlockFile:
         self.refs = 0
         """Users and flights. The cache closes the file some time after the last is gone."""
         self.hits = 0
+        self.beat = Beat()
+        """How the bringing of its bytes goes on."""
         self.flights: dict[int, Flight] = {}
         """Whole blocks on their way."""
         self.leaves = {block: Leaves(mask) for block, mask in (partial or {}).items() if state[block] == ABSENT}

@@ -23,7 +23,7 @@ from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, now_ns
-from lamfs.transfer import streaming
+from lamfs.transfer import beats, streaming
 from lamfs.transfer.durable import sync_file
 
 MAX_SIZE = (1 << 63) - 1
@@ -268,10 +268,19 @@ class Files:
     async def _wait(
         self, work: Callable[[], Awaitable[T]], state: FileState, caller: Caller, seconds: float | None = None
     ) -> T:
-        """The result of what needs storage. Raises FsError: EIO when it takes too long, EINTR."""
-        return await self._c.waits.bounded(
-            work, self._c.policy.timeout if seconds is None else seconds, caller, lambda: self._name(state.ino)
-        )
+        """The result of what needs storage. Raises FsError: EIO when it does not go on for too long, EINTR."""
+
+        def progress() -> object:
+            return state.beat.value(), None if state.base is None else state.base.beat.value()
+
+        with beats.doing(state.beat):
+            return await self._c.waits.bounded(
+                work,
+                self._c.policy.timeout if seconds is None else seconds,
+                caller,
+                lambda: self._name(state.ino),
+                progress,
+            )
 
     def _name(self, ino: int) -> str:
         return self._c.registry.tree.path(ino) or f"inode {ino}"
@@ -381,7 +390,7 @@ class Files:
     async def store(self, ino: int, caller: Caller | None = None) -> None:
         """Wait until what is owed for an inode now is in storage.
 
-        Raises FsError: EIO when it takes too long, EINTR when the caller is told to stop.
+        Raises FsError: EIO when storing does not go on for too long, EINTR when the caller is told to stop.
         """
         entry = self._c.registry.journal.put_of(ino)
         if entry is None:
@@ -398,7 +407,13 @@ class Files:
                 while self._c.registry.journal.put_of(ino) is not None:
                     await trio.sleep(0.05)
 
-        await self._c.waits.bounded(settle, self._c.policy.timeout, caller or Caller(), lambda: self._name(ino))
+        await self._c.waits.bounded(
+            settle,
+            self._c.policy.timeout,
+            caller or Caller(),
+            lambda: self._name(ino),
+            lambda: self._c.uploader.progress(ino),
+        )
 
     def acknowledge_all(self) -> None:
         """Journal everything that open handles have written so far."""

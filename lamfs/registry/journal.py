@@ -253,6 +253,11 @@ class Journal:
             "UPDATE journal SET next_at=? WHERE id=?", (now_ns() + int(seconds * 1e9) if seconds else 0, entry_id)
         )
 
+    def went_on(self, entry_id: int, count: int) -> None:
+        """A put that takes long has gone on, for whoever waits for it in another process: ``beat`` in its payload is
+        another number than before."""
+        self._db.execute("UPDATE journal SET payload=json_set(payload, '$.beat', ?) WHERE id=?", (count, entry_id))
+
     def ready(self, limit: int = 256, *, skip: Iterable[int] = ()) -> list[JournalEntry]:
         """Work of this process that may start now, longest due first; ``skip`` are ids under way already."""
         busy = set(skip)

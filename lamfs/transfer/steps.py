@@ -307,7 +307,8 @@ class Steps:
         assert entry.ino is not None
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
-            return (await self._mover.put(path, target, consume=consume)).etag, consume
+            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved)
+            return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
                 continue
