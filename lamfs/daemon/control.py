@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from lamfs.errors import LamfsError
+from lamfs.errors import LamfsError, TooLarge
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.ops.mounts import socket_address
@@ -89,7 +89,7 @@ class ControlServer:
                 await self._fs.files.store(command["ino"])
                 reply = {"ok": True}
             elif name == "sync":
-                await self._sync(stream)
+                await self._sync(stream, command.get("below"))
                 reply = {"ok": True}
             else:
                 reply = {"error": f"This mount knows no command '{name}'; is it of another version of lamfs?"}
@@ -97,8 +97,8 @@ class ControlServer:
             reply = {"error": str(error)}
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
-    async def _sync(self, stream: trio.SocketStream) -> None:
-        """Drain, telling how far it is; ends early when the client goes."""
+    async def _sync(self, stream: trio.SocketStream, below: object) -> None:
+        """Drain, or store what is ``below`` a key, telling how far it is; ends early when the client goes."""
         last: tuple[int, int] | None = None
         gone = False
         send, receive = trio.open_memory_channel[tuple[int, int]](1)
@@ -123,7 +123,12 @@ class ControlServer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
             try:
-                await self._fs.sync_all(progress)
+                if isinstance(below, str) and below:
+                    await self._fs.sync_below(below, progress)
+                else:
+                    await self._fs.sync_all(progress)
+                    if refused := self._fs.refused():
+                        raise TooLarge(refused)
             except LamfsError as error:
                 problem = error
             await send.aclose()

@@ -20,7 +20,7 @@ from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash
 from lamfs.ops import messages
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance
-from lamfs.storage.base import ObjectStore
+from lamfs.storage.base import ObjectStore, check_size
 
 
 class FileMissing(NotFound, FileNotFoundError):  # type: ignore[misc]
@@ -73,6 +73,7 @@ def draft_new(
     if key is not None:
         key = check_key(key, real=not virtual)
     source = check_file(path)
+    check_size(instance.store, source.stat().st_size, str(source))
     content, stamp = hash_stable(source)
     registry = instance.registry
     if key is None:
@@ -125,6 +126,7 @@ def draft_replace(
         raise NotFound(f"The artifact {before.uid} was deleted for good; save the file as a new one.")
     if key is not None:
         current.key, current.suffix = key, suffix_of(root_path(key)[1])
+    check_size(instance.store, source.stat().st_size, str(source))
     content, stamp = hash_stable(source)
     newer = current.ino is not None and registry.journal.put_of(current.ino) is not None
     if content.same_bytes(current.revision.content) and not newer:

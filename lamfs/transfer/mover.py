@@ -57,8 +57,9 @@ class _Cancelled(Exception):
 
 
 class _Job:
-    """One job: its message, its pool, whether it has begun, and whether somebody still waits for it. Made by the reader,
-    run by one worker."""
+    """One job: its message, its pool, whether it has begun, and whether somebody still waits.
+
+    Made by the reader, run by one worker."""
 
     __slots__ = ("_lock", "_said", "_sent", "_server", "begun", "cancelled", "message", "moved", "pool")
 

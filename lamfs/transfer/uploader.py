@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import trio
 
-from lamfs.errors import LamfsError, StorageError, TransferDied
+from lamfs.errors import LamfsError, StorageError, TooLarge, TransferDied
 from lamfs.model import JournalEntry, now_ns
 from lamfs.registry import Provenance, Registry
 from lamfs.spool import SpoolFolder
@@ -209,6 +209,7 @@ class Uploader:
                 if self.puts.committed.get(ino, (0, 0)) >= (row, gen):
                     break
                 self._check()
+                self.check_refused(ino)
                 if entry.owner != self._registry.journal.owner:
                     await trio.sleep(SETTLE)  # another mount has taken it over
                     continue
@@ -228,10 +229,16 @@ class Uploader:
                 self.puts.committed.pop(ino, None)
                 self._results.pop(ino, None)
 
-    async def drain(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Return when nothing is owed by this process any more. ``progress(rows, bytes)`` now and then.
+    def check_refused(self, ino: int) -> None:
+        """Raise TooLarge when storage can never take what is owed for an inode."""
+        entry = self._registry.journal.put_of(ino)
+        if entry is not None and entry.state == "refused":
+            raise TooLarge(entry.error or "Storage can never take the file; make it smaller.")
 
-        Waits through failures; the caller decides when to give up (cancel).
+    async def drain(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Return when nothing is owed by this process any more, but for what storage can never take.
+
+        ``progress(rows, bytes)`` now and then. Waits through failures; the caller decides when to give up (cancel).
         """
         self._hurry += 1
         self._held.clear()
@@ -484,6 +491,11 @@ class Uploader:
         pause = min(longest, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
         try:
             name = what(self._registry, entry)
+            if isinstance(error, TooLarge):
+                log.error("could not %s %s: %s It is not tried again.", entry.op, name, error)
+                self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
+                self._registry.journal.refuse(entry.id, str(error))
+                return True
             log.warning("could not %s %s: %s Trying again in %.0f s.", entry.op, name, error, pause)
             self.failed_tries += 1
             self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
