@@ -187,9 +187,7 @@ def test_what_storage_never_takes_is_owed_and_not_tried_again(
     async def scenario(user: User) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(base, "LARGEST_OBJECT", 99_999)
-            opened = await user.open("a", os.O_CREAT | os.O_RDWR)
-            await user.pwrite(opened, b"x" * 100_000, 0)
-            await user.close(opened)
+            await user.write_file("a", b"x" * 100_000)
             await user.fs.context.uploader.drain()
             (entry,) = user.fs.context.registry.journal.refused()
             assert entry.attempts == 1
@@ -198,7 +196,7 @@ def test_what_storage_never_takes_is_owed_and_not_tried_again(
                 await user.fs.files.store(entry.ino or 0)
             with pytest.raises(TooLarge, match="more than a bucket takes"):
                 await user.fs.files.sync_below(ROOT_INO, lambda *owed: None)
-        opened = await user.open("a", os.O_RDWR)
+        opened = await user.open("a")
         await user.pwrite(opened, b"y", 0)
         await user.close(opened)
         await user.sync()
