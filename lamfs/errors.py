@@ -78,6 +78,12 @@ class Locked(LamfsError):
     errno = errno.EBUSY
 
 
+class TooLarge(LamfsError):
+    """A file has more bytes than storage ever takes."""
+
+    errno = errno.EFBIG
+
+
 class StorageError(LamfsError):
     """Storage answered with an error, or did not answer. ``retryable`` says whether trying again can help."""
 

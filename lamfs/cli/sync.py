@@ -38,6 +38,7 @@ class Pending(LamfsError):
     examples="""
     lamfs sync
     lamfs sync ~/data
+    lamfs sync ~/data/plates
     """,
 )
 @click.argument("path", type=mountpoints.UNTOUCHED, required=False)
@@ -47,11 +48,12 @@ class Pending(LamfsError):
 def sync(path: str | None, timeout: float | None) -> None:
     """Wait until everything is in storage.
 
-    With PATH for the mount in which it lies, else for every mount. What mounts and commands that died have left is
+    With PATH, what is at or below it; else everything in every mount. What mounts and commands that died have left is
     stored by the next mount, and listed by 'lamfs status'.
     """
     from lamfs.ops import mounts
 
+    key = ""
     if path is None:
         records = mounts.all_live()
         if not records:
@@ -61,29 +63,29 @@ def sync(path: str | None, timeout: float | None) -> None:
         found = mounts.find_by_path(os.path.expanduser(path)) if path else None
         if found is None:
             raise NotFound(f"'{path}' is not in a living mount; 'lamfs status' lists the mounts.")
-        records = [found[0]]
+        records, key = [found[0]], found[1]
     failed = False
     for record in records:
         try:
-            note_refused(sync_mount(record, timeout))
+            note_refused(sync_mount(record, timeout, key))
         except LamfsError as error:
             complain(str(error))
             failed = True
         else:
-            say(f"{shown(record.mountpoint)}: everything is stored.")
+            say(f"{shown(os.path.join(record.mountpoint, key) if key else record.mountpoint)}: everything is stored.")
     if failed:
         leave(FAILURE)
 
 
-def sync_mount(record: MountRecord, timeout: float | None = None, *, give_up: str = "") -> list[str]:
+def sync_mount(record: MountRecord, timeout: float | None = None, key: str = "", *, give_up: str = "") -> list[str]:
     """Wait until a mount owes nothing to storage, and say what it waits for, and what goes wrong: the daemon tries
     again and again. A sentence for each deletion or move that storage refuses for good: those are not waited for.
 
-    ``timeout`` in seconds; ``give_up`` says how to. Raises Pending when it is over, MountSilent when the daemon hangs
-    or dies.
+    ``timeout`` in seconds; ``key``: only for what is at or below it; ``give_up`` says how to. Raises Pending when it is
+    over, MountSilent when the daemon hangs or dies.
     """
     began = time.time()
-    waiting = _Waiting(record)
+    waiting = _Waiting(record, key)
     give_up = give_up or "Ctrl-C stops waiting, not the mount."
     with OwedProgress(f"storing what {record.mountpoint} owes") as progress:
         waiting.start(progress)
@@ -109,8 +111,9 @@ def sync_mount(record: MountRecord, timeout: float | None = None, *, give_up: st
 class _Waiting:
     """The thread that waits for the daemon's word. ``over`` is set at its end; then ``error`` may be read."""
 
-    def __init__(self, record: MountRecord) -> None:
+    def __init__(self, record: MountRecord, key: str) -> None:
         self._record = record
+        self._command = {"cmd": "sync", "below": key} if key else {"cmd": "sync"}
         self.over = threading.Event()
         self.error: BaseException | None = None
         self.refused: list[str] = []
@@ -122,7 +125,7 @@ class _Waiting:
         from lamfs.ops import mounts
 
         try:
-            reply = mounts.request(self._record, {"cmd": "sync"}, timeout=WAIT_SECONDS, on_progress=progress.report)
+            reply = mounts.request(self._record, self._command, timeout=WAIT_SECONDS, on_progress=progress.report)
             self.refused = [str(sentence) for sentence in reply.get("refused", ())]
         except BaseException as error:
             self.error = error

@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from lamfs.errors import LamfsError
+from lamfs.errors import LamfsError, TooLarge
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.ops.mounts import socket_address
@@ -92,7 +92,7 @@ class ControlServer:
                 await self._fs.files.store(command["ino"])
                 reply = {"ok": True}
             elif name == "sync":
-                reply = {"ok": True, "refused": await self._sync(stream)}
+                reply = {"ok": True, "refused": await self._sync(stream, command.get("below"))}
             elif name == "end":
                 await stream.send_all(b'{"ok": true}\n')
                 log.warning("told to end now; what is owed is stored by the next mount")
@@ -104,8 +104,9 @@ class ControlServer:
             reply = {"error": str(error)}
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
-    async def _sync(self, stream: trio.SocketStream) -> list[str]:
-        """Drain, telling how far it is; ends early when the client goes. What storage refuses for good."""
+    async def _sync(self, stream: trio.SocketStream, below: object) -> list[str]:
+        """Drain, or store what is ``below`` a key, telling how far it is; ends early when the client goes. What storage
+        refuses for good."""
         refused: list[str] = []
         last: tuple[int, int] | None = None
         gone = False
@@ -131,7 +132,12 @@ class ControlServer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
             try:
-                refused = await self._fs.sync_all(progress)
+                if isinstance(below, str) and below:
+                    await self._fs.sync_below(below, progress)
+                else:
+                    refused = await self._fs.sync_all(progress)
+                    if too_large := self._fs.refused():
+                        raise TooLarge(too_large)
             except LamfsError as error:
                 problem = error
             await send.aclose()

@@ -10,7 +10,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import trio
@@ -23,12 +23,17 @@ from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, now_ns
-from lamfs.transfer import streaming
+from lamfs.storage.base import largest
+from lamfs.transfer import beats, streaming
 from lamfs.transfer.durable import sync_file
 
-MAX_SIZE = (1 << 63) - 1
 SYNC_TASKS = 64
-"""Files that the fsync of a directory waits for at a time; as many can be stored at once."""
+"""Files that are waited for at a time when everything below a directory is to be stored; as many can be stored at once.
+"""
+LOOK_SECONDS = 1.0
+"""Between two looks at how much of that is left."""
+RETRY_SECONDS = 0.5
+"""Between two tries of a file that could not be stored."""
 T = TypeVar("T")
 AGAIN_SECONDS = 1.0
 """When a read fails, the kernel asks once or twice more for the same bytes, at once."""
@@ -43,6 +48,7 @@ class Files:
         self._spooling = spooling
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
+        self._largest = largest(context.store)
         self._neighbours = Neighbours(context.registry, context.cache, context.stats.counters)
 
     # -- opening ------------------------------------------------------------------------------------------------
@@ -268,17 +274,31 @@ class Files:
     async def _wait(
         self, work: Callable[[], Awaitable[T]], state: FileState, caller: Caller, seconds: float | None = None
     ) -> T:
-        """The result of what needs storage. Raises FsError: EIO when it takes too long, EINTR."""
-        return await self._c.waits.bounded(
-            work, self._c.policy.timeout if seconds is None else seconds, caller, lambda: self._name(state.ino)
-        )
+        """The result of what needs storage. Raises FsError: EIO when it does not go on for too long, EINTR."""
+
+        def progress() -> object:
+            return state.beat.value(), None if state.base is None else state.base.beat.value()
+
+        with beats.doing(state.beat):
+            return await self._c.waits.bounded(
+                work,
+                self._c.policy.timeout if seconds is None else seconds,
+                caller,
+                lambda: self._name(state.ino),
+                progress,
+            )
 
     def _name(self, ino: int) -> str:
         return self._c.registry.tree.path(ino) or f"inode {ino}"
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write all of ``data``; returns its length. Raises OSError (ENOSPC …), StorageError (content unreachable)."""
+        """Write ``data``, as far as storage takes a file of that size; returns how much. Raises OSError (ENOSPC …),
+        FsError(EFBIG), StorageError (content unreachable)."""
         state = self.handles[handle].state
+        if offset + len(data) > self._largest:
+            if offset >= self._largest:
+                raise FsError(errno.EFBIG)
+            data = data[: self._largest - offset]
         spool = state.spool
         if spool is None or spool.missing or not state.writable_now():
             spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
@@ -314,7 +334,7 @@ class Files:
         return await self._wait(lambda: self._spooling.prepare_write(state, keep, write), state, caller)
 
     async def _truncate(self, state: FileState, size: int, caller: Caller) -> None:
-        if size > MAX_SIZE:
+        if size > self._largest:
             raise FsError(errno.EFBIG)
         spool = await self._prepare(state, caller, keep=size)
         state.dirty = True
@@ -381,11 +401,12 @@ class Files:
     async def store(self, ino: int, caller: Caller | None = None) -> None:
         """Wait until what is owed for an inode now is in storage.
 
-        Raises FsError: EIO when it takes too long, EINTR when the caller is told to stop.
+        Raises FsError: EIO when storing does not go on for too long, EINTR when the caller is told to stop.
         """
         entry = self._c.registry.journal.put_of(ino)
         if entry is None:
             return
+        self._c.uploader.check_refused(ino)
         if entry.state == "scratch":
             await sync_file(self._c.spool, self._c.spool.open(str(entry.src), os.O_RDONLY))
             return
@@ -396,39 +417,53 @@ class Files:
             else:
                 # Another mount has it in hand.
                 while self._c.registry.journal.put_of(ino) is not None:
+                    self._c.uploader.check_refused(ino)
                     await trio.sleep(0.05)
 
-        await self._c.waits.bounded(settle, self._c.policy.timeout, caller or Caller(), lambda: self._name(ino))
+        await self._c.waits.bounded(
+            settle,
+            self._c.policy.timeout,
+            caller or Caller(),
+            lambda: self._name(ino),
+            lambda: self._c.uploader.progress(ino),
+        )
 
     def acknowledge_all(self) -> None:
         """Journal everything that open handles have written so far."""
         for state in list(self._c.states.values()):
             self._acknowledge(state)
 
-    async def sync_below(self, directory: int, *, pid: int = 0) -> None:
-        """fsync(2) of a directory by thread ``pid``: everything below it is in storage and in the registry."""
+    async def sync_below(self, top: int, progress: Callable[[int, int], None]) -> None:
+        """Return when everything written so far to a file, or below a directory, is in storage and in the registry.
+
+        Waits through failures, of which each is tried again. ``progress(files, bytes)`` now and then. Raises TooLarge
+        for a file that storage can never take, when all others are stored.
+        """
         self.acknowledge_all()
-        tree, journal = self._c.registry.tree, self._c.registry.journal
-        error: LamfsError | None = None
-        below = (ino for ino in journal.owed_inodes() if tree.is_below(ino, directory))
-
-        async def store() -> None:
-            nonlocal error
-            for ino in below:
-                try:
-                    await self.store(ino, Caller(pid))
-                except LamfsError as problem:
-                    error = problem
-                if error is not None:
-                    return  # the rest is stored all the same, and nobody is told so
-
-        if self._c.policy.fsync_stores:
-            async with trio.open_nursery() as nursery:
-                for _ in range(SYNC_TASKS):
-                    nursery.start_soon(store)
-        if error is not None:
-            raise error
+        while owed := self._owed_below(top):
+            progress(len(owed), sum(size for _, size in owed))
+            left = iter(owed)
+            with trio.move_on_after(LOOK_SECONDS):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(min(SYNC_TASKS, len(owed))):
+                        nursery.start_soon(self._store_each, left)
+        for entry in self._c.registry.journal.refused():
+            if entry.ino is not None and (entry.ino == top or self._c.registry.tree.is_below(entry.ino, top)):
+                self._c.uploader.check_refused(entry.ino)
         await self._c.uploader.durable()
+
+    def _owed_below(self, top: int) -> list[tuple[int, int]]:
+        """Files at or below an inode that are not stored yet, and their bytes."""
+        tree = self._c.registry.tree
+        below = [ino for ino in self._c.registry.journal.owed_inodes() if ino == top or tree.is_below(ino, top)]
+        return [(ino, inode.size) for ino in below if (inode := tree.get(ino)) is not None]
+
+    async def _store_each(self, files: Iterator[tuple[int, int]]) -> None:
+        for ino, _ in files:
+            try:
+                await self.store(ino)
+            except LamfsError:
+                await trio.sleep(RETRY_SECONDS)  # the uploader has said what it is
 
     # -- closing ------------------------------------------------------------------------------------------------
 

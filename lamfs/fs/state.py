@@ -20,6 +20,7 @@ from lamfs.model import Inode, Revision
 from lamfs.registry import Ranges
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
+from lamfs.transfer.beats import Beat
 
 
 class Spool:
@@ -87,6 +88,7 @@ class FileState:
     read only for us; nothing is journaled. ``dirty``: written since the last acknowledgement. ``accessed``: read since
     it was opened, written, or given other times. ``unsaved``: columns of ``inode`` that the registry gets with the next
     acknowledgement: a program that is not done with a file it writes (tar, cp -a) sets three or four, one by one.
+    ``beat``: how what calls wait for (but storing) goes on.
     """
 
     ino: int
@@ -105,6 +107,7 @@ class FileState:
     accessed: bool = False
     gen: int = 0
     unsaved: dict[str, int] = field(default_factory=dict)
+    beat: Beat = field(default_factory=Beat)
     lock: trio.Lock = field(default_factory=trio.Lock)
 
     def writable_now(self) -> bool:

@@ -22,7 +22,7 @@ from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash
 from lamfs.ops import messages, mounts
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance
-from lamfs.storage.base import ObjectStore
+from lamfs.storage.base import ObjectStore, check_size
 
 
 class FileMissing(NotFound, FileNotFoundError):  # type: ignore[misc]
@@ -91,6 +91,7 @@ def draft_new(
     if key is None and description is None and origin.run_id is None:
         raise InvalidArgument("Pass one of key, run or description as a parameter.")
     source = check_file(path)
+    check_size(instance.store, source.stat().st_size, str(source))
     if key is not None:
         if key.endswith("/") and temporary:
             raise InvalidArgument(
@@ -149,6 +150,7 @@ def draft_replace(
         raise NotFound(f"The artifact {before.uid} was deleted for good; save the file as a new one.")
     if key is not None:
         current.key, current.suffix = key, suffix_of(root_path(key)[1])
+    check_size(instance.store, source.stat().st_size, str(source))
     content, stamp, copy = _hash_whole(source)
     newer = current.ino is not None and registry.journal.put_of(current.ino) is not None
     if content.same_bytes(current.revision.content) and not newer:

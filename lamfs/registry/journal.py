@@ -8,7 +8,8 @@ Operations:
 ``put``     the bytes of inode ``ino`` are in spool file ``src`` and have to become the content of its artifact. One row
             per inode, however often it is written: ``gen`` counts the closes. State ``open`` while a handle may still
             write and nothing was acknowledged, ``ready`` once it was; ``scratch`` instead when the file has a scratch
-            name: then its bytes stay in the spool.
+            name: then its bytes stay in the spool; ``refused`` when storage can never take it: it is
+            owed, and not tried again before it is written again.
 ``save``    the Python API or CLI is storing a user's own file under ``object_key``; ``payload`` is the artifact row as
             it shall become. Finished or undone by whoever finds its process dead.
 ``move``    the object of artifact ``uid`` has to go to where its key and suffix say.
@@ -247,11 +248,30 @@ class Journal:
             "UPDATE journal SET attempts=attempts+1, error=?, next_at=? WHERE id=?", (error, retry_at, entry_id)
         )
 
+    def refuse(self, entry_id: int, error: str) -> None:
+        """Storage can never take what a put row owes: do not try again."""
+        self._db.execute(
+            "UPDATE journal SET attempts=attempts+1, error=?, state='refused' WHERE id=? AND state='ready'",
+            (error, entry_id),
+        )
+
+    def refused(self) -> list[JournalEntry]:
+        """What this process owes and storage can never take."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM journal WHERE owner=? AND state='refused' ORDER BY id", (self.owner,)
+        )
+        return [_entry(row) for row in rows]
+
     def postpone(self, entry_id: int, seconds: float) -> None:
         """Do not try a row before ``seconds`` from now (0: at once)."""
         self._db.execute(
             "UPDATE journal SET next_at=? WHERE id=?", (now_ns() + int(seconds * 1e9) if seconds else 0, entry_id)
         )
+
+    def went_on(self, entry_id: int, count: int) -> None:
+        """A put that takes long has gone on, for whoever waits for it in another process: ``beat`` in its payload is
+        another number than before."""
+        self._db.execute("UPDATE journal SET payload=json_set(payload, '$.beat', ?) WHERE id=?", (count, entry_id))
 
     def ready(self, limit: int = 256, *, skip: Iterable[int] = ()) -> list[JournalEntry]:
         """Work of this process that may start now, longest due first; ``skip`` are ids under way already."""

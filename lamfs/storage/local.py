@@ -28,7 +28,7 @@ from lamfs.errors import (
 )
 from lamfs.storage.base import Capabilities, ObjectStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.folder import READ, SPOOL_FOLDER, TEMP_FOLDER, Entry, Folder
-from lamfs.storage.osfiles import copy_contents, source_error, storage_error, write_fetched
+from lamfs.storage.osfiles import copy_contents, source_error, storage_error, sync, write_fetched
 from lamfs.storage.root import check_object_key, is_utf8
 
 READ_CHUNK = 1 << 20
@@ -286,7 +286,7 @@ class LocalStore:
             try:
                 os.fchmod(source, 0o600)
                 _stamp(source)
-                os.fsync(source)
+                sync(source)
                 self._folder.place(entry, key)
             except OSError as error:
                 if error.errno in _CANNOT_TAKE:
@@ -308,7 +308,7 @@ class LocalStore:
         with self._errors_of(key), self._folder.temporary() as (fd, temp):
             fill(fd)
             _stamp(fd)
-            os.fsync(fd)
+            sync(fd)
             try:
                 self._folder.place(temp, key, exclusive=exclusive)
             except FileExistsError:

@@ -16,13 +16,13 @@ from typing import Protocol
 
 import trio
 
-from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.errors import InvalidArgument, InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.hashing import MD5_MAX, hash_fd
 from lamfs.keys import check_spool_name
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, multipart, patches
 from lamfs.transfer.batches import Batches
@@ -118,6 +118,7 @@ class Steps:
         if not self._spool.exists(entry.src):
             return await self._find_stored(entry), True
         path = self._spool.path(entry.src)
+        check_size(self._store, self._spool.stat(entry.src).st_size, what(registry, entry))
         base = self._base(entry)
         if base is not None:
             present = registry.overlays.present(entry.src)
@@ -307,7 +308,8 @@ class Steps:
         assert entry.ino is not None
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
-            return (await self._mover.put(path, target, consume=consume)).etag, consume
+            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved)
+            return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
                 continue
@@ -327,7 +329,7 @@ class Steps:
                     return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
                 except StorageUnavailable:
                     raise
-                except StorageError as error:
+                except (StorageError, InvalidArgument) as error:  # more ranges than an upload may have parts, too
                     log.info("ranges cannot be copied in storage, so all of '%s' is sent: %s", target, error)
             await self._fill(entry, upload, base, set(upload.missing))
         if content.size > multipart.MULTIPART_ABOVE:

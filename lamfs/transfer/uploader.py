@@ -6,6 +6,7 @@ What is done for a row is in steps.py.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 
 import trio
 
-from lamfs.errors import LamfsError, StorageError, TransferDied
+from lamfs.errors import LamfsError, StorageError, TooLarge, TransferDied
 from lamfs.model import JournalEntry, now_ns
 from lamfs.registry import Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer import batches, multipart
+from lamfs.transfer import batches, beats, multipart
+from lamfs.transfer.beats import Beat
 from lamfs.transfer.client import Mover
 from lamfs.transfer.durable import Folding, Settling
 from lamfs.transfer.pacing import Pace
@@ -39,6 +41,8 @@ HURRIED_PAUSE = 3.0
 """The same while somebody waits until nothing is owed any more."""
 STILL = 3 * HURRIED_PAUSE
 """Seconds without any progress after which what could not be tried waits for what storage refuses."""
+NOTE_SECONDS = 1.0
+"""Between two notes in the journal that a put goes on, for other mounts that wait for it."""
 CLOCK_STEP = 1.0
 """Seconds by which the wall clock, in which the journal's times are, may go back unnoticed."""
 BATCH = 256
@@ -60,6 +64,26 @@ class Failure:
     at: int
     what: str
     error: str
+
+
+class _PutBeat(Beat):
+    """Counts how a job goes on, and notes it in the journal now and then."""
+
+    __slots__ = ("_next", "_registry", "_rows")
+
+    def __init__(self, whole: Beat, registry: Registry, rows: list[int]) -> None:
+        super().__init__(whole)
+        self._registry = registry
+        self._rows = rows
+        self._next = trio.current_time() + NOTE_SECONDS
+
+    def __call__(self) -> None:
+        super().__call__()
+        if trio.current_time() >= self._next:
+            self._next = trio.current_time() + NOTE_SECONDS
+            with contextlib.suppress(LamfsError):  # the next one will be noted
+                for row in self._rows:
+                    self._registry.journal.went_on(row, self.value())
 
 
 class Uploader:
@@ -85,6 +109,11 @@ class Uploader:
         self.puts = Puts(registry, self._steps, spool)
         self.settling = Settling(registry, spool)
         self._wanted = self.puts.wanted
+        self.beat = Beat()
+        """All that is done for the journal ..."""
+        self.fresh = Beat(self.beat)
+        """... and what is done for rows that have not failed: whose steps are not done again and again in vain."""
+        self._beats: dict[int, Beat] = {}
         self._limit = workers
         self._queue: deque[JournalEntry] = deque()
         self._busy: set[int] = set()
@@ -163,6 +192,16 @@ class Uploader:
         """Whether spool file ``src`` is being read right now."""
         return self.puts.uploading.get(ino) == src
 
+    def progress(self, ino: int) -> object:
+        """Another value than before when the inode's put has gone on meanwhile, or others while that waits its turn."""
+        beat = self._beats.get(ino)
+        if beat is not None:
+            return id(beat), beat.value()
+        entry = self._registry.journal.put_of(ino)
+        if entry is not None and entry.owner != self._registry.journal.owner:
+            return entry.payload.get("beat")
+        return self.beat.value()
+
     async def settle(self, ino: int, row: int, gen: int) -> None:
         """Return when generation ``gen`` of the inode's put ``row`` is in storage and in the registry.
 
@@ -176,6 +215,7 @@ class Uploader:
                 if self.puts.committed.get(ino, (0, 0)) >= (row, gen):
                     break
                 self._check()
+                self.check_refused(ino)
                 if entry.owner != self._registry.journal.owner:
                     await trio.sleep(SETTLE)  # another mount has taken it over
                     continue
@@ -195,12 +235,18 @@ class Uploader:
                 self.puts.committed.pop(ino, None)
                 self._results.pop(ino, None)
 
-    async def drain(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """Return when nothing is owed by this process any more. ``progress(rows, bytes)`` now and then.
+    def check_refused(self, ino: int) -> None:
+        """Raise TooLarge when storage can never take what is owed for an inode."""
+        entry = self._registry.journal.put_of(ino)
+        if entry is not None and entry.state == "refused":
+            raise TooLarge(entry.error or "Storage can never take the file; make it smaller.")
 
-        Waits through failures; the caller decides when to give up (cancel). But deletes, moves and aborts that storage
-        refuses, not for now but for good, are not waited for: no bytes are lost with them. They stay in the journal;
-        returns a sentence for each.
+    async def drain(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """Return when nothing is owed by this process any more, but for what storage can never take.
+
+        ``progress(rows, bytes)`` now and then. Waits through failures; the caller decides when to give up (cancel). But
+        deletes, moves and aborts that storage refuses, not for now but for good, are not waited for: no bytes are lost
+        with them. They stay in the journal; returns a sentence for each.
         """
         self._hurry += 1
         self._held.clear()
@@ -408,6 +454,21 @@ class Uploader:
         nursery.start_soon(self._guard, job, entries)
 
     async def _guard(self, job: Job, entries: list[JournalEntry]) -> None:
+        """Run one job, and count how it goes on."""
+        whole = self.beat if any(entry.attempts for entry in entries) else self.fresh
+        puts = {entry.ino: entry.id for entry in entries if entry.op == "put" and entry.ino is not None}
+        beat = _PutBeat(whole, self._registry, list(puts.values()))
+        own: dict[int, Beat] = dict.fromkeys(puts, beat)
+        self._beats.update(own)
+        try:
+            with beats.doing(beat):
+                await self._run_job(job, entries)
+        finally:
+            for ino in own:
+                if self._beats.get(ino) is beat:
+                    del self._beats[ino]
+
+    async def _run_job(self, job: Job, entries: list[JournalEntry]) -> None:
         """Run one job; whatever goes wrong becomes a failed try of its rows."""
         error: LamfsError | None = None
         errors: dict[int, LamfsError] = {}
@@ -471,6 +532,11 @@ class Uploader:
         pause = min(longest, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
         try:
             name = what(self._registry, entry)
+            if isinstance(error, TooLarge):
+                log.error("could not %s %s: %s It is not tried again.", entry.op, name, error)
+                self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
+                self._registry.journal.refuse(entry.id, str(error))
+                return True
             log.warning("could not %s %s: %s Trying again in %.0f s.", entry.op, name, error, pause)
             self.failed_tries += 1
             self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
