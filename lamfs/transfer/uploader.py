@@ -6,6 +6,7 @@ What is done for a row is in steps.py.
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import trio
 
-from lamfs.errors import LamfsError, StorageError, TransferDied
+from lamfs.errors import FsError, LamfsError, StorageError, TransferDied
 from lamfs.model import JournalEntry, now_ns
 from lamfs.registry import Provenance, Registry
 from lamfs.spool import SpoolFolder
@@ -161,7 +162,7 @@ class Uploader:
         """Return when generation ``gen`` of the inode's put ``row`` is in storage and in the registry.
 
         Tries at once, and again when the moving process dies. Raises the error of a try that failed (the row stays and
-        is tried again later).
+        is tried again later), FsError(ESTALE) when another mount goes on writing the file.
         """
         self._wanted[ino] = self._wanted.get(ino, 0) + 1
         self._held.pop(ino, None)
@@ -171,8 +172,7 @@ class Uploader:
                     break
                 self._check()
                 if entry.owner != self._registry.journal.owner:
-                    await trio.sleep(SETTLE)  # another mount has taken it over
-                    continue
+                    raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
                 event = self._attempts.setdefault(ino, trio.Event())
                 if entry.id not in self._busy:
                     self._registry.journal.postpone(entry.id, 0)
@@ -287,7 +287,8 @@ class Uploader:
             elif entry.op == "delete":
                 self._begin(nursery, self._delete, self._gather_deletes(entry))
             else:
-                self._begin(nursery, self._move if entry.op == "move" else self._abort, [entry])
+                jobs = {"move": self._move, "abort": self._abort, "drop": self._drop}
+                self._begin(nursery, jobs[entry.op], [entry])
         if not self._has_room():
             return 3600.0
         next_at = journal.next_at(skip=self._busy.union(self._held.values(), self._parked))
@@ -444,6 +445,9 @@ class Uploader:
 
     async def _move(self, entries: list[JournalEntry]) -> None:
         await self._steps.move(entries[0])
+
+    async def _drop(self, entries: list[JournalEntry]) -> None:
+        await self._steps.drop(entries[0])
 
     async def _abort(self, entries: list[JournalEntry]) -> None:
         await self._steps.abort(entries[0])
