@@ -210,6 +210,10 @@ class Files:
         state.frozen = not mine or taken or context.uploader.is_uploading(state.ino, owed.src)
         return True
 
+    def _is_replaced(self, state: FileState) -> bool:
+        """As _is_outdated, also when that is known already; not of a file that was deleted."""
+        return (state.stale or self._is_outdated(state)) and not self._spooling.is_gone(state)
+
     def _is_outdated(self, state: FileState) -> bool:
         """Whether somebody else has made a newer revision than the one that is open here."""
         if state.stale or state.private or state.dirty or state.ino in self._c.nodes.ghosts:
@@ -404,6 +408,8 @@ class Files:
         self._acknowledge(state, tell=True)
         if state.private:
             return
+        if opened.writable and self._is_replaced(state):
+            raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
         if self._c.policy.fsync_stores:
             await self.store(state.ino, self._caller(opened))
         elif state.spool is not None:
@@ -413,7 +419,8 @@ class Files:
     async def store(self, ino: int, caller: Caller | None = None) -> None:
         """Wait until what is owed for an inode now is in storage.
 
-        Raises FsError: EIO when it takes too long, EINTR when the caller is told to stop.
+        Raises FsError: EIO when it takes too long, EINTR when the caller is told to stop, ESTALE when another mount
+        writes the file anew.
         """
         entry = self._c.registry.journal.put_of(ino)
         if entry is None:
@@ -425,8 +432,12 @@ class Files:
         async def settle() -> None:
             journal, now = self._c.registry.journal, entry
             while now.owner != journal.owner:  # another mount has it in hand
-                if now.state == "open" and not now.gen:
-                    return  # nothing of it is acknowledged
+                if now.state == "open":
+                    if not now.gen:
+                        return  # nothing of it is acknowledged
+                    raise FsError(errno.ESTALE, "another mount is writing the file")
+                if now.next_at >= 0:
+                    journal.urge(now.id)
                 await trio.sleep(OTHERS_LOOK)
                 later = journal.put_of(ino)
                 if later is None:
@@ -454,7 +465,8 @@ class Files:
                 try:
                     await self.store(ino, Caller(pid))
                 except LamfsError as problem:
-                    error = problem
+                    if problem.errno != errno.ESTALE:  # another mount has gone on from there, and is not done yet
+                        error = problem
                 if error is not None:
                     return  # the rest is stored all the same, and nobody is told so
 

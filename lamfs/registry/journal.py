@@ -38,6 +38,10 @@ from lamfs.registry.db import Database
 _COLUMNS = "id, op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"
 
 
+URGENT = -1
+"""``next_at`` of a row for which another process waits."""
+
+
 def process_id(pid: int | None = None) -> str | None:
     """A name that no other process ever has: boot id, pid and start time (proc(5)). None if the process is gone."""
     pid = os.getpid() if pid is None else pid
@@ -235,6 +239,15 @@ class Journal:
             if mine.rowcount:
                 self.announced(object_key)
             return mine.rowcount > 0
+
+    def urge(self, entry_id: int) -> None:
+        """Somebody waits for a put of another process: its file is stored although it may still be written there."""
+        self._db.execute("UPDATE journal SET next_at=? WHERE id=? AND state='ready'", (URGENT, entry_id))
+
+    def urged(self) -> list[int]:
+        """Rows of this process for which another one waits."""
+        rows = self._db.all("SELECT id FROM journal WHERE owner=? AND state='ready' AND next_at<0", (self.owner,))
+        return [row[0] for row in rows]
 
     def put_of(self, ino: int) -> JournalEntry | None:
         """The put row of an inode."""

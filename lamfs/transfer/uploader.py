@@ -255,6 +255,9 @@ class Uploader:
         """Start what may start; how long (s) to wait before looking again without being told."""
         journal = self._registry.journal
         journal.release(self._busy)
+        if self._held:
+            urged = set(journal.urged())
+            self._held = {ino: row for ino, row in self._held.items() if row not in urged}
         clock, self._clock = self._clock, _wall_clock()
         if self._clock < clock - CLOCK_STEP:
             log.info("the clock was put back by %.0f s: what waits to be tried again is tried now", clock - self._clock)
@@ -367,7 +370,9 @@ class Uploader:
         """Whether a file that was closed once is still being written by somebody: its upload waits for them."""
         assert entry.ino is not None
         assert self._steps.hooks is not None
-        if self._hurry or entry.ino in self._wanted or not self._steps.hooks.has_writers(entry.ino):
+        if self._hurry or entry.next_at < 0 or entry.ino in self._wanted:
+            return False
+        if not self._steps.hooks.has_writers(entry.ino):
             return False
         self._held[entry.ino] = entry.id
         return True

@@ -10,15 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import random
-import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import MountedInstance, checked, is_alive, wait_until
+from tests.support.mounts import MountedInstance, checked
 
 RUNS = 300
 CALLS = 14
