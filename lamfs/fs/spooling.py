@@ -158,6 +158,13 @@ class Spooling:
                 else:
                     return spool
 
+    def _is_nobodys(self, ino: int, name: str) -> bool:
+        """Whether a spool file of this mount is neither owed (perhaps as another file, after a conflict) nor read by
+        the uploader, which removes it then."""
+        journal, owed = self._c.registry.journal, self._c.registry.journal.put_of(ino)
+        mine = owed is not None and owed.src == name
+        return not (mine or self._c.uploader.is_uploading(ino, name) or journal.owes_file(name))
+
     def _begin_put(self, state: FileState, src: str) -> None:
         """Journal that a spool file is about to be written. Raises FsError(ESTALE) when the file has another revision
         by now than the one that is open here, or another mount is writing it."""
@@ -249,6 +256,8 @@ class Spooling:
             spool.missing, spool.ranges, spool.inherited = missing, ranges, bool(ranges)
         if state.spool is not None:
             state.drop_spool()
+            if old.own and self._is_nobodys(state.ino, old.name):
+                self._c.spool.unlink(old.name)
         state.spool = spool
         state.frozen = False
         state.journaled = False
@@ -407,17 +416,10 @@ class Spooling:
         if spool is not None and not spool.own:
             state.drop_spool()  # another mount's, which removes it itself
         elif spool is not None:
-            owed = self._c.registry.journal.put_of(state.ino)
-            if owed is None or owed.src != spool.name:
-                whole = not (state.private or state.stale or state.frozen or state.dirty) and state.revision is not None
-                missing = spool.missing
-                # While it is being uploaded, the uploader removes it when its row is struck off for good.
-                kept = self._c.registry.journal.owes_file(spool.name)  # as another file, after a conflict
-                if (
-                    not kept
-                    and not self._c.uploader.is_uploading(state.ino, spool.name)
-                    and not (whole and state.revision is not None and self._adopt(spool.name, state.revision, missing))
-                ):
+            if self._is_nobodys(state.ino, spool.name):
+                whole = not (state.private or state.stale or state.frozen or state.dirty or state.owed != spool.name)
+                revision = state.revision
+                if not (whole and revision is not None and self._adopt(spool.name, revision, spool.missing)):
                     self._c.spool.unlink(spool.name)
             state.drop_spool()
         state.drop_base()

@@ -7,16 +7,20 @@ revision is made of another one's bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import MountedInstance, checked
+from tests.support.mounts import MountedInstance, checked, children, is_alive, outcome, wait_until
 
 RUNS = 300
 CALLS = 14
@@ -199,3 +203,97 @@ def test_random_interleavings_on_one_file(pair: Pair) -> None:
         play.end()
     assert pair.instance.spooled() == []
     assert any("ESTALE" in line for play in plays for line in play.said)
+
+
+APPEND = r"""
+import os, sys
+path, word = sys.argv[1:]
+for number in range(80):
+    line = f"{word} {number}\n".encode()
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(fd, line)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        assert error.errno == 116, error
+        continue
+    sys.stdout.write(line.decode())
+"""
+
+
+def test_two_processes_append_lines(pair: Pair) -> None:
+    """Each line of which open, write and close succeeded is there, once and whole; the others failed with ESTALE."""
+    pair.paths[0].joinpath("log").write_bytes(b"")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", APPEND, str(path / "log"), mount], stdout=subprocess.PIPE, text=True)
+        for mount, path in zip("AB", pair.paths, strict=True)
+    ]
+    said = [process.communicate(timeout=60)[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    pair.sync()
+    for path in pair.paths:
+        lines = (path / "log").read_text().splitlines()
+        assert sorted(lines) == sorted(said[0] + said[1])
+    assert said[0]
+    assert said[1]
+
+
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_the_other_mount_goes_on_when_a_daemon_is_killed(local_mount: MountedInstance, acknowledged: bool) -> None:
+    """A file that a killed daemon was writing counts as closed; the other mount reads, writes and stores it."""
+    other = local_mount.base / "other"
+    other.mkdir()
+    local_mount.cli("mount", str(other))
+    (other / "file").write_bytes(b"begin")
+    fd = os.open(local_mount.path / "file", os.O_RDWR)
+    os.pwrite(fd, b"other", 0)
+    if acknowledged:
+        os.close(os.dup(fd))
+        os.pwrite(fd, b"again", 0)
+    theirs = os.open(other / "file", os.O_RDWR)
+    with pytest.raises(OSError, match="Stale"):
+        os.pwrite(theirs, b"!", 0)
+    os.close(theirs)
+    for pid in (local_mount.pid, *children(local_mount.pid)):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(local_mount.pid), "the daemon has ended")
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    subprocess.run(["fusermount3", "-uz", str(local_mount.path)], check=False, capture_output=True, timeout=10)
+    content = b"again" if acknowledged else b"other"
+    wait_until(lambda: (other / "file").read_bytes() == content, "what was written shows")
+
+    def append() -> bool:
+        with open(other / "file", "ab", buffering=0) as file:
+            return outcome(lambda: file.write(b" and more")) == 9
+
+    wait_until(append, "the other mount writes")
+    fd = os.open(other / "file", os.O_RDWR)
+    os.fsync(fd)
+    os.close(fd)
+    assert (other / "file").read_bytes() == content + b" and more"
+    local_mount.cli("umount", "--force", str(other))
+    assert local_mount.spooled() == []
+    assert local_mount.fsck() == []
+
+
+def test_a_forced_unmount_ends_both_daemons(local_mount: MountedInstance) -> None:
+    """The order of calls after which both mounts once owed a file that was gone."""
+    other = local_mount.base / "other"
+    other.mkdir()
+    (local_mount.path / "file").write_bytes(b"begin")
+    local_mount.cli("mount", str(other))
+    one, two = (os.open(path / "file", os.O_RDWR) for path in (local_mount.path, other))
+    os.pwrite(two, b"two", 0)
+    with pytest.raises(OSError, match="Stale"):
+        os.pwrite(one, b"one", 0)
+    os.close(two)
+    os.close(one)
+    assert (local_mount.path / "file").read_bytes() == (other / "file").read_bytes() == b"twoin"
+    local_mount.cli("umount", "--force", str(other))
+    local_mount.cli("umount", "--force", str(local_mount.path))
+    wait_until(lambda: not is_alive(local_mount.pid), "the daemon has ended", seconds=30)
+    assert local_mount.spooled() == []
+    assert local_mount.fsck() == []

@@ -159,7 +159,7 @@ class Life:
 def rows_of(registry: Registry, table: str, scratch: str, unstored: str) -> list[tuple[Any, ...]]:
     """What of a table has to come over. What is scratch, or is still to be stored, is on the other machine."""
     where = {
-        "journal": "op NOT IN ('put', 'save')",
+        "journal": "op NOT IN ('put', 'save', 'drop')",
         "dentry": f"ino NOT IN ({scratch})",
         "inode": f"ino NOT IN ({scratch})",
         "xattr": f"ino NOT IN ({scratch})",
