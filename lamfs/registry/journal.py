@@ -352,9 +352,12 @@ class Journal:
         """Inodes whose acknowledged bytes are not stored yet, whoever stores them."""
         return [row[0] for row in self._db.all("SELECT ino FROM journal WHERE op='put' AND state='ready' ORDER BY id")]
 
-    def closed_inodes(self) -> list[int]:
-        """As owed_inodes, with those that are scratch."""
-        return [row[0] for row in self._db.all("SELECT ino FROM journal WHERE op='put' AND state<>'open'")]
+    def scratch_files(self) -> list[tuple[int, int]]:
+        """Inode number and size in bytes of each file that is scratch, and holds bytes, on this machine."""
+        return self._db.all(
+            "SELECT j.ino, i.size FROM journal j JOIN inode i ON i.ino=j.ino"
+            " WHERE j.op='put' AND j.state='scratch' AND i.size>0 ORDER BY j.id"
+        )
 
     def entries(self) -> list[JournalEntry]:
         """Everything owed by anybody, oldest first."""
@@ -378,9 +381,7 @@ class Journal:
 
     def owed(self) -> dict[str, int]:
         """Number of rows per operation; what is scratch is not owed, nor is a removal from the spool."""
-        return dict(
-            self._db.all("SELECT op, count(*) FROM journal WHERE state<>'scratch' AND op<>'drop' GROUP BY op")
-        )
+        return dict(self._db.all("SELECT op, count(*) FROM journal WHERE state<>'scratch' AND op<>'drop' GROUP BY op"))
 
     def retry_now(self) -> None:
         """Forget backoffs: what waits to be tried again may be tried at once."""
