@@ -42,15 +42,32 @@ class Pair:
         self.instance.cli("sync", str(self.other))
 
 
+@contextlib.contextmanager
+def mounted_beside(instance: MountedInstance) -> Iterator[Path]:
+    """The instance's second mount; whatever becomes of the test, it is detached."""
+    other = instance.base / "other"
+    other.mkdir()
+    instance.cli("mount", str(other))
+    try:
+        yield other
+    finally:
+        subprocess.run(["fusermount3", "-uz", str(other)], check=False, capture_output=True, timeout=10)
+
+
 @pytest.fixture(scope="module")
 def module_pair(fuse: None) -> Iterator[Pair]:
     with checked(MountedInstance()) as instance:
         instance.mount()
-        other = instance.base / "other"
-        other.mkdir()
-        instance.cli("mount", str(other))
-        yield Pair(instance, other)
-        instance.cli("umount", str(other))
+        with mounted_beside(instance) as other:
+            yield Pair(instance, other)
+            instance.cli("umount", str(other))
+
+
+@pytest.fixture
+def beside(local_mount: MountedInstance) -> Iterator[Path]:
+    """A second mount of ``local_mount``."""
+    with mounted_beside(local_mount) as other:
+        yield other
 
 
 @pytest.fixture
@@ -241,11 +258,11 @@ def test_two_processes_append_lines(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("acknowledged", [False, True])
-def test_the_other_mount_goes_on_when_a_daemon_is_killed(local_mount: MountedInstance, acknowledged: bool) -> None:
+def test_the_other_mount_goes_on_when_a_daemon_is_killed(
+    local_mount: MountedInstance, beside: Path, acknowledged: bool
+) -> None:
     """A file that a killed daemon was writing counts as closed; the other mount reads, writes and stores it."""
-    other = local_mount.base / "other"
-    other.mkdir()
-    local_mount.cli("mount", str(other))
+    other = beside
     (other / "file").write_bytes(b"begin")
     fd = os.open(local_mount.path / "file", os.O_RDWR)
     os.pwrite(fd, b"other", 0)
@@ -279,12 +296,11 @@ def test_the_other_mount_goes_on_when_a_daemon_is_killed(local_mount: MountedIns
     assert local_mount.fsck() == []
 
 
-def test_a_forced_unmount_ends_both_daemons(local_mount: MountedInstance) -> None:
+def test_a_forced_unmount_ends_both_daemons(local_mount: MountedInstance, beside: Path) -> None:
     """The order of calls after which both mounts once owed a file that was gone."""
-    other = local_mount.base / "other"
-    other.mkdir()
+    other = beside
     (local_mount.path / "file").write_bytes(b"begin")
-    local_mount.cli("mount", str(other))
+    wait_until(lambda: outcome((other / "file").read_bytes) == b"begin", "the file shows")
     one, two = (os.open(path / "file", os.O_RDWR) for path in (local_mount.path, other))
     os.pwrite(two, b"two", 0)
     with pytest.raises(OSError, match="Stale"):
