@@ -21,7 +21,7 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
     A file that was still being written when its daemon died counts as closed where it was, as on a local disk whose
     writer died. Spool files that nothing owes are removed, unless another mount of the instance may have them open.
     """
-    taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort"))
+    taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort", "drop"))
     for entry in taken:
         try:
             _close(instance.registry, spool, entry)

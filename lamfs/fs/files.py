@@ -22,7 +22,7 @@ from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
-from lamfs.model import Inode, now_ns
+from lamfs.model import Inode, JournalEntry, now_ns
 from lamfs.storage.base import largest
 from lamfs.transfer import beats, streaming
 from lamfs.transfer.durable import sync_file
@@ -34,6 +34,8 @@ LOOK_SECONDS = 1.0
 """Between two looks at how much of that is left."""
 RETRY_SECONDS = 0.5
 """Between two tries of a file that could not be stored."""
+OTHERS_LOOK = 0.05
+"""Seconds between two looks at what another mount has to store."""
 T = TypeVar("T")
 AGAIN_SECONDS = 1.0
 """When a read fails, the kernel asks once or twice more for the same bytes, at once."""
@@ -120,7 +122,7 @@ class Files:
             place = context.backups.place(backup) if backup is not None else None
             context.registry.names.unlink(context.nodes.ino(parent), text, left=lambda _: place)
             raise
-        state = FileState(inode.ino, inode.ino, inode, spool=spool, journaled=True, dirty=True)
+        state = FileState(inode.ino, inode.ino, inode, spool=spool, journaled=True, dirty=True, owed=src)
         if backup is not None:
             context.backups.handed(backup)
             artifact = context.registry.artifacts.by_ino(inode.ino)
@@ -156,7 +158,10 @@ class Files:
         context = self._c
         state = context.states.get(fino)
         if state is not None:
-            return state
+            if not self._is_outdated(state):
+                return state
+            context.renew(state.ino)
+            raise FsError(errno.ESTALE)
         inode = context.inode(fino)
         if stat.S_ISDIR(inode.mode):
             raise FsError(errno.EISDIR)
@@ -169,30 +174,61 @@ class Files:
             # Somebody else deleted it, and the kernel does not know yet: it looks the name up again, instead of writing
             # into a file that nobody can find. (Who has it open here shares the state above.)
             raise FsError(errno.ESTALE)
-        state = FileState(inode.ino, fino, inode, private=unlinked)
-        artifact = context.registry.artifacts.by_ino(inode.ino)
-        if artifact is not None:
-            state.revision = artifact.revision
-        owed = context.registry.journal.put_of(inode.ino)
-        if owed is not None and owed.src is not None:
-            state.spool = open_spool(context.spool, owed.src, context.store, owed.object_key)
-            self._spooling.overlays.open(state.spool, owed, state.revision)
-            mine = owed.owner == context.registry.journal.owner
-            taken = not context.spool.exists(owed.src)
-            state.frozen = not mine or taken or context.uploader.is_uploading(inode.ino, owed.src)
+        state = FileState(inode.ino, fino, inode, private=unlinked, seen=inode.revision)
+        while not self._open_owed(state, owed := context.registry.journal.put_of(inode.ino)):
+            state.drop_spool()
+            if context.registry.journal.put_of(inode.ino) == owed:
+                raise FsError(errno.EIO, f"the spool file of '{self._name(inode.ino)}' cannot be used")
+        artifact = state.revision
+        if state.spool is not None:
             inode.size = os.fstat(state.spool.fd).st_size
         elif artifact is None and inode.size and not emptied and not unlinked:
             raise FsError(
                 errno.EIO, f"'{self._name(inode.ino)}' is not stored; the machine that wrote it has its bytes"
             )
         self._spooling.keep_stored(state)
-        if state.spool is None:
+        if state.spool is None or not state.spool.own:
             now = context.registry.tree.get(inode.ino)
             if now is not None and now.revision != inode.revision:
                 # It was replaced between the look at its size and the look at its content.
+                self._spooling.give_up(state)
                 raise FsError(errno.ESTALE)
         context.states[fino] = state
         return state
+
+    def _open_owed(self, state: FileState, owed: JournalEntry | None) -> bool:
+        """Open what there is of a file besides its stored revision. False when that could not be: it may have been
+        stored by another mount meanwhile."""
+        context = self._c
+        # After the row was read: once that is struck off, this is what it has become.
+        artifact = context.registry.artifacts.by_ino(state.ino)
+        state.revision = artifact.revision if artifact is not None else None
+        if owed is None or owed.src is None:
+            return True
+        try:
+            state.spool = open_spool(context.spool, owed.src, context.store, owed.object_key)
+            self._spooling.overlays.open(state.spool, owed, state.revision)
+        except FsError:
+            return False
+        mine = state.spool.own = owed.owner == context.registry.journal.owner
+        state.owed = owed.src if mine else None
+        taken = not context.spool.exists(owed.src)
+        state.frozen = not mine or taken or context.uploader.is_uploading(state.ino, owed.src)
+        return True
+
+    def _is_replaced(self, state: FileState) -> bool:
+        """As _is_outdated, also when that is known already; not of a file that was deleted."""
+        return (state.stale or self._is_outdated(state)) and not self._spooling.is_gone(state)
+
+    def _is_outdated(self, state: FileState) -> bool:
+        """Whether somebody else has made a newer revision than the one that is open here."""
+        if state.stale or state.private or state.dirty or state.ino in self._c.nodes.ghosts:
+            return False
+        now = self._c.registry.tree.get(state.ino)
+        if now is None or now.revision == state.seen:
+            return False
+        owed = self._c.registry.journal.put_of(state.ino)
+        return not self._c.owes(state, owed)
 
     # -- bytes --------------------------------------------------------------------------------------------------
 
@@ -361,14 +397,14 @@ class Files:
     # -- acknowledging ------------------------------------------------------------------------------------------
 
     def _acknowledge(self, state: FileState, *, tell: bool = False) -> None:
-        """Journal what was written. When another mount has written the file since, that counts, and what was written
-        here is lost: with ``tell`` FsError(ESTALE)."""
+        """Journal what was written. When that is not this mount's to store any more, because somebody else has replaced
+        the file, what was written here is lost: with ``tell`` FsError(ESTALE)."""
         if state.private or not (state.dirty or state.journaled):
             return  # a write that failed has left a row, too
-        if self._spooling.acknowledge(state, own=True):
+        if self._spooling.acknowledge(state):
             return
-        if not self._spooling.is_overtaken(state):
-            self._spooling.acknowledge(state)
+        if self._spooling.is_gone(state):
+            state.dirty = state.journaled = False
         elif tell:
             raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
 
@@ -392,6 +428,8 @@ class Files:
         self._acknowledge(state, tell=True)
         if state.private:
             return
+        if opened.writable and self._is_replaced(state):
+            raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
         if self._c.policy.fsync_stores:
             await self.store(state.ino, self._caller(opened))
         elif state.spool is not None:
@@ -401,7 +439,8 @@ class Files:
     async def store(self, ino: int, caller: Caller | None = None) -> None:
         """Wait until what is owed for an inode now is in storage.
 
-        Raises FsError: EIO when storing does not go on for too long, EINTR when the caller is told to stop.
+        Raises FsError: EIO when storing does not go on for too long, EINTR when the caller is told to stop, ESTALE when
+        another mount writes the file anew.
         """
         entry = self._c.registry.journal.put_of(ino)
         if entry is None:
@@ -412,13 +451,21 @@ class Files:
             return
 
         async def settle() -> None:
-            if entry.owner == self._c.registry.journal.owner:
-                await self._c.uploader.settle(ino, entry.id, entry.gen)
-            else:
-                # Another mount has it in hand.
-                while self._c.registry.journal.put_of(ino) is not None:
-                    self._c.uploader.check_refused(ino)
-                    await trio.sleep(0.05)
+            journal, now = self._c.registry.journal, entry
+            while now.owner != journal.owner:  # another mount has it in hand
+                self._c.uploader.check_refused(ino)
+                if now.state == "open":
+                    if not now.gen:
+                        return  # nothing of it is acknowledged
+                    raise FsError(errno.ESTALE, "another mount is writing the file")
+                if now.next_at >= 0:
+                    journal.urge(now.id)
+                await trio.sleep(OTHERS_LOOK)
+                later = journal.put_of(ino)
+                if later is None:
+                    return
+                now = later
+            await self._c.uploader.settle(ino, now.id, now.gen)
 
         await self._c.waits.bounded(
             settle,

@@ -133,7 +133,7 @@ class _Intake:
         columns = self._tables[table]
         # Not by an index: what that says of a row may be another thing.
         source = f"src.{table} NOT INDEXED"
-        whose = "1" if table != "journal" else "coalesce(op NOT IN ('put', 'save'), 1)"
+        whose = "1" if table != "journal" else "coalesce(op NOT IN ('put', 'save', 'drop'), 1)"
         values, right = names, whose
         wrong = self._name_wrong(table, names, source, whose)
         if wrong:

@@ -166,7 +166,8 @@ class Steps:
                 found = await self._conflicts.find(entry, artifact, target)
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
-            registry.journal.set_target(entry.id, target)
+            if not registry.journal.claim_target(entry.id, target):
+                raise StorageError("Another mount has newer bytes of the file.")
             if replaces:
                 await self.hooks.pin(target, but=ino if base is not None else None)
             await self.durable()
@@ -293,7 +294,7 @@ class Steps:
             now = self._registry.artifacts.by_ino(entry.ino)
             if stat.etag != revision.etag or now is None or now.revision != revision:
                 return None
-            return self._registry.commits.put_unneeded(entry.ino, entry.gen)
+            return self._registry.commits.put_unneeded(entry.ino, entry.gen, row=entry.id)
         except ObjectMissing:
             return None
         finally:
@@ -430,6 +431,12 @@ class Steps:
                     registry.journal.done(entry.id)
         finally:
             self._busy_objects -= keys
+
+    async def drop(self, entry: JournalEntry) -> None:
+        """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""
+        with suppress(InvalidName):
+            self._spool.unlink(check_spool_name(entry.src))
+        self._registry.journal.done(entry.id)
 
     async def abort(self, entry: JournalEntry) -> None:
         """Abort an upload that is needed no more."""

@@ -7,6 +7,7 @@ What is done for a row is in steps.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import random
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 import trio
 
-from lamfs.errors import LamfsError, StorageError, TooLarge, TransferDied
+from lamfs.errors import FsError, LamfsError, StorageError, TooLarge, TransferDied
 from lamfs.model import JournalEntry, now_ns
 from lamfs.registry import Provenance, Registry
 from lamfs.spool import SpoolFolder
@@ -206,7 +207,7 @@ class Uploader:
         """Return when generation ``gen`` of the inode's put ``row`` is in storage and in the registry.
 
         Tries at once, and again when the moving process dies. Raises the error of a try that failed (the row stays and
-        is tried again later).
+        is tried again later), FsError(ESTALE) when another mount goes on writing the file.
         """
         self._wanted[ino] = self._wanted.get(ino, 0) + 1
         self._held.pop(ino, None)
@@ -217,8 +218,7 @@ class Uploader:
                 self._check()
                 self.check_refused(ino)
                 if entry.owner != self._registry.journal.owner:
-                    await trio.sleep(SETTLE)  # another mount has taken it over
-                    continue
+                    raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
                 event = self._attempts.setdefault(ino, trio.Event())
                 if entry.id not in self._busy:
                     self._registry.journal.postpone(entry.id, 0)
@@ -325,6 +325,9 @@ class Uploader:
         """Start what may start; how long (s) to wait before looking again without being told."""
         journal = self._registry.journal
         journal.release(self._busy)
+        if self._held:
+            urged = set(journal.urged())
+            self._held = {ino: row for ino, row in self._held.items() if row not in urged}
         clock, self._clock = self._clock, _wall_clock()
         if self._clock < clock - CLOCK_STEP:
             log.info("the clock was put back by %.0f s: what waits to be tried again is tried now", clock - self._clock)
@@ -357,7 +360,8 @@ class Uploader:
             elif entry.op == "delete":
                 self._begin(nursery, self._delete, self._gather_deletes(entry))
             else:
-                self._begin(nursery, self._move if entry.op == "move" else self._abort, [entry])
+                jobs = {"move": self._move, "abort": self._abort, "drop": self._drop}
+                self._begin(nursery, jobs[entry.op], [entry])
         if not self._has_room():
             return 3600.0
         next_at = journal.next_at(skip=self._busy.union(self._held.values(), self._parked))
@@ -440,7 +444,9 @@ class Uploader:
         """Whether a file that was closed once is still being written by somebody: its upload waits for them."""
         assert entry.ino is not None
         assert self._steps.hooks is not None
-        if self._hurry or entry.ino in self._wanted or not self._steps.hooks.has_writers(entry.ino):
+        if self._hurry or entry.next_at < 0 or entry.ino in self._wanted:
+            return False
+        if not self._steps.hooks.has_writers(entry.ino):
             return False
         self._held[entry.ino] = entry.id
         return True
@@ -551,6 +557,9 @@ class Uploader:
 
     async def _move(self, entries: list[JournalEntry]) -> None:
         await self._steps.move(entries[0])
+
+    async def _drop(self, entries: list[JournalEntry]) -> None:
+        await self._steps.drop(entries[0])
 
     async def _abort(self, entries: list[JournalEntry]) -> None:
         await self._steps.abort(entries[0])
