@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Self
 
 from lamfs import config, scratch
 from lamfs.config import InstanceSettings
-from lamfs.errors import LamfsError, Locked, NotSetUp, ObjectMissing, RegistryError, StorageMissing
+from lamfs.errors import (
+    DamagedRegistry,
+    LamfsError,
+    Locked,
+    NotSetUp,
+    ObjectMissing,
+    RegistryError,
+    StorageMissing,
+)
 from lamfs.ops import kept, written
 from lamfs.ops.lock import Holder, Lease, LeaseState, LockStore, moment
 from lamfs.storage import ObjectStore, open_store
@@ -28,6 +36,10 @@ from lamfs.storage import ObjectStore, open_store
 if TYPE_CHECKING:
     from lamfs.cache.index import CacheIndex
     from lamfs.registry import Registry, User
+
+
+_OF_DAMAGE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
+"""What Python raises when a value is not of the kind that it has always been."""
 
 
 class Instance:
@@ -266,7 +278,20 @@ class Instance:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            if error is not None and isinstance(error, _OF_DAMAGE) and not isinstance(error, LamfsError):
+                self._blame_damage(error)
+        finally:
+            self.close()
+
+    def _blame_damage(self, error: BaseException) -> None:
+        """What nobody expected may come of values that were changed on the disk: then that is what is said."""
+        registry: Registry | None = getattr(self._thread, "registry", None)
+        if registry is not None:
+            try:
+                registry.db.check_values()
+            except DamagedRegistry as damaged:
+                raise damaged from error
 
     def __del__(self) -> None:
         if getattr(self, "_in_use", None) is not None and self._pid == os.getpid():

@@ -427,6 +427,7 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
     _refuse_while_mounted(settings, "closed")
     tell = say or messages.info
     with Instance(settings) as instance:
+        instance.refuse_damaged()
         instance.hold()
         recover.finish_all(instance)
         owed = instance.registry.journal.entries()
@@ -458,6 +459,8 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
     root = settings.storage.root
     tell = say or messages.info
     with Instance(settings) as instance:
+        if not force:
+            instance.refuse_damaged()
         instance.take_lease()
         if not settings.registry_path.exists() and not written.had_one(settings) and snapshot.exists(instance):
             snapshot.pull(instance)

@@ -21,7 +21,7 @@ from lamfs.model import StorageConfig
 from lamfs.ops import kept
 from lamfs.ops.instance import Instance
 from lamfs.storage import open_store
-from tests.support.commands import quick, quick_json
+from tests.support.commands import quick
 from tests.support.ops import machine
 
 SLUG = "ada/one"
@@ -106,6 +106,15 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def overwritten(path: Path) -> None:
+    path.write_bytes(b"something else" * 999)
+
+
+def another(path: Path) -> None:
+    path.unlink()
+    sql("CREATE TABLE x(y)")(path)
+
+
 def page(path: Path) -> None:
     """The page with the first rows of the artifact table."""
     with closing(sqlite3.connect(path)) as conn:
@@ -119,8 +128,8 @@ def page(path: Path) -> None:
 WORKING_COPIES: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty": (lambda path: os.truncate(path, 0), "it is empty"),
     "cut": (cut, "malformed"),
-    "no SQLite": (lambda path: path.write_bytes(b"something else" * 999) and None, "not a database"),
-    "no tables": (lambda path: (path.unlink(), sql("CREATE TABLE x(y)")(path)) and None, "which version"),
+    "no SQLite": (overwritten, "not a database"),
+    "no tables": (another, "which version"),
     "no meta rows": (sql("DELETE FROM meta"), "which version"),
     "no slug": (sql("DELETE FROM meta WHERE key='slug'"), "which instance it is of"),
     "no uid": (sql("DELETE FROM meta WHERE key='uid'"), "which instance it is of"),
@@ -143,14 +152,15 @@ def test_a_damaged_working_copy_is_refused_and_the_one_in_storage_brought_back(
     before = place.objects()
     way = f"'lamfs connect {SLUG} --restore'"
     for words in COMMANDS:
-        if damage == "a damaged page" and words[0] in ("connect", "close"):
-            continue  # they need not look at this page
+        if damage == "a damaged page" and words[0] in ("connect", "close", "delete-instance"):
+            continue  # these look at this page late, or not at all
         said = quick(*(word.format(file=tmp_path / "file") for word in words), code=1)
         assert str(settings.registry_path) in said, words
         assert WORKING_COPIES[damage][1] in said, words
         assert way in said, words
         assert len(said.splitlines()) == 1, words
-    assert way in quick("status")
+    if damage != "a damaged page":
+        assert way in quick("status")
     found = quick_json_failing("fsck")
     assert way in found
     assert place.objects() == before, "nothing is written for a registry that is damaged"
