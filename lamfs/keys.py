@@ -21,6 +21,8 @@ REAL_KEY_MAX = 1024
 SUFFIX_MAX = 64
 _SPOOL_NAME = re.compile("[0-9a-f]{1,16}-[0-9a-f]{12}")
 _REGISTRY_KEY = re.compile(r"[0-9a-f]{32}\.lndb")
+OWN_OBJECT = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
+"""Object keys that lamfs gives artifacts without a real key."""
 
 FORMAT_SUFFIXES = frozenset(
     {
@@ -120,6 +122,11 @@ def object_key_for(uid: str, suffix: str, key: str | None, key_is_virtual: bool)
 def is_registry_key(object_key: str) -> bool:
     """Whether an object key is that of a registry: ``{instance id hex}.lndb``."""
     return _REGISTRY_KEY.fullmatch(object_key) is not None
+
+
+def is_internal(object_key: str) -> bool:
+    """Whether an object is none of an artifact, but lamfs's own: a lock, a kept registry, a spool or temporary file."""
+    return object_key.startswith(f"{AUTO_KEY_PREFIX}_")
 
 
 def check_name(name: bytes) -> str:

@@ -142,6 +142,7 @@ def dead_status(dead: DeadMount) -> dict[str, Any]:
 def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
     """Every instance that this machine knows: whether it is mounted, and what its registry says is owed."""
     from lamfs import config
+    from lamfs.ops import written
 
     current = config.current_slug()
     found = []
@@ -157,7 +158,7 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
         scratch = scratch_files.known(settings)
         if scratch:
             entry["scratch"] = [{"key": key, "size": size} for key, size in scratch]
-        if settings.slug not in mounted and settings.registry_path.exists():
+        if settings.slug not in mounted and (settings.registry_path.exists() or written.had_one(settings)):
             entry |= left_over(settings)
         if (settings.directory / "damage.json").exists():
             entry["damage"] = known_damage(settings)
@@ -167,11 +168,10 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
 
 def known_damage(settings: InstanceSettings) -> list[str]:
     """A sentence for each object that the last 'lamfs fsck --data' found damaged, and that was not repaired since."""
-    from lamfs.ops import damage
-    from lamfs.registry import Registry
+    from lamfs.ops import damage, written
 
     try:
-        registry = Registry(settings.registry_path)
+        registry = written.open_registry(settings)
         try:
             return [found.sentence for found in damage.known_in(settings, registry)]
         finally:
@@ -182,10 +182,11 @@ def known_damage(settings: InstanceSettings) -> list[str]:
 
 def left_over(settings: InstanceSettings) -> dict[str, Any]:
     """What the registry of an instance that is not mounted says is owed, and what went wrong with it last."""
-    from lamfs.registry import Registry, is_alive
+    from lamfs.ops import written
+    from lamfs.registry import is_alive
 
     try:
-        registry = Registry(settings.registry_path)
+        registry = written.open_registry(settings)
         try:
             owed = registry.journal.owed()
             entries = registry.journal.entries() if owed else []

@@ -37,7 +37,7 @@ from lamfs.fs.stats import About, Stats
 from lamfs.fuse import session
 from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
-from lamfs.ops import mounts, recover, snapshot
+from lamfs.ops import mounts, recover, snapshot, written
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, process_id
 from lamfs.spool import SpoolFolder
@@ -49,6 +49,8 @@ log = logging.getLogger("lamfs.daemon")
 
 LEASE_LOOK = 600.0
 """Seconds between two looks at the lease."""
+NOTE_SECONDS = 60.0
+"""Seconds between two notes of how far the registry is."""
 LEASE_SECONDS = 180.0
 """How long a look may take."""
 READAHEAD_KIB = 512
@@ -226,6 +228,7 @@ class _Mount:
                 nursery.start_soon(self._signals)
                 if not options.read_only:
                     inner.start_soon(self._keep_lease)
+                    inner.start_soon(self._keep_note)
                 mounts.write(settings.mounts_dir, record)
                 nursery.start_soon(self._show_life)
                 gc.freeze()
@@ -321,6 +324,13 @@ class _Mount:
         while True:
             await trio.sleep(LEASE_LOOK)
             await self._may_store()
+
+    async def _keep_note(self) -> None:
+        """Note how far the registry is, so that an older one is known for what it is."""
+        while True:
+            await trio.sleep(NOTE_SECONDS)
+            with contextlib.suppress(LamfsError):  # of a full disk others speak
+                written.note(self._instance.settings, self._instance.registry)
 
     async def _may_store(self) -> bool:
         """Look after the lease, and say whether this mount may still change storage.

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import stat
 from dataclasses import dataclass, field
 
-from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, RegistryError, StorageError
-from lamfs.keys import is_registry_key, is_spool_name, suffix_of
+from lamfs.errors import DamagedRegistry, InvalidName, ObjectChanged, ObjectMissing, StorageError
+from lamfs.keys import OWN_OBJECT, is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
 from lamfs.ops import damage, mounts, recover, scrub
 from lamfs.ops.instance import Instance
@@ -23,9 +22,6 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
 
-_INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
-_OWN = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
-"""Object keys that lamfs gives artifacts without a real key."""
 NO_NAME = "cannot be there: no object has such a name"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
 """A multipart upload that is younger may belong to somebody who is at work."""
@@ -67,11 +63,27 @@ def check(
     scrub.run raises.
     """
     report = Report()
+    try:
+        _check(instance, report, repair, data, restart, jobs, watcher)
+    except DamagedRegistry as error:
+        report.add(f"registry: {error}")
+    return report
+
+
+def _check(
+    instance: Instance,
+    report: Report,
+    repair: bool,
+    data: bool,
+    restart: bool,
+    jobs: int,
+    watcher: scrub.Watcher | None,
+) -> None:
     if repair and _registry(instance, Report()):
         instance.hold()
         recover.finish_all(instance, strict=False)
     if not _registry(instance, report):
-        return report
+        return
     _tree(instance, report, repair)
     _keys(instance, report)
     _journal(instance, report)
@@ -82,7 +94,6 @@ def check(
         _data(instance, report, wrong, restart, jobs, watcher)
     for found in damage.known(instance):
         report.add(f"storage: {found.sentence}")
-    return report
 
 
 # -- registry ---------------------------------------------------------------------------------------------------------
@@ -95,8 +106,9 @@ def _registry(instance: Instance, report: Report) -> bool:
         wrong = [str(row[0]) for row in db.all("PRAGMA integrity_check(20)") if row[0] != "ok"]
         for row in db.all("PRAGMA foreign_key_check"):
             report.add(f"registry: a row of table {row[0]} (rowid {row[1]}) refers to a row of {row[2]} that is gone")
-    except RegistryError as error:
-        wrong = [str(error)]
+    except DamagedRegistry as error:
+        report.add(f"registry: {error}")
+        return False
     for text in wrong:
         report.add(
             f"registry: SQLite says: {text} ('lamfs connect {instance.settings.slug} --restore' takes the copy in"
@@ -271,7 +283,7 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
             report.notes.append(f"storage: {store.url(item.key)} has a name that lamfs gives no object")
         elif is_registry_key(item.key):
             others += item.key != instance.settings.snapshot_key
-        elif not item.key.startswith(_INTERNAL):
+        elif not is_internal(item.key):
             found[item.key] = item
     report.objects = len(found)
     before = {entry.uid for entry in damage.known(instance) if not entry.blocks}
@@ -290,7 +302,7 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
     stray = []
     for key in sorted(found.keys() - _used(instance)):
         # Only what lamfs made itself can be lamfs's to lose; and the instances of one storage share a place for it.
-        if not _OWN.fullmatch(key) or others or registry.db.get_meta(f"{RETAINED}{key}"):
+        if not OWN_OBJECT.fullmatch(key) or others or registry.db.get_meta(f"{RETAINED}{key}"):
             report.notes.append(f"storage: {store.url(key)} is no artifact's")
         elif _is_there(store, key) and key not in _used(instance):
             stray.append(key)
