@@ -7,7 +7,7 @@ import os
 
 from lamfs.errors import LamfsError
 from lamfs.model import JournalEntry
-from lamfs.ops import adoption, mounts
+from lamfs.ops import adoption, mounts, strays
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
@@ -19,7 +19,8 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
     """Adopt the journal rows of processes that are gone; returns how many.
 
     A file that was still being written when its daemon died counts as closed where it was, as on a local disk whose
-    writer died. Spool files that nothing owes are removed, unless another mount of the instance may have them open.
+    writer died. Of spool files that nothing owes, leftovers go and all else becomes files in ``lost+found``, unless
+    another mount of the instance may have them open.
     """
     taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort"))
     for entry in taken:
@@ -30,7 +31,7 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
     if taken:
         log.info("taking over %d pieces of storage work from a mount that ended early", len(taken))
     if not mounts.live(instance.settings):
-        _sweep(instance, spool)
+        strays.settle(instance.registry, instance.store, spool, instance.settings.directory)
     return len(taken)
 
 
@@ -68,11 +69,3 @@ def _forget(registry: Registry, ino: int) -> None:
     with registry.db.transaction():
         for parent, name in registry.tree.names(ino):
             registry.names.unlink(parent, name)
-
-
-def _sweep(instance: Instance, spool: SpoolFolder) -> None:
-    names = spool.names()  # before the journal: what is made meanwhile by another process stays
-    owed = {entry.src for entry in instance.registry.journal.entries() if entry.src}
-    for name in names:
-        if name not in owed:
-            spool.unlink(name)

@@ -161,6 +161,8 @@ class Spooling:
     def _begin_put(self, state: FileState, src: str) -> None:
         journal = self._c.registry.journal
         before = journal.put_of(state.ino)
+        if (before is None or before.src != src) and journal.is_spent(src):
+            src = self._rename_spool(state, src)
         with self._c.registry.db.transaction():
             base = self.overlays.base_of(state)
             journal.begin_put(state.ino, src, key_is_virtual=not self._c.policy.real_keys, base=base)
@@ -170,6 +172,15 @@ class Spooling:
         # Whoever uploads the earlier spool file removes it then; otherwise nobody else would.
         if replaced not in (None, src) and not self._c.uploader.is_uploading(state.ino, replaced or ""):
             self._c.spool.unlink(str(replaced))
+
+    def _rename_spool(self, state: FileState, src: str) -> str:
+        """The spool file of an open file was stored, and is to be written again: under another name, since what is
+        known of that one is that nobody owes it."""
+        assert state.spool is not None
+        name = spool_name(state.ino)
+        self._c.spool.rename(src, name)
+        state.spool.name = name
+        return name
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file. Raises OSError(ENOSPC)."""
@@ -184,8 +195,7 @@ class Spooling:
             data = await self.read_stored(state, 0, want) if want else b""
             if state.spool is not None:
                 return
-            spool = self.new_spool(state.ino)
-            self._fill_or_remove(spool, data)
+            spool = self._filled_spool(state.ino, data)
         elif self.overlays.can_start(state, want):
             assert state.revision is not None
             spool = self.new_spool(state.ino)
@@ -198,14 +208,22 @@ class Spooling:
         if not spool.missing:
             state.drop_base()
 
-    def _fill_or_remove(self, spool: Spool, data: bytes) -> None:
+    def _filled_spool(self, ino: int, data: bytes, size: int | None = None) -> Spool:
+        """A spool file of ``size`` bytes (None: of ``data`` only) that begins with ``data``. Raises OSError."""
+        self.room.check()
+        name = spool_name(ino)
+        spool = Spool(self._c.spool.open_draft(name), name)
         try:
             if data:
                 spool.write(0, data)
+            if size is not None and size > len(data):
+                os.ftruncate(spool.fd, size)
+            self._c.spool.finish_draft(name)
         except OSError:
             spool.close()
-            self._c.spool.unlink(spool.name)
+            self._c.spool.drop_draft(name)
             raise
+        return spool
 
     async def _copy_spool(self, state: FileState, keep: int | None) -> None:
         """The spool is frozen: go on in a copy of it."""
@@ -217,9 +235,7 @@ class Spooling:
         missing, ranges = set(old.missing), dict(old.ranges)
         if not want or (want <= BLOCK_SIZE and not missing):
             data = os.pread(old.fd, want, 0) if want else b""
-            spool = self.new_spool(state.ino)
-            self._fill_or_remove(spool, data)
-            os.ftruncate(spool.fd, want)
+            spool = self._filled_spool(state.ino, data, want)
         else:
             # The upload may end meanwhile and close the old spool: hold the file by a descriptor of our own.
             held = os.dup(old.fd)
@@ -245,10 +261,11 @@ class Spooling:
         for last in (False, False, True):
             name = spool_name(ino)
             try:
-                await self._c.mover.clone(source, self._c.spool.path(name))
+                await self._c.mover.clone(source, self._c.spool.draft_path(name))
+                self._c.spool.finish_draft(name)
                 return Spool(self._c.spool.open(name, os.O_RDWR), name)
             except BaseException as error:
-                self._c.spool.unlink(name)
+                self._c.spool.drop_draft(name)
                 if last or not isinstance(error, TransferDied):
                     raise
         raise AssertionError

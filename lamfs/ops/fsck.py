@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, RegistryError, StorageError
 from lamfs.keys import is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, recover, scrub
+from lamfs.ops import damage, mounts, recover, scrub, strays
 from lamfs.ops.instance import Instance
 from lamfs.registry import is_alive
 from lamfs.registry.rules import RETAINED
@@ -235,12 +235,7 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
         entry.src: entry for entry in instance.registry.journal.entries() if entry.op == "put"
     }
     if spool is not None and not mounts.live(instance.settings):
-        for name in files:
-            if name not in entries:
-                if repair:
-                    with contextlib.suppress(OSError):
-                        spool.unlink(name)
-                report.add(f"spool: nothing owes the file {spool.shown(name)}", repair)
+        _strays(instance, report, repair, spool)
     for name in spool.strangers() if spool is not None else ():
         assert spool is not None
         report.notes.append(f"spool: {spool.shown(name)} is not a spool file, and is left there")
@@ -255,6 +250,23 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
                 f"spool: the file {src} with the last bytes of '{key}' is gone; what was stored before is still there,"
                 " if anything was"
             )
+
+
+def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder) -> None:
+    """Spool files that nothing owes: mended, a leftover is gone and the bytes of all else are in ``lost+found``."""
+    registry, store = instance.registry, instance.store
+    if repair:
+        found = strays.settle(registry, store, spool, instance.settings.directory)
+    else:
+        found = list(strays.look(registry, store, spool))
+    for stray in found:
+        text = f"spool: nothing owes the file {spool.shown(stray.src)}, which {stray.kind.value}"
+        if stray.kind is strays.Kind.UNTOLD:
+            report.notes.append(text)
+            continue
+        if stray.kind is strays.Kind.STRAY:
+            text += f"; it is '{stray.key}' now" if stray.key else "; 'lamfs fsck --repair' puts it into lost+found"
+        report.add(text, repair)
 
 
 # -- storage ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Mapping
 
-from lamfs.model import ROOT_INO, now_ns
+from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -81,6 +81,7 @@ class Rescue:
         mode: int = 0o600,
         owner: tuple[int, int] | None = None,
         artifact_uid: str | None = None,
+        description: str | None = None,
         payload: Mapping[str, object] | None = None,
     ) -> str:
         """Make a regular file in ``lost+found`` whose bytes are the spool file ``src``, and owe its put, ready; returns
@@ -88,7 +89,7 @@ class Rescue:
 
         ``name``: as for ``free_name``. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch. ``mode``: its
         permissions. ``owner``: uid and gid; None: this process's. ``artifact_uid``: the uid that its artifact gets, if
-        none has it yet. ``payload``: what else the put's row says.
+        none has it yet. ``description``: what the artifact gets as its own. ``payload``: what else the put's row says.
         """
         with self._db.transaction():
             folder = self.folder()
@@ -102,6 +103,8 @@ class Rescue:
                 artifact_uid = None
             self._journal.begin_first_put(inode.ino, src, artifact_uid=artifact_uid, payload=payload)
             self._journal.ready_put(inode.ino)
+            if description is not None:
+                self._tree.set_xattr(inode.ino, DESCRIPTION_XATTR, description.encode())
             self._changes.entry(folder, name, inode.ino)
             return self._tree.path(inode.ino) or name
 
