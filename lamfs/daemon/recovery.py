@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 
 from lamfs.errors import LamfsError
 from lamfs.model import JournalEntry
@@ -39,9 +38,6 @@ def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
     """A file that is owed is closed, and as large as its spool file. Raises OSError, StorageError."""
     if entry.op != "put" or entry.ino is None or entry.src is None:
         return
-    if entry.state == "open" and entry.object_key is None:
-        # It may have died between naming a new file and making its spool file: then nothing was written.
-        os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
     try:
         info = spool.stat(entry.src)
     except FileNotFoundError:

@@ -21,6 +21,7 @@ INTERVAL = 0.1
 TRIM_INTERVAL = 3600.0
 """Seconds between two trims of the change log."""
 FORGET_INTERVAL = 60.0
+"""Seconds between two looks which spent spool files are gone."""
 ADOPT_INTERVAL = 2.0
 """Seconds between two looks for storage work left behind by processes that are gone."""
 

@@ -346,6 +346,32 @@ class Spooling:
         self._c.kernel.entry(conflict.parent, conflict.name)
         self._c.kernel.attributes(conflict.parent)
 
+    async def revive(self, ino: int, src: str) -> bool:
+        """The spool file ``src``, which is frozen, has lost its name: a copy gets it, if it is open."""
+        state = self._c.state_of(ino)
+        if state is None or state.spool is None or state.spool.name != src:
+            return False
+        held = os.dup(state.spool.fd)
+        try:
+            await self._c.mover.clone(f"/proc/{os.getpid()}/fd/{held}", self._c.spool.draft_path(src))
+            self._c.spool.finish_draft(src)
+        except BaseException:
+            self._c.spool.drop_draft(src)
+            raise
+        finally:
+            os.close(held)
+        if state.spool is not None and state.spool.name == src:
+            with self._c.spool.opened(src, os.O_RDWR) as fd:
+                os.dup2(fd, state.spool.fd, inheritable=False)
+        return True
+
+    def lost(self, ino: int, names: Iterable[tuple[int, str]]) -> None:
+        """What was written to a file that is not open is lost."""
+        for parent, name in names:
+            self._c.kernel.entry(parent, name)
+            self._c.kernel.attributes(parent)
+        self._c.renew(ino)
+
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy blocks of the base into the overlay ``src``, which is frozen."""
         await self.overlays.fill(src, base, blocks, self._c.state_of(ino))

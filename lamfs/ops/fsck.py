@@ -76,6 +76,7 @@ def check(
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
+    _lost(instance, report, repair)
     wrong, shared = _storage(instance, report, repair, jobs)
     _uploads(instance, report, repair, shared)
     if data:
@@ -250,6 +251,18 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
                 f"spool: the file {src} with the last bytes of '{key}' is gone; what was stored before is still there,"
                 " if anything was"
             )
+
+
+def _lost(instance: Instance, report: Report, repair: bool) -> None:
+    """What was lost since the last repair, which forgets it, and what is to be looked through by a person."""
+    rescue = instance.registry.rescue
+    for lost in rescue.lost():
+        report.notes.append(f"spool: {lost.sentence}")
+    if repair:
+        rescue.forget_lost()
+    folder, count = rescue.found()
+    if count:
+        report.notes.append(f"tree: '{folder}' has {count} entries; look at them, and move or delete them")
 
 
 def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder) -> None:

@@ -24,7 +24,7 @@ from lamfs.registry.overlays import (
     unwritten,
 )
 from lamfs.registry.people import People, Run, Storage, Transform, User
-from lamfs.registry.rescue import Rescue
+from lamfs.registry.rescue import Lost, Rescue
 from lamfs.registry.tree import Tree
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.scratch import Matcher, nothing
@@ -92,7 +92,7 @@ class Registry:
 
 
 __all__ = [
-    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "PartRecord", "Provenance", "Ranges",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Provenance", "Ranges",
     "Registry", "Removed", "Renamed", "Run", "Storage", "Transform", "UploadRecord", "Uploads", "User", "add_range",
     "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks", "of_another_boot", "process_id",
     "record_from_payload", "sync_log", "unwritten",

@@ -6,9 +6,11 @@ from storage is mended by lostfound.py, which puts things into the same folder.)
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, now_ns
 from lamfs.registry.artifacts import Artifacts
@@ -21,6 +23,28 @@ from lamfs.registry.tree import Tree
 
 NAME_MAX = 255
 """Bytes of a name."""
+LOST = 1000
+"""Lost files that are remembered, the last ones."""
+LOST_META = "lost"
+"""Row of the meta table that has them."""
+
+
+class Lost(NamedTuple):
+    """A file whose last bytes, ``size`` of them, are lost since ``at`` (ns since the epoch): it is as it was ``stored``
+    last, or is gone with its ``names`` (directory and name)."""
+
+    key: str
+    uid: str
+    size: int
+    stored: bool
+    at: int
+    names: Sequence[tuple[int, str]] = ()
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        became = "so it is as it was stored last" if self.stored else "and it was never stored, so it is gone"
+        return f"the spool file with the last {self.size} bytes of '{self.key}' was missing, {became}"
 
 
 class Rescue:
@@ -107,6 +131,59 @@ class Rescue:
                 self._tree.set_xattr(inode.ino, DESCRIPTION_XATTR, description.encode())
             self._changes.entry(folder, name, inode.ino)
             return self._tree.path(inode.ino) or name
+
+    # -- what is lost -------------------------------------------------------------------------------------------
+
+    def give_up(self, row: int) -> Lost | None:
+        """The spool file of a put is gone, or is no spool file: the put is struck off. Its file is as it was stored
+        last; one that never was goes. Either is noted (``lost``). None: there is no such file any more."""
+        with self._db.transaction():
+            entry = self._journal.get(row)
+            if entry is None or entry.op != "put" or entry.ino is None:
+                return None
+            inode = self._tree.get(entry.ino)
+            artifact = self._artifacts.by_ino(entry.ino)
+            key = self._tree.path(entry.ino)
+            self._journal.done(entry.id)
+            if entry.object_key is not None and self._artifacts.with_object(entry.object_key) is None:
+                self._journal.add_delete(entry.object_key)
+            if inode is None:
+                return None
+            names: list[tuple[int, str]] = []
+            if artifact is None:
+                names = self._tree.names(inode.ino)
+                for parent, name in names:
+                    self._names.unlink(parent, name)
+            else:
+                self._tree.update(inode.ino, size=artifact.size, blocks=None)
+                self._tree.bump_revision(inode.ino)
+                self._changes.content(inode.ino)
+            uid = entry.uid if artifact is None else artifact.uid
+            lost = Lost(key or uid or entry.src or "", uid or "", inode.size, artifact is not None, now_ns(), names)
+            self._note(lost)
+            return lost
+
+    def _note(self, lost: Lost) -> None:
+        known = [*self.lost(), lost][-LOST:]
+        rows = [[one.key, one.uid, one.size, one.stored, one.at] for one in known]
+        self._db.set_meta(LOST_META, json.dumps(rows))
+
+    def lost(self) -> list[Lost]:
+        """Files whose last bytes were lost with their spool file, oldest first, as long as nobody has forgotten it."""
+        try:
+            return [Lost(*row) for row in json.loads(self._db.get_meta(LOST_META, "[]"))]
+        except (TypeError, ValueError):
+            return []
+
+    def forget_lost(self) -> None:
+        """Somebody has been told what is lost."""
+        self._db.set_meta(LOST_META, "[]")
+
+    def found(self) -> tuple[str, int]:
+        """Name of the folder for what is found, and how many entries it has; none without one."""
+        name, ino = find_folder(self._db)
+        row = None if ino is None else self._db.one("SELECT count(*) FROM dentry WHERE parent=?", (ino,))
+        return name, int(row[0]) if row is not None else 0
 
 
 def _clean(wanted: str) -> str:

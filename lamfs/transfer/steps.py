@@ -63,6 +63,12 @@ class FileHooks(Protocol):
     def conflicted(self, ino: int, conflict: Conflict) -> None:
         """Somebody else has changed the object of an inode; what was written to it is another file now."""
 
+    async def revive(self, ino: int, src: str) -> bool:
+        """The spool file ``src`` has lost its name: give its bytes a file of that name again, if it is open here."""
+
+    def lost(self, ino: int, names: Iterable[tuple[int, str]]) -> None:
+        """What was written to an inode last is lost: it is as it was stored last, or has lost these names."""
+
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy these blocks of the stored revision ``base`` into the overlay ``src``, which is frozen."""
 
@@ -116,7 +122,9 @@ class Steps:
         assert entry.src is not None
         registry, ino, src = self._registry, entry.ino, entry.src
         if not self._spool.exists(entry.src):
-            return await self._find_stored(entry), True
+            ended = await self._find_stored(entry)
+            if ended is not None:
+                return ended, True
         path = self._spool.path(entry.src)
         base = self._base(entry)
         if base is not None:
@@ -345,8 +353,9 @@ class Steps:
             found.append(Segment(offset, length, None if sent else (base.object_key, base.etag)))
         return found
 
-    async def _find_stored(self, entry: JournalEntry) -> Committed:
-        """The spool file is gone: it was renamed into storage before a crash, or something removed it."""
+    async def _find_stored(self, entry: JournalEntry) -> Committed | None:
+        """The spool file is gone: it was renamed into storage before a crash, or something removed it. Who has it open
+        still has its bytes, and it is made again (None); else the file is as it was stored last."""
         assert entry.ino is not None
         key, local = entry.object_key, None
         with suppress(ObjectMissing):
@@ -354,13 +363,31 @@ class Steps:
         if key is None or local is None:
             if self._registry.artifacts.by_ino(entry.ino) is None and self._registry.tree.get(entry.ino) is None:
                 return self._registry.commits.put_unneeded(entry.ino, entry.gen)
-            raise StorageError(
-                f"The spool file {entry.src} of '{what(self._registry, entry)}' is missing, so its last bytes cannot be"
-                " stored; 'lamfs fsck' tells more."
-            )
+            return await self._miss(entry)
         etag = etag_of(os.fstat(local))
+        artifact = self._registry.artifacts.by_ino(entry.ino)
+        if artifact is not None and (artifact.revision.object_key, artifact.revision.etag) == (key, etag):
+            os.close(local)
+            return await self._miss(entry)  # that is what the artifact had before
         content = await hash_opened(self._mover, local)
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
+
+    async def _miss(self, entry: JournalEntry) -> Committed | None:
+        """The spool file is nowhere: see _find_stored."""
+        assert self.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        if await self.hooks.revive(entry.ino, entry.src):
+            log.warning(
+                "The spool file %s of '%s' was missing, and was made again of what is open.", entry.src,
+                what(self._registry, entry),
+            )  # fmt: skip
+            return None
+        lost = self._registry.rescue.give_up(entry.id)
+        if lost is not None:
+            log.error("%s (%s)", lost.sentence, entry.src)
+            self.hooks.lost(entry.ino, lost.names)
+        return Committed(None, current=True)
 
     async def move(self, entry: JournalEntry) -> None:
         """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
