@@ -138,6 +138,10 @@ class Spooling:
                 if state.stale:
                     raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
                 spool = state.spool
+                if spool is not None and spool.damaged:
+                    if keep != 0:
+                        raise FsError(errno.EIO, f"the spool file {spool.name} is not what was written")
+                    spool.damaged = set()  # none of it is needed
                 if spool is None:
                     await self._make_spool(state, keep)
                 elif state.frozen:
@@ -345,6 +349,13 @@ class Spooling:
         self._c.renew(ino)
         self._c.kernel.entry(conflict.parent, conflict.name)
         self._c.kernel.attributes(conflict.parent)
+
+    def damaged(self, ino: int, src: str, blocks: Collection[int]) -> None:
+        """These blocks of the spool file ``src`` are not what was written: they are not read, nor written over."""
+        state = self._c.state_of(ino)
+        if state is not None and state.spool is not None and state.spool.name == src:
+            state.spool.damaged = set(blocks)
+            self._c.kernel.attributes(state.fino)
 
     async def revive(self, ino: int, src: str) -> bool:
         """The spool file ``src``, which is frozen, has lost its name: a copy gets it, if it is open."""

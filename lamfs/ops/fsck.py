@@ -17,7 +17,7 @@ from lamfs.keys import is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
 from lamfs.ops import damage, mounts, recover, scrub, strays
 from lamfs.ops.instance import Instance
-from lamfs.registry import is_alive
+from lamfs.registry import damaged_blocks, is_alive
 from lamfs.registry.rules import RETAINED
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
@@ -70,6 +70,8 @@ def check(
     if repair and _registry(instance, Report()):
         instance.hold()
         recover.finish_all(instance, strict=False)
+        if _keep_damaged(instance, report):
+            recover.finish_puts(instance)
     if not _registry(instance, report):
         return report
     _tree(instance, report, repair)
@@ -251,6 +253,23 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
                 f"spool: the file {src} with the last bytes of '{key}' is gone; what was stored before is still there,"
                 " if anything was"
             )
+
+
+def _keep_damaged(instance: Instance, report: Report) -> bool:
+    """Put spool files that are not what was written into ``lost+found``, as they are; whether there were any."""
+    registry = instance.registry
+    wrong = [entry for entry in registry.journal.mine("put") if damaged_blocks(entry)]
+    spool = SpoolFolder.find(*instance.settings.spool_place) if wrong else None
+    if spool is None or mounts.live(instance.settings):
+        return False
+    with spool:
+        for entry in wrong:
+            was = registry.tree.path(entry.ino or 0) or entry.uid
+            key = strays.keep_damaged(registry, spool, entry)
+            report.add(
+                f"spool: the last bytes of '{was}' are not what was written: what is left of them is '{key}'", True
+            )
+    return True
 
 
 def _lost(instance: Instance, report: Report, repair: bool) -> None:

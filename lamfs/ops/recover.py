@@ -32,6 +32,7 @@ from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, in_parts
+from lamfs.transfer import damage
 
 log = logging.getLogger("lamfs.recover")
 
@@ -218,6 +219,8 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     overlays.complete(instance, entry, spool)
     with spool.opened(src, os.O_RDONLY) as fd:
         content = hashing.hash_fd(fd, os.fstat(fd).st_size)
+    if blocks := damage.compare(registry, entry, content):
+        raise damage.error(registry.tree.path(entry.ino) or str(entry.uid), spool.shown(src), blocks)
     artifact = registry.artifacts.by_ino(entry.ino)
     if artifact is not None and content.same_bytes(artifact.revision.content):
         registry.commits.put_unneeded(entry.ino, entry.gen)

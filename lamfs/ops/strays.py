@@ -17,9 +17,9 @@ from pathlib import Path
 
 from lamfs import hashing
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing
-from lamfs.keys import root_path, spool_inode, suffix_of
-from lamfs.model import ContentHash
-from lamfs.registry import Registry, aside
+from lamfs.keys import root_path, spool_inode, spool_name, suffix_of
+from lamfs.model import ContentHash, JournalEntry
+from lamfs.registry import Registry, aside, damaged_blocks
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 
@@ -117,6 +117,30 @@ def keep(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str, t
         description=f"Found in the spool, owed to nobody: bytes {about}"
         + (", without those that were not written" if partial else ""),
     )
+
+
+def keep_damaged(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> str:
+    """Make a file in ``lost+found`` of a put's spool file that is not what was written, as it is; its key there. The
+    put's own file is as it was stored last, or gone. Raises OSError."""
+    assert entry.ino is not None
+    assert entry.src is not None
+    name = spool_name(entry.ino)
+    spool.rename(entry.src, name)  # what is known of the old name is that nobody owes it
+    status = spool.stat(name)
+    key = registry.tree.path(entry.ino) or str(entry.uid)
+    called = root_path(key)[1]
+    suffix = suffix_of(called)
+    blocks = ", ".join(map(str, sorted(damaged_blocks(entry))[:20]))
+    with registry.db.transaction():
+        found = registry.rescue.keep_file(
+            f"{called.removesuffix(suffix)} (damaged){suffix}{'.partial' if 'base' in entry.payload else ''}",
+            src=name,
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            description=f"What was written last to '{key}', changed by the disk it waited on: blocks {blocks} of 4 MiB",
+        )
+        registry.rescue.give_up(entry.id)
+    return found
 
 
 def _told(directory: Path) -> dict[str, aside.Told]:

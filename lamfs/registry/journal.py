@@ -110,7 +110,8 @@ class Journal:
             self._db.execute(
                 "INSERT INTO journal(op, state, ino, uid, src, gen, created_at, owner, payload)"
                 " VALUES('put','open',?,?,?,?,?,?,?)"
-                " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner",
+                " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner,"
+                " payload=json_remove(payload, '$.damaged')",
                 (ino, uid, src, gen, now_ns(), self.owner, json.dumps(payload)),
             )
             self.set_base(ino, base)

@@ -24,7 +24,7 @@ from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_o
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.local import etag_of
-from lamfs.transfer import batches, multipart, patches
+from lamfs.transfer import batches, damage, multipart, patches
 from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts, hash_opened
@@ -62,6 +62,9 @@ class FileHooks(Protocol):
 
     def conflicted(self, ino: int, conflict: Conflict) -> None:
         """Somebody else has changed the object of an inode; what was written to it is another file now."""
+
+    def damaged(self, ino: int, src: str, blocks: Collection[int]) -> None:
+        """These blocks of the spool file ``src`` are not what was written."""
 
     async def revive(self, ino: int, src: str) -> bool:
         """The spool file ``src`` has lost its name: give its bytes a file of that name again, if it is open here."""
@@ -146,6 +149,8 @@ class Steps:
             if scope.cancelled_caught:
                 raise StorageError("The file was deleted while it was hashed.")
             artifact = registry.artifacts.by_ino(ino)
+        if content is not None:
+            self._compare(entry, content)
         if content is not None and artifact is not None and content.same_bytes(artifact.revision.content):
             unneeded = await self._unneeded(entry, artifact.revision)
             if unneeded is not None:
@@ -180,8 +185,9 @@ class Steps:
             if content is None:
                 consumed = False
                 etag, content = await self._multipart.store_unhashed(
-                    entry, upload.size, path, target, upload.known, upload.moved
-                )
+                    entry, upload.size, path, target, upload.known, upload.moved,
+                    lambda found: self._compare(entry, found),
+                )  # fmt: skip
             else:
                 etag, consumed = await self._send(content, path, target, upload, base)
             taken = entry.src if consumed else None
@@ -193,6 +199,18 @@ class Steps:
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    def _compare(self, entry: JournalEntry, content: ContentHash) -> None:
+        """See that a spool file has the bytes with which it was closed. Raises StorageError."""
+        blocks = damage.compare(self._registry, entry, content)
+        if blocks is None:
+            return
+        assert self.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        self.hooks.damaged(entry.ino, entry.src, blocks)
+        if blocks:
+            raise damage.error(what(self._registry, entry), self._spool.shown(entry.src), blocks)
 
     async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
         """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""

@@ -68,7 +68,6 @@ class Witness(User):
                     {path: {None} if node is None else {node.data, *node.since} for path, node in tree.items()}
                 )
 
-
     async def sync(self) -> None:
         await super().sync()
         self.history.clear()

@@ -14,8 +14,7 @@ from lamfs.errors import FsError, LamfsError, TransferDied
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.fs.nodes import NodeTable
-from lamfs.keys import spool_name
-from lamfs.keys import DRAFT
+from lamfs.keys import DRAFT, spool_name
 from lamfs.model import BLOCK_SIZE, ROOT_INO, Inode
 from lamfs.registry import Registry
 from tests.unit.fs.conftest import MakeBox
