@@ -73,8 +73,6 @@ def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: 
     if went_down:
         overlays.keep_durable(registry, entry, inode, spool)
     left = spool.stat(entry.src).st_size if spool.exists(entry.src) else None
-    if left is None and entry.state == "scratch":
-        return False  # perhaps on another machine, and of no use here
     artifact = registry.artifacts.by_ino(inode.ino)
     if left is not None and left >= inode.size:
         return False
