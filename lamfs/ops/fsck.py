@@ -289,6 +289,7 @@ def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder
     registry, store = instance.registry, instance.store
     if repair:
         found = strays.settle(registry, store, spool, instance.settings.directory)
+        recover.finish_puts(instance)
     else:
         found = list(strays.look(registry, store, spool))
     for stray in found:
