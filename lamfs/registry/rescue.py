@@ -81,9 +81,9 @@ class Rescue:
         with self._db.transaction():
             folder = self.folder()
             base = _clean(wanted)
-            if self._is_scratch(folder, base):
+            if self._names.is_scratch_name(base):
                 base = _clean(f"kept {base.strip('.~#')}")
-                if self._is_scratch(folder, base):
+                if self._names.is_scratch_name(base):
                     base = "kept"
             name, count = base, 1
             while self._tree.lookup(folder, name) is not None:
@@ -91,9 +91,6 @@ class Rescue:
                 stem, dot, suffix = base.partition(".") if not base.startswith(".") else (base, "", "")
                 name = _cut(stem, f".{count}{dot}{suffix}")
             return name
-
-    def _is_scratch(self, folder: int, name: str) -> bool:
-        return self._names.is_scratch_key(self._tree.path_at(folder, name) or name)
 
     def keep_file(
         self,
