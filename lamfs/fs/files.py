@@ -23,6 +23,7 @@ from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, JournalEntry, now_ns
+from lamfs.registry import damaged_blocks
 from lamfs.storage.base import largest
 from lamfs.transfer import beats, streaming
 from lamfs.transfer.durable import sync_file
@@ -208,6 +209,7 @@ class Files:
         try:
             state.spool = open_spool(context.spool, owed.src, context.store, owed.object_key)
             self._spooling.overlays.open(state.spool, owed, state.revision)
+            state.spool.damaged = damaged_blocks(owed)
         except FsError:
             return False
         mine = state.spool.own = owed.owner == context.registry.journal.owner
@@ -246,6 +248,8 @@ class Files:
         if spool is not None:
             if spool.missing:
                 return None
+            if spool.damaged:
+                spool.check(offset, size)
             counted.spool_reads += 1
             data = os.pread(spool.fd, size, offset)
             counted.read_bytes += len(data)
@@ -283,6 +287,7 @@ class Files:
 
         async def stored() -> bytes:
             if state.spool is not None:
+                state.spool.check(offset, size)
                 return await self._spooling.overlays.read(state, offset, size, reader)
             return await self._spooling.read_stored(state, offset, size, reader)
 

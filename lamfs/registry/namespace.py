@@ -352,6 +352,10 @@ class Namespace:
         """Identity.is_scratch."""
         return self._identity.is_scratch(ino)
 
+    def is_scratch_name(self, name: str) -> bool:
+        """Whether a file of that name would be scratch."""
+        return self._identity.scratch(name)
+
     def is_probe(self, ino: int) -> bool:
         """Whether an empty file has no name but that of a probe (scratch.is_probe)."""
         names = self._tree.names(ino)
