@@ -1,8 +1,8 @@
 """Rounds of chaos.  scripts/soak chaos [--seed N] [--storage folder|s3] [--minutes M] [--only KIND,...]
 
-Each round is a world of its own, whose dice depend on --seed and its number alone: --round K does one of them again. The
-first broken promise ends the run: what was broken, the last steps, the folder with everything as it was left (mounts are
-taken away), and the command that replays it.
+Each round is a world of its own, whose dice depend on --seed and its number alone: --round K does one of them again.
+The first broken promise ends the run: it says what was broken, the last steps, where everything lies as it was left
+(mounts are taken away), and the command that replays it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ FAULT_SHARE = 0.3
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="scripts/soak chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="scripts/soak chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=None, help="the dice (default: the time)")
     parser.add_argument("--storage", choices=("folder", "s3"), default="folder")
     parser.add_argument("--minutes", type=float, default=10.0, help="new rounds begin for so long (default: 10)")

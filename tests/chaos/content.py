@@ -18,7 +18,7 @@ PAGE = 4096
 CHUNK = 1 << 20
 ZEROS = 0
 """The number of the stream that holes are made of."""
-_STAMP = struct.Struct(">8sQQ")
+_STAMP = struct.Struct(">QQ8s")
 _MAGIC = b"lamchaos"
 
 
@@ -30,7 +30,7 @@ def stream_bytes(stream: int, start: int, end: int) -> bytes:
     last = -(-end // PAGE) * PAGE
     data = bytearray(blake3(stream.to_bytes(8, "big")).digest(length=last - first, seek=first))
     for at in range(0, last - first, PAGE):
-        _STAMP.pack_into(data, at, _MAGIC, stream, first + at)
+        _STAMP.pack_into(data, at, stream, first + at, _MAGIC)
     return bytes(memoryview(data)[start - first : end - first])
 
 
@@ -38,7 +38,7 @@ def stream_of(page: bytes, offset: int) -> int | None:
     """The stream that a page at this offset of a file begins with; None: it does not say, or another offset."""
     if len(page) < _STAMP.size:
         return None
-    magic, stream, at = _STAMP.unpack_from(page)
+    stream, at, magic = _STAMP.unpack_from(page)
     return stream if magic == _MAGIC and at == offset else None
 
 

@@ -1,6 +1,7 @@
 """What goes wrong, by kind. Each function does one thing that goes wrong, what a careful user does then, and the check.
 
-Damage is done while no daemon of the machine runs. A fault that does not apply now (no spool file, no cache) does nothing.
+Damage is done while no daemon of the machine runs, but for the cache. A fault that does not apply now (there is no
+spool file, no cache) does nothing.
 """
 
 from __future__ import annotations
@@ -446,7 +447,7 @@ def damaged_copy(round: Round) -> None:
     storage = round.world.storage
     doubts = [] if round.rng.random() < 0.4 else go_down(round, owing=round.rng.random() < 0.5)
     how = round.rng.choice(("emptied", "cut", "removed"))
-    if storage.registry_key in storage.keys():
+    if storage.registry_key in set(storage.keys()):
         if how == "removed":
             storage.delete(storage.registry_key)
         else:
@@ -609,7 +610,7 @@ def vanish(round: Round) -> None:
 @kind("twomounts")
 def second_mount(round: Round) -> None:
     """The same instance at a second place, or no longer there."""
-    one, two = round.holder.mounts
+    two = round.holder.mounts[1]
     if two.mounted:
         unmount(round.holder, two)
     else:

@@ -1,8 +1,8 @@
 """What was acknowledged. Pure: knows names and versions, touches nothing.
 
-In exact times the whole tree is predicted: ``Model.tree``. What may have happened or not, because something was killed in
-the middle, is a Doubt until somebody has looked. After damage names may be others; then the tree that is found is checked
-as a whole (oracle.py), and predicted from there on (``Model.rebase``).
+In exact times the whole tree is predicted: ``Model.tree``. What may have happened or not, because something was killed
+in the middle, is a Doubt until somebody has looked. After damage names may be others; then the tree that is found is
+checked as a whole (oracle.py), and predicted from there on (``Model.rebase``).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Stage:
 
 @dataclass
 class Doubt:
-    """Something was killed in the middle: one of ``stages`` is true. ``torn``: paths whose content may be, page by page,
-    of either of some versions."""
+    """Something was killed in the middle: one of ``stages`` is true. ``torn``: paths whose content may be,
+    page by page, of either of some versions."""
 
     what: str
     stages: list[Stage]

@@ -1,4 +1,4 @@
-"""What users do: plans of what to do and what it promises, and carrying them out, also when something is killed meanwhile.
+"""What users do: plans of what to do and what it promises, and carrying them out, also while something is killed.
 
 Each function that makes a plan returns None when there is nothing to do it with.
 """
@@ -150,7 +150,7 @@ class Round:
             version = version.cut(size)
             versions.append(version)
         fsync = self.wants_fsync()
-        step = {"do": "patch", "path": path, "writes": writes, "size": size, "fsync": fsync}
+        step: dict[str, object] = {"do": "patch", "path": path, "writes": writes, "size": size, "fsync": fsync}
         self.model.know(version)
         new = old.with_version(version, self.holder.name, stored=fsync)
         stages = [Stage({path: old}), *([Stage({path: new})] * (2 if fsync else 1))]
@@ -325,11 +325,11 @@ class Round:
         """The folders above what a plan makes."""
         if plan.step is None:
             return
-        for path in plan.stages[-1].paths:
+        paths = [str(plan.step["to"])] if plan.step["do"] == "rename" else list(plan.stages[-1].paths)
+        for path in paths:
             parts = path.split("/")[:-1]
             for depth in range(len(parts)):
-                if plan.step["do"] != "rename" or depth or "/" in str(plan.step["to"]):
-                    mount.do({"do": "mkdir", "path": "/".join(parts[: depth + 1])})
+                mount.do({"do": "mkdir", "path": "/".join(parts[: depth + 1])})
 
     def perform(self, mount: Mount, plan: Plan) -> tuple[int, str | None]:
         """Carry a plan out: how many promises were given, and what went wrong."""
@@ -357,6 +357,8 @@ class Round:
             self.kill(mount, what)
             acks, reply = mount.end()
             promises, error = len(acks), reply["error"]
+            if what == "worker":
+                mount.stop_worker()  # it may have answered in its last moment
         else:
             process = self.holder.start(*plan.words)
             wait_until(lambda: process.poll() is not None, delay, every=0.005)

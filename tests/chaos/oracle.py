@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.chaos.content import (
     CHUNK,
@@ -15,7 +16,7 @@ from tests.chaos.content import (
     explanation_from_json,
 )
 from tests.chaos.model import Doubt, Excuse, File, Model, Stage
-from tests.chaos.world import Machine, Mount, Violation, wait_until
+from tests.chaos.world import SLUG, Machine, Mount, Violation, wait_until
 
 SEEN_SECONDS = 15.0
 """How long a mount may take to show what was done elsewhere."""
@@ -70,7 +71,12 @@ def _found(found: Explanation, digest: str) -> Found:
 def _trash(machine: Machine, model: Model) -> list[Found]:
     storage = machine.world.storage
     found = []
-    for record in machine.json("ls", "--trash") or ():
+    records = machine.json("ls", "--trash", "--instance", SLUG)
+    if records is None:
+        raise Violation(
+            "refused", f"'lamfs ls --trash' on {machine.name} lists nothing, though the instance is mounted"
+        )
+    for record in records:
         key = record["storage_path"].removeprefix(f"{storage.root}/")
         digest = storage.digest(key)
         if digest is None:
@@ -138,7 +144,7 @@ def describe(found: Found) -> str:
 def resolve(model: Model, mount: Mount, doubts: Iterable[Doubt]) -> None:
     """Look how it went with what was killed in the middle. Raises Violation when it is neither old nor new."""
     for doubt in doubts:
-        if not wait_until(lambda doubt=doubt: _settle(model, mount, doubt), SEEN_SECONDS, every=0.5):
+        if not wait_until(partial(_settle, model, mount, doubt), SEEN_SECONDS, every=0.5):
             seen = _look(mount, doubt.paths)
             texts = [
                 f"'{path}' holds {digest and digest[:12]}, allowed:"
@@ -195,8 +201,8 @@ def _settle_torn(model: Model, mount: Mount, doubt: Doubt, seen: dict[str, str |
 def check_somewhere(
     machine: Machine, mount: Mount, model: Model, claims: Iterable[File], excuses: Iterable[Excuse] = ()
 ) -> None:
-    """Every byte of ``claims`` is somewhere in the tree or in the trash, but for what is excused; that is named. Nothing
-    else is in any file. Predicts what was found from now on. Raises Violation."""
+    """Every byte of ``claims`` is somewhere in the tree or in the trash, but for what is excused; that is named.
+    Nothing else is in any file. Predicts what was found from now on. Raises Violation."""
     log = machine.world.log
     found = scan(machine, mount, model)
     ranges = _ranges(found.everything())

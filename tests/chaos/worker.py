@@ -4,8 +4,8 @@
     {"ack": "closed"}                        each promise as soon as it is given
     {"done": true, "error": null, "at": "close", ...}
 
-Paths are below the mount. Its root is opened for each step and must be that of a FUSE mount: what a dead daemon has left
-as an ordinary folder is ENOTCONN here, and nothing is ever written to it.
+Paths are below the mount. Its root is opened for each step and must be that of another file system: what a dead daemon
+has left as an ordinary folder is ENOTCONN here, and nothing is ever written to it.
 """
 
 from __future__ import annotations
