@@ -14,7 +14,7 @@ recovery.py    what a careful user does then
 oracle.py      every acknowledged byte is under its name, in the trash, or in lost+found; what is lost is named
 __main__.py    rounds, their report, and how to replay one
 
-The rule. ``close`` = 0: the bytes survive kill -9 and are on that machine. ``fsync``, ``sync``, ``umount``, ``save`` = 0:
+The rule. ``close`` = 0: the bytes survive kill -9, on that machine. ``fsync``, ``sync``, ``umount``, ``save`` = 0:
 they are in storage. Without damage the newest acknowledged content of a name is under that name, exactly. After damage
 every byte of it is somewhere in the tree (lost+found and conflicts are in the tree) or in the trash; only what the
 damage itself has destroyed may be missing, and then some message names the file. What was in flight when something was
