@@ -460,12 +460,21 @@ def damaged_copy(round: Round) -> None:
 # -- machines ---------------------------------------------------------------------------------------------------------
 
 
+PATIENCE = 150.0
+"""Seconds that somebody waits for a lease to run out by itself."""
+
+
 def break_lock(round: Round) -> None:
-    """What a person does who knows that the other machine is gone: the lock has run out, or is removed."""
+    """The lock has run out (by itself, if that does not take long), or a person who knows that the other machine is
+    gone removes it."""
     storage = round.world.storage
     with contextlib.suppress(FileNotFoundError):
         lock = json.loads(storage.get(storage.lock_key))
-        if round.rng.random() < 0.5:
+        how = round.rng.choice(("wait", "expire", "expire", "remove", "remove"))
+        round.world.log.write("lock", how=how, until=lock["until"], now=time.time())
+        if how == "wait" and lock["until"] < time.time() + PATIENCE:
+            wait_until(lambda: time.time() > lock["until"], PATIENCE, every=0.2)
+        elif how != "remove":
             storage.put(storage.lock_key, json.dumps(lock | {"until": time.time() - 1}).encode())
         else:
             storage.delete(storage.lock_key)
@@ -621,6 +630,55 @@ def second_mount(round: Round) -> None:
 
 
 @kind("twomounts")
+def relay(round: Round) -> None:
+    """Two programs, one in each mount, open a file in turn, write a part of their own, and close it. Each close that is
+    0 has kept its part."""
+    if not round.holder.mounts[1].mounted:
+        second_mount(round)
+    path = round.some_path(lambda file: file.version.size > 0)
+    if path is None:
+        return
+    old = round.model.tree[path]
+    for mount in round.holder.mounts:
+        oracle.resolve(round.model, mount, [Doubt(f"before a relay over {path}", [Stage({path: old})])])
+    length = PAGE * round.rng.choice((1, 1, 20, 300))
+    turns = round.rng.randint(3, 8)
+    round.model.know(old.version.cut(max(old.version.size, turns * length)))
+    now, order, parts = old.version, [], []
+    for turn in range(turns):
+        mount = round.rng.choice(round.holder.mounts)
+        piece = Piece(turn * length, (turn + 1) * length, round.stream())
+        part = round.model.know(Version([piece]))
+        mount.begin({"do": "patch", "path": path, "writes": [list(piece)]})
+        reply = mount.end()[1]
+        order.append(f"{mount} {piece.start}: {reply['error'] or 0}")
+        if reply["error"] is None:
+            now = round.model.know(now.written(*piece))
+            parts.append(File(part, old.names, round.holder.name))
+        elif reply["error"] != "ESTALE":
+            raise Violation("refused", f"a relay over {path}: {'; '.join(order)}")
+    round.model.count("relays")
+    rest = [Piece(max(a, turns * length), b, s) for a, b, s in old.version.pieces if b > turns * length]
+    claims = [*parts, File(Version(rest), old.names, old.machine)]
+    after_two(round, f"a relay over {path}: {'; '.join(order)}", path, old, claims)
+
+
+def after_two(round: Round, what: str, path: str, old: File, claims: list[File]) -> None:
+    """After two mounts have written to a file: everything is stored, all claims are somewhere, both mounts show it."""
+    for mount in round.holder.mounts:
+        result = round.holder.cli("sync", str(mount.path), "--timeout", "60")
+        if not result.good:
+            raise Violation("hang", f"after {what}: {result}")
+    others = [file for file in round.model.claims() if file is not old]
+    mount, mixed = round.holder.mounts[0], frozenset({path})
+    try:
+        oracle.check_somewhere(round.holder, mount, round.model, [*others, *claims], mixed=mixed)
+    except Violation as error:
+        raise Violation(error.kind, f"{what}: {error}") from None
+    exact(round)
+
+
+@kind("twomounts")
 def duel(round: Round) -> None:
     """Two programs, one in each mount, have one file open and write to it. Each close that is 0 has kept its bytes: in
     the file, or in a conflict."""
@@ -676,16 +734,4 @@ def duel(round: Round) -> None:
     if rest or not claims:
         keep = rest if claims else old.version.pieces
         claims.append(File(Version(Piece(max(a, length if claims else 0), b, s) for a, b, s in keep), old.names, "A"))
-    for mount in round.holder.mounts:
-        result = round.holder.cli("sync", str(mount.path), "--timeout", "60")
-        if not result.good:
-            raise Violation("hang", f"after {order}: {result}")
-    for file in claims:
-        round.model.know(file.version)
-    others = [file for file in round.model.claims() if file is not old]
-    text = f"a duel over {path}: {'; '.join(order)}"
-    try:
-        oracle.check_somewhere(round.holder, round.holder.mounts[0], round.model, [*others, *claims])
-    except Violation as error:
-        raise Violation(error.kind, f"{text}: {error}") from None
-    exact(round)
+    after_two(round, f"a duel over {path}: {'; '.join(order)}", path, old, claims)

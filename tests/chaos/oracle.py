@@ -199,10 +199,16 @@ def _settle_torn(model: Model, mount: Mount, doubt: Doubt, seen: dict[str, str |
 
 
 def check_somewhere(
-    machine: Machine, mount: Mount, model: Model, claims: Iterable[File], excuses: Iterable[Excuse] = ()
+    machine: Machine,
+    mount: Mount,
+    model: Model,
+    claims: Iterable[File],
+    excuses: Iterable[Excuse] = (),
+    mixed: frozenset[str] = frozenset(),
 ) -> None:
     """Every byte of ``claims`` is somewhere in the tree or in the trash, but for what is excused; that is named.
-    Nothing else is in any file. Predicts what was found from now on. Raises Violation."""
+    Nothing else is in any file, and versions are mixed only in the paths ``mixed``. Predicts what was found from now
+    on. Raises Violation."""
     log = machine.world.log
     found = scan(machine, mount, model)
     ranges = _ranges(found.everything())
@@ -234,18 +240,19 @@ def check_somewhere(
     log.write("scan", machine=machine.name, files=len(found.tree), unreadable=found.unreadable, lost=lost)
     if lost:
         raise Violation("lost", f"on {machine.name}, {len(lost)} of {len(list(model.claims()))}: " + "; ".join(lost))
-    _check_bytes(machine, found)
+    _check_bytes(machine, found, mixed)
     tree = {path: each.version for path, each in found.tree.items()}
     model.rebase(tree, [each.version for each in found.trash], machine.name)
     model.broken = set(found.unreadable)
 
 
-def _check_bytes(machine: Machine, found: Scan) -> None:
+def _check_bytes(machine: Machine, found: Scan, mixed: frozenset[str]) -> None:
     """No file under a name of its own holds a mixture, or what nobody wrote, unless some message says so."""
     log = machine.world.log
     for path, each in found.tree.items():
         name = path.rpartition("/")[2]
-        if each.known or (path.startswith(f"{LOST}/") and not each.garbage):
+        kept = path.startswith(f"{LOST}/") or "(conflict " in name or path in mixed
+        if each.known or (kept and not each.garbage):
             continue
         if not log.named([name, path]):
             raise Violation("mixture", f"on {machine.name} '{path}' holds {describe(each)}, and nothing says so")

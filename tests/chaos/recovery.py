@@ -23,6 +23,7 @@ REPAIRS: dict[str, Callable[[Machine], object]] = {
     "sync": lambda machine: machine.cli("sync", "--timeout", "20"),
     "close": lambda machine: machine.cli("close", SLUG),
     "ls": lambda machine: machine.cli("ls", "--instance", SLUG),
+    "cache": lambda machine: machine.cli("cache", "**", "--instance", SLUG),
     "umount": lambda machine: machine.umount(machine.mounts[0], "--timeout", "20"),
     "umount --force": lambda machine: machine.umount(machine.mounts[0], "--force"),
     "mount": lambda machine: machine.mounts[0].mounted or machine.mount(machine.mounts[0]),
