@@ -18,7 +18,7 @@ from tests.chaos.content import (
 from tests.chaos.model import Doubt, Excuse, File, Model, Stage
 from tests.chaos.world import SLUG, Machine, Mount, Violation, wait_until
 
-SEEN_SECONDS = 15.0
+SEEN_SECONDS = 30.0
 """How long a mount may take to show what was done elsewhere."""
 LOST = "lost+found"
 

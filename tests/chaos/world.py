@@ -37,7 +37,7 @@ BUCKET = "chaos"
 COMMAND_SECONDS = 150.0
 STEP_SECONDS = 150.0
 """How long a command, a call in a mount may take; whatever takes longer hangs."""
-MOUNT_TIMEOUT = 20
+MOUNT_TIMEOUT = 60
 """The mounts' own limit (-o timeout)."""
 HEX = instance_id(SLUG).hex
 _OBJECT = re.compile(r"\.lamindb/[0-9A-Za-z]{20}[^/]*")
