@@ -401,11 +401,14 @@ def damaged_object(round: Round) -> None:
     unmount(round.holder, round.holder.mounts[0])
     round.model.stored(round.holder.name)
     storage = round.world.storage
-    keys = [key for key in storage.objects() if storage.digest(key) in round.model.versions]
+    digests = {key: storage.digest(key) for key in storage.objects()}
+    known = {key: round.model.versions[digest] for key, digest in digests.items() if digest in round.model.versions}
+    keys = sorted(key for key, version in known.items() if version.size)
     if keys:
         key = round.rng.choice(keys)
-        version = round.model.versions[str(storage.digest(key))]
-        how = round.rng.choice(("removed", "flipped")) if version.size else "removed"
+        version = known[key]
+        how = round.rng.choice(("removed", "flipped"))
+        round.model.blemished = True
         if how == "removed":
             storage.delete(key)
         else:

@@ -125,6 +125,8 @@ class Model:
         """Who changed a path last: a mount, or a machine's command."""
         self.broken: set[str] = set()
         """Paths that cannot be read since damage; that is known and named."""
+        self.blemished = False
+        """Storage was damaged, and fsck has to say so from then on."""
         self.counts: dict[str, int] = {}
 
     def know(self, version: Version) -> Version:
