@@ -605,7 +605,7 @@ class World:
     """A storage and the machines that use it; removed at the end unless ``keep`` was called."""
 
     def __init__(self, storage: str, *, loud: bool = False) -> None:
-        self.base = Path(tempfile.mkdtemp(prefix="lamfs-c-", dir="/tmp"))
+        self.base = Path(tempfile.mkdtemp(prefix="lamfs-chaos-", dir="/tmp"))
         self.base.chmod(0o755)
         self.log = Log(self.base / "log.jsonl", loud=loud)
         self.storage: Storage = FolderStorage(self.base) if storage == "folder" else S3Storage(self.base)
