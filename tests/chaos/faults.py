@@ -28,6 +28,8 @@ from tests.chaos.recovery import recover, try_repairs, unmount
 from tests.chaos.world import SLUG, Machine, Mount, S3Storage, Violation, wait_until
 
 BLOCK = 4 << 20
+SEAL_SECONDS = 6.0
+"""How long a file waits in the spool until it is sure to be hashed."""
 Fault = Callable[[Round], None]
 FAULTS: dict[str, list[Fault]] = {}
 """By kind, as --only names them."""
@@ -53,10 +55,10 @@ def exact(round: Round) -> None:
     round.world.check()
 
 
-def after_damage(round: Round, excuses: Iterable[Excuse] = (), *, restore: bool = True) -> None:
+def after_damage(round: Round, excuses: Iterable[Excuse] = (), *, restore: bool = True, stuck: bool = False) -> None:
     """Recover, and look whether everything is somewhere."""
     claims = round.model.claims()
-    recover(round.holder, round.rng, restore=restore)
+    recover(round.holder, round.rng, restore=restore, stuck=stuck)
     oracle.check_somewhere(round.holder, round.holder.mounts[0], round.model, claims, excuses)
     round.world.check()
 
@@ -69,8 +71,9 @@ def one_mount(round: Round) -> Mount:
     return round.holder.mounts[0]
 
 
-def burst(round: Round, count: int, *, hold: bool) -> list[Doubt]:
-    """Several operations at once, so that much is owed. ``hold``: storage takes nothing meanwhile."""
+def burst(round: Round, count: int, *, hold: bool, seconds: float = 0.0) -> list[Doubt]:
+    """Several operations at once, so that much is owed. ``hold``: storage takes nothing meanwhile, nor for so many
+    ``seconds`` after."""
     storage, mount = round.world.storage, round.holder.mounts[0]
     held = hold and isinstance(storage, S3Storage)
     doubts: list[Doubt] = []
@@ -94,16 +97,27 @@ def burst(round: Round, count: int, *, hold: bool) -> list[Doubt]:
                 doubts.append(plan.doubt(promises))
             else:
                 raise Violation("refused", f"{plan.what} in {mount}: {error}")
+        pause(seconds)
     finally:
         round.fsyncs = True
     return doubts
 
 
-def go_down(round: Round, *, owing: bool) -> list[Doubt]:
-    """Leave the machine without a daemon: killed with much to do (``owing``), or unmounted in peace."""
+def pause(seconds: float) -> None:
+    """Let the daemons do what they do."""
+    deadline = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() > deadline, seconds + 1, every=0.005)
+
+
+def go_down(round: Round, *, owing: bool, hold: bool | None = None, seconds: float = 0.0) -> list[Doubt]:
+    """Leave the machine without a daemon: killed with much to do (``owing``), or unmounted in peace.
+
+    ``hold``: whether storage takes nothing meanwhile (None: perhaps); ``seconds``: for how long after the last close.
+    """
     mount = one_mount(round)
     if owing:
-        doubts = burst(round, round.rng.randint(1, 4), hold=round.rng.random() < 0.7)
+        hold = round.rng.random() < 0.7 if hold is None else hold
+        doubts = burst(round, round.rng.randint(1, 4), hold=hold, seconds=seconds)
         round.holder.no_daemon()
         round.world.storage.running()
         return doubts
@@ -156,8 +170,7 @@ def kill_while_storing(round: Round) -> None:
     if isinstance(round.world.storage, S3Storage) and round.rng.random() < 0.3:
         round.kill(round.holder.mounts[0], "server")
     for _ in range(round.rng.randint(1, 2)):
-        deadline = time.monotonic() + round.rng.random() * 0.5
-        wait_until(lambda at=deadline: time.monotonic() > at, 1, every=0.005)  # type: ignore[misc]
+        pause(round.rng.random() * 0.5)
         round.kill(round.holder.mounts[0], round.rng.choice(("daemon", "mover", "both", "both")))
         round.remount_dead()
     oracle.resolve(round.model, round.holder.mounts[0], doubts)
@@ -308,12 +321,17 @@ def flip(path: Path, offset: int) -> None:
 
 @kind("spool")
 def damaged_spool(round: Round) -> None:
-    """A spool file is removed, has a flipped byte, or there is one too many."""
-    doubts = go_down(round, owing=True)
+    """A spool file is removed, has a flipped byte, or there is one too many.
+
+    A byte is flipped only in a file that had to wait: the hash of what is stored at once is that of its sending.
+    """
+    how = round.rng.choice(("removed", "flipped", "stray"))
+    if how == "flipped" and not isinstance(round.world.storage, S3Storage):
+        how = "removed"
+    doubts = go_down(round, owing=True, hold=how == "flipped" or None, seconds=SEAL_SECONDS if how == "flipped" else 0)
     spool = round.holder.spool
     files = sorted(path for path in spool.iterdir() if path.is_file()) if spool.exists() else []
     files = [path for path in files if path.stat().st_size]
-    how = round.rng.choice(("removed", "flipped", "stray"))
     excuses = excuse_doubts(round, doubts)
     if how == "stray":
         version = round.model.know(Version.whole(round.rng.choice((5000, 3 << 20)), round.stream()))
@@ -348,7 +366,7 @@ def damaged_spool(round: Round) -> None:
             Excuse(file, f"the spool file {victim.name} was {how}", tuple(pieces), words)
             for file in round.model.touching(pieces)
         ]
-    after_damage(round, excuses)
+    after_damage(round, excuses, stuck=how == "flipped")
 
 
 def pieces_of(model: Model, path: Path) -> list[Piece]:

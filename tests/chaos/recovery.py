@@ -13,6 +13,8 @@ from tests.support import watchdog
 _DELETE = re.compile(r"delete (/\S+/(?:snapshot|lease)\.json)")
 END_SECONDS = 120.0
 """How long an unmount may take when storage answers."""
+STUCK_SECONDS = 15.0
+"""The same, when something may not be storable."""
 
 REPAIRS: dict[str, Callable[[Machine], object]] = {
     "status": lambda machine: machine.cli("status"),
@@ -40,11 +42,12 @@ def try_repairs(machine: Machine, rng: random.Random, count: int, *, restore: bo
         commands[name](machine)
 
 
-def recover(machine: Machine, rng: random.Random, *, restore: bool = True) -> None:
+def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck: bool = False) -> None:
     """Have the instance mounted at the machine's first mountpoint, everything stored, and looked at by fsck --repair.
 
-    ``restore``: whether the registry in storage may be taken when nothing else helps, and at random. Raises Violation
-    when there is no way, or something does not end.
+    ``restore``: whether the registry in storage may be taken when nothing else helps, and at random. ``stuck``: something
+    that cannot be stored may keep the mount from ending without --force, if that is said. Raises Violation when there is
+    no way, or something does not end.
     """
     world = machine.world
     world.storage.running()
@@ -54,10 +57,11 @@ def recover(machine: Machine, rng: random.Random, *, restore: bool = True) -> No
         if other.mounted:
             unmount(machine, other)
     _mount(machine, restore=restore)
-    stored = machine.cli("sync", str(mount.path), "--timeout", str(END_SECONDS))
-    if not stored.good:
+    limit = STUCK_SECONDS if stuck else END_SECONDS
+    stored = machine.cli("sync", str(mount.path), "--timeout", str(limit))
+    if not stored.good and not stuck:
         world.complain("hang", f"everything answers, and {stored}")
-    unmount(machine, mount)
+    unmount(machine, mount, stuck=stuck)
     machine.cli("fsck", "--repair", "--instance", SLUG)
     _mount(machine, restore=restore)
     machine.json("status")
@@ -95,13 +99,14 @@ def _mount(machine: Machine, *, restore: bool) -> None:
     raise Violation("refused", f"there is no way back to a mount on {machine.name}:\n{text}")
 
 
-def unmount(machine: Machine, mount: Mount) -> None:
-    """Unmount; what does not end by itself is a complaint, and is ended by force."""
+def unmount(machine: Machine, mount: Mount, *, stuck: bool = False) -> None:
+    """Unmount; what does not end by itself is a complaint, unless that is foreseen and said, and is ended by force."""
     mount.stop_worker()
-    result = machine.umount(mount, seconds=END_SECONDS)
+    result = machine.umount(mount, *(("--timeout", str(STUCK_SECONDS)) if stuck else ()), seconds=END_SECONDS)
     if result.good:
         return
-    machine.world.complain("hang" if result.hung else "refused", f"everything answers, and {result}")
+    if not (stuck and "--force" in result.output):
+        machine.world.complain("hang" if result.hung else "refused", f"everything answers, and {result}")
     forced = machine.umount(mount, "--force", seconds=END_SECONDS)
     if not forced.good:
         machine.world.complain("hang" if forced.hung else "refused", str(forced))
