@@ -45,9 +45,9 @@ def try_repairs(machine: Machine, rng: random.Random, count: int, *, restore: bo
 def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck: bool = False) -> None:
     """Have the instance mounted at the machine's first mountpoint, everything stored, and looked at by fsck --repair.
 
-    ``restore``: whether the registry in storage may be taken when nothing else helps, and at random. ``stuck``: something
-    that cannot be stored may keep the mount from ending without --force, if that is said. Raises Violation when there is
-    no way, or something does not end.
+    ``restore``: whether the registry in storage may be taken when nothing else helps, and at random. ``stuck``:
+    something that cannot be stored may keep the mount from ending without --force, if that is said. Raises Violation
+    when there is no way, or something does not end.
     """
     world = machine.world
     world.storage.running()
