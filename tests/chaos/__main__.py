@@ -169,6 +169,10 @@ def one(options: argparse.Namespace, number: int, total: dict[str, int]) -> str 
             # What a fault of the harness itself breaks is reported the same way.
             world.keep()
             broken = report(world, model, options, number, error)
+        except KeyboardInterrupt:
+            world.keep()
+            print(f"\nended in round {number}; what it has done so far: {world.base}", flush=True)
+            raise
     for name, count in model.counts.items():
         total[name] = total.get(name, 0) + count
     said = ", ".join(f"{count} {name}" for name, count in sorted(model.counts.items()))
