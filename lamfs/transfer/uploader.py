@@ -531,7 +531,7 @@ class Uploader:
         """Remember whether trying a deletion, move or abort again, ``alone`` or not, can help."""
         self._refused.pop(entry.id, None)
         self._singly.discard(entry.id)
-        if error is None:
+        if error is None and self._registry.journal.get(entry.id) is None:  # not only put off
             self._went_on = trio.current_time()
         if not isinstance(error, StorageError) or error.retryable:
             return
