@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import stat
 from dataclasses import dataclass, field
 
-from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, RegistryError, StorageError
-from lamfs.keys import is_registry_key, is_spool_name, suffix_of
+from lamfs.errors import DamagedRegistry, InvalidName, ObjectChanged, ObjectMissing, StorageError
+from lamfs.keys import OWN_OBJECT, is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, recover, scrub
+from lamfs.ops import damage, mounts, recover, scrub, strays
 from lamfs.ops.instance import Instance
-from lamfs.registry import is_alive
+from lamfs.registry import damaged_blocks, is_alive
 from lamfs.registry.rules import RETAINED
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
 
-_INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
-_OWN = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
-"""Object keys that lamfs gives artifacts without a real key."""
 NO_NAME = "cannot be there: no object has such a name"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
 """A multipart upload that is younger may belong to somebody who is at work."""
@@ -67,22 +63,40 @@ def check(
     scrub.run raises.
     """
     report = Report()
+    try:
+        _check(instance, report, repair, data, restart, jobs, watcher)
+    except DamagedRegistry as error:
+        report.add(f"registry: {error}")
+    return report
+
+
+def _check(
+    instance: Instance,
+    report: Report,
+    repair: bool,
+    data: bool,
+    restart: bool,
+    jobs: int,
+    watcher: scrub.Watcher | None,
+) -> None:
     if repair and _registry(instance, Report()):
         instance.hold()
         recover.finish_all(instance, strict=False)
+        if _keep_damaged(instance, report):
+            recover.finish_puts(instance)
     if not _registry(instance, report):
-        return report
+        return
     _tree(instance, report, repair)
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
+    _lost(instance, report, repair)
     wrong, shared = _storage(instance, report, repair, jobs)
     _uploads(instance, report, repair, shared)
     if data:
         _data(instance, report, wrong, restart, jobs, watcher)
     for found in damage.known(instance):
         report.add(f"storage: {found.sentence}")
-    return report
 
 
 # -- registry ---------------------------------------------------------------------------------------------------------
@@ -95,8 +109,9 @@ def _registry(instance: Instance, report: Report) -> bool:
         wrong = [str(row[0]) for row in db.all("PRAGMA integrity_check(20)") if row[0] != "ok"]
         for row in db.all("PRAGMA foreign_key_check"):
             report.add(f"registry: a row of table {row[0]} (rowid {row[1]}) refers to a row of {row[2]} that is gone")
-    except RegistryError as error:
-        wrong = [str(error)]
+    except DamagedRegistry as error:
+        report.add(f"registry: {error}")
+        return False
     for text in wrong:
         report.add(
             f"registry: SQLite says: {text} ('lamfs connect {instance.settings.slug} --restore' takes the copy in"
@@ -235,12 +250,7 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
         entry.src: entry for entry in instance.registry.journal.entries() if entry.op == "put"
     }
     if spool is not None and not mounts.live(instance.settings):
-        for name in files:
-            if name not in entries:
-                if repair:
-                    with contextlib.suppress(OSError):
-                        spool.unlink(name)
-                report.add(f"spool: nothing owes the file {spool.shown(name)}", repair)
+        _strays(instance, report, repair, spool)
     for name in spool.strangers() if spool is not None else ():
         assert spool is not None
         report.notes.append(f"spool: {spool.shown(name)} is not a spool file, and is left there")
@@ -257,6 +267,53 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
             )
 
 
+def _keep_damaged(instance: Instance, report: Report) -> bool:
+    """Put spool files that are not what was written into ``lost+found``, as they are; whether there were any."""
+    registry = instance.registry
+    wrong = [entry for entry in registry.journal.mine("put") if damaged_blocks(entry)]
+    spool = SpoolFolder.find(*instance.settings.spool_place) if wrong else None
+    if spool is None or mounts.live(instance.settings):
+        return False
+    with spool:
+        for entry in wrong:
+            was = registry.tree.path(entry.ino or 0) or entry.uid
+            key = strays.keep_damaged(registry, spool, entry)
+            report.add(
+                f"spool: the last bytes of '{was}' are not what was written: what is left of them is '{key}'", True
+            )
+    return True
+
+
+def _lost(instance: Instance, report: Report, repair: bool) -> None:
+    """What was lost since the last repair, which forgets it, and what is to be looked through by a person."""
+    rescue = instance.registry.rescue
+    for lost in rescue.lost():
+        report.notes.append(f"spool: {lost.sentence}")
+    if repair:
+        rescue.forget_lost()
+    folder, count = rescue.found()
+    if count:
+        report.notes.append(f"tree: '{folder}' has {count} entries; look at them, and move or delete them")
+
+
+def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder) -> None:
+    """Spool files that nothing owes: mended, a leftover is gone and the bytes of all else are in ``lost+found``."""
+    registry, store = instance.registry, instance.store
+    if repair:
+        found = strays.settle(registry, store, spool, instance.settings.directory)
+        recover.finish_puts(instance)
+    else:
+        found = list(strays.look(registry, store, spool))
+    for stray in found:
+        text = f"spool: nothing owes the file {spool.shown(stray.src)}, which {stray.kind.value}"
+        if stray.kind is strays.Kind.UNTOLD:
+            report.notes.append(text)
+            continue
+        if stray.kind is strays.Kind.STRAY:
+            text += f"; it is '{stray.key}' now" if stray.key else "; 'lamfs fsck --repair' puts it into lost+found"
+        report.add(text, repair)
+
+
 # -- storage ----------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +328,7 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
             report.notes.append(f"storage: {store.url(item.key)} has a name that lamfs gives no object")
         elif is_registry_key(item.key):
             others += item.key != instance.settings.snapshot_key
-        elif not item.key.startswith(_INTERNAL):
+        elif not is_internal(item.key):
             found[item.key] = item
     report.objects = len(found)
     before = {entry.uid for entry in damage.known(instance) if not entry.blocks}
@@ -290,7 +347,7 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
     stray = []
     for key in sorted(found.keys() - _used(instance)):
         # Only what lamfs made itself can be lamfs's to lose; and the instances of one storage share a place for it.
-        if not _OWN.fullmatch(key) or others or registry.db.get_meta(f"{RETAINED}{key}"):
+        if not OWN_OBJECT.fullmatch(key) or others or registry.db.get_meta(f"{RETAINED}{key}"):
             report.notes.append(f"storage: {store.url(key)} is no artifact's")
         elif _is_there(store, key) and key not in _used(instance):
             stray.append(key)

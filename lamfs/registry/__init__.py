@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal, is_alive, of_another_boot, process_id
 from lamfs.registry.namespace import Backup, Namespace, Renamed
+from lamfs.registry.origins import PUSHES, PUSHES_KEPT, pushes_of
 from lamfs.registry.overlays import (
     Overlays,
     Ranges,
@@ -24,6 +27,8 @@ from lamfs.registry.overlays import (
     unwritten,
 )
 from lamfs.registry.people import People, Run, Storage, Transform, User
+from lamfs.registry.rescue import Lost, Rescue
+from lamfs.registry.seals import Seal, Seals, damaged_blocks
 from lamfs.registry.tree import Tree
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.scratch import Matcher, nothing
@@ -32,21 +37,26 @@ from lamfs.scratch import Matcher, nothing
 class Registry:
     """All of one registry file, seen through one connection. Belongs to the thread that made it.
 
-    ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts.
+    ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts. ``name``: what
+    messages call the instance.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, scratch: Matcher = nothing) -> None:
+    def __init__(
+        self, path: Path, *, create: bool = False, scratch: Matcher = nothing, name: str | None = None
+    ) -> None:
         self.path = path
         self.origin = new_uid(12)
-        self.db = Database(path, create=create)
+        self.db = Database(path, create=create, name=name)
         self.tree = Tree(self.db)
         self.artifacts = Artifacts(self.db)
         self.journal = Journal(self.db)
         self.overlays = Overlays(self.db)
         self.uploads = Uploads(self.db)
+        self.seals = Seals(self.db)
         self.changes = ChangeLog(self.db, self.origin)
         self.people = People(self.db)
         self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
+        self.rescue = Rescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
         self.commits = Commits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:
@@ -78,6 +88,16 @@ class Registry:
             "pending": pending is not None,
         }
 
+    def pushes(self) -> tuple[str, ...]:
+        """Names of the pushes that this registry comes from, or replaces, the newest first; see Origin."""
+        return pushes_of(self.db.get_meta(PUSHES))
+
+    def add_pushes(self, names: Iterable[str]) -> None:
+        """It comes from these, too."""
+        with self.db.transaction():
+            found = list(dict.fromkeys([*names, *self.pushes()]))
+            self.db.set_meta(PUSHES, json.dumps(found[:PUSHES_KEPT]))
+
     def move_to(self, root: str) -> None:
         """The storage is at another root from now on."""
         with self.db.transaction():
@@ -90,8 +110,8 @@ class Registry:
 
 
 __all__ = [
-    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "PartRecord", "Provenance", "Ranges",
-    "Registry", "Removed", "Renamed", "Run", "Storage", "Transform", "UploadRecord", "Uploads", "User", "add_range",
-    "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks", "of_another_boot", "process_id",
-    "record_from_payload", "sync_log", "unwritten",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Provenance", "Ranges",
+    "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads", "User",
+    "add_range", "base_id", "damaged_blocks", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
+    "of_another_boot", "process_id", "record_from_payload", "sync_log", "unwritten",
 ]  # fmt: skip

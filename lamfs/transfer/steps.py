@@ -16,15 +16,15 @@ from typing import Protocol
 
 import trio
 
-from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.errors import InvalidArgument, InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.hashing import MD5_MAX, hash_fd
 from lamfs.keys import check_spool_name
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
-from lamfs.transfer import batches, multipart, patches
+from lamfs.transfer import batches, damage, multipart, patches
 from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts, hash_opened
@@ -62,6 +62,15 @@ class FileHooks(Protocol):
 
     def conflicted(self, ino: int, conflict: Conflict) -> None:
         """Somebody else has changed the object of an inode; what was written to it is another file now."""
+
+    def damaged(self, ino: int, src: str, blocks: Collection[int]) -> None:
+        """These blocks of the spool file ``src`` are not what was written."""
+
+    async def revive(self, ino: int, src: str) -> bool:
+        """The spool file ``src`` has lost its name: give its bytes a file of that name again, if it is open here."""
+
+    def lost(self, ino: int, names: Iterable[tuple[int, str]]) -> None:
+        """What was written to an inode last is lost: it is as it was stored last, or has lost these names."""
 
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy these blocks of the stored revision ``base`` into the overlay ``src``, which is frozen."""
@@ -116,8 +125,11 @@ class Steps:
         assert entry.src is not None
         registry, ino, src = self._registry, entry.ino, entry.src
         if not self._spool.exists(entry.src):
-            return await self._find_stored(entry), True
+            ended = await self._find_stored(entry)
+            if ended is not None:
+                return ended, True
         path = self._spool.path(entry.src)
+        check_size(self._store, self._spool.stat(entry.src).st_size, what(registry, entry))
         base = self._base(entry)
         if base is not None:
             present = registry.overlays.present(entry.src)
@@ -138,6 +150,8 @@ class Steps:
             if scope.cancelled_caught:
                 raise StorageError("The file was deleted while it was hashed.")
             artifact = registry.artifacts.by_ino(ino)
+        if content is not None:
+            self._compare(entry, content)
         if content is not None and artifact is not None and content.same_bytes(artifact.revision.content):
             unneeded = await self._unneeded(entry, artifact.revision)
             if unneeded is not None:
@@ -165,15 +179,17 @@ class Steps:
                 found = await self._conflicts.find(entry, artifact, target)
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
-            registry.journal.set_target(entry.id, target)
+            if not registry.journal.claim_target(entry.id, target):
+                raise StorageError("Another mount has newer bytes of the file.")
             if replaces:
                 await self.hooks.pin(target, but=ino if base is not None else None)
             await self.durable()
             if content is None:
                 consumed = False
                 etag, content = await self._multipart.store_unhashed(
-                    entry, upload.size, path, target, upload.known, upload.moved
-                )
+                    entry, upload.size, path, target, upload.known, upload.moved,
+                    lambda found: self._compare(entry, found),
+                )  # fmt: skip
             else:
                 etag, consumed = await self._send(content, path, target, upload, base)
             taken = entry.src if consumed else None
@@ -185,6 +201,18 @@ class Steps:
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    def _compare(self, entry: JournalEntry, content: ContentHash) -> None:
+        """See that a spool file has the bytes with which it was closed. Raises StorageError."""
+        blocks = damage.compare(self._registry, entry, content)
+        if blocks is None:
+            return
+        assert self.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        self.hooks.damaged(entry.ino, entry.src, blocks)
+        if blocks:
+            raise damage.error(what(self._registry, entry), self._spool.shown(entry.src), blocks)
 
     async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
         """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""
@@ -292,7 +320,7 @@ class Steps:
             now = self._registry.artifacts.by_ino(entry.ino)
             if stat.etag != revision.etag or now is None or now.revision != revision:
                 return None
-            return self._registry.commits.put_unneeded(entry.ino, entry.gen)
+            return self._registry.commits.put_unneeded(entry.ino, entry.gen, row=entry.id)
         except ObjectMissing:
             return None
         finally:
@@ -307,7 +335,8 @@ class Steps:
         assert entry.ino is not None
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
-            return (await self._mover.put(path, target, consume=consume)).etag, consume
+            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved)
+            return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
                 continue
@@ -327,7 +356,7 @@ class Steps:
                     return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
                 except StorageUnavailable:
                     raise
-                except StorageError as error:
+                except (StorageError, InvalidArgument) as error:  # more ranges than an upload may have parts, too
                     log.info("ranges cannot be copied in storage, so all of '%s' is sent: %s", target, error)
             await self._fill(entry, upload, base, set(upload.missing))
         if content.size > multipart.MULTIPART_ABOVE:
@@ -345,8 +374,9 @@ class Steps:
             found.append(Segment(offset, length, None if sent else (base.object_key, base.etag)))
         return found
 
-    async def _find_stored(self, entry: JournalEntry) -> Committed:
-        """The spool file is gone: it was renamed into storage before a crash, or something removed it."""
+    async def _find_stored(self, entry: JournalEntry) -> Committed | None:
+        """The spool file is gone: it was renamed into storage before a crash, or something removed it. Who has it open
+        still has its bytes, and it is made again (None); else the file is as it was stored last."""
         assert entry.ino is not None
         key, local = entry.object_key, None
         with suppress(ObjectMissing):
@@ -354,13 +384,31 @@ class Steps:
         if key is None or local is None:
             if self._registry.artifacts.by_ino(entry.ino) is None and self._registry.tree.get(entry.ino) is None:
                 return self._registry.commits.put_unneeded(entry.ino, entry.gen)
-            raise StorageError(
-                f"The spool file {entry.src} of '{what(self._registry, entry)}' is missing, so its last bytes cannot be"
-                " stored; 'lamfs fsck' tells more."
-            )
+            return await self._miss(entry)
         etag = etag_of(os.fstat(local))
+        artifact = self._registry.artifacts.by_ino(entry.ino)
+        if artifact is not None and (artifact.revision.object_key, artifact.revision.etag) == (key, etag):
+            os.close(local)
+            return await self._miss(entry)  # that is what the artifact had before
         content = await hash_opened(self._mover, local)
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
+
+    async def _miss(self, entry: JournalEntry) -> Committed | None:
+        """The spool file is nowhere: see _find_stored."""
+        assert self.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        if await self.hooks.revive(entry.ino, entry.src):
+            log.warning(
+                "The spool file %s of '%s' was missing, and was made again of what is open.", entry.src,
+                what(self._registry, entry),
+            )  # fmt: skip
+            return None
+        lost = self._registry.rescue.give_up(entry.id)
+        if lost is not None:
+            log.error("%s (%s)", lost.sentence, entry.src)
+            self.hooks.lost(entry.ino, lost.names)
+        return Committed(None, current=True)
 
     async def move(self, entry: JournalEntry) -> None:
         """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
@@ -428,6 +476,12 @@ class Steps:
                     registry.journal.done(entry.id)
         finally:
             self._busy_objects -= keys
+
+    async def drop(self, entry: JournalEntry) -> None:
+        """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""
+        with suppress(InvalidName):
+            self._spool.unlink(check_spool_name(entry.src))
+        self._registry.journal.done(entry.id)
 
     async def abort(self, entry: JournalEntry) -> None:
         """Abort an upload that is needed no more."""

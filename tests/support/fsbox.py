@@ -430,7 +430,7 @@ class Box:
         registry = self._registry()
         index = CacheIndex(self.cache_dir)
         mover: Any = DirectMover(self)
-        settings = SimpleNamespace(mounts_dir=self.base / "mounts")
+        settings = SimpleNamespace(mounts_dir=self.base / "mounts", directory=self.base)
         spool = SpoolFolder.make(*self.spool_place)
         fs: FileSystem | None = None
         try:
@@ -628,7 +628,7 @@ class User:
         handle = await self.fs.open(fino, os.O_RDONLY)
         try:
             size = self.fs.getattr(fino).size
-            data = await self.fs.read(handle, 0, size + 10)
+            data = bytes(await self.fs.read(handle, 0, size + 10))
             assert len(data) == size, f"{path}: {len(data)} bytes, stat says {size}"
             return data
         finally:
@@ -729,7 +729,7 @@ class User:
 
     async def pread(self, opened: Open) -> None:
         """What a handle reads is what the model says."""
-        data = await self.fs.read(opened.number, 0, len(opened.node.data) + 10)
+        data = bytes(await self.fs.read(opened.number, 0, len(opened.node.data) + 10))
         assert data == opened.node.data, (data[:60], opened.node.data[:60])
 
     async def fsync(self, opened: Open) -> None:
