@@ -78,6 +78,12 @@ class Locked(LamfsError):
     errno = errno.EBUSY
 
 
+class LeaseLost(Locked):
+    """This machine held the lease, and has it no more: another one took over."""
+
+    errno = errno.EIO
+
+
 class StorageError(LamfsError):
     """Storage answered with an error, or did not answer. ``retryable`` says whether trying again can help."""
 
