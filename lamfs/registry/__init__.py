@@ -32,13 +32,16 @@ from lamfs.scratch import Matcher, nothing
 class Registry:
     """All of one registry file, seen through one connection. Belongs to the thread that made it.
 
-    ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts.
+    ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts. ``name``: what
+    messages call the instance.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, scratch: Matcher = nothing) -> None:
+    def __init__(
+        self, path: Path, *, create: bool = False, scratch: Matcher = nothing, name: str | None = None
+    ) -> None:
         self.path = path
         self.origin = new_uid(12)
-        self.db = Database(path, create=create)
+        self.db = Database(path, create=create, name=name)
         self.tree = Tree(self.db)
         self.artifacts = Artifacts(self.db)
         self.journal = Journal(self.db)

@@ -210,7 +210,7 @@ class Artifacts:
                 clauses.append(clause.replace("?1", "?"))
         self.settle()
         where = " AND ".join(clauses) or "1"
-        for row in self._db.execute(f"SELECT {_COLUMNS} FROM artifact WHERE {where} ORDER BY id", params).fetchall():
+        for row in self._db.all(f"SELECT {_COLUMNS} FROM artifact WHERE {where} ORDER BY id", params):
             yield _record(row)
 
     def count(self, *, trash: bool = False) -> int:

@@ -10,6 +10,7 @@ over, and a file shows the revision that is stored. Their owed deletes, moves an
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from pathlib import Path
@@ -20,7 +21,7 @@ from lamfs.registry import schema
 from lamfs.registry.db import Database, translated
 from lamfs.registry.lostfound import Finding, reattach
 from lamfs.registry.received import Origin, Received
-from lamfs.registry.rules import INO_GIVEN, RETAINED_KEY, ROW_MAX, Column, rule, tables
+from lamfs.registry.rules import INO_GIVEN, PUSHES, RETAINED_KEY, ROW_MAX, Column, rule, tables
 
 SHOWN = 1000
 """Most findings that are kept; of more only their number."""
@@ -201,6 +202,8 @@ class _Intake:
     def _meta(self) -> None:
         change = self._src.change
         change("INSERT OR REPLACE INTO main.meta(key, value) VALUES('slug', ?)", (self._origin.slug,))
+        pushes = json.dumps(self._origin.pushes)
+        change("INSERT OR REPLACE INTO main.meta(key, value) VALUES(?, ?)", (PUSHES, pushes))
         change(
             "INSERT OR IGNORE INTO main.meta(key, value) SELECT key, 1 FROM src.meta NOT INDEXED"
             f" WHERE coalesce({RETAINED_KEY.format('key')}, 0)"

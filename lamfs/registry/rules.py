@@ -7,6 +7,7 @@ connection has to provide (see ``is_utf8``), and is asked only about text that i
 
 from __future__ import annotations
 
+import re
 import stat
 from typing import NamedTuple
 
@@ -33,6 +34,11 @@ TEXT_MAX = 1 << 20
 """Bytes of a description, of a key (a tree may be deeper than PATH_MAX), and of text without a rule of its own."""
 RETAINED = "retained:"
 """Keys of the meta table with this and an object key: somebody wanted the object to stay without an artifact."""
+PUSHES = "pushes"
+"""Key of the meta table: JSON, the names of the pushes that a registry comes from, the newest first."""
+PUSHES_KEPT = 64
+PUSH = re.compile("[0-9a-f]{16}")
+"""A name of a push: random."""
 _INT_MAX = (1 << 63) - 1
 _OWNER_MAX = (1 << 32) - 1
 

@@ -110,11 +110,22 @@ class ObjectStore(Protocol):
         """As get_view, into one piece of memory after the other, ``length`` bytes together. The next is asked for when
         one is full, the last time behind the last: so ``views`` can use what has come, and may raise a LamfsError."""
 
-    def put_file(self, key: str, path: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
+    def put_file(
+        self,
+        key: str,
+        path: str,
+        *,
+        consume: bool = False,
+        progress: Progress | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> ObjectStat:
         """Store a file's bytes under ``key``, atomically replacing what was there, and durably before returning.
 
         With ``consume`` the file at ``path`` may be taken (renamed) into a local folder; it is then gone from
         ``path``. Large files go as multipart. Raises StorageFull, StorageUnavailable, StorageForbidden.
+        With ``if_none_match`` only when there is none, with ``if_match`` only over that ETag; else PreconditionFailed,
+        also after a write of our own whose reply was lost: the caller looks what is there.
         """
 
     def put_bytes(
