@@ -29,9 +29,9 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
 
 
-def open_instance(slug: str | None = None, names: Iterable[str] = ()) -> Instance:
+def open_instance(slug: str | None = None, names: Iterable[str] = (), *, shows: bool = False) -> Instance:
     """Open the instance that a command works on: the one asked for, else that of the mount in which one of ``names``
-    lies, else the current one.
+    lies, else the current one. ``shows``: the command shows what the registry says, and warns when that is old.
 
     Raises InvalidArgument when ``names`` lie in mounts of different instances, NotSetUp when there is no instance.
     """
@@ -39,7 +39,12 @@ def open_instance(slug: str | None = None, names: Iterable[str] = ()) -> Instanc
     from lamfs.ops.instance import Instance
 
     messages.show_messages()
-    return Instance.open(slug or slug_of_paths(names))
+    opened = Instance.open(slug or slug_of_paths(names))
+    if shows:
+        from lamfs.ops import freshness
+
+        freshness.warn(opened)
+    return opened
 
 
 def slug_of_paths(names: Iterable[str]) -> str | None:

@@ -128,6 +128,8 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
             entry |= left_over(settings)
         if (settings.directory / "damage.json").exists():
             entry["damage"] = known_damage(settings)
+        if any(settings.directory.glob("diverged.*.lndb")):
+            entry["diverged"] = known_diverged(settings)
         found.append(entry)
     return found
 
@@ -145,6 +147,13 @@ def known_damage(settings: InstanceSettings) -> list[str]:
             registry.close()
     except LamfsError as error:
         return [str(error)]
+
+
+def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
+    """What this machine alone had when another one took the instance over: ops.diverged.known."""
+    from lamfs.ops import diverged
+
+    return diverged.known(settings)
 
 
 def left_over(settings: InstanceSettings) -> dict[str, Any]:
@@ -194,6 +203,9 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     if not result["mounts"]:
         yield "No mount is alive."
     for instance in result["instances"]:
+        for kept in instance.get("diverged", ()):
+            told = f"{len(kept['brought_back'])} artifacts were brought back, {len(kept['left'])} are only in there"
+            yield f"  KEPT     {shown(kept['registry'])}: {instance['slug']} before another machine took over; {told}"
         for sentence in instance.get("damage", ()):
             yield f"  STORAGE DAMAGE  {shown(sentence)}: restore the object from a backup, or replace the artifact"
         if instance["mounted"]:
@@ -222,6 +234,8 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
     if not mount["answers"]:
         yield f"  error    {shown(mount['error'])}"
         return
+    if mount.get("notice"):
+        yield f"  NOTE     {shown(mount['notice'])}"
     for damage in mount.get("storage_damage", ()):
         whose = f"{shown(damage['key'] or '')} (uid {damage['uid']})" if damage["uid"] else "no artifact"
         yield (

@@ -277,7 +277,10 @@ class Files:
         return self._c.registry.tree.path(ino) or f"inode {ino}"
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write all of ``data``; returns its length. Raises OSError (ENOSPC …), StorageError (content unreachable)."""
+        """Write all of ``data``; returns its length. Raises OSError (ENOSPC …), StorageError (content unreachable),
+        FsError (EROFS: the lease was lost since the file was opened)."""
+        if self._c.policy.read_only:
+            raise FsError(errno.EROFS)
         state = self.handles[handle].state
         spool = state.spool
         if spool is None or spool.missing or not state.writable_now():

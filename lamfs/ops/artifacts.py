@@ -135,6 +135,8 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             recover.active.add(entry_id)
         record.revision = Revision(record.revision.content, object_key, "")
         try:
+            if registry.artifacts.with_object(object_key) is not None:
+                instance.prove()  # other machines may read the bytes that are replaced
             sync_log(registry.path)
             etag = recover.copy_twin(instance, record.revision.content, object_key)
             if etag is None:

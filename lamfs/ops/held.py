@@ -51,7 +51,7 @@ def boot_id() -> str:
 
 
 def read(directory: Path) -> Note | None:
-    """The note of an instance; None without one, or when it is damaged or of an older version: storage is asked then."""
+    """The note of an instance; None without one, or when it is damaged or of an older version."""
     try:
         data = config.read_json(directory / NOTE)
     except LamfsError:

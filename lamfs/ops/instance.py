@@ -144,13 +144,20 @@ class Instance:
         self._refuse_empty_place()
         self.check_own()
         note = held.read(self.settings.directory)
-        if note is None or note.renew_due:
+        if note is None or note.renew_due or self._fence() != note.fence:
             self.take_lease()
         held.keep_long(self.settings.directory)
 
+    def hold_for_mount(self) -> None:
+        """As ``hold``, for a mount: storage is asked in any case, and when both machines have gone on, both are kept.
+        The lease runs out when the mount dies, and is given back when it ends, unless ``hold`` was called meanwhile."""
+        self._refuse_empty_place()
+        self.check_own()
+        self.take_lease(keep_both=True, seconds=lock.MOUNT_SECONDS)
+
     def prove(self) -> None:
-        """Return when storage itself says that the lease is this machine's: before the registry is pushed, before objects
-        are deleted, and before some are replaced that other machines may use.
+        """Return when storage itself says that the lease is this machine's: before the registry is pushed, before
+        objects are deleted, and before some are replaced that other machines may use.
 
         Raises LeaseLost when another machine has it, and storage errors.
         """
@@ -231,9 +238,10 @@ class Instance:
         if note is not None and note.holds:
             seconds = max(seconds, note.seconds)
         state, ours = lease.acquire(fence=known, seconds=seconds)
-        new = not ours or note is None or note.fence != state.fence
+        # Also when a process of this machine has died between the lease and the registry.
+        new = not ours or note is None or note.fence != state.fence or self._fence() != state.fence
         if self.settings.registry_path.exists():
-            if catch_up and new:  # also when a process of this machine has died between the two
+            if catch_up and new:
                 from lamfs.ops import snapshot
 
                 try:

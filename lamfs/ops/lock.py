@@ -7,10 +7,10 @@ times in seconds since the epoch. Made with ``If-None-Match: *``, renewed, given
 number of a holder that was overtaken is never the newest again. An object that cannot be read is nobody's, with 0.
 
 No clock of a machine decides. A lease has run out when ``seconds`` (and MARGIN) have passed since its object was
-written, by the clock that stamps the storage's objects: ``Last-Modified`` of S3, compared with that of an object that is
-written now; st_ctime in a folder, which nobody can set. Its holder counts ``seconds`` from before it wrote, by a clock
-that goes on while the machine sleeps, so it stops earlier than others begin. ``until`` is for people, and all that
-locks of older versions (without ``seconds``) have.
+written, by the clock that stamps the storage's objects: ``Last-Modified`` of S3, compared with that of an object that
+is written now; st_ctime in a folder, which nobody can set. Its holder counts ``seconds`` from before it wrote, by a
+clock that goes on while the machine sleeps, so it stops earlier than others begin. ``until`` is for people, and all
+that locks of older versions (without ``seconds``) have.
 
 How long: MOUNT_SECONDS while a mount lives, which renews it every MOUNT_LOOK seconds; LEASE_SECONDS for everything else
 ('connect', 'init', changes of CLI and API), until 'close'. After every acquisition the object is read back, so that a
@@ -216,7 +216,8 @@ class Lease:
     def _wanted(self, fence: int, seconds: float, since: float | None) -> LeaseState:
         now = time.time()
         token = secrets.token_hex(8)
-        return LeaseState(*self._holder, token, now if since is None else since, now + seconds, fence, seconds)
+        handle, host, machine = self._holder
+        return LeaseState(handle, host, machine, token, now if since is None else since, now + seconds, fence, seconds)
 
     def _write(self, state: LeaseState, over: _Found | None) -> ObjectStat:
         body = json.dumps(state._asdict()).encode()
@@ -294,7 +295,8 @@ def _parse(body: bytes) -> LeaseState:
         return _NO_LOCK
     if not isinstance(fence, int) or not is_number(fence, 0, MAX_FENCE):
         return _NO_LOCK
-    return LeaseState(*texts, *map(float, times), fence, float(seconds))
+    handle, host, machine, token = texts
+    return LeaseState(handle, host, machine, token, float(times[0]), float(times[1]), fence, float(seconds))
 
 
 def _is_name(text: object) -> bool:

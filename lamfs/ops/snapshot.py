@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamfs import config
-from lamfs.errors import InvalidArgument, LamfsError, Locked, NotSetUp, ObjectMissing, RegistryError
-from lamfs.ops import messages, working_copy
-from lamfs.ops.instance import Instance
+from lamfs.errors import InvalidArgument, LamfsError, LeaseLost, Locked, NotSetUp, ObjectMissing, RegistryError
+from lamfs.ops import diverged, held, messages, working_copy
+from lamfs.ops.instance import FENCE, Instance
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStat
 
@@ -54,8 +54,8 @@ def _memory(instance: Instance) -> Path:
 def push(instance: Instance) -> bool:
     """Store a consistent copy of the registry; False when storage has this state already.
 
-    The caller holds the lease. Raises RegistryError, also when the working copy is that of another storage, and storage
-    errors.
+    Storage is asked whether this machine holds the lease. Raises LeaseLost, RegistryError, also when the working copy
+    is that of another storage, and storage errors.
     """
     registry = instance.registry
     instance.check_own()
@@ -64,6 +64,7 @@ def push(instance: Instance) -> bool:
     key = instance.settings.snapshot_key
     if known is not None and known.get("mark") == now and _etag(instance) == known.get("etag"):
         return False
+    check_fence(instance)
     registry.changes.trim()
     temp = instance.settings.directory / f".push-{secrets.token_hex(6)}.lndb"
     try:
@@ -74,6 +75,27 @@ def push(instance: Instance) -> bool:
             temp.unlink()
     _remember(instance, stored, now)
     return True
+
+
+def check_fence(instance: Instance) -> None:
+    """Raise LeaseLost unless this machine holds the lease, its working copy was brought up to date since it got it, and
+    the copy in storage was not written under a later one."""
+    instance.prove()
+    note, own = held.read(instance.settings.directory), instance.registry.db.get_meta(FENCE, 0)
+    slug, key = instance.settings.slug, instance.settings.snapshot_key
+    if note is None or own != note.fence:
+        raise LeaseLost(
+            f"This machine's registry of '{slug}' was not compared with the one in storage since another machine had"
+            f" the lock; run 'lamfs connect {slug}'."
+        )
+    if is_current(instance):
+        return
+    with contextlib.suppress(NotSetUp, RegistryError):  # no registry: nothing is lost by replacing it
+        if origin(instance, key).fence > own:
+            raise LeaseLost(
+                f"The registry {instance.store.url(key)} was written by another machine that took the lock over, so"
+                f" this machine's does not replace it; run 'lamfs connect {slug}'."
+            )
 
 
 def _remember(instance: Instance, stored: ObjectStat, now: str) -> None:
@@ -95,10 +117,11 @@ def exists(instance: Instance) -> bool:
 # -- from storage -----------------------------------------------------------------------------------------------------
 
 
-def pull(instance: Instance, *, restore: bool = False) -> None:
+def pull(instance: Instance, *, restore: bool = False, ahead: bool = False) -> None:
     """Make the copy in storage the working copy. One that is there is put aside, and what it owes is carried over.
 
-    ``restore``: whatever the working copy is; else it has to be of the same instance. Raises NotSetUp (there is no
+    ``restore``: whatever the working copy is; else it has to be of the same instance. ``ahead``: it has changes that
+    nobody else has (ops/diverged.py). Raises NotSetUp (there is no
     copy), Locked (the registry is in use), InvalidArgument (it is of another instance), RegistryError (the copy is
     damaged, newer, or no registry).
     """
@@ -115,13 +138,25 @@ def pull(instance: Instance, *, restore: bool = False) -> None:
             registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             now = mark(registry)
         with instance.alone("replaced"):
-            kept = working_copy.replace(settings, fresh, word="registry" if restore else OVERTAKEN)
+            back = _bring_back(instance, fresh) if ahead else diverged.Kept()
+            word = "registry" if restore else diverged.DIVERGED if ahead else OVERTAKEN
+            kept = working_copy.replace(settings, fresh, word=word)
+        if ahead and kept is not None:
+            instance.notices.append(diverged.tell(settings, kept, back))
         if restore and kept is not None:
             messages.info(f"this machine's registry was put aside as {kept}")
         working_copy.keep_newest(settings.directory, OVERTAKEN)
         if taken.total:
             _tell(instance, taken, temp, url)
     _remember(instance, stored, now)
+
+
+def _bring_back(instance: Instance, fresh: Path) -> diverged.Kept:
+    path = instance.settings.registry_path
+    with contextlib.closing(Registry(path)) as old, contextlib.closing(Registry(fresh)) as new:
+        kept = diverged.bring_back(instance.store, old, new)
+        new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return kept
 
 
 @contextlib.contextmanager
@@ -209,10 +244,11 @@ def _tell(instance: Instance, taken: Taken, received: Path, url: str) -> None:
         messages.warn(f"  … and {taken.total - SAID} more")
 
 
-def catch_up(instance: Instance) -> None:
+def catch_up(instance: Instance, *, keep_both: bool = False) -> None:
     """The lease is new to this machine: take over what another one pushed meanwhile.
 
-    Raises Locked when both went on: that needs a decision.
+    When this machine has gone on as well: with ``keep_both`` the other's registry is taken, and what this one alone has
+    is kept (ops/diverged.py), else Locked: objects of this process may be of the old one.
     """
     etag = _etag(instance)
     known = config.read_json(_memory(instance)) or {}
@@ -222,15 +258,40 @@ def catch_up(instance: Instance) -> None:
         registry = instance.registry
         if etag == registry.db.get_meta(TAKEN):
             return  # it was taken, and the process died before that was written down
-        ahead = known.get("mark") != mark(registry) or bool(registry.journal.owed())
+        ahead = is_ahead(instance)
     except LamfsError:
         if instance.settings.registry_path.exists():
             raise
         ahead = False
-    if ahead:
+    if ahead and not keep_both:
         raise Locked(
             f"The registry of '{instance.settings.slug}' was changed on another machine, and here as well since the"
-            f" last 'lamfs close'. 'lamfs connect {instance.settings.slug} --restore' takes the one in storage and puts"
-            " this machine's aside."
+            f" last 'lamfs close'. 'lamfs connect {instance.settings.slug}' takes the one in storage, and keeps what"
+            " only this machine has."
         )
-    pull(instance)
+    pull(instance, ahead=ahead)
+
+
+def is_current(instance: Instance) -> bool:
+    """Whether the copy in storage is the one that this machine pushed or pulled last, or there is none."""
+    return _etag(instance) in (None, known_etag(instance))
+
+
+def known_etag(instance: Instance) -> str | None:
+    """ETag of the copy that this machine pushed or pulled last."""
+    found = (config.read_json(_memory(instance)) or {}).get("etag")
+    return found if isinstance(found, str) else None
+
+
+def known_at(instance: Instance) -> int | None:
+    """When this machine pushed or pulled its registry last, in nanoseconds since the epoch; None: never."""
+    try:
+        return _memory(instance).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def is_ahead(instance: Instance) -> bool:
+    """Whether the working copy has something that was neither pushed nor pulled. Raises RegistryError."""
+    known = config.read_json(_memory(instance)) or {}
+    return known.get("mark") != mark(instance.registry) or bool(instance.registry.journal.owed())

@@ -35,7 +35,8 @@ class Origin(NamedTuple):
     """What a registry says of itself. ``slug``: the instance, ``owner/name``; ``uid``: of its default storage's row, 12
     random characters, made when the instance was; ``root``: where that storage was when the file was written.
     ``version``: of its schema. ``changes``: how many changes of the tree it has seen, of all machines. ``pushes``: the
-    random names of the pushes that it comes from, its own first; none of an older lamfs."""
+    random names of the pushes that it comes from, its own first; none of an older lamfs. ``fence``: the number of the
+    lease under which it was written, 0 of an older lamfs."""
 
     slug: str
     uid: str | None
@@ -43,6 +44,7 @@ class Origin(NamedTuple):
     version: int
     changes: int = 0
     pushes: tuple[str, ...] = ()
+    fence: int = 0
 
 
 class Received:
@@ -121,7 +123,8 @@ class Received:
         self._compare(schema.tables(1, "meta"))
         meta = dict(
             self.all(
-                f"SELECT key, value FROM src.meta NOT INDEXED WHERE key IN ('slug', 'schema_version', '{PUSHES}')"
+                "SELECT key, value FROM src.meta NOT INDEXED"
+                f" WHERE key IN ('slug', 'schema_version', 'fence', '{PUSHES}')"
                 " AND typeof(key)='text' AND typeof(value) IN ('text', 'integer')"
                 " AND length(CAST(value AS BLOB))<=4000"
             )
@@ -146,7 +149,9 @@ class Received:
             " AND seq BETWEEN 0 AND ?",
             (ROW_MAX,),
         )
-        return Origin(slug, uid, root, version, counts[0][0] or 0, pushes_of(meta.get(PUSHES)))
+        fence = meta.get("fence")
+        fence = fence if isinstance(fence, int) and 0 <= fence <= ROW_MAX else 0
+        return Origin(slug, uid, root, version, counts[0][0] or 0, pushes_of(meta.get(PUSHES)), fence)
 
     def _compare(self, made: dict[str, str]) -> None:
         """Raise RegistryError unless the file has these tables (name and SQL) just as lamfs makes them."""
