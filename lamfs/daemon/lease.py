@@ -61,6 +61,11 @@ class Keeper:
                 log.info("the lock in storage could not be renewed: %s", error)
             await trio.sleep(lock.MOUNT_LOOK)
 
+    async def look(self) -> None:
+        """Renew the lease now. Raises LeaseLost, storage errors."""
+        self._check()
+        await self._ask(renew=True)
+
     async def permit(self, fresh: bool) -> None:
         """Return when storage may be changed; ``fresh``: storage itself says so. Raises LeaseLost, storage errors."""
         self._check()

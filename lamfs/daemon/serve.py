@@ -275,7 +275,7 @@ class _Mount:
         if self._options.read_only:
             return False
         try:
-            await self._keeper.permit(True)
+            await self._keeper.look()
         except LeaseLost:
             return False
         except LamfsError as error:

@@ -128,6 +128,8 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         _rehash_if_changed(draft)
         record = with_fields(draft.record)
         _refuse_taken(instance, record)
+        if registry.artifacts.by_uid(record.uid) is not None:
+            instance.prove()  # other machines may use the bytes that are replaced
         mode = 0o644 if draft.temporary else draft.path.stat().st_mode & 0o777
         foreign = _foreign(instance, record)
         with recover.storage_work:
@@ -135,8 +137,6 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             recover.active.add(entry_id)
         record.revision = Revision(record.revision.content, object_key, "")
         try:
-            if registry.artifacts.with_object(object_key) is not None:
-                instance.prove()  # other machines may read the bytes that are replaced
             sync_log(registry.path)
             etag = recover.copy_twin(instance, record.revision.content, object_key)
             if etag is None:

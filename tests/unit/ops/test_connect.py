@@ -274,10 +274,10 @@ def test_what_another_machine_has_to_store_is_left_to_it(tmp_path: Path) -> None
             assert opened.registry.tree.resolve("new.txt") is not None
         save("ada/default", tmp_path, "b.txt", "from two")
         setup.close("ada/default")
-    # Back home: both went on, so a person decides; nothing of ours is lost by that.
-    with pytest.raises(LamfsError, match="--restore"):
+    # Back home: both went on. A change is refused; connecting takes theirs, and keeps what only we have.
+    with pytest.raises(LamfsError, match="changed on another machine, and here as well"):
         save("ada/default", tmp_path, "c.txt", "x")
-    setup.connect("ada/default", restore=True)
+    setup.connect("ada/default")
     assert read("ada/default", "a.txt") == "second"
     assert read("ada/default", "new.txt") == "never stored"
     assert list(root.rglob(src)) == []
