@@ -350,17 +350,18 @@ def hash_object(store: ObjectStore, object_key: str) -> tuple[ContentHash, str]:
         return hashing.hash_fd(stream.fileno(), found.size), found.etag
 
 
-def may_be_stored(store: ObjectStore, object_key: str | None) -> bool:
-    """Whether a spool file was perhaps renamed into the storage folder: something is there, or it cannot be told."""
+def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
+    """Whether a spool file was perhaps renamed into the storage folder: something is there that is not what its
+    ``artifact`` had before, or it cannot be told."""
     if object_key is None or store.kind != "local":
         return False
     try:
-        store.head(object_key)
+        etag = store.head(object_key).etag
+        return artifact is None or (object_key, etag) != (artifact.revision.object_key, artifact.revision.etag)
     except ObjectMissing:
         return False
     except StorageError:
         return True  # a link; the folder is away; …: said when it is stored
-    return True
 
 
 def _hash_opened(fd: int, size: int, name: str) -> ContentHash | None:

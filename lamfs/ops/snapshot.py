@@ -140,7 +140,7 @@ def pull(instance: Instance, *, restore: bool = False, ahead: bool = False) -> N
         with instance.alone("replaced"):
             back = _bring_back(instance, fresh) if ahead else diverged.Kept()
             word = "registry" if restore else diverged.DIVERGED if ahead else OVERTAKEN
-            kept = working_copy.replace(settings, fresh, word=word)
+            kept = working_copy.replace(settings, fresh, instance.store, word=word, apart=ahead)
         if ahead and kept is not None:
             instance.notices.append(diverged.tell(settings, kept, back))
         if restore and kept is not None:

@@ -351,6 +351,10 @@ class Namespace:
         """Key and size in bytes of each file that is scratch, and holds bytes: they are on this machine only."""
         return [(self._tree.path(ino) or f"inode {ino}", size) for ino, size in self._journal.scratch_files()]
 
+    def is_scratch_key(self, key: str) -> bool:
+        """Whether a file of that key would be scratch."""
+        return self._identity.scratch(key)
+
     # -- the trash ----------------------------------------------------------------------------------------------
 
     def trash(self, uid: str) -> list[Removed]:
