@@ -76,6 +76,7 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apa
             with new.db.transaction():
                 left = carry_over(old.db, new.db, apart=apart)
                 _keep(settings, new, store, left)
+                new.journal.disown()  # whoever comes next does it, and this process may live on for other reasons
             new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except LamfsError as error:
         messages.warn(
