@@ -408,6 +408,8 @@ def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> A
     Returns the record as it was. Raises NotFound.
     """
     instance.hold()
+    if storage:
+        instance.prove()
     registry = instance.registry
     if registry.journal.saves(record.uid):
         recover.finish_saves(instance, strict=True)
