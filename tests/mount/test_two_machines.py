@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 from lamfs.model import StorageConfig
 from lamfs.storage import open_store
 from tests.support.mounts import BUCKET, OWNER, ROOT, MountedInstance, checked, children, outcome, wait_until
+from tests.support.proxy import FaultProxy
 from tests.support.servers import Server
 
 pytestmark = pytest.mark.usefixtures("fuse")
@@ -221,3 +223,46 @@ def test_a_mount_gives_back_the_lease_that_it_took(two: tuple[Machine, Machine])
     one.pid = one.record().pid
     assert (one.path / "newest.txt").read_text() == "x"
     assert outcome(lambda: (one.path / "y").write_text("y")) == errno.errorcode[errno.EROFS]
+
+
+def test_a_mount_without_a_storage_that_can_be_written_to(seaweed: Server) -> None:
+    """Files that wait in the spool are there, and are stored once storage takes them."""
+    with FaultProxy(seaweed.port) as proxy:
+        config = seaweed.config(BUCKET, f"m{os.urandom(4).hex()}/root", timeout=4.0)
+        storage = dataclasses.replace(config, endpoint_url=proxy.url)
+        with MountedInstance(storage, env={**seaweed.env, **SHORT}) as one:
+            one.mount()
+            (one.path / "stored.txt").write_text("in storage")
+            one.sync()
+            refused = proxy.add("status", method="PUT", code=403, error="AccessDenied", count=None)
+            (one.path / "waits.txt").write_text("in the spool")
+            wait_until(lambda: refused.hits > 0, "storage refuses")
+            one.kill9()
+            done = one.cli("mount", str(one.path))
+            one.pid = one.record().pid
+            assert "the mount is read-only until storage can be written to: 1 files" in done.stderr
+            assert (one.path / "waits.txt").read_text() == "in the spool"
+            assert (one.path / "stored.txt").read_text() == "in storage"
+            assert outcome(lambda: (one.path / "new.txt").write_text("x")) == "EROFS"
+            assert "read-only until storage can be written to" in one.cli("status").stdout
+            proxy.clear()
+            wait_until(lambda: not one.status()["notice"], "storage takes writes again", seconds=20)
+            (one.path / "new.txt").write_text("x")
+            one.sync()
+            assert one.spooled() == []
+
+            one.kill9()
+            proxy.cut()
+            done = one.cli("mount", str(one.path))
+            one.pid = one.record().pid
+            assert "what is written waits in the spool" in done.stderr
+            (one.path / "offline.txt").write_text("written while storage was away")
+            assert (one.path / "offline.txt").read_text() == "written while storage was away"
+            assert "offline.txt" in os.listdir(one.path)
+            assert one.status()["notice"]
+            proxy.heal()
+            wait_until(lambda: not one.status()["notice"], "storage is back", seconds=20)
+            one.sync()
+            assert one.spooled() == []
+            one.umount()
+            assert one.fsck() == []
