@@ -130,8 +130,9 @@ class Keeper:
         except LeaseLost:
             if not self._take_again(lease, seconds):
                 raise
-        held.write(self._directory, self._fence, seconds, lease)
         self._until, self._asked = lease.at + seconds, lease.at
+        with contextlib.suppress(LamfsError):  # a full disk: commands ask storage themselves then
+            held.write(self._directory, self._fence, seconds, lease)
 
     def _take_again(self, lease: lock.Lease, seconds: float) -> bool:
         """Take a lease that nobody has (it was given back, or its object deleted) if nobody has used it meanwhile: the
