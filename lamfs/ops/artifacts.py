@@ -136,10 +136,12 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         record.revision = Revision(record.revision.content, object_key, "")
         try:
             sync_log(registry.path)
-            etag = recover.copy_twin(instance, record.revision.content, object_key)
+            meta = registry.commits.save_meta(record)
+            etag = recover.copy_twin(instance, record.revision.content, object_key, meta)
             if etag is None:
-                path = str(draft.path)
-                etag = store.put_file(object_key, path, consume=draft.temporary, progress=progress).etag
+                etag = store.put_file(
+                    object_key, str(draft.path), consume=draft.temporary, progress=progress, meta=meta
+                ).etag
                 if not draft.temporary and drafts.stamp_of(draft.path) != draft.stamp:
                     # Written to while it was sent: nobody knows what the object holds.
                     recover.active.discard(entry_id)

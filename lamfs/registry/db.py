@@ -16,7 +16,7 @@ from typing import Any
 
 from lamfs.errors import LamfsError, NotSetUp, RegistryError
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 
 LOG_PAGES = 1000
 """Pages (of 4 KiB) in the write-ahead log from which on a commit folds it into the file itself: SQLite's default."""

@@ -214,6 +214,12 @@ def identity(db: Database) -> None:
     db.execute("INSERT OR IGNORE INTO meta(key, value) SELECT 'uid', uid FROM storage ORDER BY id LIMIT 1")
 
 
+@migrations()
+def numbers(db: Database) -> None:
+    """Version 12: the number of an artifact's revision, which its object says too. What was there before is a first."""
+    db.execute("ALTER TABLE artifact ADD COLUMN number INTEGER NOT NULL DEFAULT 1")
+
+
 def apply(conn: sqlite3.Connection, version: int | None = None) -> None:
     """Bring the tables of a connection, inside of its write transaction, to a version; None: db.SCHEMA_VERSION."""
     order = [migration.name for migration in migrations._migrations]
