@@ -74,7 +74,7 @@ def all_live() -> list[MountRecord]:
 
 
 def _live(directory: Path) -> list[MountRecord]:
-    from lamfs.registry.journal import is_alive
+    from lamfs.processes import is_alive
 
     found = []
     for path in directory.glob("[0-9]*.json"):
@@ -229,7 +229,7 @@ def poke(settings: InstanceSettings, *, timeout: float = 0.5) -> None:
 
 def wait_gone(record: MountRecord, *, timeout: float) -> bool:
     """Wait until a mount's daemon has ended; False when it still lives after ``timeout`` seconds."""
-    from lamfs.registry.journal import is_alive
+    from lamfs.processes import is_alive
 
     deadline = time.monotonic() + timeout
     while is_alive(record.owner):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +64,7 @@ def push(instance: Instance) -> bool:
     if known is not None and known.get("mark") == now and _etag(instance) == known.get("etag"):
         return False
     registry.changes.trim()
-    temp = instance.settings.directory / f".push-{secrets.token_hex(6)}.lndb"
+    temp = instance.settings.directory / f".push-{config.temporary_name()}.lndb"
     try:
         registry.db.snapshot(temp)
         stored = instance.store.put_file(key, str(temp), consume=True)
@@ -128,7 +127,7 @@ def pull(instance: Instance, *, restore: bool = False) -> None:
 def _temporary(instance: Instance, what: str) -> Iterator[Path]:
     """A name for a new file beside the working copy; what has it at the end is removed."""
     config.make_directory(instance.settings.directory)
-    temp = instance.settings.directory / f".{what}-{secrets.token_hex(6)}.lndb"
+    temp = instance.settings.directory / f".{what}-{config.temporary_name()}.lndb"
     try:
         yield temp
     finally:

@@ -160,6 +160,10 @@ class ObjectStore(Protocol):
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         """All objects whose key starts with ``prefix``, in no promised order."""
 
+    def temporaries(self) -> Iterator[ObjectStat]:
+        """What is not an object, or not yet: files that a put writes, and what a check has made. Their names say whose
+        they are (processes.state_of); those of a process that is gone can be deleted by their key."""
+
     def uploads(self) -> Iterator[UnfinishedUpload]:
         """Multipart uploads that were neither completed nor aborted; nothing where there is no such thing."""
 

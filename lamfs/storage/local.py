@@ -268,6 +268,12 @@ class LocalStore:
             self._folder.prune(key.split("/")[:-1])
         self._folder.prune_temp()
 
+    def temporaries(self) -> Iterator[ObjectStat]:
+        with self._errors_of(TEMP_FOLDER):
+            for name, status in self._folder.temporaries():
+                if is_utf8(name):
+                    yield _object_stat(f"{TEMP_FOLDER}/{name}", status)
+
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return iter(())
 

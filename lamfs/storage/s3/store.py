@@ -26,7 +26,7 @@ from lamfs.storage.meta import PREFIX, as_metadata, from_headers
 from lamfs.storage.osfiles import source_error, write_fetched
 from lamfs.storage.root import check_object_key
 from lamfs.storage.s3 import upload, uploads
-from lamfs.storage.s3.check import check_bucket
+from lamfs.storage.s3.check import PROBE_PREFIX, check_bucket
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.download import Download, Sink, into
 from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
@@ -318,6 +318,9 @@ class S3Store:
         left = [entry["Key"] for entry in reply.get("Errors", ()) if entry.get("Code") not in NO_KEY]
         # Of what nobody asked for, or an error that names no key, nothing is known but that not all went well.
         return left if set(left) <= set(batch) else batch
+
+    def temporaries(self) -> Iterator[ObjectStat]:
+        return self.list(PROBE_PREFIX)
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return uploads.unfinished(self._connection, self._base)
