@@ -25,6 +25,7 @@ from lamfs.registry.overlays import (
     unwritten,
 )
 from lamfs.registry.people import People, Run, Storage, Transform, User
+from lamfs.registry.rescue import Rescue
 from lamfs.registry.tree import Tree
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.scratch import Matcher, nothing
@@ -48,6 +49,7 @@ class Registry:
         self.changes = ChangeLog(self.db, self.origin)
         self.people = People(self.db)
         self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
+        self.rescue = Rescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
         self.commits = Commits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:

@@ -23,7 +23,7 @@ Operations:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lamfs.model import JournalEntry, new_uid, now_ns
@@ -40,13 +40,26 @@ class Journal:
         self._db = db
         self.owner = process_id() or new_uid()
 
-    def begin_first_put(self, ino: int, src: str, *, key_is_virtual: bool = True) -> None:
-        """As begin_put, of an inode that was made in the same transaction: nobody knows anything of it."""
+    def begin_first_put(
+        self,
+        ino: int,
+        src: str,
+        *,
+        key_is_virtual: bool = True,
+        artifact_uid: str | None = None,
+        payload: Mapping[str, object] | None = None,
+    ) -> None:
+        """As begin_put, of an inode that was made in the same transaction: nobody knows anything of it.
+        ``artifact_uid``: the uid of the artifact that comes of it (None: a new one); ``payload``: what else is known.
+        """
         self._db.execute(
             "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, payload)"
             " VALUES('put','open',?,?,?,?,?,?)",
-            (ino, new_uid(), src, now_ns(), self.owner, json.dumps({"key_is_virtual": key_is_virtual})),
-        )
+            (
+                ino, artifact_uid or new_uid(), src, now_ns(), self.owner,
+                json.dumps({"key_is_virtual": key_is_virtual, **(payload or {})}),
+            ),
+        )  # fmt: skip
 
     def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True, base: str | None = None) -> None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but

@@ -59,6 +59,17 @@ def reattach(db: Database, unnamed: Iterable[int] = (), unread: Iterable[int] = 
     tree.count_links()
 
 
+def find_folder(db: Database) -> tuple[str, int | None]:
+    """Name at the root, and inode number, of the folder for what is lost; None when it is still to be made."""
+    name, count = NAME, 1
+    while (row := db.one("SELECT ino FROM dentry WHERE parent=? AND name=?", (ROOT_INO, name))) is not None:
+        if db.one(f"SELECT 1 FROM inode WHERE ino=? AND {_DIRECTORY}", row) is not None:
+            return name, int(row[0])
+        count += 1
+        name = f"{NAME}.{count}"
+    return name, None
+
+
 class _Tree:
     """The tree of one Database while it is mended."""
 
@@ -204,15 +215,8 @@ class _Tree:
     def _lost_and_found(self) -> int:
         if self._folder is not None:
             return self._folder
-        name, count = NAME, 1
-        while (row := self._db.one("SELECT ino FROM dentry WHERE parent=? AND name=?", (ROOT_INO, name))) is not None:
-            if self._db.one(f"SELECT 1 FROM inode WHERE ino=? AND {_DIRECTORY}", row) is not None:
-                break
-            count += 1
-            name = f"{NAME}.{count}"
-        self._folder_name = name
-        if row is not None:
-            self._folder = int(row[0])
+        self._folder_name, self._folder = find_folder(self._db)
+        if self._folder is not None:
             return self._folder
         now = now_ns()
         cursor = self._db.execute(
@@ -221,7 +225,9 @@ class _Tree:
         )
         assert cursor.lastrowid is not None
         self._folder = cursor.lastrowid
-        self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?,?,?)", (ROOT_INO, name, self._folder))
+        self._db.execute(
+            "INSERT INTO dentry(parent, name, ino) VALUES(?,?,?)", (ROOT_INO, self._folder_name, self._folder)
+        )
         return self._folder
 
     def move_unread(self, unread: Iterable[int]) -> Iterator[Finding]:

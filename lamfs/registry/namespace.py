@@ -344,6 +344,10 @@ class Namespace:
         """Identity.is_scratch."""
         return self._identity.is_scratch(ino)
 
+    def is_scratch_key(self, key: str) -> bool:
+        """Whether a file of that key would be scratch."""
+        return self._identity.scratch(key)
+
     # -- the trash ----------------------------------------------------------------------------------------------
 
     def trash(self, uid: str) -> list[Removed]:

@@ -1,0 +1,116 @@
+"""``lost+found`` of a registry in use: bytes whose place nobody knows become files there. The Database's thread.
+
+Each public method is one transaction, with its change-log rows, so living mounts show what comes. (A registry that came
+from storage is mended by lostfound.py, which puts things into the same folder.)
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+
+from lamfs.model import ROOT_INO, now_ns
+from lamfs.registry.artifacts import Artifacts
+from lamfs.registry.changes import ChangeLog
+from lamfs.registry.db import Database
+from lamfs.registry.journal import Journal
+from lamfs.registry.lostfound import find_folder
+from lamfs.registry.namespace import Namespace
+from lamfs.registry.tree import Tree
+
+NAME_MAX = 255
+"""Bytes of a name."""
+
+
+class Rescue:
+    """Makes ``lost+found`` and files in it, in one Database."""
+
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        artifacts: Artifacts,
+        journal: Journal,
+        changes: ChangeLog,
+        names: Namespace,
+    ) -> None:
+        self._db = db
+        self._tree = tree
+        self._artifacts = artifacts
+        self._journal = journal
+        self._changes = changes
+        self._names = names
+
+    def folder(self) -> int:
+        """Inode number of ``lost+found`` at the root, made when missing, mode 0700. Where that is a file, the folder is
+        ``lost+found.2`` …"""
+        with self._db.transaction():
+            name, ino = find_folder(self._db)
+            if ino is not None:
+                return ino
+            return self._names.create(ROOT_INO, name, stat.S_IFDIR | 0o700, os.getuid(), os.getgid()).ino
+
+    def free_name(self, wanted: str) -> str:
+        """``wanted`` as a name that is free in ``lost+found`` and never scratch: what no name may have in it is left
+        out, and a number tells it from what is there."""
+        with self._db.transaction():
+            folder = self.folder()
+            base = _clean(wanted)
+            if self._is_scratch(folder, base):
+                base = _clean(f"kept {base.strip('.~#')}")
+                if self._is_scratch(folder, base):
+                    base = "kept"
+            name, count = base, 1
+            while self._tree.lookup(folder, name) is not None:
+                count += 1
+                stem, dot, suffix = base.partition(".") if not base.startswith(".") else (base, "", "")
+                name = _cut(stem, f".{count}{dot}{suffix}")
+            return name
+
+    def _is_scratch(self, folder: int, name: str) -> bool:
+        return self._names.is_scratch_key(self._tree.path_at(folder, name) or name)
+
+    def keep_file(
+        self,
+        name: str,
+        *,
+        src: str,
+        size: int,
+        mtime_ns: int,
+        mode: int = 0o600,
+        owner: tuple[int, int] | None = None,
+        artifact_uid: str | None = None,
+        payload: Mapping[str, object] | None = None,
+    ) -> str:
+        """Make a regular file in ``lost+found`` whose bytes are the spool file ``src``, and owe its put, ready; returns
+        its key.
+
+        ``name``: as for ``free_name``. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch. ``mode``: its
+        permissions. ``owner``: uid and gid; None: this process's. ``artifact_uid``: the uid that its artifact gets, if
+        none has it yet. ``payload``: what else the put's row says.
+        """
+        with self._db.transaction():
+            folder = self.folder()
+            name = self.free_name(name)
+            uid, gid = owner if owner is not None else (os.getuid(), os.getgid())
+            inode = self._tree.new_entry(
+                folder, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, rdev=0, now=now_ns(), target=None
+            )
+            self._tree.update(inode.ino, size=size, mtime_ns=mtime_ns)
+            if artifact_uid is not None and self._artifacts.by_uid(artifact_uid) is not None:
+                artifact_uid = None
+            self._journal.begin_first_put(inode.ino, src, artifact_uid=artifact_uid, payload=payload)
+            self._journal.ready_put(inode.ino)
+            self._changes.entry(folder, name, inode.ino)
+            return self._tree.path(inode.ino) or name
+
+
+def _clean(wanted: str) -> str:
+    text = wanted.encode(errors="ignore").decode().replace("/", "_").replace("\0", "")
+    return _cut(text, "") if text not in ("", ".", "..") else "kept"
+
+
+def _cut(text: str, end: str) -> str:
+    """``text`` and ``end``, of which no more than NAME_MAX bytes are used."""
+    return text.encode()[: NAME_MAX - len(end.encode())].decode(errors="ignore") + end

@@ -1,0 +1,95 @@
+"""``lost+found`` of a registry in use: the folder, free names, and files made of spool files."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamfs.keys import spool_name
+from lamfs.model import ROOT_INO
+from lamfs.registry import Registry
+from lamfs.scratch import DEFAULT, matcher
+from tests.unit.registry.conftest import Hands
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """As conftest's, with scratch names."""
+    made = Registry(tmp_path / "r.lndb", create=True, scratch=matcher(DEFAULT))
+    made.people.ensure_storage("s3://bucket/prefix", "s3")
+    yield made
+    made.close()
+
+
+def test_folder_is_made_once_private_and_logged(registry: Registry) -> None:
+    before = registry.changes.last()
+    folder = registry.rescue.folder()
+    inode = registry.tree.get(folder)
+    assert inode is not None
+    assert inode.mode == stat.S_IFDIR | 0o700
+    assert registry.tree.path(folder) == "lost+found"
+    assert registry.rescue.folder() == folder
+    changes, _ = registry.changes.since(before)
+    assert [(change.kind, change.name) for change in changes] == [("entry", "lost+found")]
+
+
+def test_folder_has_another_name_where_a_file_is(registry: Registry) -> None:
+    registry.names.create_file(ROOT_INO, "lost+found", 0o600, 0, 0)
+    assert registry.tree.path(registry.rescue.folder()) == "lost+found.2"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name"),
+    [
+        ("a.csv", "a.csv"),
+        ("a/b", "a_b"),
+        ("", "kept"),
+        ("..", "kept"),
+        ("a\0b", "ab"),
+        (".a.swp", "kept a.swp"),
+        ("4913", "kept 4913"),
+        ("a~", "kept a"),
+        ("ä" * 200, "ä" * 127),
+    ],
+)
+def test_free_name_is_one_that_a_file_may_have_and_no_scratch(registry: Registry, wanted: str, name: str) -> None:
+    assert registry.rescue.free_name(wanted) == name
+
+
+def test_free_name_counts(registry: Registry) -> None:
+    folder = registry.rescue.folder()
+    for expected in ("a.tar.gz", "a.2.tar.gz", "a.3.tar.gz"):
+        name = registry.rescue.free_name("a.tar.gz")
+        assert name == expected
+        registry.names.create_file(folder, name, 0o600, 0, 0)
+
+
+def test_kept_file_is_a_file_whose_put_is_owed(registry: Registry) -> None:
+    src, before = spool_name(77), registry.changes.last()
+    key = registry.rescue.keep_file("x.csv", src=src, size=5, mtime_ns=7, artifact_uid="u" * 20, payload={"found": 1})
+    assert key == "lost+found/x.csv"
+    inode = registry.tree.resolve(key)
+    assert inode is not None
+    assert (inode.size, inode.mtime_ns, stat.S_IMODE(inode.mode), inode.nlink) == (5, 7, 0o600, 1)
+    owed = registry.journal.put_of(inode.ino)
+    assert owed is not None
+    assert (owed.src, owed.state, owed.gen, owed.uid, owed.owner) == (
+        src, "ready", 1, "u" * 20, registry.journal.owner,
+    )  # fmt: skip
+    assert owed.payload["found"] == 1
+    changes, _ = registry.changes.since(before)
+    assert [change.name for change in changes] == ["lost+found", "x.csv"]
+
+
+def test_kept_file_does_not_take_the_uid_of_an_artifact(registry: Registry, hands: Hands) -> None:
+    record = hands.store(hands.create("a"), b"x")
+    assert record is not None
+    key = registry.rescue.keep_file("a", src=spool_name(9), size=1, mtime_ns=1, artifact_uid=record.uid)
+    inode = registry.tree.resolve(key)
+    assert inode is not None
+    owed = registry.journal.put_of(inode.ino)
+    assert owed is not None
+    assert owed.uid != record.uid
