@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import stat
 from dataclasses import dataclass, field
 
-from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, RegistryError, StorageError
+from lamfs.errors import (
+    InvalidName,
+    LamfsError,
+    ObjectChanged,
+    ObjectMissing,
+    RegistryError,
+    StorageError,
+    StorageUnavailable,
+)
 from lamfs.keys import is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, recover, scrub
+from lamfs.ops import damage, mounts, orphans, recover, scrub, temporaries
 from lamfs.ops.instance import Instance
+from lamfs.ops.orphans import Orphan
 from lamfs.registry import is_alive
-from lamfs.registry.rules import RETAINED
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
 
-_INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
-_OWN = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
-"""Object keys that lamfs gives artifacts without a real key."""
+_INTERNAL = (".lamindb/_exclusion/", ".lamindb/_registry/", ".lamindb/_spool/", ".lamindb/_tmp/")
 NO_NAME = "cannot be there: no object has such a name"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
 """A multipart upload that is younger may belong to somebody who is at work."""
@@ -56,6 +61,7 @@ def check(
     instance: Instance,
     *,
     repair: bool = False,
+    purge: bool = False,
     data: bool = False,
     restart: bool = False,
     jobs: int = scrub.JOBS,
@@ -63,11 +69,14 @@ def check(
 ) -> Report:
     """Check everything; with ``data`` also read every object and compare each block's hash, see scrub.run.
 
+    ``repair``: mend what can be mended without a decision; nothing is deleted that anybody could miss. ``purge``:
+    delete objects that no artifact references and that are old, and the parts of uploads that nobody goes on with.
+
     Raises NotSetUp and storage errors only when nothing can be checked at all, and with ``data`` Locked and what
     scrub.run raises.
     """
     report = Report()
-    if repair and _registry(instance, Report()):
+    if (repair or purge) and _registry(instance, Report()):
         instance.hold()
         recover.finish_all(instance, strict=False)
     if not _registry(instance, report):
@@ -76,8 +85,10 @@ def check(
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
-    wrong, shared = _storage(instance, report, repair, jobs)
-    _uploads(instance, report, repair, shared)
+    wrong, shared, unknown = _storage(instance, report, repair, jobs)
+    _orphan_objects(instance, report, unknown, repair, purge, watcher)
+    _uploads(instance, report, purge, shared)
+    _temporaries(instance, report)
     if data:
         _data(instance, report, wrong, restart, jobs, watcher)
     for found in damage.known(instance):
@@ -260,9 +271,9 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
 # -- storage ----------------------------------------------------------------------------------------------------------
 
 
-def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tuple[set[str], bool]:
-    """Objects against artifacts. Returns the uids of artifacts whose object is not theirs, which is remembered, and
-    whether other instances use this storage too."""
+def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tuple[set[str], bool, list[Orphan]]:
+    """Objects against artifacts. Returns the uids of artifacts whose object is not theirs, which is remembered, whether
+    other instances use this storage too, and the objects that no artifact references."""
     registry, store = instance.registry, instance.store
     found: dict[str, ObjectStat] = {}
     others = 0
@@ -287,26 +298,42 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
             damage.clear(instance, record)
     if problems:
         damage.record_all(instance, problems)
-    stray = []
-    for key in sorted(found.keys() - _used(instance)):
-        # Only what lamfs made itself can be lamfs's to lose; and the instances of one storage share a place for it.
-        if not _OWN.fullmatch(key) or others or registry.db.get_meta(f"{RETAINED}{key}"):
-            report.notes.append(f"storage: {store.url(key)} is no artifact's")
-        elif _is_there(store, key) and key not in _used(instance):
-            stray.append(key)
-    for key in stray:
+    unknown = orphans.find(instance, found.values(), shared=others > 0, jobs=jobs)
+    report.notes += unknown.notes
+    return {record.uid for record, _, _ in problems}, others > 0, unknown.orphans
+
+
+def _orphan_objects(
+    instance: Instance, report: Report, found: list[Orphan], repair: bool, purge: bool, watcher: scrub.Watcher | None
+) -> None:
+    """What no artifact references becomes a file of lost+found, or is deleted if somebody wants that and it is old."""
+    store = instance.store
+    gone = set()
+    if purge:
+        for orphan in orphans.purge(instance, found):
+            gone.add(orphan.item.key)
+            report.add(f"storage: {store.url(orphan.item.key)} ({orphan.told}) was no artifact's, and is deleted", True)
+    left = [orphan for orphan in found if orphan.item.key not in gone]
+    if repair and watcher is not None and left:
+        watcher.begin(0, sum(orphan.item.size for orphan in left))
+    for orphan in left:
+        what = f"storage: no artifact references {store.url(orphan.item.key)} ({orphan.told})"
         if repair:
-            registry.journal.add_delete(key)
-        report.add(f"storage: no artifact references {store.url(key)}", repair)
-    if repair and stray:
-        recover.run_owed(instance, ops=("delete",))
-    return {record.uid for record, _, _ in problems}, others > 0
-
-
-def _used(instance: Instance) -> set[str]:
-    """Object keys that an artifact or a journal row names now."""
-    db = instance.registry.db
-    return {row[0] for row in db.all("SELECT object_key FROM artifact UNION SELECT object_key FROM journal")}
+            try:
+                place = orphans.keep(instance, orphan, None if watcher is None else watcher.add)
+            except StorageUnavailable:
+                raise
+            except LamfsError as error:
+                report.add(f"{what}; it cannot be kept now: {error}")
+            else:
+                if place is not None:
+                    report.add(f"{what}; it is '{place}' now", True)
+        elif purge and not orphan.old:
+            report.add(f"{what}; it is younger than {orphans.PURGE_DAYS} days, and stays")
+        else:
+            report.add(f"{what}; 'lamfs fsck --repair' puts it into lost+found")
+    if repair and left:
+        mounts.poke(instance.settings)
 
 
 def _is_key(store: ObjectStore, key: str) -> bool:
@@ -314,16 +341,6 @@ def _is_key(store: ObjectStore, key: str) -> bool:
     try:
         check_object_key(key, as_path=store.kind == "local")
     except InvalidName:
-        return False
-    return True
-
-
-def _is_there(store: ObjectStore, key: str) -> bool:
-    try:
-        store.head(key)
-    except StorageError as error:
-        if not isinstance(error, ObjectMissing) and error.errno != errno.ELOOP:
-            raise
         return False
     return True
 
@@ -383,7 +400,17 @@ def _data(
         report.add(f"storage: {text}")
 
 
-def _uploads(instance: Instance, report: Report, repair: bool, shared: bool) -> None:
+def _temporaries(instance: Instance, report: Report) -> None:
+    try:
+        swept = temporaries.sweep(instance, everywhere=True)
+    except StorageError as error:
+        report.notes.append(f"storage: what processes have left half made cannot be listed: {error}")
+        return
+    report.repaired += swept.removed
+    report.notes += swept.left
+
+
+def _uploads(instance: Instance, report: Report, purge: bool, shared: bool) -> None:
     """Multipart uploads that nobody will complete: their parts take room, and no listing of objects shows them."""
     store = instance.store
     try:
@@ -400,13 +427,14 @@ def _uploads(instance: Instance, report: Report, repair: bool, shared: bool) -> 
             report.notes.append(f"storage: {name} was not finished, perhaps by another instance in this storage")
         else:
             mended = False
-            if repair:
+            if purge:
                 try:
                     store.abort_upload(upload.key, upload.id)
                     mended = True
                 except (StorageError, InvalidName) as error:
                     name = f"{name} cannot be aborted ({error}); it"
-            report.add(f"storage: {name} was never finished, and its parts take room", mended)
+            hint = "" if purge else "; 'lamfs fsck --purge-orphans' deletes them"
+            report.add(f"storage: {name} was never finished, and its parts take room{hint}", mended)
 
 
 def _targets(instance: Instance) -> set[str]:

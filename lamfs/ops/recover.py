@@ -26,7 +26,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.keys import check_spool_name
-from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
+from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
 from lamfs.ops import adoption, drafts, overlays
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
@@ -109,11 +109,14 @@ def _undo_save(instance: Instance, entry: JournalEntry) -> None:
     An object that was there before, and no artifact's, stays unless the save wrote over it.
     """
     assert entry.object_key is not None
-    foreign = entry.payload.get("foreign")
     delete = True
-    if foreign is not None:
+    if not entry.object_key.startswith(AUTO_KEY_PREFIX):
+        # Other programs store things at such keys, too, before or after: only what says that it is this artifact's is.
+        delete = False
         with contextlib.suppress(ObjectMissing):
-            delete = instance.store.head(entry.object_key).etag != foreign
+            said = instance.store.meta(entry.object_key)
+            etag = instance.store.head(entry.object_key).etag
+            delete = said is not None and said.uid == entry.uid and etag != entry.payload.get("foreign")
     instance.registry.commits.abandon_save(entry.id, entry.object_key, delete=delete)
 
 

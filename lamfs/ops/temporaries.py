@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from lamfs import config
@@ -44,10 +45,7 @@ def sweep(instance: Instance, *, everywhere: bool = False) -> Swept:
     swept = Swept()
     store = instance.store
     for item in store.temporaries() if everywhere or store.kind == "local" else ():
-        age = time.time() - item.mtime_ns / 1e9
-        with _noting(swept, store.url(item.key), item.size, age) as due:
-            if due:
-                store.delete([item.key])
+        _judge(swept, store.url(item.key), item.size, item.mtime_ns, partial(store.delete, [item.key]))
     for path in _beside(instance):
         _sweep_file(swept, path)
     if everywhere:
@@ -71,30 +69,27 @@ def _sweep_file(swept: Swept, path: Path) -> bool:
         status = os.lstat(path)
     except FileNotFoundError:
         return True
-    with _noting(swept, str(path), status.st_size, time.time() - status.st_mtime) as due:
-        if due:
-            path.unlink(missing_ok=True)
-        return due
-    return False
+    return _judge(swept, str(path), status.st_size, status.st_mtime_ns, partial(path.unlink, missing_ok=True))
 
 
-@contextlib.contextmanager
-def _noting(swept: Swept, name: str, size: int, age: float) -> Iterator[bool]:
-    """Whether a temporary is to be removed, which happens in the block; it is noted at its end."""
+def _judge(swept: Swept, name: str, size: int, mtime_ns: int, remove: Callable[[], None]) -> bool:
+    """Remove a temporary, if it is due, and note it. Whether it is gone."""
     state = state_of(name.rpartition("/")[2], config.machine_mark())
-    due = state == "dead" or (state == "elsewhere" and age > LEFTOVER_SECONDS)
+    age = time.time() - mtime_ns / 1e9
     whose = "a process that is gone" if state == "dead" else "another machine, or of an older lamfs"
     what = f"the temporary {name} ({size} bytes) of {whose}"
-    try:
-        yield due
-    except (LamfsError, OSError) as error:
-        swept.left.append(f"{what} cannot be removed: {error}")
-        return
-    if due:
+    if state == "dead" or (state == "elsewhere" and age > LEFTOVER_SECONDS):
+        try:
+            remove()
+        except (LamfsError, OSError) as error:
+            swept.left.append(f"{what} cannot be removed: {error}")
+            return False
         swept.removed.append(f"{what} was removed")
         swept.size += size
-    elif state == "elsewhere":
+        return True
+    if state == "elsewhere":
         swept.left.append(f"{what} was written {_ago(age)} ago, and is left until it is a day old")
+    return False
 
 
 def _ago(seconds: float) -> str:

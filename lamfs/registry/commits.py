@@ -409,8 +409,8 @@ class Commits:
             others = self._artifacts.in_the_way(target, uid)
             if others:
                 for other in others:
-                    if other.visibility == TRASH:
-                        # Nothing else would make what is in the trash give way to the living.
+                    if other.visibility == TRASH or self._artifacts.home(other) != other.revision.object_key:
+                        # Nothing else would make what is in the trash, or was found where it is, give way.
                         self._journal.add_move(other.uid)
                 continue
             return None if target == at or self._journal.claimed(target, uid, None, moves=False) else (artifact, target)
