@@ -156,6 +156,10 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             if isinstance(error, LamfsError):
                 raise
             raise InvalidArgument(f"The file {draft.path} cannot be read: {error}.", errno=error.errno) from error
+        except BaseException:  # interrupted: nobody is to find half of it
+            recover.active.discard(entry_id)
+            _settle_failed(instance, entry_id)
+            raise
         finally:
             recover.active.discard(entry_id)
     raise InvalidArgument(f"The file {draft.path} is being written; save it when that is done.")
