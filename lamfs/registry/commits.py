@@ -109,10 +109,10 @@ class Commits:
     def put_meta(self, entry: JournalEntry, content: ContentHash | None) -> ObjectMeta:
         """What the object of a put row is to say of itself. ``content``: its bytes, where they are known before they
         are stored, and cannot become others meanwhile."""
-        assert entry.ino is not None
-        artifact = self._artifacts.by_ino(entry.ino)
+        artifact = None if entry.ino is None else self._artifacts.by_ino(entry.ino)
         if artifact is None:
-            return ObjectMeta.of(entry.uid or "", self._key_of(entry.ino)[0], 1, content)
+            key = None if entry.ino is None else self._key_of(entry.ino)[0]
+            return ObjectMeta.of(entry.uid or "", key, 1, content)
         same = content is not None and content.same_bytes(artifact.revision.content)
         return ObjectMeta.of(artifact.uid, artifact.key, artifact.number + (not same), content)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from lamfs.config import machine_token
 from lamfs.model import ObjectMeta
 from lamfs.storage import open_store
@@ -22,7 +24,9 @@ def said_of(mount: MountedInstance, store: ObjectStore) -> dict[str, ObjectMeta 
         }
 
 
-def test_whatever_a_mount_stores_says_what_it_is(mount: MountedInstance, tmp_path: Path) -> None:
+def test_whatever_a_mount_stores_says_what_it_is(mount: MountedInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in mount.env if name.startswith("AWS_")]:
+        monkeypatch.setenv(name, mount.env[name])
     path = mount.path
     (path / "d").mkdir()
     (path / "d/ä 1.csv").write_bytes(b"one")
