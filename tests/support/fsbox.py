@@ -95,7 +95,8 @@ class MemoryStore:
     def get_into(
         self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None, file_offset: int | None = None
     ) -> None:
-        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), file_offset or offset)
+        position = offset if file_offset is None else file_offset
+        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), position)
 
     def put_file(
         self, key: str, path: str, *, consume: bool = False, progress: Any = None, meta: Any = None
