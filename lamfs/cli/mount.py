@@ -190,6 +190,17 @@ def umount(mountpoint: str, force: bool, timeout: float | None) -> None:
     elif problem is None or isinstance(problem, Pending):
         note(f"Its daemon (pid {record.pid}) ends when the files in it are closed and everything is stored.")
     say(f"{shown(path)} is unmounted.")
+    tell_scratch(record.slug)
+
+
+def tell_scratch(slug: str) -> None:
+    """Name the scratch files that hold bytes: nobody else has them."""
+    from lamfs import config
+    from lamfs.ops import scratch_files
+
+    files = scratch_files.known(config.load_instance(slug))
+    if files:
+        note(shown(scratch_files.sentence(files)))
 
 
 def clear_dead(path: str) -> None:

@@ -14,8 +14,8 @@ from lamfs.errors import InvalidArgument
     cls=Command,
     examples="""
     lamfs scratch
-    lamfs scratch --add '*.tmp' --add '.ipynb_checkpoints'
-    lamfs scratch --remove '*~'
+    lamfs scratch --add '*.tmp' --add '*~'
+    lamfs scratch --remove '.DS_Store'
     lamfs scratch --reset
     """,
 )
@@ -26,10 +26,11 @@ from lamfs.errors import InvalidArgument
 def scratch(added: tuple[str, ...], removed: tuple[str, ...], reset: bool, as_json: bool) -> None:
     """List or change the scratch names.
 
-    Files by these names are what editors and desktops drop beside a file. In a mount they are files as any other, but
-    no artifacts: they stay on this machine, until they are renamed to a name that is not on the list. What is below a
-    directory of such a name is scratch too. In a PATTERN '*' is any characters, '?' one, '[...]' one of a set. A change
-    counts for mounts made after it.
+    Files by these names are what programs drop beside a file for themselves. In a mount they are files as any other,
+    but no artifacts: they stay on this machine, until they are renamed to a name that is not on the list. 'lamfs
+    status', 'lamfs umount' and 'lamfs close' name those that hold bytes. Directories are never scratch, and what is in
+    them is by its own name. In a PATTERN '*' is any characters, '?' one, '[...]' one of a set. A change counts for
+    mounts made after it.
     """
     from lamfs import config
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
 
 MAX_ERRORS = 10
+MAX_SCRATCH = 3
+"""Scratch files that are named."""
 WATCH_SECONDS = 1.0
 """Between two looks of --watch."""
 
@@ -124,6 +126,11 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
             "current": settings.slug == current,
             "mounted": settings.slug in mounted,
         }
+        from lamfs.ops import scratch_files
+
+        scratch = scratch_files.known(settings)
+        if scratch:
+            entry["scratch"] = [{"key": key, "size": size} for key, size in scratch]
         if settings.slug not in mounted and settings.registry_path.exists():
             entry |= left_over(settings)
         if (settings.directory / "damage.json").exists():
@@ -194,6 +201,12 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     if not result["mounts"]:
         yield "No mount is alive."
     for instance in result["instances"]:
+        scratch = instance.get("scratch", [])
+        if scratch:
+            named = ", ".join(shown(file["key"]) for file in scratch[:MAX_SCRATCH])
+            more = f" and {len(scratch) - MAX_SCRATCH} more" if len(scratch) > MAX_SCRATCH else ""
+            total = size(sum(file["size"] for file in scratch))
+            yield f"{instance['slug']}: scratch files on this machine only, {total}: {named}{more}"
         for sentence in instance.get("damage", ()):
             yield f"  STORAGE DAMAGE  {shown(sentence)}: restore the object from a backup, or replace the artifact"
         if instance["mounted"]:

@@ -57,10 +57,10 @@ def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
     try:
         info = spool.stat(entry.src)
     except FileNotFoundError:
-        if entry.state == "scratch":
-            _forget(registry, entry.ino)
-        elif entry.state == "open":
+        if entry.state == "open":
             registry.journal.ready_put(entry.ino)
+        elif entry.state == "scratch":
+            registry.journal.set_scratch(entry.ino, False)
         return  # the uploader finds out where it went
     with registry.db.transaction():
         inode = registry.tree.get(entry.ino)
@@ -74,13 +74,6 @@ def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
             # The list of scratch names may be another one than it was.
             registry.journal.set_scratch(entry.ino, scratch)
         registry.changes.content(entry.ino)
-
-
-def _forget(registry: Registry, ino: int) -> None:
-    """A scratch file whose bytes are on another machine, or lost: it is of no use, and nothing else has its bytes."""
-    with registry.db.transaction():
-        for parent, name in registry.tree.names(ino):
-            registry.names.unlink(parent, name)
 
 
 def _sweep(instance: Instance, spool: SpoolFolder) -> None:

@@ -24,6 +24,7 @@ from lamfs.fs.state import FileState, Spool
 from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
 from lamfs.registry import Conflict
+from lamfs.scratch import PROBE_SECONDS
 from lamfs.transfer.uploader import SETTLE
 
 log = logging.getLogger("lamfs.fs")
@@ -275,7 +276,10 @@ class Spooling:
             return False
         with registry.db.transaction():
             scratch = state.revision is None and registry.names.is_scratch(state.ino)
-            gen = self._c.owe(state, settle=SETTLE, scratch=scratch, src=src)
+            settle = SETTLE
+            if state.revision is None and not state.inode.size and registry.names.is_probe(state.ino):
+                settle = PROBE_SECONDS
+            gen = self._c.owe(state, settle=settle, scratch=scratch, src=src)
             if own and not gen:
                 return False
             state.gen = gen

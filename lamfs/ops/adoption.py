@@ -68,8 +68,6 @@ def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: 
         return False
     overlays.keep_durable(registry, entry, inode, spool)
     left = spool.stat(entry.src).st_size if spool.exists(entry.src) else None
-    if left is None and entry.state == "scratch":
-        return False  # perhaps on another machine, and of no use here
     artifact = registry.artifacts.by_ino(inode.ino)
     if (left or 0) >= inode.size and (left is not None or artifact is None):
         return False

@@ -28,7 +28,7 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_registry_key
 from lamfs.model import StorageConfig, instance_id, storage_id
-from lamfs.ops import messages, mounts, snapshot, working_copy
+from lamfs.ops import messages, mounts, scratch_files, snapshot, working_copy
 from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
 from lamfs.registry import Registry
@@ -374,6 +374,9 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
         )
         snapshot.push(instance)
         instance.release_lease()
+        files = instance.registry.names.scratch_files()
+    if files:
+        tell(scratch_files.sentence(files))
     if config.current_slug() == settings.slug:
         config.set_current(None)
     return settings

@@ -185,18 +185,12 @@ class Identity:
         if self.scratch is nothing or self._artifacts.has_ino(ino):
             return False
         names = self._tree.names(ino)
-        return bool(names) and all(self.scratch(self._tree.path_at(*name) or "") for name in names)
+        return bool(names) and all(self.scratch(name) for _, name in names)
 
     def follow_scratch(self, inode: Inode) -> None:
-        """The names of an inode have changed: what is not stored yet is to be stored now, or not any more."""
-        if self.scratch is nothing:
-            return
-        if not stat.S_ISDIR(inode.mode):
-            owed = [inode.ino] if self._journal.put_of(inode.ino) is not None else []
-        else:
-            owed = [ino for ino in self._journal.closed_inodes() if self._tree.is_below(ino, inode.ino)]
-        for ino in owed:
-            self._journal.set_scratch(ino, self.is_scratch(ino))
+        """The names of a file have changed: what is not stored yet is to be stored now, or not any more."""
+        if self.scratch is not nothing and self._journal.put_of(inode.ino) is not None:
+            self._journal.set_scratch(inode.ino, self.is_scratch(inode.ino))
 
     def follow_name(self, artifact: ArtifactRecord) -> None:
         """Bring key and suffix of an artifact in line with the first name of its inode."""

@@ -15,7 +15,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lamfs.model import AUTO_INO, ROOT_INO, STORAGE_UID_LEN, new_uid, now_ns, storage_id
+from lamfs.model import STORAGE_UID_LEN, new_uid, now_ns, storage_id
 from lamfs.registry import schema
 from lamfs.registry.db import Database, translated
 from lamfs.registry.lostfound import Finding, reattach
@@ -245,14 +245,8 @@ class _Intake:
 
     def _not_stored(self) -> None:
         """What another machine has still to store is on that machine: here a file shows what is stored of it. One that
-        is not stored at all keeps its name, but for scratch files, which are of no use to anybody else."""
+        is not stored at all keeps its name: what reads it is told that its bytes are elsewhere."""
         change = self._src.change
-        scratch = "SELECT ino FROM src.journal NOT INDEXED WHERE op='put' AND state='scratch'"
-        kept = f"SELECT ino FROM main.artifact UNION VALUES({ROOT_INO}), ({AUTO_INO})"
-        gone = f"ino IN ({scratch}) AND ino NOT IN ({kept})"
-        change(f"DELETE FROM main.dentry WHERE {gone}")
-        change(f"DELETE FROM main.inode WHERE {gone}")
-        self.unnamed.difference_update(row[0] for row in self._src.all(f"{scratch} AND typeof(ino)='integer'"))
         stored = "(SELECT a.size FROM main.artifact a WHERE a.ino=inode.ino)"
         blocks = ", blocks=NULL" if self._origin.version >= 2 else ""
         change(f"UPDATE main.inode SET size={stored}, revision=revision+1{blocks} WHERE size<>{stored}")

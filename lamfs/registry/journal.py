@@ -267,9 +267,12 @@ class Journal:
         """Inodes whose acknowledged bytes are not stored yet, whoever stores them."""
         return [row[0] for row in self._db.all("SELECT ino FROM journal WHERE op='put' AND state='ready' ORDER BY id")]
 
-    def closed_inodes(self) -> list[int]:
-        """As owed_inodes, with those that are scratch."""
-        return [row[0] for row in self._db.all("SELECT ino FROM journal WHERE op='put' AND state<>'open'")]
+    def scratch_files(self) -> list[tuple[int, int]]:
+        """Inode number and size in bytes of each file that is scratch, and holds bytes, on this machine."""
+        return self._db.all(
+            "SELECT j.ino, i.size FROM journal j JOIN inode i ON i.ino=j.ino"
+            " WHERE j.op='put' AND j.state='scratch' AND i.size>0 ORDER BY j.id"
+        )
 
     def entries(self) -> list[JournalEntry]:
         """Everything owed by anybody, oldest first."""

@@ -25,7 +25,7 @@ from lamfs.registry.db import Database
 from lamfs.registry.identity import Identity, Removed
 from lamfs.registry.journal import Journal
 from lamfs.registry.tree import Tree
-from lamfs.scratch import Matcher, nothing
+from lamfs.scratch import Matcher, is_probe, nothing
 
 FIXED = (ROOT_INO, AUTO_INO)
 
@@ -281,8 +281,6 @@ class Namespace:
                 if not self._artifacts.rekey_later(old_key, new_key):
                     for uid in self._artifacts.rekey(old_key, new_key):
                         self._journal.add_move(uid)
-                if self._identity.scratch(old_key) != self._identity.scratch(new_key):
-                    self._identity.follow_scratch(inode)
             else:
                 artifact = self._artifacts.by_ino(inode.ino)
                 if artifact is not None:
@@ -347,6 +345,15 @@ class Namespace:
     def is_scratch_key(self, key: str) -> bool:
         """Whether a file of that key would be scratch."""
         return self._identity.scratch(key)
+
+    def is_probe(self, ino: int) -> bool:
+        """Whether an empty file has no name but that of a probe (scratch.is_probe)."""
+        names = self._tree.names(ino)
+        return bool(names) and all(is_probe(name) for _, name in names)
+
+    def scratch_files(self) -> list[tuple[str, int]]:
+        """Key and size in bytes of each file that is scratch, and holds bytes: they are on this machine only."""
+        return [(self._tree.path(ino) or f"inode {ino}", size) for ino, size in self._journal.scratch_files()]
 
     # -- the trash ----------------------------------------------------------------------------------------------
 
