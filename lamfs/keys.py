@@ -248,6 +248,20 @@ def is_spool_name(text: object) -> bool:
     return isinstance(text, str) and _SPOOL_NAME.fullmatch(text) is not None
 
 
+DRAFT = ".new"
+"""What the name of a spool file ends with while it is being made."""
+
+
+def is_draft_name(text: str) -> bool:
+    """Whether it is the name of a spool file that is still being made."""
+    return text.endswith(DRAFT) and is_spool_name(text.removesuffix(DRAFT))
+
+
+def spool_inode(name: str) -> int:
+    """The inode number that a spool file was made for, by its name."""
+    return int(check_spool_name(name).partition("-")[0], 16)
+
+
 def check_spool_name(text: object) -> str:
     """A name that ``spool_name`` makes, as it is. Raises InvalidName for anything else that a registry may hold."""
     if isinstance(text, str) and _SPOOL_NAME.fullmatch(text) is not None:

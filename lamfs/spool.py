@@ -17,7 +17,7 @@ from typing import Self
 
 from lamfs import beneath
 from lamfs.errors import StorageError
-from lamfs.keys import check_spool_name, is_spool_name
+from lamfs.keys import DRAFT, check_spool_name, is_draft_name, is_spool_name
 
 log = logging.getLogger("lamfs.spool")
 
@@ -144,6 +144,38 @@ class SpoolFolder:
                 raise
             os.rename(name, name, src_dir_fd=self._fd, dst_dir_fd=other._fd)
 
+    def rename(self, name: str, new: str) -> None:
+        """Give a spool file another name."""
+        os.rename(check_spool_name(name), check_spool_name(new), src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    # -- drafts -------------------------------------------------------------------------------------------------
+    # A spool file that gets bytes which are elsewhere too has a name of its own until it has all of them: what a crash
+    # leaves of it is nobody's.
+
+    def open_draft(self, name: str) -> int:
+        """Descriptor of the new draft of a spool file, to read and write; the caller's to close."""
+        check_spool_name(name)
+        return beneath.open_file(self._fd, f"{name}{DRAFT}", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def draft_path(self, name: str) -> str:
+        """As ``path``, of the draft of a spool file."""
+        return f"{self.path(name)}{DRAFT}"
+
+    def finish_draft(self, name: str) -> None:
+        """The draft of a spool file is all there."""
+        os.rename(f"{check_spool_name(name)}{DRAFT}", name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def drop_draft(self, name: str) -> None:
+        """Remove the draft of a spool file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{check_spool_name(name)}{DRAFT}", dir_fd=self._fd)
+
+    def drafts(self) -> list[str]:
+        """The spool files that have a draft, in order; whoever made it may be at work."""
+        with self._entries() as entries:
+            found = [entry.name for entry in entries if is_draft_name(entry.name)]
+        return sorted(name.removesuffix(DRAFT) for name in found)
+
     def path(self, name: str) -> str:
         """A path for open(2), link(2) and rename(2), in this and other processes of this user, as long as the folder is
         held here: it leads to the folder whatever has become of its name. open(2) follows a link there, so only for a
@@ -170,7 +202,9 @@ class SpoolFolder:
     def strangers(self) -> list[str]:
         """Names of everything else that lies in the folder, in order."""
         with self._entries() as entries:
-            return sorted(entry.name for entry in entries if not _is_spool_file(entry))
+            return sorted(
+                entry.name for entry in entries if not _is_spool_file(entry) and not is_draft_name(entry.name)
+            )
 
     def allocated(self) -> int:
         """Allocated bytes of everything in the folder."""
@@ -219,6 +253,8 @@ def remove(root: str | os.PathLike[str], parts: Sequence[str]) -> list[str]:
     with spool:
         for name in spool.names():
             spool.unlink(name)
+        for name in spool.drafts():
+            spool.drop_draft(name)
         left = [spool.shown(name) for name in spool.strangers()]
     for depth in range(len(parts), max(len(parts) - 2, 0), -1):
         with contextlib.suppress(OSError), beneath.directory(root, parts[: depth - 1]) as above:

@@ -133,6 +133,8 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
             entry["scratch"] = [{"key": key, "size": size} for key, size in scratch]
         if settings.slug not in mounted and settings.registry_path.exists():
             entry |= left_over(settings)
+        if settings.registry_path.exists():
+            entry |= rescued(settings)
         if (settings.directory / "damage.json").exists():
             entry["damage"] = known_damage(settings)
         found.append(entry)
@@ -152,6 +154,22 @@ def known_damage(settings: InstanceSettings) -> list[str]:
             registry.close()
     except LamfsError as error:
         return [str(error)]
+
+
+def rescued(settings: InstanceSettings) -> dict[str, Any]:
+    """What was found that nobody owed, and what was lost, as far as nobody has seen to it."""
+    from lamfs.registry import Registry
+
+    try:
+        registry = Registry(settings.registry_path)
+        try:
+            folder, count = registry.rescue.found()
+            lost = [one.sentence for one in registry.rescue.lost()]
+        finally:
+            registry.close()
+    except LamfsError:
+        return {}  # said elsewhere
+    return ({"found": {"folder": folder, "entries": count}} if count else {}) | ({"lost": lost} if lost else {})
 
 
 def left_over(settings: InstanceSettings) -> dict[str, Any]:
@@ -209,6 +227,7 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
             yield f"{instance['slug']}: scratch files on this machine only, {total}: {named}{more}"
         for sentence in instance.get("damage", ()):
             yield f"  STORAGE DAMAGE  {shown(sentence)}: restore the object from a backup, or replace the artifact"
+        yield from _rescue_lines(instance)
         if instance["mounted"]:
             continue
         star = " (current)" if instance["current"] else ""
@@ -257,6 +276,22 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
     latest = {(error["what"], error["error"]): error for error in mount.get("errors", ())}
     for error in list(latest.values())[-MAX_ERRORS:]:
         yield f"  error    {when(error['at'])}  {shown(error['what'])}: {shown(error['error'])}"
+
+
+def _rescue_lines(instance: dict[str, Any]) -> Iterator[str]:
+    """What is to be looked through by a person."""
+    lost = instance.get("lost", ())
+    for sentence in lost[-MAX_ERRORS:]:
+        yield f"  LOST     {shown(sentence)} ({instance['slug']}; 'lamfs fsck --repair' forgets it)"
+    if len(lost) > MAX_ERRORS:
+        yield f"  LOST     and {len(lost) - MAX_ERRORS} more"
+    found = instance.get("found")
+    if found:
+        count = "1 entry" if found["entries"] == 1 else f"{found['entries']} entries"
+        yield (
+            f"  FOUND    '{shown(found['folder'])}' of {instance['slug']} has {count}, which nobody knew:"
+            " look at them, and move or delete them"
+        )
 
 
 def _rate(rates: dict[str, float], verb: str) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 
 from lamfs.errors import LamfsError
 from lamfs.model import JournalEntry
-from lamfs.ops import adoption, mounts, temporaries
+from lamfs.ops import adoption, mounts, strays, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
@@ -19,7 +18,8 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
     """Adopt the journal rows of processes that are gone; returns how many.
 
     A file that was still being written when its daemon died counts as closed where it was, as on a local disk whose
-    writer died. Spool files that nothing owes are removed, unless another mount of the instance may have them open.
+    writer died. Of spool files that nothing owes, leftovers go and all else becomes files in ``lost+found``, unless
+    another mount of the instance may have them open.
     """
     taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort"))
     for entry in taken:
@@ -30,7 +30,7 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
     if taken:
         log.info("taking over %d pieces of storage work from a mount that ended early", len(taken))
     if not mounts.live(instance.settings):
-        _sweep(instance, spool)
+        strays.settle(instance.registry, instance.store, spool, instance.settings.directory)
     return len(taken)
 
 
@@ -51,9 +51,6 @@ def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
     """A file that is owed is closed, and as large as its spool file. Raises OSError, StorageError."""
     if entry.op != "put" or entry.ino is None or entry.src is None:
         return
-    if entry.state == "open" and entry.object_key is None:
-        # It may have died between naming a new file and making its spool file: then nothing was written.
-        os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
     try:
         info = spool.stat(entry.src)
     except FileNotFoundError:
@@ -74,11 +71,3 @@ def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
             # The list of scratch names may be another one than it was.
             registry.journal.set_scratch(entry.ino, scratch)
         registry.changes.content(entry.ino)
-
-
-def _sweep(instance: Instance, spool: SpoolFolder) -> None:
-    names = spool.names()  # before the journal: what is made meanwhile by another process stays
-    owed = {entry.src for entry in instance.registry.journal.entries() if entry.src}
-    for name in names:
-        if name not in owed:
-            spool.unlink(name)

@@ -23,6 +23,7 @@ from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, now_ns
+from lamfs.registry import damaged_blocks
 from lamfs.transfer import streaming
 from lamfs.transfer.durable import sync_file
 
@@ -171,6 +172,7 @@ class Files:
         if owed is not None and owed.src is not None:
             state.spool = open_spool(context.spool, owed.src, context.store, owed.object_key)
             self._spooling.overlays.open(state.spool, owed, state.revision)
+            state.spool.damaged = damaged_blocks(owed)
             mine = owed.owner == context.registry.journal.owner
             taken = not context.spool.exists(owed.src)
             state.frozen = not mine or taken or context.uploader.is_uploading(inode.ino, owed.src)
@@ -204,6 +206,8 @@ class Files:
         if spool is not None:
             if spool.missing:
                 return None
+            if spool.damaged:
+                spool.check(offset, size)
             counted.spool_reads += 1
             data = os.pread(spool.fd, size, offset)
             counted.read_bytes += len(data)
@@ -241,6 +245,7 @@ class Files:
 
         async def stored() -> bytes:
             if state.spool is not None:
+                state.spool.check(offset, size)
                 return await self._spooling.overlays.read(state, offset, size, reader)
             return await self._spooling.read_stored(state, offset, size, reader)
 

@@ -20,6 +20,8 @@ INTERVAL = 0.1
 """Seconds between two looks."""
 TRIM_INTERVAL = 3600.0
 """Seconds between two trims of the change log."""
+FORGET_INTERVAL = 60.0
+"""Seconds between two looks which spent spool files are gone."""
 ADOPT_INTERVAL = 2.0
 """Seconds between two looks for storage work left behind by processes that are gone."""
 
@@ -42,7 +44,7 @@ class Follower:
 
     async def run(self) -> None:
         """Look until cancelled."""
-        adopt_at = trim_at = flush_at = trio.current_time()
+        adopt_at = trim_at = flush_at = forget_at = trio.current_time()
         pause = INTERVAL
         while True:
             self._poke = trio.Event()
@@ -62,8 +64,15 @@ class Follower:
                 if trio.current_time() >= trim_at and not self._c.policy.read_only:
                     trim_at = trio.current_time() + TRIM_INTERVAL
                     self._c.registry.changes.trim()
+                if trio.current_time() >= forget_at and not self._c.policy.read_only:
+                    forget_at = trio.current_time() + FORGET_INTERVAL
+                    self._forget_spent()
             except Exception:
                 log.exception("could not follow the registry's changes; trying again")
+
+    def _forget_spent(self) -> None:
+        """Nobody needs to know of spool files that are gone that they are owed no more."""
+        self._c.registry.journal.forget_spent(self._c.spool.names())
 
     def look(self) -> bool:
         """Handle what others committed since the last look; says whether there was anything."""

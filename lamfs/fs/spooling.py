@@ -139,6 +139,10 @@ class Spooling:
                 if state.stale:
                     raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
                 spool = state.spool
+                if spool is not None and spool.damaged:
+                    if keep != 0:
+                        raise FsError(errno.EIO, f"the spool file {spool.name} is not what was written")
+                    spool.damaged = set()  # none of it is needed
                 if spool is None:
                     await self._make_spool(state, keep)
                 elif state.frozen:
@@ -162,6 +166,8 @@ class Spooling:
     def _begin_put(self, state: FileState, src: str) -> None:
         journal = self._c.registry.journal
         before = journal.put_of(state.ino)
+        if (before is None or before.src != src) and journal.is_spent(src):
+            src = self._rename_spool(state, src)
         with self._c.registry.db.transaction():
             base = self.overlays.base_of(state)
             journal.begin_put(state.ino, src, key_is_virtual=not self._c.policy.real_keys, base=base)
@@ -171,6 +177,15 @@ class Spooling:
         # Whoever uploads the earlier spool file removes it then; otherwise nobody else would.
         if replaced not in (None, src) and not self._c.uploader.is_uploading(state.ino, replaced or ""):
             self._c.spool.unlink(str(replaced))
+
+    def _rename_spool(self, state: FileState, src: str) -> str:
+        """The spool file of an open file was stored, and is to be written again: under another name, since what is
+        known of that one is that nobody owes it."""
+        assert state.spool is not None
+        name = spool_name(state.ino)
+        self._c.spool.rename(src, name)
+        state.spool.name = name
+        return name
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file. Raises OSError(ENOSPC)."""
@@ -185,8 +200,7 @@ class Spooling:
             data = await self.read_stored(state, 0, want) if want else b""
             if state.spool is not None:
                 return
-            spool = self.new_spool(state.ino)
-            self._fill_or_remove(spool, data)
+            spool = self._filled_spool(state.ino, data)
         elif self.overlays.can_start(state, want):
             assert state.revision is not None
             spool = self.new_spool(state.ino)
@@ -199,14 +213,22 @@ class Spooling:
         if not spool.missing:
             state.drop_base()
 
-    def _fill_or_remove(self, spool: Spool, data: bytes) -> None:
+    def _filled_spool(self, ino: int, data: bytes, size: int | None = None) -> Spool:
+        """A spool file of ``size`` bytes (None: of ``data`` only) that begins with ``data``. Raises OSError."""
+        self.room.check()
+        name = spool_name(ino)
+        spool = Spool(self._c.spool.open_draft(name), name)
         try:
             if data:
                 spool.write(0, data)
+            if size is not None and size > len(data):
+                os.ftruncate(spool.fd, size)
+            self._c.spool.finish_draft(name)
         except OSError:
             spool.close()
-            self._c.spool.unlink(spool.name)
+            self._c.spool.drop_draft(name)
             raise
+        return spool
 
     async def _copy_spool(self, state: FileState, keep: int | None) -> None:
         """The spool is frozen: go on in a copy of it."""
@@ -218,9 +240,7 @@ class Spooling:
         missing, ranges = set(old.missing), dict(old.ranges)
         if not want or (want <= BLOCK_SIZE and not missing):
             data = os.pread(old.fd, want, 0) if want else b""
-            spool = self.new_spool(state.ino)
-            self._fill_or_remove(spool, data)
-            os.ftruncate(spool.fd, want)
+            spool = self._filled_spool(state.ino, data, want)
         else:
             # The upload may end meanwhile and close the old spool: hold the file by a descriptor of our own.
             held = os.dup(old.fd)
@@ -246,10 +266,11 @@ class Spooling:
         for last in (False, False, True):
             name = spool_name(ino)
             try:
-                await self._c.mover.clone(source, self._c.spool.path(name))
+                await self._c.mover.clone(source, self._c.spool.draft_path(name))
+                self._c.spool.finish_draft(name)
                 return Spool(self._c.spool.open(name, os.O_RDWR), name)
             except BaseException as error:
-                self._c.spool.unlink(name)
+                self._c.spool.drop_draft(name)
                 if last or not isinstance(error, TransferDied):
                     raise
         raise AssertionError
@@ -332,6 +353,39 @@ class Spooling:
         self._c.renew(ino)
         self._c.kernel.entry(conflict.parent, conflict.name)
         self._c.kernel.attributes(conflict.parent)
+
+    def damaged(self, ino: int, src: str, blocks: Collection[int]) -> None:
+        """These blocks of the spool file ``src`` are not what was written: they are not read, nor written over."""
+        state = self._c.state_of(ino)
+        if state is not None and state.spool is not None and state.spool.name == src:
+            state.spool.damaged = set(blocks)
+            self._c.kernel.attributes(state.fino)
+
+    async def revive(self, ino: int, src: str) -> bool:
+        """The spool file ``src``, which is frozen, has lost its name: a copy gets it, if it is open."""
+        state = self._c.state_of(ino)
+        if state is None or state.spool is None or state.spool.name != src:
+            return False
+        held = os.dup(state.spool.fd)
+        try:
+            await self._c.mover.clone(f"/proc/{os.getpid()}/fd/{held}", self._c.spool.draft_path(src))
+            self._c.spool.finish_draft(src)
+        except BaseException:
+            self._c.spool.drop_draft(src)
+            raise
+        finally:
+            os.close(held)
+        if state.spool is not None and state.spool.name == src:
+            with self._c.spool.opened(src, os.O_RDWR) as fd:
+                os.dup2(fd, state.spool.fd, inheritable=False)
+        return True
+
+    def lost(self, ino: int, names: Iterable[tuple[int, str]]) -> None:
+        """What was written to a file that is not open is lost."""
+        for parent, name in names:
+            self._c.kernel.entry(parent, name)
+            self._c.kernel.attributes(parent)
+        self._c.renew(ino)
 
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy blocks of the base into the overlay ``src``, which is frozen."""

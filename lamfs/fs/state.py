@@ -16,7 +16,7 @@ import trio
 from lamfs.cache import holes
 from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError, ObjectMissing, StorageMissing
-from lamfs.model import Inode, Revision
+from lamfs.model import BLOCK_SIZE, Inode, Revision
 from lamfs.registry import Ranges
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
@@ -27,10 +27,10 @@ class Spool:
 
     ``missing``: 4 MiB blocks that are not in it, but in the stored revision (overlay.py). ``ranges``: those bytes of
     them that are in it all the same. ``inherited``: these may be of a spool file that is being stored.
-    ``writes``: how many there were to such a block.
+    ``writes``: how many there were to such a block. ``damaged``: blocks that are not what was written.
     """
 
-    __slots__ = ("fd", "inherited", "missing", "name", "ranges", "writes")
+    __slots__ = ("damaged", "fd", "inherited", "missing", "name", "ranges", "writes")
 
     def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
@@ -38,6 +38,7 @@ class Spool:
         holes.share(self.fd)
         self.name = name
         self.missing: set[int] = set()
+        self.damaged: set[int] = set()
         self.ranges: dict[int, Ranges] = {}
         self.inherited = False
         self.writes: Counter[int] = Counter()
@@ -51,6 +52,12 @@ class Spool:
                 raise OSError(errno.EIO, "the spool file takes no more bytes")
             done += more
         return done
+
+    def check(self, offset: int, size: int) -> None:
+        """Raise FsError(EIO) when bytes at ``offset`` are not what was written."""
+        last = (offset + max(size, 1) - 1) // BLOCK_SIZE
+        if self.damaged and any(offset // BLOCK_SIZE <= block <= last for block in self.damaged):
+            raise FsError(errno.EIO, f"the spool file {self.name} is not what was written")
 
     def close(self) -> None:
         """Close the descriptor; the file stays."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import stat
 from collections.abc import Iterable
 
 from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_spool_name
-from lamfs.model import ArtifactRecord, Inode, JournalEntry
+from lamfs.model import ArtifactRecord, JournalEntry
 from lamfs.ops import drafts, overlays
 from lamfs.registry import Provenance, Registry, of_another_boot
 from lamfs.spool import SpoolFolder
@@ -55,7 +56,7 @@ def _is_foreign(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> 
         if inode is None or not stat.S_ISREG(inode.mode):
             registry.journal.done(entry.id)
         else:
-            _give_up(registry, entry, inode, registry.artifacts.by_ino(inode.ino))
+            registry.rescue.give_up(entry.id)
         return True
     except OSError as error:
         log.error("The spool file %s cannot be looked at: %s.", entry.src, error)
@@ -64,44 +65,37 @@ def _is_foreign(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> 
 
 def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: JournalEntry) -> bool:
     inode = None if entry.op != "put" or entry.ino is None else registry.tree.get(entry.ino)
-    if inode is None or entry.src is None or not of_another_boot(entry.owner):
+    if inode is None or entry.src is None:
         return False
-    overlays.keep_durable(registry, entry, inode, spool)
+    went_down = of_another_boot(entry.owner)
+    if not went_down and spool.exists(entry.src):
+        return False
+    if went_down:
+        overlays.keep_durable(registry, entry, inode, spool)
     left = spool.stat(entry.src).st_size if spool.exists(entry.src) else None
     artifact = registry.artifacts.by_ino(inode.ino)
-    if (left or 0) >= inode.size and (left is not None or artifact is None):
+    if left is not None and left >= inode.size:
         return False
-    if left is None and drafts.may_be_stored(store, entry.object_key):
+    if left is None and drafts.may_be_stored(store, entry.object_key, artifact):
+        return False
+    if left is None and not inode.size:
+        # It had no bytes that were acknowledged, or its process died between naming a new file and making this one.
+        os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
         return False
     name = registry.tree.path(inode.ino) or entry.uid
+    why = "the machine went down" if went_down else f"its spool file {entry.src} was lost"
     if artifact is None and left:
-        log.error(
-            "Of '%s' %d of %d bytes are left: the machine went down before they were stored.", name, left, inode.size
-        )
+        log.error("Of '%s' %d of %d bytes are left: %s before they were stored.", name, left, inode.size, why)
         return False
     if artifact is not None and artifact.revision.object_key == entry.object_key:
         artifact = _as_in_storage(registry, store, entry, artifact)
     if artifact is None:
-        log.error("'%s' is gone: the machine went down before it was stored.", name)
+        log.error("'%s' is gone: %s before it was stored.", name, why)
     else:
-        log.error("'%s' is as it was stored last: the machine went down before later bytes were stored.", name)
-    _give_up(registry, entry, inode, artifact)
+        log.error("'%s' is as it was stored last: %s before later bytes were stored.", name, why)
+    registry.rescue.give_up(entry.id)
     spool.unlink(entry.src)
     return True
-
-
-def _give_up(registry: Registry, entry: JournalEntry, inode: Inode, artifact: ArtifactRecord | None) -> None:
-    """Strike a put off: the file is as it was stored last, and goes when it never was."""
-    registry.journal.done(entry.id)
-    if entry.object_key is not None and registry.artifacts.with_object(entry.object_key) is None:
-        registry.journal.add_delete(entry.object_key)
-    if artifact is None:
-        for parent, entry_name in registry.tree.names(inode.ino):
-            registry.names.unlink(parent, entry_name)
-    else:
-        registry.tree.update(inode.ino, size=artifact.size, blocks=None)
-        registry.tree.bump_revision(inode.ino)
-        registry.changes.content(inode.ino)
 
 
 def _as_in_storage(

@@ -379,17 +379,18 @@ def _hash_fetched(store: ObjectStore, found: ObjectStat, progress: Callable[[int
         return hashing.join_ranges((parts[at] for at in sorted(parts)), hashing.hash_ends(ends.fileno(), size))
 
 
-def may_be_stored(store: ObjectStore, object_key: str | None) -> bool:
-    """Whether a spool file was perhaps renamed into the storage folder: something is there, or it cannot be told."""
+def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
+    """Whether a spool file was perhaps renamed into the storage folder: something is there that is not what its
+    ``artifact`` had before, or it cannot be told."""
     if object_key is None or store.kind != "local":
         return False
     try:
-        store.head(object_key)
+        etag = store.head(object_key).etag
+        return artifact is None or (object_key, etag) != (artifact.revision.object_key, artifact.revision.etag)
     except ObjectMissing:
         return False
     except StorageError:
         return True  # a link; the folder is away; …: said when it is stored
-    return True
 
 
 def _hash_opened(fd: int, size: int, name: str, progress: Callable[[int], None] | None) -> ContentHash | None:

@@ -22,10 +22,10 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, orphans, recover, scrub, temporaries
+from lamfs.ops import damage, mounts, orphans, recover, scrub, strays, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
-from lamfs.registry import is_alive
+from lamfs.registry import damaged_blocks, is_alive
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
@@ -79,12 +79,15 @@ def check(
     if (repair or purge) and _registry(instance, Report()):
         instance.hold()
         recover.finish_all(instance, strict=False)
+        if _keep_damaged(instance, report):
+            recover.finish_puts(instance)
     if not _registry(instance, report):
         return report
     _tree(instance, report, repair)
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
+    _lost(instance, report, repair)
     wrong, shared, unknown = _storage(instance, report, repair, jobs)
     _orphan_objects(instance, report, unknown, repair, purge, watcher)
     _uploads(instance, report, purge, shared)
@@ -246,12 +249,7 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
         entry.src: entry for entry in instance.registry.journal.entries() if entry.op == "put"
     }
     if spool is not None and not mounts.live(instance.settings):
-        for name in files:
-            if name not in entries:
-                if repair:
-                    with contextlib.suppress(OSError):
-                        spool.unlink(name)
-                report.add(f"spool: nothing owes the file {spool.shown(name)}", repair)
+        _strays(instance, report, repair, spool)
     for name in spool.strangers() if spool is not None else ():
         assert spool is not None
         report.notes.append(f"spool: {spool.shown(name)} is not a spool file, and is left there")
@@ -266,6 +264,53 @@ def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolF
                 f"spool: the file {src} with the last bytes of '{key}' is gone; what was stored before is still there,"
                 " if anything was"
             )
+
+
+def _keep_damaged(instance: Instance, report: Report) -> bool:
+    """Put spool files that are not what was written into ``lost+found``, as they are; whether there were any."""
+    registry = instance.registry
+    wrong = [entry for entry in registry.journal.mine("put") if damaged_blocks(entry)]
+    spool = SpoolFolder.find(*instance.settings.spool_place) if wrong else None
+    if spool is None or mounts.live(instance.settings):
+        return False
+    with spool:
+        for entry in wrong:
+            was = registry.tree.path(entry.ino or 0) or entry.uid
+            key = strays.keep_damaged(registry, spool, entry)
+            report.add(
+                f"spool: the last bytes of '{was}' are not what was written: what is left of them is '{key}'", True
+            )
+    return True
+
+
+def _lost(instance: Instance, report: Report, repair: bool) -> None:
+    """What was lost since the last repair, which forgets it, and what is to be looked through by a person."""
+    rescue = instance.registry.rescue
+    for lost in rescue.lost():
+        report.notes.append(f"spool: {lost.sentence}")
+    if repair:
+        rescue.forget_lost()
+    folder, count = rescue.found()
+    if count:
+        report.notes.append(f"tree: '{folder}' has {count} entries; look at them, and move or delete them")
+
+
+def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder) -> None:
+    """Spool files that nothing owes: mended, a leftover is gone and the bytes of all else are in ``lost+found``."""
+    registry, store = instance.registry, instance.store
+    if repair:
+        found = strays.settle(registry, store, spool, instance.settings.directory)
+        recover.finish_puts(instance)
+    else:
+        found = list(strays.look(registry, store, spool))
+    for stray in found:
+        text = f"spool: nothing owes the file {spool.shown(stray.src)}, which {stray.kind.value}"
+        if stray.kind is strays.Kind.UNTOLD:
+            report.notes.append(text)
+            continue
+        if stray.kind is strays.Kind.STRAY:
+            text += f"; it is '{stray.key}' now" if stray.key else "; 'lamfs fsck --repair' puts it into lost+found"
+        report.add(text, repair)
 
 
 # -- storage ----------------------------------------------------------------------------------------------------------

@@ -27,11 +27,12 @@ from lamfs.errors import (
 )
 from lamfs.keys import check_spool_name
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
-from lamfs.ops import adoption, drafts, overlays
+from lamfs.ops import adoption, drafts, messages, overlays
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, in_parts
+from lamfs.transfer import damage
 
 log = logging.getLogger("lamfs.recover")
 
@@ -221,6 +222,8 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     overlays.complete(instance, entry, spool)
     with spool.opened(src, os.O_RDONLY) as fd:
         content = hashing.hash_fd(fd, os.fstat(fd).st_size)
+    if blocks := damage.compare(registry, entry, content):
+        raise damage.error(registry.tree.path(entry.ino) or str(entry.uid), spool.shown(src), blocks)
     artifact = registry.artifacts.by_ino(entry.ino)
     if artifact is not None and content.same_bytes(artifact.revision.content):
         registry.commits.put_unneeded(entry.ino, entry.gen)
@@ -244,7 +247,8 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
 
 
 def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry, origin: Provenance) -> bool:
-    """The spool file is gone: it was renamed into the storage folder before a crash, or something removed it."""
+    """The spool file is gone: it was renamed into the storage folder before a crash, or something removed it. Then the
+    file is as it was stored last (Rescue.give_up), and False is returned."""
     registry, store = instance.registry, instance.store
     assert entry.ino is not None
     artifact = registry.artifacts.by_ino(entry.ino)
@@ -254,11 +258,11 @@ def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry
                 content, etag = drafts.hash_object(store, entry.object_key)
                 registry.commits.put(entry.ino, entry.gen, content, entry.object_key, etag, origin)
                 return True
-    name = registry.tree.path(entry.ino) or (artifact.uid if artifact else str(entry.ino))
-    raise StorageError(
-        f"The spool file {spool.shown(entry.src or '')} of '{name}' is missing, so its last bytes"
-        " cannot be stored; 'lamfs fsck' tells more."
-    )
+    lost = registry.rescue.give_up(entry.id)
+    if lost is not None:
+        log.error("%s (%s)", lost.sentence, spool.shown(entry.src or ""))
+        messages.warn(lost.sentence)
+    return False
 
 
 def store_bytes(

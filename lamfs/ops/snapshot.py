@@ -114,7 +114,7 @@ def pull(instance: Instance, *, restore: bool = False) -> None:
             registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             now = mark(registry)
         with instance.alone("replaced"):
-            kept = working_copy.replace(settings, fresh, word="registry" if restore else OVERTAKEN)
+            kept = working_copy.replace(settings, fresh, instance.store, word="registry" if restore else OVERTAKEN)
         if restore and kept is not None:
             messages.info(f"this machine's registry was put aside as {kept}")
         working_copy.keep_newest(settings.directory, OVERTAKEN)

@@ -9,15 +9,18 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError
-from lamfs.ops import messages
+from lamfs.keys import root_path
+from lamfs.ops import messages, strays
 from lamfs.registry import Registry
+from lamfs.registry.aside import Told
 from lamfs.registry.carry import carry_over
 from lamfs.spool import SpoolFolder
+from lamfs.storage.base import ObjectStore
 from lamfs.storage.osfiles import fsync_folder
 
 KEPT = 3
@@ -32,12 +35,17 @@ def uid(settings: InstanceSettings) -> str | None:
     return None
 
 
-def replace(settings: InstanceSettings, fresh: Path, *, word: str) -> Path | None:
+def replace(settings: InstanceSettings, fresh: Path, store: ObjectStore, *, word: str) -> Path | None:
     """Make ``fresh`` the working copy, while nobody has it open. The one that is there is put aside, as
-    ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one."""
+    ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one.
+
+    Spool files of files that ``fresh`` does not know are in its ``lost+found``. When the one that is there cannot be
+    read, they stay in the spool, and the next mount looks what they are (strays.py); when it is of another instance,
+    they are put aside with it.
+    """
     path = settings.registry_path
-    all_owed = not path.exists() or _carry_over(path, fresh)
-    with contextlib.nullcontext() if all_owed else _spool_aside(settings, fresh):
+    same = not path.exists() or _carry_over(settings, fresh, store)
+    with contextlib.nullcontext() if same else _spool_aside(settings, fresh):
         with open(fresh, "rb") as file:
             os.fsync(file.fileno())
         kept = put_aside(path, word) if path.exists() else None
@@ -57,18 +65,37 @@ def retire(settings: InstanceSettings, word: str) -> Path:
     return kept
 
 
-def _carry_over(path: Path, fresh: Path) -> bool:
-    """Owe in ``fresh`` what is owed at ``path``. False when that is not all of it, or cannot be known."""
+def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore) -> bool:
+    """Owe in ``fresh`` what is owed in the working copy. False when that is of another instance."""
     try:
-        with contextlib.closing(Registry(path)) as old, contextlib.closing(Registry(fresh)) as new:
+        with contextlib.closing(Registry(settings.registry_path)) as old, contextlib.closing(Registry(fresh)) as new:
             if old.db.get_meta("uid") != new.db.get_meta("uid"):
                 return False
-            left = carry_over(old.db, new.db)
+            with new.db.transaction():
+                left = carry_over(old.db, new.db)
+                _keep(settings, new, store, left)
             new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            return left == 0
     except LamfsError as error:
-        messages.warn(f"what this machine had still to store is not known any more: {error}")
-        return False
+        messages.warn(
+            f"what this machine had still to store is not known any more: {error} The next mount puts what is in the"
+            " spool into lost+found"
+        )
+    return True
+
+
+def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: Mapping[str, Told]) -> None:
+    """Make files in ``lost+found`` of the spool files that were left behind."""
+    spool = SpoolFolder.find(*settings.spool_place) if left else None
+    if spool is None:
+        return
+    with spool:
+        there = set(spool.names())
+        keys = [strays.keep(new, store, spool, src, told) for src, told in left.items() if src in there]
+    if keys:
+        messages.warn(
+            f"{len(keys)} files that were not stored yet are not in the registry that is used now; their bytes are in"
+            f" '{root_path(keys[0])[0]}' of the tree: look at them, and move or delete them"
+        )
 
 
 @contextlib.contextmanager

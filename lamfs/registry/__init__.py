@@ -25,7 +25,8 @@ from lamfs.registry.overlays import (
     unwritten,
 )
 from lamfs.registry.people import People, Run, Storage, Transform, User
-from lamfs.registry.rescue import Rescue
+from lamfs.registry.rescue import Lost, Rescue
+from lamfs.registry.seals import Seal, Seals, damaged_blocks
 from lamfs.registry.tree import Tree
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.scratch import Matcher, nothing
@@ -46,6 +47,7 @@ class Registry:
         self.journal = Journal(self.db)
         self.overlays = Overlays(self.db)
         self.uploads = Uploads(self.db)
+        self.seals = Seals(self.db)
         self.changes = ChangeLog(self.db, self.origin)
         self.people = People(self.db)
         self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
@@ -93,8 +95,8 @@ class Registry:
 
 
 __all__ = [
-    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "PartRecord", "Provenance", "Ranges",
-    "Registry", "Removed", "Renamed", "Run", "Storage", "Transform", "UploadRecord", "Uploads", "User", "add_range",
-    "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks", "of_another_boot", "process_id",
-    "record_from_payload", "sync_log", "unwritten",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Provenance", "Ranges",
+    "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads", "User",
+    "add_range", "base_id", "damaged_blocks", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
+    "of_another_boot", "process_id", "record_from_payload", "sync_log", "unwritten",
 ]  # fmt: skip

@@ -122,6 +122,10 @@ class Artifacts:
         # 'size>67108864' is what lets SQLite use the index of large ones.
         return self._db.one("SELECT 1 FROM artifact WHERE size=? AND size>67108864 LIMIT 1", (size,)) is not None
 
+    def has_size(self, size: int) -> bool:
+        """Whether there is an artifact of ``size`` bytes. Looks at all rows."""
+        return self._db.one("SELECT 1 FROM artifact WHERE size=? LIMIT 1", (size,)) is not None
+
     def with_object(self, object_key: str) -> ArtifactRecord | None:
         """The artifact whose bytes are in this object now."""
         return self._one("object_key=?", object_key)

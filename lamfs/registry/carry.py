@@ -6,25 +6,38 @@ is here all the same, and so is the work on it.
 
 from __future__ import annotations
 
+import json
 import stat
+from typing import Any
 
+from lamfs.model import ContentHash
+from lamfs.registry.aside import Told
 from lamfs.registry.db import Database
+from lamfs.registry.overlays import base_id
+from lamfs.registry.tree import Tree
 
 _COLUMNS = "op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"
 
 
-def carry_over(old: Database, new: Database) -> int:
-    """Owe in ``new`` the puts that are owed in ``old``, of files that both know. Both are registries of one instance.
+def carry_over(old: Database, new: Database) -> dict[str, Told]:
+    """Owe in ``new`` what is owed in ``old``: the puts of files that both know, saves, and the deletion of objects that
+    ``new`` does not need. Both are registries of one instance.
 
-    Returns how many puts were left behind: ``new`` does not know their files, or another one by that inode number.
+    Returns the spool files of puts that were left behind, and whose they are: ``new`` does not know their files, or
+    another one by that inode number, or their artifact has other bytes than those over which they were written.
     """
-    left = 0
+    left: dict[str, Told] = {}
     with new.transaction():
+        new.execute("DELETE FROM spent")
+        new.execute("DELETE FROM seal")
         rows = old.all(f"SELECT id, {_COLUMNS} FROM journal WHERE op='put' AND src IS NOT NULL ORDER BY id")
         for id_, *columns in rows:
-            ino, src = columns[2], columns[5]
-            if not _same_file(old, new, ino):
-                left += 1
+            ino, uid, src = columns[2], columns[3], columns[5]
+            payload = json.loads(columns[12])
+            has_row = new.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is not None
+            if has_row or not _same_file(old, new, ino) or not _same_base(new, ino, payload):
+                if not has_row:
+                    left[src] = Told(Tree(old).path(ino), uid, "base" in payload)
                 continue
             marks = ",".join("?" * len(columns))
             cursor = new.execute(f"INSERT INTO journal({_COLUMNS}) VALUES({marks})", columns)
@@ -36,7 +49,63 @@ def carry_over(old: Database, new: Database) -> int:
                     "UPDATE inode SET size=?, mtime_ns=?, ctime_ns=?, blocks=?, revision=revision+1 WHERE ino=?",
                     (*attributes, ino),
                 )
+        _carry_saves(old, new)
+        _carry_deletes(old, new)
+        for (src,) in old.all("SELECT src FROM spent"):
+            if src not in left and new.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is None:
+                new.execute("INSERT OR IGNORE INTO spent VALUES(?)", (src,))
+        for row in old.all("SELECT src, size, blocks FROM seal"):
+            if new.one("SELECT 1 FROM journal WHERE op='put' AND src=? AND state='ready'", row[:1]) is not None:
+                new.execute("INSERT OR IGNORE INTO seal VALUES(?,?,?)", row)
     return left
+
+
+def _same_base(new: Database, ino: int, payload: dict[str, Any]) -> bool:
+    """Whether a spool file lies over nothing, or over what its artifact has in ``new``."""
+    if "base" not in payload:
+        return True
+    row = new.one("SELECT size, hash, hash_type, blocks FROM artifact WHERE ino=?", (ino,))
+    return row is not None and payload["base"] == base_id(ContentHash(row[0], row[1], row[2], bytes(row[3])))
+
+
+def _carry_saves(old: Database, new: Database) -> None:
+    """Saves of processes that are gone: whoever comes next finishes or undoes them (recover.finish_saves)."""
+    for columns in old.all(f"SELECT {_COLUMNS} FROM journal WHERE op='save' AND object_key IS NOT NULL ORDER BY id"):
+        uid, object_key, payload = columns[3], columns[4], json.loads(columns[12])
+        if new.one("SELECT 1 FROM journal WHERE op='save' AND uid IS ? AND object_key=?", (uid, object_key)):
+            continue
+        for name, table in (("created_by_id", "user"), ("run_id", "run"), ("transform_id", "transform")):
+            if not _same_row(old, new, table, payload.get(name)):
+                payload[name] = None
+        if not _same_row(old, new, "storage", payload.get("storage_id")):
+            continue
+        marks = ",".join("?" * len(columns))
+        new.execute(f"INSERT INTO journal({_COLUMNS}) VALUES({marks})", (*columns[:12], json.dumps(payload)))
+    for (object_key,) in old.all("SELECT object_key FROM unsaid"):
+        new.execute("INSERT OR IGNORE INTO unsaid VALUES(?)", (object_key,))
+
+
+def _same_row(old: Database, new: Database, table: str, id_: object) -> bool:
+    """Whether both know the same user, run … by a number."""
+    if id_ is None:
+        return True
+    query = f'SELECT uid FROM "{table}" WHERE id=?'
+    one, two = old.one(query, (id_,)), new.one(query, (id_,))
+    return one is not None and one == two
+
+
+def _carry_deletes(old: Database, new: Database) -> None:
+    """Objects that are to go, unless something in ``new`` may need them."""
+    rows = old.all(f"SELECT {_COLUMNS} FROM journal WHERE op='delete' AND object_key IS NOT NULL ORDER BY id")
+    for columns in rows:
+        object_key = columns[4]
+        needed = new.one(
+            "SELECT 1 FROM artifact WHERE object_key=?1 UNION ALL SELECT 1 FROM journal WHERE object_key=?1 LIMIT 1",
+            (object_key,),
+        )
+        if needed is None:
+            marks = ",".join("?" * len(columns))
+            new.execute(f"INSERT INTO journal({_COLUMNS}) VALUES({marks})", columns)
 
 
 def _same_file(old: Database, new: Database, ino: int) -> bool:

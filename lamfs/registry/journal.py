@@ -18,6 +18,10 @@ Operations:
             upload of that key which no row knows. Made when the row that the upload belonged to goes (see uploads.py).
 
 ``owner`` is the process that works on the row; rows of dead processes are taken over.
+
+A spool file of a row that goes is *spent*: in the same transaction a trigger notes its name, and whoever comes next
+removes the file if a crash has left it. A spool file that is neither owed nor spent is somebody's bytes of which the
+registry knows nothing: the registry is older than it is. So a name that is spent is never owed again.
 """
 
 from __future__ import annotations
@@ -74,7 +78,8 @@ class Journal:
             self._db.execute(
                 "INSERT INTO journal(op, state, ino, uid, src, gen, created_at, owner, payload)"
                 " VALUES('put','open',?,?,?,?,?,?,?)"
-                " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner",
+                " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner,"
+                " payload=json_remove(payload, '$.damaged')",
                 (ino, uid, src, gen, now_ns(), self.owner, json.dumps(payload)),
             )
             self.set_base(ino, base)
@@ -108,6 +113,21 @@ class Journal:
     def owes_file(self, src: str) -> bool:
         """Whether spool file ``src`` is owed, of whatever inode."""
         return self._db.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is not None
+
+    def is_spent(self, src: str) -> bool:
+        """Whether spool file ``src`` was owed once, and is not any more."""
+        return self._db.one("SELECT 1 FROM spent WHERE src=?", (src,)) is not None
+
+    def spent(self) -> set[str]:
+        """Spool files that were owed once and are not any more, as far as nobody has seen that they are gone."""
+        return {row[0] for row in self._db.all("SELECT src FROM spent")}
+
+    def forget_spent(self, left: Iterable[str]) -> None:
+        """Of all spool files only these are still there."""
+        if self._db.one("SELECT 1 FROM spent LIMIT 1") is not None:
+            self._db.execute(
+                "DELETE FROM spent WHERE src NOT IN (SELECT value FROM json_each(?))", (json.dumps(list(left)),)
+            )
 
     def saves(self, uid: str | None = None) -> bool:
         """Whether the Python API or the CLI is storing new bytes for an artifact (None: for any)."""

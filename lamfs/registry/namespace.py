@@ -342,9 +342,9 @@ class Namespace:
         """Identity.is_scratch."""
         return self._identity.is_scratch(ino)
 
-    def is_scratch_key(self, key: str) -> bool:
-        """Whether a file of that key would be scratch."""
-        return self._identity.scratch(key)
+    def is_scratch_name(self, name: str) -> bool:
+        """Whether a file of that name would be scratch."""
+        return self._identity.scratch(name)
 
     def is_probe(self, ino: int) -> bool:
         """Whether an empty file has no name but that of a probe (scratch.is_probe)."""

@@ -6,12 +6,14 @@ from storage is mended by lostfound.py, which puts things into the same folder.)
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from lamfs.keys import suffix_of
-from lamfs.model import ROOT_INO, ArtifactRecord, new_uid, now_ns
+from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, new_uid, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -22,6 +24,28 @@ from lamfs.registry.tree import Tree
 
 NAME_MAX = 255
 """Bytes of a name."""
+LOST = 1000
+"""Lost files that are remembered, the last ones."""
+LOST_META = "lost"
+"""Row of the meta table that has them."""
+
+
+class Lost(NamedTuple):
+    """A file whose last bytes, ``size`` of them, are lost since ``at`` (ns since the epoch): it is as it was ``stored``
+    last, or is gone with its ``names`` (directory and name)."""
+
+    key: str
+    uid: str
+    size: int
+    stored: bool
+    at: int
+    names: Sequence[tuple[int, str]] = ()
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        became = "so it is as it was stored last" if self.stored else "and it was never stored, so it is gone"
+        return f"the spool file with the last {self.size} bytes of '{self.key}' was missing, {became}"
 
 
 class Rescue:
@@ -58,9 +82,9 @@ class Rescue:
         with self._db.transaction():
             folder = self.folder()
             base = _clean(wanted)
-            if self._is_scratch(folder, base):
+            if self._names.is_scratch_name(base):
                 base = _clean(f"kept {base.strip('.~#')}")
-                if self._is_scratch(folder, base):
+                if self._names.is_scratch_name(base):
                     base = "kept"
             name, count = base, 1
             while self._tree.lookup(folder, name) is not None:
@@ -68,9 +92,6 @@ class Rescue:
                 stem, dot, suffix = base.partition(".") if not base.startswith(".") else (base, "", "")
                 name = _cut(stem, f".{count}{dot}{suffix}")
             return name
-
-    def _is_scratch(self, folder: int, name: str) -> bool:
-        return self._names.is_scratch_key(self._tree.path_at(folder, name) or name)
 
     def keep_file(
         self,
@@ -82,6 +103,7 @@ class Rescue:
         mode: int = 0o600,
         owner: tuple[int, int] | None = None,
         artifact_uid: str | None = None,
+        description: str | None = None,
         payload: Mapping[str, object] | None = None,
     ) -> str:
         """Make a regular file in ``lost+found`` whose bytes are the spool file ``src``, and owe its put, ready; returns
@@ -89,7 +111,7 @@ class Rescue:
 
         ``name``: as for ``free_name``. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch. ``mode``: its
         permissions. ``owner``: uid and gid; None: this process's. ``artifact_uid``: the uid that its artifact gets, if
-        none has it yet. ``payload``: what else the put's row says.
+        none has it yet. ``description``: what the artifact gets as its own. ``payload``: what else the put's row says.
         """
         with self._db.transaction():
             folder = self.folder()
@@ -103,6 +125,8 @@ class Rescue:
                 artifact_uid = None
             self._journal.begin_first_put(inode.ino, src, artifact_uid=artifact_uid, payload=payload)
             self._journal.ready_put(inode.ino)
+            if description is not None:
+                self._tree.set_xattr(inode.ino, DESCRIPTION_XATTR, description.encode())
             self._changes.entry(folder, name, inode.ino)
             return self._tree.path(inode.ino) or name
 
@@ -146,6 +170,59 @@ class Rescue:
             self._artifacts.with_object(object_key) is None
             and self._db.one("SELECT 1 FROM journal WHERE object_key=? LIMIT 1", (object_key,)) is None
         )
+
+    # -- what is lost -------------------------------------------------------------------------------------------
+
+    def give_up(self, row: int) -> Lost | None:
+        """The spool file of a put is gone, or is no spool file: the put is struck off. Its file is as it was stored
+        last; one that never was goes. Either is noted (``lost``). None: there is no such file any more."""
+        with self._db.transaction():
+            entry = self._journal.get(row)
+            if entry is None or entry.op != "put" or entry.ino is None:
+                return None
+            inode = self._tree.get(entry.ino)
+            artifact = self._artifacts.by_ino(entry.ino)
+            key = self._tree.path(entry.ino)
+            self._journal.done(entry.id)
+            if entry.object_key is not None and self._artifacts.with_object(entry.object_key) is None:
+                self._journal.add_delete(entry.object_key)
+            if inode is None:
+                return None
+            names: list[tuple[int, str]] = []
+            if artifact is None:
+                names = self._tree.names(inode.ino)
+                for parent, name in names:
+                    self._names.unlink(parent, name)
+            else:
+                self._tree.update(inode.ino, size=artifact.size, blocks=None)
+                self._tree.bump_revision(inode.ino)
+                self._changes.content(inode.ino)
+            uid = entry.uid if artifact is None else artifact.uid
+            lost = Lost(key or uid or entry.src or "", uid or "", inode.size, artifact is not None, now_ns(), names)
+            self._note(lost)
+            return lost
+
+    def _note(self, lost: Lost) -> None:
+        known = [*self.lost(), lost][-LOST:]
+        rows = [[one.key, one.uid, one.size, one.stored, one.at] for one in known]
+        self._db.set_meta(LOST_META, json.dumps(rows))
+
+    def lost(self) -> list[Lost]:
+        """Files whose last bytes were lost with their spool file, oldest first, as long as nobody has forgotten it."""
+        try:
+            return [Lost(*row) for row in json.loads(self._db.get_meta(LOST_META, "[]"))]
+        except (TypeError, ValueError):
+            return []
+
+    def forget_lost(self) -> None:
+        """Somebody has been told what is lost."""
+        self._db.set_meta(LOST_META, "[]")
+
+    def found(self) -> tuple[str, int]:
+        """Name of the folder for what is found, and how many entries it has; none without one."""
+        name, ino = find_folder(self._db)
+        row = None if ino is None else self._db.one("SELECT count(*) FROM dentry WHERE parent=?", (ino,))
+        return name, int(row[0]) if row is not None else 0
 
 
 def _clean(wanted: str) -> str:

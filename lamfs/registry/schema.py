@@ -214,9 +214,29 @@ def identity(db: Database) -> None:
     db.execute("INSERT OR IGNORE INTO meta(key, value) SELECT 'uid', uid FROM storage ORDER BY id LIMIT 1")
 
 
+_SPOOL = (
+    "CREATE TABLE spent(src TEXT PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TRIGGER spent_done AFTER DELETE ON journal WHEN old.src IS NOT NULL"
+    " BEGIN INSERT OR IGNORE INTO spent VALUES(old.src); END",
+    "CREATE TRIGGER spent_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src"
+    " BEGIN INSERT OR IGNORE INTO spent VALUES(old.src); END",
+    "CREATE TABLE seal(src TEXT PRIMARY KEY, size INTEGER NOT NULL, blocks BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TRIGGER seal_done AFTER DELETE ON journal WHEN old.src IS NOT NULL"
+    " BEGIN DELETE FROM seal WHERE src = old.src; END",
+    "CREATE TRIGGER seal_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src"
+    " BEGIN DELETE FROM seal WHERE src = old.src; END",
+    "CREATE TRIGGER seal_broken AFTER UPDATE OF state ON journal WHEN new.state = 'open' AND new.src IS NOT NULL"
+    " BEGIN DELETE FROM seal WHERE src = new.src; END",
+)
+
+
 @migrations()
-def numbers(db: Database) -> None:
-    """Version 12: the number of an artifact's revision, which its object says too. What was there before is a first."""
+def spool_files(db: Database) -> None:
+    """Version 12: spool files that are owed to nobody any more (journal.py), noted by whatever strikes their row off;
+    and the hashes that those which wait have had since they were closed (seals.py). And the numbers of revisions."""
+    for statement in _SPOOL:
+        db.execute(statement)
+    # The number of an artifact's revision, which its object says too. What was there before is a first.
     db.execute("ALTER TABLE artifact ADD COLUMN number INTEGER NOT NULL DEFAULT 1")
 
 

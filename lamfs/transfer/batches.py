@@ -15,6 +15,7 @@ from lamfs.hashing import hash_fd
 from lamfs.model import ContentHash, JournalEntry, ObjectMeta, Revision
 from lamfs.registry import Committed, Provenance, Registry
 from lamfs.spool import SpoolFolder
+from lamfs.transfer import damage
 from lamfs.transfer.client import Mover
 
 SMALL = 64 << 10
@@ -113,6 +114,8 @@ class Batches:
                     return None
                 content = hash_fd(fd, size)
         except (InvalidName, StorageError, OSError, EOFError):
+            return None
+        if not damage.is_sound(registry, entry, content):
             return None
         target = registry.commits.put_target(entry)
         if target in self._busy or entry.object_key not in (None, target):

@@ -75,8 +75,8 @@ class Conflicts:
                 raise ObjectChanged(f"The object {name} is being written by somebody else; it is tried again.")
             return content
         name = spool_name(ino)
-        path = self._spool.path(name)
-        fd = self._spool.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        path = self._spool.draft_path(name)
+        fd = self._spool.open_draft(name)
         try:
             os.ftruncate(fd, found.size)
             for offset in range(0, found.size, PIECE):
@@ -87,7 +87,7 @@ class Conflicts:
             return await self._mover.hash(path) if found.size else hash_fd(fd, 0)
         finally:
             os.close(fd)
-            self._spool.unlink(name)
+            self._spool.drop_draft(name)
 
 
 async def hash_opened(mover: Mover, fd: int) -> ContentHash:

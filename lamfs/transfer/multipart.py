@@ -106,6 +106,7 @@ class _Job:
     content: ContentHash | None
     hashes: dict[int, ContentHash] = field(default_factory=dict)
     etags: dict[int, str] = field(default_factory=dict)
+    check: Callable[[ContentHash], None] = lambda content: None
 
     def got(self, part: Part, etag: str) -> None:
         """Storage has a part."""
@@ -159,12 +160,14 @@ class Multipart:
         target: str,
         known: Mapping[int, ContentHash],
         progress: Progress,
+        check: Callable[[ContentHash], None] = lambda content: None,
     ) -> tuple[str, ContentHash]:
         """As store, of a whole file of ``size`` bytes, more than MD5_MAX, that is hashed as it is sent.
 
-        ``known``: by number, the hashes of parts that are surely as they were when they were sent.
+        ``known``: by number, the hashes of parts that are surely as they were when they were sent. ``check`` is called
+        with the file's hashes before they become an object, and may raise.
         """
-        job = _Job(entry, path, target, plan([Segment(0, size)]), progress, None, dict(known))
+        job = _Job(entry, path, target, plan([Segment(0, size)]), progress, None, dict(known), check=check)
         etag, content = await self._store(job)
         assert content is not None
         return etag, content
@@ -210,6 +213,7 @@ class Multipart:
             size = sum(part.length for part in job.parts)
             ends = await self._mover.hash_ends(job.path, size)
             content = join_ranges((job.hashes[part.number] for part in job.parts), ends)
+            job.check(content)
         made = await self._mover.complete_upload(target, upload_id, [job.etags[part.number] for part in job.parts])
         self._uploads.completed(entry.id)
         return made, content

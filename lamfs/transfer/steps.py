@@ -24,7 +24,7 @@ from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_o
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.local import etag_of
-from lamfs.transfer import batches, multipart, patches
+from lamfs.transfer import batches, damage, multipart, patches
 from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts, hash_opened
@@ -62,6 +62,15 @@ class FileHooks(Protocol):
 
     def conflicted(self, ino: int, conflict: Conflict) -> None:
         """Somebody else has changed the object of an inode; what was written to it is another file now."""
+
+    def damaged(self, ino: int, src: str, blocks: Collection[int]) -> None:
+        """These blocks of the spool file ``src`` are not what was written."""
+
+    async def revive(self, ino: int, src: str) -> bool:
+        """The spool file ``src`` has lost its name: give its bytes a file of that name again, if it is open here."""
+
+    def lost(self, ino: int, names: Iterable[tuple[int, str]]) -> None:
+        """What was written to an inode last is lost: it is as it was stored last, or has lost these names."""
 
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy these blocks of the stored revision ``base`` into the overlay ``src``, which is frozen."""
@@ -116,7 +125,9 @@ class Steps:
         assert entry.src is not None
         registry, ino, src = self._registry, entry.ino, entry.src
         if not self._spool.exists(entry.src):
-            return await self._find_stored(entry), True
+            ended = await self._find_stored(entry)
+            if ended is not None:
+                return ended, True
         path = self._spool.path(entry.src)
         base = self._base(entry)
         if base is not None:
@@ -138,6 +149,8 @@ class Steps:
             if scope.cancelled_caught:
                 raise StorageError("The file was deleted while it was hashed.")
             artifact = registry.artifacts.by_ino(ino)
+        if content is not None:
+            self._compare(entry, content)
         if content is not None and artifact is not None and content.same_bytes(artifact.revision.content):
             unneeded = await self._unneeded(entry, artifact.revision)
             if unneeded is not None:
@@ -172,8 +185,9 @@ class Steps:
             if content is None:
                 consumed = False
                 etag, content = await self._multipart.store_unhashed(
-                    entry, upload.size, path, target, upload.known, upload.moved
-                )
+                    entry, upload.size, path, target, upload.known, upload.moved,
+                    lambda found: self._compare(entry, found),
+                )  # fmt: skip
             else:
                 etag, consumed = await self._send(content, path, target, upload, base)
             taken = entry.src if consumed else None
@@ -185,6 +199,18 @@ class Steps:
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    def _compare(self, entry: JournalEntry, content: ContentHash) -> None:
+        """See that a spool file has the bytes with which it was closed. Raises StorageError."""
+        blocks = damage.compare(self._registry, entry, content)
+        if blocks is None:
+            return
+        assert self.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        self.hooks.damaged(entry.ino, entry.src, blocks)
+        if blocks:
+            raise damage.error(what(self._registry, entry), self._spool.shown(entry.src), blocks)
 
     async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
         """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""
@@ -346,8 +372,9 @@ class Steps:
             found.append(Segment(offset, length, None if sent else (base.object_key, base.etag)))
         return found
 
-    async def _find_stored(self, entry: JournalEntry) -> Committed:
-        """The spool file is gone: it was renamed into storage before a crash, or something removed it."""
+    async def _find_stored(self, entry: JournalEntry) -> Committed | None:
+        """The spool file is gone: it was renamed into storage before a crash, or something removed it. Who has it open
+        still has its bytes, and it is made again (None); else the file is as it was stored last."""
         assert entry.ino is not None
         key, local = entry.object_key, None
         with suppress(ObjectMissing):
@@ -355,13 +382,31 @@ class Steps:
         if key is None or local is None:
             if self._registry.artifacts.by_ino(entry.ino) is None and self._registry.tree.get(entry.ino) is None:
                 return self._registry.commits.put_unneeded(entry.ino, entry.gen)
-            raise StorageError(
-                f"The spool file {entry.src} of '{what(self._registry, entry)}' is missing, so its last bytes cannot be"
-                " stored; 'lamfs fsck' tells more."
-            )
+            return await self._miss(entry)
         etag = etag_of(os.fstat(local))
+        artifact = self._registry.artifacts.by_ino(entry.ino)
+        if artifact is not None and (artifact.revision.object_key, artifact.revision.etag) == (key, etag):
+            os.close(local)
+            return await self._miss(entry)  # that is what the artifact had before
         content = await hash_opened(self._mover, local)
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
+
+    async def _miss(self, entry: JournalEntry) -> Committed | None:
+        """The spool file is nowhere: see _find_stored."""
+        assert self.hooks is not None
+        assert entry.ino is not None
+        assert entry.src is not None
+        if await self.hooks.revive(entry.ino, entry.src):
+            log.warning(
+                "The spool file %s of '%s' was missing, and was made again of what is open.", entry.src,
+                what(self._registry, entry),
+            )  # fmt: skip
+            return None
+        lost = self._registry.rescue.give_up(entry.id)
+        if lost is not None:
+            log.error("%s (%s)", lost.sentence, entry.src)
+            self.hooks.lost(entry.ino, lost.names)
+        return Committed(None, current=True)
 
     async def move(self, entry: JournalEntry) -> None:
         """Bring the object of an artifact to where its key and suffix say, one copy at a time."""

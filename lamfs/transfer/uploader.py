@@ -25,6 +25,7 @@ from lamfs.transfer.client import Mover
 from lamfs.transfer.durable import Folding, Settling
 from lamfs.transfer.pacing import Pace
 from lamfs.transfer.puts import Puts
+from lamfs.transfer.sealing import Sealing
 from lamfs.transfer.steps import FileHooks, Steps, what
 
 log = logging.getLogger("lamfs.uploader")
@@ -82,6 +83,7 @@ class Uploader:
         self._steps = Steps(registry, store, mover, spool, origin)
         self.puts = Puts(registry, self._steps, spool)
         self.settling = Settling(registry, spool)
+        self.sealing = Sealing(registry, mover, spool, self.is_uploading)
         self._wanted = self.puts.wanted
         self._limit = workers
         self._queue: deque[JournalEntry] = deque()
@@ -112,6 +114,7 @@ class Uploader:
         """Something became ready: the put of ``ino`` (its last writer may be gone), or any row."""
         if ino is not None:
             self._pace.closed(ino)
+            self.sealing.closed(ino)
             self._held.pop(ino, None)
             if self._wakes_at <= trio.current_time() + SETTLE:
                 return  # it looks soon enough by itself
@@ -238,6 +241,7 @@ class Uploader:
                 self._steps.streams.start(nursery)
             nursery.start_soon(Folding(self._registry.db).run)
             nursery.start_soon(self.settling.run)
+            nursery.start_soon(self.sealing.run)
             while True:
                 self._work = trio.Event()
                 try:
@@ -434,6 +438,8 @@ class Uploader:
             self.failed_tries += 1
             self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
             self._registry.journal.failed(entry.id, str(error), now_ns() + int(pause * 1e9))
+            if entry.op == "put" and entry.ino is not None:
+                self.sealing.closed(entry.ino)  # it waits now
         except LamfsError as problem:
             log.error("could not note a failure: %s", problem)
             return False

@@ -442,7 +442,7 @@ class Box:
         registry = self._registry()
         index = CacheIndex(self.cache_dir)
         mover: Any = DirectMover(self)
-        settings = SimpleNamespace(mounts_dir=self.base / "mounts")
+        settings = SimpleNamespace(mounts_dir=self.base / "mounts", directory=self.base)
         spool = SpoolFolder.make(*self.spool_place)
         fs: FileSystem | None = None
         try:

@@ -14,7 +14,7 @@ from lamfs.errors import FsError, LamfsError, TransferDied
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.fs.nodes import NodeTable
-from lamfs.keys import spool_name
+from lamfs.keys import DRAFT, spool_name
 from lamfs.model import BLOCK_SIZE, ROOT_INO, Inode
 from lamfs.registry import Registry
 from tests.unit.fs.conftest import MakeBox
@@ -108,7 +108,7 @@ def test_a_write_outlives_the_moving_process(make_box: MakeBox) -> None:
             handle = await fs.open(fino, os.O_RDWR)
             await fs.files.write(handle, 0, b"y")
             assert len(tries) == 3
-            assert os.listdir(box.spool) == [os.path.basename(path) for path in tries[2:]]
+            assert os.listdir(box.spool) == [os.path.basename(path).removesuffix(DRAFT) for path in tries[2:]]
             await fs.flush(handle)
             fs.release(handle)
 

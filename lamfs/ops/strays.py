@@ -1,0 +1,211 @@
+"""Spool files that the journal does not owe: leftovers go, and what may be somebody's only copy goes to ``lost+found``.
+
+Synchronous. While no mount of the instance lives. What a crash of lamfs itself leaves behind is told by what is known
+of it (``Kind``); all else has bytes of which the registry knows nothing, because it is older than they are: it was
+restored, or its log was damaged.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamfs import hashing
+from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing
+from lamfs.keys import root_path, spool_inode, spool_name, suffix_of
+from lamfs.model import ContentHash, JournalEntry
+from lamfs.registry import Registry, aside, damaged_blocks
+from lamfs.spool import SpoolFolder
+from lamfs.storage.base import ObjectStore
+
+log = logging.getLogger("lamfs.recover")
+
+
+class Kind(enum.Enum):
+    """What a spool file that nothing owes is."""
+
+    SPENT = "was stored or deleted, and a crash has left it"
+    EMPTY = "has no bytes"
+    DOUBLE = "has the bytes of a stored revision, or of another spool file"
+    UNTOLD = "may have the bytes of a stored revision, which storage cannot be asked for now"
+    STRAY = "has bytes that the registry knows nothing of"
+
+
+@dataclass(slots=True)
+class Stray:
+    """One spool file that nothing owes. ``key``: where a stray is now, in ``lost+found``."""
+
+    src: str
+    kind: Kind
+    size: int
+    key: str | None = None
+
+
+def look(registry: Registry, store: ObjectStore, spool: SpoolFolder) -> Iterator[Stray]:
+    """Spool files that nothing owes, by name, and what each is. Nothing is changed."""
+    names = spool.names()  # before the journal: what is made meanwhile by another process stays
+    owed = {entry.src for entry in registry.journal.entries() if entry.src}
+    spent = registry.journal.spent()
+    for name in names:
+        if name in owed:
+            continue
+        try:
+            with spool.opened(name, os.O_RDONLY) as fd:
+                size = os.fstat(fd).st_size
+                yield Stray(name, Kind.SPENT if name in spent else _kind(registry, store, spool, name, fd, size), size)
+        except (LamfsError, OSError) as error:
+            log.error("the spool file %s, which nothing owes, cannot be read, and stays there: %s", name, error)
+
+
+def settle(registry: Registry, store: ObjectStore, spool: SpoolFolder, directory: Path) -> list[Stray]:
+    """Remove what is left over, and make files in ``lost+found`` of all else; what was found, by name.
+
+    ``directory``: where registries are that were put aside, which may know whose the bytes are.
+    """
+    found = list(look(registry, store, spool))
+    told: dict[str, aside.Told] | None = None
+    for stray in found:
+        if stray.kind is Kind.STRAY:
+            if told is None:
+                told = _told(directory)
+            stray.key = keep(registry, store, spool, stray.src, told.get(stray.src))
+            log.warning("the spool file %s was owed to nobody: its %d bytes are '%s'", stray.src, stray.size, stray.key)
+        elif stray.kind is Kind.UNTOLD:
+            log.info("the spool file %s %s; it stays until it can", stray.src, stray.kind.value)
+        else:
+            spool.unlink(stray.src)
+    for name in spool.drafts():
+        spool.drop_draft(name)
+    registry.journal.forget_spent(spool.names())
+    count = sum(stray.kind is Kind.STRAY for stray in found)
+    if count:
+        folder = registry.tree.path(registry.rescue.folder())
+        log.warning(
+            "%d files that the journal did not know are in '%s': look at them, and move or delete them", count, folder
+        )
+    return found
+
+
+def keep(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str, told: aside.Told | None = None) -> str:
+    """Make a file in ``lost+found`` of a spool file that nothing owes; its key there."""
+    status = spool.stat(src)
+    inode = registry.tree.get(spool_inode(src))
+    key = told.key if told is not None else None
+    perhaps = key is None
+    if key is None and inode is not None and stat.S_ISREG(inode.mode):
+        key = registry.tree.path(inode.ino)
+    partial = told.partial if told is not None else _may_be_partial(registry, store, spool, src)
+    stem, suffix = "", ""
+    if key:
+        name = root_path(key)[1]
+        suffix = suffix_of(name)
+        stem = f"{name.removesuffix(suffix)} "
+    end = f"(spool {src}){suffix}{'.partial' if partial else ''}"
+    stem = stem.encode()[: 240 - len(end.encode())].decode(errors="ignore")
+    about = f"{'perhaps of ' if perhaps else 'of '}'{key}'" if key else "of a file that is not known"
+    return registry.rescue.keep_file(
+        f"{stem}{end}",
+        src=src,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        artifact_uid=told.uid if told is not None else None,
+        description=f"Found in the spool, owed to nobody: bytes {about}"
+        + (", without those that were not written" if partial else ""),
+    )
+
+
+def keep_damaged(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> str:
+    """Make a file in ``lost+found`` of a put's spool file that is not what was written, as it is; its key there. The
+    put's own file is as it was stored last, or gone. Raises OSError."""
+    assert entry.ino is not None
+    assert entry.src is not None
+    name = spool_name(entry.ino)
+    spool.rename(entry.src, name)  # what is known of the old name is that nobody owes it
+    status = spool.stat(name)
+    key = registry.tree.path(entry.ino) or str(entry.uid)
+    called = root_path(key)[1]
+    suffix = suffix_of(called)
+    blocks = ", ".join(map(str, sorted(damaged_blocks(entry))[:20]))
+    with registry.db.transaction():
+        found = registry.rescue.keep_file(
+            f"{called.removesuffix(suffix)} (damaged){suffix}{'.partial' if 'base' in entry.payload else ''}",
+            src=name,
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            description=f"What was written last to '{key}', changed by the disk it waited on: blocks {blocks} of 4 MiB",
+        )
+        registry.rescue.give_up(entry.id)
+    return found
+
+
+def _told(directory: Path) -> dict[str, aside.Told]:
+    """What registries that were put aside say of spool files; of several the newest counts."""
+    known: dict[str, aside.Told] = {}
+    for path in sorted(directory.glob("*.*.lndb"), key=lambda path: path.stat().st_mtime, reverse=True):
+        for src, one in aside.puts(path).items():
+            known.setdefault(src, one)
+    return known
+
+
+def _kind(registry: Registry, store: ObjectStore, spool: SpoolFolder, name: str, fd: int, size: int) -> Kind:
+    if not size or not _has_data(fd):
+        return Kind.EMPTY
+    if registry.artifacts.has_size(size):
+        content = hashing.hash_fd(fd, size)
+        stored = _is_stored(registry, store, content)
+        if stored is not False:
+            return Kind.DOUBLE if stored else Kind.UNTOLD
+    owed = registry.journal.put_of(spool_inode(name))
+    if owed is not None and owed.src is not None and owed.src != name and _same(spool, owed.src, fd, size):
+        return Kind.DOUBLE
+    return Kind.STRAY
+
+
+def _has_data(fd: int) -> bool:
+    """Whether anything was ever written into a file; true where that cannot be told."""
+    try:
+        os.lseek(fd, 0, os.SEEK_DATA)
+    except OSError as error:
+        return error.errno != errno.ENXIO
+    return True
+
+
+def _is_stored(registry: Registry, store: ObjectStore, content: ContentHash) -> bool | None:
+    """Whether storage has these bytes, as an artifact's revision; None when it cannot be asked."""
+    told: bool | None = False
+    for record in registry.artifacts.same_content(content):
+        try:
+            if store.head(record.revision.object_key).etag == record.revision.etag:
+                return True
+        except (ObjectMissing, ObjectChanged):
+            continue
+        except LamfsError:
+            told = None
+    return told
+
+
+def _same(spool: SpoolFolder, other: str, fd: int, size: int) -> bool:
+    try:
+        with spool.opened(other, os.O_RDONLY) as beside:
+            return os.fstat(beside).st_size == size and hashing.hash_fd(fd, size).same_bytes(
+                hashing.hash_fd(beside, size)
+            )
+    except (LamfsError, OSError, EOFError):
+        return False
+
+
+def _may_be_partial(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str) -> bool:
+    """Whether a spool file may lack bytes that a stored revision has: it has holes, and its file is a large one."""
+    if registry.overlays.present(src) or registry.overlays.ranges(src):
+        return True
+    artifact = registry.artifacts.by_ino(spool_inode(src))
+    if store.kind == "local" or artifact is None or artifact.size <= hashing.MD5_MAX:
+        return False
+    with spool.opened(src, os.O_RDONLY) as fd:
+        return os.lseek(fd, 0, os.SEEK_HOLE) < os.fstat(fd).st_size

@@ -1,0 +1,73 @@
+"""What a registry that was put aside says of spool files. Synchronous; any thread; opens the file to read only.
+
+Such a registry may be damaged: what can be read of it is taken, and nothing in it is believed further than a name goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import NamedTuple
+
+from lamfs.keys import is_spool_name
+from lamfs.model import ARTIFACT_UID_LEN, BASE62, ROOT_INO
+
+DEPTH = 256
+"""Most parts of a key that are followed."""
+ROWS = 1_000_000
+"""Most rows that are read."""
+
+
+class Told(NamedTuple):
+    """What a registry says of a spool file: the key of its file, the uid of its artifact, and whether it lies over a
+    stored revision, which has what is missing in it."""
+
+    key: str | None
+    uid: str | None
+    partial: bool
+
+
+def puts(path: Path) -> dict[str, Told]:
+    """Of the registry at ``path``, what it says of each spool file that it owes; as much as can be read."""
+    found: dict[str, Told] = {}
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_open(path)) as conn:
+        rows = conn.execute(
+            "SELECT src, ino, uid, payload FROM journal WHERE op='put' AND src IS NOT NULL LIMIT ?", (ROWS,)
+        )
+        while True:
+            try:
+                row = rows.fetchone()
+            except sqlite3.Error:
+                break
+            if row is None:
+                break
+            src, ino, uid, payload = row
+            if is_spool_name(src):
+                found[src] = Told(_key(conn, ino), _uid(uid), isinstance(payload, str) and '"base"' in payload)
+    return found
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    # Its log is read too, which takes a file for shared memory beside it: so not "immutable".
+    conn = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)
+    conn.execute("PRAGMA query_only=ON")
+    conn.execute("PRAGMA trusted_schema=OFF")
+    return conn
+
+
+def _uid(uid: object) -> str | None:
+    return uid if isinstance(uid, str) and len(uid) == ARTIFACT_UID_LEN and set(uid) <= set(BASE62) else None
+
+
+def _key(conn: sqlite3.Connection, ino: object) -> str | None:
+    parts: list[str] = []
+    with contextlib.suppress(sqlite3.Error):
+        while ino != ROOT_INO:
+            row = conn.execute("SELECT parent, name FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,)).fetchone()
+            if row is None or not isinstance(row[1], str) or len(parts) > DEPTH:
+                return None
+            ino = row[0]
+            parts.append(row[1])
+        return "/".join(reversed(parts))
+    return None

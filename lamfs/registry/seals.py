@@ -1,0 +1,80 @@
+"""Seals: the hashes that the blocks of a closed spool file had, so that what a disk changes later is seen before it is
+stored. Synchronous; the Database's thread.
+
+A seal is of one generation of a put; triggers break it when the file is opened for writing again, or its row goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lamfs.model import ContentHash, JournalEntry
+from lamfs.registry.db import Database
+
+UNKNOWN = bytes(32)
+"""In place of the hash of a block that the spool file does not have, or not all of (overlays.py)."""
+
+
+class Seal(NamedTuple):
+    """Bytes of a spool file, and the BLAKE3 of its 4 MiB blocks, 32 bytes each, one after the other."""
+
+    size: int
+    blocks: bytes
+
+    def broken(self, content: ContentHash) -> list[int]:
+        """Numbers of the blocks that are not what they were; all that only one of the two has."""
+        count = max(len(self.blocks), len(content.blocks)) // 32
+        wrong = [
+            number
+            for number in range(count)
+            if (was := self.blocks[32 * number : 32 * number + 32]) != UNKNOWN and was != content.block(number)
+        ]
+        return wrong or ([max(count - 1, 0)] if self.size != content.size else [])
+
+
+class Seals:
+    """The seals of one Database."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def of(self, src: str) -> Seal | None:
+        """The seal of spool file ``src``."""
+        row = self._db.one("SELECT size, blocks FROM seal WHERE src=?", (src,))
+        return None if row is None else Seal(row[0], bytes(row[1]))
+
+    def add(self, entry: JournalEntry, seal: Seal) -> None:
+        """The spool file of a put had these hashes; not noted when it was opened for writing since, or has a seal."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO seal(src, size, blocks) SELECT src, ?, ? FROM journal"
+            " WHERE id=? AND op='put' AND src=? AND gen=? AND state='ready'",
+            (seal.size, seal.blocks, entry.id, entry.src, entry.gen),
+        )
+
+    def set_damaged(self, entry_id: int, blocks: Iterable[int]) -> None:
+        """These blocks of a put's spool file are not what was written (none: all are)."""
+        found = sorted(blocks)
+        self._db.execute(
+            "UPDATE journal SET payload=CASE WHEN ?1='[]' THEN json_remove(payload, '$.damaged')"
+            " ELSE json_set(payload, '$.damaged', json(?1)) END WHERE id=?2",
+            (json.dumps(found), entry_id),
+        )
+
+    def unsealed(self, owner: str) -> list[tuple[int, str]]:
+        """Inode and spool file of the closed files of a process that have no seal."""
+        return [
+            (row[0], row[1])
+            for row in self._db.all(
+                "SELECT ino, src FROM journal j WHERE op='put' AND owner=? AND state='ready' AND src IS NOT NULL"
+                " AND NOT EXISTS (SELECT 1 FROM seal s WHERE s.src=j.src)",
+                (owner,),
+            )
+        ]
+
+
+def damaged_blocks(entry: JournalEntry) -> set[int]:
+    """Blocks of a put's spool file that are known not to be what was written."""
+    found = entry.payload.get("damaged")
+    return {block for block in found if isinstance(block, int)} if isinstance(found, list) else set()

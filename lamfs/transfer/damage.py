@@ -1,0 +1,45 @@
+"""What is done when a spool file is not what it was when it was closed. Synchronous; the thread of the Registry."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lamfs.errors import StorageError
+from lamfs.model import ContentHash, JournalEntry
+from lamfs.registry import Registry, Seal, damaged_blocks
+
+
+def compare(registry: Registry, entry: JournalEntry, content: ContentHash) -> list[int] | None:
+    """Blocks of a put's spool file, whose hashes are ``content`` now, that are not what was written; noted in its row.
+
+    None: what is known of it has not changed, and it is sound. Without a seal these hashes become it.
+    """
+    assert entry.src is not None
+    seal, known = registry.seals.of(entry.src), damaged_blocks(entry)
+    if seal is None:
+        if not known and "base" not in entry.payload:
+            registry.seals.add(entry, Seal(content.size, content.blocks))
+        return sorted(known) or None
+    blocks = seal.broken(content)
+    if set(blocks) != known:
+        registry.seals.set_damaged(entry.id, blocks)
+    return blocks if blocks or known else None
+
+
+def is_sound(registry: Registry, entry: JournalEntry, content: ContentHash) -> bool:
+    """Whether a spool file is what it was when it was closed, as far as that is known; nothing is noted."""
+    assert entry.src is not None
+    seal = registry.seals.of(entry.src)
+    return not damaged_blocks(entry) if seal is None else not seal.broken(content)
+
+
+def error(name: str, path: str, blocks: Collection[int]) -> StorageError:
+    """What is said of it."""
+    which = (
+        f"block {min(blocks)}" if len(blocks) == 1 else f"{len(blocks)} blocks, the first is {min(blocks)}, of 4 MiB"
+    )
+    return StorageError(
+        f"The spool file {path} of '{name}' is not what was written ({which}): its disk has changed it, so it is not"
+        " stored. Write the file again or delete it; or unmount with --force, and 'lamfs fsck --repair' keeps what is"
+        " left of it in lost+found."
+    )
