@@ -1,6 +1,28 @@
-"""``python -m lamfs`` is the command ``lamfs``."""
+"""``lamfs``, and ``python -m lamfs``: the program's beginning. Ctrl-C ends it with 130 from the first moment on.
 
-from lamfs.cli import main
+Imports take longer than anybody waits who has mistyped. Until the command runs, which says something itself when it is
+interrupted (cli/seam.py), SIGINT ends the process at once.
+"""
+
+import os
+import signal
+from typing import Any
+
+
+def _interrupted(number: int, frame: Any) -> None:
+    os._exit(130)
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as below nohup(1)
+    signal.signal(signal.SIGINT, _interrupted)
+
+
+def main() -> None:
+    """Run the command line."""
+    from lamfs.cli import main as program
+
+    program(prog_name="lamfs")
+
 
 if __name__ == "__main__":
-    main(prog_name="lamfs")
+    main()

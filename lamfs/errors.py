@@ -72,10 +72,21 @@ class RegistryError(LamfsError):
     errno = errno.EIO
 
 
+class DamagedRegistry(RegistryError):
+    """A registry file, here or in storage, is not what was written: empty, cut, of another instance, older. Nothing is
+    made of it, and nothing replaces a good one by it."""
+
+
 class Locked(LamfsError):
     """Another machine holds the lease on the instance."""
 
     errno = errno.EBUSY
+
+
+class TooLarge(LamfsError):
+    """A file has more bytes than storage ever takes."""
+
+    errno = errno.EFBIG
 
 
 class StorageError(LamfsError):

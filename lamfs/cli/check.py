@@ -54,7 +54,7 @@ def fsck(repair: bool, purge: bool, data: bool, restart: bool, jobs: int, as_jso
         raise InvalidArgument("--restart belongs to --data; add it.")
     from lamfs.ops import fsck as checking
 
-    with open_instance(instance) as opened:
+    with open_instance(instance, whole=False) as opened:
         slug = opened.settings.slug
         with Progress(f"reading {slug}") if data or repair else contextlib.nullcontext() as progress:
             try:

@@ -29,17 +29,20 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
 
 
-def open_instance(slug: str | None = None, names: Iterable[str] = ()) -> Instance:
+def open_instance(slug: str | None = None, names: Iterable[str] = (), *, whole: bool = True) -> Instance:
     """Open the instance that a command works on: the one asked for, else that of the mount in which one of ``names``
     lies, else the current one.
 
-    Raises InvalidArgument when ``names`` lie in mounts of different instances, NotSetUp when there is no instance.
+    ``whole``: its registry is opened too. Raises InvalidArgument when ``names`` lie in mounts of different instances,
+    NotSetUp when there is no instance, and with ``whole`` DamagedRegistry.
     """
+    from lamfs import config
     from lamfs.ops import messages
     from lamfs.ops.instance import Instance
 
     messages.show_messages()
-    return Instance.open(slug or slug_of_paths(names))
+    slug = slug or slug_of_paths(names)
+    return Instance.open(slug) if whole else Instance(config.load_instance(slug))
 
 
 def slug_of_paths(names: Iterable[str]) -> str | None:

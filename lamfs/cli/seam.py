@@ -109,6 +109,9 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn what it raises into a sentence on stderr and an exit code."""
+        with contextlib.suppress(ValueError):  # not the main thread: a test's
+            if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+                signal.signal(signal.SIGINT, signal.default_int_handler)
         # Names of files are bytes: one that is not UTF-8 leaves as the bytes it came as.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, ValueError):

@@ -122,6 +122,7 @@ def look(instance: Instance, *, write: bool) -> tuple[str, ...]:
     """
     from lamfs.ops.probe import check_storage
 
+    instance.refuse_damaged()
     found = check_storage(instance, write=write).warnings
     if write:
         instance.hold()

@@ -21,7 +21,7 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
     writer died. Of spool files that nothing owes, leftovers go and all else becomes files in ``lost+found``, unless
     another mount of the instance may have them open.
     """
-    taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort"))
+    taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort", "drop"))
     for entry in taken:
         try:
             _close(instance.registry, spool, entry)

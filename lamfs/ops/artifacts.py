@@ -26,6 +26,7 @@ from lamfs.pool import Pool
 from lamfs.registry import Provenance, sync_log
 from lamfs.registry.rules import RETAINED, TEXT_MAX
 from lamfs.spool import SpoolFolder
+from lamfs.storage.base import check_size
 from lamfs.storage.root import is_utf8
 
 log = logging.getLogger("lamfs.artifacts")
@@ -126,6 +127,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
     registry, store = instance.registry, instance.store
     for _ in range(3):
         _rehash_if_changed(draft)
+        check_size(store, draft.record.size, str(draft.path))
         record = with_fields(draft.record)
         _refuse_taken(instance, record)
         mode = 0o644 if draft.temporary else draft.path.stat().st_mode & 0o777

@@ -12,15 +12,15 @@ import stat
 from dataclasses import dataclass, field
 
 from lamfs.errors import (
+    DamagedRegistry,
     InvalidName,
     LamfsError,
     ObjectChanged,
     ObjectMissing,
-    RegistryError,
     StorageError,
     StorageUnavailable,
 )
-from lamfs.keys import is_registry_key, is_spool_name, suffix_of
+from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
 from lamfs.ops import damage, mounts, orphans, recover, scrub, strays, temporaries
 from lamfs.ops.instance import Instance
@@ -30,7 +30,6 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
 
-_INTERNAL = (".lamindb/_exclusion/", ".lamindb/_registry/", ".lamindb/_spool/", ".lamindb/_tmp/")
 NO_NAME = "cannot be there: no object has such a name"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
 """A multipart upload that is younger may belong to somebody who is at work."""
@@ -76,13 +75,30 @@ def check(
     scrub.run raises.
     """
     report = Report()
+    try:
+        _check(instance, report, repair, purge, data, restart, jobs, watcher)
+    except DamagedRegistry as error:
+        report.add(f"registry: {error}")
+    return report
+
+
+def _check(
+    instance: Instance,
+    report: Report,
+    repair: bool,
+    purge: bool,
+    data: bool,
+    restart: bool,
+    jobs: int,
+    watcher: scrub.Watcher | None,
+) -> None:
     if (repair or purge) and _registry(instance, Report()):
         instance.hold()
         recover.finish_all(instance, strict=False)
         if _keep_damaged(instance, report):
             recover.finish_puts(instance)
     if not _registry(instance, report):
-        return report
+        return
     _tree(instance, report, repair)
     _keys(instance, report)
     _journal(instance, report)
@@ -96,7 +112,6 @@ def check(
         _data(instance, report, wrong, restart, jobs, watcher)
     for found in damage.known(instance):
         report.add(f"storage: {found.sentence}")
-    return report
 
 
 # -- registry ---------------------------------------------------------------------------------------------------------
@@ -109,8 +124,9 @@ def _registry(instance: Instance, report: Report) -> bool:
         wrong = [str(row[0]) for row in db.all("PRAGMA integrity_check(20)") if row[0] != "ok"]
         for row in db.all("PRAGMA foreign_key_check"):
             report.add(f"registry: a row of table {row[0]} (rowid {row[1]}) refers to a row of {row[2]} that is gone")
-    except RegistryError as error:
-        wrong = [str(error)]
+    except DamagedRegistry as error:
+        report.add(f"registry: {error}")
+        return False
     for text in wrong:
         report.add(
             f"registry: SQLite says: {text} ('lamfs connect {instance.settings.slug} --restore' takes the copy in"
@@ -327,7 +343,7 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
             report.notes.append(f"storage: {store.url(item.key)} has a name that lamfs gives no object")
         elif is_registry_key(item.key):
             others += item.key != instance.settings.snapshot_key
-        elif not item.key.startswith(_INTERNAL):
+        elif not is_internal(item.key):
             found[item.key] = item
     report.objects = len(found)
     before = {entry.uid for entry in damage.known(instance) if not entry.blocks}

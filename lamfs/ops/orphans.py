@@ -8,22 +8,19 @@ itself, which is a hint and no more; keeping one makes an artifact of it where i
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lamfs.errors import ObjectMissing, StorageError
-from lamfs.keys import name_with, root_path
-from lamfs.model import ArtifactRecord, ObjectMeta, Revision, iso, new_uid, now_ns
+from lamfs.keys import OWN_OBJECT, name_with, root_path
+from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, ArtifactRecord, ObjectMeta, Revision, iso, new_uid, now_ns
 from lamfs.ops import drafts, recover
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry.rules import RETAINED
 from lamfs.storage.base import ObjectStat
 
-OWN = re.compile(r"\.lamindb/([0-9A-Za-z]{20})(\..*)?", re.DOTALL)
-"""Object keys that lamfs gives artifacts without a real key."""
 PURGE_DAYS = 30
 """What is younger is not deleted, whoever wants it."""
 _DAY_NS = 24 * 3600 * 1_000_000_000
@@ -85,7 +82,7 @@ def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs:
         if item.key in known:
             continue
         name = f"storage: {store.url(item.key)}"
-        own = OWN.fullmatch(item.key) is not None
+        own = OWN_OBJECT.fullmatch(item.key) is not None
         if registry.db.get_meta(f"{RETAINED}{item.key}"):
             found.notes.append(f"{name} is no artifact's, and somebody wanted it to stay")
         elif shared or (not own and strangers == MOST_ASKED):
@@ -102,7 +99,7 @@ def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs:
         orphan = answers[item.key]
         if orphan is None or item.key in known:
             continue
-        if OWN.fullmatch(item.key) or orphan.meta is not None:
+        if OWN_OBJECT.fullmatch(item.key) or orphan.meta is not None:
             found.orphans.append(orphan)
         else:
             found.notes.append(f"storage: {store.url(item.key)} is no artifact's")
@@ -154,9 +151,9 @@ def keep(instance: Instance, orphan: Orphan, progress: Callable[[int], None] | N
 def _uid(instance: Instance, orphan: Orphan) -> str:
     """The uid that it says, or else that its key says, if no artifact has that; else a new one."""
     said = orphan.meta.uid if orphan.meta is not None else None
-    match = OWN.fullmatch(orphan.item.key)
+    match = OWN_OBJECT.fullmatch(orphan.item.key)
     if said is None and match is not None:
-        said = match[1]
+        said = orphan.item.key.removeprefix(AUTO_KEY_PREFIX)[:ARTIFACT_UID_LEN]
     return said if said is not None and instance.registry.artifacts.by_uid(said) is None else new_uid()
 
 

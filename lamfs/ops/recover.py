@@ -24,6 +24,7 @@ from lamfs.errors import (
     ObjectMissing,
     StorageError,
     StorageUnavailable,
+    TooLarge,
 )
 from lamfs.keys import check_spool_name
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
@@ -31,7 +32,7 @@ from lamfs.ops import adoption, drafts, messages, overlays
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore, in_parts
+from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
 from lamfs.transfer import damage
 
 log = logging.getLogger("lamfs.recover")
@@ -182,6 +183,10 @@ def _finish_puts(instance: Instance, spool: SpoolFolder, strict: bool) -> int:
         try:
             count += finish_put(instance, spool, entry)
             continue
+        except TooLarge as problem:
+            journal.refuse(entry.id, str(problem))
+            first = first or problem
+            continue
         except LamfsError as problem:
             error = problem
         except OSError as problem:
@@ -219,6 +224,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     if not spool.exists(src):
         return _put_was_renamed(instance, spool, entry, origin)
     assert entry.ino is not None
+    check_size(instance.store, spool.stat(src).st_size, registry.tree.path(entry.ino) or src)
     overlays.complete(instance, entry, spool)
     with spool.opened(src, os.O_RDONLY) as fd:
         content = hashing.hash_fd(fd, os.fstat(fd).st_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Backup, Namespace, Renamed
+from lamfs.registry.origins import PUSHES, PUSHES_KEPT, pushes_of
 from lamfs.registry.overlays import (
     Overlays,
     Ranges,
@@ -35,13 +38,16 @@ from lamfs.scratch import Matcher, nothing
 class Registry:
     """All of one registry file, seen through one connection. Belongs to the thread that made it.
 
-    ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts.
+    ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts. ``name``: what
+    messages call the instance.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, scratch: Matcher = nothing) -> None:
+    def __init__(
+        self, path: Path, *, create: bool = False, scratch: Matcher = nothing, name: str | None = None
+    ) -> None:
         self.path = path
         self.origin = new_uid(12)
-        self.db = Database(path, create=create)
+        self.db = Database(path, create=create, name=name)
         self.tree = Tree(self.db)
         self.artifacts = Artifacts(self.db)
         self.journal = Journal(self.db)
@@ -82,6 +88,16 @@ class Registry:
             "updated_at": iso(record.updated_at),
             "pending": pending is not None,
         }
+
+    def pushes(self) -> tuple[str, ...]:
+        """Names of the pushes that this registry comes from, or replaces, the newest first; see Origin."""
+        return pushes_of(self.db.get_meta(PUSHES))
+
+    def add_pushes(self, names: Iterable[str]) -> None:
+        """It comes from these, too."""
+        with self.db.transaction():
+            found = list(dict.fromkeys([*names, *self.pushes()]))
+            self.db.set_meta(PUSHES, json.dumps(found[:PUSHES_KEPT]))
 
     def move_to(self, root: str) -> None:
         """The storage is at another root from now on."""

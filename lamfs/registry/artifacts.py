@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from lamfs.errors import InvalidArgument
 from lamfs.hashing import zero_block, zero_leaves
 from lamfs.keys import object_key_for
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, ContentHash, Revision, now_ns
+from lamfs.registry.conditions import clause
 from lamfs.registry.db import Database
 
 _COLUMNS = (
@@ -28,16 +28,6 @@ FEW = 100
 """Artifacts below a directory whose keys follow its rename at once."""
 STEP, PAUSE = 2000, 0.005
 """Keys that follow in one transaction, and seconds in between for others who want to write."""
-_OPERATORS = {
-    "": "{} = ?",
-    "startswith": "substr({0}, 1, length(?1)) = ?1",
-    "contains": "instr({}, ?) > 0",
-    "endswith": "substr({0}, -length(?1)) = ?1",
-    "gt": "{} > ?",
-    "gte": "{} >= ?",
-    "lt": "{} < ?",
-    "lte": "{} <= ?",
-}
 
 
 class Artifacts:
@@ -185,36 +175,19 @@ class Artifacts:
     def filter(self, **conditions: Any) -> Iterator[ArtifactRecord]:
         """Artifacts that meet all conditions, oldest first; the trash only when ``visibility`` is named.
 
-        ``field=value``, ``field=None`` and ``field__op=value`` with startswith, endswith, contains, gt, gte, lt, lte,
-        in. ``visibility=None`` means any. Raises InvalidArgument for an unknown field or operator.
+        ``field=value``, ``field=None`` and ``field__op=value`` (conditions.py). ``visibility=None`` means any. Raises
+        InvalidArgument.
         """
-        clauses: list[str] = []
+        clauses = [] if "visibility" in conditions else ["visibility > -1"]
         params: list[Any] = []
-        if "visibility" not in conditions:
-            clauses.append("visibility > -1")
         for name, value in conditions.items():
-            column, _, operator = name.partition("__")
-            if column not in _FIELDS or column in ("blocks", "head", "number"):
-                raise InvalidArgument(f"Artifacts have no field '{column}'; choose one of {', '.join(_FIELDS)}.")
-            if column == "visibility" and value is None and not operator:
-                continue
-            if operator == "in":
-                values = list(value)
-                clauses.append(f"{column} IN ({','.join('?' * len(values))})")
-                params += values
-            elif operator not in _OPERATORS:
-                raise InvalidArgument(
-                    f"'{operator}' is no condition on a field; choose one of {', '.join(filter(None, _OPERATORS))}, in."
-                )
-            elif value is None and not operator:
-                clauses.append(f"{column} IS NULL")
-            else:
-                clause = _OPERATORS[operator].format(column)
-                params += [value] * (2 if "?1" in clause else 1)
-                clauses.append(clause.replace("?1", "?"))
+            if name != "visibility" or value is not None:
+                found = clause(name, value)
+                clauses.append(found.sql)
+                params += found.params
         self.settle()
         where = " AND ".join(clauses) or "1"
-        for row in self._db.execute(f"SELECT {_COLUMNS} FROM artifact WHERE {where} ORDER BY id", params).fetchall():
+        for row in self._db.all(f"SELECT {_COLUMNS} FROM artifact WHERE {where} ORDER BY id", params):
             yield _record(row)
 
     def count(self, *, trash: bool = False) -> int:

@@ -222,10 +222,13 @@ class Commits:
         if self._artifacts.with_object(object_key) is None:
             self._journal.add_delete(object_key)
 
-    def put_unneeded(self, ino: int, gen: int) -> Committed:
-        """Generation ``gen`` of an inode has the content its artifact has already: only the journal row goes."""
+    def put_unneeded(self, ino: int, gen: int, *, row: int | None = None) -> Committed:
+        """Generation ``gen`` of an inode has the content its artifact has already: only the journal row goes.
+        ``row``: as in put."""
         with self._db.transaction():
             entry = self._journal.put_of(ino)
+            if entry is not None and row is not None and entry.id != row:
+                return Committed(None, current=False)
             if entry is None:
                 return Committed(None, current=True)
             current = entry.gen == gen and entry.state in ("ready", "scratch")

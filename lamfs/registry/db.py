@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from lamfs.errors import LamfsError, NotSetUp, RegistryError
+from lamfs.errors import DamagedRegistry, LamfsError, NotSetUp, RegistryError
 
 SCHEMA_VERSION = 12
 
@@ -23,36 +25,61 @@ LOG_PAGES = 1000
 BUSY_TIMEOUT = 30.0
 """Seconds a writer waits for another process's transaction."""
 
+_LACKS = re.compile("no such (table|column|function|index)|malformed ")
+"""What SQLite says of a file that lacks what every registry has."""
+
 Params = Sequence[Any] | dict[str, Any]
 
 
 class Database:
     """One connection. Not thread-safe; every thread opens its own.
 
-    Raises RegistryError for anything SQLite says: damaged file, disk full, a schema newer than this program.
+    Raises RegistryError for anything SQLite says: disk full, a schema newer than this program, and DamagedRegistry for
+    a file that is no registry: an empty one never becomes one.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, name: str | None = None) -> None:
+        """``create``: make the file and its tables where they are missing. ``name``: the instance, for messages."""
         self.path = path
-        if not create and not path.exists():
-            raise NotSetUp(f"There is no registry at {path}; run 'lamfs init' or 'lamfs connect' first.")
-        if create:
+        self.name = name
+        if not create:
+            _check_file(path, name)
+        else:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Created by us first, so that it is never readable by others for a moment.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         self._depth = 0
-        with translated(path):
-            self.conn = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, cached_statements=512)
-            self.conn.execute("PRAGMA journal_mode=WAL")
-            self.conn.execute("PRAGMA synchronous=NORMAL")
-            self.conn.execute("PRAGMA temp_store=MEMORY")
-            self.conn.execute("PRAGMA cache_size=-32768")
-            self._migrate()
+        with self._translated():
+            self.conn = sqlite3.connect(
+                f"file:{quote(os.fsencode(path))}?mode=rw",
+                uri=True,
+                timeout=BUSY_TIMEOUT,
+                isolation_level=None,
+                cached_statements=512,
+            )
+            try:
+                self.conn.execute("PRAGMA journal_mode=WAL")
+                self.conn.execute("PRAGMA synchronous=NORMAL")
+                self.conn.execute("PRAGMA temp_store=MEMORY")
+                self.conn.execute("PRAGMA cache_size=-32768")
+                self._migrate(create)
+            except BaseException:
+                self.conn.close()
+                raise
 
-    def _migrate(self) -> None:
+    def _translated(self) -> contextlib.AbstractContextManager[None]:
+        return translated(self.path, self.name)
+
+    def damaged(self, what: str) -> DamagedRegistry:
+        """The error that says what is wrong with this file."""
+        return damaged(self.path, what, self.name)
+
+    def _migrate(self, create: bool) -> None:
         version = self._version()
         if version == SCHEMA_VERSION:
             return
+        if not version and not create:
+            raise self.damaged("it does not say which version it has")
         if version > SCHEMA_VERSION:
             raise RegistryError(
                 f"The registry {self.path} has schema version {version}, this lamfs knows up to {SCHEMA_VERSION};"
@@ -76,7 +103,10 @@ class Database:
         if has is None:
             return 0
         row = self.conn.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
-        return int(row[0]) if row else 0
+        version = row[0] if row else 0
+        if not isinstance(version, int) or version < 0:
+            raise self.damaged("it does not say which version it has")
+        return version
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -91,7 +121,7 @@ class Database:
             finally:
                 self._depth -= 1
             return
-        with translated(self.path):
+        with self._translated():
             self.conn.execute("BEGIN IMMEDIATE")
         self._depth = 1
         try:
@@ -99,12 +129,13 @@ class Database:
         except BaseException as error:
             self._depth = 0
             if self.conn.in_transaction:
-                self.conn.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise registry_error(self.path, error) from error
+                with contextlib.suppress(sqlite3.Error):  # of a damaged file there may be nothing to go back to
+                    self.conn.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error | UnicodeDecodeError):
+                raise registry_error(self.path, error, self.name) from error
             raise
         self._depth = 0
-        with translated(self.path):
+        with self._translated():
             try:
                 self.conn.execute("COMMIT")
             except sqlite3.Error:
@@ -116,27 +147,45 @@ class Database:
         """Run one statement; outside of ``transaction()`` it commits by itself."""
         try:
             return self.conn.execute(sql, params)
-        except sqlite3.Error as error:
-            raise registry_error(self.path, error) from error
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise registry_error(self.path, error, self.name) from error
 
     def one(self, sql: str, params: Params = ()) -> tuple[Any, ...] | None:
         """First row, or None."""
-        row: tuple[Any, ...] | None = self.execute(sql, params).fetchone()
+        # A page is read when its rows are asked for: that fails here, not in execute.
+        try:
+            row: tuple[Any, ...] | None = self.conn.execute(sql, params).fetchone()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise registry_error(self.path, error, self.name) from error
         return row
 
     def all(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
         """All rows."""
-        return self.execute(sql, params).fetchall()
+        try:
+            return self.conn.execute(sql, params).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise registry_error(self.path, error, self.name) from error
 
     def rows(self, sql: str, params: Params = ()) -> Iterator[tuple[Any, ...]]:
         """The rows one by one, as they are asked for: the statement runs until the iterator is at its end, or gone."""
         cursor = self.execute(sql, params)
         try:
             yield from cursor
-        except sqlite3.Error as error:
-            raise registry_error(self.path, error) from error
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise registry_error(self.path, error, self.name) from error
         finally:
             cursor.close()
+
+    def check_values(self) -> None:
+        """Raise DamagedRegistry when a value cannot be what was written: of no use to whoever has read it.
+
+        For who met something that cannot be; it reads the whole file.
+        """
+        for (text,) in self.all("PRAGMA quick_check(1)"):
+            if text != "ok":
+                raise self.damaged(str(text))
+        if self.one("SELECT 1 FROM journal WHERE NOT json_valid(payload) LIMIT 1") is not None:
+            raise self.damaged("a row of its journal is not as it was written")
 
     def data_version(self) -> int:
         """A number that changes when another connection has committed (SQLite documentation, PRAGMA data_version)."""
@@ -175,15 +224,40 @@ class Database:
         self.conn.close()
 
 
-def registry_error(path: Path, error: sqlite3.Error) -> LamfsError:
-    """The one seam at which sqlite3's exceptions become lamfs's."""
+def _check_file(path: Path, name: str | None) -> None:
+    """Before SQLite has it: what is empty would be a new registry to it, and the log beside it would go.
+
+    Raises NotSetUp, DamagedRegistry.
+    """
+    try:
+        # Not opened: a close would drop the locks that SQLite may have on it in this process.
+        size = os.stat(path).st_size
+    except FileNotFoundError:
+        raise NotSetUp(f"There is no registry at {path}; run 'lamfs init' or 'lamfs connect' first.") from None
+    except OSError as error:
+        raise RegistryError(f"The registry {path} cannot be read: {error.strerror}.", errno=error.errno) from error
+    if not size:
+        raise damaged(path, "it is empty", name)
+
+
+def damaged(path: Path, what: str, name: str | None = None) -> DamagedRegistry:
+    """The error that says what is wrong with the file at ``path``, and the way back. ``name``: the instance."""
+    return DamagedRegistry(
+        f"The registry {path} is damaged ({what}); 'lamfs connect {name or 'OWNER/NAME'} --restore' takes the copy in"
+        " storage, and puts this one aside."
+    )
+
+
+def registry_error(path: Path, error: sqlite3.Error | UnicodeDecodeError, name: str | None = None) -> LamfsError:
+    """The one seam at which sqlite3's exceptions become lamfs's. A message of SQLite's that quotes a damaged file is
+    not always text, which is UnicodeDecodeError."""
+    if isinstance(error, UnicodeDecodeError):
+        return damaged(path, "what it should have as text is none", name)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return RegistryError(f"The disk that holds the registry {path} is full; free some space.", errno=errno.ENOSPC)
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return RegistryError(
-            f"The registry {path} is damaged ({error}); restore the copy in storage with 'lamfs connect --restore'."
-        )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or _LACKS.match(str(error)):
+        return damaged(path, str(error), name)
     if code == sqlite3.SQLITE_BUSY:
         return RegistryError(
             f"The registry {path} was held by another process for more than {BUSY_TIMEOUT:.0f} s; try again.",
@@ -193,12 +267,12 @@ def registry_error(path: Path, error: sqlite3.Error) -> LamfsError:
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
+def translated(path: Path, name: str | None = None) -> Iterator[None]:
     """Turn sqlite3's exceptions into RegistryError."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise registry_error(path, error) from error
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise registry_error(path, error, name) from error
 
 
 def fold_log(path: Path) -> None:
@@ -206,8 +280,9 @@ def fold_log(path: Path) -> None:
 
     Writers go on meanwhile; once all is folded the next one begins the log anew. Raises RegistryError.
     """
+    _check_file(path, None)
     with translated(path):
-        conn = sqlite3.connect(path, timeout=0, isolation_level=None)
+        conn = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=rw", uri=True, timeout=0, isolation_level=None)
         try:
             conn.execute("PRAGMA synchronous=NORMAL")
             conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

@@ -11,13 +11,14 @@ import re
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from urllib.parse import quote
 
-from lamfs.errors import RegistryError
+from lamfs.errors import DamagedRegistry, RegistryError
 from lamfs.registry import schema
 from lamfs.registry.db import SCHEMA_VERSION
-from lamfs.registry.rules import TABLES, is_utf8, rule
+from lamfs.registry.origins import PUSHES, Origin, pushes_of
+from lamfs.registry.rules import ROW_MAX, TABLES, is_utf8, rule
 
 VALUE_BYTES = 64 << 20
 """Most bytes of one value: the block hashes of a file of 8 TiB."""
@@ -28,17 +29,6 @@ _STEP = 20_000
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ROWS = re.compile(r"(NULL|NUMERIC|TEXT|non-\w+) value in ")
 """What SQLite's check says of single rows, which are looked at one by one anyway."""
-
-
-class Origin(NamedTuple):
-    """What a registry says of itself. ``slug``: the instance, ``owner/name``; ``uid``: of its default storage's row, 12
-    random characters, made when the instance was; ``root``: where that storage was when the file was written.
-    ``version``: of its schema."""
-
-    slug: str
-    uid: str | None
-    root: str | None
-    version: int
 
 
 class Received:
@@ -69,6 +59,9 @@ class Received:
         except BaseException:
             self.conn.close()
             raise
+        if not path.stat().st_size:
+            self.conn.close()
+            raise self.wrong("it is empty")
 
     def __enter__(self) -> Self:
         return self
@@ -82,28 +75,30 @@ class Received:
     def _run(self, sql: str, params: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         try:
             return self.conn.execute(sql, params)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self.wrong(error) from error
 
     def all(self, sql: str, params: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a statement. Raises RegistryError."""
         try:
             return self._run(sql, params).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self.wrong(error) from error
 
     def change(self, sql: str, params: tuple[Any, ...] = ()) -> int:
         """Run a statement that changes the tables of ``into``; how many rows. Raises RegistryError."""
         return self._run(sql, params).rowcount
 
-    def wrong(self, error: sqlite3.Error | str) -> RegistryError:
+    def wrong(self, error: sqlite3.Error | UnicodeDecodeError | str) -> DamagedRegistry:
         """The error that says that this file is of no use."""
         if isinstance(error, sqlite3.OperationalError) and "interrupted" in str(error):
-            return RegistryError(
+            return DamagedRegistry(
                 f"The registry {self.name} takes too long to read, so it is not used; it is damaged, or was made to be"
                 " slow. Restore it from a backup."
             )
-        return RegistryError(f"The registry {self.name} is damaged ({error}); restore it from a backup.")
+        if isinstance(error, UnicodeDecodeError):  # a message of SQLite's that quotes what is in the file
+            error = "what it should have as text is none"
+        return DamagedRegistry(f"The registry {self.name} is damaged ({error}); restore it from a backup.")
 
     # -- what it is ---------------------------------------------------------------------------------------------
 
@@ -112,8 +107,9 @@ class Received:
         self._compare(schema.tables(1, "meta"))
         meta = dict(
             self.all(
-                "SELECT key, value FROM src.meta NOT INDEXED WHERE key IN ('slug', 'schema_version')"
-                " AND typeof(key)='text' AND typeof(value) IN ('text', 'integer') AND length(CAST(value AS BLOB))<=200"
+                f"SELECT key, value FROM src.meta NOT INDEXED WHERE key IN ('slug', 'schema_version', '{PUSHES}')"
+                " AND typeof(key)='text' AND typeof(value) IN ('text', 'integer')"
+                " AND length(CAST(value AS BLOB))<=4000"
             )
         )
         version = meta.get("schema_version")
@@ -131,7 +127,12 @@ class Received:
         right = " AND ".join(rule(name, TABLES["storage"][name]) for name in ("id", "uid", "root"))
         rows = self.all(f"SELECT uid, root FROM src.storage NOT INDEXED WHERE {right} ORDER BY +id LIMIT 1")
         uid, root = rows[0] if rows else (None, None)
-        return Origin(slug, uid, root, version)
+        counts = self.all(
+            "SELECT max(seq) FROM src.sqlite_sequence NOT INDEXED WHERE name='change' AND typeof(seq)='integer'"
+            " AND seq BETWEEN 0 AND ?",
+            (ROW_MAX,),
+        )
+        return Origin(slug, uid, root, version, counts[0][0] or 0, pushes_of(meta.get(PUSHES)))
 
     def _compare(self, made: dict[str, str]) -> None:
         """Raise RegistryError unless the file has these tables (name and SQL) just as lamfs makes them."""

@@ -202,7 +202,7 @@ TABLES: dict[str, dict[str, Column]] = {
 """The tables whose rows are taken over, in an order in which what is referred to comes first.
 
 Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log), and the work of another
-machine: its puts and saves with their overlays, uploads and parts. ``journal`` has its deletes, moves and aborts.
+machine: its puts, saves and drops with their overlays, uploads and parts. ``journal`` has its deletes, moves, aborts.
 """
 
 

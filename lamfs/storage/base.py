@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, cast
 
+from lamfs.errors import TooLarge
 from lamfs.model import ObjectMeta as ObjectMeta
 from lamfs.model import StorageConfig as StorageConfig
 
@@ -122,6 +123,8 @@ class ObjectStore(Protocol):
         consume: bool = False,
         progress: Progress | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         """Store a file's bytes under ``key``, atomically replacing what was there, and durably before returning.
 
@@ -129,6 +132,8 @@ class ObjectStore(Protocol):
 
         With ``consume`` the file at ``path`` may be taken (renamed) into a local folder; it is then gone from
         ``path``. Large files go as multipart. Raises StorageFull, StorageUnavailable, StorageForbidden.
+        With ``if_none_match`` only when there is none, with ``if_match`` only over that ETag; else PreconditionFailed,
+        also after a write of our own whose reply was lost: the caller looks what is there.
         """
 
     def put_bytes(
@@ -221,6 +226,24 @@ class MultipartStore(Protocol):
 
     def uploads_of(self, key: str) -> Sequence[str]:
         """Ids of the unfinished uploads of exactly this key."""
+
+
+LARGEST_OBJECT = 5 << 40
+"""Bytes of an object in a bucket: what nearly all servers take that speak S3, in 10,000 parts of up to 5 GiB."""
+
+
+def check_size(store: ObjectStore, size: int, name: str) -> None:
+    """Raise TooLarge when the storage can never take a file of ``size`` bytes. (A folder's own file system tells.)"""
+    if store.kind == "s3" and size > LARGEST_OBJECT:
+        raise TooLarge(
+            f"'{name}' has {size / (1 << 40):.3g} TiB, more than a bucket takes of one file (5 TiB); cut it, or split"
+            " it into several files."
+        )
+
+
+def largest(store: ObjectStore) -> int:
+    """Bytes of the largest file that may be written; of a folder its file system tells."""
+    return LARGEST_OBJECT if store.kind == "s3" else (1 << 63) - 1
 
 
 def in_parts(store: ObjectStore) -> MultipartStore | None:

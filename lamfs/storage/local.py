@@ -29,7 +29,7 @@ from lamfs.errors import (
 from lamfs.storage import meta as metas
 from lamfs.storage.base import Capabilities, ObjectMeta, ObjectStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.folder import READ, SPOOL_FOLDER, TEMP_FOLDER, Entry, Folder
-from lamfs.storage.osfiles import copy_contents, source_error, storage_error, write_fetched
+from lamfs.storage.osfiles import copy_contents, source_error, storage_error, sync, write_fetched
 from lamfs.storage.root import check_object_key, is_utf8
 
 READ_CHUNK = 1 << 20
@@ -186,16 +186,24 @@ class LocalStore:
         consume: bool = False,
         progress: Progress | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         check_object_key(key, as_path=True)
         with self._source(path) as (source, entry):
             takeable = consume and _is_only_name(entry, source)
-            if takeable and self._take(key, source, entry, meta):
+            if takeable and not if_none_match and self._take(key, source, entry, if_match, meta):
                 result = _object_stat(key, os.fstat(source))
                 if progress is not None and result.size:
                     progress(result.size)
                 return result
-            result = self._store(key, lambda fd: _copy_all(source, fd, path, progress), meta=meta)
+            result = self._store(
+                key,
+                lambda fd: _copy_all(source, fd, path, progress),
+                exclusive=if_none_match,
+                over=if_match,
+                meta=meta,
+            )
             if takeable:
                 entry.unlink()
         return result
@@ -225,11 +233,7 @@ class LocalStore:
         if not if_none_match and if_match is None:
             return self._store(key, fill)
         try:
-            if if_none_match:
-                return self._store(key, fill, exclusive=True)
-            with self._errors_of(key), self._folder.locked():
-                self._require(key, if_match)
-                return self._store(key, fill)
+            return self._store(key, fill, exclusive=if_none_match, over=if_match)
         except PreconditionFailed:
             if self._holds(key, data):
                 return self.head(key)
@@ -311,15 +315,16 @@ class LocalStore:
 
     # how an object gets into place
 
-    def _take(self, key: str, source: int, entry: Entry, meta: ObjectMeta | None) -> bool:
-        """Rename the file itself into place. False when it cannot be taken and must be copied."""
+    def _take(self, key: str, source: int, entry: Entry, over: str | None, meta: ObjectMeta | None) -> bool:
+        """Rename the file itself into place. False when it cannot be taken and must be copied. ``over``: as _store."""
         with self._errors_of(key):
             try:
                 os.fchmod(source, 0o600)
                 _say(source, meta)
                 _stamp(source)
-                os.fsync(source)
-                self._folder.place(entry, key)
+                sync(source)
+                with self._over(key, over):
+                    self._folder.place(entry, key)
             except OSError as error:
                 if error.errno in _CANNOT_TAKE:
                     return False
@@ -333,18 +338,21 @@ class LocalStore:
         *,
         exclusive: bool = False,
         meta: ObjectMeta | None = None,
+        over: str | None = None,
     ) -> ObjectStat:
         """Write a temporary file, make it durable, and give it its name.
 
-        Raises PreconditionFailed when the name is taken and ``exclusive``.
+        Raises PreconditionFailed when the name is taken and ``exclusive``, or is not that of the object with the ETag
+        ``over``.
         """
         with self._errors_of(key), self._folder.temporary() as (fd, temp):
             fill(fd)
             _say(fd, meta)
             _stamp(fd)
-            os.fsync(fd)
+            sync(fd)
             try:
-                self._folder.place(temp, key, exclusive=exclusive)
+                with self._over(key, over):
+                    self._folder.place(temp, key, exclusive=exclusive)
             except FileExistsError:
                 if not exclusive:
                     raise
@@ -353,7 +361,18 @@ class LocalStore:
                 ) from None
             return _object_stat(key, os.fstat(fd))
 
-    def _require(self, key: str, etag: str | None) -> None:
+    @contextlib.contextmanager
+    def _over(self, key: str, etag: str | None) -> Iterator[None]:
+        """While the object is the one with this ETag, and no other conditional writer changes that. None: whatever is
+        there. Raises PreconditionFailed."""
+        if etag is None:
+            yield
+            return
+        with self._folder.locked():
+            self._require(key, etag)
+            yield
+
+    def _require(self, key: str, etag: str) -> None:
         try:
             found = etag_of(self._folder.stat(key))
         except (FileNotFoundError, NotADirectoryError):

@@ -95,7 +95,8 @@ class Batches:
                 file = self._look_at(entry)
                 if file is None or file.target in targets:
                     continue
-                self._registry.journal.set_target(entry.id, file.target)
+                if not self._registry.journal.claim_target(entry.id, file.target):
+                    continue
                 files.append(file)
                 targets.add(file.target)
         return files

@@ -21,10 +21,10 @@ import trio
 from lamfs.errors import LamfsError, StorageError, TransferDied
 from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.storage.base import ObjectStat, StorageConfig
-from lamfs.transfer import jobs
+from lamfs.transfer import beats, jobs
 from lamfs.transfer.jobs import Message
 from lamfs.transfer.parts import PartJobs
-from lamfs.transfer.process import Forked, end, environment, hold
+from lamfs.transfer.process import END_TIMEOUT, Forked, end, environment, hold
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ STEADY = 10.0
 class _Job:
     """One job that has no answer yet. ``fds`` are ours to close when it has one."""
 
-    __slots__ = ("done", "error", "fds", "op", "progress", "result", "then")
+    __slots__ = ("beat", "done", "error", "fds", "op", "progress", "result", "then")
 
     def __init__(self, op: str, fds: list[int], progress: Progress | None, then: Then | None = None) -> None:
         self.op = op
@@ -48,6 +48,7 @@ class _Job:
         self.progress = progress
         self.then = then
         """Called in place of setting ``done``; must not raise."""
+        self.beat = beats.current()
         self.done = trio.Event()
         self.result: Any = None
         self.error: LamfsError | None = None
@@ -76,6 +77,8 @@ class Mover(PartJobs):
         """Process id of the mover; None while there is none."""
         self.restarts = 0
         """How often it had to be started again."""
+        self.patience = END_TIMEOUT
+        """Seconds that it may take to end when it is no longer needed."""
         self._sock: socket.socket | None = None
         self._running = False
         self._up = trio.Event()
@@ -162,7 +165,7 @@ class Mover(PartJobs):
             self._sock, self.pid, self._up = None, None, trio.Event()
             sock.close()
             with trio.CancelScope(shield=True):
-                await end(process)
+                await end(process, self.patience)
             self._fail_all(process.returncode)
 
     def _fail_all(self, status: int | None) -> None:
@@ -196,6 +199,8 @@ class Mover(PartJobs):
         ident = message["id"]
         job = self._jobs[ident]
         moved = message.get("progress")
+        if job.beat is not None and ("ok" in message or "alive" in message or (moved or 0) > 0):
+            job.beat()
         if moved and job.progress is not None:
             try:
                 job.progress(moved)
@@ -265,6 +270,8 @@ class Mover(PartJobs):
         if progress is not None:
             message["progress"] = True
         job = self._jobs[ident] = _Job(op, fds, progress)
+        if job.beat is not None:
+            message["alive"] = True
         self._post(jobs.encode(message))
         try:
             await job.done.wait()
@@ -439,7 +446,9 @@ class Mover(PartJobs):
             self._last_id = ident = self._last_id + 1
             message = jobs.fetch(file.key, file.etag, 0, file.length, path, file.digest, None)
             message["id"], message["op"] = ident, "fetch"
-            given[ident] = self._jobs[ident] = _Job("fetch", fds, None, partial(then, number))
+            given[ident] = self._jobs[ident] = job = _Job("fetch", fds, None, partial(then, number))
+            if job.beat is not None:
+                message["alive"] = True
             lines.append(jobs.encode(message))
         self._post(b"".join(lines))
         try:

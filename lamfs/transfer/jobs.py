@@ -6,7 +6,8 @@ Newline-delimited JSON both ways over one stream socket.
   ``{"cancel": 7}``: nobody waits for job 7 any more; it is skipped when it has not begun. It is answered all the same.
 - The mover answers each job once, in the order of completion: ``{"id": 7, "ok": result}`` or
   ``{"id": 7, "error": {"type": "ObjectChanged", "message": "…", "errno": 116}}``. Before that it may send
-  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may ride on the answer. ("fetch_stretch" counts blocks.)
+  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may ride on the answer. ("fetch_stretch" counts blocks.) To a
+  job with ``"alive": true`` it also says ``{"id": 7, "alive": 1}`` now and then, as long as something is done for it.
 
 Binary values travel as base64, paths as Python strings (surrogate escapes survive JSON's ``\\u`` form).
 """

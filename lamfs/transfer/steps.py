@@ -16,13 +16,13 @@ from typing import Protocol
 
 import trio
 
-from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.errors import InvalidArgument, InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.hashing import MD5_MAX, hash_fd
 from lamfs.keys import check_spool_name
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, damage, multipart, patches
 from lamfs.transfer.batches import Batches
@@ -129,6 +129,7 @@ class Steps:
             if ended is not None:
                 return ended, True
         path = self._spool.path(entry.src)
+        check_size(self._store, self._spool.stat(entry.src).st_size, what(registry, entry))
         base = self._base(entry)
         if base is not None:
             present = registry.overlays.present(entry.src)
@@ -178,7 +179,8 @@ class Steps:
                 found = await self._conflicts.find(entry, artifact, target)
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
-            registry.journal.set_target(entry.id, target)
+            if not registry.journal.claim_target(entry.id, target):
+                raise StorageError("Another mount has newer bytes of the file.")
             if replaces:
                 await self.hooks.pin(target, but=ino if base is not None else None)
             await self.durable()
@@ -318,7 +320,7 @@ class Steps:
             now = self._registry.artifacts.by_ino(entry.ino)
             if stat.etag != revision.etag or now is None or now.revision != revision:
                 return None
-            return self._registry.commits.put_unneeded(entry.ino, entry.gen)
+            return self._registry.commits.put_unneeded(entry.ino, entry.gen, row=entry.id)
         except ObjectMissing:
             return None
         finally:
@@ -334,7 +336,8 @@ class Steps:
         meta = self._registry.commits.put_meta(entry, content)
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
-            return (await self._mover.put(path, target, consume=consume, meta=meta)).etag, consume
+            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta)
+            return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
                 continue
@@ -354,7 +357,7 @@ class Steps:
                     return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
                 except StorageUnavailable:
                     raise
-                except StorageError as error:
+                except (StorageError, InvalidArgument) as error:  # more ranges than an upload may have parts, too
                     log.info("ranges cannot be copied in storage, so all of '%s' is sent: %s", target, error)
             await self._fill(entry, upload, base, set(upload.missing))
         if content.size > multipart.MULTIPART_ABOVE:
@@ -476,6 +479,12 @@ class Steps:
                     registry.journal.done(entry.id)
         finally:
             self._busy_objects -= keys
+
+    async def drop(self, entry: JournalEntry) -> None:
+        """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""
+        with suppress(InvalidName):
+            self._spool.unlink(check_spool_name(entry.src))
+        self._registry.journal.done(entry.id)
 
     async def abort(self, entry: JournalEntry) -> None:
         """Abort an upload that is needed no more."""

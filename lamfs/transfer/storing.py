@@ -32,8 +32,15 @@ class SmallFiles:
         self._threads = ThreadPoolExecutor(THREADS, "small")
         self._quickest = math.inf
 
-    def put_many(self, store: ObjectStore, files: list[File], stop: Callable[[], None]) -> list[Any]:
-        """Store files; of each its packed object or error. ``stop`` raises when nobody waits any more."""
+    def put_many(
+        self,
+        store: ObjectStore,
+        files: list[File],
+        stop: Callable[[], None],
+        stored: Callable[[], None] = lambda: None,
+    ) -> list[Any]:
+        """Store files; of each its packed object or error. ``stop`` raises when nobody waits any more; ``stored`` is
+        called behind each that storage has taken."""
         failed: StorageUnavailable | None = None
 
         def put(file: File) -> Any:
@@ -43,7 +50,9 @@ class SmallFiles:
             try:
                 if failed is not None:  # the others would have to wait for nothing, too
                     raise jobs.again(failed)
-                return jobs.pack_stat(self._put(store, path, key, twin, jobs.unpack_meta(meta)))
+                found = jobs.pack_stat(self._put(store, path, key, twin, jobs.unpack_meta(meta)))
+                stored()
+                return found
             except (LamfsError, OSError, EOFError) as problem:
                 error = jobs.translate(problem, copying.shown(f"storing {path} as '{key}'"))
                 if isinstance(error, StorageUnavailable):

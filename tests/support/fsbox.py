@@ -640,7 +640,7 @@ class User:
         handle = await self.fs.open(fino, os.O_RDONLY)
         try:
             size = self.fs.getattr(fino).size
-            data = await self.fs.read(handle, 0, size + 10)
+            data = bytes(await self.fs.read(handle, 0, size + 10))
             assert len(data) == size, f"{path}: {len(data)} bytes, stat says {size}"
             return data
         finally:
@@ -741,7 +741,7 @@ class User:
 
     async def pread(self, opened: Open) -> None:
         """What a handle reads is what the model says."""
-        data = await self.fs.read(opened.number, 0, len(opened.node.data) + 10)
+        data = bytes(await self.fs.read(opened.number, 0, len(opened.node.data) + 10))
         assert data == opened.node.data, (data[:60], opened.node.data[:60])
 
     async def fsync(self, opened: Open) -> None:

@@ -187,9 +187,12 @@ class S3Store:
         consume: bool = False,
         progress: Progress | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         """As the protocol says. Nothing is taken here, so ``consume`` leaves the file where it is."""
         what = f"store {self.url(key)}"
+        condition = _condition(if_none_match, if_match)
         full_key = self._key(key)
         said = _saying(meta)
         try:
@@ -199,14 +202,20 @@ class S3Store:
         try:
             size = os.fstat(fd).st_size
             if size > upload.MULTIPART_ABOVE:
-                etag = self._transfers.upload(full_key, what, path, fd, size, progress, said)
+                etag = self._transfers.upload(full_key, what, path, fd, size, progress, said, condition)
             else:
                 etag = self._connection.saying(
                     said,
                     lambda params: bare(
-                        self._transfers.send("put_object", what, path, fd, 0, size, progress, Key=full_key, **params)
+                        self._transfers.send(
+                            "put_object", what, path, fd, 0, size, progress, Key=full_key, **params, **condition
+                        )
                     ),
                 )
+        except (ObjectChanged, ObjectMissing) as error:
+            if not condition:
+                raise
+            raise _refused(what, if_match) from error
         finally:
             os.close(fd)
         return ObjectStat(key, size, etag, time.time_ns())
@@ -214,11 +223,7 @@ class S3Store:
     def put_bytes(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
     ) -> ObjectStat:
-        condition: dict[str, Any] = {}
-        if if_none_match:
-            condition["IfNoneMatch"] = "*"
-        if if_match is not None:
-            condition["IfMatch"] = quoted(if_match)
+        condition = _condition(if_none_match, if_match)
         what = f"store {self.url(key)}"
         try:
             reply = self._connection.call("put_object", what, Key=self._key(key), Body=data, **condition)
@@ -228,11 +233,7 @@ class S3Store:
             ours = self._written_before(key, data)
             if ours is not None:
                 return ours
-            reason = "was changed or removed by somebody else" if if_match is not None else "is there already"
-            raise PreconditionFailed(
-                f"Cannot {what}: the object {reason}; read it again.",
-                errno=ObjectChanged.errno if if_match is not None else None,
-            ) from error
+            raise _refused(what, if_match) from error
         return ObjectStat(key, len(data), bare(reply["ETag"]), time.time_ns())
 
     def _written_before(self, key: str, data: bytes) -> ObjectStat | None:
@@ -394,3 +395,21 @@ def _kept(source: Mapping[str, str]) -> dict[str, Any]:
         if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}lamfs-")
     }
     return {**found, "Metadata": others} if others else found
+
+
+def _condition(if_none_match: bool, if_match: str | None) -> dict[str, Any]:
+    """The parameters that make a write conditional."""
+    condition: dict[str, Any] = {}
+    if if_none_match:
+        condition["IfNoneMatch"] = "*"
+    if if_match is not None:
+        condition["IfMatch"] = quoted(if_match)
+    return condition
+
+
+def _refused(what: str, if_match: str | None) -> PreconditionFailed:
+    reason = "was changed or removed by somebody else" if if_match is not None else "is there already"
+    return PreconditionFailed(
+        f"Cannot {what}: the object {reason}; read it again.",
+        errno=ObjectChanged.errno if if_match is not None else None,
+    )

@@ -222,8 +222,10 @@ class Transfers:
         size: int,
         progress: Progress | None,
         said: dict[str, Any],
+        condition: dict[str, str] | None = None,
     ) -> str:
-        """Upload ``size`` bytes of a file in parts. Returns the object's ETag. ``said``: see Connection.saying."""
+        """Upload ``size`` bytes of a file in parts. Returns the object's ETag. ``said``: see Connection.saying.
+        ``condition``: on what is there."""
 
         def part(number: int, offset: int, length: int) -> str:
             return self.send(
@@ -231,7 +233,7 @@ class Transfers:
             )
 
         upload_id = self._begin(key, what, said)
-        return self._transfer(key, what, upload_id, part, size, PART_SIZE, progress)
+        return self._transfer(key, what, upload_id, part, size, PART_SIZE, progress, condition)
 
     def copy(self, source: str, key: str, what: str, size: int, etag: str, said: dict[str, Any]) -> str:
         """Copy an object over COPY_LIMIT within the bucket, in parts, which leaves behind what the source says of
@@ -275,10 +277,11 @@ class Transfers:
         size: int,
         part_size: int,
         progress: Progress | None,
+        condition: dict[str, str] | None = None,
     ) -> str:
         try:
             etags = self._parts(part, size, part_size_for(size, part_size), progress)
-            return self.complete(key, what, upload_id, etags)
+            return self.complete(key, what, upload_id, etags, condition)
         except BaseException:
             with contextlib.suppress(LamfsError):
                 self._connection.call("abort_multipart_upload", what, Key=key, UploadId=upload_id)
@@ -306,8 +309,11 @@ class Transfers:
                 future.cancel()
             wait(pending)
 
-    def complete(self, key: str, what: str, upload_id: str, etags: Sequence[str]) -> str:
-        """Make the object of the parts from 1 on. Returns its ETag. Raises UploadGone."""
+    def complete(
+        self, key: str, what: str, upload_id: str, etags: Sequence[str], condition: dict[str, str] | None = None
+    ) -> str:
+        """Make the object of the parts from 1 on. Returns its ETag. Raises UploadGone, and ObjectChanged or
+        ObjectMissing where ``condition`` does not hold."""
         parts = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
 
         def attempt() -> str | None:
@@ -319,6 +325,7 @@ class Transfers:
                     Key=key,
                     UploadId=upload_id,
                     MultipartUpload={"Parts": parts},
+                    **(condition or {}),
                 )
             except StorageError as error:
                 if code_of(error) in NO_UPLOAD:

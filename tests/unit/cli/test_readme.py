@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lamfs.cli import main
-from lamfs.daemon.options import KERNEL_WORDS, MountOptions, apply_words, parse_size
+from lamfs.daemon.options import KERNEL_WORDS, MountOptions, apply_words
 from lamfs.fs import room
+from lamfs.sizes import parse_size
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()

@@ -187,9 +187,9 @@ def test_much_damage_is_written_down_once(instance: Instance, tmp_path: Path, mo
     written = []
     write = config.write_json
 
-    def count(path: Path, data: dict[str, Any]) -> None:
+    def count(path: Path, data: dict[str, Any], **how: bool) -> None:
         written.append(path.name)
-        write(path, data)
+        write(path, data, **how)
 
     monkeypatch.setattr(config, "write_json", count)
     assert len([line for line in fsck.check(instance).problems if "is gone" in line]) == 5
