@@ -181,6 +181,7 @@ class Spooling:
             with registry.db.transaction():
                 if registry.tree.get(state.ino) is None:
                     state.private = True  # somebody else has deleted it for good: as on a local disk
+                    registry.journal.spend(src)
                     return
                 replaced = registry.journal.begin_put(
                     state.ino,
@@ -222,23 +223,30 @@ class Spooling:
             data = await self.read_stored(state, 0, want) if want else b""
             if state.spool is not None:
                 return
-            spool = self._filled_spool(state.ino, data)
+            spool = self._filled_spool(state, data)
         elif self.overlays.can_start(state, want):
             assert state.revision is not None
-            spool = self.new_spool(state.ino)
+            spool = self.new_spool(state.ino, self._new_name(state))
             self.overlays.start(spool, state.revision)
         else:
-            spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
+            spool = await self._clone(state, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
         state.spool = spool
         state.frozen = False
         state.journaled = False
         if not spool.missing:
             state.drop_base()
 
-    def _filled_spool(self, ino: int, data: bytes, size: int | None = None) -> Spool:
+    def _new_name(self, state: FileState) -> str:
+        """The name of a spool file to come. What is written to a file that was deleted is nobody's after a crash."""
+        name = spool_name(state.ino)
+        if state.private:
+            self._c.registry.journal.spend(name)
+        return name
+
+    def _filled_spool(self, state: FileState, data: bytes, size: int | None = None) -> Spool:
         """A spool file of ``size`` bytes (None: of ``data`` only) that begins with ``data``. Raises OSError."""
         self.room.check()
-        name = spool_name(ino)
+        name = self._new_name(state)
         spool = Spool(self._c.spool.open_draft(name), name)
         try:
             if data:
@@ -262,12 +270,12 @@ class Spooling:
         missing, ranges = set(old.missing), dict(old.ranges)
         if not want or (want <= BLOCK_SIZE and not missing):
             data = os.pread(old.fd, want, 0) if want else b""
-            spool = self._filled_spool(state.ino, data, want)
+            spool = self._filled_spool(state, data, want)
         else:
             # The upload may end meanwhile and close the old spool: hold the file by a descriptor of our own.
             held = os.dup(old.fd)
             try:
-                spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{held}")
+                spool = await self._clone(state, f"/proc/{os.getpid()}/fd/{held}")
             finally:
                 os.close(held)
             if state.spool is old and not state.frozen:
@@ -286,9 +294,9 @@ class Spooling:
         if not spool.missing:
             state.drop_base()
 
-    async def _clone(self, ino: int, source: str) -> Spool:
+    async def _clone(self, state: FileState, source: str) -> Spool:
         for last in (False, False, True):
-            name = spool_name(ino)
+            name = self._new_name(state)
             try:
                 await self._c.mover.clone(source, self._c.spool.draft_path(name))
                 self._c.spool.finish_draft(name)

@@ -46,8 +46,12 @@ def path(settings: InstanceSettings) -> Path:
 
 def read(settings: InstanceSettings) -> Written | None:
     """What is noted; None: nothing, or nothing that can be read."""
+    return _read(path(settings))
+
+
+def _read(place: Path) -> Written | None:
     try:
-        data = config.read_json(path(settings)) or {}
+        data = config.read_json(place) or {}
     except LamfsError:
         return None
     uid, owner = data.get("uid"), data.get("owner")
@@ -64,7 +68,8 @@ def note(settings: InstanceSettings, registry: Registry, *, durable: bool = Fals
     uid, changes = registry.db.get_meta("uid"), registry.changes.last()
     if not isinstance(uid, str):
         return
-    known = read(settings)
+    place = registry.path.with_name(path(settings).name)  # beside the one that is meant, wherever settings lead by now
+    known = _read(place)
     synced = known.synced if known is not None and known.uid == uid else 0
     if known is not None and known.uid == uid and changes <= (synced if durable else known.least):
         return
@@ -72,7 +77,7 @@ def note(settings: InstanceSettings, registry: Registry, *, durable: bool = Fals
         sync_log(registry.path)
         synced = changes
     now = Written(uid, synced, max(changes, synced), process_id())
-    config.write_json(path(settings), now._asdict(), durable=durable)
+    config.write_json(place, now._asdict(), durable=durable)
 
 
 def forget(settings: InstanceSettings) -> None:

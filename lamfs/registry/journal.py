@@ -156,6 +156,10 @@ class Journal:
         """Whether spool file ``src`` was owed once, and is not any more."""
         return self._db.one("SELECT 1 FROM spent WHERE src=?", (src,)) is not None
 
+    def spend(self, src: str) -> None:
+        """Spool file ``src`` is owed to nobody, and never will be."""
+        self._db.execute("INSERT OR IGNORE INTO spent VALUES(?)", (src,))
+
     def spent(self) -> set[str]:
         """Spool files that were owed once and are not any more, as far as nobody has seen that they are gone."""
         return {row[0] for row in self._db.all("SELECT src FROM spent")}

@@ -136,6 +136,7 @@ class Uploader:
         self._singly: set[int] = set()
         """Deletions that failed among others: they are tried by themselves."""
         self._refused: dict[int, tuple[float, str]] = {}
+        self._went_on = 0.0
         """Rows but puts that storage refused for good at their last try: when, and a sentence that says what."""
         self.failures: deque[Failure] = deque(maxlen=50)
         self.failed_tries = 0
@@ -287,7 +288,8 @@ class Uploader:
         if not self._refused or self._busy or journal.owes_bytes():
             return []
         self._refused = {row: found for row, found in self._refused.items() if journal.get(row) is not None}
-        refused = [sentence for at, sentence in self._refused.values() if at >= since]
+        # What was refused before other work came to its end is tried once more: that may have been in the way.
+        refused = [sentence for at, sentence in self._refused.values() if at >= max(since, self._went_on)]
         return refused if len(refused) == rows or still else []
 
     async def durable(self) -> None:
@@ -529,6 +531,8 @@ class Uploader:
         """Remember whether trying a deletion, move or abort again, ``alone`` or not, can help."""
         self._refused.pop(entry.id, None)
         self._singly.discard(entry.id)
+        if error is None:
+            self._went_on = trio.current_time()
         if not isinstance(error, StorageError) or error.retryable:
             return
         if entry.op == "delete":

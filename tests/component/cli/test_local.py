@@ -206,7 +206,7 @@ def test_status_of_what_is_not_mounted(root: Path) -> None:
     assert status["instances"] == [
         {
             "slug": "testuser1/store", "storage": str(root), "current": True, "mounted": False, "owed": {},
-            "busy": [], "errors": [],
+            "owed_bytes": 0, "busy": [], "errors": [],
         }
     ]  # fmt: skip
     assert status["cache"]["directory"] == os.environ["LAMFS_CACHE_DIR"]
