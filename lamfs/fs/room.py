@@ -111,7 +111,8 @@ class Room:
                     known = fresh
                     deadline, seen = trio.current_time() + self._timeout, now
                 elif trio.current_time() > deadline and self._uploader.failed_tries > failed:
-                    if free < 0:
+                    used = await trio.to_thread.run_sync(self._spool.allocated)
+                    if free < 0 or used + size < self._limit:  # the disk is what is full
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     raise FsError(errno.EIO, "the spool is at its limit, and storage takes nothing")
                 if not waiting:

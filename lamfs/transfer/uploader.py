@@ -136,7 +136,6 @@ class Uploader:
         self._singly: set[int] = set()
         """Deletions that failed among others: they are tried by themselves."""
         self._refused: dict[int, tuple[float, str]] = {}
-        self._went_on = 0.0
         """Rows but puts that storage refused for good at their last try: when, and a sentence that says what."""
         self.failures: deque[Failure] = deque(maxlen=50)
         self.failed_tries = 0
@@ -255,7 +254,7 @@ class Uploader:
         self._hurry += 1
         self._held.clear()
         began = changed = trio.current_time()
-        before = -1
+        before, alone = -1, None
         try:
             self._registry.journal.retry_now()
             while True:
@@ -264,7 +263,11 @@ class Uploader:
                     progress(rows, size)
                 if rows != before:
                     before, changed = rows, trio.current_time()
-                refused = self._all_refused(rows, began, still=trio.current_time() - changed >= STILL)
+                still = trio.current_time() - changed >= STILL
+                refused = self._all_refused(rows, began if alone is None else alone, still=still)
+                if refused and alone is None:
+                    # Each is tried once more: what has just come to its end may have been in the way.
+                    alone, refused = trio.current_time(), []
                 if not self._busy and (not rows or refused):
                     await self.durable()
                     return refused
@@ -288,8 +291,7 @@ class Uploader:
         if not self._refused or self._busy or journal.owes_bytes():
             return []
         self._refused = {row: found for row, found in self._refused.items() if journal.get(row) is not None}
-        # What was refused before other work came to its end is tried once more: that may have been in the way.
-        refused = [sentence for at, sentence in self._refused.values() if at >= max(since, self._went_on)]
+        refused = [sentence for at, sentence in self._refused.values() if at >= since]
         return refused if len(refused) == rows or still else []
 
     async def durable(self) -> None:
@@ -531,8 +533,6 @@ class Uploader:
         """Remember whether trying a deletion, move or abort again, ``alone`` or not, can help."""
         self._refused.pop(entry.id, None)
         self._singly.discard(entry.id)
-        if error is None:
-            self._went_on = trio.current_time()
         if not isinstance(error, StorageError) or error.retryable:
             return
         if entry.op == "delete":

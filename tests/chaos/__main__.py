@@ -65,6 +65,7 @@ def play(world: World, model: Model, options: argparse.Namespace, number: int) -
     round.holder.mounts[0].mounted = True
     for step in range(1, options.steps + 1):
         world.log.step = step
+        world.storage.running()
         # Each step has dice of its own, so that how long one takes changes the next ones as little as can be.
         rng.seed(f"{options.seed}:{number}:{step}")
         if options.only and rng.random() < FAULT_SHARE:

@@ -93,7 +93,7 @@ def burst(round: Round, count: int, *, hold: bool, seconds: float = 0.0) -> list
             round.count(plan, disturbed=False)
             if error is None:
                 round.model.apply(plan.stages[-1], str(mount))
-            elif held:
+            elif held or storage.stalled():
                 doubts.append(plan.doubt(promises))
             else:
                 raise Violation("refused", f"{plan.what} in {mount}: {error}")

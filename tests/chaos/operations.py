@@ -306,7 +306,7 @@ class Round:
         by = str(mount) if plan.words is None else f"{self.holder.name}'s command"
         if error is None:
             self.model.apply(plan.stages[-1], by)
-        elif calm or error not in ALLOWED_IN_A_HURRY:
+        elif (calm or error not in ALLOWED_IN_A_HURRY) and not self.world.storage.stalled():
             raise Violation("refused", f"{plan.what} in {by}: {error}")
         else:
             oracle.resolve(self.model, mount, [plan.doubt(promises)])

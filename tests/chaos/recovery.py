@@ -59,6 +59,8 @@ def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck
     _mount(machine, restore=restore)
     limit = STUCK_SECONDS if stuck else END_SECONDS
     stored = machine.cli("sync", str(mount.path), "--timeout", str(limit))
+    if not stored.good and world.storage.stalled():
+        stored = machine.cli("sync", str(mount.path), "--timeout", str(limit))
     if not stored.good and not stuck:
         world.complain("hang", f"everything answers, and {stored}")
     unmount(machine, mount, stuck=stuck)
@@ -108,7 +110,10 @@ def _mount(machine: Machine, *, restore: bool) -> None:
 def unmount(machine: Machine, mount: Mount, *, stuck: bool = False) -> None:
     """Unmount; what does not end by itself is a complaint, unless that is foreseen and said, and is ended by force."""
     mount.stop_worker()
-    result = machine.umount(mount, *(("--timeout", str(STUCK_SECONDS)) if stuck else ()), seconds=END_SECONDS)
+    words = ("--timeout", str(STUCK_SECONDS)) if stuck else ()
+    result = machine.umount(mount, *words, seconds=END_SECONDS)
+    if not result.good and machine.world.storage.stalled():
+        result = machine.umount(mount, *words, seconds=END_SECONDS)
     if result.good:
         return
     if not (stuck and "--force" in result.output):

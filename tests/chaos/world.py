@@ -161,6 +161,10 @@ class Storage:
     def running(self) -> None:
         """See to it that it answers."""
 
+    def stalled(self) -> bool:
+        """Whether it takes nothing from anybody any more, by a fault of its own; then it is started again."""
+        return False
+
     def stop(self) -> None:
         """The end."""
 
@@ -214,8 +218,8 @@ class S3Storage(Storage):
 
     def running(self) -> None:
         self.server.ensure_running()
-        # After kill -9 the S3 port answers before what is behind it does. And SeaweedFS takes no more uploads once four
-        # clients were killed in the middle of one: that is not what is tested here.
+        # After kill -9 the S3 port answers before what is behind it does. And after some requests whose clients were
+        # killed SeaweedFS takes no more uploads, from anybody: that is not what is tested here.
         for _ in range(3):
             if wait_until(self._takes_uploads, 20, every=0.1):
                 return
@@ -223,6 +227,12 @@ class S3Storage(Storage):
             self.server.kill()
             self.server.restart()
         raise RuntimeError("the S3 server takes no uploads")
+
+    def stalled(self) -> bool:
+        if self._takes_uploads():
+            return False
+        self.running()
+        return True
 
     def _takes_uploads(self) -> bool:
         import boto3
