@@ -1,7 +1,7 @@
 """``lamfs``, and ``python -m lamfs``: the program's beginning. Ctrl-C ends it with 130 from the first moment on.
 
-Imports take longer than anybody waits who has mistyped. Until the command runs, which says something itself when it is
-interrupted (cli/seam.py), SIGINT ends the process at once.
+The imports take a moment, and Ctrl-C during them must not give a traceback: SIGINT ends the process at once. When the
+command runs, it handles SIGINT itself, and says so (cli/seam.py).
 """
 
 import os

@@ -101,8 +101,8 @@ class Artifact(ArtifactFields):
     ) -> list[Artifact]:
         """One artifact for each file below a folder, with keys below ``key`` (the folder's name unless given).
 
-        They are not saved yet. Links are left out, and said so; ``follow_links`` takes what they lead to. Raises
-        InvalidArgument when it is no folder, or when something in it cannot be read.
+        They are not saved yet. Links are left out with a warning; ``follow_links`` takes what they lead to. Raises
+        InvalidArgument when ``path`` is not a folder, or when something in it cannot be read.
         """
         folder = Path(os.path.abspath(os.path.expanduser(path)))
         if not folder.is_dir():

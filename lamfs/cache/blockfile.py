@@ -36,7 +36,7 @@ SMALL = 64 << 10
 """Blocks up to this many bytes are verified right here: hashing them takes less time than a job's way and back."""
 
 AHEAD = 2 << 20
-"""Bytes that the kernel is asked to bring from the disk ahead of who reads on from where he was ..."""
+"""Bytes that the kernel is asked to read ahead when a read goes on where the last one ended ..."""
 NEAR = 256 << 10
 """... or about there: the kernel's requests come in odd order."""
 

@@ -34,7 +34,7 @@ def open_instance(slug: str | None = None, names: Iterable[str] = (), *, whole: 
     lies, else the current one.
 
     ``whole``: its registry is opened too. Raises InvalidArgument when ``names`` lie in mounts of different instances,
-    NotSetUp when there is no instance, and with ``whole`` DamagedRegistry.
+    NotSetUp when there is no instance, and DamagedRegistry (only with ``whole``) when its registry is damaged.
     """
     from lamfs import config
     from lamfs.ops import messages

@@ -26,6 +26,7 @@ from lamfs.printable import one_line
 if TYPE_CHECKING:
     from lamfs.config import InstanceSettings
     from lamfs.ops.mounts import DeadMount, MountRecord
+    from lamfs.registry import Registry
 
 MAX_ERRORS = 10
 MAX_SCRATCH = 3
@@ -153,70 +154,50 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
             "current": settings.slug == current,
             "mounted": settings.slug in mounted,
         }
-        from lamfs.ops import scratch_files
-
-        scratch = scratch_files.known(settings)
-        if scratch:
-            entry["scratch"] = [{"key": key, "size": size} for key, size in scratch]
-        if settings.slug not in mounted and (settings.registry_path.exists() or written.had_one(settings)):
-            entry |= left_over(settings)
-        if settings.registry_path.exists():
-            entry |= rescued(settings)
-        if (settings.directory / "damage.json").exists():
-            entry["damage"] = known_damage(settings)
+        if settings.registry_path.exists() or written.had_one(settings):
+            entry |= look_into(settings, mounted=settings.slug in mounted)
         found.append(entry)
     return found
 
 
-def known_damage(settings: InstanceSettings) -> list[str]:
-    """A sentence for each object that the last 'lamfs fsck --data' found damaged, and that was not repaired since."""
+def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
+    """What the registry of an instance says: scratch files, what was found and lost, the damage that is known, and of
+    one that is not ``mounted`` what is owed."""
     from lamfs.ops import damage, written
 
+    harmed = (settings.directory / "damage.json").exists()
     try:
-        registry = written.open_registry(settings)
-        try:
-            return [found.sentence for found in damage.known_in(settings, registry)]
-        finally:
-            registry.close()
+        with contextlib.closing(written.open_registry(settings)) as registry:
+            scratch = [{"key": key, "size": size} for key, size in registry.names.scratch_files()]
+            return {
+                **({"scratch": scratch} if scratch else {}),
+                **({} if mounted else left_over(registry)),
+                **rescued(registry),
+                # A sentence for each object that the last 'lamfs fsck --data' found damaged, and that is so still.
+                **({"damage": [one.sentence for one in damage.known_in(settings, registry)]} if harmed else {}),
+            }
     except LamfsError as error:
-        return [str(error)]
+        said = str(error)
+        return ({} if mounted else {"error": said}) | ({"damage": [said]} if harmed else {})
 
 
-def rescued(settings: InstanceSettings) -> dict[str, Any]:
+def rescued(registry: Registry) -> dict[str, Any]:
     """What was found that nobody owed, and what was lost, as far as nobody has seen to it."""
-    from lamfs.registry import Registry
-
-    try:
-        registry = Registry(settings.registry_path)
-        try:
-            folder, count = registry.rescue.found()
-            lost = [one.sentence for one in registry.rescue.lost()]
-        finally:
-            registry.close()
-    except LamfsError:
-        return {}  # said elsewhere
+    folder, count = registry.rescue.found()
+    lost = [one.sentence for one in registry.rescue.lost()]
     return ({"found": {"folder": folder, "entries": count}} if count else {}) | ({"lost": lost} if lost else {})
 
 
-def left_over(settings: InstanceSettings) -> dict[str, Any]:
-    """What the registry of an instance that is not mounted says is owed, and what went wrong with it last."""
-    from lamfs.ops import written
+def left_over(registry: Registry) -> dict[str, Any]:
+    """What is owed to the storage of an instance that is not mounted, and what went wrong with it last."""
     from lamfs.registry import is_alive
 
-    try:
-        registry = written.open_registry(settings)
-        try:
-            owed = registry.journal.owed()
-            entries = registry.journal.entries() if owed else []
-            owed_bytes = registry.journal.owed_bytes()
-        finally:
-            registry.close()
-    except LamfsError as error:
-        return {"error": str(error)}
+    owed = registry.journal.owed()
+    entries = registry.journal.entries() if owed else []
     owners = {entry.owner for entry in entries}
     return {
         "owed": owed,
-        "owed_bytes": owed_bytes,
+        "owed_bytes": registry.journal.owed_bytes(),
         # boot id, pid, start time: a process that saves something, or a mount that has left the tree already
         "busy": sorted(int(owner.split(":")[1]) for owner in owners if owner and is_alive(owner)),
         "errors": [

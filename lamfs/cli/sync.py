@@ -81,8 +81,8 @@ def sync_mount(record: MountRecord, timeout: float | None = None, key: str = "",
     """Wait until a mount owes nothing to storage, and say what it waits for, and what goes wrong: the daemon tries
     again and again. A sentence for each deletion or move that storage refuses for good: those are not waited for.
 
-    ``timeout`` in seconds; ``key``: only for what is at or below it; ``give_up`` says how to. Raises Pending when it is
-    over, MountSilent when the daemon hangs or dies.
+    ``timeout``: seconds. ``key``: wait only for what is at or below it. ``give_up``: a sentence on how to stop waiting.
+    Raises Pending when the time is over, MountSilent when the daemon hangs or dies.
     """
     began = time.time()
     waiting = _Waiting(record, key)

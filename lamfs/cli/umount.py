@@ -263,7 +263,7 @@ def names(found: list[Holder]) -> str:
 
 
 def busy(path: str) -> str:
-    """A sentence that says who uses a mount."""
+    """A sentence that names the processes which use a mount."""
     found = mountpoints.holders(path)
     if not found:
         return f"{path} is in use by a process that you may not look at; close it, or use --force."

@@ -197,7 +197,7 @@ class _Mount:
             await self._uploader.run()
 
     async def _mounted(self, nursery: trio.Nursery) -> None:
-        """From the mount's begin to its end. ``nursery``: for what goes on while the last bytes are stored."""
+        """Mount, serve, unmount. Tasks that outlive the mount, while the last bytes are stored, run in ``nursery``."""
         options, settings = self._options, self._instance.settings
         shown = Shown(options.uid, options.gid, options.umask)
         operations = Operations(self._fs, shown, xattr=options.xattr)

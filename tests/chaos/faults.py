@@ -403,9 +403,7 @@ def damaged_cache(round: Round) -> None:
         damage(round, "cache")
     for mount in round.holder.mounts[:1]:
         if not mount.mounted:
-            result = round.holder.mount(mount)
-            if not result.good:
-                raise Violation("refused", str(result))
+            round.must_mount(mount)
     exact(round)
 
 
@@ -520,9 +518,7 @@ def hand_over(round: Round) -> None:
     result = round.holder.connect()
     if not result.good:
         raise Violation("refused", f"on {round.holder.name} after 'lamfs close' on the other machine: {result}")
-    result = round.holder.mount(round.holder.mounts[0])
-    if not result.good:
-        raise Violation("refused", f"on {round.holder.name}: {result}")
+    round.must_mount(round.holder.mounts[0], f"on {round.holder.name}: ")
     round.model.changed_by = {}
     exact(round)
 
@@ -646,9 +642,7 @@ def second_mount(round: Round) -> None:
     if two.mounted:
         unmount(round.holder, two)
     else:
-        result = round.holder.mount(two)
-        if not result.good:
-            raise Violation("refused", str(result))
+        round.must_mount(two)
     exact(round)
 
 

@@ -400,9 +400,13 @@ class Round:
         for mount in self.holder.active:
             if mount.daemon is None:
                 mount.stop_worker()
-                result = self.holder.mount(mount)
-                if not result.good:
-                    raise Violation("refused", f"after a kill, {result}")
+                self.must_mount(mount, "after a kill, ")
+
+    def must_mount(self, mount: Mount, when: str = "") -> None:
+        """``lamfs mount``, which has to succeed. Raises Violation, which says ``when``."""
+        result = self.holder.mount(mount)
+        if not result.good:
+            raise Violation("refused", f"{when}{result}")
 
     def sync(self, mount: Mount) -> None:
         """``lamfs sync``."""

@@ -67,10 +67,16 @@ class Worker:
             self._ack("renamed")
 
     def _fill(self, fd: int, version: Version, step: Step) -> None:
-        try:
-            self.at = "write"
+        with self._writing(fd, step):
             for chunk in version.chunks():
                 write_all(fd, chunk)
+
+    @contextlib.contextmanager
+    def _writing(self, fd: int, step: Step) -> Iterator[None]:
+        """What is written inside of the block is synced, if the step says so, and then the file is closed."""
+        try:
+            self.at = "write"
+            yield
             if step.get("fsync"):
                 self.at = "fsync"
                 os.fsync(fd)
@@ -87,8 +93,7 @@ class Worker:
         """Change parts of a file in place: ``writes``, then ``size`` when it is given."""
         self.at = "open"
         fd = os.open(step["path"], os.O_RDWR, dir_fd=self._root)
-        try:
-            self.at = "write"
+        with self._writing(fd, step):
             for start, end, stream in step["writes"]:
                 for at in range(start, end, CHUNK):
                     stop = min(at + CHUNK, end)
@@ -96,17 +101,6 @@ class Worker:
             if step.get("size") is not None:
                 self.at = "truncate"
                 os.ftruncate(fd, step["size"])
-            if step.get("fsync"):
-                self.at = "fsync"
-                os.fsync(fd)
-                self._ack("fsynced")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-            raise
-        self.at = "close"
-        os.close(fd)
-        self._ack("closed")
 
     def do_rename(self, step: Step) -> None:
         os.rename(step["path"], step["to"], src_dir_fd=self._root, dst_dir_fd=self._root)
