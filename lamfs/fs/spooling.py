@@ -174,15 +174,16 @@ class Spooling:
         """Journal that a spool file is about to be written. Raises FsError(ESTALE) when the file has another revision
         by now than the one that is open here, or another mount is writing it."""
         registry = self._c.registry
-        before = registry.journal.put_of(state.ino)
-        if (before is None or before.src != src) and registry.journal.is_spent(src):
-            src = self._rename_spool(state, src)
         try:
             with registry.db.transaction():
                 if registry.tree.get(state.ino) is None:
                     state.private = True  # somebody else has deleted it for good: as on a local disk
                     registry.journal.spend(src)
                     return
+                before = registry.journal.put_of(state.ino)
+                old = src
+                if (before is None or before.src != src) and registry.journal.is_spent(src):
+                    src = spool_name(state.ino)
                 replaced = registry.journal.begin_put(
                     state.ino,
                     src,
@@ -191,7 +192,12 @@ class Spooling:
                     seen=state.seen,
                     mine=state.owed,
                 )
+                if src != old:
+                    self._rename_spool(state, src)
                 self.overlays.note(state)
+        except FileNotFoundError:
+            self._c.renew(state.ino)
+            raise FsError(errno.ESTALE, f"the spool file {old} is gone") from None
         except FsError:
             self._c.renew(state.ino)
             raise
@@ -201,14 +207,13 @@ class Spooling:
         if replaced is not None and not self._c.uploader.is_uploading(state.ino, replaced):
             self._c.spool.unlink(replaced)
 
-    def _rename_spool(self, state: FileState, src: str) -> str:
+    def _rename_spool(self, state: FileState, name: str) -> None:
         """The spool file of an open file was stored, and is to be written again: under another name, since what is
-        known of that one is that nobody owes it."""
+        known of the old one is that nobody owes it. Raises FileNotFoundError when another mount's bytes have ended it.
+        """
         assert state.spool is not None
-        name = spool_name(state.ino)
-        self._c.spool.rename(src, name)
+        self._c.spool.rename(state.spool.name, name)
         state.spool.name = name
-        return name
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file. Raises OSError(ENOSPC)."""

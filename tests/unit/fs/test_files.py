@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from lamfs.errors import LamfsError, RegistryError, StorageUnavailable, TooLarge
+from lamfs.errors import FsError, LamfsError, RegistryError, StorageUnavailable, TooLarge
 from lamfs.fs import room
 from lamfs.fs.filesystem import Changes
 from lamfs.fs.state import Spool
@@ -64,6 +64,27 @@ def test_an_upload_reads_what_was_closed(box: Box) -> None:
         await user.sync()
 
     run(box, scenario)
+
+
+def test_a_stored_spool_file_that_another_mount_has_ended_is_not_written(make_box: MakeBox) -> None:
+    """The handle goes on with it after fsync; when it is gone, the writer is told as when the file was replaced."""
+
+    async def scenario(user: User) -> None:
+        files, context = user.fs.files, user.fs.context
+        number, fino, _ = files.create(ROOT_INO, b"a", 0o644, os.O_RDWR, 0, 0)
+        await files.write(number, 0, b"stored")
+        await files.fsync(number)
+        state = context.states[fino]
+        assert state.spool is not None
+        assert context.registry.journal.is_spent(state.spool.name)
+        context.spool.unlink(state.spool.name, missing_ok=False)
+        with pytest.raises(FsError) as refused:
+            await files.write(number, 0, b"newer")
+        assert refused.value.errno == errno.ESTALE
+        assert context.registry.journal.put_of(state.ino) is None
+        files.release(number)
+
+    assert not make_box("s3").run(scenario, User())
 
 
 def test_fsync_reports_a_failed_upload_and_close_does_not(box: Box) -> None:
