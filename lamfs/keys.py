@@ -245,9 +245,14 @@ def _part_pattern(part: str) -> str:
 
 
 def conflict_name(name: str, what: str) -> str:
-    """``a (conflict <what>).csv`` for ``a.csv``: the suffix stays, and no more than 255 bytes (NAME_MAX) are used."""
+    """``a (conflict <what>).csv`` for ``a.csv``; see name_with."""
+    return name_with(name, f"conflict {what}")
+
+
+def name_with(name: str, note: str) -> str:
+    """``a (<note>).csv`` for ``a.csv``: the suffix stays, and no more than 255 bytes (NAME_MAX) are used."""
     suffix = suffix_of(name)
-    mark = f" (conflict {what}){suffix}"
+    mark = f" ({note}){suffix}"
     stem = name.removesuffix(suffix).encode()[: 255 - len(mark.encode())]
     return stem.decode(errors="ignore") + mark
 

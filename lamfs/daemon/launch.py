@@ -85,6 +85,8 @@ def _background(options: MountOptions, writing: int) -> int:
     reply = os.fdopen(writing, "wb", buffering=0)
     try:
         os.setsid()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)  # what the command does then, is not for the daemon
         for name in FOLDERS:
             if os.environ.get(name):
                 os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))

@@ -27,7 +27,7 @@ from lamfs.daemon.control import ControlServer
 from lamfs.daemon.first import FirstMover, look
 from lamfs.daemon.lock import LockByMover
 from lamfs.daemon.options import MountOptions
-from lamfs.daemon.recovery import take_over
+from lamfs.daemon.recovery import clear_temporaries, take_over
 from lamfs.errors import FsError, LamfsError, Locked
 from lamfs.fs.atimes import Atimes
 from lamfs.fs.context import Context, Policy
@@ -84,6 +84,7 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
             if not options.read_only:
                 recover.finish_saves(instance)
                 take_over(instance, spool)
+                clear_temporaries(instance)
             user = instance.user()
             origin = Provenance(user_id=user.id if user else None)
             mount = _Mount(options, instance, spool, origin, lambda: ready(warnings), progress, first)

@@ -12,17 +12,22 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamfs import hashing
+from lamfs import copying, hashing
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_key, into, key_with_suffix, root_path, suffix_of
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, Revision, new_uid
 from lamfs.ops import messages, mounts
 from lamfs.ops.instance import Instance
+from lamfs.pool import Pool
 from lamfs.registry import Provenance
-from lamfs.storage.base import ObjectStore, check_size
+from lamfs.storage.base import ObjectStat, ObjectStore, check_size
+
+READERS = 8
+"""Blocks of an object that are read at a time."""
 
 
 class FileMissing(NotFound, FileNotFoundError):  # type: ignore[misc]
@@ -386,8 +391,10 @@ def _draft_in_place(
     return Draft(record, etag=etag)
 
 
-def hash_object(store: ObjectStore, object_key: str) -> tuple[ContentHash, str]:
-    """Read an object once, and hash it. Returns the hash and the ETag of what was read.
+def hash_object(
+    store: ObjectStore, object_key: str, progress: Callable[[int], None] | None = None
+) -> tuple[ContentHash, str]:
+    """Read an object once, and hash it. Returns the hash and the ETag of what was read. ``progress``: told the bytes.
 
     Raises FileMissing, and storage errors: a link in a storage folder is one.
     """
@@ -395,17 +402,39 @@ def hash_object(store: ObjectStore, object_key: str) -> tuple[ContentHash, str]:
         found = store.head(object_key)
         local = store.open_local(object_key)
         if local is not None:
-            content = _hash_opened(local, found.size, store.url(object_key))
+            content = _hash_opened(local, found.size, store.url(object_key), progress)
             if content is None or store.head(object_key).etag != found.etag:
                 raise LamfsError(f"The file {store.url(object_key)} is being written; save it when that is done.")
             return content, found.etag
     except ObjectMissing:
         raise FileMissing(f"There is no object {store.url(object_key)}; check the path.") from None
-    with tempfile.TemporaryFile() as stream:
-        for offset in range(0, found.size, BLOCK_SIZE):
-            length = min(BLOCK_SIZE, found.size - offset)
-            store.get_into(object_key, stream.fileno(), offset=offset, length=length, etag=found.etag)
-        return hashing.hash_fd(stream.fileno(), found.size), found.etag
+    return _hash_fetched(store, found, progress), found.etag
+
+
+def _hash_fetched(store: ObjectStore, found: ObjectStat, progress: Callable[[int], None] | None) -> ContentHash:
+    """Hash an object of a bucket. On the disk are no more than its two ends, which one of its hashes is made of."""
+    size = found.size
+    with tempfile.TemporaryFile() as ends:
+        os.ftruncate(ends.fileno(), size)
+
+        def fetch(offset: int) -> ContentHash:
+            length = min(BLOCK_SIZE, size - offset)
+            scratch = copying.scratch(BLOCK_SIZE)
+            store.get_into(found.key, scratch.fd, offset=offset, length=length, etag=found.etag, file_offset=0)
+            if offset < hashing.MD5_MAX or offset + length > size - hashing.MD5_MAX:
+                with scratch.view(length) as view:
+                    copying.write_full(ends.fileno(), view, offset)
+            return hashing.hash_range(scratch.fd, 0, length)
+
+        parts: dict[int, ContentHash] = {}
+        with Pool(READERS, "lamfs-hash") as pool:
+            for offset, future in pool.unordered(fetch, range(0, size, BLOCK_SIZE)):
+                parts[offset] = future.result()
+                if progress is not None:
+                    progress(parts[offset].size)
+        if size <= hashing.MD5_MAX:
+            return hashing.hash_fd(ends.fileno(), size)
+        return hashing.join_ranges((parts[at] for at in sorted(parts)), hashing.hash_ends(ends.fileno(), size))
 
 
 def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
@@ -422,10 +451,10 @@ def may_be_stored(store: ObjectStore, object_key: str | None, artifact: Artifact
         return True  # a link; the folder is away; …: said when it is stored
 
 
-def _hash_opened(fd: int, size: int, name: str) -> ContentHash | None:
+def _hash_opened(fd: int, size: int, name: str, progress: Callable[[int], None] | None) -> ContentHash | None:
     """The hash of the first ``size`` bytes of a file, which is closed then; None: it has become shorter."""
     try:
-        return hashing.hash_fd(fd, size)
+        return hashing.hash_fd(fd, size, progress)
     except EOFError:
         return None
     except OSError as error:

@@ -49,7 +49,7 @@ class Process(NamedTuple):
 @contextlib.contextmanager
 def daemon_of(record: MountRecord) -> Iterator[Process | None]:
     """The daemon of a mount; None when it has ended."""
-    from lamfs.registry.journal import is_alive
+    from lamfs.processes import is_alive
 
     try:
         fd = os.pidfd_open(record.pid)

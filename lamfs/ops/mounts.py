@@ -89,7 +89,7 @@ def all_live() -> list[MountRecord]:
 
 
 def _live(directories: Iterable[Path]) -> list[MountRecord]:
-    from lamfs.registry.journal import is_alive
+    from lamfs.processes import is_alive
 
     found = [record for _, record in _records(directories) if is_alive(record.owner)]
     return sorted(found, key=lambda record: record.started_at)
@@ -97,7 +97,7 @@ def _live(directories: Iterable[Path]) -> list[MountRecord]:
 
 def all_dead() -> list[DeadMount]:
     """Mounts of all instances that nobody has unmounted since their daemon died, oldest first."""
-    from lamfs.registry.journal import is_alive
+    from lamfs.processes import is_alive
 
     found = []
     for path, record in _records(config.data_dir().glob("*/mounts")):
@@ -268,7 +268,7 @@ def poke(settings: InstanceSettings, *, timeout: float = 0.5) -> None:
 
 def wait_gone(record: MountRecord, *, timeout: float) -> bool:
     """Wait until a mount's daemon has ended; False when it still lives after ``timeout`` seconds."""
-    from lamfs.registry.journal import is_alive
+    from lamfs.processes import is_alive
 
     deadline = time.monotonic() + timeout
     while is_alive(record.owner):

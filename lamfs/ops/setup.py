@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable
 from itertools import islice
@@ -170,7 +169,7 @@ def _create_registry(instance: Instance) -> None:
     """Make the working copy with its first rows. The registry is whole, or not there under its name."""
     settings = instance.settings
     config.make_directory(settings.directory)
-    temp = settings.directory / f".new-{secrets.token_hex(6)}.lndb"
+    temp = settings.directory / f".new-{config.temporary_name()}.lndb"
     registry = Registry(temp, create=True)
     try:
         with registry.db.transaction():

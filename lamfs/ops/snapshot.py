@@ -439,7 +439,7 @@ def _supersede(instance: Instance, registry: Registry) -> None:
 def _temporary(instance: Instance, what: str) -> Iterator[Path]:
     """A name for a new file beside the working copy; what has it at the end is removed."""
     config.make_directory(instance.settings.directory)
-    temp = instance.settings.directory / f".{what}-{secrets.token_hex(6)}.lndb"
+    temp = instance.settings.directory / f".{what}-{config.temporary_name()}.lndb"
     try:
         yield temp
     finally:

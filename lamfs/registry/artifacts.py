@@ -18,7 +18,7 @@ from lamfs.registry.db import Database
 
 _COLUMNS = (
     "id, uid, storage_id, key, suffix, description, accessor, size, hash, hash_type, blocks, object_key, etag,"
-    " visibility, key_is_virtual, created_by_id, run_id, transform_id, created_at, updated_at, ino, head"
+    " visibility, key_is_virtual, created_by_id, run_id, transform_id, created_at, updated_at, ino, head, number"
 )
 _FIELDS = tuple(name.strip() for name in _COLUMNS.split(","))
 _MARK = 8
@@ -219,7 +219,7 @@ class Artifacts:
                 content.size, content.hash, content.hash_type, content.blocks,
                 record.revision.object_key, record.revision.etag,
                 record.visibility, int(record.key_is_virtual), record.created_by_id, record.run_id,
-                record.transform_id, record.created_at, record.updated_at, record.ino, content.head,
+                record.transform_id, record.created_at, record.updated_at, record.ino, content.head, record.number,
             ),
         )  # fmt: skip
         record.id = cursor.lastrowid
@@ -241,11 +241,11 @@ class Artifacts:
         self._db.execute("UPDATE leaf SET artifact_id=? WHERE artifact_id=?", (target, source))
 
     def set_revision(self, uid: str, revision: Revision, *, updated_at: int | None = None) -> None:
-        """Point a row at new bytes. ``updated_at=None``: now."""
+        """Point a row at new bytes, which are its next revision if they are other ones. ``updated_at=None``: now."""
         content = revision.content
         self._db.execute(
-            "UPDATE artifact SET size=?, hash=?, hash_type=?, blocks=?, head=?, object_key=?, etag=?, updated_at=?"
-            " WHERE uid=?",
+            "UPDATE artifact SET number=number+(size<>?1 OR blocks<>?4), size=?1, hash=?2, hash_type=?3, blocks=?4,"
+            " head=?5, object_key=?6, etag=?7, updated_at=?8 WHERE uid=?9",
             (
                 content.size, content.hash, content.hash_type, content.blocks, content.head,
                 revision.object_key, revision.etag, now_ns() if updated_at is None else updated_at, uid,
@@ -332,7 +332,7 @@ def _record_now(row: tuple[Any, ...]) -> ArtifactRecord:
 
 def _record(row: tuple[Any, ...]) -> ArtifactRecord:
     (id_, uid, storage_id, key, suffix, description, accessor, size, hash_, hash_type, blocks, object_key, etag,
-     visibility, virtual, created_by, run, transform, created_at, updated_at, ino, head) = row  # fmt: skip
+     visibility, virtual, created_by, run, transform, created_at, updated_at, ino, head, number) = row  # fmt: skip
     return ArtifactRecord(
         uid=uid,
         key=key,
@@ -350,4 +350,5 @@ def _record(row: tuple[Any, ...]) -> ArtifactRecord:
         updated_at=updated_at,
         ino=ino,
         id=id_,
+        number=number,
     )

@@ -32,12 +32,12 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lamfs.errors import FsError
 from lamfs.model import JournalEntry, new_uid, now_ns
+from lamfs.processes import is_alive, process_id
 from lamfs.registry.db import Database
 
 _COLUMNS = "id, op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"
@@ -45,38 +45,6 @@ _COLUMNS = "id, op, state, ino, uid, object_key, src, gen, attempts, error, next
 
 URGENT = -1
 """``next_at`` of a row for which another process waits."""
-
-
-def process_id(pid: int | None = None) -> str | None:
-    """A name that no other process ever has: boot id, pid and start time (proc(5)). None if the process is gone."""
-    pid = os.getpid() if pid is None else pid
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as boot:
-            boot_id = boot.read().strip()
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return f"{boot_id}:{pid}:{int(fields[19])}"
-
-
-def is_alive(owner: str | None) -> bool:
-    """Whether the process that ``process_id`` named is still there."""
-    if not owner:
-        return False
-    try:
-        pid = int(owner.split(":")[1])
-    except (IndexError, ValueError):
-        return False
-    return process_id(pid) == owner
-
-
-def of_another_boot(owner: str | None) -> bool:
-    """Whether the process that ``process_id`` named ran before this machine was started, or on another one."""
-    mine = process_id()
-    return bool(owner) and mine is not None and ":" in str(owner) and str(owner).split(":")[0] != mine.split(":")[0]
 
 
 class Journal:

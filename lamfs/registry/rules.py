@@ -182,7 +182,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "visibility": Column(_integer(-1, 1), "1"), "key_is_virtual": Column(_integer(0, 1), "1"),
         "created_by_id": _REFERENCE, "run_id": _REFERENCE, "transform_id": _REFERENCE,
         "created_at": Column(_TIME, "0"), "updated_at": Column(_TIME, "0"), "ino": Column(_INO, "-id"),
-        "head": Column(_or_null(_blob(20, 20)), "NULL"),
+        "head": Column(_or_null(_blob(20, 20)), "NULL"), "number": Column(_integer(1, ROW_MAX), "1"),
     },
     "leaf": {"artifact_id": Column(_ID), "block": Column(_integer(0, ROW_MAX)), "hashes": Column(_blob(8, _LEAVES))},
     "journal": {

@@ -19,7 +19,7 @@ from typing import Any
 import trio
 
 from lamfs.errors import LamfsError, StorageError, TransferDied
-from lamfs.model import ContentHash, Revision
+from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.storage.base import ObjectStat, StorageConfig
 from lamfs.transfer import beats, jobs
 from lamfs.transfer.jobs import Message
@@ -309,14 +309,28 @@ class Mover(PartJobs):
         reply = await self._call("hash", message, paths=("path",), progress=progress)
         return jobs.unpack_content(reply)
 
-    async def put(self, path: str, key: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
+    async def put(
+        self,
+        path: str,
+        key: str,
+        *,
+        consume: bool = False,
+        progress: Progress | None = None,
+        meta: ObjectMeta | None = None,
+    ) -> ObjectStat:
         """Store a file under ``key``: ObjectStore.put_file. ``progress`` gets byte counts, about 10 a second."""
-        message = {"path": path, "key": key, "consume": consume}
+        message = {"path": path, "key": key, "consume": consume, "meta": jobs.pack_meta(meta)}
         return jobs.unpack_stat(await self._call("put", message, paths=("path",), progress=progress))
 
-    async def put_many(self, files: Sequence[tuple[str, str, Revision | None]]) -> list[ObjectStat | LamfsError]:
-        """Store small files, given as path, key and what may be copied, one by one: of each its object or error."""
-        packed = [[path, key, twin and [twin.object_key, twin.etag, twin.size]] for path, key, twin in files]
+    async def put_many(
+        self, files: Sequence[tuple[str, str, Revision | None, ObjectMeta | None]]
+    ) -> list[ObjectStat | LamfsError]:
+        """Store small files, given as path, key, what may be copied and what they are to say of themselves, one by one:
+        of each its object or error."""
+        packed = [
+            [path, key, twin and [twin.object_key, twin.etag, twin.size], jobs.pack_meta(meta)]
+            for path, key, twin, meta in files
+        ]
         reply = await self._call("put_many", {"files": packed})
         return [jobs.unpack_error(each) if isinstance(each, dict) else jobs.unpack_stat(each) for each in reply]
 
@@ -336,9 +350,18 @@ class Mover(PartJobs):
         }
         return jobs.unpack_stat(await self._call("put_bytes", message))
 
-    async def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
+    async def copy(
+        self,
+        src: str,
+        dst: str,
+        *,
+        etag: str | None = None,
+        size: int | None = None,
+        meta: ObjectMeta | None = None,
+    ) -> ObjectStat:
         """Copy an object within the storage: ObjectStore.copy."""
-        return jobs.unpack_stat(await self._call("copy", {"src": src, "dst": dst, "etag": etag, "size": size}))
+        message = {"src": src, "dst": dst, "etag": etag, "size": size, "meta": jobs.pack_meta(meta)}
+        return jobs.unpack_stat(await self._call("copy", message))
 
     async def delete(self, keys: list[str]) -> None:
         """Delete objects; ones that are gone are no error."""

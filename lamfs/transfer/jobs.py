@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import lamfs.errors
 from lamfs.errors import FsError, LamfsError, StorageError, StorageFull
-from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, ContentHash
+from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, ContentHash, ObjectMeta
 from lamfs.storage.base import ObjectStat, StorageConfig
 
 Message = dict[str, Any]
@@ -128,6 +128,16 @@ def pack_stat(stat: ObjectStat) -> list[Any]:
 def unpack_stat(value: list[Any]) -> ObjectStat:
     """The ObjectStat of pack_stat."""
     return ObjectStat(*value)
+
+
+def pack_meta(meta: ObjectMeta | None) -> list[Any] | None:
+    """An ObjectMeta as a JSON array."""
+    return None if meta is None else [meta.uid, meta.key, meta.revision, meta.hash, meta.cut]
+
+
+def unpack_meta(value: list[Any] | None) -> ObjectMeta | None:
+    """The ObjectMeta of pack_meta."""
+    return None if value is None else ObjectMeta(*value)
 
 
 def pack_content(content: ContentHash) -> list[Any]:

@@ -280,7 +280,13 @@ def _hash(server: Server, job: _Job) -> Any:
 def _put(server: Server, job: _Job) -> Any:
     m = job.message
     return jobs.pack_stat(
-        server.store.put_file(m["key"], m["path"], consume=m.get("consume", False), progress=job.progress())
+        server.store.put_file(
+            m["key"],
+            m["path"],
+            consume=m.get("consume", False),
+            progress=job.progress(),
+            meta=jobs.unpack_meta(m.get("meta")),
+        )
     )
 
 
@@ -298,7 +304,8 @@ def _put_bytes(server: Server, job: _Job) -> Any:
 
 def _copy(server: Server, job: _Job) -> Any:
     m = job.message
-    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"], size=m["size"]))
+    meta = jobs.unpack_meta(m.get("meta"))
+    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"], size=m["size"], meta=meta))
 
 
 def _delete(server: Server, job: _Job) -> Any:
@@ -373,7 +380,7 @@ def _clone(server: Server, job: _Job) -> Any:
 
 
 def _begin_upload(server: Server, job: _Job) -> Any:
-    return server.parts.begin_upload(job.message["key"])
+    return server.parts.begin_upload(job.message["key"], jobs.unpack_meta(job.message.get("meta")))
 
 
 def _send_part(server: Server, job: _Job) -> Any:

@@ -333,9 +333,10 @@ class Steps:
         assert self.hooks is not None
         entry = upload.entry
         assert entry.ino is not None
+        meta = self._registry.commits.put_meta(entry, content)
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
-            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved)
+            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta)
             return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
@@ -344,7 +345,7 @@ class Steps:
                 there = twin.revision
                 # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
                 size = there.size if self._registry.artifacts.with_object(target) is None else None
-                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size)
+                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size, meta=meta)
             except (ObjectMissing, ObjectChanged):
                 continue
             return stat.etag, False
@@ -362,7 +363,7 @@ class Steps:
         if content.size > multipart.MULTIPART_ABOVE:
             segments = [Segment(0, content.size)]
             return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
-        return (await self._mover.put(path, target, progress=upload.moved)).etag, False
+        return (await self._mover.put(path, target, progress=upload.moved, meta=meta)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
         """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""
@@ -439,7 +440,9 @@ class Steps:
             await self.hooks.pin(before.revision.object_key)
             registry.commits.begin_move(target)
             await self.durable()
-            stat = await self._mover.copy(before.revision.object_key, target, etag=before.revision.etag)
+            stat = await self._mover.copy(
+                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
+            )
             registry.commits.moved(entry.id, before, target, stat.etag)
         except (ObjectMissing, ObjectChanged):
             now = registry.artifacts.by_uid(entry.uid)
