@@ -401,9 +401,16 @@ def pull(instance: Instance, *, restore: bool = False, copy: str | None = None, 
             registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             now = mark(registry)
         with instance.alone("replaced"):
+            note = written.read(settings)
             # First: a crash then leaves nothing that calls the new one older than it must be.
             written.forget(settings)
-            put_aside = working_copy.replace(settings, fresh, instance.store, word="registry" if restore else OVERTAKEN)
+            put_aside = working_copy.replace(
+                settings,
+                fresh,
+                instance.store,
+                word="registry" if restore else OVERTAKEN,
+                wrote=None if note is None else note.uid,
+            )
         if restore and put_aside is not None:
             messages.info(f"this machine's registry was put aside as {put_aside}")
         working_copy.keep_newest(settings.directory, OVERTAKEN)

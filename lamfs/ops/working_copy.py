@@ -35,16 +35,19 @@ def uid(settings: InstanceSettings) -> str | None:
     return None
 
 
-def replace(settings: InstanceSettings, fresh: Path, store: ObjectStore, *, word: str) -> Path | None:
+def replace(
+    settings: InstanceSettings, fresh: Path, store: ObjectStore, *, word: str, wrote: str | None = None
+) -> Path | None:
     """Make ``fresh`` the working copy, while nobody has it open. The one that is there is put aside, as
-    ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one.
+    ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one. ``wrote``: the uid
+    of the instance whose working copy lamfs wrote here last (written.py).
 
     Spool files of files that ``fresh`` does not know are in its ``lost+found``. When the one that is there cannot be
-    read, they stay in the spool, and the next mount looks what they are (strays.py); when it is of another instance,
-    they are put aside with it.
+    read, or something else than lamfs has put it there, they stay in the spool, and the next mount looks what they are
+    (strays.py); when they are another instance's, they are put aside with it.
     """
     path = settings.registry_path
-    same = not path.exists() or _carry_over(settings, fresh, store)
+    same = not path.exists() or _carry_over(settings, fresh, store, wrote)
     with contextlib.nullcontext() if same else _spool_aside(settings, fresh):
         with open(fresh, "rb") as file:
             os.fsync(file.fileno())
@@ -65,12 +68,14 @@ def retire(settings: InstanceSettings, word: str) -> Path:
     return kept
 
 
-def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore) -> bool:
-    """Owe in ``fresh`` what is owed in the working copy. False when that is of another instance."""
+def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, wrote: str | None) -> bool:
+    """Owe in ``fresh`` what is owed in the working copy. False when the spool is another instance's."""
     try:
         with contextlib.closing(Registry(settings.registry_path)) as old, contextlib.closing(Registry(fresh)) as new:
-            if old.db.get_meta("uid") != new.db.get_meta("uid"):
-                return False
+            own = new.db.get_meta("uid")
+            if old.db.get_meta("uid") != own:
+                # No lamfs has worked with a registry that is not the one it wrote here: the spool is not of that.
+                return wrote is not None and wrote == own
             with new.db.transaction():
                 left = carry_over(old.db, new.db)
                 _keep(settings, new, store, left)

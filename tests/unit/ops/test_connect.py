@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lamfs import config
-from lamfs.errors import InvalidArgument, LamfsError, RegistryError
+from lamfs.errors import DamagedRegistry, InvalidArgument, LamfsError, RegistryError
 from lamfs.model import StorageConfig, instance_id
 from lamfs.ops import artifacts, fsck, recover, setup, snapshot, working_copy
 from lamfs.ops.instance import Instance
@@ -377,6 +377,29 @@ def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tupl
     assert not mine.exists()
     (kept,) = mine.parent.parent.glob(f"{settings.id.hex}.2*/{name}")
     assert kept.read_text() == "only here"
+
+
+@pytest.mark.parametrize("slug", ["somebody/else", "ada/default"])
+def test_the_spool_is_not_that_of_a_foreign_registry_that_was_put_in_the_place_of_ours(
+    tmp_path: Path, slug: str
+) -> None:
+    """Its files are owed to the instance that this machine worked with, and become files of lost+found."""
+    settings = setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+    src = owe("ada/default", "new.txt", "", "only here")
+    with contextlib.closing(sqlite3.connect(settings.registry_path)) as db, db:
+        db.execute("UPDATE meta SET value=? WHERE key='slug'", (slug,))
+        db.execute("UPDATE meta SET value='XXXXXXXXXXXX' WHERE key='uid'")
+    with pytest.raises(DamagedRegistry, match="another instance|somebody/else"):
+        Instance.open("ada/default")
+    setup.connect("ada/default", restore=True)
+    with Instance.open("ada/default") as opened:
+        fsck.check(opened, repair=True)
+        recover.finish_all(opened)
+    assert read("ada/default", f"lost+found/new (spool {src}).txt") == "only here"
+    assert [path.name for path in (tmp_path / "store/.lamindb/_spool").iterdir()] == [settings.id.hex]
 
 
 def test_a_registry_that_names_the_folder_of_another_machine_is_connected_again(tmp_path: Path) -> None:
