@@ -392,7 +392,7 @@ def test_the_spool_is_not_that_of_a_foreign_registry_that_was_put_in_the_place_o
     with contextlib.closing(sqlite3.connect(settings.registry_path)) as db, db:
         db.execute("UPDATE meta SET value=? WHERE key='slug'", (slug,))
         db.execute("UPDATE meta SET value='XXXXXXXXXXXX' WHERE key='uid'")
-    with pytest.raises(DamagedRegistry, match="another instance|somebody/else"):
+    with pytest.raises(DamagedRegistry, match=r"another instance|somebody/else"):
         Instance.open("ada/default")
     setup.connect("ada/default", restore=True)
     with Instance.open("ada/default") as opened:
