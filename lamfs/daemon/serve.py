@@ -94,6 +94,10 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
                     raise mount.lost
                 if not options.read_only and not mount.hurried:
                     snapshot.push(instance)
+            except LamfsError as error:
+                if not mount.died:
+                    mounts.leave_word(instance.settings.mounts_dir, str(error))
+                raise
             finally:
                 # Until here 'lamfs umount' finds the process that it waits for.
                 if not mount.died:
