@@ -11,6 +11,7 @@ from tests.chaos.world import NAME, SLUG, Machine, Mount, Result, Violation
 from tests.support import watchdog
 
 _DELETE = re.compile(r"delete (/\S+/(?:snapshot|lease)\.json)")
+_GONE = re.compile(r"^problem: storage: the object .* is gone \(artifact", re.MULTILINE)
 END_SECONDS = 120.0
 """How long an unmount may take when storage answers."""
 STUCK_SECONDS = 15.0
@@ -42,8 +43,9 @@ def try_repairs(machine: Machine, rng: random.Random, count: int, *, restore: bo
         commands[name](machine)
 
 
-def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck: bool = False) -> None:
+def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck: bool = False) -> bool:
     """Have the instance mounted at the machine's first mountpoint, everything stored, and looked at by fsck --repair.
+    Returns whether fsck names objects that are gone.
 
     ``restore``: whether the registry in storage may be taken when nothing else helps, and at random. ``stuck``:
     something that cannot be stored may keep the mount from ending without --force, if that is said. Raises Violation
@@ -71,14 +73,16 @@ def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck
     machine.cli("fsck", "--repair", "--instance", SLUG)
     _mount(machine, restore=restore)
     machine.json("status")
-    if "--restore" in machine.cli("fsck", "--instance", SLUG).output and restore:
+    checked = machine.cli("fsck", "--instance", SLUG)
+    if "--restore" in checked.output and restore:
         # What is wrong with the registry may be seen late; this is what it says to do.
         unmount(machine, mount, stuck=True)
         machine.connect("--restore")
         machine.cli("fsck", "--repair", "--instance", SLUG)
         _mount(machine, restore=restore)
-        machine.cli("fsck", "--instance", SLUG)
+        checked = machine.cli("fsck", "--instance", SLUG)
     machine.hear_logs()
+    return _GONE.search(checked.output) is not None
 
 
 def _mount(machine: Machine, *, restore: bool) -> None:

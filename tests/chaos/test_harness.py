@@ -256,7 +256,10 @@ class LateMachine:
     def cli(self, *words: str) -> Result:
         self.log.append(words[0])
         good = self.whole or words[0] != "sync"
-        return Result(words, int(not good), "" if good else "damaged; 'lamfs connect --restore' is the way", False)
+        said = (
+            "problem: storage: the object s3://b/.lamindb/x of 'a' is gone (artifact x)\n" if words[0] == "fsck" else ""
+        )
+        return Result(words, int(not good), said if good else "damaged; 'lamfs connect --restore' is the way", False)
 
     def json(self, *words: str) -> None: ...
 
@@ -277,7 +280,7 @@ def test_a_registry_that_is_found_damaged_late_is_restored_as_it_says(monkeypatc
     monkeypatch.setattr(recovery, "try_repairs", lambda *_, **__: None)
     log: list[str] = []
     machine = LateMachine(log)
-    recovery.recover(machine, random.Random(1))  # type: ignore[arg-type]
+    assert recovery.recover(machine, random.Random(1))  # type: ignore[arg-type]  # an object is gone, fsck says
     assert log[:4] == ["mount", "sync", "umount", "connect"]
     assert machine.whole
     with broken("hang"):
