@@ -26,7 +26,7 @@ from typing import Any
 
 import platformdirs
 
-from lamfs import permissions, scratch
+from lamfs import permissions, processes, scratch
 from lamfs.errors import InvalidArgument, LamfsError, NotSetUp
 from lamfs.jsontext import is_number, parse_object
 from lamfs.model import BASE62, USER_UID_LEN, StorageConfig, instance_id
@@ -429,3 +429,22 @@ def machine_token() -> str:
     if not isinstance(token, str) or not token:
         raise NotSetUp(f"The file {path} has no token of this machine; delete it.")
     return token
+
+
+_tokens: dict[Path, str] = {}
+
+
+def machine_mark() -> str:
+    """The beginning of machine_token(), which names of temporary files have; without a token one of nobody's."""
+    try:
+        path = data_dir()
+        if path not in _tokens:
+            _tokens[path] = machine_token()[:12].lower().replace(" ", "-")
+        return _tokens[path]
+    except (LamfsError, OSError):
+        return "0" * 12
+
+
+def temporary_name() -> str:
+    """A new name for a temporary file, which says whose it is."""
+    return processes.mark(machine_mark())

@@ -89,6 +89,12 @@ class LeaseLost(Locked):
     errno = errno.EIO
 
 
+class TooLarge(LamfsError):
+    """A file has more bytes than storage ever takes."""
+
+    errno = errno.EFBIG
+
+
 class StorageError(LamfsError):
     """Storage answered with an error, or did not answer. ``retryable`` says whether trying again can help."""
 

@@ -103,10 +103,11 @@ def hash_fd(
     return ContentHash(size, ends, "sha1-fl", bytes(blocks), leaves, head)
 
 
-def hash_range(fd: int, offset: int, length: int) -> ContentHash:
+def hash_range(fd: int, offset: int, length: int, progress: Callable[[int], None] = lambda count: None) -> ContentHash:
     """BLAKE3 of the blocks of a range that begins with one, and their leaves, numbered from the range's start.
 
-    There is no whole-file hash in it. Raises EOFError when the file is shorter.
+    There is no whole-file hash in it. ``progress`` gets the bytes of each block. Raises EOFError when the file is
+    shorter.
     """
     blocks = bytearray()
     leaves: dict[int, bytes] = {}
@@ -117,6 +118,7 @@ def hash_range(fd: int, offset: int, length: int) -> ContentHash:
         blocks += digest
         if digest != zero_block():
             leaves[index] = b"".join(found)
+        progress(min(BLOCK_SIZE, length - at))
     return ContentHash(length, "", "", bytes(blocks), leaves)
 
 
@@ -132,25 +134,26 @@ def join_ranges(ranges: Iterable[ContentHash], ends: tuple[str, bytes]) -> Conte
     return ContentHash(size, ends[0], "sha1-fl", bytes(blocks), leaves, ends[1])
 
 
-def hash_ends(fd: int, size: int) -> tuple[str, bytes]:
+def hash_ends(fd: int, size: int, progress: Callable[[int], None] = lambda count: None) -> tuple[str, bytes]:
     """The sha1-fl of a file of more than MD5_MAX bytes, of which only the first and the last MD5_MAX count; and the
-    SHA-1 of the first."""
+    SHA-1 of the first. ``progress`` gets byte counts."""
     buffer = memoryview(bytearray(PIECE))
-    head = _sha1(fd, 0, buffer)
-    return _both(head, _sha1(fd, size - MD5_MAX, buffer)), head
+    head = _sha1(fd, 0, buffer, progress)
+    return _both(head, _sha1(fd, size - MD5_MAX, buffer, progress)), head
 
 
 def _both(head: bytes, tail: bytes) -> str:
     return encode_digest(hashlib.sha1(head + tail).digest())
 
 
-def _sha1(fd: int, start: int, buffer: memoryview) -> bytes:
+def _sha1(fd: int, start: int, buffer: memoryview, progress: Callable[[int], None] = lambda count: None) -> bytes:
     """SHA-1 of MD5_MAX bytes of a file."""
     whole = hashlib.sha1()
     for at in range(start, start + MD5_MAX, PIECE):
         view = buffer[: min(PIECE, start + MD5_MAX - at)]
         _read_full(fd, view, at)
         whole.update(view)
+        progress(len(view))
     return whole.digest()
 
 

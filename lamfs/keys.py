@@ -21,6 +21,8 @@ REAL_KEY_MAX = 1024
 SUFFIX_MAX = 64
 _SPOOL_NAME = re.compile("[0-9a-f]{1,16}-[0-9a-f]{12}")
 _REGISTRY_KEY = re.compile(r"[0-9a-f]{32}\.lndb")
+OWN_OBJECT = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
+"""Object keys that lamfs gives artifacts without a real key."""
 
 FORMAT_SUFFIXES = frozenset(
     {
@@ -122,6 +124,11 @@ def is_registry_key(object_key: str) -> bool:
     return _REGISTRY_KEY.fullmatch(object_key) is not None
 
 
+def is_internal(object_key: str) -> bool:
+    """Whether an object is none of an artifact, but lamfs's own: a lock, a kept registry, a spool or temporary file."""
+    return object_key.startswith(f"{AUTO_KEY_PREFIX}_")
+
+
 def check_name(name: bytes) -> str:
     """Decode and check one path component as it comes from the kernel.
 
@@ -139,7 +146,7 @@ def check_name(name: bytes) -> str:
 
 
 def check_key(key: str, *, real: bool = False) -> str:
-    """Check a key given by hand (API or CLI) and return it without duplicate or outer slashes.
+    """Check a key given by hand (API or CLI) and return it without duplicate slashes.
 
     Raises InvalidName, a ValueError that says which rule the key breaks.
     """
@@ -156,6 +163,13 @@ def check_key(key: str, *, real: bool = False) -> str:
         raise InvalidName(f"The key '{key}' contains '.' or '..'; give the full key from the root.")
     if parts[0] in (AUTO_KEY_PREFIX.rstrip("/"), ".lamfs"):
         raise InvalidName(f"The key '{key}' starts with '{parts[0]}/', which is reserved; choose another key.")
+    if key.startswith("/"):
+        raise InvalidName(
+            f"The key '{key}' begins with '/', but a key is a path in the registry; give '{'/'.join(parts)}' if that is"
+            " meant."
+        )
+    if key.endswith("/"):
+        raise InvalidName(f"The key '{key}' ends with '/', so it names no file; give the key of a file.")
     if any(len(part.encode()) > NAME_MAX for part in parts):
         raise InvalidName(
             f"A part of the key '{key[:80]}…' is longer than {NAME_MAX} bytes; shorten it.",
@@ -172,6 +186,11 @@ def check_key(key: str, *, real: bool = False) -> str:
             errno=errno.ENAMETOOLONG,
         )
     return "/".join(parts)
+
+
+def into(key: str, name: str) -> str:
+    """The key of a file that is to be stored at ``key``: as with cp(1), ``folder/`` means by its ``name`` in there."""
+    return f"{key}{name}" if key.endswith("/") and key.strip("/") else key
 
 
 def root_path(key: str) -> tuple[str, str]:
@@ -226,9 +245,14 @@ def _part_pattern(part: str) -> str:
 
 
 def conflict_name(name: str, what: str) -> str:
-    """``a (conflict <what>).csv`` for ``a.csv``: the suffix stays, and no more than 255 bytes (NAME_MAX) are used."""
+    """``a (conflict <what>).csv`` for ``a.csv``; see name_with."""
+    return name_with(name, f"conflict {what}")
+
+
+def name_with(name: str, note: str) -> str:
+    """``a (<note>).csv`` for ``a.csv``: the suffix stays, and no more than 255 bytes (NAME_MAX) are used."""
     suffix = suffix_of(name)
-    mark = f" (conflict {what}){suffix}"
+    mark = f" ({note}){suffix}"
     stem = name.removesuffix(suffix).encode()[: 255 - len(mark.encode())]
     return stem.decode(errors="ignore") + mark
 

@@ -135,6 +135,27 @@ class Revision:
         return (self.content.size + BLOCK_SIZE - 1) // BLOCK_SIZE
 
 
+@dataclass(slots=True, frozen=True)
+class ObjectMeta:
+    """What an object says of itself beside its bytes: whose they are. A hint for a person who has lost the registry;
+    it comes from storage, so nothing is done because of it that cannot be undone.
+
+    ``key``: of the artifact when the object was stored; None without one, and only its beginning when it is ``cut``.
+    ``revision``: ArtifactRecord.number; ``hash``: LaminDB's, as ``type:hash``. None: not known when it was stored.
+    """
+
+    uid: str
+    key: str | None = None
+    revision: int | None = None
+    hash: str | None = None
+    cut: bool = False
+
+    @classmethod
+    def of(cls, uid: str, key: str | None, revision: int, content: ContentHash | None) -> ObjectMeta:
+        """The same of an artifact's revision."""
+        return cls(uid, key, revision, None if content is None else f"{content.hash_type}:{content.hash}")
+
+
 @dataclass(slots=True)
 class ArtifactRecord:
     """One row of the artifact table. Times in nanoseconds since the epoch."""
@@ -155,6 +176,13 @@ class ArtifactRecord:
     updated_at: int = 0
     ino: int | None = None
     id: int | None = None
+    number: int = 1
+    """Of the revision: 1 is the first, and other bytes are the next one."""
+
+    @property
+    def meta(self) -> ObjectMeta:
+        """What the object of its revision says of itself."""
+        return ObjectMeta.of(self.uid, self.key, self.number, self.revision.content)
 
     @property
     def size(self) -> int:

@@ -12,19 +12,18 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace as with_fields
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamfs.api import frames, state
-from lamfs.api.fields import EPOCH, ArtifactFields
-from lamfs.api.paths import storage_path
+from lamfs.api.fields import ArtifactFields
+from lamfs.api.paths import object_path
 from lamfs.api.queryset import QuerySet
 from lamfs.api.settings import settings
 from lamfs.errors import InvalidArgument, NotFound
 from lamfs.keys import check_key, key_with_suffix, object_key_for, suffix_of
 from lamfs.model import ArtifactRecord
-from lamfs.ops import artifacts, drafts, messages
+from lamfs.ops import artifacts, drafts, folders, messages
 from lamfs.ops.drafts import Draft
 from lamfs.registry import Provenance, Run
 
@@ -93,22 +92,27 @@ class Artifact(ArtifactFields):
 
     @classmethod
     def from_dir(
-        cls, path: str | os.PathLike[str], key: str | None = None, *, run: Run | None = None
+        cls,
+        path: str | os.PathLike[str],
+        key: str | None = None,
+        *,
+        run: Run | None = None,
+        follow_links: bool = False,
     ) -> list[Artifact]:
         """One artifact for each file below a folder, with keys below ``key`` (the folder's name unless given).
 
-        They are not saved yet. Raises InvalidArgument when it is no folder.
+        They are not saved yet. Links are left out with a warning; ``follow_links`` takes what they lead to. Raises
+        InvalidArgument when ``path`` is not a folder, or when something in it cannot be read.
         """
         folder = Path(os.path.abspath(os.path.expanduser(path)))
         if not folder.is_dir():
             raise InvalidArgument(f"{folder} is no directory; Artifact(path) makes an artifact of a file.")
         inside = drafts.key_in_storage(state.instance().store, folder) is not None
-        base = (key if key is not None else folder.name).strip("/")
+        base = key.rstrip("/") if key is not None else folder.name
         found = []
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                name = None if inside and key is None else f"{base}/{file.relative_to(folder).as_posix()}"
-                found.append(cls(file, key=name, run=run))
+        for file, relative in folders.files_below(folder, follow_links=follow_links, left_out=_left_out):
+            name = None if inside and key is None else f"{base}/{relative}"
+            found.append(cls(file, key=name, run=run))
         messages.info(f"made {len(found)} artifacts of {folder} with key '{base}/'; save each with .save()")
         return found
 
@@ -137,9 +141,11 @@ class Artifact(ArtifactFields):
         """Artifacts that meet all conditions: ``field=value``, ``field__startswith=``, ``__contains``, ``__endswith``,
         ``__gt``, ``__gte``, ``__lt``, ``__lte``, ``__in``. The trash only with ``visibility=``.
 
-        Raises InvalidArgument for an unknown field or condition."""
-        plain = {name: _plain(value) for name, value in conditions.items()}
-        return QuerySet(cls._of(record) for record in state.instance().registry.artifacts.filter(**plain))
+        Times are datetimes, dates or texts in ISO 8601; without a time zone they are local. A date is all of its day:
+        ``created_at__gt`` is after it, ``__lte`` until its end. Sizes are bytes, or texts such as ``"5 MB"``. Raises
+        InvalidArgument for an unknown field or condition, and for a value that is not of the field's type.
+        """
+        return QuerySet(cls._of(record) for record in state.instance().registry.artifacts.filter(**conditions))
 
     # -- storing ------------------------------------------------------------------------------------------------
 
@@ -228,7 +234,7 @@ class Artifact(ArtifactFields):
         here = state.instance()
         record = here.registry.artifacts.by_uid(self.uid) or self._record
         key = record.revision.object_key or object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
-        return storage_path(here.settings.storage, key)
+        return object_path(here.settings.storage, key)
 
     def cache(self, progress: Callable[[int], None] | None = None) -> Path:
         """A local file with the newest stored content, complete and verified, below the cache directory.
@@ -300,6 +306,10 @@ class Artifact(ArtifactFields):
         return drafts.text_of(self._record)
 
 
+def _left_out(path: str, why: str) -> None:
+    messages.warn(f"left out, {why}: {path}")
+
+
 def _origin(run: Run | None) -> Provenance:
     """What new content is linked to; warns when that is nothing."""
     origin = state.provenance()
@@ -340,13 +350,6 @@ def _ask(question: str, refusal: str | None = None) -> bool:
     if refusal is not None:
         raise InvalidArgument(refusal)
     return False
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        aware = value if value.tzinfo is not None else value.astimezone()
-        return (aware - EPOCH) // timedelta(microseconds=1) * 1000
-    return int(value) if isinstance(value, bool) else value
 
 
 def _unlink(path: str) -> None:

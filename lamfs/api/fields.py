@@ -5,15 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from lamfs.api import state
+from lamfs.api.strict import Strict
 from lamfs.errors import InvalidArgument
-from lamfs.keys import check_key, root_path, suffix_of
+from lamfs.keys import check_key, into, root_path, suffix_of
 from lamfs.model import ArtifactRecord
 from lamfs.registry import Run, Transform, User
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class ArtifactFields:
+class ArtifactFields(Strict):
     """Reads one record."""
 
     _record: ArtifactRecord
@@ -33,8 +34,9 @@ class ArtifactFields:
     @property
     def key(self) -> str | None:
         """The path in the registry's tree; None: auto-managed. Set it and call ``save()``, which renames as ``mv`` in a
-        mount does: directories are made, the suffix is the new key's, the object of a real key follows. Raises
-        InvalidName (a ValueError), and InvalidArgument for None, because a key can only be changed.
+        mount does: directories are made, the suffix is the new key's, the object of a real key follows. A key that ends
+        with ``/`` is a directory, into which it goes by its own name. Raises InvalidName (a ValueError), and
+        InvalidArgument for None, because a key can only be changed.
         """
         return self._record.key
 
@@ -44,7 +46,8 @@ class ArtifactFields:
             if self._record.key is None:
                 return
             raise InvalidArgument(f"'{self._record.key}' cannot do without a key; give it another one.")
-        self._new_key = self._record.key = check_key(key, real=not self._record.key_is_virtual)
+        name = root_path(self._record.key)[1] if self._record.key else f"{self._record.uid}{self._record.suffix}"
+        self._new_key = self._record.key = check_key(into(key, name), real=not self._record.key_is_virtual)
         self._record.suffix = suffix_of(root_path(self._new_key)[1])
 
     @property

@@ -32,7 +32,7 @@ def write_parquet(frame: Any) -> Path:
     pandas()
     folder = config.data_dir() / "tmp"
     config.make_directory(folder)
-    fd, name = tempfile.mkstemp(suffix=".parquet", dir=folder)
+    fd, name = tempfile.mkstemp(prefix=f"{config.temporary_name()}-", suffix=".parquet", dir=folder)
     os.close(fd)
     path = Path(name)
     try:

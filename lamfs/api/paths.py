@@ -35,3 +35,13 @@ def _client(config: StorageConfig) -> S3Client:
             found = _clients[config] = make_client(config)
         client: S3Client = found
         return client
+
+
+def object_path(config: StorageConfig, key: str) -> Path | S3Path:
+    """As storage_path, of the object of an artifact: in a bucket it can be read, and not be written to."""
+    path = storage_path(config, key)
+    if isinstance(path, Path):
+        return path
+    from lamfs.api.readonly import ObjectPath
+
+    return ObjectPath(str(path), client=path.client)

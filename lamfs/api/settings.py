@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lamfs import config
 from lamfs.api import state
 from lamfs.api.paths import storage_path
+from lamfs.api.strict import Strict
 from lamfs.config import UserSettings
 from lamfs.errors import InvalidArgument
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from cloudpathlib import S3Path
 
 
-class CreationSettings:
+class CreationSettings(Strict):
     """What new artifacts are like; of this process only. LaminDB's names."""
 
     def __init__(self) -> None:
@@ -36,11 +37,16 @@ class CreationSettings:
     _artifact_use_virtual_keys = artifact_use_virtual_keys
 
 
-class Settings:
+class Settings(Strict):
     """What ``ln.settings`` is."""
 
     def __init__(self) -> None:
-        self.creation = CreationSettings()
+        self._creation = CreationSettings()
+
+    @property
+    def creation(self) -> CreationSettings:
+        """What new artifacts are like."""
+        return self._creation
 
     @property
     def artifact_use_virtual_keys(self) -> bool:

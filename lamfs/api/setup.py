@@ -27,10 +27,12 @@ def init(
     region: str | None = None,
     profile: str | None = None,
     path_style: bool = False,
+    new: bool = False,
 ) -> InstanceSettings:
     """Make an instance whose default storage is a folder or ``s3://bucket/prefix``, and work with it from now on.
 
-    Raises InvalidArgument, Locked (another machine has it), and storage errors.
+    ``new``: also where one was whose registry is gone. Raises RegistryError (one was there), InvalidArgument, Locked
+    (another machine has it), and storage errors.
     """
     state.forget()
     return _setup.init(
@@ -41,6 +43,7 @@ def init(
         region=region,
         profile=profile,
         path_style=path_style,
+        new=new,
     )
 
 

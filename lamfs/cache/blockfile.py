@@ -2,6 +2,10 @@
 
 The trio loop only; all readers of a revision in the process share one BlockFile. Bytes are given out only from blocks,
 or leaves of blocks, that this process has verified. A random read brings or verifies only the leaves that it needs.
+
+What the kernel has in memory is taken as it was verified. What it does not have comes from the disk, which may have
+forgotten it: then whole leaves are read and compared again. So that nothing comes to memory without that, the kernel
+does not read ahead in these files; what it is asked to bring ahead is noted (``_ahead``), and compared when it is read.
 """
 
 from __future__ import annotations
@@ -10,16 +14,18 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator
-from os import pread
+from os import RWF_NOWAIT, pread, preadv
 from typing import Protocol
 
 import trio
 
 from lamfs.cache.bits import REGION_BLOCKS, leaf_mask
+from lamfs.cache.resident import is_resident
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
 from lamfs.errors import LamfsError, StorageError, StorageFull, StorageUnavailable
-from lamfs.hashing import hash_block, hash_leaf
+from lamfs.hashing import hash_block, hash_leaf, hash_leaves
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
+from lamfs.transfer.beats import Beat
 
 OLD_SECONDS = 0.5
 """Who came so much later than a flight began does not take its failure for an answer."""
@@ -28,6 +34,11 @@ FILL_WINDOW = 4
 
 SMALL = 64 << 10
 """Blocks up to this many bytes are verified right here: hashing them takes less time than a job's way and back."""
+
+AHEAD = 2 << 20
+"""Bytes that the kernel is asked to read ahead when a read goes on where the last one ended ..."""
+NEAR = 256 << 10
+"""... or about there: the kernel's requests come in odd order."""
 
 FEW_LEAVES = 16
 """Reads of up to so many leaves of a block bring and verify these alone: the kernel asks for 1 MiB at most."""
@@ -64,10 +75,14 @@ class BlockFile:
     """An open (sparse) file of one revision. Made by BlockCache.open; close() gives the reference back."""
 
     __slots__ = (
+        "_ahead",
+        "_ahead_end",
+        "_cold_end",
         "_fd",
         "_owner",
         "_ready",
         "_size",
+        "beat",
         "flights",
         "hits",
         "homeless",
@@ -103,6 +118,8 @@ class BlockFile:
         self.refs = 0
         """Users and flights. The cache closes the file some time after the last is gone."""
         self.hits = 0
+        self.beat = Beat()
+        """How the bringing of its bytes goes on."""
         self.flights: dict[int, Flight] = {}
         """Whole blocks on their way."""
         self.leaves = {block: Leaves(mask) for block, mask in (partial or {}).items() if state[block] == ABSENT}
@@ -118,6 +135,14 @@ class BlockFile:
         """Regions that were read since the cache looked last."""
         self._owner = owner
         self._fd = fd
+        self._ahead: dict[int, int] = {}
+        """Leaves (a mask per block) that came to memory, or are about to, without having been compared."""
+        self._cold_end = -NEAR
+        """Where the last read from the disk ended."""
+        self._ahead_end = 0
+        """Where the kernel was asked to bring bytes up to."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._size = revision.size
         self._ready = bytearray(state.replace(b"\x01", b"\x00").replace(b"\x02", b"\x01"))  # 1 for verified blocks
         self.todo = len(state) - state.count(VERIFIED)
@@ -151,15 +176,82 @@ class BlockFile:
                 return None
         elif self._ready.find(0, first, last + 1) >= 0 and not self._has_leaves(offset, size):
             return None
+        data = bytearray(size)
         try:
-            data = pread(self._fd, size, offset)
-        except OSError:  # a bad sector: read() brings the block again
-            return None
-        if len(data) != size:  # somebody truncated the cache file
-            return None
+            known = not self._ahead or not self._is_ahead(offset, size)
+            count = preadv(self._fd, [data], offset, RWF_NOWAIT) if known else 0
+        except OSError:  # nothing is in memory, or the file system cannot tell
+            count = 0
+        if count != size:
+            found = self._from_disk(offset, size)
+            if found is None:  # read() brings the block again
+                return None
+            data = found
         self.hits += 1
         self.recent[first >> _REGION_SHIFT] = 1
-        return data
+        return data  # type: ignore[return-value]  # nobody changes it
+
+    def _is_ahead(self, offset: int, size: int) -> bool:
+        return any(self._ahead.get(block, 0) & mask for block, mask in self.masks(offset, offset + size))
+
+    def _from_disk(self, offset: int, size: int) -> bytearray | None:
+        """Verified bytes of which some are not in memory, compared again; None: they are not right, or unreadable."""
+        found = bytearray()
+        end = offset + size
+        for block, mask in self.masks(offset, end):
+            start, length = self.span(block)
+            hashes = self._owner.leaf_hashes(self, block)
+            first = (mask & -mask).bit_length() - 1
+            low, high = first << _LEAF_SHIFT, min(mask.bit_length() << _LEAF_SHIFT, length)
+            data = self._disk(start + low, high - low) if hashes is not None else b""
+            if hashes is None or hash_leaves(data) != hashes[first * LEAF_HASH : mask.bit_length() * LEAF_HASH]:
+                low, data = 0, self._disk(start, length)
+                if hash_block(data) != self.revision.content.block(block):
+                    self._distrust(block, block)
+                    return None
+                mask = leaf_mask(self._size, block)
+            if block in self._ahead:
+                left = self._ahead[block] & ~mask
+                if left:
+                    self._ahead[block] = left
+                else:
+                    del self._ahead[block]
+            place = start + low
+            with memoryview(data) as view:
+                found += view[max(offset - place, 0) : end - place]
+        if self._cold_end - NEAR <= offset <= self._cold_end + NEAR:
+            self._look_ahead(end)
+        self._cold_end = end
+        return found
+
+    def _disk(self, offset: int, length: int) -> bytes:
+        try:
+            return pread(self._fd, length, offset)
+        except OSError:  # a bad sector
+            return b""
+
+    def _look_ahead(self, end: int) -> None:
+        """Have the kernel bring what is likely to be read next, when half of what it was asked for before is read."""
+        known = self._ahead_end if end <= self._ahead_end <= end + AHEAD else end
+        if known > end + AHEAD // 2:
+            return
+        first, stop = -(-known // LEAF_SIZE) * LEAF_SIZE, min(end + AHEAD, self._size)
+        if first >= stop:
+            return
+        self._ahead_end = stop = min(-(-stop // LEAF_SIZE) * LEAF_SIZE, self._size)
+        for block, mask in self.masks(first, stop):
+            self._ahead[block] = self._ahead.get(block, 0) | mask
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._fd, first, stop - first, os.POSIX_FADV_WILLNEED)
+
+    def _forget_lost(self, first: int, last: int) -> None:
+        """Blocks that are not in memory as they were verified are to be verified again."""
+        for block in range(first, last + 1):
+            if self.state[block] != VERIFIED or block in self.flights:
+                continue
+            if block in self._ahead or not is_resident(self._fd, *self.span(block)):
+                self._ahead.pop(block, None)
+                self.lost(block, PRESENT)
 
     async def read(self, offset: int, size: int, *, whole: bool = False) -> bytes:
         """The bytes, cut at the end of the file; what is missing is brought, once for all who want it.
@@ -227,6 +319,7 @@ class BlockFile:
         self._keep(range(len(self.state)))
         if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
             self._distrust(0, len(self.state) - 1)
+        self._forget_lost(0, len(self.state) - 1)
         if self.todo:
             await self._bring(0, self._size, True)
         return self._fd
@@ -239,6 +332,7 @@ class BlockFile:
         self._keep(range(first, last + 1))
         if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
             self._distrust(0, len(self.state) - 1)
+        self._forget_lost(first, last)
         if self.state.find(ABSENT, first, last + 1) >= 0 or self.state.find(PRESENT, first, last + 1) >= 0:
             await self._bring(first * BLOCK_SIZE, (last + 1) * BLOCK_SIZE, True)
         return self._fd

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lamfs import copying
+from lamfs import config, copying
 from lamfs.cache import sparse
-from lamfs.cache.index import CacheIndex
+from lamfs.cache.index import TEMPORARY, CacheIndex
 from lamfs.errors import DamagedData, ObjectChanged, StorageError
 from lamfs.hashing import hash_block
 from lamfs.model import BLOCK_SIZE, Revision
@@ -172,7 +171,7 @@ def _copy_in(
     src = store.open_local(revision.object_key)
     assert src is not None
     dst = -1
-    temporary = f"{os.path.dirname(path)}/.lamfs-{secrets.token_hex(8)}"
+    temporary = f"{os.path.dirname(path)}/{TEMPORARY}{config.temporary_name()}"
     partial = os.path.join(cache_dir, temporary)
     try:
         if etag_of(os.fstat(src)) != revision.etag:

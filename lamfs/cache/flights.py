@@ -25,7 +25,7 @@ from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, S
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
-from lamfs.transfer import jobs
+from lamfs.transfer import beats, jobs
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class Flights:
     async def fly(self, file: BlockFile, block: int, flight: Flight) -> None:
         """Bring a block, whose flight it is, and land."""
         try:
-            with flight.caught(f"block {block} of '{file.revision.object_key}'"):
+            with beats.doing(file.beat), flight.caught(f"block {block} of '{file.revision.object_key}'"):
                 await self._bring(file, block)
         finally:
             self.land(file, block, flight)
@@ -246,7 +246,7 @@ class Flights:
     async def _fly_leaves(self, file: BlockFile, block: int, first: int, flight: Flight) -> None:
         came = False
         try:
-            with flight.caught(f"leaves of block {block} of '{file.revision.object_key}'"):
+            with beats.doing(file.beat), flight.caught(f"leaves of block {block} of '{file.revision.object_key}'"):
                 came = await self._bring_leaves(file, block, first, flight.mask)
                 if not came:
                     # Either the bytes or the leaf hashes are wrong: the block's own hash tells.

@@ -26,7 +26,7 @@ from lamfs.cache.states import ABSENT, Flight
 from lamfs.errors import DamagedData, LamfsError, TransferDied
 from lamfs.model import BLOCK_SIZE, Revision
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer import jobs
+from lamfs.transfer import beats, jobs
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,8 @@ class _Batch:
         try:
             for _ in range(ATTEMPTS):
                 given, self._again = self._again or self.files, []
-                await mover.fetch_files([_job(file) for file, _ in given], partial(self._landed, given))
+                with beats.doing(beats.Beat(*(file.beat for file, _ in given))):
+                    await mover.fetch_files([_job(file) for file, _ in given], partial(self._landed, given))
                 if not self._again:
                     break
         except TransferDied as error:

@@ -24,6 +24,8 @@ from lamfs.model import BLOCK_SIZE
 log = logging.getLogger(__name__)
 
 NAME = "index.db"
+TEMPORARY = ".lamfs-"
+"""Beginning of the name of a file that is on its way to its own; processes.mark follows."""
 
 _PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM})
 _ALL = (1 << 64) - 1
@@ -342,6 +344,15 @@ class CacheIndex:
             db.execute("DELETE FROM file WHERE path >= ? AND path < ?", (start, start[:-1] + b"0"))  # "0" follows "/"
 
         self._do(work, None)
+
+    def temporaries(self) -> list[bytes]:
+        """Paths of files that are, or were, on their way to their names. Reads all rows."""
+
+        def work(db: sqlite3.Connection) -> list[bytes]:
+            rows = db.execute("SELECT path FROM file WHERE instr(path, ?)", (b"/" + TEMPORARY.encode(),))
+            return [row[0] for row in rows]
+
+        return self._do(work, [])
 
     def swept(self, folder: str, *, done: bool = False) -> bool:
         """Whether this index knows all files below a folder: strays of an index before it were removed.

@@ -13,6 +13,7 @@ from lamfs.cache.moving import BlockMover
 from lamfs.cache.states import ABSENT, Flight
 from lamfs.errors import DamagedData, LamfsError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE
+from lamfs.transfer import beats
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +66,15 @@ async def fly(owner: Owner, mover: BlockMover, file: BlockFile, flights: dict[in
         del left[:count]
 
     try:
-        await mover.fetch_stretch(
-            revision.object_key,
-            etag=revision.etag,
-            offset=left[0] * BLOCK_SIZE,
-            blocks=[(file.span(block)[1], revision.content.block(block)) for block in left],
-            path=f"/proc/{os.getpid()}/fd/{file.fd()}",
-            came=came,
-        )
+        with beats.doing(file.beat):
+            await mover.fetch_stretch(
+                revision.object_key,
+                etag=revision.etag,
+                offset=left[0] * BLOCK_SIZE,
+                blocks=[(file.span(block)[1], revision.content.block(block)) for block in left],
+                path=f"/proc/{os.getpid()}/fd/{file.fd()}",
+                came=came,
+            )
     except (DamagedData, StorageFull, TransferDied) as problem:
         log.debug("Blocks of '%s' are brought one by one: %s", revision.object_key, problem)
     except LamfsError as problem:

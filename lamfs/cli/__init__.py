@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lamfs.cli import artifacts, caching, check, listing, mount, settings, setup, status, sync
+from lamfs.cli import artifacts, caching, check, listing, mount, settings, setup, status, sync, umount
 from lamfs.cli.seam import Program
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     """
 
 
-main.add_section("Mounts", mount.mount, mount.umount, sync.sync, status.status)
+main.add_section("Mounts", mount.mount, umount.umount, sync.sync, status.status)
 main.add_section(
     "Artifacts",
     listing.ls,

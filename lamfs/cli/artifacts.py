@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +11,7 @@ import click
 from lamfs.cli.common import instance_option, open_instance, title
 from lamfs.cli.output import Progress, complain, count_of, note, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
-from lamfs.errors import InvalidArgument, LamfsError
+from lamfs.errors import InvalidArgument, LamfsError, NotFound
 
 if TYPE_CHECKING:
     from lamfs.model import ArtifactRecord
@@ -30,18 +28,22 @@ if TYPE_CHECKING:
 @click.option("--key", metavar="KEY", help="Where it is to show in the registry; for a directory, below which key.")
 @click.option("--description", metavar="TEXT", help="What it is.")
 @click.option("--real-key", is_flag=True, help="The key is to be the object's key in storage too.")
+@click.option("--follow-links", is_flag=True, help="In a directory: save what links lead to, too.")
 @instance_option
-def save(path: str, key: str | None, description: str | None, real_key: bool, instance: str | None) -> None:
+def save(
+    path: str, key: str | None, description: str | None, real_key: bool, follow_links: bool, instance: str | None
+) -> None:
     """Save a file or a directory.
 
-    Prints uid and key. Without --key it shows at .lamindb/UID.SUFFIX. A directory becomes one artifact per regular file
-    in it, below the directory's name; what is neither a file nor a directory is left out, and said so.
+    Prints uid and key. Without --key it shows at .lamindb/UID.SUFFIX; a KEY that ends with '/' is a directory, into
+    which the file goes by its name. A directory becomes one artifact per regular file in it, below the directory's
+    name. Links, devices and the like are left out, and said so; what cannot be read is said, and the exit code is 1.
     """
     if real_key and key is None and not os.path.isdir(path):
         raise InvalidArgument("--real-key needs a key; give one with --key.")
-    from lamfs.ops import artifacts
+    from lamfs.ops import artifacts, folders
 
-    with open_instance(instance) as opened:
+    with open_instance(instance, [path] if key is None else []) as opened:
         if not os.path.isdir(path):
             with Progress(path, os.stat(path).st_size) as progress:
                 record = artifacts.save(
@@ -51,37 +53,31 @@ def save(path: str, key: str | None, description: str | None, real_key: bool, in
             return
         base = os.path.basename(os.path.realpath(path)) if key is None else key.rstrip("/")
         saved = failed = 0
-        for file, relative in files_below(path):
+        problems: list[LamfsError] = []
+        for file, relative in folders.files_below(
+            path, follow_links=follow_links, left_out=leave_out, failed=problems.append
+        ):
             try:
                 record = artifacts.save(
                     opened, file, key=f"{base}/{relative}", description=description, virtual=not real_key
                 )
             except LamfsError as error:
-                complain(f"{shown(file)}: {error}")
+                complain(f"{shown(str(file))}: {error}")
                 failed += 1
             else:
                 say(f"{record.uid}  {title(record)}")
                 saved += 1
+        for problem in problems:
+            complain(shown(str(problem)))
         if failed:
             complain(f"{count_of(failed, 'file')} could not be saved, {saved} could.")
+        if failed or problems:
             leave(FAILURE)
 
 
-def files_below(folder: str) -> Iterator[tuple[str, str]]:
-    """Path and path relative to ``folder`` of every regular file below it, in order; says what it leaves out."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for base, directories, names in os.walk(folder, onerror=refuse):
-        directories.sort()
-        links = [name for name in directories if os.path.islink(os.path.join(base, name))]
-        for name in sorted(names + links):
-            file = os.path.join(base, name)
-            if stat.S_ISREG(os.lstat(file).st_mode):
-                yield file, os.path.relpath(file, folder)
-            else:
-                note(f"left out, not a regular file: {shown(file)}")
+def leave_out(path: str, why: str) -> None:
+    """Say that something in a directory is not saved."""
+    note(f"left out, {why}: {shown(path)}")
 
 
 @click.command(cls=Command, examples="lamfs replace flowers/iris.csv new_iris.csv")
@@ -172,5 +168,7 @@ def restore(artifact: str, key: str | None, instance: str | None) -> None:
         if found.key is not None and not artifacts.in_trash(found):
             # Another artifact has taken the place: the one in the trash is meant all the same.
             found = opened.registry.artifacts.trashed(found.key) or found
+        if not artifacts.in_trash(found):
+            raise NotFound(f"'{title(found)}' is not in the trash; 'lamfs ls --trash' lists what is.")
         record = artifacts.restore(opened, found, key)
         say(f"restored: {record.uid}  {title(record)}")

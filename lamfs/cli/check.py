@@ -18,10 +18,17 @@ from lamfs.errors import InvalidArgument
     examples="""
     lamfs fsck
     lamfs fsck --repair
+    lamfs fsck --purge-orphans
     lamfs fsck --data
     """,
 )
 @click.option("--repair", is_flag=True, help="Mend what can be mended without a decision, and do what is owed.")
+@click.option(
+    "--purge-orphans",
+    "purge",
+    is_flag=True,
+    help="Delete objects older than 30 days that no artifact references, and uploads that nobody will finish.",
+)
 @click.option("--data", is_flag=True, help="Also read every object, and compare the hash of each block.")
 @click.option("--restart", is_flag=True, help="With --data: read all, also what an earlier check has read.")
 @click.option(
@@ -34,21 +41,26 @@ from lamfs.errors import InvalidArgument
 )
 @json_option
 @instance_option
-def fsck(repair: bool, data: bool, restart: bool, jobs: int, as_json: bool, instance: str | None) -> None:
+def fsck(repair: bool, purge: bool, data: bool, restart: bool, jobs: int, as_json: bool, instance: str | None) -> None:
     """Check an instance, and mend it.
 
     Holds registry, tree, storage, spool and journal against each other. --data may be interrupted at any time: started
     again, it goes on from there. Exits with 1 when a problem is left.
+
+    --repair deletes nothing that anybody could miss: an object that no artifact references becomes a file of
+    lost+found. Only --purge-orphans deletes such objects, when they are older than 30 days.
     """
     if restart and not data:
         raise InvalidArgument("--restart belongs to --data; add it.")
     from lamfs.ops import fsck as checking
 
-    with open_instance(instance) as opened:
+    with open_instance(instance, whole=False) as opened:
         slug = opened.settings.slug
-        with Progress(f"reading {slug}") if data else contextlib.nullcontext() as progress:
+        with Progress(f"reading {slug}") if data or repair else contextlib.nullcontext() as progress:
             try:
-                report = checking.check(opened, repair=repair, data=data, restart=restart, jobs=jobs, watcher=progress)
+                report = checking.check(
+                    opened, repair=repair, purge=purge, data=data, restart=restart, jobs=jobs, watcher=progress
+                )
             except KeyboardInterrupt:
                 if data:
                     note("What has been read is noted; 'lamfs fsck --data' goes on from there.")

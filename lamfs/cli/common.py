@@ -29,17 +29,22 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
 
 
-def open_instance(slug: str | None = None, names: Iterable[str] = (), *, shows: bool = False) -> Instance:
+def open_instance(
+    slug: str | None = None, names: Iterable[str] = (), *, whole: bool = True, shows: bool = False
+) -> Instance:
     """Open the instance that a command works on: the one asked for, else that of the mount in which one of ``names``
     lies, else the current one. ``shows``: the command shows what the registry says, and warns when that is old.
 
-    Raises InvalidArgument when ``names`` lie in mounts of different instances, NotSetUp when there is no instance.
+    ``whole``: its registry is opened too. Raises InvalidArgument when ``names`` lie in mounts of different instances,
+    NotSetUp when there is no instance, and DamagedRegistry (only with ``whole``) when its registry is damaged.
     """
+    from lamfs import config
     from lamfs.ops import messages
     from lamfs.ops.instance import Instance
 
     messages.show_messages()
-    opened = Instance.open(slug or slug_of_paths(names))
+    slug = slug or slug_of_paths(names)
+    opened = Instance.open(slug) if whole else Instance(config.load_instance(slug))
     if shows:
         from lamfs.ops import freshness
 

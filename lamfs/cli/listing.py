@@ -9,6 +9,7 @@ import click
 from lamfs.cli.common import instance_option, json_option, open_instance, place, title
 from lamfs.cli.output import columns, print_json, say, shown, size, when
 from lamfs.cli.seam import Command
+from lamfs.errors import NotFound
 
 if TYPE_CHECKING:
     from lamfs.model import ArtifactRecord
@@ -36,6 +37,9 @@ def ls(prefix: str | None, details: bool, trash: bool, as_json: bool, instance: 
     """
     with open_instance(instance, [prefix] if prefix else [], shows=True) as opened:
         records = sorted(select(opened, prefix, trash), key=lambda record: (record.key is None, place(record)))
+        if prefix and not records and not is_place(opened, prefix):
+            where = " in the trash" if trash else ""
+            raise NotFound(f"There is no artifact{where} at '{prefix}', and no key begins so; 'lamfs ls' lists all.")
         if as_json:
             print_json([opened.registry.describe(record) for record in records])
         elif details:
@@ -68,6 +72,15 @@ def select(instance: Instance, prefix: str | None, trash: bool) -> list[Artifact
     if prefix:
         conditions["key__startswith"] = prefix
     return list(instance.registry.artifacts.filter(**conditions))
+
+
+def is_place(instance: Instance, name: str) -> bool:
+    """Whether a path in a mount, or a key, is there in the tree, be it an empty directory."""
+    from lamfs.ops import mounts
+
+    found = mounts.find_by_path(name)
+    key = found[1] if found is not None else name.strip("/")
+    return not key or instance.registry.tree.resolve(key) is not None
 
 
 def _is_at_or_below(record: ArtifactRecord, key: str) -> bool:

@@ -1,27 +1,19 @@
-"""``lamfs mount`` and ``umount``. Main thread only; paths inside a mount are never touched here."""
+"""``lamfs mount``. Main thread only; paths inside a mount are never touched here."""
 
 from __future__ import annotations
 
-import errno
 import os
-from typing import TYPE_CHECKING
 
 import click
 
 from lamfs.cli import mountpoints
 from lamfs.cli.common import instance_option
-from lamfs.cli.output import complain, note, say, shown
-from lamfs.cli.seam import Command, leave, leave_at_once
-from lamfs.cli.sync import Pending, sync_mount
-from lamfs.errors import AlreadyExists, LamfsError, NotFound, NotSetUp
+from lamfs.cli.output import Progress, complain, count_of, note, say, shown, size
+from lamfs.cli.seam import FAILURE, Command, leave, leave_at_once
+from lamfs.cli.umount import OTHERS, bury_at, live_mount
+from lamfs.errors import AlreadyExists, InvalidArgument, NotSetUp
 
-if TYPE_CHECKING:
-    from lamfs.ops.mounts import MountRecord
-
-DEFAULT_MOUNTPOINT = "~/lamfs"
-FORCED_SECONDS = 30.0
-"""With --force: how long storing what is owed may take before the mount goes anyway."""
-MAX_HOLDERS = 5
+MAX_FAILED = 10
 
 OPTION_HELP = """\b
 -o takes, separated by commas:
@@ -56,27 +48,43 @@ OPTION_HELP = """\b
     epilog=OPTION_HELP,
     examples="""
     lamfs mount ~/data
+    lamfs mount --adopt ~/data
     lamfs mount --read-only -o allow_other,umask=022 --instance alice/screens /srv/screens
     """,
 )
-@click.argument("mountpoint", type=click.Path(readable=False), default=DEFAULT_MOUNTPOINT)
+@click.argument("mountpoint", type=mountpoints.UNTOUCHED, default=mountpoints.DEFAULT)
 @instance_option
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to the terminal.")
+@click.option(
+    "--adopt",
+    is_flag=True,
+    help="Move what is in the directory itself, such as files written while nothing was mounted, into the mount.",
+)
 @click.option("-o", "words", metavar="OPTION[,…]", multiple=True, help="Mount options; see below.")
-def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bool, words: tuple[str, ...]) -> None:
+def mount(
+    mountpoint: str, instance: str | None, read_only: bool, foreground: bool, adopt: bool, words: tuple[str, ...]
+) -> None:
     """Show an instance as a directory.
 
-    MOUNTPOINT is ~/lamfs by default. The directory is made when it is missing, and must be empty. Without any instance
-    this makes the default one, with a local folder as its storage. Returns when the mount is ready.
+    MOUNTPOINT is ~/lamfs by default. The directory is made when it is missing, and must be empty, or be given with
+    --adopt. Without any instance this makes the default one, with a local folder as its storage. Returns when the mount
+    is ready.
     """
     from lamfs.daemon.options import MountOptions, apply_words
 
-    options = MountOptions(slug="", mountpoint="", read_only=read_only, foreground=foreground)
+    options = MountOptions(slug="", mountpoint="", read_only=read_only, foreground=foreground, adopt=adopt)
     apply_words(options, [word for given in words for word in given.split(",") if word])
+    if adopt and (foreground or options.read_only):
+        raise InvalidArgument(
+            f"--adopt does not go with {'--foreground' if foreground else 'a read-only mount'}; mount with --adopt"
+            " alone once, unmount, and mount as you like."
+        )
     path = mountpoints.absolute(mountpoint)
     clear_the_way(path)
-    mountpoints.prepare(path)
+    mountpoints.prepare(path, empty=not adopt)
+    # The folder that the mount is going to hide.
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if adopt else None
     options.slug = choose_instance(instance)
     options.mountpoint = path
 
@@ -87,16 +95,41 @@ def mount(mountpoint: str, instance: str | None, read_only: bool, foreground: bo
     pid = launch.launch(options, warn=note)
     say(f"{options.slug} is mounted at {shown(path)}{' read-only' if options.read_only else ''} (pid {pid}).")
     say(f"Unmount it with: lamfs umount {shown(path)}")
+    if folder is not None:
+        move_in(folder, path)
     leave_at_once()
 
 
-OTHERS = "another user, or with other directories (LAMFS_DATA_DIR)"
+def move_in(folder: int, path: str) -> None:
+    """Move what is in the folder below a mount into it, and say what was moved, and what was not."""
+    from lamfs.ops import stranded
+
+    with Progress(f"moving what was in {path} into the mount") as progress:
+        moved = stranded.move_in(folder, path, progress.add)
+    if moved.files:
+        say(f"Moved {count_of(moved.files, 'file')} ({size(moved.bytes)}) from the folder itself into the mount.")
+    for name, there in sorted(moved.beside):
+        note(f"'{shown(name)}' is in the mount already: what was in the folder is '{shown(there)}'.")
+    if moved.bare:
+        note(f"Extended attributes of {count_of(moved.bare, 'file')} were not kept; '-o xattr' keeps them.")
+    for name, what in sorted(moved.special):
+        note(f"'{shown(name)}' is {what}, and stays in the folder.")
+    for name, why in sorted(moved.failed)[:MAX_FAILED]:
+        complain(f"'{shown(name)}' could not be moved: {why}.")
+    if moved.failed:
+        more = f" {len(moved.failed)} in all." if len(moved.failed) > MAX_FAILED else ""
+        complain(
+            f"What could not be moved is in the folder still, hidden by the mount.{more} Nothing is lost: unmount, and"
+            " mount with --adopt again."
+        )
+        leave(FAILURE)
 
 
 def clear_the_way(path: str) -> None:
     """See that nothing is mounted at ``path``; unmount what a dead daemon has left. Raises AlreadyExists."""
     mounted = mountpoints.at(path)
     if mounted is None:
+        bury_at(path)
         return
     record = live_mount(path)
     if record is not None:
@@ -106,6 +139,7 @@ def clear_the_way(path: str) -> None:
     if not mountpoints.is_dead(path):
         raise AlreadyExists(f"A living lamfs mount of {OTHERS} is at {path}; choose another directory.")
     mountpoints.unmount(path, lazy=True)
+    bury_at(path)
     note(f"A mount at {shown(path)} had lost its daemon; it is cleaned away.")
 
 
@@ -131,110 +165,3 @@ def choose_instance(slug: str | None) -> str:
     if default not in known:
         say(f"There was no instance yet: made {settings.slug}, with its storage in {settings.storage.root}.")
     return settings.slug
-
-
-def live_mount(path: str) -> MountRecord | None:
-    """The living mount at just this path; not one that has left the tree and only waits for its last open file."""
-    from lamfs.ops import mounts
-
-    gone = mountpoints.detached(mounts.all_live())
-    return next((record for record in mounts.all_live() if record.mountpoint == path and record.pid not in gone), None)
-
-
-@click.command(
-    cls=Command,
-    examples="""
-    lamfs umount ~/data
-    lamfs umount --force ~/data
-    """,
-)
-@click.argument("mountpoint", type=click.Path(readable=False), default=DEFAULT_MOUNTPOINT)
-@click.option("--force", is_flag=True, help="Unmount although files are open, or something cannot be stored.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help=f"How long storing may take.  [default: no limit; with --force {FORCED_SECONDS:.0f}]",
-)
-def umount(mountpoint: str, force: bool, timeout: float | None) -> None:
-    """Store what is owed, then unmount.
-
-    MOUNTPOINT is ~/lamfs by default. Returns when nothing is owed and the daemon has ended. With --force the mount
-    leaves the tree although files are open in it, and although storage does not answer: the daemon goes on trying, and
-    if it ends before, the next mount stores what is left. Also clears away a mount whose daemon has died.
-    """
-    path = mountpoints.absolute(mountpoint)
-    record = live_mount(path)
-    if record is None:
-        clear_dead(path)
-        return
-    problem = None
-    try:
-        sync_mount(record, FORCED_SECONDS if force and timeout is None else timeout)
-    except LamfsError as error:
-        if not force:
-            raise LamfsError(f"{error} {path} stays mounted; --force unmounts it all the same.") from error
-        complain(str(error))
-        problem = error
-    # A mount that is this process's own working directory would be busy because of it.
-    os.chdir("/")
-    in_use = force and bool(mountpoints.holders(path))
-    try:
-        mountpoints.unmount(path, lazy=force)
-    except LamfsError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        raise LamfsError(busy(path), errno=errno.EBUSY) from None
-    if problem is None and not in_use:
-        wait_for_end(record)
-    elif problem is None or isinstance(problem, Pending):
-        note(f"Its daemon (pid {record.pid}) ends when the files in it are closed and everything is stored.")
-    say(f"{shown(path)} is unmounted.")
-    tell_scratch(record.slug)
-
-
-def tell_scratch(slug: str) -> None:
-    """Name the scratch files that hold bytes: nobody else has them."""
-    from lamfs import config
-    from lamfs.ops import scratch_files
-
-    files = scratch_files.known(config.load_instance(slug))
-    if files:
-        note(shown(scratch_files.sentence(files)))
-
-
-def clear_dead(path: str) -> None:
-    """Unmount what a dead daemon has left at ``path``. Raises NotFound when there is no lamfs mount."""
-    mounted = mountpoints.at(path)
-    if mounted is None:
-        outer = mountpoints.around(path)
-        if outer is not None:
-            raise NotFound(f"{path} is inside the lamfs mount {outer.path}; name that one.")
-        raise NotFound(f"Nothing is mounted at {path}; 'lamfs status' lists the mounts.")
-    if not mounted.is_lamfs:
-        raise NotFound(f"{path} is not a lamfs mount ({mounted.fstype}); use umount.")
-    if not mountpoints.is_dead(path):
-        raise LamfsError(f"{path} was mounted by {OTHERS}; unmount it there.", errno=errno.EPERM)
-    mountpoints.unmount(path, lazy=True)
-    say(f"The mount at {shown(path)} had lost its daemon; it is unmounted. The next mount stores what is owed.")
-
-
-def busy(path: str) -> str:
-    """A sentence that says who uses a mount."""
-    found = mountpoints.holders(path)
-    if not found:
-        return f"{path} is in use by a process that you may not look at; close it, or use --force."
-    named = [f"{holder.name} (pid {holder.pid}: {holder.path})" for holder in found[:MAX_HOLDERS]]
-    more = f" and {len(found) - MAX_HOLDERS} more" if len(found) > MAX_HOLDERS else ""
-    return f"{path} is in use by {', '.join(named)}{more}. Close these, or use --force."
-
-
-def wait_for_end(record: MountRecord) -> None:
-    """Wait until the daemon of a mount has ended: it drains once more and stores the registry."""
-    from lamfs.ops import mounts
-
-    try:
-        mounts.wait_gone(record, timeout=float("inf"))
-    except KeyboardInterrupt:
-        note(f"The daemon (pid {record.pid}) goes on storing what is owed, and then ends.")
-        raise

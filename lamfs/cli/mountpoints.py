@@ -11,7 +11,10 @@ import os
 import re
 import stat
 import subprocess
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
+
+import click
 
 from lamfs import config
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotEmpty, NotSetUp
@@ -19,18 +22,24 @@ from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotEmpty, N
 if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
 
+DEFAULT = "~/lamfs"
+UNTOUCHED = click.UNPROCESSED
+"""The type of a command's path that may be a mount point: click.Path would ask the file system, and hang with it."""
 LOOK_SECONDS = 5.0
 """How long a living mount may take to answer."""
 UNMOUNT_SECONDS = 30.0
 """How long fusermount3 may take."""
+FLUSH_SECONDS = 2.0
 
 
 class Mounted(NamedTuple):
-    """One line of mountinfo: where, and the file system's type and source."""
+    """One line of mountinfo: where, the file system's type and source, its device (major:minor), the mount's id."""
 
     path: str
     fstype: str
     source: str
+    device: str = ""
+    id: int = 0
 
     @property
     def is_lamfs(self) -> bool:
@@ -45,7 +54,8 @@ def table(path: str = "/proc/self/mountinfo") -> list[Mounted]:
         for line in lines:
             before, _, after = line.partition(b" - ")
             fields, rest = before.split(), after.split()
-            mounts.append(Mounted(_plain(fields[4]), _plain(rest[0]), _plain(rest[1])))
+            place, fstype, source = _plain(fields[4]), _plain(rest[0]), _plain(rest[1])
+            mounts.append(Mounted(place, fstype, source, fields[2].decode(), int(fields[0])))
     return mounts
 
 
@@ -107,8 +117,8 @@ def is_dead(path: str) -> bool:
     return False
 
 
-def prepare(path: str) -> None:
-    """Make sure ``path`` is an empty directory, making it (mode 0700) when there is none.
+def prepare(path: str, *, empty: bool = True) -> None:
+    """Make sure ``path`` is a directory, and ``empty``, making it (mode 0700) when there is none.
 
     Raises NotSetUp (not a directory, or it cannot be made), NotEmpty, AlreadyExists (inside a lamfs mount),
     InvalidArgument (where lamfs keeps its own files).
@@ -135,8 +145,11 @@ def prepare(path: str) -> None:
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise NotSetUp(f"{path} is not a directory; choose an empty directory as the mount point.")
     with os.scandir(path) as entries:
-        if any(True for _ in entries):
-            raise NotEmpty(f"{path} is not empty; a mount would hide what is in it. Choose an empty directory.")
+        if empty and any(True for _ in entries):
+            raise NotEmpty(
+                f"{path} is not empty; a mount would hide what is in it. Choose an empty directory, or have what is in"
+                " it moved into the mount with --adopt."
+            )
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
@@ -166,6 +179,20 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     raise LamfsError(f"{path} could not be unmounted: {said or 'fusermount3 failed'}.", errno=number)
 
 
+def flush(path: str) -> None:
+    """Have the kernel hand the daemon what programs wrote to mappings of files; not longer than FLUSH_SECONDS."""
+    with contextlib.suppress(OSError):
+        process = subprocess.Popen(
+            ["sync", "--file-system", "--", path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        # One that hangs in the mount ends with the daemon.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(FLUSH_SECONDS)
+
+
 class Holder(NamedTuple):
     """A process that uses a mount: its id, its name, and one path it holds."""
 
@@ -176,15 +203,66 @@ class Holder(NamedTuple):
 
 def holders(mountpoint: str) -> list[Holder]:
     """The processes that have a file or their working directory in a mount; only those this user may look at."""
+    return _find(lambda pid: _held_path(pid, mountpoint))
+
+
+def holders_of(mount_id: int) -> list[Holder]:
+    """The same for a mount that has left the tree, in this namespace."""
+    return _find(lambda pid: _held_in(pid, mount_id)) if mount_id else []
+
+
+def elsewhere(device: str) -> list[Holder]:
+    """The processes in whose mount namespace a file system is mounted, with its place there.
+
+    For one that is not mounted in ours any more: so they are in others, such as a container's.
+    """
+    line = f" {device} ".encode()
+
+    def place(pid: str) -> str | None:
+        name = f"/proc/{pid}/mountinfo"
+        with contextlib.suppress(OSError, ValueError, IndexError), open(name, "rb") as text:
+            if line in text.read():
+                return next((found.path for found in table(name) if found.device == device and found.is_lamfs), None)
+        return None
+
+    return _find(place) if device else []
+
+
+def _find(look: Callable[[str], str | None]) -> list[Holder]:
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
-        path = _held_path(entry, mountpoint)
+        path = look(entry)
         if path is not None:
             with contextlib.suppress(OSError), open(f"/proc/{entry}/comm", "rb") as comm:
                 found.append(Holder(int(entry), os.fsdecode(comm.read().strip()), path))
     return found
+
+
+def _held_in(pid: str, mount_id: int) -> str | None:
+    """One path of a mount that a process holds. The file system is not asked: see proc_pid_fdinfo(5)."""
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fdinfo"):
+            if _mount_of(f"/proc/{pid}/fdinfo/{number}") == mount_id:
+                return os.readlink(f"/proc/{pid}/fd/{number}")
+    for name in ("cwd", "root"):
+        with contextlib.suppress(OSError):
+            fd = os.open(f"/proc/{pid}/{name}", os.O_PATH | os.O_CLOEXEC)
+            try:
+                if _mount_of(f"/proc/self/fdinfo/{fd}") == mount_id:
+                    return os.readlink(f"/proc/{pid}/{name}")
+            finally:
+                os.close(fd)
+    return None
+
+
+def _mount_of(fdinfo: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError), open(fdinfo, "rb") as lines:
+        for line in lines:
+            if line.startswith(b"mnt_id:"):
+                return int(line.split()[1])
+    return None
 
 
 def _held_path(pid: str, mountpoint: str) -> str | None:

@@ -81,8 +81,10 @@ def when(time_: int | str) -> str:
 
 
 def count_of(number: int, noun: str) -> str:
-    """``1 file``, ``2 files``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """``1 file``, ``2 files``, ``3 entries``."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("try") else f"{number} {noun}s"
 
 
 def width(text: str) -> int:

@@ -1,6 +1,7 @@
 """Where errors become words and exit codes: the one place in the CLI that catches. Main thread only.
 
-0 ok; 1 failure; 2 misuse (click's own, InvalidArgument, InvalidName); 130 interrupted. A user never sees a traceback:
+0 ok; 1 failure; 2 misuse (click's own, InvalidArgument, InvalidName); 130 interrupted, 143 and 129 likewise by SIGTERM
+and SIGHUP. A user never sees a traceback:
 what nobody expected is one line, and its traceback goes to a log file.
 """
 
@@ -8,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +28,39 @@ from lamfs.printable import lines
 FAILURE, MISUSE, INTERRUPTED = 1, 2, 130
 LOG_LIMIT = 1 << 20
 """Bytes after which the log of unexpected errors is begun anew."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP has come: what is under way is undone, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.code = 128 + number
+
+
+@contextlib.contextmanager
+def orderly_end() -> Iterator[None]:
+    """In the block, SIGTERM and SIGHUP are Terminated, once: the next one ends the program at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+
+    def back() -> None:
+        for number in numbers:
+            if signal.getsignal(number) is end:
+                signal.signal(number, signal.SIG_DFL)
+
+    def end(number: int, frame: object) -> NoReturn:
+        back()
+        raise Terminated(number)
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        back()
 
 
 class Command(click.Command):
@@ -72,17 +109,24 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn what it raises into a sentence on stderr and an exit code."""
+        with contextlib.suppress(ValueError):  # not the main thread: a test's
+            if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+                signal.signal(signal.SIGINT, signal.default_int_handler)
         # Names of files are bytes: one that is not UTF-8 leaves as the bytes it came as.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, ValueError):
                 stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         try:
-            return super().invoke(ctx)
+            with orderly_end():
+                return super().invoke(ctx)
         except click.Abort:
             complain("nothing was done")
             leave(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
+        except Terminated as ended:
+            complain(str(ended))
+            leave(ended.code)
         except KeyboardInterrupt:
             complain("interrupted")
             leave(INTERRUPTED)

@@ -53,6 +53,7 @@ def login(handle: str, email: str | None, name: str | None) -> None:
 @click.option("--storage", required=True, metavar="FOLDER|S3-URL", help="Where the bytes are to be kept.")
 @click.option("--name", metavar="NAME", help="Name of the instance.  [default: the last part of the storage]")
 @click.option("--owner", metavar="HANDLE", help="Owner of the instance.  [default: you]")
+@click.option("--new", is_flag=True, help="Also where an instance was whose registry is gone; see below.")
 @storage_options
 def init(
     storage: str,
@@ -62,11 +63,14 @@ def init(
     region: str | None,
     profile: str | None,
     path_style: bool,
+    new: bool,
 ) -> None:
     """Make a new instance.
 
     It has a registry and a storage, and becomes the current one. An instance that is there already is connected to.
-    Credentials for S3 come from where boto3 finds them: the environment, the AWS settings files, a role.
+    Where one was whose registry is gone or damaged none is made over it, unless --new is given: the new one then knows
+    none of the artifacts that are there. Credentials for S3 come from where boto3 finds them: the environment, the AWS
+    settings files, a role.
     """
     from lamfs.ops import setup
 
@@ -78,6 +82,7 @@ def init(
         region=region,
         profile=profile,
         path_style=path_style,
+        new=new,
         say=say,
     )
 
@@ -94,12 +99,14 @@ def init(
 @click.option("--storage", metavar="FOLDER|S3-URL", help="The storage that holds it, when this machine does not know.")
 @click.option("--name", metavar="NAME", help="What to call it here, when another instance has its name.")
 @click.option("--restore", is_flag=True, help="Replace this machine's copy of the registry by the one in storage.")
+@click.option("--copy", metavar="NAME", help="With --restore: one of the older copies that storage keeps.")
 @storage_options
 def connect(
     instance: str,
     storage: str | None,
     name: str | None,
     restore: bool,
+    copy: str | None,
     endpoint_url: str | None,
     region: str | None,
     profile: str | None,
@@ -118,6 +125,7 @@ def connect(
         storage=storage,
         name=name,
         restore=restore,
+        copy=copy,
         endpoint_url=endpoint_url,
         region=region,
         profile=profile,

@@ -25,7 +25,8 @@ from lamfs.printable import one_line
 
 if TYPE_CHECKING:
     from lamfs.config import InstanceSettings
-    from lamfs.ops.mounts import MountRecord
+    from lamfs.ops.mounts import DeadMount, MountRecord
+    from lamfs.registry import Registry
 
 MAX_ERRORS = 10
 MAX_SCRATCH = 3
@@ -93,9 +94,13 @@ def everything() -> dict[str, Any]:
 
     records = mounts.all_live()
     gone = mountpoints.detached(records)
-    live = [{**mount_status(record), "detached": record.pid in gone} for record in records]
+    live = [
+        {**mount_status(record), "detached": record.pid in gone, "storing_registry": not os.path.exists(record.socket)}
+        for record in records
+    ]
     return {
         "mounts": live,
+        "dead": [dead_status(dead) for dead in mounts.all_dead()],
         "instances": instance_status({str(mount["slug"]) for mount in live}),
         "cache": cache_status(),
     }
@@ -113,9 +118,32 @@ def mount_status(record: MountRecord) -> dict[str, Any]:
         return {**known, "answers": False, "error": str(error)}
 
 
+def dead_status(dead: DeadMount) -> dict[str, Any]:
+    """A mount whose daemon died: its record, its last sign of life, and what is at its place now."""
+    from lamfs.model import iso
+
+    record = dead.record
+    place = mountpoints.at(record.mountpoint)
+    written = 0
+    if place is None:
+        with contextlib.suppress(OSError), os.scandir(record.mountpoint) as entries:
+            written = sum(1 for _ in entries)
+    return {
+        "slug": record.slug,
+        "mountpoint": record.mountpoint,
+        "pid": record.pid,
+        "started_at": iso(record.started_at),
+        "last_seen": iso(dead.last_seen),
+        "read_only": record.read_only,
+        "in_tree": place is not None and place.is_lamfs and place.device == record.device,
+        "written": written,
+    }
+
+
 def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
     """Every instance that this machine knows: whether it is mounted, and what its registry says is owed."""
     from lamfs import config
+    from lamfs.ops import written
 
     current = config.current_slug()
     found = []
@@ -126,36 +154,33 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
             "current": settings.slug == current,
             "mounted": settings.slug in mounted,
         }
-        from lamfs.ops import scratch_files
-
-        scratch = scratch_files.known(settings)
-        if scratch:
-            entry["scratch"] = [{"key": key, "size": size} for key, size in scratch]
-        if settings.slug not in mounted and settings.registry_path.exists():
-            entry |= left_over(settings)
-        if settings.registry_path.exists():
-            entry |= rescued(settings)
-        if (settings.directory / "damage.json").exists():
-            entry["damage"] = known_damage(settings)
+        if settings.registry_path.exists() or written.had_one(settings):
+            entry |= look_into(settings, mounted=settings.slug in mounted)
         if any(settings.directory.glob("diverged.*.lndb")):
             entry["diverged"] = known_diverged(settings)
         found.append(entry)
     return found
 
 
-def known_damage(settings: InstanceSettings) -> list[str]:
-    """A sentence for each object that the last 'lamfs fsck --data' found damaged, and that was not repaired since."""
-    from lamfs.ops import damage
-    from lamfs.registry import Registry
+def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
+    """What the registry of an instance says: scratch files, what was found and lost, the damage that is known, and of
+    one that is not ``mounted`` what is owed."""
+    from lamfs.ops import damage, written
 
+    harmed = (settings.directory / "damage.json").exists()
     try:
-        registry = Registry(settings.registry_path)
-        try:
-            return [found.sentence for found in damage.known_in(settings, registry)]
-        finally:
-            registry.close()
+        with contextlib.closing(written.open_registry(settings)) as registry:
+            scratch = [{"key": key, "size": size} for key, size in registry.names.scratch_files()]
+            return {
+                **({"scratch": scratch} if scratch else {}),
+                **({} if mounted else left_over(registry)),
+                **rescued(registry),
+                # A sentence for each object that the last 'lamfs fsck --data' found damaged, and that is so still.
+                **({"damage": [one.sentence for one in damage.known_in(settings, registry)]} if harmed else {}),
+            }
     except LamfsError as error:
-        return [str(error)]
+        said = str(error)
+        return ({} if mounted else {"error": said}) | ({"damage": [said]} if harmed else {})
 
 
 def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
@@ -165,38 +190,23 @@ def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
     return diverged.known(settings)
 
 
-def rescued(settings: InstanceSettings) -> dict[str, Any]:
+def rescued(registry: Registry) -> dict[str, Any]:
     """What was found that nobody owed, and what was lost, as far as nobody has seen to it."""
-    from lamfs.registry import Registry
-
-    try:
-        registry = Registry(settings.registry_path)
-        try:
-            folder, count = registry.rescue.found()
-            lost = [one.sentence for one in registry.rescue.lost()]
-        finally:
-            registry.close()
-    except LamfsError:
-        return {}  # said elsewhere
+    folder, count = registry.rescue.found()
+    lost = [one.sentence for one in registry.rescue.lost()]
     return ({"found": {"folder": folder, "entries": count}} if count else {}) | ({"lost": lost} if lost else {})
 
 
-def left_over(settings: InstanceSettings) -> dict[str, Any]:
-    """What the registry of an instance that is not mounted says is owed, and what went wrong with it last."""
-    from lamfs.registry import Registry, is_alive
+def left_over(registry: Registry) -> dict[str, Any]:
+    """What is owed to the storage of an instance that is not mounted, and what went wrong with it last."""
+    from lamfs.registry import is_alive
 
-    try:
-        registry = Registry(settings.registry_path)
-        try:
-            owed = registry.journal.owed()
-            entries = registry.journal.entries() if owed else []
-        finally:
-            registry.close()
-    except LamfsError as error:
-        return {"error": str(error)}
+    owed = registry.journal.owed()
+    entries = registry.journal.entries() if owed else []
     owners = {entry.owner for entry in entries}
     return {
         "owed": owed,
+        "owed_bytes": registry.journal.owed_bytes(),
         # boot id, pid, start time: a process that saves something, or a mount that has left the tree already
         "busy": sorted(int(owner.split(":")[1]) for owner in owners if owner and is_alive(owner)),
         "errors": [
@@ -227,6 +237,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         yield from mount_lines(mount)
     if not result["mounts"]:
         yield "No mount is alive."
+    for dead in result["dead"]:
+        yield from dead_lines(dead)
     for instance in result["instances"]:
         for kept in instance.get("diverged", ()):
             told = f"{len(kept['brought_back'])} artifacts were brought back, {len(kept['left'])} are only in there"
@@ -249,11 +261,30 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         if instance.get("owed"):
             busy = ", ".join(f"process {pid}" for pid in instance["busy"])
             does = f"{busy} does it" if busy else "the next mount does it"
-            yield f"  owed     {owed_words(instance['owed'])}; {does}"
+            yield f"  owed     {owed_words(instance['owed'], instance['owed_bytes'])}; {does}"
         for error in instance.get("errors", ()):
             yield f"  error    {shown(error['what'])}: {shown(error['error'])}"
     cache = result["cache"]
     yield f"cache: {size(cache['bytes'])} in {shown(cache['directory'])}"
+
+
+def dead_lines(dead: dict[str, Any]) -> Iterator[str]:
+    """A mount whose daemon died, for people."""
+    place = shown(dead["mountpoint"])
+    since, seen = when(dead["started_at"]), when(dead["last_seen"])
+    yield f"{dead['slug']} at {place}: its daemon (pid {dead['pid']}, since {since}) DIED; it lived last at {seen}"
+    again = f"'lamfs mount --instance {dead['slug']}{' --read-only' if dead['read_only'] else ''}"
+    does = ""
+    if dead["in_tree"]:
+        yield "  state    every call in it fails with ENOTCONN, so nothing can be written to the wrong place"
+    elif dead["written"]:
+        entries = count_of(dead["written"], "entry")
+        yield f"  state    nothing is mounted there now, and the folder itself has got {entries}"
+        again, does = f"{again} --adopt", " (and moves these into it)"
+    else:
+        yield "  state    nothing is mounted there now"
+    yield f"  next     {again} {place}' mounts it again{does} and stores what is owed;"
+    yield f"           'lamfs umount {place}' clears it away"
 
 
 def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
@@ -263,6 +294,9 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
     where = f"{'unmounted from' if mount['detached'] else 'at'} {shown(mount['mountpoint'])}"
     waits = "; its daemon ends when its files are closed and everything is stored" if mount["detached"] else ""
     yield f"{mount['slug']} {where} (pid {mount['pid']}, since {began}{read_only}){waits}"
+    if not mount["answers"] and mount["storing_registry"]:
+        yield "  state    it stores the registry, and ends then"
+        return
     if not mount["answers"]:
         yield f"  error    {shown(mount['error'])}"
         return

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lamfs.cli.output import OwedProgress, complain, count_of, say, shown, size
+from lamfs.cli import mountpoints
+from lamfs.cli.output import OwedProgress, complain, count_of, note, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import LamfsError, NotFound
 
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 2.0
 """Between two looks at what goes wrong while a mount stores what it owes."""
+AGAIN_SECONDS = 10.0
+"""Between two lines that say what is waited for."""
 ANSWER_SECONDS = 10.0
 """How long a daemon may take to say how it is."""
+MAX_REFUSED = 5
 WAIT_SECONDS = 14 * 86_400.0
 """How long a daemon may be silent while it stores: there is no limit to the size of a file."""
 
@@ -33,20 +38,22 @@ class Pending(LamfsError):
     examples="""
     lamfs sync
     lamfs sync ~/data
+    lamfs sync ~/data/plates
     """,
 )
-@click.argument("path", type=click.Path(readable=False), required=False)
+@click.argument("path", type=mountpoints.UNTOUCHED, required=False)
 @click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long it may take.  [default: no limit]"
 )
 def sync(path: str | None, timeout: float | None) -> None:
     """Wait until everything is in storage.
 
-    With PATH for the mount in which it lies, else for every mount. What mounts and commands that died have left is
+    With PATH, what is at or below it; else everything in every mount. What mounts and commands that died have left is
     stored by the next mount, and listed by 'lamfs status'.
     """
     from lamfs.ops import mounts
 
+    key = ""
     if path is None:
         records = mounts.all_live()
         if not records:
@@ -56,49 +63,60 @@ def sync(path: str | None, timeout: float | None) -> None:
         found = mounts.find_by_path(os.path.expanduser(path)) if path else None
         if found is None:
             raise NotFound(f"'{path}' is not in a living mount; 'lamfs status' lists the mounts.")
-        records = [found[0]]
+        records, key = [found[0]], found[1]
     failed = False
     for record in records:
         try:
-            sync_mount(record, timeout)
+            note_refused(sync_mount(record, timeout, key))
         except LamfsError as error:
             complain(str(error))
             failed = True
         else:
-            say(f"{shown(record.mountpoint)}: everything is stored.")
+            say(f"{shown(os.path.join(record.mountpoint, key) if key else record.mountpoint)}: everything is stored.")
     if failed:
         leave(FAILURE)
 
 
-def sync_mount(record: MountRecord, timeout: float | None = None) -> None:
-    """Wait until a mount owes nothing to storage, and say what goes wrong meanwhile: the daemon tries again and again.
+def sync_mount(record: MountRecord, timeout: float | None = None, key: str = "", *, give_up: str = "") -> list[str]:
+    """Wait until a mount owes nothing to storage, and say what it waits for, and what goes wrong: the daemon tries
+    again and again. A sentence for each deletion or move that storage refuses for good: those are not waited for.
 
-    ``timeout`` in seconds. Raises Pending when it is over, MountSilent when the daemon hangs or dies.
+    ``timeout``: seconds. ``key``: wait only for what is at or below it. ``give_up``: a sentence on how to stop waiting.
+    Raises Pending when the time is over, MountSilent when the daemon hangs or dies.
     """
     began = time.time()
-    waiting = _Waiting(record)
+    waiting = _Waiting(record, key)
+    give_up = give_up or "Ctrl-C stops waiting, not the mount."
     with OwedProgress(f"storing what {record.mountpoint} owes") as progress:
         waiting.start(progress)
-        said = None
+        said, say_at = None, began
         while not waiting.over.wait(LOOK_SECONDS if timeout is None else min(LOOK_SECONDS, timeout)):
-            problem = last_error(ask(record), began)
+            status = ask(record, ANSWER_SECONDS if timeout is None else max(1.0, min(timeout, ANSWER_SECONDS)))
+            problem = last_error(status, began)
             if problem is not None and problem != said:
-                progress.note(f"{problem} Trying again; Ctrl-C stops waiting, not the mount.")
-                said = problem
+                progress.note(f"{problem} Trying again.")
+            if problem != said or time.time() >= say_at:
+                left = owed_words(status.get("owed", {}), status.get("owed_bytes", 0))
+                progress.note(f"Still to store: {left}. {give_up}")
+                # A terminal shows a bar meanwhile.
+                said, say_at = problem, time.time() + (AGAIN_SECONDS if not sys.stderr.isatty() else 3600.0)
             if timeout is not None and time.time() - began >= timeout:
                 left = count_of(progress.owed, "step") + (f" ({size(progress.bytes)})" if progress.bytes else "")
                 raise Pending(f"{record.mountpoint} still owes storage {left} after {timeout:g} s.")
     if waiting.error is not None:
         raise waiting.error
+    return waiting.refused
 
 
 class _Waiting:
     """The thread that waits for the daemon's word. ``over`` is set at its end; then ``error`` may be read."""
 
-    def __init__(self, record: MountRecord) -> None:
+    def __init__(self, record: MountRecord, key: str) -> None:
         self._record = record
+        self._command = {"cmd": "sync", "below": key} if key else {"cmd": "sync"}
         self.over = threading.Event()
         self.error: BaseException | None = None
+        self.refused: list[str] = []
 
     def start(self, progress: OwedProgress) -> None:
         threading.Thread(target=self._run, args=(progress,), daemon=True).start()
@@ -107,19 +125,29 @@ class _Waiting:
         from lamfs.ops import mounts
 
         try:
-            mounts.request(self._record, {"cmd": "sync"}, timeout=WAIT_SECONDS, on_progress=progress.report)
+            reply = mounts.request(self._record, self._command, timeout=WAIT_SECONDS, on_progress=progress.report)
+            self.refused = [str(sentence) for sentence in reply.get("refused", ())]
         except BaseException as error:
             self.error = error
         finally:
             self.over.set()
 
 
-def ask(record: MountRecord) -> dict[str, Any]:
-    """What a mount's daemon says of itself. Raises MountSilent."""
+def ask(record: MountRecord, timeout: float | None = None) -> dict[str, Any]:
+    """What a mount's daemon says of itself, within ``timeout`` seconds (ANSWER_SECONDS). Raises MountSilent."""
     from lamfs.ops import mounts
 
-    status: dict[str, Any] = mounts.request(record, {"cmd": "status"}, timeout=ANSWER_SECONDS)["status"]
+    status: dict[str, Any] = mounts.request(record, {"cmd": "status"}, timeout=timeout or ANSWER_SECONDS)["status"]
     return status
+
+
+def note_refused(refused: list[str]) -> None:
+    """Say what storage refuses for good."""
+    for sentence in refused[:MAX_REFUSED]:
+        note(f"Storage refuses for good: {sentence}")
+    if refused:
+        more = f" ({len(refused)} in all)" if len(refused) > MAX_REFUSED else ""
+        note(f"That is left in the journal{more}, and tried again by the next mount; no bytes are lost with it.")
 
 
 def last_error(status: dict[str, Any], since: float) -> str | None:

@@ -1,4 +1,4 @@
-"""The daemon's control socket: ``lamfs status``, ``sync`` and ``poke`` speak to it. In the daemon's trio loop.
+"""The daemon's control socket: ``lamfs status``, ``sync`` and ``umount`` speak to it. In the daemon's trio loop.
 
 JSON lines on a unix socket (0600, in a 0700 directory) of the user's data directory. A reply ends with ``ok`` or
 ``error``; ``progress`` lines may come before it.
@@ -11,12 +11,13 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from lamfs.errors import LamfsError
+from lamfs.errors import LamfsError, TooLarge
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.ops.mounts import socket_address
@@ -29,10 +30,12 @@ MAX_LINE = 65_536
 class ControlServer:
     """Answers commands about one mount."""
 
-    def __init__(self, path: Path, fs: FileSystem, follower: Follower) -> None:
+    def __init__(self, path: Path, fs: FileSystem, follower: Follower, end_now: Callable[[], Awaitable[None]]) -> None:
+        """``end_now`` ends the mount at once, whatever it owes."""
         self.path = path
         self._fs = fs
         self._follower = follower
+        self._end_now = end_now
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; the socket is there when it is started, and gone afterwards."""
@@ -89,16 +92,22 @@ class ControlServer:
                 await self._fs.files.store(command["ino"])
                 reply = {"ok": True}
             elif name == "sync":
-                await self._sync(stream)
-                reply = {"ok": True}
+                reply = {"ok": True, "refused": await self._sync(stream, command.get("below"))}
+            elif name == "end":
+                await stream.send_all(b'{"ok": true}\n')
+                log.warning("told to end now; what is owed is stored by the next mount")
+                await self._end_now()
+                return
             else:
                 reply = {"error": f"This mount knows no command '{name}'; is it of another version of lamfs?"}
         except LamfsError as error:
             reply = {"error": str(error)}
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
-    async def _sync(self, stream: trio.SocketStream) -> None:
-        """Drain, telling how far it is; ends early when the client goes."""
+    async def _sync(self, stream: trio.SocketStream, below: object) -> list[str]:
+        """Drain, or store what is ``below`` a key, telling how far it is; ends early when the client goes. What storage
+        refuses for good."""
+        refused: list[str] = []
         last: tuple[int, int] | None = None
         gone = False
         send, receive = trio.open_memory_channel[tuple[int, int]](1)
@@ -123,7 +132,12 @@ class ControlServer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
             try:
-                await self._fs.sync_all(progress)
+                if isinstance(below, str) and below:
+                    await self._fs.sync_below(below, progress)
+                else:
+                    refused = await self._fs.sync_all(progress)
+                    if too_large := self._fs.refused():
+                        raise TooLarge(too_large)
             except LamfsError as error:
                 problem = error
             await send.aclose()
@@ -131,6 +145,7 @@ class ControlServer:
             raise trio.BrokenResourceError
         if problem is not None:
             raise problem
+        return refused
 
     def status(self) -> dict[str, Any]:
         """What ``lamfs status`` shows of this mount. Sizes in bytes, times ISO 8601."""

@@ -134,6 +134,7 @@ def look(instance: Instance, *, write: bool) -> Looked:
     from lamfs.ops import freshness
     from lamfs.ops.probe import check_storage
 
+    instance.refuse_damaged()
     try:
         found = check_storage(instance, write=write).warnings
         if write:

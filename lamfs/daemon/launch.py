@@ -19,6 +19,7 @@ from lamfs import config
 from lamfs.daemon.first import FirstMover, close_files_but
 from lamfs.daemon.options import MountOptions
 from lamfs.errors import LamfsError
+from lamfs.ops import written
 from lamfs.printable import LogFormatter
 
 log = logging.getLogger("lamfs.daemon")
@@ -84,11 +85,13 @@ def _background(options: MountOptions, writing: int) -> int:
     reply = os.fdopen(writing, "wb", buffering=0)
     try:
         os.setsid()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)  # what the command does then, is not for the daemon
         for name in FOLDERS:
             if os.environ.get(name):
                 os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
         os.chdir("/")
-        config.load_instance(options.slug).check_working_copy()
+        written.refuse_missing(config.load_instance(options.slug))
         path = log_path(options.slug)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600))
         # The mover's stderr, and Python's last words, go to the log too. Nothing of the terminal's is held.

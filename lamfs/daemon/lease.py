@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 
 import trio
@@ -174,7 +175,7 @@ def hand_back(instance: Instance) -> None:
     try:
         if held.is_long(instance.settings.directory):
             prolong(instance, lock.LEASE_SECONDS)
-        elif not any(not record.read_only for record in mounts.live(instance.settings)):
+        elif not any(one.pid != os.getpid() and not one.read_only for one in mounts.live(instance.settings)):
             instance.release_lease()
     except LamfsError as error:
         log.info("the lock in storage is not given back, and runs out by itself: %s", error)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lamfs.errors import InvalidArgument
+from lamfs.sizes import parse_size
 
 
 @dataclass(slots=True)
@@ -36,6 +37,8 @@ class MountOptions:
     timeout: float = 60.0
     uploads: int = 8
     foreground: bool = False
+    adopt: bool = False
+    """What is in the mount point's own folder is moved into the mount later: it need not be empty."""
     debug: bool = False
     fuse: tuple[str, ...] = ()
     """Words handed to the kernel as they are (``noatime``, ``nodev``, ``nosuid``, ``noexec`` …)."""
@@ -70,16 +73,6 @@ NEEDS = {
     "timeout": "a number of seconds above 0",
     "uploads": "a number from 1 to 64",
 }
-SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """``4096``, ``512M``, ``20G`` as bytes. Raises InvalidArgument."""
-    digits = text.lower().removesuffix("ib").removesuffix("b").rstrip("kmgt")
-    unit = text.lower().removesuffix("ib").removesuffix("b")[len(digits) :]
-    if not digits.isdigit() or unit not in SIZE_UNITS:
-        raise InvalidArgument(f"'{text}' is not a size; write bytes, or a number with K, M, G or T such as '20G'.")
-    return int(digits) * SIZE_UNITS[unit]
 
 
 def apply_words(options: MountOptions, words: list[str]) -> None:
@@ -99,7 +92,10 @@ def apply_words(options: MountOptions, words: list[str]) -> None:
         elif name in ("close", "fsync") and value in ("spool", "storage"):
             setattr(options, name, value)
         elif name in SIZES and value:
-            setattr(options, name, parse_size(value))
+            try:
+                setattr(options, name, parse_size(value))
+            except InvalidArgument:
+                raise _needs(name, word) from None
         elif name == "timeout" and _is_number(value.replace(".", "", 1)) and float(value) > 0:
             options.timeout = float(value)
         elif name == "uploads" and _is_number(value) and 1 <= int(value) <= 64:
@@ -108,11 +104,15 @@ def apply_words(options: MountOptions, words: list[str]) -> None:
             opposites = {OPPOSITES.get(name), *(word for word, other in OPPOSITES.items() if other == name)}
             options.fuse = (*(word for word in options.fuse if word not in opposites), name)
         elif name in NEEDS:
-            raise InvalidArgument(f"The mount option '{name}' needs {NEEDS[name]}, but '{word}' was given.")
+            raise _needs(name, word)
         elif given and name in {*KERNEL_WORDS, *FLAGS, "ro", "rw"}:
             raise InvalidArgument(f"The mount option '{name}' takes no value, but '{word}' was given.")
         else:
             raise InvalidArgument(f"'{word}' is not a mount option that lamfs knows; 'lamfs mount --help' lists them.")
+
+
+def _needs(name: str, word: str) -> InvalidArgument:
+    return InvalidArgument(f"The mount option '{name}' needs {NEEDS[name]}, but '{word}' was given.")
 
 
 def _is_number(text: str) -> bool:

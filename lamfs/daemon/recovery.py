@@ -6,7 +6,7 @@ import logging
 
 from lamfs.errors import LamfsError
 from lamfs.model import JournalEntry
-from lamfs.ops import adoption, mounts, strays
+from lamfs.ops import adoption, mounts, strays, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
@@ -21,7 +21,7 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
     writer died. Of spool files that nothing owes, leftovers go and all else becomes files in ``lost+found``, unless
     another mount of the instance may have them open.
     """
-    taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort"))
+    taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort", "drop"))
     for entry in taken:
         try:
             _close(instance.registry, spool, entry)
@@ -32,6 +32,19 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
     if not mounts.live(instance.settings):
         strays.settle(instance.registry, instance.store, spool, instance.settings.directory)
     return len(taken)
+
+
+def clear_temporaries(instance: Instance) -> None:
+    """Remove what dead processes of this machine have left half made, and say so."""
+    try:
+        swept = temporaries.sweep(instance)
+    except (LamfsError, OSError) as error:
+        log.info("could not look for what dead processes have left: %s", error)
+        return
+    for text in (*swept.removed, *swept.left):
+        log.info("%s", text)
+    if swept.removed:
+        log.info("removed %d temporary files of processes that are gone: %d bytes", len(swept.removed), swept.size)
 
 
 def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -25,7 +27,7 @@ from lamfs.daemon.control import ControlServer
 from lamfs.daemon.first import FirstMover, Looked, look
 from lamfs.daemon.lease import ENDING_SECONDS, Keeper, hand_back, prolong
 from lamfs.daemon.options import MountOptions
-from lamfs.daemon.recovery import take_over
+from lamfs.daemon.recovery import clear_temporaries, take_over
 from lamfs.errors import FsError, LamfsError, LeaseLost
 from lamfs.fs.atimes import Atimes
 from lamfs.fs.context import Context, Policy
@@ -35,7 +37,7 @@ from lamfs.fs.stats import About, Stats
 from lamfs.fuse import session
 from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
-from lamfs.ops import mounts, recover, snapshot
+from lamfs.ops import mounts, recover, snapshot, written
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, process_id
 from lamfs.spool import SpoolFolder
@@ -45,7 +47,13 @@ from lamfs.transfer.uploader import Uploader
 
 log = logging.getLogger("lamfs.daemon")
 
+NOTE_SECONDS = 60.0
+"""Seconds between two notes of how far the registry is."""
 READAHEAD_KIB = 512
+LIFE_SECONDS = 10.0
+"""Seconds between two signs of life."""
+HURRIED_SECONDS = 1.0
+"""How long the moving process may take to end where the mount has to end now."""
 BACKGROUND = 128
 """Requests of the kernel's readahead under way."""
 
@@ -59,7 +67,7 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
 
     Raises LamfsError when it cannot be.
     """
-    _clear_stale(options.mountpoint)
+    _clear_stale(options.mountpoint, empty=not options.adopt)
     _raise_limits()
     found = first.outcome()
     with Instance.open(options.slug) as instance:
@@ -74,19 +82,29 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
                 if not looked.trouble:
                     recover.finish_saves(instance)
                 take_over(instance, spool)
+                clear_temporaries(instance)
             user = instance.user()
             origin = Provenance(user_id=user.id if user else None)
             mount = _Mount(options, instance, spool, origin, lambda: ready(warnings), progress, first, looked)
             try:
-                trio.run(mount.run)
-            except BaseExceptionGroup as group:
-                raise _first(group) from group
-        if mount.lost is not None:
-            raise mount.lost
-        if not options.read_only and not mount.hurried:
-            prolong(instance, ENDING_SECONDS)
-            snapshot.push(instance)
-            hand_back(instance)
+                _live(mount)
+                if mount.lost is not None:
+                    raise mount.lost
+                if not options.read_only and not mount.hurried:
+                    prolong(instance, ENDING_SECONDS)
+                    snapshot.push(instance)
+                    hand_back(instance)
+            finally:
+                # Until here 'lamfs umount' finds the process that it waits for.
+                if not mount.died:
+                    mounts.remove(instance.settings.mounts_dir, os.getpid())
+
+
+def _live(mount: _Mount) -> None:
+    try:
+        trio.run(mount.run)
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
 
 
 class _Mount:
@@ -108,7 +126,15 @@ class _Mount:
         self._ready = ready
         self._progress = progress
         self.hurried = False
+        """Told to end at once: what is owed is left to the next mount."""
+        self.died = False
+        """An error has ended it: the mount stays in the tree without a daemon, and its record tells whose it was."""
+        self._announced = False
+        self._served = False
+        self._place: tuple[int, str] | None = None
         self._storing = trio.CancelScope()
+        self._serving = trio.CancelScope()
+        self._draining = trio.CancelScope()
         store, registry = instance.store, instance.registry
         self._mover = Mover(store.config, (Forked(first.pid), first.sock))
         self._keeper = Keeper(instance, self._mover, self._lost, self._kept)
@@ -161,23 +187,32 @@ class _Mount:
             await nursery.start(self._cache.run)
             if not self._options.read_only:
                 nursery.start_soon(self._store)
-            await self._mounted()
+            await self._mounted(nursery)
             self._context.atimes.flush(self._instance.registry)
-            if not self.hurried and await self._may_store():
-                self._fs.files.acknowledge_all()
-                await self._uploader.drain(self._progress)
-            await self._uploader.settling.finish()
+            with self._draining:
+                if await self._may_store():
+                    self._fs.files.acknowledge_all()
+                    await self._drain()
+                await self._uploader.settling.finish()
             nursery.cancel_scope.cancel()
+
+    async def _drain(self) -> None:
+        """Return when everything is stored that can be."""
+        for refused in await self._uploader.drain(self._progress):
+            log.warning("storage refuses this for good, so it is left in the journal, for the next mount: %s", refused)
 
     async def _store(self) -> None:
         with self._storing:
             await self._uploader.run()
 
-    async def _mounted(self) -> None:
+    async def _mounted(self, nursery: trio.Nursery) -> None:
+        """Mount, serve, unmount. Tasks that outlive the mount, while the last bytes are stored, run in ``nursery``."""
         options, settings = self._options, self._instance.settings
         shown = Shown(options.uid, options.gid, options.umask)
         operations = Operations(self._fs, shown, xattr=options.xattr)
         session.mount(operations, options.mountpoint, f"lamfs:{options.slug}", _mount_words(options))
+        self._place = _in_table(options.mountpoint)
+        mount_id, device = self._place or (0, "")
         record = mounts.MountRecord(
             pid=os.getpid(),
             owner=process_id() or "",
@@ -186,29 +221,47 @@ class _Mount:
             socket=str(settings.mounts_dir / f"{os.getpid()}.sock"),
             started_at=self._context.stats.about.started_at,
             read_only=options.read_only,
+            device=device,
+            mount_id=mount_id,
         )
-        control = ControlServer(settings.mounts_dir / f"{os.getpid()}.sock", self._fs, self._follower)
+        control = ControlServer(Path(record.socket), self._fs, self._follower, self._end_now)
+        self.died = True
         try:
-            async with trio.open_nursery() as nursery:
+            self._served = True
+            async with trio.open_nursery() as inner:
                 kernel = Kernel()
                 self._context.kernel = kernel
-                nursery.start_soon(kernel.run)
-                nursery.start_soon(self._follower.run)
-                nursery.start_soon(partial(self._context.waits.run, options.mountpoint, shared=options.allow_other))
+                inner.start_soon(kernel.run)
+                inner.start_soon(self._follower.run)
+                inner.start_soon(partial(self._context.waits.run, options.mountpoint, shared=options.allow_other))
                 await nursery.start(control.run)
                 nursery.start_soon(self._signals)
                 if not options.read_only:
                     nursery.start_soon(self._keeper.run)
+                    inner.start_soon(self._keep_note)
                 mounts.write(settings.mounts_dir, record)
+                nursery.start_soon(self._show_life)
                 gc.freeze()
                 gc.enable()
-                nursery.start_soon(self._announce)
-                await session.serve()
+                inner.start_soon(self._announce)
+                with self._serving:
+                    await session.serve()
                 log.info("unmounted from %s", options.mountpoint)
-                nursery.cancel_scope.cancel()
+                inner.cancel_scope.cancel()
+            self.died = False
+        except KeyboardInterrupt:
+            self.died = False
+            raise
         finally:
-            session.close()
-            mounts.remove(settings.mounts_dir, os.getpid())
+            self._served = False
+            self.died = self.died and self._announced
+            session.close(unmount=not self.died and self._is_in_tree())
+
+    async def _show_life(self) -> None:
+        """Let the record tell, should the daemon die, when it lived last."""
+        while True:
+            await trio.sleep(LIFE_SECONDS)
+            mounts.touch(self._instance.settings.mounts_dir, os.getpid())
 
     async def _announce(self) -> None:
         """Say that the mount is there once its requests are answered."""
@@ -219,34 +272,55 @@ class _Mount:
         _raise_readahead(self._options.mountpoint)
         _raise_background(self._options.mountpoint)
         log.info("mounted %s at %s", self._instance.settings.slug, self._options.mountpoint)
+        self._announced = True
         self._ready()
 
     async def _signals(self) -> None:
         """SIGTERM, SIGINT, SIGHUP: store everything, unmount, end. A second one: end now, the next mount goes on."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
+                told = False
                 async for number in signals:
                     name = signal.Signals(number).name
-                    if self.hurried is False and not nursery.child_tasks:
+                    if not told:
+                        told = True
                         log.info("%s: storing what is owed, then unmounting", name)
                         nursery.start_soon(self._leave)
                     else:
                         log.warning("%s again: ending now; what is owed is stored by the next mount", name)
-                        self.hurried = True
-                        await self._unmount()
-                        session.end()
-                        return
+                        await self._end_now()
+                        nursery.cancel_scope.cancel()
 
     async def _leave(self) -> None:
+        if not self._served:
+            return  # it is unmounted, and stores already what is owed
         if await self._may_store():
-            await self._fs.sync_all(self._progress)
+            self._fs.files.acknowledge_all()
+            await self._uploader.drain(self._progress)
         await self._unmount()
         # A lazy unmount leaves the session alive while files are open; everything in them is stored.
         await trio.sleep(1.0)
         self._fs.files.acknowledge_all()
-        session.end()
+        if self._served:
+            session.end()
+
+    async def _end_now(self) -> None:
+        """Unmount and end, whatever is owed, open or under way."""
+        self.hurried = True
+        self._mover.patience = HURRIED_SECONDS
+        if self._served:
+            await self._unmount()
+            session.end()
+        self._serving.cancel()
+        self._draining.cancel()
+
+    def _is_in_tree(self) -> bool:
+        """Whether our mount is at its place still, and not another one, made after ours left the tree."""
+        return _in_table(self._options.mountpoint) == self._place
 
     async def _unmount(self) -> None:
+        if not self._is_in_tree():
+            return
         with trio.move_on_after(10):
             await trio.run_process(
                 ["fusermount3", "-u", "-z", self._options.mountpoint],
@@ -269,6 +343,13 @@ class _Mount:
             self._context.stats.notice = ""
             self._context.policy.read_only = self._options.read_only
             self._uploader.notify()
+
+    async def _keep_note(self) -> None:
+        """Note how far the registry is, so that an older one is known for what it is."""
+        while True:
+            await trio.sleep(NOTE_SECONDS)
+            with contextlib.suppress(LamfsError):  # of a full disk others speak
+                written.note(self._instance.settings, self._instance.registry)
 
     async def _may_store(self) -> bool:
         """Whether this mount may still change storage, as far as storage can be asked."""
@@ -301,8 +382,8 @@ def _mount_words(options: MountOptions) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _clear_stale(mountpoint: str) -> None:
-    """Unmount what a dead daemon left here, and refuse what is no empty directory."""
+def _clear_stale(mountpoint: str, *, empty: bool) -> None:
+    """Unmount what a dead daemon left here, and refuse what is no directory, or not ``empty``."""
     try:
         entries = os.listdir(mountpoint)
     except NotADirectoryError:
@@ -327,7 +408,7 @@ def _clear_stale(mountpoint: str) -> None:
                         f" try 'fusermount3 -uz {mountpoint}'.",
                     ) from None
                 time.sleep(0.05)
-    if entries:
+    if entries and empty:
         raise LamfsError(f"The directory {mountpoint} is not empty; what is in it would be hidden. Choose another.")
 
 
@@ -371,15 +452,23 @@ def _raise_background(mountpoint: str) -> None:
 
 def _device(mountpoint: str) -> str | None:
     """``major:minor`` of what is mounted there."""
+    found = _in_table(mountpoint)
+    return found[1] if found is not None else None
+
+
+def _in_table(mountpoint: str) -> tuple[int, str] | None:
+    """Id of the mount that is there, on top of others, and ``major:minor`` of its file system."""
+    found = None
     try:
-        with open("/proc/self/mountinfo") as table:
+        with open("/proc/self/mountinfo", "rb") as table:
             for line in table:
                 fields = line.split()
-                if fields[4].encode().decode("unicode_escape") == mountpoint:
-                    return fields[2]
-    except (OSError, UnicodeDecodeError) as error:
+                place = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), fields[4])
+                if os.fsdecode(place) == mountpoint:
+                    found = int(fields[0]), fields[2].decode()
+    except (OSError, ValueError) as error:
         log.debug("the mount is not found in the kernel's table: %s", error)
-    return None
+    return found
 
 
 def _tell_kernel(path: str, value: int) -> None:

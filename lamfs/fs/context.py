@@ -16,7 +16,7 @@ from lamfs.fs.nodes import NodeTable
 from lamfs.fs.state import FileState
 from lamfs.fs.stats import Stats
 from lamfs.fs.waits import Waits
-from lamfs.model import Inode
+from lamfs.model import Inode, JournalEntry
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
@@ -125,8 +125,13 @@ class Context:
         if gen or src is None:
             state.count_blocks()
             # To other mounts it is a new revision.
-            self.registry.tree.rewritten(state.inode)
+            state.seen = self.registry.tree.rewritten(state.inode) or state.seen
         return gen
+
+    def owes(self, state: FileState, owed: JournalEntry | None) -> bool:
+        """Whether the put ``owed`` of a file is this mount's, and of the bytes that are open here: these are newer then
+        than what the Python API has saved."""
+        return owed is not None and owed.owner == self.registry.journal.owner and owed.src == state.owed
 
     def renew(self, ino: int) -> None:
         """If somebody else made a new revision of a file, give it a FUSE inode of its own, and tell the kernel.

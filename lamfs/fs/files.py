@@ -10,7 +10,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import trio
@@ -22,14 +22,21 @@ from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
-from lamfs.model import Inode, now_ns
+from lamfs.model import Inode, JournalEntry, now_ns
 from lamfs.registry import damaged_blocks
-from lamfs.transfer import streaming
+from lamfs.storage.base import largest
+from lamfs.transfer import beats, streaming
 from lamfs.transfer.durable import sync_file
 
-MAX_SIZE = (1 << 63) - 1
 SYNC_TASKS = 64
-"""Files that the fsync of a directory waits for at a time; as many can be stored at once."""
+"""Files that are waited for at a time when everything below a directory is to be stored; as many can be stored at once.
+"""
+LOOK_SECONDS = 1.0
+"""Between two looks at how much of that is left."""
+RETRY_SECONDS = 0.5
+"""Between two tries of a file that could not be stored."""
+OTHERS_LOOK = 0.05
+"""Seconds between two looks at what another mount has to store."""
 T = TypeVar("T")
 AGAIN_SECONDS = 1.0
 """When a read fails, the kernel asks once or twice more for the same bytes, at once."""
@@ -44,6 +51,7 @@ class Files:
         self._spooling = spooling
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
+        self._largest = largest(context.store)
         self._neighbours = Neighbours(context.registry, context.cache, context.stats.counters)
 
     # -- opening ------------------------------------------------------------------------------------------------
@@ -115,7 +123,7 @@ class Files:
             place = context.backups.place(backup) if backup is not None else None
             context.registry.names.unlink(context.nodes.ino(parent), text, left=lambda _: place)
             raise
-        state = FileState(inode.ino, inode.ino, inode, spool=spool, journaled=True, dirty=True)
+        state = FileState(inode.ino, inode.ino, inode, spool=spool, journaled=True, dirty=True, owed=src)
         if backup is not None:
             context.backups.handed(backup)
             artifact = context.registry.artifacts.by_ino(inode.ino)
@@ -151,7 +159,10 @@ class Files:
         context = self._c
         state = context.states.get(fino)
         if state is not None:
-            return state
+            if not self._is_outdated(state):
+                return state
+            context.renew(state.ino)
+            raise FsError(errno.ESTALE)
         inode = context.inode(fino)
         if stat.S_ISDIR(inode.mode):
             raise FsError(errno.EISDIR)
@@ -164,31 +175,62 @@ class Files:
             # Somebody else deleted it, and the kernel does not know yet: it looks the name up again, instead of writing
             # into a file that nobody can find. (Who has it open here shares the state above.)
             raise FsError(errno.ESTALE)
-        state = FileState(inode.ino, fino, inode, private=unlinked)
-        artifact = context.registry.artifacts.by_ino(inode.ino)
-        if artifact is not None:
-            state.revision = artifact.revision
-        owed = context.registry.journal.put_of(inode.ino)
-        if owed is not None and owed.src is not None:
-            state.spool = open_spool(context.spool, owed.src, context.store, owed.object_key)
-            self._spooling.overlays.open(state.spool, owed, state.revision)
-            state.spool.damaged = damaged_blocks(owed)
-            mine = owed.owner == context.registry.journal.owner
-            taken = not context.spool.exists(owed.src)
-            state.frozen = not mine or taken or context.uploader.is_uploading(inode.ino, owed.src)
+        state = FileState(inode.ino, fino, inode, private=unlinked, seen=inode.revision)
+        while not self._open_owed(state, owed := context.registry.journal.put_of(inode.ino)):
+            state.drop_spool()
+            if context.registry.journal.put_of(inode.ino) == owed:
+                raise FsError(errno.EIO, f"the spool file of '{self._name(inode.ino)}' cannot be used")
+        artifact = state.revision
+        if state.spool is not None:
             inode.size = os.fstat(state.spool.fd).st_size
         elif artifact is None and inode.size and not emptied and not unlinked:
             raise FsError(
                 errno.EIO, f"'{self._name(inode.ino)}' is not stored; the machine that wrote it has its bytes"
             )
         self._spooling.keep_stored(state)
-        if state.spool is None:
+        if state.spool is None or not state.spool.own:
             now = context.registry.tree.get(inode.ino)
             if now is not None and now.revision != inode.revision:
                 # It was replaced between the look at its size and the look at its content.
+                self._spooling.give_up(state)
                 raise FsError(errno.ESTALE)
         context.states[fino] = state
         return state
+
+    def _open_owed(self, state: FileState, owed: JournalEntry | None) -> bool:
+        """Open what there is of a file besides its stored revision. False when that could not be: it may have been
+        stored by another mount meanwhile."""
+        context = self._c
+        # After the row was read: once that is struck off, this is what it has become.
+        artifact = context.registry.artifacts.by_ino(state.ino)
+        state.revision = artifact.revision if artifact is not None else None
+        if owed is None or owed.src is None:
+            return True
+        try:
+            state.spool = open_spool(context.spool, owed.src, context.store, owed.object_key)
+            self._spooling.overlays.open(state.spool, owed, state.revision)
+            state.spool.damaged = damaged_blocks(owed)
+        except FsError:
+            return False
+        mine = state.spool.own = owed.owner == context.registry.journal.owner
+        state.owed = owed.src if mine else None
+        taken = not context.spool.exists(owed.src)
+        state.frozen = not mine or taken or context.uploader.is_uploading(state.ino, owed.src)
+        return True
+
+    def _is_replaced(self, state: FileState) -> bool:
+        """As _is_outdated, also when that is known already; not of a file that was deleted."""
+        return (state.stale or self._is_outdated(state)) and not self._spooling.is_gone(state)
+
+    def _is_outdated(self, state: FileState) -> bool:
+        """Whether somebody else has made a newer revision than the one that is open here."""
+        if state.stale or state.private or state.dirty or state.ino in self._c.nodes.ghosts:
+            return False
+        now = self._c.registry.tree.get(state.ino)
+        if now is None or now.revision == state.seen:
+            return False
+        owed = self._c.registry.journal.put_of(state.ino)
+        return not self._c.owes(state, owed)
 
     # -- bytes --------------------------------------------------------------------------------------------------
 
@@ -273,20 +315,33 @@ class Files:
     async def _wait(
         self, work: Callable[[], Awaitable[T]], state: FileState, caller: Caller, seconds: float | None = None
     ) -> T:
-        """The result of what needs storage. Raises FsError: EIO when it takes too long, EINTR."""
-        return await self._c.waits.bounded(
-            work, self._c.policy.timeout if seconds is None else seconds, caller, lambda: self._name(state.ino)
-        )
+        """The result of what needs storage. Raises FsError: EIO when it does not go on for too long, EINTR."""
+
+        def progress() -> object:
+            return state.beat.value(), None if state.base is None else state.base.beat.value()
+
+        with beats.doing(state.beat):
+            return await self._c.waits.bounded(
+                work,
+                self._c.policy.timeout if seconds is None else seconds,
+                caller,
+                lambda: self._name(state.ino),
+                progress,
+            )
 
     def _name(self, ino: int) -> str:
         return self._c.registry.tree.path(ino) or f"inode {ino}"
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write all of ``data``; returns its length. Raises OSError (ENOSPC …), StorageError (content unreachable),
-        FsError (EROFS: the lease was lost since the file was opened)."""
+        """Write ``data``, as far as storage takes a file of that size; returns how much. Raises OSError (ENOSPC …),
+        StorageError (content unreachable), FsError (EFBIG; EROFS: the lease was lost since the file was opened)."""
         if self._c.policy.read_only:
             raise FsError(errno.EROFS)
         state = self.handles[handle].state
+        if offset + len(data) > self._largest:
+            if offset >= self._largest:
+                raise FsError(errno.EFBIG)
+            data = data[: self._largest - offset]
         spool = state.spool
         if spool is None or spool.missing or not state.writable_now():
             spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
@@ -322,7 +377,7 @@ class Files:
         return await self._wait(lambda: self._spooling.prepare_write(state, keep, write), state, caller)
 
     async def _truncate(self, state: FileState, size: int, caller: Caller) -> None:
-        if size > MAX_SIZE:
+        if size > self._largest:
             raise FsError(errno.EFBIG)
         spool = await self._prepare(state, caller, keep=size)
         state.dirty = True
@@ -349,14 +404,14 @@ class Files:
     # -- acknowledging ------------------------------------------------------------------------------------------
 
     def _acknowledge(self, state: FileState, *, tell: bool = False) -> None:
-        """Journal what was written. When another mount has written the file since, that counts, and what was written
-        here is lost: with ``tell`` FsError(ESTALE)."""
+        """Journal what was written. When that is not this mount's to store any more, because somebody else has replaced
+        the file, what was written here is lost: with ``tell`` FsError(ESTALE)."""
         if state.private or not (state.dirty or state.journaled):
             return  # a write that failed has left a row, too
-        if self._spooling.acknowledge(state, own=True):
+        if self._spooling.acknowledge(state):
             return
-        if not self._spooling.is_overtaken(state):
-            self._spooling.acknowledge(state)
+        if self._spooling.is_gone(state):
+            state.dirty = state.journaled = False
         elif tell:
             raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
 
@@ -380,6 +435,8 @@ class Files:
         self._acknowledge(state, tell=True)
         if state.private:
             return
+        if opened.writable and self._is_replaced(state):
+            raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
         if self._c.policy.fsync_stores:
             await self.store(state.ino, self._caller(opened))
         elif state.spool is not None:
@@ -389,54 +446,78 @@ class Files:
     async def store(self, ino: int, caller: Caller | None = None) -> None:
         """Wait until what is owed for an inode now is in storage.
 
-        Raises FsError: EIO when it takes too long, EINTR when the caller is told to stop.
+        Raises FsError: EIO when storing does not go on for too long, EINTR when the caller is told to stop, ESTALE when
+        another mount writes the file anew.
         """
         entry = self._c.registry.journal.put_of(ino)
         if entry is None:
             return
+        self._c.uploader.check_refused(ino)
         if entry.state == "scratch":
             await sync_file(self._c.spool, self._c.spool.open(str(entry.src), os.O_RDONLY))
             return
 
         async def settle() -> None:
-            if entry.owner == self._c.registry.journal.owner:
-                await self._c.uploader.settle(ino, entry.id, entry.gen)
-            else:
-                # Another mount has it in hand.
-                while self._c.registry.journal.put_of(ino) is not None:
-                    await trio.sleep(0.05)
+            journal, now = self._c.registry.journal, entry
+            while now.owner != journal.owner:  # another mount has it in hand
+                self._c.uploader.check_refused(ino)
+                if now.state == "open":
+                    if not now.gen:
+                        return  # nothing of it is acknowledged
+                    raise FsError(errno.ESTALE, "another mount is writing the file")
+                if now.next_at >= 0:
+                    journal.urge(now.id)
+                await trio.sleep(OTHERS_LOOK)
+                later = journal.put_of(ino)
+                if later is None:
+                    return
+                now = later
+            await self._c.uploader.settle(ino, now.id, now.gen)
 
-        await self._c.waits.bounded(settle, self._c.policy.timeout, caller or Caller(), lambda: self._name(ino))
+        await self._c.waits.bounded(
+            settle,
+            self._c.policy.timeout,
+            caller or Caller(),
+            lambda: self._name(ino),
+            lambda: self._c.uploader.progress(ino),
+        )
 
     def acknowledge_all(self) -> None:
         """Journal everything that open handles have written so far."""
         for state in list(self._c.states.values()):
             self._acknowledge(state)
 
-    async def sync_below(self, directory: int, *, pid: int = 0) -> None:
-        """fsync(2) of a directory by thread ``pid``: everything below it is in storage and in the registry."""
+    async def sync_below(self, top: int, progress: Callable[[int, int], None]) -> None:
+        """Return when everything written so far to a file, or below a directory, is in storage and in the registry.
+
+        Waits through failures, of which each is tried again. ``progress(files, bytes)`` now and then. Raises TooLarge
+        for a file that storage can never take, when all others are stored.
+        """
         self.acknowledge_all()
-        tree, journal = self._c.registry.tree, self._c.registry.journal
-        error: LamfsError | None = None
-        below = (ino for ino in journal.owed_inodes() if tree.is_below(ino, directory))
-
-        async def store() -> None:
-            nonlocal error
-            for ino in below:
-                try:
-                    await self.store(ino, Caller(pid))
-                except LamfsError as problem:
-                    error = problem
-                if error is not None:
-                    return  # the rest is stored all the same, and nobody is told so
-
-        if self._c.policy.fsync_stores:
-            async with trio.open_nursery() as nursery:
-                for _ in range(SYNC_TASKS):
-                    nursery.start_soon(store)
-        if error is not None:
-            raise error
+        while owed := self._owed_below(top):
+            progress(len(owed), sum(size for _, size in owed))
+            left = iter(owed)
+            with trio.move_on_after(LOOK_SECONDS):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(min(SYNC_TASKS, len(owed))):
+                        nursery.start_soon(self._store_each, left)
+        for entry in self._c.registry.journal.refused():
+            if entry.ino is not None and (entry.ino == top or self._c.registry.tree.is_below(entry.ino, top)):
+                self._c.uploader.check_refused(entry.ino)
         await self._c.uploader.durable()
+
+    def _owed_below(self, top: int) -> list[tuple[int, int]]:
+        """Files at or below an inode that are not stored yet, and their bytes."""
+        tree = self._c.registry.tree
+        below = [ino for ino in self._c.registry.journal.owed_inodes() if ino == top or tree.is_below(ino, top)]
+        return [(ino, inode.size) for ino in below if (inode := tree.get(ino)) is not None]
+
+    async def _store_each(self, files: Iterator[tuple[int, int]]) -> None:
+        for ino, _ in files:
+            try:
+                await self.store(ino)
+            except LamfsError:
+                await trio.sleep(RETRY_SECONDS)  # the uploader has said what it is
 
     # -- closing ------------------------------------------------------------------------------------------------
 

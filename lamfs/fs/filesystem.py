@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lamfs.errors import FsError
+from lamfs.errors import FsError, NotFound
 from lamfs.fs.context import Context
 from lamfs.fs.control import NAME as CONTROL_NAME
 from lamfs.fs.control import Control
@@ -61,7 +61,6 @@ class Scan:
 
     directory: int
     last: int = 0
-    opener: int = 0
 
 
 class FileSystem:
@@ -139,11 +138,11 @@ class FileSystem:
 
     # -- directories --------------------------------------------------------------------------------------------
 
-    def opendir(self, directory: int, *, pid: int = 0) -> int:
-        """A handle for reading a directory, opened by thread ``pid``."""
+    def opendir(self, directory: int) -> int:
+        """A handle for reading a directory."""
         number = self._next_scan
         self._next_scan += 1
-        self._scans[number] = Scan(directory, opener=pid)
+        self._scans[number] = Scan(directory)
         self.context.uploader.opened()
         return number
 
@@ -161,10 +160,9 @@ class FileSystem:
         self._scans.pop(handle, None)
 
     async def fsyncdir(self, handle: int) -> None:
-        """fsync(2) of a directory."""
-        scan = self._scans[handle]
-        if scan.directory < CONTROL_BASE:
-            await self.files.sync_below(scan.directory, pid=scan.opener)
+        """fsync(2) of a directory: what happened to its entries is durable, in order; its files have their own."""
+        if self._scans[handle].directory < CONTROL_BASE:
+            await self.context.uploader.durable()
 
     def entries(self, directory: int, cookie: int, last: int | None = None) -> Iterator[tuple[int, bytes, int, Inode]]:
         """(cookie, name, inode, attributes) of what follows ``cookie`` in a directory; counts no lookups.
@@ -225,10 +223,26 @@ class FileSystem:
         else:
             self.files.release(handle)
 
-    async def sync_all(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Everything written so far is in storage and in the registry, and nothing is owed."""
+    async def sync_all(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """Everything written so far is in storage and in the registry; nothing is owed but what ``refused`` says, and
+        what is returned. As Uploader.drain."""
         self.files.acknowledge_all()
-        await self.context.uploader.drain(progress)
+        return await self.context.uploader.drain(progress)
+
+    async def sync_below(self, key: str, progress: Callable[[int, int], None]) -> None:
+        """As Files.sync_below, by key. Raises NotFound."""
+        found = self.context.registry.tree.resolve(key)
+        if found is None:
+            raise NotFound(f"There is no '{key}' in this mount.")
+        await self.files.sync_below(found.ino, progress)
+
+    def refused(self) -> str | None:
+        """A sentence about files that storage can never take; None: there are none."""
+        found = self.context.registry.journal.refused()
+        if not found:
+            return None
+        more = f" So are {len(found) - 1} others." if len(found) > 1 else ""
+        return f"{found[0].error} Until then it is not stored, and stays in the spool.{more}"
 
     # -- the whole ----------------------------------------------------------------------------------------------
 

@@ -6,10 +6,13 @@ say exactly what the kernel has to forget.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 
 import trio
 
+from lamfs.errors import LamfsError
 from lamfs.fs.atimes import FLUSH
 from lamfs.fs.context import Context
 from lamfs.registry import Change
@@ -27,6 +30,32 @@ ADOPT_INTERVAL = 2.0
 
 KEYS, KEYS_PAUSE = 2000, 0.02
 """Keys that follow a renamed directory at a time, and seconds in between that everybody else has."""
+
+
+def adopt(context: Context) -> bool:
+    """Take over what processes of this machine that are gone had still to do; whether there was anything.
+
+    A file that another mount was writing when its daemon died counts as closed where it was.
+    """
+    registry = context.registry
+    with registry.db.transaction():
+        taken = registry.journal.adopt()
+        for entry in taken:
+            inode = registry.tree.get(entry.ino) if entry.op == "put" and entry.ino is not None else None
+            if inode is None or entry.state != "open":
+                continue
+            with contextlib.suppress(LamfsError, OSError):  # the uploader says what is wrong with it
+                if entry.object_key is None and not entry.gen:
+                    # It may have died between naming a new file and making it: then nothing was written.
+                    os.close(context.spool.open(entry.src or "", os.O_CREAT | os.O_RDWR))
+                info = context.spool.stat(entry.src or "")
+                inode.size, inode.mtime_ns = info.st_size, info.st_mtime_ns
+                inode.blocks = None if "base" in entry.payload else info.st_blocks
+            registry.journal.ready_put(inode.ino, scratch=registry.names.is_scratch(inode.ino))
+            registry.tree.rewritten(inode)
+            registry.changes.content(inode.ino)
+            context.renew(inode.ino)
+    return bool(taken)
 
 
 class Follower:
@@ -116,17 +145,9 @@ class Follower:
     def _new_revision(self, ino: int) -> None:
         """Somebody else made new content: the kernel gets a new inode for it, open handles keep the old one."""
         state = self._c.state_of(ino)
-        if state is not None and state.spool is not None and not self._changed_elsewhere(state.spool.name, ino):
+        if state is not None and state.spool is not None and self._c.owes(state, self._c.registry.journal.put_of(ino)):
             return  # our own bytes are newer, and will be stored over theirs
         self._c.renew(ino)
-
-    def _changed_elsewhere(self, src: str, ino: int) -> bool:
-        """Whether the spool that is open here is another mount's, and no longer the one that is owed."""
-        owed = self._c.registry.journal.put_of(ino)
-        if owed is None:
-            state = self._c.state_of(ino)
-            return state is not None and not state.dirty
-        return owed.owner != self._c.registry.journal.owner and owed.src != src
 
     def _forget_everything(self) -> None:
         log.warning("the change log was trimmed past this mount; everything the kernel cached is dropped")
@@ -142,6 +163,6 @@ class Follower:
         """Take over what processes that are gone (a CLI command, a crashed notebook) left to do."""
         if self._c.policy.read_only:
             return  # it would never do the work, and keep others from doing it
-        taken = self._c.registry.journal.adopt(("move", "delete", "abort"))
+        taken = adopt(self._c)
         if taken or self._c.registry.journal.next_at() is not None:
             self._c.uploader.notify()

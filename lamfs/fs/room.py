@@ -86,6 +86,7 @@ class Room:
         taken nothing for the mount's timeout while the spool was at its limit.
         """
         deadline, seen = trio.current_time() + self._timeout, self._progress()
+        known = self._uploader.fresh.value()
         failed = self._uploader.failed_tries  # on a slow link a part may take longer than the timeout
         waiting = False
         try:
@@ -104,10 +105,14 @@ class Room:
                 if not drains:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 now = self._progress()
-                if now > seen:  # what has to be sent again was counted before
+                fresh = self._uploader.fresh.value()
+                if now > seen or fresh != known:
+                    # What has to be sent again was counted before, and of what is tried again nothing else counts.
+                    known = fresh
                     deadline, seen = trio.current_time() + self._timeout, now
                 elif trio.current_time() > deadline and self._uploader.failed_tries > failed:
-                    if free < 0:
+                    used = await trio.to_thread.run_sync(self._spool.allocated)
+                    if free < 0 or used + size < self._limit:  # the disk is what is full
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     raise FsError(errno.EIO, "the spool is at its limit, and storage takes nothing")
                 if not waiting:

@@ -163,29 +163,57 @@ class Spooling:
                 else:
                     return spool
 
-    def _begin_put(self, state: FileState, src: str) -> None:
-        journal = self._c.registry.journal
-        before = journal.put_of(state.ino)
-        if (before is None or before.src != src) and journal.is_spent(src):
-            src = self._rename_spool(state, src)
-        with self._c.registry.db.transaction():
-            base = self.overlays.base_of(state)
-            journal.begin_put(state.ino, src, key_is_virtual=not self._c.policy.real_keys, base=base)
-            self.overlays.note(state)
-        state.journaled = True
-        replaced = before.src if before is not None else None
-        # Whoever uploads the earlier spool file removes it then; otherwise nobody else would.
-        if replaced not in (None, src) and not self._c.uploader.is_uploading(state.ino, replaced or ""):
-            self._c.spool.unlink(str(replaced))
+    def _is_nobodys(self, ino: int, name: str) -> bool:
+        """Whether a spool file of this mount is neither owed (perhaps as another file, after a conflict) nor read by
+        the uploader, which removes it then."""
+        journal, owed = self._c.registry.journal, self._c.registry.journal.put_of(ino)
+        mine = owed is not None and owed.src == name
+        return not (mine or self._c.uploader.is_uploading(ino, name) or journal.owes_file(name))
 
-    def _rename_spool(self, state: FileState, src: str) -> str:
+    def _begin_put(self, state: FileState, src: str) -> None:
+        """Journal that a spool file is about to be written. Raises FsError(ESTALE) when the file has another revision
+        by now than the one that is open here, or another mount is writing it."""
+        registry = self._c.registry
+        try:
+            with registry.db.transaction():
+                if registry.tree.get(state.ino) is None:
+                    state.private = True  # somebody else has deleted it for good: as on a local disk
+                    registry.journal.spend(src)
+                    return
+                before = registry.journal.put_of(state.ino)
+                old = src
+                if (before is None or before.src != src) and registry.journal.is_spent(src):
+                    src = spool_name(state.ino)
+                replaced = registry.journal.begin_put(
+                    state.ino,
+                    src,
+                    key_is_virtual=not self._c.policy.real_keys,
+                    base=self.overlays.base_of(state),
+                    seen=state.seen,
+                    mine=state.owed,
+                )
+                if src != old:
+                    self._rename_spool(state, src)
+                self.overlays.note(state)
+        except FileNotFoundError:
+            self._c.renew(state.ino)
+            raise FsError(errno.ESTALE, f"the spool file {old} is gone") from None
+        except FsError:
+            self._c.renew(state.ino)
+            raise
+        state.journaled = True
+        state.owed = src
+        # Whoever uploads the earlier spool file removes it then; otherwise nobody else would.
+        if replaced is not None and not self._c.uploader.is_uploading(state.ino, replaced):
+            self._c.spool.unlink(replaced)
+
+    def _rename_spool(self, state: FileState, name: str) -> None:
         """The spool file of an open file was stored, and is to be written again: under another name, since what is
-        known of that one is that nobody owes it."""
+        known of the old one is that nobody owes it. Raises FileNotFoundError when another mount's bytes have ended it.
+        """
         assert state.spool is not None
-        name = spool_name(state.ino)
-        self._c.spool.rename(src, name)
+        self._c.spool.rename(state.spool.name, name)
         state.spool.name = name
-        return name
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file. Raises OSError(ENOSPC)."""
@@ -200,23 +228,30 @@ class Spooling:
             data = await self.read_stored(state, 0, want) if want else b""
             if state.spool is not None:
                 return
-            spool = self._filled_spool(state.ino, data)
+            spool = self._filled_spool(state, data)
         elif self.overlays.can_start(state, want):
             assert state.revision is not None
-            spool = self.new_spool(state.ino)
+            spool = self.new_spool(state.ino, self._new_name(state))
             self.overlays.start(spool, state.revision)
         else:
-            spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
+            spool = await self._clone(state, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
         state.spool = spool
         state.frozen = False
         state.journaled = False
         if not spool.missing:
             state.drop_base()
 
-    def _filled_spool(self, ino: int, data: bytes, size: int | None = None) -> Spool:
+    def _new_name(self, state: FileState) -> str:
+        """The name of a spool file to come. What is written to a file that was deleted is nobody's after a crash."""
+        name = spool_name(state.ino)
+        if state.private:
+            self._c.registry.journal.spend(name)
+        return name
+
+    def _filled_spool(self, state: FileState, data: bytes, size: int | None = None) -> Spool:
         """A spool file of ``size`` bytes (None: of ``data`` only) that begins with ``data``. Raises OSError."""
         self.room.check()
-        name = spool_name(ino)
+        name = self._new_name(state)
         spool = Spool(self._c.spool.open_draft(name), name)
         try:
             if data:
@@ -240,12 +275,12 @@ class Spooling:
         missing, ranges = set(old.missing), dict(old.ranges)
         if not want or (want <= BLOCK_SIZE and not missing):
             data = os.pread(old.fd, want, 0) if want else b""
-            spool = self._filled_spool(state.ino, data, want)
+            spool = self._filled_spool(state, data, want)
         else:
             # The upload may end meanwhile and close the old spool: hold the file by a descriptor of our own.
             held = os.dup(old.fd)
             try:
-                spool = await self._clone(state.ino, f"/proc/{os.getpid()}/fd/{held}")
+                spool = await self._clone(state, f"/proc/{os.getpid()}/fd/{held}")
             finally:
                 os.close(held)
             if state.spool is old and not state.frozen:
@@ -256,15 +291,17 @@ class Spooling:
             spool.missing, spool.ranges, spool.inherited = missing, ranges, bool(ranges)
         if state.spool is not None:
             state.drop_spool()
+            if old.own and self._is_nobodys(state.ino, old.name):
+                self._c.spool.unlink(old.name)
         state.spool = spool
         state.frozen = False
         state.journaled = False
         if not spool.missing:
             state.drop_base()
 
-    async def _clone(self, ino: int, source: str) -> Spool:
+    async def _clone(self, state: FileState, source: str) -> Spool:
         for last in (False, False, True):
-            name = spool_name(ino)
+            name = self._new_name(state)
             try:
                 await self._c.mover.clone(source, self._c.spool.draft_path(name))
                 self._c.spool.finish_draft(name)
@@ -275,25 +312,17 @@ class Spooling:
                     raise
         raise AssertionError
 
-    def is_overtaken(self, state: FileState) -> bool:
-        """Whether another mount has taken over what was written to a file here, and perhaps stored its own already."""
-        if state.stale:
-            return True
-        owed = self._c.registry.journal.put_of(state.ino)
-        if state.spool is None or (owed is not None and owed.src == state.spool.name):
-            return False
+    def is_gone(self, state: FileState) -> bool:
+        """Whether somebody else has deleted a file that is open here: then nobody misses what was written to it."""
         inode = self._c.registry.tree.get(state.ino)
-        return inode is not None and inode.nlink > 0
+        return inode is None or inode.nlink == 0
 
-    def acknowledge(self, state: FileState, *, own: bool = False) -> bool:
-        """Journal that what was written so far has to be stored. One transaction.
-
-        ``own``: only if it is surely this mount's to store, which the journal's row says in most cases; else False, and
-        nothing has changed.
-        """
+    def acknowledge(self, state: FileState) -> bool:
+        """Journal that what was written so far has to be stored. One transaction. False, and nothing has changed, when
+        that is not owed by this mount any more."""
         registry = self._c.registry
-        src = state.spool.name if own and state.spool is not None and not state.stale else None
-        if own and src is None:
+        src = state.spool.name if state.spool is not None and not state.stale else None
+        if src is None:
             return False
         with registry.db.transaction():
             scratch = state.revision is None and registry.names.is_scratch(state.ino)
@@ -301,7 +330,7 @@ class Spooling:
             if state.revision is None and not state.inode.size and registry.names.is_probe(state.ino):
                 settle = PROBE_SECONDS
             gen = self._c.owe(state, settle=settle, scratch=scratch, src=src)
-            if own and not gen:
+            if not gen:
                 return False
             state.gen = gen
             registry.changes.content(state.ino)
@@ -456,18 +485,13 @@ class Spooling:
     def give_up(self, state: FileState) -> None:
         """The last handle is gone: close everything, and remove or keep the spool file as the journal says."""
         spool = state.spool
-        if spool is not None:
-            owed = self._c.registry.journal.put_of(state.ino)
-            if owed is None or owed.src != spool.name:
-                whole = not (state.private or state.stale or state.frozen or state.dirty) and state.revision is not None
-                missing = spool.missing
-                # While it is being uploaded, the uploader removes it when its row is struck off for good.
-                kept = self._c.registry.journal.owes_file(spool.name)  # as another file, after a conflict
-                if (
-                    not kept
-                    and not self._c.uploader.is_uploading(state.ino, spool.name)
-                    and not (whole and state.revision is not None and self._adopt(spool.name, state.revision, missing))
-                ):
+        if spool is not None and not spool.own:
+            state.drop_spool()  # another mount's, which removes it itself
+        elif spool is not None:
+            if self._is_nobodys(state.ino, spool.name):
+                whole = not (state.private or state.stale or state.frozen or state.dirty or state.owed != spool.name)
+                revision = state.revision
+                if not (whole and revision is not None and self._adopt(spool.name, revision, spool.missing)):
                     self._c.spool.unlink(spool.name)
             state.drop_spool()
         state.drop_base()

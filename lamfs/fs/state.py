@@ -20,6 +20,7 @@ from lamfs.model import BLOCK_SIZE, Inode, Revision
 from lamfs.registry import Ranges
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
+from lamfs.transfer.beats import Beat
 
 
 class Spool:
@@ -27,12 +28,14 @@ class Spool:
 
     ``missing``: 4 MiB blocks that are not in it, but in the stored revision (overlay.py). ``ranges``: those bytes of
     them that are in it all the same. ``inherited``: these may be of a spool file that is being stored.
-    ``writes``: how many there were to such a block. ``damaged``: blocks that are not what was written.
+    ``writes``: how many there were to such a block. ``own``: this process made it, or has taken it over from a
+    dead one; nobody else may remove it. ``damaged``: blocks that are not what was written.
     """
 
-    __slots__ = ("damaged", "fd", "inherited", "missing", "name", "ranges", "writes")
+    __slots__ = ("damaged", "fd", "inherited", "missing", "name", "own", "ranges", "writes")
 
-    def __init__(self, fd: int, name: str) -> None:
+    def __init__(self, fd: int, name: str, *, own: bool = True) -> None:
+        self.own = own
         self.fd = fd
         # Another mount may have written it, and let it become a cache file: no holes then, as long as it is open here.
         holes.share(self.fd)
@@ -94,6 +97,9 @@ class FileState:
     read only for us; nothing is journaled. ``dirty``: written since the last acknowledgement. ``accessed``: read since
     it was opened, written, or given other times. ``unsaved``: columns of ``inode`` that the registry gets with the next
     acknowledgement: a program that is not done with a file it writes (tar, cp -a) sets three or four, one by one.
+    ``beat``: how what calls wait for (but storing) goes on. ``seen``: the revision of the inode that this is, but for
+    what is not acknowledged yet. ``owed``: the spool file with it that this process has still to store, as the journal
+    said last.
     """
 
     ino: int
@@ -111,7 +117,10 @@ class FileState:
     stale: bool = False
     accessed: bool = False
     gen: int = 0
+    seen: int = 0
+    owed: str | None = None
     unsaved: dict[str, int] = field(default_factory=dict)
+    beat: Beat = field(default_factory=Beat)
     lock: trio.Lock = field(default_factory=trio.Lock)
 
     def writable_now(self) -> bool:

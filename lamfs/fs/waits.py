@@ -1,4 +1,5 @@
-"""Waiting for storage on behalf of a program: not longer than the mount's timeout, and only until it is told to stop.
+"""Waiting for storage on behalf of a program: not longer than the mount's timeout since storage has last gone on, and
+only until the program is told to stop.
 
 The loop only, but for the look at /proc, which a thread does while somebody waits. Calls that do not wait for storage
 never come here.
@@ -52,11 +53,20 @@ class _Wait:
     caller: Caller
     scope: trio.CancelScope
     since: float
+    seconds: float
+    progress: Callable[[], object] | None
+    seen: object = None
     interrupted: bool = False
 
     def interrupt(self) -> None:
         self.interrupted = True
         self.scope.cancel()
+
+    def look(self) -> None:
+        """When it has gone on since the last look, the time counts from now."""
+        if self.progress is not None and not self.interrupted and (now := self.progress()) != self.seen:
+            self.seen = now
+            self.scope.deadline = trio.current_time() + self.seconds
 
 
 class Waits:
@@ -80,14 +90,22 @@ class Waits:
         self._stopped[pid] = now
 
     async def bounded(
-        self, work: Callable[[], Awaitable[T]], seconds: float, caller: Caller, what: Callable[[], str]
+        self,
+        work: Callable[[], Awaitable[T]],
+        seconds: float,
+        caller: Caller,
+        what: Callable[[], str],
+        progress: Callable[[], object] | None = None,
     ) -> T:
-        """The result of ``work``. ``what`` names the file for an error.
+        """The result of ``work``. ``what`` names the file for an error; ``progress`` gives another value than before
+        when the work has gone on.
 
-        Raises FsError: EIO when it takes longer than ``seconds``, EINTR when the caller is told to stop meanwhile.
+        Raises FsError: EIO when it takes longer than ``seconds`` since then, EINTR when the caller is told to stop
+        meanwhile.
         """
         with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
-            wait = _Wait(caller, scope, trio.current_time())
+            wait = _Wait(caller, scope, trio.current_time(), seconds, progress)
+            wait.seen = None if progress is None else progress()
             if self._is_stopped(caller.pid):
                 wait.interrupt()
             self._waiting.add(wait)
@@ -96,6 +114,8 @@ class Waits:
                 return await work()
             finally:
                 self._waiting.discard(wait)
+                if not self._waiting:
+                    self._begun = trio.Event()
         if wait.interrupted:
             if caller.pid:
                 self._was_stopped(caller.pid)
@@ -104,12 +124,27 @@ class Waits:
         raise FsError(errno.EIO, f"'{what()}': storage did not answer in time.")
 
     async def run(self, mountpoint: str, *, shared: bool = False) -> None:
-        """Look for signals while anybody waits, until cancelled. ``shared``: other users may use the mount."""
+        """Look for progress and for signals while anybody waits, until cancelled. ``shared``: other users may use the
+        mount."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.follow)
+            nursery.start_soon(self._look_for_signals, mountpoint, shared)
+
+    async def follow(self) -> None:
+        """Look for progress while anybody waits, until cancelled."""
+        while True:
+            if not self._waiting:
+                await self._begun.wait()
+            for wait in list(self._waiting):
+                wait.look()
+            shortest = min((wait.seconds for wait in self._waiting), default=LOOK_SECONDS)
+            await trio.sleep(min(LOOK_SECONDS, max(shortest / 8, 0.01)))
+
+    async def _look_for_signals(self, mountpoint: str, shared: bool) -> None:
         mount = signals.find_mount(mountpoint)
         sees_all = os.geteuid() == 0 or not shared
         next_search = 0.0
         while True:
-            self._begun = trio.Event()
             if not self._waiting:
                 await self._begun.wait()
             began = trio.current_time()

@@ -17,8 +17,9 @@ def mount(operations: Operations, mountpoint: str, name: str, words: tuple[str, 
 
     Raises LamfsError when the kernel or fusermount3 refuses.
     """
-    # auto_unmount: a helper of libfuse unmounts when this process dies, so that nobody meets a dead mount point.
-    options = set(pyfuse3.default_options) | {f"fsname={name}", "subtype=lamfs", "auto_unmount", *words}
+    # Not auto_unmount: when this process dies, the mount point has to say so (ENOTCONN). An empty folder in its place
+    # would take what programs write, on the local disk.
+    options = set(pyfuse3.default_options) | {f"fsname={name}", "subtype=lamfs", *words}
     try:
         pyfuse3.init(operations, mountpoint, options)
     except RuntimeError as error:
@@ -39,6 +40,7 @@ def end() -> None:
     pyfuse3.terminate()
 
 
-def close() -> None:
-    """Unmount, if that has not happened yet, and release the session."""
-    pyfuse3.close(unmount=True)
+def close(*, unmount: bool) -> None:
+    """Release the session. ``unmount``: take the mount out of the tree too, if that has not happened yet; else it stays
+    there without a daemon, and every call in it fails with ENOTCONN."""
+    pyfuse3.close(unmount=unmount)

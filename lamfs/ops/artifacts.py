@@ -26,6 +26,7 @@ from lamfs.pool import Pool
 from lamfs.registry import Provenance, sync_log
 from lamfs.registry.rules import RETAINED, TEXT_MAX
 from lamfs.spool import SpoolFolder
+from lamfs.storage.base import check_size
 from lamfs.storage.root import is_utf8
 
 log = logging.getLogger("lamfs.artifacts")
@@ -126,6 +127,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
     registry, store = instance.registry, instance.store
     for _ in range(3):
         _rehash_if_changed(draft)
+        check_size(store, draft.record.size, str(draft.path))
         record = with_fields(draft.record)
         _refuse_taken(instance, record)
         if registry.artifacts.by_uid(record.uid) is not None:
@@ -138,10 +140,12 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         record.revision = Revision(record.revision.content, object_key, "")
         try:
             sync_log(registry.path)
-            etag = recover.copy_twin(instance, record.revision.content, object_key)
+            meta = registry.commits.save_meta(record)
+            etag = recover.copy_twin(instance, record.revision.content, object_key, meta)
             if etag is None:
-                path = str(draft.path)
-                etag = store.put_file(object_key, path, consume=draft.temporary, progress=progress).etag
+                etag = store.put_file(
+                    object_key, str(draft.path), consume=draft.temporary, progress=progress, meta=meta
+                ).etag
                 if not draft.temporary and drafts.stamp_of(draft.path) != draft.stamp:
                     # Written to while it was sent: nobody knows what the object holds.
                     recover.active.discard(entry_id)
@@ -156,6 +160,10 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             if isinstance(error, LamfsError):
                 raise
             raise InvalidArgument(f"The file {draft.path} cannot be read: {error}.", errno=error.errno) from error
+        except BaseException:  # interrupted: nobody is to find half of it
+            recover.active.discard(entry_id)
+            _settle_failed(instance, entry_id)
+            raise
         finally:
             recover.active.discard(entry_id)
     raise InvalidArgument(f"The file {draft.path} is being written; save it when that is done.")

@@ -7,24 +7,44 @@ are the existing artifact. Equality is decided on the BLAKE3 block hashes.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamfs import hashing
+from lamfs import copying, hashing
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectMissing, StorageError
-from lamfs.keys import check_key, key_with_suffix, root_path, suffix_of
+from lamfs.keys import check_key, into, key_with_suffix, root_path, suffix_of
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, Revision, new_uid
-from lamfs.ops import messages
+from lamfs.ops import messages, mounts
 from lamfs.ops.instance import Instance
+from lamfs.pool import Pool
 from lamfs.registry import Provenance
-from lamfs.storage.base import ObjectStore
+from lamfs.storage.base import ObjectStat, ObjectStore, check_size
+
+READERS = 8
+"""Blocks of an object that are read at a time."""
 
 
 class FileMissing(NotFound, FileNotFoundError):  # type: ignore[misc]
     """The file that was to be saved does not exist."""
+
+
+class Copy:
+    """A temporary file with what was read of another one, which is removed with this object."""
+
+    def __init__(self) -> None:
+        fd, name = tempfile.mkstemp(prefix="lamfs-copy-")
+        os.close(fd)
+        self.path = Path(name)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
 
 
 @dataclass(slots=True)
@@ -33,7 +53,8 @@ class Draft:
 
     ``path`` None: nothing is to be stored (the record is that of an existing artifact, or with ``etag`` that of an
     object which is in storage already). ``temporary``: the file is ours and may be taken. ``stamp``: what stat(2) said
-    when the file was hashed. ``replaces``: the artifact's record before.
+    when the file was hashed. ``replaces``: the artifact's record before. ``copy``: holds the file at ``path`` when
+    that is a copy of the one that was given.
     """
 
     record: ArtifactRecord
@@ -42,6 +63,7 @@ class Draft:
     temporary: bool = False
     replaces: ArtifactRecord | None = None
     etag: str | None = None
+    copy: Copy | None = None
 
     @property
     def pending(self) -> bool:
@@ -68,13 +90,21 @@ def draft_new(
     inside = key_in_storage(instance.store, path)
     if inside is not None:
         return _draft_in_place(instance, inside, key, description, origin, accessor)
+    mounted = None if key is not None or temporary else _key_in_mount(instance, path)
+    if mounted is not None and (there := _at_key(instance, mounted)) is not None:
+        return _existing(there, description)
     if key is None and description is None and origin.run_id is None:
         raise InvalidArgument("Pass one of key, run or description as a parameter.")
-    if key is not None:
-        key = check_key(key, real=not virtual)
     source = check_file(path)
-    content, stamp = hash_stable(source)
+    check_size(instance.store, source.stat().st_size, str(source))
+    if key is not None:
+        if key.endswith("/") and temporary:
+            raise InvalidArgument(
+                f"The key '{key}' is a directory, and a DataFrame has no file name; give a whole key."
+            )
+        key = check_key(into(key, source.name), real=not virtual)
     registry = instance.registry
+    content, stamp, copy = _hash_whole(source)
     if key is None:
         for twin in registry.artifacts.same_content(content):
             if twin.key is None and twin.visibility > -1:
@@ -92,14 +122,14 @@ def draft_new(
                 accessor=there.accessor if accessor is None else accessor,
             )
             _link(record, origin)
-            return Draft(record, source, stamp, temporary, replaces=there)
+            return Draft(record, _read_from(copy, source), stamp, temporary, replaces=there, copy=copy)
     suffix = suffix_of(source.name) if key is None else suffix_of(root_path(key)[1])
     record = ArtifactRecord(
         uid=new_uid(), key=key, suffix=suffix, revision=Revision(content, "", ""), description=description,
         key_is_virtual=virtual, accessor=accessor,
     )  # fmt: skip
     _link(record, origin)
-    return Draft(record, source, stamp, temporary)
+    return Draft(record, _read_from(copy, source), stamp, temporary, copy=copy)
 
 
 def draft_replace(
@@ -125,7 +155,8 @@ def draft_replace(
         raise NotFound(f"The artifact {before.uid} was deleted for good; save the file as a new one.")
     if key is not None:
         current.key, current.suffix = key, suffix_of(root_path(key)[1])
-    content, stamp = hash_stable(source)
+    check_size(instance.store, source.stat().st_size, str(source))
+    content, stamp, copy = _hash_whole(source)
     newer = current.ino is not None and registry.journal.put_of(current.ino) is not None
     if content.same_bytes(current.revision.content) and not newer:
         return _existing(current, None)
@@ -146,7 +177,7 @@ def draft_replace(
             )
     if origin is not None:
         _link(record, origin)
-    return Draft(record, source, stamp, temporary, replaces=current)
+    return Draft(record, _read_from(copy, source), stamp, temporary, replaces=current, copy=copy)
 
 
 def _link(record: ArtifactRecord, origin: Provenance) -> None:
@@ -254,6 +285,38 @@ def hash_stable(path: Path) -> tuple[ContentHash, tuple[int, ...]]:
     raise InvalidArgument(f"The file {path} is being written; save it when that is done.")
 
 
+def _hash_whole(source: Path) -> tuple[ContentHash, tuple[int, ...], Copy | None]:
+    """As hash_stable; of a file that says a wrong size of itself (those of /proc say 0), a copy is hashed: what counts
+    is what is read. Raises InvalidArgument."""
+    try:
+        with open(source, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            beyond = os.pread(file.fileno(), 1, size)
+            lacking = size and not os.pread(file.fileno(), 1, size - 1)
+            if not beyond and not lacking:
+                return *hash_stable(source), None
+            copy = Copy()
+            with open(copy.path, "wb") as whole:
+                shutil.copyfileobj(file, whole, BLOCK_SIZE)
+    except OSError as error:
+        raise InvalidArgument(
+            f"The file {source} cannot be read: {os.strerror(error.errno or 0)}.", errno=error.errno
+        ) from error
+    return *hash_stable(copy.path), copy
+
+
+def _read_from(copy: Copy | None, source: Path) -> Path:
+    return source if copy is None else copy.path
+
+
+def _key_in_mount(instance: Instance, path: str | os.PathLike[str]) -> str | None:
+    """The key of a path that lies in a mount of the instance, else None."""
+    found = mounts.find_by_path(os.path.expanduser(path))
+    if found is None or found[0].slug != instance.settings.slug:
+        return None
+    return found[1] or None
+
+
 def stamp_of(path: Path) -> tuple[int, ...]:
     """What changes when a file is written: size, times, inode and device."""
     status = path.stat()
@@ -328,8 +391,10 @@ def _draft_in_place(
     return Draft(record, etag=etag)
 
 
-def hash_object(store: ObjectStore, object_key: str) -> tuple[ContentHash, str]:
-    """Read an object once, and hash it. Returns the hash and the ETag of what was read.
+def hash_object(
+    store: ObjectStore, object_key: str, progress: Callable[[int], None] | None = None
+) -> tuple[ContentHash, str]:
+    """Read an object once, and hash it. Returns the hash and the ETag of what was read. ``progress``: told the bytes.
 
     Raises FileMissing, and storage errors: a link in a storage folder is one.
     """
@@ -337,17 +402,39 @@ def hash_object(store: ObjectStore, object_key: str) -> tuple[ContentHash, str]:
         found = store.head(object_key)
         local = store.open_local(object_key)
         if local is not None:
-            content = _hash_opened(local, found.size, store.url(object_key))
+            content = _hash_opened(local, found.size, store.url(object_key), progress)
             if content is None or store.head(object_key).etag != found.etag:
                 raise LamfsError(f"The file {store.url(object_key)} is being written; save it when that is done.")
             return content, found.etag
     except ObjectMissing:
         raise FileMissing(f"There is no object {store.url(object_key)}; check the path.") from None
-    with tempfile.TemporaryFile() as stream:
-        for offset in range(0, found.size, BLOCK_SIZE):
-            length = min(BLOCK_SIZE, found.size - offset)
-            store.get_into(object_key, stream.fileno(), offset=offset, length=length, etag=found.etag)
-        return hashing.hash_fd(stream.fileno(), found.size), found.etag
+    return _hash_fetched(store, found, progress), found.etag
+
+
+def _hash_fetched(store: ObjectStore, found: ObjectStat, progress: Callable[[int], None] | None) -> ContentHash:
+    """Hash an object of a bucket. On the disk are no more than its two ends, which one of its hashes is made of."""
+    size = found.size
+    with tempfile.TemporaryFile() as ends:
+        os.ftruncate(ends.fileno(), size)
+
+        def fetch(offset: int) -> ContentHash:
+            length = min(BLOCK_SIZE, size - offset)
+            scratch = copying.scratch(BLOCK_SIZE)
+            store.get_into(found.key, scratch.fd, offset=offset, length=length, etag=found.etag, file_offset=0)
+            if offset < hashing.MD5_MAX or offset + length > size - hashing.MD5_MAX:
+                with scratch.view(length) as view:
+                    copying.write_full(ends.fileno(), view, offset)
+            return hashing.hash_range(scratch.fd, 0, length)
+
+        parts: dict[int, ContentHash] = {}
+        with Pool(READERS, "lamfs-hash") as pool:
+            for offset, future in pool.unordered(fetch, range(0, size, BLOCK_SIZE)):
+                parts[offset] = future.result()
+                if progress is not None:
+                    progress(parts[offset].size)
+        if size <= hashing.MD5_MAX:
+            return hashing.hash_fd(ends.fileno(), size)
+        return hashing.join_ranges((parts[at] for at in sorted(parts)), hashing.hash_ends(ends.fileno(), size))
 
 
 def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
@@ -364,10 +451,10 @@ def may_be_stored(store: ObjectStore, object_key: str | None, artifact: Artifact
         return True  # a link; the folder is away; …: said when it is stored
 
 
-def _hash_opened(fd: int, size: int, name: str) -> ContentHash | None:
+def _hash_opened(fd: int, size: int, name: str, progress: Callable[[int], None] | None) -> ContentHash | None:
     """The hash of the first ``size`` bytes of a file, which is closed then; None: it has become shorter."""
     try:
-        return hashing.hash_fd(fd, size)
+        return hashing.hash_fd(fd, size, progress)
     except EOFError:
         return None
     except OSError as error:

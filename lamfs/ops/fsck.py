@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import stat
 from dataclasses import dataclass, field
 
-from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, RegistryError, StorageError
-from lamfs.keys import is_registry_key, is_spool_name, suffix_of
+from lamfs.errors import (
+    DamagedRegistry,
+    InvalidName,
+    LamfsError,
+    ObjectChanged,
+    ObjectMissing,
+    StorageError,
+    StorageUnavailable,
+)
+from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, recover, scrub, strays
+from lamfs.ops import damage, mounts, orphans, recover, scrub, strays, temporaries
 from lamfs.ops.instance import Instance
+from lamfs.ops.orphans import Orphan
 from lamfs.registry import damaged_blocks, is_alive
-from lamfs.registry.rules import RETAINED
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
 
-_INTERNAL = (".lamindb/_exclusion/", ".lamindb/_spool/", ".lamindb/_tmp/")
-_OWN = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
-"""Object keys that lamfs gives artifacts without a real key."""
 NO_NAME = "cannot be there: no object has such a name"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
 """A multipart upload that is younger may belong to somebody who is at work."""
@@ -56,6 +60,7 @@ def check(
     instance: Instance,
     *,
     repair: bool = False,
+    purge: bool = False,
     data: bool = False,
     restart: bool = False,
     jobs: int = scrub.JOBS,
@@ -63,29 +68,50 @@ def check(
 ) -> Report:
     """Check everything; with ``data`` also read every object and compare each block's hash, see scrub.run.
 
+    ``repair``: mend what can be mended without a decision; nothing is deleted that anybody could miss. ``purge``:
+    delete objects that no artifact references and that are old, and the parts of uploads that nobody goes on with.
+
     Raises NotSetUp and storage errors only when nothing can be checked at all, and with ``data`` Locked and what
     scrub.run raises.
     """
     report = Report()
-    if repair and _registry(instance, Report()):
+    try:
+        _check(instance, report, repair, purge, data, restart, jobs, watcher)
+    except DamagedRegistry as error:
+        report.add(f"registry: {error}")
+    return report
+
+
+def _check(
+    instance: Instance,
+    report: Report,
+    repair: bool,
+    purge: bool,
+    data: bool,
+    restart: bool,
+    jobs: int,
+    watcher: scrub.Watcher | None,
+) -> None:
+    if (repair or purge) and _registry(instance, Report()):
         instance.hold()
         recover.finish_all(instance, strict=False)
         if _keep_damaged(instance, report):
             recover.finish_puts(instance)
     if not _registry(instance, report):
-        return report
+        return
     _tree(instance, report, repair)
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
     _lost(instance, report, repair)
-    wrong, shared = _storage(instance, report, repair, jobs)
-    _uploads(instance, report, repair, shared)
+    wrong, shared, unknown = _storage(instance, report, repair, jobs)
+    _orphan_objects(instance, report, unknown, repair, purge, watcher)
+    _uploads(instance, report, purge, shared)
+    _temporaries(instance, report)
     if data:
         _data(instance, report, wrong, restart, jobs, watcher)
     for found in damage.known(instance):
         report.add(f"storage: {found.sentence}")
-    return report
 
 
 # -- registry ---------------------------------------------------------------------------------------------------------
@@ -98,8 +124,9 @@ def _registry(instance: Instance, report: Report) -> bool:
         wrong = [str(row[0]) for row in db.all("PRAGMA integrity_check(20)") if row[0] != "ok"]
         for row in db.all("PRAGMA foreign_key_check"):
             report.add(f"registry: a row of table {row[0]} (rowid {row[1]}) refers to a row of {row[2]} that is gone")
-    except RegistryError as error:
-        wrong = [str(error)]
+    except DamagedRegistry as error:
+        report.add(f"registry: {error}")
+        return False
     for text in wrong:
         report.add(
             f"registry: SQLite says: {text} ('lamfs connect {instance.settings.slug} --restore' takes the copy in"
@@ -289,6 +316,7 @@ def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder
     registry, store = instance.registry, instance.store
     if repair:
         found = strays.settle(registry, store, spool, instance.settings.directory)
+        recover.finish_puts(instance)
     else:
         found = list(strays.look(registry, store, spool))
     for stray in found:
@@ -304,9 +332,9 @@ def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder
 # -- storage ----------------------------------------------------------------------------------------------------------
 
 
-def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tuple[set[str], bool]:
-    """Objects against artifacts. Returns the uids of artifacts whose object is not theirs, which is remembered, and
-    whether other instances use this storage too."""
+def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tuple[set[str], bool, list[Orphan]]:
+    """Objects against artifacts. Returns the uids of artifacts whose object is not theirs, which is remembered, whether
+    other instances use this storage too, and the objects that no artifact references."""
     registry, store = instance.registry, instance.store
     found: dict[str, ObjectStat] = {}
     others = 0
@@ -315,7 +343,7 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
             report.notes.append(f"storage: {store.url(item.key)} has a name that lamfs gives no object")
         elif is_registry_key(item.key):
             others += item.key != instance.settings.snapshot_key
-        elif not item.key.startswith(_INTERNAL):
+        elif not is_internal(item.key):
             found[item.key] = item
     report.objects = len(found)
     before = {entry.uid for entry in damage.known(instance) if not entry.blocks}
@@ -331,26 +359,42 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
             damage.clear(instance, record)
     if problems:
         damage.record_all(instance, problems)
-    stray = []
-    for key in sorted(found.keys() - _used(instance)):
-        # Only what lamfs made itself can be lamfs's to lose; and the instances of one storage share a place for it.
-        if not _OWN.fullmatch(key) or others or registry.db.get_meta(f"{RETAINED}{key}"):
-            report.notes.append(f"storage: {store.url(key)} is no artifact's")
-        elif _is_there(store, key) and key not in _used(instance):
-            stray.append(key)
-    for key in stray:
+    unknown = orphans.find(instance, found.values(), shared=others > 0, jobs=jobs)
+    report.notes += unknown.notes
+    return {record.uid for record, _, _ in problems}, others > 0, unknown.orphans
+
+
+def _orphan_objects(
+    instance: Instance, report: Report, found: list[Orphan], repair: bool, purge: bool, watcher: scrub.Watcher | None
+) -> None:
+    """What no artifact references becomes a file of lost+found, or is deleted if somebody wants that and it is old."""
+    store = instance.store
+    gone = set()
+    if purge:
+        for orphan in orphans.purge(instance, found):
+            gone.add(orphan.item.key)
+            report.add(f"storage: {store.url(orphan.item.key)} ({orphan.told}) was no artifact's, and is deleted", True)
+    left = [orphan for orphan in found if orphan.item.key not in gone]
+    if repair and watcher is not None and left:
+        watcher.begin(0, sum(orphan.item.size for orphan in left))
+    for orphan in left:
+        what = f"storage: no artifact references {store.url(orphan.item.key)} ({orphan.told})"
         if repair:
-            registry.journal.add_delete(key)
-        report.add(f"storage: no artifact references {store.url(key)}", repair)
-    if repair and stray:
-        recover.run_owed(instance, ops=("delete",))
-    return {record.uid for record, _, _ in problems}, others > 0
-
-
-def _used(instance: Instance) -> set[str]:
-    """Object keys that an artifact or a journal row names now."""
-    db = instance.registry.db
-    return {row[0] for row in db.all("SELECT object_key FROM artifact UNION SELECT object_key FROM journal")}
+            try:
+                place = orphans.keep(instance, orphan, None if watcher is None else watcher.add)
+            except StorageUnavailable:
+                raise
+            except LamfsError as error:
+                report.add(f"{what}; it cannot be kept now: {error}")
+            else:
+                if place is not None:
+                    report.add(f"{what}; it is '{place}' now", True)
+        elif purge and not orphan.old:
+            report.add(f"{what}; it is younger than {orphans.PURGE_DAYS} days, and stays")
+        else:
+            report.add(f"{what}; 'lamfs fsck --repair' puts it into lost+found")
+    if repair and left:
+        mounts.poke(instance.settings)
 
 
 def _is_key(store: ObjectStore, key: str) -> bool:
@@ -358,16 +402,6 @@ def _is_key(store: ObjectStore, key: str) -> bool:
     try:
         check_object_key(key, as_path=store.kind == "local")
     except InvalidName:
-        return False
-    return True
-
-
-def _is_there(store: ObjectStore, key: str) -> bool:
-    try:
-        store.head(key)
-    except StorageError as error:
-        if not isinstance(error, ObjectMissing) and error.errno != errno.ELOOP:
-            raise
         return False
     return True
 
@@ -427,7 +461,17 @@ def _data(
         report.add(f"storage: {text}")
 
 
-def _uploads(instance: Instance, report: Report, repair: bool, shared: bool) -> None:
+def _temporaries(instance: Instance, report: Report) -> None:
+    try:
+        swept = temporaries.sweep(instance, everywhere=True)
+    except StorageError as error:
+        report.notes.append(f"storage: what processes have left half made cannot be listed: {error}")
+        return
+    report.repaired += swept.removed
+    report.notes += swept.left
+
+
+def _uploads(instance: Instance, report: Report, purge: bool, shared: bool) -> None:
     """Multipart uploads that nobody will complete: their parts take room, and no listing of objects shows them."""
     store = instance.store
     try:
@@ -444,13 +488,14 @@ def _uploads(instance: Instance, report: Report, repair: bool, shared: bool) -> 
             report.notes.append(f"storage: {name} was not finished, perhaps by another instance in this storage")
         else:
             mended = False
-            if repair:
+            if purge:
                 try:
                     store.abort_upload(upload.key, upload.id)
                     mended = True
                 except (StorageError, InvalidName) as error:
                     name = f"{name} cannot be aborted ({error}); it"
-            report.add(f"storage: {name} was never finished, and its parts take room", mended)
+            hint = "" if purge else "; 'lamfs fsck --purge-orphans' deletes them"
+            report.add(f"storage: {name} was never finished, and its parts take room{hint}", mended)
 
 
 def _targets(instance: Instance) -> set[str]:

@@ -20,8 +20,16 @@ from typing import TYPE_CHECKING, Self
 
 from lamfs import config, scratch
 from lamfs.config import InstanceSettings
-from lamfs.errors import LeaseLost, Locked, ObjectMissing, RegistryError, StorageMissing
-from lamfs.ops import held, lock
+from lamfs.errors import (
+    DamagedRegistry,
+    LamfsError,
+    LeaseLost,
+    Locked,
+    ObjectMissing,
+    RegistryError,
+    StorageMissing,
+)
+from lamfs.ops import held, kept, lock, written
 from lamfs.ops.lock import Holder, Lease, LockStore
 from lamfs.storage import ObjectStore, open_store
 
@@ -33,6 +41,10 @@ FENCE = "fence"
 """Key of the meta table: the number of the lease (lock.py) under which a registry was written."""
 PROVEN_SECONDS = 1.0
 """So long storage is not asked again whose the lease is, while it holds by this machine's clock."""
+
+
+_OF_DAMAGE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
+"""What Python raises when a value is not of the kind that it has always been."""
 
 
 class Instance:
@@ -72,22 +84,26 @@ class Instance:
 
     @property
     def registry(self) -> Registry:
-        """The calling thread's connection to the registry. Raises NotSetUp, RegistryError."""
+        """The calling thread's connection to the registry. Raises NotSetUp, DamagedRegistry, RegistryError."""
         self._own()
         found: Registry | None = getattr(self._thread, "registry", None)
         if found is None:
-            from lamfs.registry import Registry
-
             self._hold_directory()
-            found = self._thread.registry = Registry(
-                self.settings.registry_path, scratch=scratch.matcher(config.scratch_names())
+            found = self._thread.registry = written.open_registry(
+                self.settings, scratch=scratch.matcher(config.scratch_names())
             )
         return found
+
+    def refuse_damaged(self) -> None:
+        """Before anything is asked of the storage, or written: a working copy is whole, or there never was one. Raises
+        DamagedRegistry, RegistryError."""
+        if self.settings.registry_path.exists() or written.had_one(self.settings):
+            _ = self.registry
 
     def _hold_directory(self) -> None:
         with self._guard:
             if self._in_use is None:
-                self.settings.check_working_copy()
+                written.refuse_missing(self.settings)
                 self._in_use = _flock(self.settings, fcntl.LOCK_SH)
 
     @property
@@ -215,7 +231,9 @@ class Instance:
             return
         try:
             copy = self.store.open_local(self.settings.snapshot_key)
-        except (ObjectMissing, StorageMissing):
+        except (ObjectMissing, StorageMissing) as error:
+            if isinstance(error, ObjectMissing) and kept.traces(self.store, self.settings.id):
+                return  # it is the storage: the registry alone is gone, and the next push stores it again
             name = self.store.url(self.settings.snapshot_key)
             raise StorageMissing(
                 f"The folder {self.settings.storage.root} is not the storage of '{self.settings.slug}' as it was left:"
@@ -300,6 +318,9 @@ class Instance:
             thing = getattr(self._thread, name, None)
             if thing is not None:
                 delattr(self._thread, name)
+                if name == "registry" and thing.db.changes():
+                    with contextlib.suppress(LamfsError):
+                        written.note(self.settings, thing)
                 thing.close()
 
     def close(self) -> None:
@@ -321,7 +342,20 @@ class Instance:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            if error is not None and isinstance(error, _OF_DAMAGE) and not isinstance(error, LamfsError):
+                self._blame_damage(error)
+        finally:
+            self.close()
+
+    def _blame_damage(self, error: BaseException) -> None:
+        """What nobody expected may come of values that were changed on the disk: then that is what is said."""
+        registry: Registry | None = getattr(self._thread, "registry", None)
+        if registry is not None:
+            try:
+                registry.db.check_values()
+            except DamagedRegistry as damaged:
+                raise damaged from error
 
     def __del__(self) -> None:
         if getattr(self, "_in_use", None) is not None and self._pid == os.getpid():

@@ -1,7 +1,9 @@
 """The mounts that live on this machine: their records, and the client of their control sockets. Synchronous.
 
 A record is ``<data dir>/<instance id hex>/mounts/<pid>.json``, beside the socket ``<pid>.sock``; the mount's daemon
-owns both. Nothing here touches a path inside of a mount: a hung mount must not hang whoever asks about it.
+owns both, and touches the record now and then. A record whose daemon is gone is that of a mount that died: it stays
+until somebody unmounts, or mounts again. Nothing here touches a path inside of a mount: a hung mount must not hang
+whoever asks about it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +30,9 @@ _MAX_LINE = 16 << 20
 
 
 class MountRecord(NamedTuple):
-    """One live mount. ``owner`` is registry.process_id() of its daemon; ``started_at`` in ns since the epoch;
-    ``mountpoint`` is absolute and free of symlinks."""
+    """One mount. ``owner`` is registry.process_id() of its daemon; ``started_at`` in ns since the epoch; ``mountpoint``
+    is absolute and free of symlinks. ``device`` (major:minor) is the kernel's name of the file system, in whatever
+    mount namespace; ``mount_id`` that of its mount in the daemon's (proc_pid_mountinfo(5)). Empty and 0: not known."""
 
     pid: int
     owner: str
@@ -38,6 +41,15 @@ class MountRecord(NamedTuple):
     socket: str
     started_at: int
     read_only: bool = False
+    device: str = ""
+    mount_id: int = 0
+
+
+class DeadMount(NamedTuple):
+    """A mount whose daemon died. ``last_seen``: its last sign of life, in ns since the epoch."""
+
+    record: MountRecord
+    last_seen: int
 
 
 class MountSilent(LamfsError):
@@ -60,34 +72,61 @@ def remove(directory: Path, pid: int) -> None:
             (directory / f"{pid}.{suffix}").unlink()
 
 
+def touch(directory: Path, pid: int) -> None:
+    """The daemon's sign of life. No error when the record is gone, or cannot be changed."""
+    with contextlib.suppress(OSError):
+        os.utime(directory / f"{pid}.json")
+
+
 def live(settings: InstanceSettings) -> list[MountRecord]:
-    """Mounts of an instance whose daemon lives, oldest first. What dead ones left is cleaned away."""
-    return _live(settings.mounts_dir)
+    """Mounts of an instance whose daemon lives, oldest first."""
+    return _live([settings.mounts_dir])
 
 
 def all_live() -> list[MountRecord]:
     """Live mounts of all instances, oldest first."""
-    found = []
-    for directory in config.data_dir().glob("*/mounts"):
-        found += _live(directory)
+    return _live(config.data_dir().glob("*/mounts"))
+
+
+def _live(directories: Iterable[Path]) -> list[MountRecord]:
+    from lamfs.processes import is_alive
+
+    found = [record for _, record in _records(directories) if is_alive(record.owner)]
     return sorted(found, key=lambda record: record.started_at)
 
 
-def _live(directory: Path) -> list[MountRecord]:
-    from lamfs.registry.journal import is_alive
+def all_dead() -> list[DeadMount]:
+    """Mounts of all instances that nobody has unmounted since their daemon died, oldest first."""
+    from lamfs.processes import is_alive
 
     found = []
-    for path in directory.glob("[0-9]*.json"):
-        try:
-            data = config.read_json(path)
-            record = MountRecord(**data) if data is not None else None
-        except (NotSetUp, TypeError):
-            record = None  # damaged, or of another version: nobody can talk to it
-        if record is not None and is_alive(record.owner):
-            found.append(record)
-        elif path.stem.isdigit() and not (record is None and Path(f"/proc/{path.stem}").exists()):
-            remove(directory, int(path.stem))
-    return sorted(found, key=lambda record: record.started_at)
+    for path, record in _records(config.data_dir().glob("*/mounts")):
+        # Looked at before it is asked whether the daemon lives: one that ends takes its record away.
+        with contextlib.suppress(FileNotFoundError):
+            seen = path.stat().st_mtime_ns
+            if not is_alive(record.owner) and path.exists():
+                found.append(DeadMount(record, seen))
+    return sorted(found, key=lambda dead: dead.record.started_at)
+
+
+def bury(dead: DeadMount) -> None:
+    """Take away what a dead daemon has left beside its mount."""
+    remove(Path(dead.record.socket).parent, dead.record.pid)
+
+
+def _records(directories: Iterable[Path]) -> Iterator[tuple[Path, MountRecord]]:
+    """All records. One that is damaged, or of another version, is taken away when its process is gone."""
+    for directory in directories:
+        for path in directory.glob("[0-9]*.json"):
+            try:
+                data = config.read_json(path)
+                record = MountRecord(**data) if data is not None else None
+            except (NotSetUp, TypeError):
+                record = None
+            if record is not None:
+                yield path, record
+            elif path.stem.isdigit() and not Path(f"/proc/{path.stem}").exists():
+                remove(directory, int(path.stem))
 
 
 # -- paths ------------------------------------------------------------------------------------------------------------
@@ -229,7 +268,7 @@ def poke(settings: InstanceSettings, *, timeout: float = 0.5) -> None:
 
 def wait_gone(record: MountRecord, *, timeout: float) -> bool:
     """Wait until a mount's daemon has ended; False when it still lives after ``timeout`` seconds."""
-    from lamfs.registry.journal import is_alive
+    from lamfs.processes import is_alive
 
     deadline = time.monotonic() + timeout
     while is_alive(record.owner):

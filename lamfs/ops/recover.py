@@ -24,14 +24,15 @@ from lamfs.errors import (
     ObjectMissing,
     StorageError,
     StorageUnavailable,
+    TooLarge,
 )
 from lamfs.keys import check_spool_name
-from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, now_ns
+from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
 from lamfs.ops import adoption, drafts, messages, overlays
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore, in_parts
+from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
 from lamfs.transfer import damage
 
 log = logging.getLogger("lamfs.recover")
@@ -111,11 +112,14 @@ def _undo_save(instance: Instance, entry: JournalEntry) -> None:
     An object that was there before, and no artifact's, stays unless the save wrote over it.
     """
     assert entry.object_key is not None
-    foreign = entry.payload.get("foreign")
     delete = True
-    if foreign is not None:
+    if not entry.object_key.startswith(AUTO_KEY_PREFIX):
+        # Other programs store things at such keys, too, before or after: only what says that it is this artifact's is.
+        delete = False
         with contextlib.suppress(ObjectMissing):
-            delete = instance.store.head(entry.object_key).etag != foreign
+            said = instance.store.meta(entry.object_key)
+            etag = instance.store.head(entry.object_key).etag
+            delete = said is not None and said.uid == entry.uid and etag != entry.payload.get("foreign")
     instance.registry.commits.abandon_save(entry.id, entry.object_key, delete=delete)
 
 
@@ -180,6 +184,10 @@ def _finish_puts(instance: Instance, spool: SpoolFolder, strict: bool) -> int:
         try:
             count += finish_put(instance, spool, entry)
             continue
+        except TooLarge as problem:
+            journal.refuse(entry.id, str(problem))
+            first = first or problem
+            continue
         except LamfsError as problem:
             error = problem
         except OSError as problem:
@@ -217,6 +225,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     if not spool.exists(src):
         return _put_was_renamed(instance, spool, entry, origin)
     assert entry.ino is not None
+    check_size(instance.store, spool.stat(src).st_size, registry.tree.path(entry.ino) or src)
     overlays.complete(instance, entry, spool)
     with spool.opened(src, os.O_RDONLY) as fd:
         content = hashing.hash_fd(fd, os.fstat(fd).st_size)
@@ -236,7 +245,9 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         with spool.opened(src, os.O_RDONLY) as fd:
             os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
         sync_log(registry.path)
-        etag = store_bytes(instance, content, spool.path(src), target, consume=True)
+        etag = store_bytes(
+            instance, content, spool.path(src), target, registry.commits.put_meta(entry, content), consume=True
+        )
         registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
         sync_log(registry.path)
     spool.unlink(src)
@@ -262,23 +273,25 @@ def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry
     return False
 
 
-def store_bytes(instance: Instance, content: ContentHash, path: str, target: str, *, consume: bool = False) -> str:
+def store_bytes(
+    instance: Instance, content: ContentHash, path: str, target: str, meta: ObjectMeta, *, consume: bool = False
+) -> str:
     """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag."""
     store = instance.store
     if store.kind != "local":
-        etag = copy_twin(instance, content, target)
+        etag = copy_twin(instance, content, target, meta)
         if etag is not None:
             return etag
-    return store.put_file(target, path, consume=consume).etag
+    return store.put_file(target, path, consume=consume, meta=meta).etag
 
 
-def copy_twin(instance: Instance, content: ContentHash, target: str) -> str | None:
+def copy_twin(instance: Instance, content: ContentHash, target: str, meta: ObjectMeta) -> str | None:
     """Copy the object of an artifact with the same bytes, so that they need not be sent; None: there is none."""
     for twin in instance.registry.artifacts.same_content(content, 3):
         if twin.revision.object_key == target:
             continue
         with contextlib.suppress(ObjectMissing, ObjectChanged):
-            return instance.store.copy(twin.revision.object_key, target, etag=twin.revision.etag).etag
+            return instance.store.copy(twin.revision.object_key, target, etag=twin.revision.etag, meta=meta).etag
     return None
 
 
@@ -327,7 +340,9 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         instance.prove()
         sync_log(registry.path)
         try:
-            copied = instance.store.copy(before.revision.object_key, target, etag=before.revision.etag)
+            copied = instance.store.copy(
+                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
+            )
         except (ObjectMissing, ObjectChanged):
             now = registry.artifacts.by_uid(entry.uid)
             if now is not None and now.revision == before.revision:

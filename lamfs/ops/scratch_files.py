@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError
+from lamfs.ops import written
 
 NAMED = 3
 """Files that a sentence names."""
@@ -14,12 +15,8 @@ NAMED = 3
 
 def known(settings: InstanceSettings) -> list[tuple[str, int]]:
     """Key and size in bytes of each; nothing when the registry cannot be read."""
-    from lamfs.registry import Registry
-
-    with contextlib.suppress(LamfsError):
-        if settings.registry_path.exists():
-            with contextlib.closing(Registry(settings.registry_path)) as registry:
-                return registry.names.scratch_files()
+    with contextlib.suppress(LamfsError), contextlib.closing(written.open_registry(settings)) as registry:
+        return registry.names.scratch_files()
     return []
 
 

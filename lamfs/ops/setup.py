@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable
 from itertools import islice
@@ -17,6 +16,7 @@ from pathlib import Path
 from lamfs import config, spool
 from lamfs.config import InstanceSettings, UserSettings
 from lamfs.errors import (
+    DamagedRegistry,
     InvalidArgument,
     LamfsError,
     Locked,
@@ -29,11 +29,11 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_registry_key
 from lamfs.model import StorageConfig, instance_id, storage_id
-from lamfs.ops import messages, mounts, scratch_files, snapshot, working_copy
+from lamfs.ops import kept, messages, mounts, scratch_files, snapshot, working_copy, written
 from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
 from lamfs.registry import Registry
-from lamfs.storage import parse_root
+from lamfs.storage import ObjectStore, parse_root
 
 Say = Callable[[str], None]
 
@@ -64,12 +64,14 @@ def init(
     region: str | None = None,
     profile: str | None = None,
     path_style: bool = False,
+    new: bool = False,
     say: Say | None = None,
 ) -> InstanceSettings:
     """Make an instance with this default storage, and make it the current one; one that is there is connected.
 
-    The name is the last part of the storage's root unless given, the owner who is logged in. Raises InvalidArgument,
-    Locked, and storage errors (missing, forbidden, read-only).
+    The name is the last part of the storage's root unless given, the owner who is logged in. Where one was whose
+    registry is gone or damaged none is made, unless ``new``: its objects then stay where they are, and are nobody's.
+    Raises InvalidArgument, Locked, RegistryError (one was there), and storage errors (missing, forbidden, read-only).
     """
     root = parse_root(storage)
     inside = mounts.find_by_path(root) if root.startswith("/") else None
@@ -89,10 +91,10 @@ def init(
     if root.startswith("/"):
         _make_folder(root)
     with Instance(settings) as instance:
+        instance.refuse_damaged()
         for warning in check_storage(instance, write=True).warnings:
             (say or messages.warn)(warning)
-        fresh = not settings.registry_path.exists() and not snapshot.exists(instance)
-        if not fresh:
+        if not _is_free(instance, new):
             _connect(instance, say, restore=False)
             return settings
         instance.take_lease()
@@ -107,6 +109,38 @@ def init(
     return settings
 
 
+def _is_free(instance: Instance, new: bool) -> bool:
+    """Whether an instance may be made here; False when there is one. Raises RegistryError when one was here, and
+    InvalidArgument when one is and another was wanted (``new``)."""
+    settings = instance.settings
+    there = settings.registry_path.exists()
+    if not there and snapshot.exists(instance):
+        try:
+            snapshot.origin(instance, settings.snapshot_key)
+            there = True
+        except DamagedRegistry as error:
+            if not new:
+                raise DamagedRegistry(f"{error} {snapshot.ways_back(instance)} {_NEW}") from None
+    if there and new:
+        raise InvalidArgument(
+            f"The instance '{settings.slug}' is there, and whole, so no new one is made in its place; connect to it,"
+            f" or delete it first with 'lamfs delete-instance {settings.slug}'."
+        )
+    if there or new:
+        return not there
+    traces = kept.traces(instance.store, settings.id)
+    own = instance.lease().peek()
+    if traces == ["its lock"] and (own is None or own.machine == config.machine_token()):
+        return True  # an 'init' that did not come to its end
+    if traces:
+        raise RegistryError(
+            f"The storage {settings.storage.root} holds {' and '.join(traces)}, but the registry of the instance"
+            f" '{settings.slug}' is gone, so no new one is made over it. {snapshot.ways_back(instance)} {_NEW}"
+        )
+    return True
+
+
+_NEW = "Only if nothing of it is wanted: 'lamfs init --new' makes a new instance, which knows none of what is there."
 _LOCKED = "locked instance (to unlock and push changes to the cloud SQLite file, call: lamfs close)"
 
 
@@ -120,6 +154,10 @@ def _name_of(root: str) -> str:
 def _make_folder(root: str) -> None:
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidArgument(
+            f"The storage {root} is a file, or lies below one, and a storage is a folder; give another place."
+        ) from None
     except OSError as error:
         raise StorageForbidden(
             f"The storage folder {root} cannot be made ({os.strerror(error.errno or 0)}); make it yourself, or choose"
@@ -132,7 +170,7 @@ def _create_registry(instance: Instance) -> None:
     """Make the working copy with its first rows. The registry is whole, or not there under its name."""
     settings = instance.settings
     config.make_directory(settings.directory)
-    temp = settings.directory / f".new-{secrets.token_hex(6)}.lndb"
+    temp = settings.directory / f".new-{config.temporary_name()}.lndb"
     registry = Registry(temp, create=True)
     try:
         with registry.db.transaction():
@@ -176,15 +214,18 @@ def connect(
     profile: str | None = None,
     path_style: bool = False,
     restore: bool = False,
+    copy: str | None = None,
     say: Say | None = None,
 ) -> InstanceSettings:
     """Use an instance on this machine: ``owner/name`` that it knows, or the storage root that holds its registry.
 
     With several instances in one storage give both: the slug as ``target``, the root as ``storage``. ``name``: what it
     is called on this machine, where another instance has its own name. ``restore`` takes the registry in storage
-    instead of this machine's, which is put aside. Raises NotSetUp, InvalidArgument (the name is another
-    instance's), Locked, RegistryError, storage errors.
+    instead of this machine's, which is put aside; ``copy``: one of those that are kept there, by its name. Raises
+    NotSetUp, InvalidArgument (the name is another instance's), Locked, DamagedRegistry, RegistryError, storage errors.
     """
+    if copy is not None and not restore:
+        raise InvalidArgument("A kept copy of the registry replaces this machine's; give --restore (restore=True) too.")
     if storage is None and ("://" in target or target.startswith(("/", ".", "~"))):
         target, storage = "", target
     if storage is None:
@@ -196,8 +237,10 @@ def connect(
         stored = config.parse_slug(target) if target else _find_slug(where)
         settings = _settings_for(stored, where, name, typed=bool(target))
     with Instance(settings) as instance:
+        if not restore:
+            instance.refuse_damaged()
         check_storage(instance, write=False)
-        _connect(instance, say, restore=restore)
+        _connect(instance, say, restore=restore, copy=copy)
     return settings
 
 
@@ -244,17 +287,20 @@ def _has_moved(known: InstanceSettings, settings: InstanceSettings) -> bool:
         return own is not None and own == snapshot.origin(instance, settings.snapshot_key).uid
 
 
-def _connect(instance: Instance, say: Say | None, *, restore: bool) -> None:
+def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | None = None) -> None:
     settings = instance.settings
     if restore:
         _refuse_while_mounted(settings, "restored")
-        if not snapshot.exists(instance):
-            raise NotSetUp(
-                f"There is no registry at {instance.store.url(settings.snapshot_key)} to restore from; what this"
-                " machine has stays as it is."
-            )
     else:
         _look_whose(instance)
+    if copy is not None:
+        snapshot.copy_key(instance, copy)
+    elif (restore or not settings.registry_path.exists()) and not snapshot.exists(instance):
+        stays = " What this machine has stays as it is." if restore else ""
+        raise NotSetUp(
+            f"There is no registry at {instance.store.url(settings.snapshot_key)}; check owner, name and storage."
+            f"{stays} If it was there: {snapshot.ways_back(instance)}"
+        )
     locked = True
     try:
         instance.take_lease(catch_up=not restore, keep_both=True)
@@ -263,7 +309,7 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool) -> None:
         (say or messages.warn)(f"{error} Only reading is possible.")
     if restore or not settings.registry_path.exists():
         try:
-            snapshot.pull(instance, restore=restore)
+            snapshot.pull(instance, restore=restore, copy=copy)
         except LamfsError:
             if locked:
                 instance.release_lease()
@@ -310,6 +356,7 @@ def _put_aside(instance: Instance) -> None:
     with instance.alone("replaced"):
         kept = working_copy.retire(instance.settings, "registry")
     (instance.settings.directory / "snapshot.json").unlink(missing_ok=True)
+    written.forget(instance.settings)
     messages.warn(f"a registry of another instance of this name was here; it was put aside as {kept}")
 
 
@@ -324,7 +371,8 @@ def _find_slug(where: StorageConfig) -> str:
         store.check(write=False)
         # A listing per first digit, so that a bucket full of other keys is not walked through.
         keys = (found.key for digit in "0123456789abcdef" for found in store.list(digit) if is_registry_key(found.key))
-        slugs, problem = [], None
+        slugs: list[str] = []
+        problem: RegistryError | None = None
         for key in islice(keys, MOST_REGISTRIES):
             try:
                 slug = snapshot.origin(instance, key).slug
@@ -334,9 +382,11 @@ def _find_slug(where: StorageConfig) -> str:
                         " left out."
                     )
                 slugs.append(slug)
-            except (RegistryError, NotSetUp) as error:
+            except RegistryError as error:
                 messages.warn(str(error))
                 problem = error
+        if not slugs:
+            problem = _lost(where, store, problem)
     if len(slugs) == 1:
         return slugs[0]
     if slugs:
@@ -347,6 +397,26 @@ def _find_slug(where: StorageConfig) -> str:
     if problem is not None:
         raise problem
     raise NotSetUp(f"There is no registry in {where.root}; 'lamfs init --storage {where.root}' makes a new instance.")
+
+
+def _lost(where: StorageConfig, store: ObjectStore, problem: RegistryError | None) -> RegistryError | None:
+    """What to say of a storage that has no registry of any use, though it had one; None when it had none. ``problem``:
+    what is wrong with one that is there."""
+    for id_ in kept.instances(store):
+        with Instance(InstanceSettings("unknown/unknown", where)) as instance:
+            found = snapshot.newest_good(instance, id_)
+        if found is not None and instance_id(found[1].slug) == id_:
+            what = problem or f"The registry of the instance '{found[1].slug}' in {where.root} is gone."
+            with Instance(_settings_for(found[1].slug, where, None, typed=False)) as instance:
+                return DamagedRegistry(f"{what} {snapshot.ways_back(instance)}")
+    if problem is not None:
+        return problem
+    if kept.has_objects(store):
+        return RegistryError(
+            f"There is no registry in {where.root}, but objects of artifacts are, so one was there: 'lamfs close' on"
+            " the machine that worked with it last stores it again; 'lamfs init' does not bring it back."
+        )
+    return None
 
 
 # -- end --------------------------------------------------------------------------------------------------------------
@@ -363,6 +433,7 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
     _refuse_while_mounted(settings, "closed")
     tell = say or messages.info
     with Instance(settings) as instance:
+        instance.refuse_damaged()
         instance.hold()
         recover.finish_all(instance)
         owed = instance.registry.journal.entries()
@@ -397,10 +468,12 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
     root = settings.storage.root
     tell = say or messages.info
     with Instance(settings) as instance:
+        if not force:
+            instance.refuse_damaged()
         instance.take_lease()
-        if not settings.registry_path.exists() and snapshot.exists(instance):
+        if not settings.registry_path.exists() and not written.had_one(settings) and snapshot.exists(instance):
             snapshot.pull(instance)
-        count = _contents(instance) if settings.registry_path.exists() else 0
+        count = _contents(instance, force)
         if count and not force:
             raise NotEmpty(
                 f"The instance '{settings.slug}' still has {count} artifacts (the trash included); delete them first,"
@@ -408,6 +481,7 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
             )
         with instance.alone("deleted"):
             instance.store.delete([settings.snapshot_key])
+            kept.remove(instance.store, settings.id)
             cached = config.cache_dir() / instance.store.cache_name
             instance.cache_index.forget_below(instance.store.cache_name)
             shutil.rmtree(cached, ignore_errors=True)
@@ -433,9 +507,16 @@ def _remove_spool(settings: InstanceSettings, say: Say | None) -> None:
         (say or messages.warn)(f"left where it is, because lamfs has not made it: {', '.join(left)}")
 
 
-def _contents(instance: Instance) -> int:
-    """Artifacts of all visibilities, and files that are still to become some."""
-    registry = instance.registry
+def _contents(instance: Instance, force: bool) -> int:
+    """Artifacts of all visibilities, and files that are still to become some. With ``force`` 0 when nobody knows."""
+    try:
+        registry = instance.registry
+    except NotSetUp:
+        return 0
+    except DamagedRegistry:
+        if force:
+            return 0
+        raise
     owed = sum(1 for entry in registry.journal.entries() if entry.op in ("put", "save") and entry.state != "scratch")
     return registry.artifacts.count() + registry.artifacts.count(trash=True) + owed
 

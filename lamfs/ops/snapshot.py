@@ -1,7 +1,11 @@
 """The registry's copy in storage, ``{root}/{instance id hex}.lndb``: pushed by who holds the lease. Synchronous.
 
-``settings.directory/snapshot.json`` remembers the ETag of the copy that this machine pushed or pulled last, and the
-mark (see ``mark``) its working copy had then: so it is known whether either has gone on since.
+``settings.directory/snapshot.json`` remembers the copy that this machine pushed or pulled last (its ETag, how many
+changes it had seen, and the name of the push that it is from), and the mark (see ``mark``) its working copy had then:
+so it is known whether either has gone on since.
+
+A push replaces what this machine's registry comes from, and nothing else: ``decide`` says so, and the write has the
+condition that nobody was quicker. What is replaced is kept (kept.py).
 
 What is in storage is somebody else's data: it is taken over row by row (registry/intake.py), and only when it is of the
 instance that this machine means.
@@ -10,24 +14,41 @@ instance that this machine means.
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 import secrets
+import shlex
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamfs import config
-from lamfs.errors import InvalidArgument, LamfsError, LeaseLost, Locked, NotSetUp, ObjectMissing, RegistryError
-from lamfs.ops import diverged, held, messages, working_copy
+from lamfs.errors import (
+    DamagedRegistry,
+    InvalidArgument,
+    InvalidName,
+    LeaseLost,
+    Locked,
+    NotSetUp,
+    ObjectChanged,
+    ObjectMissing,
+    PreconditionFailed,
+    RegistryError,
+    StorageError,
+    StorageFull,
+)
+from lamfs.model import iso
+from lamfs.ops import diverged, held, kept, messages, working_copy, written
 from lamfs.ops.instance import FENCE, Instance
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStat
 
 if TYPE_CHECKING:
     from lamfs.registry.intake import Taken
-    from lamfs.registry.received import Origin
+    from lamfs.registry.origins import Origin
 
 SAID = 10
 """Findings that are said one by one; all are in a file."""
@@ -38,6 +59,73 @@ TAKEN = "taken"
 """Key of the meta table: the ETag of the copy in storage that a working copy was made of."""
 SPARE_BYTES = 64 << 20
 """What is left free on the disk when a registry is fetched."""
+_TRIES = 8
+
+
+class Known(NamedTuple):
+    """What this machine remembers of the copy that it pushed or pulled last, and the mark of its working copy then.
+    All None: nothing; ``changes`` and ``push`` None: an older lamfs noted it."""
+
+    etag: str | None = None
+    mark: str | None = None
+    changes: int | None = None
+    push: str | None = None
+
+
+class Own(NamedTuple):
+    """What the working copy is: see Origin."""
+
+    uid: str
+    changes: int
+    pushes: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """What is in storage. ``origin``: None when that is ``damaged``, in the words of an error."""
+
+    stored: ObjectStat
+    origin: Origin | None
+    damaged: DamagedRegistry | None = None
+
+
+class Verdict(enum.Enum):
+    """What a working copy is to the copy in storage."""
+
+    FIRST = "there is none, and was none"
+    GONE = "there is none any more"
+    DAMAGED = "it is damaged"
+    NEXT = "the working copy comes from it"
+    OTHER = "it is of another instance"
+    NEWER = "it has something that the working copy does not have"
+
+
+MAY_WRITE = frozenset({Verdict.FIRST, Verdict.GONE, Verdict.DAMAGED, Verdict.NEXT})
+"""When the working copy may take the place of what is in storage."""
+
+
+def decide(own: Own, known: Known, found: Found | None, copies: Sequence[kept.Copy]) -> Verdict:
+    """What a working copy is to what is in storage. ``copies``: those that are kept there, the newest first."""
+    if found is None or found.origin is None:
+        # What was there cannot be read; what is kept of it says whether it had more than this machine.
+        ours = [copy for copy in copies if copy.uid == own.uid]
+        unknown = [copy for copy in ours if copy.push not in own.pushes]
+        if unknown and (unknown[0] is ours[0] or any(copy.changes > own.changes for copy in unknown)):
+            return Verdict.NEWER
+        if found is not None:
+            return Verdict.DAMAGED
+        return Verdict.GONE if known.etag is not None or ours else Verdict.FIRST
+    origin = found.origin
+    if origin.uid != own.uid:
+        return Verdict.OTHER
+    if origin.changes > own.changes:
+        return Verdict.NEWER
+    if found.stored.etag == known.etag:
+        return Verdict.NEXT
+    if origin.pushes:
+        return Verdict.NEXT if origin.pushes[0] in own.pushes else Verdict.NEWER
+    # An older lamfs stored it. What this machine has seen in storage it has, and no more is in this one.
+    seen = known.changes is not None and origin.changes <= known.changes
+    return Verdict.NEXT if seen else Verdict.NEWER
 
 
 def mark(registry: Registry) -> str:
@@ -51,35 +139,69 @@ def _memory(instance: Instance) -> Path:
     return instance.settings.directory / "snapshot.json"
 
 
+def _known(instance: Instance) -> Known:
+    data = config.read_json(_memory(instance)) or {}
+    etag, mark_, push_ = (data.get(name) for name in ("etag", "mark", "push"))
+    changes = data.get("changes")
+    return Known(
+        etag if isinstance(etag, str) else None,
+        mark_ if isinstance(mark_, str) else None,
+        changes if isinstance(changes, int) else None,
+        push_ if isinstance(push_, str) else None,
+    )
+
+
+def _own(registry: Registry) -> Own:
+    return Own(str(registry.db.get_meta("uid")), registry.changes.last(), registry.pushes())
+
+
 def push(instance: Instance) -> bool:
     """Store a consistent copy of the registry; False when storage has this state already.
 
-    Storage is asked whether this machine holds the lease. Raises LeaseLost, RegistryError, also when the working copy
-    is that of another storage, and storage errors.
+    Storage is asked whether this machine holds the lease. Raises LeaseLost, Locked when what is in storage is not what
+    this registry comes from (both stay as they are), RegistryError, also when the working copy is that of another
+    storage, and storage errors.
     """
     registry = instance.registry
     instance.check_own()
     now = mark(registry)
-    known = config.read_json(_memory(instance))
-    key = instance.settings.snapshot_key
-    if known is not None and known.get("mark") == now and _etag(instance) == known.get("etag"):
-        return False
-    check_fence(instance)
-    registry.changes.trim()
-    temp = instance.settings.directory / f".push-{secrets.token_hex(6)}.lndb"
-    try:
-        registry.db.snapshot(temp)
-        stored = instance.store.put_file(key, str(temp), consume=True)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temp.unlink()
-    _remember(instance, stored, now)
+    written.note(instance.settings, registry, durable=True)
+    known = _known(instance)
+    name = secrets.token_hex(8)
+    with _temporary(instance, "push") as temp:
+        for _ in range(_TRIES):
+            found = _find(instance, known)
+            if found is not None and found.origin is not None and found.origin.pushes[:1] == (name,):
+                break  # it is ours: the reply was lost
+            if found is not None and known.mark == now and found.stored.etag == known.etag:
+                return False
+            _check_fence(instance, found)
+            copies = kept.copies(instance.store, instance.settings.id)
+            verdict = decide(_own(registry), known, found, copies)
+            _require(instance, verdict, found)
+            if found is not None:
+                registry.add_pushes([_keep(instance, found, copies)])
+            if not temp.exists():
+                registry.add_pushes([name])
+                registry.changes.trim()
+                registry.db.snapshot(temp)
+            try:
+                found = _write(instance, temp, found)
+                break
+            except PreconditionFailed:
+                continue  # somebody was quicker: look at what is there now
+        else:
+            url = instance.store.url(instance.settings.snapshot_key)
+            raise StorageError(f"The registry {url} changes all the time; look who writes it, and try again.")
+    _remember(instance, found.stored, found.origin, now)
+    _keep_new(instance, found)
+    _say_mended(instance, verdict)
     return True
 
 
-def check_fence(instance: Instance) -> None:
+def _check_fence(instance: Instance, found: Found | None) -> None:
     """Raise LeaseLost unless this machine holds the lease, its working copy was brought up to date since it got it, and
-    the copy in storage was not written under a later one."""
+    what is in storage was not written under a later one."""
     instance.prove()
     note, own = held.read(instance.settings.directory), instance.registry.db.get_meta(FENCE, 0)
     slug, key = instance.settings.slug, instance.settings.snapshot_key
@@ -88,18 +210,109 @@ def check_fence(instance: Instance) -> None:
             f"This machine's registry of '{slug}' was not compared with the one in storage since another machine had"
             f" the lock; run 'lamfs connect {slug}'."
         )
-    if is_current(instance):
+    if found is not None and found.origin is not None and found.origin.fence > own:
+        raise LeaseLost(
+            f"The registry {instance.store.url(key)} was written by another machine that took the lock over, so"
+            f" this machine's does not replace it; run 'lamfs connect {slug}'."
+        )
+
+
+def _find(instance: Instance, known: Known) -> Found | None:
+    """What is in storage. It is read only when it is not what this machine remembers."""
+    from lamfs.registry import intake
+    from lamfs.registry.origins import Origin
+
+    key = instance.settings.snapshot_key
+    try:
+        stored = instance.store.head(key)
+    except ObjectMissing:
+        return None
+    if stored.etag == known.etag and known.changes is not None and known.push is not None:
+        uid = instance.registry.db.get_meta("uid")
+        return Found(stored, Origin("", str(uid), None, 0, known.changes, (known.push,)))
+    with _temporary(instance, "peek") as temp:
+        try:
+            stored = fetch(instance, key, temp)
+            return Found(stored, intake.look(temp, instance.store.url(key)))
+        except NotSetUp:
+            return None
+        except DamagedRegistry as error:
+            return Found(stored, None, error)
+
+
+def _require(instance: Instance, verdict: Verdict, found: Found | None) -> None:
+    """Raise Locked unless this machine's registry may take the place of what is in storage."""
+    if verdict in MAY_WRITE:
         return
-    with contextlib.suppress(NotSetUp, RegistryError):  # no registry: nothing is lost by replacing it
-        if origin(instance, key).fence > own:
-            raise LeaseLost(
-                f"The registry {instance.store.url(key)} was written by another machine that took the lock over, so"
-                f" this machine's does not replace it; run 'lamfs connect {slug}'."
-            )
+    settings, url = instance.settings, instance.store.url(instance.settings.snapshot_key)
+    if verdict is Verdict.OTHER:
+        raise Locked(
+            f"The registry {url} is of another instance than '{settings.slug}' on this machine, so it is not replaced,"
+            " and nothing was stored over it; move it away, and try again."
+        )
+    if found is None or found.origin is None:
+        raise Locked(
+            f"The registry {url} is gone or damaged, and a copy that is kept of it has what this machine's has not, so"
+            f" nothing was stored over it. {ways_back(instance)}"
+        )
+    raise Locked(
+        f"The registry {url} has changes that this machine's does not have, so it is not replaced, and this machine's"
+        f" stays as it is. 'lamfs connect {settings.slug} --restore' takes the one in storage and puts this machine's"
+        " aside."
+    )
 
 
-def _remember(instance: Instance, stored: ObjectStat, now: str) -> None:
-    config.write_json(_memory(instance), {"etag": stored.etag, "mark": now})
+def _keep(instance: Instance, found: Found, copies: Sequence[kept.Copy]) -> str:
+    """Keep what is about to be replaced. Returns the name of its push."""
+    origin = found.origin
+    push_ = origin.pushes[0] if origin is not None and origin.pushes else kept.push_of(found.stored.etag)
+    name = kept.name_of(0 if origin is None else origin.changes, None if origin is None else origin.uid, push_)
+    try:
+        kept.keep(instance.store, instance.settings.id, found.stored, name, copies)
+    except StorageFull as error:
+        messages.warn(f"the registry that is replaced in storage is not kept: {error}")
+    except (ObjectChanged, ObjectMissing):
+        pass  # it is not there any more; then it is not replaced either
+    return push_
+
+
+def _write(instance: Instance, temp: Path, found: Found | None) -> Found:
+    """Store the copy at ``temp`` where ``found`` is. Raises PreconditionFailed when that is not there any more."""
+    from lamfs.registry import intake
+
+    key = instance.settings.snapshot_key
+    origin = intake.look(temp, str(temp))
+    etag = None if found is None else found.stored.etag
+    stored = instance.store.put_file(key, str(temp), consume=True, if_none_match=etag is None, if_match=etag)
+    return Found(stored, origin)
+
+
+def _keep_new(instance: Instance, found: Found) -> None:
+    """Keep a copy of what was pushed, and remove older ones. What fails here is done by the next push."""
+    origin, store, id_ = found.origin, instance.store, instance.settings.id
+    assert origin is not None
+    assert origin.uid is not None
+    try:
+        kept.keep(store, id_, found.stored, kept.name_of(origin.changes, origin.uid, origin.pushes[0]), ())
+        kept.prune(store, id_, origin.uid)
+    except StorageError as error:
+        messages.warn(f"the registry is stored, but no copy of it is kept: {error}")
+
+
+def _say_mended(instance: Instance, verdict: Verdict) -> None:
+    if verdict in (Verdict.GONE, Verdict.DAMAGED):
+        url = instance.store.url(instance.settings.snapshot_key)
+        was = "was damaged" if verdict is Verdict.DAMAGED else "was gone"
+        notice = f"the registry {url} {was}; this machine's is stored there again"
+        instance.notices.append(notice)
+        messages.warn(notice)
+
+
+def _remember(instance: Instance, stored: ObjectStat | None, origin: Origin | None, now: str) -> None:
+    data: dict[str, object] = {"etag": None if stored is None else stored.etag, "mark": now}
+    if origin is not None and origin.pushes:
+        data |= {"changes": origin.changes, "push": origin.pushes[0]}
+    config.write_json(_memory(instance), data)
 
 
 def _etag(instance: Instance) -> str | None:
@@ -114,41 +327,140 @@ def exists(instance: Instance) -> bool:
     return _etag(instance) is not None
 
 
+# -- ways back --------------------------------------------------------------------------------------------------------
+
+
+def ways_back(instance: Instance) -> str:
+    """What to do when the copy in storage is of no use, in words. Reads the copies that are kept."""
+    good = newest_good(instance)
+    home = (
+        "'lamfs close' on the machine that worked with it last stores its registry there again; 'lamfs init' does not"
+        " bring it back."
+    )
+    if good is None:
+        return home[0].upper() + home[1:]
+    copy, origin = good
+    settings = instance.settings
+    where = settings.storage
+    words = ["lamfs", "connect", settings.slug]
+    if settings not in config.list_instances():
+        words = ["lamfs", "connect", origin.slug, "--storage", where.root]
+        for option, value in (("endpoint-url", where.endpoint_url), ("region", where.region)):
+            words += [f"--{option}", value] if value else []
+        words += ["--path-style"] if where.path_style else []
+    words += ["--restore", "--copy", copy.name]
+    return f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {home}"
+
+
+def newest_good(instance: Instance, id_: uuid.UUID | None = None) -> tuple[kept.Copy, Origin] | None:
+    """The newest kept copy that is whole, and what it says of itself. ``id_``: of that instance; None: of this one."""
+    from lamfs.registry import intake
+
+    for copy in kept.copies(instance.store, id_ or instance.settings.id):
+        with _temporary(instance, "peek") as temp, contextlib.suppress(RegistryError, NotSetUp, ObjectChanged):
+            fetch(instance, copy.stored.key, temp)
+            return copy, intake.check(temp, instance.store.url(copy.stored.key))
+    return None
+
+
+def copy_key(instance: Instance, name: str) -> str:
+    """Object key of a kept copy. Raises InvalidArgument, which names those that there are."""
+    try:
+        key = kept.key(instance.settings.id, name)
+        instance.store.head(key)
+        return key
+    except (InvalidName, ObjectMissing):
+        names = [copy.name for copy in kept.copies(instance.store, instance.settings.id)]
+        which = f"kept are, the newest first: {', '.join(names)}" if names else "none is kept there"
+        raise InvalidArgument(
+            f"There is no copy '{name}' of the registry of '{instance.settings.slug}' in"
+            f" {instance.settings.storage.root}; {which}."
+        ) from None
+
+
 # -- from storage -----------------------------------------------------------------------------------------------------
 
 
-def pull(instance: Instance, *, restore: bool = False, ahead: bool = False) -> None:
+def pull(
+    instance: Instance, *, restore: bool = False, copy: str | None = None, ahead: bool = False, keep_both: bool = False
+) -> None:
     """Make the copy in storage the working copy. One that is there is put aside, and what it owes is carried over.
 
-    ``restore``: whatever the working copy is; else it has to be of the same instance. ``ahead``: it has changes that
-    nobody else has (ops/diverged.py). Raises NotSetUp (there is no
-    copy), Locked (the registry is in use), InvalidArgument (it is of another instance), RegistryError (the copy is
-    damaged, newer, or no registry).
+    A working copy that comes from what is in storage stays as it is. ``restore``: whatever the working copy is; else it
+    has to be of the same instance. ``copy``: the name of a kept one, which is taken instead. ``ahead``: the working
+    copy has changes that nobody else has; they are kept with ``keep_both`` (ops/diverged.py). Raises NotSetUp (there is
+    no copy), InvalidArgument (it is of another instance), Locked (the registry is in use, or ``ahead`` without
+    ``keep_both``), DamagedRegistry, RegistryError (the copy is newer).
     """
     from lamfs.registry import intake
 
     settings = instance.settings
-    url = instance.store.url(settings.snapshot_key)
+    key = settings.snapshot_key if copy is None else copy_key(instance, copy)
+    url = instance.store.url(key)
     with _temporary(instance, "pull") as temp, _temporary(instance, "fresh") as fresh:
-        stored = fetch(instance, settings.snapshot_key, temp)
-        _check_origin(instance, intake.look(temp, url), url, restore=restore)
-        taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
+        try:
+            stored = fetch(instance, key, temp)
+            origin = intake.look(temp, url)
+            _check_origin(instance, origin, url, restore=restore)
+        except DamagedRegistry as error:
+            if not restore and settings.registry_path.exists() and _has_all(instance, None):
+                return
+            raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
+        if not restore and settings.registry_path.exists() and _has_all(instance, Found(stored, origin)):
+            return
+        if ahead and not keep_both:
+            raise Locked(
+                f"The registry of '{settings.slug}' was changed on another machine, and here as well since the last"
+                f" 'lamfs close'. 'lamfs connect {settings.slug}' takes the one in storage, and keeps what only this"
+                " machine has."
+            )
+        try:
+            taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
+        except DamagedRegistry as error:
+            raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
         with contextlib.closing(Registry(fresh)) as registry:
             registry.db.set_meta(TAKEN, stored.etag)
+            if copy is not None:
+                _supersede(instance, registry)
             registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             now = mark(registry)
         with instance.alone("replaced"):
             back = _bring_back(instance, fresh) if ahead else diverged.Kept()
+            # First: a crash then leaves nothing that calls the new one older than it must be.
+            written.forget(settings)
             word = "registry" if restore else diverged.DIVERGED if ahead else OVERTAKEN
-            kept = working_copy.replace(settings, fresh, instance.store, word=word, apart=ahead)
-        if ahead and kept is not None:
-            instance.notices.append(diverged.tell(settings, kept, back))
-        if restore and kept is not None:
-            messages.info(f"this machine's registry was put aside as {kept}")
+            put_aside = working_copy.replace(settings, fresh, instance.store, word=word, apart=ahead)
+        if ahead and put_aside is not None:
+            instance.notices.append(diverged.tell(settings, put_aside, back))
+        if restore and put_aside is not None:
+            messages.info(f"this machine's registry was put aside as {put_aside}")
         working_copy.keep_newest(settings.directory, OVERTAKEN)
         if taken.total:
             _tell(instance, taken, temp, url)
-    _remember(instance, stored, now)
+    if copy is None:
+        _remember(instance, stored, origin, now)
+    else:
+        _remember(instance, None, None, "")  # it is to be pushed
+    written.note(settings, instance.registry, durable=True)
+
+
+def _has_all(instance: Instance, found: Found | None) -> bool:
+    """Whether the working copy has all that is in storage (None: which is damaged)."""
+    own, known = _own(instance.registry), _known(instance)
+    copies = kept.copies(instance.store, instance.settings.id) if found is None else ()
+    return decide(own, known, found, copies) in MAY_WRITE
+
+
+def _supersede(instance: Instance, registry: Registry) -> None:
+    """A kept copy that was chosen takes the place of all that is in storage: it comes after that, and counts on."""
+    found = _find(instance, Known())
+    seen = [(copy.push, copy.changes) for copy in kept.copies(instance.store, instance.settings.id)]
+    if found is not None and found.origin is not None and found.origin.pushes:
+        seen.append((found.origin.pushes[0], found.origin.changes))
+    elif found is not None and found.origin is not None:
+        seen.append((kept.push_of(found.stored.etag), found.origin.changes))
+    registry.add_pushes([push_ for push_, _ in seen])
+    registry.changes.reach(max((changes for _, changes in seen), default=0) + 1)
 
 
 def _bring_back(instance: Instance, fresh: Path) -> diverged.Kept:
@@ -163,7 +475,7 @@ def _bring_back(instance: Instance, fresh: Path) -> diverged.Kept:
 def _temporary(instance: Instance, what: str) -> Iterator[Path]:
     """A name for a new file beside the working copy; what has it at the end is removed."""
     config.make_directory(instance.settings.directory)
-    temp = instance.settings.directory / f".{what}-{secrets.token_hex(6)}.lndb"
+    temp = instance.settings.directory / f".{what}-{config.temporary_name()}.lndb"
     try:
         yield temp
     finally:
@@ -186,9 +498,7 @@ def fetch(instance: Instance, key: str, path: Path) -> ObjectStat:
     try:
         stored = store.head(key)
     except ObjectMissing:
-        raise NotSetUp(
-            f"There is no registry at {store.url(key)}; 'lamfs init' makes a new instance, or check owner and name."
-        ) from None
+        raise NotSetUp(f"There is no registry at {store.url(key)}; check owner, name and storage.") from None
     if stored.size > shutil.disk_usage(path.parent).free - SPARE_BYTES:
         raise RegistryError(
             f"The registry {store.url(key)} has {stored.size} bytes, for which {path.parent} has no room; free some"
@@ -250,26 +560,13 @@ def catch_up(instance: Instance, *, keep_both: bool = False) -> None:
     When this machine has gone on as well: with ``keep_both`` the other's registry is taken, and what this one alone has
     is kept (ops/diverged.py), else Locked: objects of this process may be of the old one.
     """
-    etag = _etag(instance)
-    known = config.read_json(_memory(instance)) or {}
-    if etag is None or etag == known.get("etag"):
+    etag, known = _etag(instance), _known(instance)
+    if etag is None or etag == known.etag:
         return
-    try:
-        registry = instance.registry
-        if etag == registry.db.get_meta(TAKEN):
-            return  # it was taken, and the process died before that was written down
-        ahead = is_ahead(instance)
-    except LamfsError:
-        if instance.settings.registry_path.exists():
-            raise
-        ahead = False
-    if ahead and not keep_both:
-        raise Locked(
-            f"The registry of '{instance.settings.slug}' was changed on another machine, and here as well since the"
-            f" last 'lamfs close'. 'lamfs connect {instance.settings.slug}' takes the one in storage, and keeps what"
-            " only this machine has."
-        )
-    pull(instance, ahead=ahead)
+    registry = instance.registry
+    if etag == registry.db.get_meta(TAKEN):
+        return  # it was taken, and the process died before that was written down
+    pull(instance, ahead=is_ahead(instance), keep_both=keep_both)
 
 
 def is_current(instance: Instance) -> bool:
@@ -279,8 +576,7 @@ def is_current(instance: Instance) -> bool:
 
 def known_etag(instance: Instance) -> str | None:
     """ETag of the copy that this machine pushed or pulled last."""
-    found = (config.read_json(_memory(instance)) or {}).get("etag")
-    return found if isinstance(found, str) else None
+    return _known(instance).etag
 
 
 def known_at(instance: Instance) -> int | None:
@@ -293,5 +589,4 @@ def known_at(instance: Instance) -> int | None:
 
 def is_ahead(instance: Instance) -> bool:
     """Whether the working copy has something that was neither pushed nor pulled. Raises RegistryError."""
-    known = config.read_json(_memory(instance)) or {}
-    return known.get("mark") != mark(instance.registry) or bool(instance.registry.journal.owed())
+    return _known(instance).mark != mark(instance.registry) or bool(instance.registry.journal.owed())

@@ -11,6 +11,7 @@ import enum
 import errno
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def keep(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str, t
     inode = registry.tree.get(spool_inode(src))
     key = told.key if told is not None else None
     perhaps = key is None
-    if key is None and inode is not None:
+    if key is None and inode is not None and stat.S_ISREG(inode.mode):
         key = registry.tree.path(inode.ino)
     partial = told.partial if told is not None else _may_be_partial(registry, store, spool, src)
     stem, suffix = "", ""

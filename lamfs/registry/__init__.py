@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lamfs.model import ArtifactRecord, iso, new_uid
+from lamfs.processes import is_alive, of_another_boot, process_id
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import Change, ChangeLog
 from lamfs.registry.commits import Commits, Committed, Conflict, Provenance, record_from_payload
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
-from lamfs.registry.journal import Journal, is_alive, of_another_boot, process_id
+from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Backup, Namespace, Renamed
+from lamfs.registry.origins import PUSHES, PUSHES_KEPT, pushes_of
 from lamfs.registry.overlays import (
     Overlays,
     Ranges,
@@ -84,6 +88,16 @@ class Registry:
             "updated_at": iso(record.updated_at),
             "pending": pending is not None,
         }
+
+    def pushes(self) -> tuple[str, ...]:
+        """Names of the pushes that this registry comes from, or replaces, the newest first; see Origin."""
+        return pushes_of(self.db.get_meta(PUSHES))
+
+    def add_pushes(self, names: Iterable[str]) -> None:
+        """It comes from these, too."""
+        with self.db.transaction():
+            found = list(dict.fromkeys([*names, *self.pushes()]))
+            self.db.set_meta(PUSHES, json.dumps(found[:PUSHES_KEPT]))
 
     def move_to(self, root: str) -> None:
         """The storage is at another root from now on."""

@@ -10,15 +10,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from lamfs.errors import InvalidArgument
 from lamfs.hashing import zero_block, zero_leaves
 from lamfs.keys import object_key_for
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, ContentHash, Revision, now_ns
+from lamfs.registry.conditions import clause
 from lamfs.registry.db import Database
 
 _COLUMNS = (
     "id, uid, storage_id, key, suffix, description, accessor, size, hash, hash_type, blocks, object_key, etag,"
-    " visibility, key_is_virtual, created_by_id, run_id, transform_id, created_at, updated_at, ino, head"
+    " visibility, key_is_virtual, created_by_id, run_id, transform_id, created_at, updated_at, ino, head, number"
 )
 _FIELDS = tuple(name.strip() for name in _COLUMNS.split(","))
 _MARK = 8
@@ -28,16 +28,6 @@ FEW = 100
 """Artifacts below a directory whose keys follow its rename at once."""
 STEP, PAUSE = 2000, 0.005
 """Keys that follow in one transaction, and seconds in between for others who want to write."""
-_OPERATORS = {
-    "": "{} = ?",
-    "startswith": "substr({0}, 1, length(?1)) = ?1",
-    "contains": "instr({}, ?) > 0",
-    "endswith": "substr({0}, -length(?1)) = ?1",
-    "gt": "{} > ?",
-    "gte": "{} >= ?",
-    "lt": "{} < ?",
-    "lte": "{} <= ?",
-}
 
 
 class Artifacts:
@@ -185,33 +175,16 @@ class Artifacts:
     def filter(self, **conditions: Any) -> Iterator[ArtifactRecord]:
         """Artifacts that meet all conditions, oldest first; the trash only when ``visibility`` is named.
 
-        ``field=value``, ``field=None`` and ``field__op=value`` with startswith, endswith, contains, gt, gte, lt, lte,
-        in. ``visibility=None`` means any. Raises InvalidArgument for an unknown field or operator.
+        ``field=value``, ``field=None`` and ``field__op=value`` (conditions.py). ``visibility=None`` means any. Raises
+        InvalidArgument.
         """
-        clauses: list[str] = []
+        clauses = [] if "visibility" in conditions else ["visibility > -1"]
         params: list[Any] = []
-        if "visibility" not in conditions:
-            clauses.append("visibility > -1")
         for name, value in conditions.items():
-            column, _, operator = name.partition("__")
-            if column not in _FIELDS or column in ("blocks", "head"):
-                raise InvalidArgument(f"Artifacts have no field '{column}'; choose one of {', '.join(_FIELDS)}.")
-            if column == "visibility" and value is None and not operator:
-                continue
-            if operator == "in":
-                values = list(value)
-                clauses.append(f"{column} IN ({','.join('?' * len(values))})")
-                params += values
-            elif operator not in _OPERATORS:
-                raise InvalidArgument(
-                    f"'{operator}' is no condition on a field; choose one of {', '.join(filter(None, _OPERATORS))}, in."
-                )
-            elif value is None and not operator:
-                clauses.append(f"{column} IS NULL")
-            else:
-                clause = _OPERATORS[operator].format(column)
-                params += [value] * (2 if "?1" in clause else 1)
-                clauses.append(clause.replace("?1", "?"))
+            if name != "visibility" or value is not None:
+                found = clause(name, value)
+                clauses.append(found.sql)
+                params += found.params
         self.settle()
         where = " AND ".join(clauses) or "1"
         for row in self._db.all(f"SELECT {_COLUMNS} FROM artifact WHERE {where} ORDER BY id", params):
@@ -246,7 +219,7 @@ class Artifacts:
                 content.size, content.hash, content.hash_type, content.blocks,
                 record.revision.object_key, record.revision.etag,
                 record.visibility, int(record.key_is_virtual), record.created_by_id, record.run_id,
-                record.transform_id, record.created_at, record.updated_at, record.ino, content.head,
+                record.transform_id, record.created_at, record.updated_at, record.ino, content.head, record.number,
             ),
         )  # fmt: skip
         record.id = cursor.lastrowid
@@ -268,11 +241,11 @@ class Artifacts:
         self._db.execute("UPDATE leaf SET artifact_id=? WHERE artifact_id=?", (target, source))
 
     def set_revision(self, uid: str, revision: Revision, *, updated_at: int | None = None) -> None:
-        """Point a row at new bytes. ``updated_at=None``: now."""
+        """Point a row at new bytes, which are its next revision if they are other ones. ``updated_at=None``: now."""
         content = revision.content
         self._db.execute(
-            "UPDATE artifact SET size=?, hash=?, hash_type=?, blocks=?, head=?, object_key=?, etag=?, updated_at=?"
-            " WHERE uid=?",
+            "UPDATE artifact SET number=number+(size<>?1 OR blocks<>?4), size=?1, hash=?2, hash_type=?3, blocks=?4,"
+            " head=?5, object_key=?6, etag=?7, updated_at=?8 WHERE uid=?9",
             (
                 content.size, content.hash, content.hash_type, content.blocks, content.head,
                 revision.object_key, revision.etag, now_ns() if updated_at is None else updated_at, uid,
@@ -359,7 +332,7 @@ def _record_now(row: tuple[Any, ...]) -> ArtifactRecord:
 
 def _record(row: tuple[Any, ...]) -> ArtifactRecord:
     (id_, uid, storage_id, key, suffix, description, accessor, size, hash_, hash_type, blocks, object_key, etag,
-     visibility, virtual, created_by, run, transform, created_at, updated_at, ino, head) = row  # fmt: skip
+     visibility, virtual, created_by, run, transform, created_at, updated_at, ino, head, number) = row  # fmt: skip
     return ArtifactRecord(
         uid=uid,
         key=key,
@@ -377,4 +350,5 @@ def _record(row: tuple[Any, ...]) -> ArtifactRecord:
         updated_at=updated_at,
         ino=ino,
         id=id_,
+        number=number,
     )

@@ -62,6 +62,12 @@ class ChangeLog:
         row = self._db.one("SELECT seq FROM sqlite_sequence WHERE name='change'")
         return int(row[0]) if row else 0
 
+    def reach(self, seq: int) -> None:
+        """Count on from ``seq``, when the newest row has a lower number."""
+        if self.last() < seq:
+            self._db.execute("DELETE FROM sqlite_sequence WHERE name='change'")
+            self._db.execute("INSERT INTO sqlite_sequence(name, seq) VALUES('change', ?)", (seq,))
+
     def since(self, seq: int, limit: int = 10_000) -> tuple[list[Change], bool]:
         """Rows after ``seq`` in order, and whether rows between were trimmed already (then drop all caches)."""
         last = self.last()  # before the rows: what is committed between the two is not missing from them

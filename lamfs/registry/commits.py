@@ -22,6 +22,7 @@ from lamfs.model import (
     ArtifactRecord,
     ContentHash,
     JournalEntry,
+    ObjectMeta,
     Revision,
     new_uid,
     now_ns,
@@ -104,6 +105,22 @@ class Commits:
             key, suffix = self._key_of(entry.ino)
             virtual = bool(entry.payload.get("key_is_virtual", True))
         return self._free_object(uid, suffix, key, virtual, entry.id)
+
+    def put_meta(self, entry: JournalEntry, content: ContentHash | None) -> ObjectMeta:
+        """What the object of a put row is to say of itself. ``content``: its bytes, where they are known before they
+        are stored, and cannot become others meanwhile."""
+        artifact = None if entry.ino is None else self._artifacts.by_ino(entry.ino)
+        if artifact is None:
+            key = None if entry.ino is None else self._key_of(entry.ino)[0]
+            return ObjectMeta.of(entry.uid or "", key, 1, content)
+        same = content is not None and content.same_bytes(artifact.revision.content)
+        return ObjectMeta.of(artifact.uid, artifact.key, artifact.number + (not same), content)
+
+    def save_meta(self, record: ArtifactRecord) -> ObjectMeta:
+        """What the object of an artifact that is about to be saved is to say of itself."""
+        old, content = self._artifacts.by_uid(record.uid), record.revision.content
+        number = 1 if old is None else old.number + (not content.same_bytes(old.revision.content))
+        return ObjectMeta.of(record.uid, record.key, number, content)
 
     def _free_object(self, uid: str, suffix: str, key: str | None, virtual: bool, entry_id: int | None) -> str:
         """Where new bytes of an artifact may be written now: its home, else ``.lamindb/{uid}{suffix}``, else a name
@@ -205,10 +222,13 @@ class Commits:
         if self._artifacts.with_object(object_key) is None:
             self._journal.add_delete(object_key)
 
-    def put_unneeded(self, ino: int, gen: int) -> Committed:
-        """Generation ``gen`` of an inode has the content its artifact has already: only the journal row goes."""
+    def put_unneeded(self, ino: int, gen: int, *, row: int | None = None) -> Committed:
+        """Generation ``gen`` of an inode has the content its artifact has already: only the journal row goes.
+        ``row``: as in put."""
         with self._db.transaction():
             entry = self._journal.put_of(ino)
+            if entry is not None and row is not None and entry.id != row:
+                return Committed(None, current=False)
             if entry is None:
                 return Committed(None, current=True)
             current = entry.gen == gen and entry.state in ("ready", "scratch")
@@ -392,8 +412,8 @@ class Commits:
             others = self._artifacts.in_the_way(target, uid)
             if others:
                 for other in others:
-                    if other.visibility == TRASH:
-                        # Nothing else would make what is in the trash give way to the living.
+                    if other.visibility == TRASH or self._artifacts.home(other) != other.revision.object_key:
+                        # Nothing else would make what is in the trash, or was found where it is, give way.
                         self._journal.add_move(other.uid)
                 continue
             return None if target == at or self._journal.claimed(target, uid, None, moves=False) else (artifact, target)

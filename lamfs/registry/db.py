@@ -176,6 +176,17 @@ class Database:
         finally:
             cursor.close()
 
+    def check_values(self) -> None:
+        """Raise DamagedRegistry when a value cannot be what was written: of no use to whoever has read it.
+
+        For who met something that cannot be; it reads the whole file.
+        """
+        for (text,) in self.all("PRAGMA quick_check(1)"):
+            if text != "ok":
+                raise self.damaged(str(text))
+        if self.one("SELECT 1 FROM journal WHERE NOT json_valid(payload) LIMIT 1") is not None:
+            raise self.damaged("a row of its journal is not as it was written")
+
     def data_version(self) -> int:
         """A number that changes when another connection has committed (SQLite documentation, PRAGMA data_version)."""
         row = self.one("PRAGMA data_version")

@@ -20,8 +20,9 @@ from lamfs.model import STORAGE_UID_LEN, new_uid, now_ns, storage_id
 from lamfs.registry import schema
 from lamfs.registry.db import Database, translated
 from lamfs.registry.lostfound import Finding, reattach
-from lamfs.registry.received import Origin, Received
-from lamfs.registry.rules import INO_GIVEN, PUSHES, RETAINED_KEY, ROW_MAX, Column, rule, tables
+from lamfs.registry.origins import PUSHES, Origin
+from lamfs.registry.received import Received
+from lamfs.registry.rules import INO_GIVEN, RETAINED_KEY, ROW_MAX, Column, rule, tables
 
 SHOWN = 1000
 """Most findings that are kept; of more only their number."""
@@ -46,6 +47,14 @@ def look(path: Path, name: str) -> Origin:
     """What an untrusted registry file says of itself. ``name``: what errors call it. Raises RegistryError."""
     with Received(path, name) as received:
         return received.origin()
+
+
+def check(path: Path, name: str) -> Origin:
+    """As ``look``, and that it can be taken: every page of its tables is whole. Raises RegistryError."""
+    with Received(path, name) as received:
+        origin = received.origin()
+        received.check(origin.version)
+        return origin
 
 
 def take(path: Path, name: str, fresh: Path, place: Place) -> Taken:
@@ -134,7 +143,7 @@ class _Intake:
         columns = self._tables[table]
         # Not by an index: what that says of a row may be another thing.
         source = f"src.{table} NOT INDEXED"
-        whose = "1" if table != "journal" else "coalesce(op NOT IN ('put', 'save'), 1)"
+        whose = "1" if table != "journal" else "coalesce(op NOT IN ('put', 'save', 'drop'), 1)"
         values, right = names, whose
         wrong = self._name_wrong(table, names, source, whose)
         if wrong:

@@ -8,16 +8,20 @@ Operations:
 ``put``     the bytes of inode ``ino`` are in spool file ``src`` and have to become the content of its artifact. One row
             per inode, however often it is written: ``gen`` counts the closes. State ``open`` while a handle may still
             write and nothing was acknowledged, ``ready`` once it was; ``scratch`` instead when the file has a scratch
-            name: then its bytes stay in the spool.
+            name: then its bytes stay in the spool; ``refused`` when storage can never take it: it is
+            owed, and not tried again before it is written again.
 ``save``    the Python API or CLI is storing a user's own file under ``object_key``; ``payload`` is the artifact row as
             it shall become. Finished or undone by whoever finds its process dead.
 ``move``    the object of artifact ``uid`` has to go to where its key and suffix say.
 ``delete``  nothing needs ``object_key`` any more. State ``held`` while a living process may still be writing the
             object for a put that another process has taken over: then that process has to come to its end first.
+``drop``    spool file ``src`` is owed no more: another process has newer bytes of its file, or has deleted that. Only
+            the process that wrote it (``owner``) removes it, or whoever takes its work over when it is dead.
 ``abort``   the multipart upload ``payload["upload_id"]`` of ``object_key`` is needed no more; without an id every
             upload of that key which no row knows. Made when the row that the upload belonged to goes (see uploads.py).
 
-``owner`` is the process that works on the row; rows of dead processes are taken over.
+``owner`` is the process that works on the row; rows of dead processes are taken over. A put is also taken from a
+living one, when its bytes are acknowledged and another process begins to write the file: see begin_put.
 
 A spool file of a row that goes is *spent*: in the same transaction a trigger notes its name, and whoever comes next
 removes the file if a crash has left it. A spool file that is neither owed nor spent is somebody's bytes of which the
@@ -26,47 +30,21 @@ registry knows nothing: the registry is older than it is. So a name that is spen
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lamfs.errors import FsError
 from lamfs.model import JournalEntry, new_uid, now_ns
+from lamfs.processes import is_alive, process_id
 from lamfs.registry.db import Database
 
 _COLUMNS = "id, op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"
 
 
-def process_id(pid: int | None = None) -> str | None:
-    """A name that no other process ever has: boot id, pid and start time (proc(5)). None if the process is gone."""
-    pid = os.getpid() if pid is None else pid
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as boot:
-            boot_id = boot.read().strip()
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return f"{boot_id}:{pid}:{int(fields[19])}"
-
-
-def is_alive(owner: str | None) -> bool:
-    """Whether the process that ``process_id`` named is still there."""
-    if not owner:
-        return False
-    try:
-        pid = int(owner.split(":")[1])
-    except (IndexError, ValueError):
-        return False
-    return process_id(pid) == owner
-
-
-def of_another_boot(owner: str | None) -> bool:
-    """Whether the process that ``process_id`` named ran before this machine was started, or on another one."""
-    mine = process_id()
-    return bool(owner) and mine is not None and ":" in str(owner) and str(owner).split(":")[0] != mine.split(":")[0]
+URGENT = -1
+"""``next_at`` of a row for which another process waits."""
 
 
 class Journal:
@@ -101,16 +79,34 @@ class Journal:
             ),
         )  # fmt: skip
 
-    def begin_put(self, ino: int, src: str, *, key_is_virtual: bool = True, base: str | None = None) -> None:
+    def begin_put(
+        self,
+        ino: int,
+        src: str,
+        *,
+        key_is_virtual: bool = True,
+        base: str | None = None,
+        seen: int | None = None,
+        mine: str | None = None,
+    ) -> str | None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
         opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is an
-        overlay (overlays.py)."""
+        overlay (overlays.py). Returns the name of the earlier spool file, when it is this process's to remove.
+
+        ``seen``: the revision of the inode from which what is written goes on (None: whatever there is); ``mine``: the
+        spool file of this process that holds it, if it is not stored. Raises FsError(ESTALE), and nothing has changed,
+        when the inode has another revision by now, or another process is writing the next one.
+        """
         with self._db.transaction():
             before = self.put_of(ino)
+            if seen is not None and not self._goes_on(ino, before, seen, mine):
+                raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
             payload: dict[str, object] = {"key_is_virtual": key_is_virtual}
-            uid, gen = new_uid(), 0
+            uid, gen, free = new_uid(), 0, None
             if before is not None and self._leave_to_owner(before):
                 uid, gen, payload = before.uid or uid, before.gen, before.payload
+            elif before is not None and before.src != src:
+                free = before.src
             self._db.execute(
                 "INSERT INTO journal(op, state, ino, uid, src, gen, created_at, owner, payload)"
                 " VALUES('put','open',?,?,?,?,?,?,?)"
@@ -119,6 +115,16 @@ class Journal:
                 (ino, uid, src, gen, now_ns(), self.owner, json.dumps(payload)),
             )
             self.set_base(ino, base)
+            return free
+
+    def _goes_on(self, ino: int, before: JournalEntry | None, seen: int, mine: str | None) -> bool:
+        """Whether revision ``seen`` of an inode may be followed by one of this process."""
+        if before is not None and before.owner == self.owner and mine is not None and before.src == mine:
+            return True  # whatever the Python API has saved meanwhile: these bytes are stored over it
+        if before is not None and before.state == "open" and before.owner != self.owner:
+            return False
+        row = self._db.one("SELECT revision FROM inode WHERE ino=?", (ino,))
+        return row is not None and row[0] == seen
 
     def set_base(self, ino: int, base: str | None) -> None:
         """The spool file of an inode's put lies over another revision, or over none."""
@@ -154,6 +160,10 @@ class Journal:
         """Whether spool file ``src`` was owed once, and is not any more."""
         return self._db.one("SELECT 1 FROM spent WHERE src=?", (src,)) is not None
 
+    def spend(self, src: str) -> None:
+        """Spool file ``src`` is owed to nobody, and never will be."""
+        self._db.execute("INSERT OR IGNORE INTO spent VALUES(?)", (src,))
+
     def spent(self) -> set[str]:
         """Spool files that were owed once and are not any more, as far as nobody has seen that they are gone."""
         return {row[0] for row in self._db.all("SELECT src FROM spent")}
@@ -179,11 +189,20 @@ class Journal:
         )
 
     def _leave_to_owner(self, entry: JournalEntry) -> bool:
-        """A put of another living process is taken from it, while it may be writing the object: turn the row into a
-        ``held`` deletion. Whether that was so."""
-        if entry.object_key is None or entry.owner == self.owner or not is_alive(entry.owner):
+        """A put of another living process is taken from it. What that has begun with it ends by itself: the row becomes
+        the removal of its spool file, and of the object that it may be writing a ``held`` deletion. Whether that was
+        so."""
+        if entry.owner == self.owner or not is_alive(entry.owner):
             return False
+        if entry.object_key is None:
+            self._db.execute("UPDATE journal SET op='drop', state='ready', next_at=0, ino=NULL WHERE id=?", (entry.id,))
+            return True
         self._db.execute("UPDATE journal SET op='delete', state='held', ino=NULL, src=NULL WHERE id=?", (entry.id,))
+        if entry.src is not None:
+            self._db.execute(
+                "INSERT INTO journal(op, state, src, created_at, owner) VALUES('drop','ready',?,?,?)",
+                (entry.src, now_ns(), entry.owner),
+            )
         return True
 
     def release(self, busy: Iterable[int]) -> None:
@@ -198,12 +217,12 @@ class Journal:
         """The bytes of ``ino`` are acknowledged: count one more generation and return it (0: there is no such row).
 
         Its upload may start ``settle`` seconds from now; never, as long as it is ``scratch``. ``src``: only if they are
-        in this spool file.
+        in this spool file, and this process's to store.
         """
         row = self._db.one(
-            "UPDATE journal SET state=?, gen=gen+1, next_at=? WHERE op='put' AND ino=? AND src=coalesce(?, src)"
-            " RETURNING gen",
-            ("scratch" if scratch else "ready", now_ns() + int(settle * 1e9), ino, src),
+            "UPDATE journal SET state=?1, gen=gen+1, next_at=?2 WHERE op='put' AND ino=?3"
+            " AND (?4 IS NULL OR src=?4 AND owner=?5) RETURNING gen",
+            ("scratch" if scratch else "ready", now_ns() + int(settle * 1e9), ino, src, self.owner),
         )
         return int(row[0]) if row else 0
 
@@ -219,6 +238,26 @@ class Journal:
         if object_key is not None:
             self.announced(object_key)
         self._db.execute("UPDATE journal SET object_key=? WHERE id=?", (object_key, entry_id))
+
+    def claim_target(self, entry_id: int, object_key: str) -> bool:
+        """As set_target, of a put of this process; False, and nothing noted, when another one has taken it over."""
+        with self._db.transaction():
+            mine = self._db.execute(
+                "UPDATE journal SET object_key=? WHERE id=? AND op='put' AND owner=?",
+                (object_key, entry_id, self.owner),
+            )
+            if mine.rowcount:
+                self.announced(object_key)
+            return mine.rowcount > 0
+
+    def urge(self, entry_id: int) -> None:
+        """Somebody waits for a put of another process: its file is stored although it may still be written there."""
+        self._db.execute("UPDATE journal SET next_at=? WHERE id=? AND state='ready'", (URGENT, entry_id))
+
+    def urged(self) -> list[int]:
+        """Rows of this process for which another one waits."""
+        rows = self._db.all("SELECT id FROM journal WHERE owner=? AND state='ready' AND next_at<0", (self.owner,))
+        return [row[0] for row in rows]
 
     def put_of(self, ino: int) -> JournalEntry | None:
         """The put row of an inode."""
@@ -274,7 +313,7 @@ class Journal:
         if entry is None:
             return None, None
         if self._leave_to_owner(entry):
-            return entry.src, None
+            return None, None
         self.done(entry.id)
         return entry.src, entry.object_key
 
@@ -284,11 +323,30 @@ class Journal:
             "UPDATE journal SET attempts=attempts+1, error=?, next_at=? WHERE id=?", (error, retry_at, entry_id)
         )
 
+    def refuse(self, entry_id: int, error: str) -> None:
+        """Storage can never take what a put row owes: do not try again."""
+        self._db.execute(
+            "UPDATE journal SET attempts=attempts+1, error=?, state='refused' WHERE id=? AND state='ready'",
+            (error, entry_id),
+        )
+
+    def refused(self) -> list[JournalEntry]:
+        """What this process owes and storage can never take."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM journal WHERE owner=? AND state='refused' ORDER BY id", (self.owner,)
+        )
+        return [_entry(row) for row in rows]
+
     def postpone(self, entry_id: int, seconds: float) -> None:
         """Do not try a row before ``seconds`` from now (0: at once)."""
         self._db.execute(
             "UPDATE journal SET next_at=? WHERE id=?", (now_ns() + int(seconds * 1e9) if seconds else 0, entry_id)
         )
+
+    def went_on(self, entry_id: int, count: int) -> None:
+        """A put that takes long has gone on, for whoever waits for it in another process: ``beat`` in its payload is
+        another number than before."""
+        self._db.execute("UPDATE journal SET payload=json_set(payload, '$.beat', ?) WHERE id=?", (count, entry_id))
 
     def ready(self, limit: int = 256, *, skip: Iterable[int] = ()) -> list[JournalEntry]:
         """Work of this process that may start now, longest due first; ``skip`` are ids under way already."""
@@ -318,6 +376,21 @@ class Journal:
         )
         assert row is not None
         return int(row[0]), int(row[1])
+
+    def owes_bytes(self) -> bool:
+        """Whether this process has acknowledged bytes that are not stored yet."""
+        return (
+            self._db.one("SELECT 1 FROM journal WHERE owner=? AND state='ready' AND op='put' LIMIT 1", (self.owner,))
+            is not None
+        )
+
+    def owed_bytes(self) -> int:
+        """Bytes of the files that are owed, whoever owes them; what is scratch is not owed."""
+        row = self._db.one(
+            "SELECT coalesce(sum(i.size), 0) FROM journal j JOIN inode i ON i.ino=j.ino"
+            " WHERE j.op='put' AND j.state<>'scratch'"
+        )
+        return int(row[0]) if row else 0
 
     def owed_inodes(self) -> list[int]:
         """Inodes whose acknowledged bytes are not stored yet, whoever stores them."""
@@ -351,14 +424,14 @@ class Journal:
         return int(row[0]) if row else 0, [_entry(row) for row in rows]
 
     def owed(self) -> dict[str, int]:
-        """Number of rows per operation; what is scratch is not owed."""
-        return dict(self._db.all("SELECT op, count(*) FROM journal WHERE state<>'scratch' GROUP BY op"))
+        """Number of rows per operation; what is scratch is not owed, nor is a removal from the spool."""
+        return dict(self._db.all("SELECT op, count(*) FROM journal WHERE state<>'scratch' AND op<>'drop' GROUP BY op"))
 
     def retry_now(self) -> None:
         """Forget backoffs: what waits to be tried again may be tried at once."""
         self._db.execute("UPDATE journal SET next_at=0 WHERE next_at>0")
 
-    def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort")) -> list[JournalEntry]:
+    def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort", "drop")) -> list[JournalEntry]:
         """Take over the rows of processes that are gone. Returns them as they were."""
         wanted = set(ops)
         gone = [owner for owner in self._owners() if owner != self.owner and not is_alive(owner)]

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
-from lamfs.keys import check_key, object_key_for, root_path, spool_name, suffix_of
-from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH, ArtifactRecord, Inode, now_ns
+from lamfs.errors import AlreadyExists, FsError, InvalidArgument, InvalidName, NotFound
+from lamfs.keys import check_key, into, object_key_for, root_path, spool_name, suffix_of
+from lamfs.model import AUTO_INO, AUTO_KEY_PREFIX, ROOT_INO, SHOWN, TRASH, ArtifactRecord, Inode, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -167,9 +167,19 @@ class Namespace:
                 directory, name = root_path(key)
                 parent = self.ensure_directory(directory, inode.uid, inode.gid)
             if self._tree.lookup(parent, name) is not None:
-                raise AlreadyExists(f"The key '{key or name}' is taken; choose another, or delete what is there.")
+                raise AlreadyExists(self._taken(key or f"{AUTO_KEY_PREFIX}{name}", parent, name))
             self._tree.add_entry(parent, name, inode, now_ns())
             self._changes.entry(parent, name, inode.ino)
+
+    def _taken(self, key: str, parent: int, name: str) -> str:
+        there = self._tree.lookup(parent, name)
+        what = "something that has come meanwhile"
+        if there is not None and stat.S_ISDIR(there.mode):
+            what = "a directory"
+        elif there is not None:
+            artifact = self._artifacts.by_ino(there.ino)
+            what = f"the artifact {artifact.uid}" if artifact is not None else "a file that is no artifact yet"
+        return f"The key '{key}' is taken by {what}; choose another key, or rename or delete what is there."
 
     # -- going --------------------------------------------------------------------------------------------------
 
@@ -342,6 +352,10 @@ class Namespace:
         """Identity.is_scratch."""
         return self._identity.is_scratch(ino)
 
+    def is_scratch_name(self, name: str) -> bool:
+        """Whether a file of that name would be scratch."""
+        return self._identity.scratch(name)
+
     def is_probe(self, ino: int) -> bool:
         """Whether an empty file has no name but that of a probe (scratch.is_probe)."""
         names = self._tree.names(ino)
@@ -350,10 +364,6 @@ class Namespace:
     def scratch_files(self) -> list[tuple[str, int]]:
         """Key and size in bytes of each file that is scratch, and holds bytes: they are on this machine only."""
         return [(self._tree.path(ino) or f"inode {ino}", size) for ino, size in self._journal.scratch_files()]
-
-    def is_scratch_key(self, key: str) -> bool:
-        """Whether a file of that key would be scratch."""
-        return self._identity.scratch(key)
 
     # -- the trash ----------------------------------------------------------------------------------------------
 
@@ -366,14 +376,25 @@ class Namespace:
             return [self.unlink(parent, name) for parent, name in names]
 
     def restore(self, uid: str, key: str | None = None) -> ArtifactRecord:
-        """Bring an artifact back from the trash to where it was, or to ``key``. Raises NotFound, AlreadyExists."""
+        """Bring an artifact back from the trash to where it was, or to ``key``; ``folder/`` is by its name in there.
+
+        Raises NotFound, AlreadyExists, InvalidName; InvalidArgument when it is not in the trash and has another key.
+        """
         with self._db.transaction():
             artifact = self._artifact(uid)
+            if key is not None:
+                name = root_path(artifact.key)[1] if artifact.key else f"{uid}{artifact.suffix}"
+                key = check_key(into(key, name), real=not artifact.key_is_virtual)
             if artifact.visibility != TRASH:
+                if key not in (None, artifact.key):
+                    raise InvalidArgument(
+                        f"'{artifact.place}' is not in the trash, so it cannot be restored as '{key}'; rename it, or"
+                        " save it under that key."
+                    )
                 return artifact
             inode = self._tree.get(artifact.ino or 0)
             assert inode is not None
-            key = artifact.key if key is None else check_key(key, real=not artifact.key_is_virtual)
+            key = artifact.key if key is None else key
             suffix = artifact.suffix if key is None else suffix_of(root_path(key)[1])
             self.place(inode, key, artifact.uid, suffix)
             self._artifacts.update(uid, visibility=SHOWN, key=key, suffix=suffix, updated_at=now_ns())

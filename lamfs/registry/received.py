@@ -7,18 +7,18 @@ statement has an end (https://www.sqlite.org/security.html, "Untrusted SQLite Da
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from lamfs.errors import DamagedRegistry, RegistryError
 from lamfs.registry import schema
 from lamfs.registry.db import SCHEMA_VERSION
-from lamfs.registry.rules import PUSH, PUSHES, PUSHES_KEPT, ROW_MAX, TABLES, is_utf8, rule
+from lamfs.registry.origins import PUSHES, Origin, pushes_of
+from lamfs.registry.rules import ROW_MAX, TABLES, is_utf8, rule
 
 VALUE_BYTES = 64 << 20
 """Most bytes of one value: the block hashes of a file of 8 TiB."""
@@ -29,22 +29,6 @@ _STEP = 20_000
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ROWS = re.compile(r"(NULL|NUMERIC|TEXT|non-\w+) value in ")
 """What SQLite's check says of single rows, which are looked at one by one anyway."""
-
-
-class Origin(NamedTuple):
-    """What a registry says of itself. ``slug``: the instance, ``owner/name``; ``uid``: of its default storage's row, 12
-    random characters, made when the instance was; ``root``: where that storage was when the file was written.
-    ``version``: of its schema. ``changes``: how many changes of the tree it has seen, of all machines. ``pushes``: the
-    random names of the pushes that it comes from, its own first; none of an older lamfs. ``fence``: the number of the
-    lease under which it was written, 0 of an older lamfs."""
-
-    slug: str
-    uid: str | None
-    root: str | None
-    version: int
-    changes: int = 0
-    pushes: tuple[str, ...] = ()
-    fence: int = 0
 
 
 class Received:
@@ -179,17 +163,6 @@ class Received:
         known = schema.names(version)
         others = self.all("SELECT type, substr(name, 1, 100) FROM src.sqlite_master LIMIT 10000")
         return [f"the {kind} '{name}'" for kind, name in others if name not in known]
-
-
-def pushes_of(value: object) -> tuple[str, ...]:
-    """What the meta row PUSHES says; nothing when it is not as lamfs writes it."""
-    try:
-        found = json.loads(value) if isinstance(value, str) else []
-    except (ValueError, RecursionError):
-        return ()
-    if not isinstance(found, list) or not all(isinstance(name, str) and PUSH.fullmatch(name) for name in found):
-        return ()
-    return tuple(found[:PUSHES_KEPT])
 
 
 def _flat(sql: object) -> str:

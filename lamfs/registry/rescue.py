@@ -12,7 +12,8 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, now_ns
+from lamfs.keys import suffix_of
+from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, new_uid, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -81,9 +82,9 @@ class Rescue:
         with self._db.transaction():
             folder = self.folder()
             base = _clean(wanted)
-            if self._is_scratch(folder, base):
+            if self._names.is_scratch_name(base):
                 base = _clean(f"kept {base.strip('.~#')}")
-                if self._is_scratch(folder, base):
+                if self._names.is_scratch_name(base):
                     base = "kept"
             name, count = base, 1
             while self._tree.lookup(folder, name) is not None:
@@ -91,9 +92,6 @@ class Rescue:
                 stem, dot, suffix = base.partition(".") if not base.startswith(".") else (base, "", "")
                 name = _cut(stem, f".{count}{dot}{suffix}")
             return name
-
-    def _is_scratch(self, folder: int, name: str) -> bool:
-        return self._names.is_scratch_key(self._tree.path_at(folder, name) or name)
 
     def keep_file(
         self,
@@ -131,6 +129,47 @@ class Rescue:
                 self._tree.set_xattr(inode.ino, DESCRIPTION_XATTR, description.encode())
             self._changes.entry(folder, name, inode.ino)
             return self._tree.path(inode.ino) or name
+
+    def keep_object(
+        self, names: Sequence[str], record: ArtifactRecord, *, mtime_ns: int, mode: int = 0o600
+    ) -> str | None:
+        """Make an artifact, a file in ``lost+found``, of the object that ``record`` names, where that is; its key.
+
+        ``names``: what it may be called, the first that is free. ``record``: with content, object and ETag; it gets
+        key, suffix and inode, and another uid if an artifact has that. ``mtime_ns``: in nanoseconds since the epoch.
+        None: an artifact or the journal names the object by now.
+        """
+        with self._db.transaction():
+            if not self._is_unknown(record.revision.object_key):
+                return None
+            folder = self.folder()
+            free = (name for name in names if self._tree.lookup(folder, _clean(name)) is None)
+            name = self.free_name(next(free, names[-1]))
+            inode = self._tree.new_entry(
+                folder, name, stat.S_IFREG | stat.S_IMODE(mode), os.getuid(), os.getgid(),
+                rdev=0, now=now_ns(), target=None,
+            )  # fmt: skip
+            self._tree.update(inode.ino, size=record.size, mtime_ns=mtime_ns)
+            if self._artifacts.by_uid(record.uid) is not None:
+                record.uid = new_uid()
+            record.key, record.suffix, record.ino = self._tree.path(inode.ino) or name, suffix_of(name), inode.ino
+            self._artifacts.insert(record)
+            self._changes.entry(folder, name, inode.ino)
+            return record.key
+
+    def give_up_object(self, object_key: str) -> bool:
+        """Owe the deletion of an object, if neither an artifact nor the journal names it; whether that is so."""
+        with self._db.transaction():
+            unknown = self._is_unknown(object_key)
+            if unknown:
+                self._journal.add_delete(object_key)
+            return unknown
+
+    def _is_unknown(self, object_key: str) -> bool:
+        return (
+            self._artifacts.with_object(object_key) is None
+            and self._db.one("SELECT 1 FROM journal WHERE object_key=? LIMIT 1", (object_key,)) is None
+        )
 
     # -- what is lost -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ connection has to provide (see ``is_utf8``), and is asked only about text that i
 
 from __future__ import annotations
 
-import re
 import stat
 from typing import NamedTuple
 
@@ -34,11 +33,6 @@ TEXT_MAX = 1 << 20
 """Bytes of a description, of a key (a tree may be deeper than PATH_MAX), and of text without a rule of its own."""
 RETAINED = "retained:"
 """Keys of the meta table with this and an object key: somebody wanted the object to stay without an artifact."""
-PUSHES = "pushes"
-"""Key of the meta table: JSON, the names of the pushes that a registry comes from, the newest first."""
-PUSHES_KEPT = 64
-PUSH = re.compile("[0-9a-f]{16}")
-"""A name of a push: random."""
 _INT_MAX = (1 << 63) - 1
 _OWNER_MAX = (1 << 32) - 1
 
@@ -188,7 +182,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "visibility": Column(_integer(-1, 1), "1"), "key_is_virtual": Column(_integer(0, 1), "1"),
         "created_by_id": _REFERENCE, "run_id": _REFERENCE, "transform_id": _REFERENCE,
         "created_at": Column(_TIME, "0"), "updated_at": Column(_TIME, "0"), "ino": Column(_INO, "-id"),
-        "head": Column(_or_null(_blob(20, 20)), "NULL"),
+        "head": Column(_or_null(_blob(20, 20)), "NULL"), "number": Column(_integer(1, ROW_MAX), "1"),
     },
     "leaf": {"artifact_id": Column(_ID), "block": Column(_integer(0, ROW_MAX)), "hashes": Column(_blob(8, _LEAVES))},
     "journal": {
@@ -208,7 +202,7 @@ TABLES: dict[str, dict[str, Column]] = {
 """The tables whose rows are taken over, in an order in which what is referred to comes first.
 
 Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log), and the work of another
-machine: its puts and saves with their overlays, uploads and parts. ``journal`` has its deletes, moves and aborts.
+machine: its puts, saves and drops with their overlays, uploads and parts. ``journal`` has its deletes, moves, aborts.
 """
 
 

@@ -233,9 +233,11 @@ _SPOOL = (
 @migrations()
 def spool_files(db: Database) -> None:
     """Version 12: spool files that are owed to nobody any more (journal.py), noted by whatever strikes their row off;
-    and the hashes that those which wait have had since they were closed (seals.py)."""
+    and the hashes that those which wait have had since they were closed (seals.py). And the numbers of revisions."""
     for statement in _SPOOL:
         db.execute(statement)
+    # The number of an artifact's revision, which its object says too. What was there before is a first.
+    db.execute("ALTER TABLE artifact ADD COLUMN number INTEGER NOT NULL DEFAULT 1")
 
 
 def apply(conn: sqlite3.Connection, version: int | None = None) -> None:

@@ -249,12 +249,15 @@ class Tree:
         """Count a content revision that the mounts showing this inode did not make."""
         self._db.execute("UPDATE inode SET revision=revision+1 WHERE ino=?", (ino,))
 
-    def rewritten(self, inode: Inode) -> None:
-        """New bytes are acknowledged: size, blocks and times are those of ``inode``, and its revision is the next."""
-        self._db.execute(
-            "UPDATE inode SET size=?, blocks=?, mtime_ns=?, ctime_ns=?, revision=revision+1 WHERE ino=?",
+    def rewritten(self, inode: Inode) -> int:
+        """New bytes are acknowledged: size, blocks and times are those of ``inode``, and its revision is the next.
+        Returns that (0: there is no such inode)."""
+        row = self._db.one(
+            "UPDATE inode SET size=?, blocks=?, mtime_ns=?, ctime_ns=?, revision=revision+1 WHERE ino=?"
+            " RETURNING revision",
             (inode.size, inode.blocks, inode.mtime_ns, inode.ctime_ns, inode.ino),
         )
+        return int(row[0]) if row else 0
 
     def remove_inode(self, ino: int) -> dict[str, bytes]:
         """Forget an inode, its target and its xattrs, which are returned. The two fixed directories stay."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, cast
 
+from lamfs.errors import TooLarge
+from lamfs.model import ObjectMeta as ObjectMeta
 from lamfs.model import StorageConfig as StorageConfig
 
 
@@ -87,6 +89,9 @@ class ObjectStore(Protocol):
     def head(self, key: str) -> ObjectStat:
         """Stat one object. Raises ObjectMissing."""
 
+    def meta(self, key: str) -> ObjectMeta | None:
+        """What the object says of itself, whoever wrote that; None: nothing. Raises ObjectMissing."""
+
     def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
         """Read ``length`` bytes (to the end when None) at ``offset``. Short bodies are retried, then
         StorageUnavailable. Raises ObjectMissing, and ObjectChanged when ``etag`` no longer matches."""
@@ -117,10 +122,13 @@ class ObjectStore(Protocol):
         *,
         consume: bool = False,
         progress: Progress | None = None,
+        meta: ObjectMeta | None = None,
         if_none_match: bool = False,
         if_match: str | None = None,
     ) -> ObjectStat:
         """Store a file's bytes under ``key``, atomically replacing what was there, and durably before returning.
+
+        ``meta``: what the object is to say of itself; where the storage does not keep that, it is stored all the same.
 
         With ``consume`` the file at ``path`` may be taken (renamed) into a local folder; it is then gone from
         ``path``. Large files go as multipart. Raises StorageFull, StorageUnavailable, StorageForbidden.
@@ -134,8 +142,18 @@ class ObjectStore(Protocol):
         """Store a small object. With ``if_none_match`` only when there is none, with ``if_match`` only over that
         ETag; else PreconditionFailed. A write whose reply was lost but that was ours counts as done."""
 
-    def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
+    def copy(
+        self,
+        src: str,
+        dst: str,
+        *,
+        etag: str | None = None,
+        size: int | None = None,
+        meta: ObjectMeta | None = None,
+    ) -> ObjectStat:
         """Copy within the storage without moving bytes through here. Raises ObjectMissing, ObjectChanged.
+
+        ``meta``: what the copy is to say of itself, instead of what the source says.
 
         With the size of that revision, in bytes, nothing is asked before; but when it turns out that the source has
         changed, ``dst`` may have been written.
@@ -146,6 +164,10 @@ class ObjectStore(Protocol):
 
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         """All objects whose key starts with ``prefix``, in no promised order."""
+
+    def temporaries(self) -> Iterator[ObjectStat]:
+        """What is not an object, or not yet: files that a put writes, and what a check has made. Their names say whose
+        they are (processes.state_of); those of a process that is gone can be deleted by their key."""
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
         """Multipart uploads that were neither completed nor aborted; nothing where there is no such thing."""
@@ -168,8 +190,10 @@ class MultipartStore(Protocol):
     upload is not there any more.
     """
 
-    def begin_upload(self, key: str) -> str:
-        """Begin an upload of ``key``, which nobody else may be uploading now; returns its id."""
+    def begin_upload(self, key: str, meta: ObjectMeta | None = None) -> str:
+        """Begin an upload of ``key``, which nobody else may be uploading now; returns its id.
+
+        ``meta``: as for put_file. It cannot be changed later, so it has no hash of bytes that may become others."""
 
     def send_part(
         self,
@@ -202,6 +226,24 @@ class MultipartStore(Protocol):
 
     def uploads_of(self, key: str) -> Sequence[str]:
         """Ids of the unfinished uploads of exactly this key."""
+
+
+LARGEST_OBJECT = 5 << 40
+"""Bytes of an object in a bucket: what nearly all servers take that speak S3, in 10,000 parts of up to 5 GiB."""
+
+
+def check_size(store: ObjectStore, size: int, name: str) -> None:
+    """Raise TooLarge when the storage can never take a file of ``size`` bytes. (A folder's own file system tells.)"""
+    if store.kind == "s3" and size > LARGEST_OBJECT:
+        raise TooLarge(
+            f"'{name}' has {size / (1 << 40):.3g} TiB, more than a bucket takes of one file (5 TiB); cut it, or split"
+            " it into several files."
+        )
+
+
+def largest(store: ObjectStore) -> int:
+    """Bytes of the largest file that may be written; of a folder its file system tells."""
+    return LARGEST_OBJECT if store.kind == "s3" else (1 << 63) - 1
 
 
 def in_parts(store: ObjectStore) -> MultipartStore | None:

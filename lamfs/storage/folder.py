@@ -14,20 +14,17 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lamfs import beneath
+from lamfs import beneath, config
 from lamfs.errors import StorageMissing, StorageUnavailable
 from lamfs.storage.osfiles import fsync_directory
 
 TEMP_FOLDER = ".lamindb/_tmp"
 SPOOL_FOLDER = ".lamindb/_spool"
-LEFTOVER_SECONDS = 24 * 3600
-"""A file in TEMP_FOLDER that nobody has written for this long belongs to a process that died."""
 RACES = 1000
 """How often a folder may be pruned by somebody else between our mkdir and our rename before we give up."""
 LOCK_SECONDS = 20.0
@@ -129,7 +126,7 @@ class Folder:
     @contextlib.contextmanager
     def temporary(self) -> Iterator[tuple[int, Entry]]:
         """A new file of mode 0600: its descriptor and name. Removed at the end if it still has that name."""
-        fd, entry = self._create(secrets.token_hex(8), os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        fd, entry = self._create(config.temporary_name(), os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             yield fd, entry
         finally:
@@ -198,6 +195,18 @@ class Folder:
         """Remove TEMP_FOLDER if it is empty; whoever wants it next makes it again."""
         self.prune(_TEMP)
 
+    def temporaries(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Name and status of each file that is on its way to its name, or was never to come there."""
+        try:
+            with self.entries(TEMP_FOLDER) as found:
+                for each in found:
+                    with contextlib.suppress(FileNotFoundError):
+                        status = each.stat(follow_symlinks=False)
+                        if each.name != _LOCK and stat.S_ISREG(status.st_mode):
+                            yield each.name, status
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Exclude every other conditional writer of this folder, in any thread and process of this machine.
@@ -242,7 +251,7 @@ class Folder:
                 return
 
     def probe(self) -> bool:
-        """Write, link and remove a file as a put does, and clear what dead processes left. Whether link works."""
+        """Write, link and remove a file as a put does. Whether link works."""
         linked = True
         with self.temporary() as (_, entry):
             other = Entry(entry.directory, f"{entry.name}-probe")
@@ -257,11 +266,6 @@ class Folder:
                 linked = False
             else:
                 other.unlink()
-            with self.entries(TEMP_FOLDER) as found:
-                for each in found:
-                    with contextlib.suppress(OSError):
-                        if time.time() - each.stat(follow_symlinks=False).st_mtime > LEFTOVER_SECONDS:
-                            Entry(entry.directory, each.name).unlink()
         self.prune_temp()
         return linked
 

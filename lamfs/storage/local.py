@@ -26,9 +26,10 @@ from lamfs.errors import (
     StorageForbidden,
     StorageReadOnly,
 )
-from lamfs.storage.base import Capabilities, ObjectStat, Progress, StorageConfig, UnfinishedUpload
+from lamfs.storage import meta as metas
+from lamfs.storage.base import Capabilities, ObjectMeta, ObjectStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.folder import READ, SPOOL_FOLDER, TEMP_FOLDER, Entry, Folder
-from lamfs.storage.osfiles import copy_contents, source_error, storage_error, write_fetched
+from lamfs.storage.osfiles import copy_contents, source_error, storage_error, sync, write_fetched
 from lamfs.storage.root import check_object_key, is_utf8
 
 READ_CHUNK = 1 << 20
@@ -92,6 +93,13 @@ class LocalStore:
                 os.close(fd)
                 raise self._missing(key)
             return fd
+
+    def meta(self, key: str) -> ObjectMeta | None:
+        fd = self.open_local(key)
+        try:
+            return _said(fd)
+        finally:
+            os.close(fd)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
         with self._open(key, etag) as (fd, size):
@@ -177,19 +185,24 @@ class LocalStore:
         *,
         consume: bool = False,
         progress: Progress | None = None,
+        meta: ObjectMeta | None = None,
         if_none_match: bool = False,
         if_match: str | None = None,
     ) -> ObjectStat:
         check_object_key(key, as_path=True)
         with self._source(path) as (source, entry):
             takeable = consume and _is_only_name(entry, source)
-            if takeable and not if_none_match and self._take(key, source, entry, if_match):
+            if takeable and not if_none_match and self._take(key, source, entry, if_match, meta):
                 result = _object_stat(key, os.fstat(source))
                 if progress is not None and result.size:
                     progress(result.size)
                 return result
             result = self._store(
-                key, lambda fd: _copy_all(source, fd, path, progress), exclusive=if_none_match, over=if_match
+                key,
+                lambda fd: _copy_all(source, fd, path, progress),
+                exclusive=if_none_match,
+                over=if_match,
+                meta=meta,
             )
             if takeable:
                 entry.unlink()
@@ -226,10 +239,19 @@ class LocalStore:
                 return self.head(key)
             raise
 
-    def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
+    def copy(
+        self,
+        src: str,
+        dst: str,
+        *,
+        etag: str | None = None,
+        size: int | None = None,
+        meta: ObjectMeta | None = None,
+    ) -> ObjectStat:
         check_object_key(dst, as_path=True)
         with self._open(src, etag) as (source, _):
-            return self._store(dst, lambda fd: _copy_all(source, fd, self.url(src), None))
+            said = _said(source) if meta is None else meta
+            return self._store(dst, lambda fd: _copy_all(source, fd, self.url(src), None), meta=said)
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -249,6 +271,12 @@ class LocalStore:
                     continue
             self._folder.prune(key.split("/")[:-1])
         self._folder.prune_temp()
+
+    def temporaries(self) -> Iterator[ObjectStat]:
+        with self._errors_of(TEMP_FOLDER):
+            for name, status in self._folder.temporaries():
+                if is_utf8(name):
+                    yield _object_stat(f"{TEMP_FOLDER}/{name}", status)
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return iter(())
@@ -287,13 +315,14 @@ class LocalStore:
 
     # how an object gets into place
 
-    def _take(self, key: str, source: int, entry: Entry, over: str | None) -> bool:
+    def _take(self, key: str, source: int, entry: Entry, over: str | None, meta: ObjectMeta | None) -> bool:
         """Rename the file itself into place. False when it cannot be taken and must be copied. ``over``: as _store."""
         with self._errors_of(key):
             try:
                 os.fchmod(source, 0o600)
+                _say(source, meta)
                 _stamp(source)
-                os.fsync(source)
+                sync(source)
                 with self._over(key, over):
                     self._folder.place(entry, key)
             except OSError as error:
@@ -308,6 +337,7 @@ class LocalStore:
         fill: Callable[[int], None],
         *,
         exclusive: bool = False,
+        meta: ObjectMeta | None = None,
         over: str | None = None,
     ) -> ObjectStat:
         """Write a temporary file, make it durable, and give it its name.
@@ -317,8 +347,9 @@ class LocalStore:
         """
         with self._errors_of(key), self._folder.temporary() as (fd, temp):
             fill(fd)
+            _say(fd, meta)
             _stamp(fd)
-            os.fsync(fd)
+            sync(fd)
             try:
                 with self._over(key, over):
                     self._folder.place(temp, key, exclusive=exclusive)
@@ -433,6 +464,22 @@ def _stamp(fd: int) -> None:
     and the kernel's own stamps are as coarse as its clock tick; either could repeat an ETag on a reused inode."""
     now = time.time_ns()
     os.utime(fd, ns=(now, now))
+
+
+def _say(fd: int, meta: ObjectMeta | None) -> None:
+    """Let a file say what it is, where its file system keeps such things; a file from elsewhere says nothing else."""
+    with contextlib.suppress(OSError):
+        if meta is not None:
+            os.setxattr(fd, metas.ATTRIBUTE, metas.as_attribute(meta))
+        elif metas.ATTRIBUTE in os.listxattr(fd):
+            os.removexattr(fd, metas.ATTRIBUTE)
+
+
+def _said(fd: int) -> ObjectMeta | None:
+    try:
+        return metas.from_attribute(os.getxattr(fd, metas.ATTRIBUTE))
+    except OSError:
+        return None
 
 
 def _copy_all(source: int, target: int, name: str, progress: Progress | None) -> None:

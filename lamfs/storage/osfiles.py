@@ -20,6 +20,7 @@ from lamfs.errors import (
     StorageReadOnly,
     StorageUnavailable,
 )
+from lamfs.storage.signs import sign
 
 FICLONE = 0x40049409
 """ioctl of linux/fs.h: share the extents of another file (btrfs, XFS, bcachefs)."""
@@ -147,6 +148,7 @@ def copy_contents(source: int, target: int, size: int, progress: Callable[[int],
                 in_kernel = False
                 done = _copy_through(source, target, position, want)
             position += done
+            sign()
             if progress is not None:
                 progress(done)
 
@@ -188,6 +190,12 @@ def _copy_through(source: int, target: int, position: int, want: int) -> int:
         raise EOFError(f"the file ended at byte {position}")
     copying.write_full(target, data, position)
     return len(data)
+
+
+def sync(fd: int) -> None:
+    """Make a file's bytes durable, as fsync(2) does, with a sign (signs.py) for each piece. Raises OSError."""
+    copying.write_out(fd, sign)
+    os.fsync(fd)
 
 
 def fsync_folder(path: str) -> None:

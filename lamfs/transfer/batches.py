@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lamfs.errors import InvalidName, LamfsError, StorageError
 from lamfs.hashing import hash_fd
-from lamfs.model import ContentHash, JournalEntry, Revision
+from lamfs.model import ContentHash, JournalEntry, ObjectMeta, Revision
 from lamfs.registry import Committed, Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.transfer import damage
@@ -26,13 +26,15 @@ FILES = 16
 
 @dataclass(slots=True)
 class _Small:
-    """One file of a batch: its row, its spool file, its content, the object it becomes, and one that has its bytes."""
+    """One file of a batch: its row, its spool file, its content, the object it becomes, one that has its bytes, and
+    what the object says of itself."""
 
     entry: JournalEntry
     path: str
     content: ContentHash
     target: str
     twin: Revision | None
+    meta: ObjectMeta
 
 
 class Batches:
@@ -68,7 +70,7 @@ class Batches:
         self._busy |= targets
         try:
             await self._durable()
-            stored = await self._mover.put_many([(file.path, file.target, file.twin) for file in files])
+            stored = await self._mover.put_many([(file.path, file.target, file.twin, file.meta) for file in files])
             with self._registry.db.transaction():
                 for file, found in zip(files, stored, strict=True):
                     entry = file.entry
@@ -93,7 +95,8 @@ class Batches:
                 file = self._look_at(entry)
                 if file is None or file.target in targets:
                     continue
-                self._registry.journal.set_target(entry.id, file.target)
+                if not self._registry.journal.claim_target(entry.id, file.target):
+                    continue
                 files.append(file)
                 targets.add(file.target)
         return files
@@ -119,4 +122,6 @@ class Batches:
         if target in self._busy or entry.object_key not in (None, target):
             return None
         twins = registry.artifacts.same_content(content, 1)
-        return _Small(entry, self._spool.path(entry.src), content, target, twins[0].revision if twins else None)
+        twin = twins[0].revision if twins else None
+        meta = registry.commits.put_meta(entry, content)
+        return _Small(entry, self._spool.path(entry.src), content, target, twin, meta)

@@ -19,12 +19,12 @@ from typing import Any
 import trio
 
 from lamfs.errors import LamfsError, StorageError, TransferDied
-from lamfs.model import ContentHash, Revision
+from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.storage.base import ObjectStat, StorageConfig
-from lamfs.transfer import jobs
+from lamfs.transfer import beats, jobs
 from lamfs.transfer.jobs import Message
 from lamfs.transfer.parts import PartJobs
-from lamfs.transfer.process import Forked, end, environment, hold
+from lamfs.transfer.process import END_TIMEOUT, Forked, end, environment, hold
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ STEADY = 10.0
 class _Job:
     """One job that has no answer yet. ``fds`` are ours to close when it has one."""
 
-    __slots__ = ("done", "error", "fds", "op", "progress", "result", "then")
+    __slots__ = ("beat", "done", "error", "fds", "op", "progress", "result", "then")
 
     def __init__(self, op: str, fds: list[int], progress: Progress | None, then: Then | None = None) -> None:
         self.op = op
@@ -48,6 +48,7 @@ class _Job:
         self.progress = progress
         self.then = then
         """Called in place of setting ``done``; must not raise."""
+        self.beat = beats.current()
         self.done = trio.Event()
         self.result: Any = None
         self.error: LamfsError | None = None
@@ -76,6 +77,8 @@ class Mover(PartJobs):
         """Process id of the mover; None while there is none."""
         self.restarts = 0
         """How often it had to be started again."""
+        self.patience = END_TIMEOUT
+        """Seconds that it may take to end when it is no longer needed."""
         self._sock: socket.socket | None = None
         self._running = False
         self._up = trio.Event()
@@ -162,7 +165,7 @@ class Mover(PartJobs):
             self._sock, self.pid, self._up = None, None, trio.Event()
             sock.close()
             with trio.CancelScope(shield=True):
-                await end(process)
+                await end(process, self.patience)
             self._fail_all(process.returncode)
 
     def _fail_all(self, status: int | None) -> None:
@@ -196,6 +199,8 @@ class Mover(PartJobs):
         ident = message["id"]
         job = self._jobs[ident]
         moved = message.get("progress")
+        if job.beat is not None and ("ok" in message or "alive" in message or (moved or 0) > 0):
+            job.beat()
         if moved and job.progress is not None:
             try:
                 job.progress(moved)
@@ -265,6 +270,8 @@ class Mover(PartJobs):
         if progress is not None:
             message["progress"] = True
         job = self._jobs[ident] = _Job(op, fds, progress)
+        if job.beat is not None:
+            message["alive"] = True
         self._post(jobs.encode(message))
         try:
             await job.done.wait()
@@ -302,14 +309,28 @@ class Mover(PartJobs):
         reply = await self._call("hash", message, paths=("path",), progress=progress)
         return jobs.unpack_content(reply)
 
-    async def put(self, path: str, key: str, *, consume: bool = False, progress: Progress | None = None) -> ObjectStat:
+    async def put(
+        self,
+        path: str,
+        key: str,
+        *,
+        consume: bool = False,
+        progress: Progress | None = None,
+        meta: ObjectMeta | None = None,
+    ) -> ObjectStat:
         """Store a file under ``key``: ObjectStore.put_file. ``progress`` gets byte counts, about 10 a second."""
-        message = {"path": path, "key": key, "consume": consume}
+        message = {"path": path, "key": key, "consume": consume, "meta": jobs.pack_meta(meta)}
         return jobs.unpack_stat(await self._call("put", message, paths=("path",), progress=progress))
 
-    async def put_many(self, files: Sequence[tuple[str, str, Revision | None]]) -> list[ObjectStat | LamfsError]:
-        """Store small files, given as path, key and what may be copied, one by one: of each its object or error."""
-        packed = [[path, key, twin and [twin.object_key, twin.etag, twin.size]] for path, key, twin in files]
+    async def put_many(
+        self, files: Sequence[tuple[str, str, Revision | None, ObjectMeta | None]]
+    ) -> list[ObjectStat | LamfsError]:
+        """Store small files, given as path, key, what may be copied and what they are to say of themselves, one by one:
+        of each its object or error."""
+        packed = [
+            [path, key, twin and [twin.object_key, twin.etag, twin.size], jobs.pack_meta(meta)]
+            for path, key, twin, meta in files
+        ]
         reply = await self._call("put_many", {"files": packed})
         return [jobs.unpack_error(each) if isinstance(each, dict) else jobs.unpack_stat(each) for each in reply]
 
@@ -329,9 +350,18 @@ class Mover(PartJobs):
         }
         return jobs.unpack_stat(await self._call("put_bytes", message))
 
-    async def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
+    async def copy(
+        self,
+        src: str,
+        dst: str,
+        *,
+        etag: str | None = None,
+        size: int | None = None,
+        meta: ObjectMeta | None = None,
+    ) -> ObjectStat:
         """Copy an object within the storage: ObjectStore.copy."""
-        return jobs.unpack_stat(await self._call("copy", {"src": src, "dst": dst, "etag": etag, "size": size}))
+        message = {"src": src, "dst": dst, "etag": etag, "size": size, "meta": jobs.pack_meta(meta)}
+        return jobs.unpack_stat(await self._call("copy", message))
 
     async def delete(self, keys: list[str]) -> None:
         """Delete objects; ones that are gone are no error."""
@@ -416,7 +446,9 @@ class Mover(PartJobs):
             self._last_id = ident = self._last_id + 1
             message = jobs.fetch(file.key, file.etag, 0, file.length, path, file.digest, None)
             message["id"], message["op"] = ident, "fetch"
-            given[ident] = self._jobs[ident] = _Job("fetch", fds, None, partial(then, number))
+            given[ident] = self._jobs[ident] = job = _Job("fetch", fds, None, partial(then, number))
+            if job.beat is not None:
+                message["alive"] = True
             lines.append(jobs.encode(message))
         self._post(b"".join(lines))
         try:

@@ -17,6 +17,7 @@ from lamfs.errors import LamfsError, RegistryError
 from lamfs.registry import LOG_PAGES, Registry, fold_log, sync_log
 from lamfs.registry.db import Database
 from lamfs.spool import SpoolFolder
+from lamfs.transfer import beats
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -52,7 +53,8 @@ class LogSync:
             now = self._db.changes(), self._db.data_version()
             if now != self._synced or self._db.conn.in_transaction:  # whose commit will not change the numbers
                 self._synced = None
-                await trio.to_thread.run_sync(sync_log, self._db.path)
+                with beats.held():
+                    await trio.to_thread.run_sync(sync_log, self._db.path)
                 if not self._db.conn.in_transaction:
                     self._synced = now
             self._done = covered
@@ -139,7 +141,8 @@ async def sync_file(spool: SpoolFolder, fd: int) -> None:
         spool.sync()
 
     try:
-        await trio.to_thread.run_sync(work)
+        with beats.held():
+            await trio.to_thread.run_sync(work)
     finally:
         os.close(fd)
 

@@ -6,7 +6,8 @@ Newline-delimited JSON both ways over one stream socket.
   ``{"cancel": 7}``: nobody waits for job 7 any more; it is skipped when it has not begun. It is answered all the same.
 - The mover answers each job once, in the order of completion: ``{"id": 7, "ok": result}`` or
   ``{"id": 7, "error": {"type": "ObjectChanged", "message": "…", "errno": 116}}``. Before that it may send
-  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may ride on the answer. ("fetch_stretch" counts blocks.)
+  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may ride on the answer. ("fetch_stretch" counts blocks.) To a
+  job with ``"alive": true`` it also says ``{"id": 7, "alive": 1}`` now and then, as long as something is done for it.
 
 Binary values travel as base64, paths as Python strings (surrogate escapes survive JSON's ``\\u`` form).
 """
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 import lamfs.errors
 from lamfs.errors import FsError, LamfsError, StorageError, StorageFull
-from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, ContentHash
+from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, ContentHash, ObjectMeta
 from lamfs.storage.base import ObjectStat, StorageConfig
 
 Message = dict[str, Any]
@@ -127,6 +128,16 @@ def pack_stat(stat: ObjectStat) -> list[Any]:
 def unpack_stat(value: list[Any]) -> ObjectStat:
     """The ObjectStat of pack_stat."""
     return ObjectStat(*value)
+
+
+def pack_meta(meta: ObjectMeta | None) -> list[Any] | None:
+    """An ObjectMeta as a JSON array."""
+    return None if meta is None else [meta.uid, meta.key, meta.revision, meta.hash, meta.cut]
+
+
+def unpack_meta(value: list[Any] | None) -> ObjectMeta | None:
+    """The ObjectMeta of pack_meta."""
+    return None if value is None else ObjectMeta(*value)
 
 
 def pack_content(content: ContentHash) -> list[Any]:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lamfs import copying, hashing
 from lamfs.errors import InvalidArgument, LamfsError, StorageError
-from lamfs.storage import open_store
+from lamfs.storage import open_store, signs
 from lamfs.storage.base import in_parts
 from lamfs.transfer import fetching, jobs
 from lamfs.transfer.become import become_mover, give_memory_back
@@ -57,22 +57,28 @@ class _Cancelled(Exception):
 
 
 class _Job:
-    """One job under way: its message, and whether somebody still waits. Made by the reader, run by one worker."""
+    """One job: its message, its pool, whether it has begun, and whether somebody still waits.
 
-    __slots__ = ("_lock", "_sent", "_server", "cancelled", "message", "moved")
+    Made by the reader, run by one worker."""
+
+    __slots__ = ("_lock", "_said", "_sent", "_server", "begun", "cancelled", "message", "moved", "pool")
 
     def __init__(self, server: Server, message: Message) -> None:
         self._server = server
         self._lock = threading.Lock()
-        self._sent = time.monotonic()
+        self._sent = self._said = time.monotonic()
         self.message = message
+        self.pool = server.pool_of(message)
+        self.begun = False
         self.cancelled = False
         self.moved = 0
         """Bytes moved that no message has told yet."""
 
     def progress(self) -> Callable[[int], None] | None:
         """What to give to a store as its progress callback."""
-        return self._moved if self.message.get("progress") else None
+        if self.message.get("progress"):
+            return self._moved
+        return self.alive if self.message.get("alive") else None
 
     def _moved(self, count: int) -> None:
         with self._lock:
@@ -85,6 +91,23 @@ class _Job:
             with self._lock:
                 self.moved += told
 
+    def alive(self, count: int = 0) -> None:
+        """Something was done for the job: say so now and then, also to those that wait in the queue behind it."""
+        self.say_alive()
+        self._server.went_on(self.pool)
+
+    def say_alive(self) -> None:
+        """Say that the job goes on, or its queue, if somebody counts his time from there."""
+        now = time.monotonic()
+        if self.message.get("alive") and now - self._said >= PROGRESS_SECONDS:
+            self._said = now
+            self._server.send({"id": self.message["id"], "alive": 1}, wait=False)
+
+    def went_on(self) -> None:
+        """Between two of the files of a job."""
+        self.stop_if_cancelled()
+        self.alive()
+
     def stop_if_cancelled(self) -> None:
         """Between two things that a job does."""
         if self.cancelled:
@@ -95,6 +118,7 @@ class _Job:
         self.stop_if_cancelled()
         if self.message.get("progress"):
             self._moved(count)
+        self.alive()
 
 
 class Server:
@@ -113,6 +137,7 @@ class Server:
         self._store_error: LamfsError | None = None
         self.buffers = Buffers()
         self.small = SmallFiles()
+        self._went_on: dict[ThreadPoolExecutor, float] = {}
         self._used = False
         """Whether there was a job since memory was given back."""
 
@@ -163,25 +188,38 @@ class Server:
         job = _Job(self, message)
         self._jobs[message["id"]] = job
         self._used = True
+        job.pool.submit(self._work, job)
+
+    def pool_of(self, message: Message) -> ThreadPoolExecutor:
+        """Where a job is done."""
         op = message["op"]
         if op in jobs.READS:
-            pool = self._reads
-        elif op in jobs.CONTROL:
-            pool = self._control
-        else:
-            pool = self._parts if op in jobs.PARTS or message.get("bulk") else self._writes
-        pool.submit(self._work, job)
+            return self._reads
+        if op in jobs.CONTROL:
+            return self._control
+        return self._parts if op in jobs.PARTS or message.get("bulk") else self._writes
+
+    def went_on(self, pool: ThreadPoolExecutor) -> None:
+        """A job goes on: those that wait for its pool are not forgotten either. Any worker."""
+        now = time.monotonic()
+        if now - self._went_on.get(pool, 0.0) >= PROGRESS_SECONDS:
+            self._went_on[pool] = now
+            for job in list(self._jobs.values()):
+                if job.pool is pool and not job.begun:
+                    job.say_alive()
 
     def _work(self, job: _Job) -> None:
         message = job.message
         reply: Message = {"id": message["id"]}
+        job.begun = True
         try:
             if job.cancelled:
                 raise _Cancelled
             handler = _HANDLERS.get(message["op"])
             if handler is None:
                 raise InvalidArgument(f"The moving process knows no job '{message['op']}'.")
-            reply["ok"] = handler(self, job)
+            with signs.told(job.alive):
+                reply["ok"] = handler(self, job)
         except _Cancelled:
             reply["error"] = jobs.pack_error(StorageError("The job was cancelled."))
         except BaseException as error:
@@ -194,6 +232,8 @@ class Server:
         if job.moved:
             reply["progress"] = job.moved
         self.send(reply)
+        if "ok" in reply:
+            self.went_on(job.pool)
 
     def send(self, message: Message, *, wait: bool = True) -> bool:
         """Send one message; with ``wait=False`` give up (False) when another thread is sending."""
@@ -240,12 +280,18 @@ def _hash(server: Server, job: _Job) -> Any:
 def _put(server: Server, job: _Job) -> Any:
     m = job.message
     return jobs.pack_stat(
-        server.store.put_file(m["key"], m["path"], consume=m.get("consume", False), progress=job.progress())
+        server.store.put_file(
+            m["key"],
+            m["path"],
+            consume=m.get("consume", False),
+            progress=job.progress(),
+            meta=jobs.unpack_meta(m.get("meta")),
+        )
     )
 
 
 def _put_many(server: Server, job: _Job) -> Any:
-    return server.small.put_many(server.store, job.message["files"], job.stop_if_cancelled)
+    return server.small.put_many(server.store, job.message["files"], job.went_on, job.alive)
 
 
 def _put_bytes(server: Server, job: _Job) -> Any:
@@ -258,7 +304,8 @@ def _put_bytes(server: Server, job: _Job) -> Any:
 
 def _copy(server: Server, job: _Job) -> Any:
     m = job.message
-    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"], size=m["size"]))
+    meta = jobs.unpack_meta(m.get("meta"))
+    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"], size=m["size"], meta=meta))
 
 
 def _delete(server: Server, job: _Job) -> Any:
@@ -294,7 +341,12 @@ def _verify(server: Server, job: _Job) -> Any:
 
 
 def _read_right(fd: int, data: memoryview, offset: int, digest: str) -> bool:
-    """Read a range of a file into ``data``; whether it is there and has this BLAKE3."""
+    """Read a range of a file into ``data``; whether it is there and has this BLAKE3.
+
+    The kernel does not read ahead: what it brought from behind the range would be in its memory without a comparison.
+    """
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     done = 0
     while done < len(data):
         with data[done:] as rest:
@@ -320,7 +372,7 @@ def _clone(server: Server, job: _Job) -> Any:
     with copying.opened(src, os.O_RDONLY) as source:
         with copying.opened(dst, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
             try:
-                copying.copy_fd(source, target)
+                copying.copy_fd(source, target, job.alive)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(dst)
@@ -328,7 +380,7 @@ def _clone(server: Server, job: _Job) -> Any:
 
 
 def _begin_upload(server: Server, job: _Job) -> Any:
-    return server.parts.begin_upload(job.message["key"])
+    return server.parts.begin_upload(job.message["key"], jobs.unpack_meta(job.message.get("meta")))
 
 
 def _send_part(server: Server, job: _Job) -> Any:
@@ -342,12 +394,12 @@ def _send_part(server: Server, job: _Job) -> Any:
 
 def _hash_range(server: Server, job: _Job) -> Any:
     with copying.opened(job.message["path"], os.O_RDONLY) as fd:
-        return jobs.pack_content(hashing.hash_range(fd, job.message["offset"], job.message["length"]))
+        return jobs.pack_content(hashing.hash_range(fd, job.message["offset"], job.message["length"], job.alive))
 
 
 def _hash_ends(server: Server, job: _Job) -> Any:
     with copying.opened(job.message["path"], os.O_RDONLY) as fd:
-        ends, head = hashing.hash_ends(fd, job.message["size"])
+        ends, head = hashing.hash_ends(fd, job.message["size"], job.alive)
         return ends, jobs.pack_bytes(head)
 
 

@@ -248,7 +248,9 @@ class Multipart:
 
     async def begin(self, entry: JournalEntry, target: str) -> str:
         """Begin the upload that was announced for a row; its id. It is busy from now on, until ``release``."""
-        upload_id = self._busy[entry.id] = await self._mover.begin_upload(target)
+        # Without a hash: the upload may be gone on with when the file has other bytes.
+        meta = self._registry.commits.put_meta(entry, None)
+        upload_id = self._busy[entry.id] = await self._mover.begin_upload(target, meta)
         if not self._uploads.begun(entry.id, upload_id):
             await self._mover.abort_upload(target, upload_id)
             raise _overtaken()

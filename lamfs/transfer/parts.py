@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lamfs.model import ContentHash
+from lamfs.model import ContentHash, ObjectMeta
 from lamfs.storage.base import PartStat
-from lamfs.transfer.jobs import Message, unpack_bytes, unpack_content
+from lamfs.transfer.jobs import Message, pack_meta, unpack_bytes, unpack_content
 
 
 class PartJobs:
@@ -19,9 +19,9 @@ class PartJobs:
     async def _call(self, op: str, message: Message, *, paths: tuple[str, ...] = (), progress: Any = None) -> Any:
         raise NotImplementedError
 
-    async def begin_upload(self, key: str) -> str:
+    async def begin_upload(self, key: str, meta: ObjectMeta | None = None) -> str:
         """Begin an upload; its id."""
-        return str(await self._call("begin_upload", {"key": key}))
+        return str(await self._call("begin_upload", {"key": key, "meta": pack_meta(meta)}))
 
     async def send_part(
         self,

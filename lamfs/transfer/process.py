@@ -56,9 +56,9 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
-async def end(process: trio.Process | Forked) -> None:
-    """Wait for a process whose socket is closed; kill it, by its own pid, when it takes too long."""
-    with trio.move_on_after(END_TIMEOUT):
+async def end(process: trio.Process | Forked, patience: float = END_TIMEOUT) -> None:
+    """Wait for a process whose socket is closed; kill it, by its own pid, after ``patience`` seconds."""
+    with trio.move_on_after(patience):
         await process.wait()
         return
     log.warning("The moving process %d does not end; killing it.", process.pid)

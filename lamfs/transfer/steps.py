@@ -16,13 +16,13 @@ from typing import Protocol
 
 import trio
 
-from lamfs.errors import InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.errors import InvalidArgument, InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.hashing import MD5_MAX, hash_fd
 from lamfs.keys import check_spool_name
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, damage, multipart, patches
 from lamfs.transfer.batches import Batches
@@ -145,6 +145,7 @@ class Steps:
             if ended is not None:
                 return ended, True
         path = self._spool.path(entry.src)
+        check_size(self._store, self._spool.stat(entry.src).st_size, what(registry, entry))
         base = self._base(entry)
         if base is not None:
             present = registry.overlays.present(entry.src)
@@ -196,7 +197,8 @@ class Steps:
                 found = await self._conflicts.find(entry, artifact, target)
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
-            registry.journal.set_target(entry.id, target)
+            if not registry.journal.claim_target(entry.id, target):
+                raise StorageError("Another mount has newer bytes of the file.")
             if replaces:
                 await self.hooks.pin(target, but=ino if base is not None else None)
             await self.durable()
@@ -336,7 +338,7 @@ class Steps:
             now = self._registry.artifacts.by_ino(entry.ino)
             if stat.etag != revision.etag or now is None or now.revision != revision:
                 return None
-            return self._registry.commits.put_unneeded(entry.ino, entry.gen)
+            return self._registry.commits.put_unneeded(entry.ino, entry.gen, row=entry.id)
         except ObjectMissing:
             return None
         finally:
@@ -349,9 +351,11 @@ class Steps:
         assert self.hooks is not None
         entry = upload.entry
         assert entry.ino is not None
+        meta = self._registry.commits.put_meta(entry, content)
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
-            return (await self._mover.put(path, target, consume=consume)).etag, consume
+            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta)
+            return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
                 continue
@@ -359,7 +363,7 @@ class Steps:
                 there = twin.revision
                 # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
                 size = there.size if self._registry.artifacts.with_object(target) is None else None
-                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size)
+                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size, meta=meta)
             except (ObjectMissing, ObjectChanged):
                 continue
             return stat.etag, False
@@ -371,13 +375,13 @@ class Steps:
                     return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
                 except StorageUnavailable:
                     raise
-                except StorageError as error:
+                except (StorageError, InvalidArgument) as error:  # more ranges than an upload may have parts, too
                     log.info("ranges cannot be copied in storage, so all of '%s' is sent: %s", target, error)
             await self._fill(entry, upload, base, set(upload.missing))
         if content.size > multipart.MULTIPART_ABOVE:
             segments = [Segment(0, content.size)]
             return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
-        return (await self._mover.put(path, target, progress=upload.moved)).etag, False
+        return (await self._mover.put(path, target, progress=upload.moved, meta=meta)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
         """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""
@@ -454,7 +458,9 @@ class Steps:
             await self.hooks.pin(before.revision.object_key)
             registry.commits.begin_move(target)
             await self.durable()
-            stat = await self._mover.copy(before.revision.object_key, target, etag=before.revision.etag)
+            stat = await self._mover.copy(
+                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
+            )
             registry.commits.moved(entry.id, before, target, stat.etag)
         except (ObjectMissing, ObjectChanged):
             now = registry.artifacts.by_uid(entry.uid)
@@ -491,6 +497,12 @@ class Steps:
                     registry.journal.done(entry.id)
         finally:
             self._busy_objects -= keys
+
+    async def drop(self, entry: JournalEntry) -> None:
+        """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""
+        with suppress(InvalidName):
+            self._spool.unlink(check_spool_name(entry.src))
+        self._registry.journal.done(entry.id)
 
     async def abort(self, entry: JournalEntry) -> None:
         """Abort an upload that is needed no more."""

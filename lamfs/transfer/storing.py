@@ -11,7 +11,7 @@ from typing import Any
 
 from lamfs import copying
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageUnavailable
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.base import ObjectMeta, ObjectStat, ObjectStore
 from lamfs.transfer import jobs
 
 DISTANT = 0.01
@@ -21,8 +21,8 @@ THREADS = 32
 
 Twin = tuple[str, str, int]
 """Key, ETag and size in bytes of an object."""
-File = tuple[str, str, Twin | None]
-"""Path, key, and an object that has the same bytes."""
+File = tuple[str, str, Twin | None, list[Any] | None]
+"""Path, key, an object that has the same bytes, and what the object is to say of itself (jobs.pack_meta)."""
 
 
 class SmallFiles:
@@ -32,18 +32,27 @@ class SmallFiles:
         self._threads = ThreadPoolExecutor(THREADS, "small")
         self._quickest = math.inf
 
-    def put_many(self, store: ObjectStore, files: list[File], stop: Callable[[], None]) -> list[Any]:
-        """Store files; of each its packed object or error. ``stop`` raises when nobody waits any more."""
+    def put_many(
+        self,
+        store: ObjectStore,
+        files: list[File],
+        stop: Callable[[], None],
+        stored: Callable[[], None] = lambda: None,
+    ) -> list[Any]:
+        """Store files; of each its packed object or error. ``stop`` raises when nobody waits any more; ``stored`` is
+        called behind each that storage has taken."""
         failed: StorageUnavailable | None = None
 
         def put(file: File) -> Any:
             nonlocal failed
             stop()
-            path, key, twin = file
+            path, key, twin, meta = file
             try:
                 if failed is not None:  # the others would have to wait for nothing, too
                     raise jobs.again(failed)
-                return jobs.pack_stat(self._put(store, path, key, twin))
+                found = jobs.pack_stat(self._put(store, path, key, twin, jobs.unpack_meta(meta)))
+                stored()
+                return found
             except (LamfsError, OSError, EOFError) as problem:
                 error = jobs.translate(problem, copying.shown(f"storing {path} as '{key}'"))
                 if isinstance(error, StorageUnavailable):
@@ -57,14 +66,14 @@ class SmallFiles:
         wait(begun)  # whatever becomes of one of them: with the answer, all have ended
         return outcomes + [future.result() for future in begun]
 
-    def _put(self, store: ObjectStore, path: str, key: str, twin: Twin | None) -> ObjectStat:
+    def _put(self, store: ObjectStore, path: str, key: str, twin: Twin | None, meta: ObjectMeta | None) -> ObjectStat:
         """Store a file, or copy within storage the object that has its bytes, if that is there."""
         began = time.monotonic()
         found: ObjectStat | None = None
         if twin is not None:
             with contextlib.suppress(ObjectMissing, ObjectChanged):
-                found = store.copy(twin[0], key, etag=twin[1], size=twin[2])
+                found = store.copy(twin[0], key, etag=twin[1], size=twin[2], meta=meta)
         if found is None:
-            found = store.put_file(key, path)
+            found = store.put_file(key, path, meta=meta)
         self._quickest = min(self._quickest, time.monotonic() - began)
         return found

@@ -16,7 +16,7 @@ from lamfs.errors import LamfsError
 from lamfs.model import ContentHash, JournalEntry
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
-from lamfs.transfer import multipart
+from lamfs.transfer import beats, multipart
 from lamfs.transfer.multipart import Multipart, Part, part_size
 
 log = logging.getLogger("lamfs.uploader")
@@ -52,6 +52,7 @@ class _Stream:
         self.parts: dict[int, Part] = {}
         self.spoiled: set[int] = set()
         self.over = False
+        self.beat = beats.Beat()
         self.grown = trio.Event()
         self.stopped = trio.Event()
         self.scope = trio.CancelScope()
@@ -145,6 +146,9 @@ class Streams:
         if stream is None:
             return {}
         stream.end()
+        put = beats.current()
+        if put is not None:
+            stream.beat.counts_for(put)
         with trio.move_on_after(PATIENCE):
             await stream.ended.wait()
         stream.scope.cancel()
@@ -174,7 +178,7 @@ class Streams:
                 return
             begun = entry
             upload_id = await self._multipart.begin(entry, target)
-            with stream.scope:
+            with stream.scope, beats.doing(stream.beat):
                 async with trio.open_nursery() as nursery:
                     for _ in range(PARTS):
                         nursery.start_soon(self._work, stream, entry.id, target, upload_id)

@@ -6,6 +6,8 @@ What is done for a row is in steps.py.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import random
 import time
@@ -15,12 +17,13 @@ from dataclasses import dataclass
 
 import trio
 
-from lamfs.errors import LamfsError, StorageError, TransferDied
+from lamfs.errors import FsError, LamfsError, StorageError, TooLarge, TransferDied
 from lamfs.model import JournalEntry, now_ns
 from lamfs.registry import Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer import batches, multipart
+from lamfs.transfer import batches, beats, multipart
+from lamfs.transfer.beats import Beat
 from lamfs.transfer.client import Mover
 from lamfs.transfer.durable import Folding, Settling
 from lamfs.transfer.pacing import Pace
@@ -38,6 +41,10 @@ MAX_PAUSE = 60.0
 """Longest pause in seconds between two tries."""
 HURRIED_PAUSE = 3.0
 """The same while somebody waits until nothing is owed any more."""
+STILL = 3 * HURRIED_PAUSE
+"""Seconds without any progress after which what could not be tried waits for what storage refuses."""
+NOTE_SECONDS = 1.0
+"""Between two notes in the journal that a put goes on, for other mounts that wait for it."""
 CLOCK_STEP = 1.0
 """Seconds by which the wall clock, in which the journal's times are, may go back unnoticed."""
 BATCH = 256
@@ -59,6 +66,26 @@ class Failure:
     at: int
     what: str
     error: str
+
+
+class _PutBeat(Beat):
+    """Counts how a job goes on, and notes it in the journal now and then."""
+
+    __slots__ = ("_next", "_registry", "_rows")
+
+    def __init__(self, whole: Beat, registry: Registry, rows: list[int]) -> None:
+        super().__init__(whole)
+        self._registry = registry
+        self._rows = rows
+        self._next = trio.current_time() + NOTE_SECONDS
+
+    def __call__(self) -> None:
+        super().__call__()
+        if trio.current_time() >= self._next:
+            self._next = trio.current_time() + NOTE_SECONDS
+            with contextlib.suppress(LamfsError):  # the next one will be noted
+                for row in self._rows:
+                    self._registry.journal.went_on(row, self.value())
 
 
 class Uploader:
@@ -87,6 +114,11 @@ class Uploader:
         self.settling = Settling(registry, spool)
         self.sealing = Sealing(registry, mover, spool, self.is_uploading)
         self._wanted = self.puts.wanted
+        self.beat = Beat()
+        """All that is done for the journal ..."""
+        self.fresh = Beat(self.beat)
+        """... and what is done for rows that have not failed: whose steps are not done again and again in vain."""
+        self._beats: dict[int, Beat] = {}
         self._limit = workers
         self._queue: deque[JournalEntry] = deque()
         self._busy: set[int] = set()
@@ -103,6 +135,10 @@ class Uploader:
         self._wakes_at = 0.0
         self._clock = _wall_clock()
         self._stopped: LamfsError | None = None
+        self._singly: set[int] = set()
+        """Deletions that failed among others: they are tried by themselves."""
+        self._refused: dict[int, tuple[float, str]] = {}
+        """Rows but puts that storage refused for good at their last try: when, and a sentence that says what."""
         self.failures: deque[Failure] = deque(maxlen=50)
         self.failed_tries = 0
 
@@ -162,11 +198,21 @@ class Uploader:
         """Whether spool file ``src`` is being read right now."""
         return self.puts.uploading.get(ino) == src
 
+    def progress(self, ino: int) -> object:
+        """Another value than before when the inode's put has gone on meanwhile, or others while that waits its turn."""
+        beat = self._beats.get(ino)
+        if beat is not None:
+            return id(beat), beat.value()
+        entry = self._registry.journal.put_of(ino)
+        if entry is not None and entry.owner != self._registry.journal.owner:
+            return entry.payload.get("beat")
+        return self.beat.value()
+
     async def settle(self, ino: int, row: int, gen: int) -> None:
         """Return when generation ``gen`` of the inode's put ``row`` is in storage and in the registry.
 
         Tries at once, and again when the moving process dies. Raises the error of a try that failed (the row stays and
-        is tried again later).
+        is tried again later), FsError(ESTALE) when another mount goes on writing the file.
         """
         self._wanted[ino] = self._wanted.get(ino, 0) + 1
         self._held.pop(ino, None)
@@ -175,9 +221,9 @@ class Uploader:
                 if self.puts.committed.get(ino, (0, 0)) >= (row, gen):
                     break
                 self._check()
+                self.check_refused(ino)
                 if entry.owner != self._registry.journal.owner:
-                    await trio.sleep(SETTLE)  # another mount has taken it over
-                    continue
+                    raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
                 event = self._attempts.setdefault(ino, trio.Event())
                 if entry.id not in self._busy:
                     self._registry.journal.postpone(entry.id, 0)
@@ -194,22 +240,39 @@ class Uploader:
                 self.puts.committed.pop(ino, None)
                 self._results.pop(ino, None)
 
-    async def drain(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Return when nothing is owed by this process any more. ``progress(rows, bytes)`` now and then.
+    def check_refused(self, ino: int) -> None:
+        """Raise TooLarge when storage can never take what is owed for an inode."""
+        entry = self._registry.journal.put_of(ino)
+        if entry is not None and entry.state == "refused":
+            raise TooLarge(entry.error or "Storage can never take the file; make it smaller.")
 
-        Waits through failures; the caller decides when to give up (cancel).
+    async def drain(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """Return when nothing is owed by this process any more, but for what storage can never take.
+
+        ``progress(rows, bytes)`` now and then. Waits through failures; the caller decides when to give up (cancel). But
+        deletes, moves and aborts that storage refuses, not for now but for good, are not waited for: no bytes are lost
+        with them. They stay in the journal; returns a sentence for each.
         """
         self._hurry += 1
         self._held.clear()
+        began = changed = trio.current_time()
+        before, alone = -1, None
         try:
             self._registry.journal.retry_now()
             while True:
                 rows, size = self.owed()
                 if progress is not None:
                     progress(rows, size)
-                if not rows and not self._busy:
+                if rows != before:
+                    before, changed = rows, trio.current_time()
+                still = trio.current_time() - changed >= STILL
+                refused = self._all_refused(rows, began if alone is None else alone, still=still)
+                if refused and alone is None:
+                    # Each is tried once more: what has just come to its end may have been in the way.
+                    alone, refused = trio.current_time(), []
+                if not self._busy and (not rows or refused):
                     await self.durable()
-                    return
+                    return refused
                 self._check()
                 self._idle = trio.Event()
                 self._work.set()
@@ -221,6 +284,17 @@ class Uploader:
                     await trio.sleep(0.02)
         finally:
             self._hurry -= 1
+
+    def _all_refused(self, rows: int, since: float, *, still: bool) -> list[str]:
+        """Sentences about the work of which storage has refused, since ``since``, all that is left; none while there is
+        something else to do. ``still``: nothing has come to its end for a while, so what was not tried waits for that.
+        """
+        journal = self._registry.journal
+        if not self._refused or self._busy or journal.owes_bytes():
+            return []
+        self._refused = {row: found for row, found in self._refused.items() if journal.get(row) is not None}
+        refused = [sentence for at, sentence in self._refused.values() if at >= since]
+        return refused if len(refused) == rows or still else []
 
     async def durable(self) -> None:
         """Return when everything committed before survives a power cut. Raises RegistryError."""
@@ -261,6 +335,9 @@ class Uploader:
         """Start what may start; how long (s) to wait before looking again without being told."""
         journal = self._registry.journal
         journal.release(self._busy)
+        if self._held:
+            urged = set(journal.urged())
+            self._held = {ino: row for ino, row in self._held.items() if row not in urged}
         clock, self._clock = self._clock, _wall_clock()
         if self._clock < clock - CLOCK_STEP:
             log.info("the clock was put back by %.0f s: what waits to be tried again is tried now", clock - self._clock)
@@ -293,7 +370,8 @@ class Uploader:
             elif entry.op == "delete":
                 self._begin(nursery, self._delete, self._gather_deletes(entry))
             else:
-                self._begin(nursery, self._move if entry.op == "move" else self._abort, [entry])
+                jobs = {"move": self._move, "abort": self._abort, "drop": self._drop}
+                self._begin(nursery, jobs[entry.op], [entry])
         if not self._has_room():
             return 3600.0
         next_at = journal.next_at(skip=self._busy.union(self._held.values(), self._parked))
@@ -349,7 +427,11 @@ class Uploader:
     def _gather_deletes(self, entry: JournalEntry) -> list[JournalEntry]:
         """Deletions from the queue for one request, with ``entry``."""
         found = {entry.id: entry}
+        if entry.id in self._singly:
+            return [entry]
         while self._queue and self._queue[0].op == "delete" and len(found) < BATCH:
+            if self._queue[0].id in self._singly:
+                break
             more = self._registry.journal.get(self._queue.popleft().id)
             if more is not None and more.id not in self._busy:
                 found[more.id] = more
@@ -372,7 +454,9 @@ class Uploader:
         """Whether a file that was closed once is still being written by somebody: its upload waits for them."""
         assert entry.ino is not None
         assert self._steps.hooks is not None
-        if self._hurry or entry.ino in self._wanted or not self._steps.hooks.has_writers(entry.ino):
+        if self._hurry or entry.next_at < 0 or entry.ino in self._wanted:
+            return False
+        if not self._steps.hooks.has_writers(entry.ino):
             return False
         self._held[entry.ino] = entry.id
         return True
@@ -386,6 +470,21 @@ class Uploader:
         nursery.start_soon(self._guard, job, entries)
 
     async def _guard(self, job: Job, entries: list[JournalEntry]) -> None:
+        """Run one job, and count how it goes on."""
+        whole = self.beat if any(entry.attempts for entry in entries) else self.fresh
+        puts = {entry.ino: entry.id for entry in entries if entry.op == "put" and entry.ino is not None}
+        beat = _PutBeat(whole, self._registry, list(puts.values()))
+        own: dict[int, Beat] = dict.fromkeys(puts, beat)
+        self._beats.update(own)
+        try:
+            with beats.doing(beat):
+                await self._run_job(job, entries)
+        finally:
+            for ino in own:
+                if self._beats.get(ino) is beat:
+                    del self._beats[ino]
+
+    async def _run_job(self, job: Job, entries: list[JournalEntry]) -> None:
         """Run one job; whatever goes wrong becomes a failed try of its rows."""
         error: LamfsError | None = None
         errors: dict[int, LamfsError] = {}
@@ -403,6 +502,8 @@ class Uploader:
         for entry in entries:
             problem_of = error or errors.get(entry.id)
             overtaken = problem_of is not None and self._overtaken(entry)
+            if entry.op != "put":
+                self._note_refusal(entry, problem_of, alone=len(entries) == 1)
             if problem_of is not None and not overtaken and not self._failed(entry, problem_of):
                 unnoted = RETRY_UNNOTED
             if entry.ino is not None:
@@ -431,12 +532,28 @@ class Uploader:
             return False
         return now is None or now.op != entry.op or (now.src, now.gen) != (entry.src, entry.gen)
 
+    def _note_refusal(self, entry: JournalEntry, error: LamfsError | None, *, alone: bool) -> None:
+        """Remember whether trying a deletion, move or abort again, ``alone`` or not, can help."""
+        self._refused.pop(entry.id, None)
+        self._singly.discard(entry.id)
+        if not isinstance(error, StorageError) or error.retryable:
+            return
+        if entry.op == "delete":
+            self._singly.add(entry.id)
+        if alone:
+            self._refused[entry.id] = trio.current_time(), f"{entry.op} {entry.object_key or entry.uid}: {error}"
+
     def _failed(self, entry: JournalEntry, error: LamfsError) -> bool:
         """Note a failed try; False when the registry does not take the note (its disk is full)."""
         longest = HURRIED_PAUSE if self._hurry else MAX_PAUSE
         pause = min(longest, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
         try:
             name = what(self._registry, entry)
+            if isinstance(error, TooLarge):
+                log.error("could not %s %s: %s It is not tried again.", entry.op, name, error)
+                self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
+                self._registry.journal.refuse(entry.id, str(error))
+                return True
             log.warning("could not %s %s: %s Trying again in %.0f s.", entry.op, name, error, pause)
             self.failed_tries += 1
             self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
@@ -453,6 +570,9 @@ class Uploader:
 
     async def _move(self, entries: list[JournalEntry]) -> None:
         await self._steps.move(entries[0])
+
+    async def _drop(self, entries: list[JournalEntry]) -> None:
+        await self._steps.drop(entries[0])
 
     async def _abort(self, entries: list[JournalEntry]) -> None:
         await self._steps.abort(entries[0])

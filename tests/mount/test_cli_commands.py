@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounts import MountedInstance, children, is_alive, wait_until
+from tests.support.mounts import MountedInstance, is_alive, outcome, wait_until
 from tests.support.servers import Server
 
 pytestmark = pytest.mark.usefixtures("fuse")
@@ -223,12 +223,13 @@ def test_a_mount_that_is_in_use_stays_and_says_by_whom(
 
 
 def test_force_unmounts_what_is_in_use(local_mount: MountedInstance, held: subprocess.Popen[str]) -> None:
+    """And the daemon ends, although the process goes on."""
     pid = local_mount.pid
     done = local_mount.cli("umount", "--force", str(local_mount.path))
     assert not local_mount.mounted
-    assert f"(pid {pid})" in done.stderr
-    held.communicate("")
-    wait_until(lambda: not is_alive(pid), "the daemon ends when nothing is open any more", seconds=20)
+    assert f"(pid {held.pid}: {local_mount.path})" in done.stderr
+    assert not is_alive(pid)
+    assert outcome(lambda: os.listdir(f"/proc/{held.pid}/cwd")) == "ENOTCONN"
 
 
 def test_unmounting_from_inside_works(local_mount: MountedInstance) -> None:
@@ -241,11 +242,7 @@ def test_unmounting_from_inside_works(local_mount: MountedInstance) -> None:
 def test_after_kill_9_umount_and_mount_clear_away_what_is_left(instance: MountedInstance) -> None:
     for command in (["umount"], ["umount", "--force"], ["mount"]):
         instance.mount()
-        # libfuse's helper, one of the children, would unmount as soon as the daemon has ended: it goes first.
-        os.kill(instance.pid, signal.SIGSTOP)
-        for pid in (*children(instance.pid), instance.pid):
-            os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(instance.pid), "the daemon is dead")
+        instance.kill9(detach=False)
         assert instance.mounted
         assert status(instance)["mounts"] == []
         assert "No mount is alive" in instance.cli("sync").stdout
@@ -284,7 +281,7 @@ def test_a_mounted_instance_is_neither_closed_nor_deleted(local_mount: MountedIn
 
 def test_storage_that_is_away_keeps_the_mount_unless_forced(s3_mount: MountedInstance, seaweed: Server) -> None:
     """Nothing closed is lost: it waits, is said to wait, and is stored by the next mount."""
-    s3_mount.expect_log("could not", "did not answer", "still to be stored")
+    s3_mount.expect_log("could not", "did not answer", "still to be stored", "told to end now")
     seaweed.kill()
     try:
         (s3_mount.path / "a").write_text("precious")
@@ -296,15 +293,12 @@ def test_storage_that_is_away_keeps_the_mount_unless_forced(s3_mount: MountedIns
         assert status(s3_mount)["mounts"][0]["owed"] == {"put": 1}
         forced = s3_mount.cli("umount", "--force", "--timeout", "1", str(s3_mount.path))
         assert not s3_mount.mounted
-        assert f"(pid {s3_mount.pid})" in forced.stderr
+        assert "waits in the spool: nothing is lost" in forced.stderr
+        assert not is_alive(s3_mount.pid)
         left = status(s3_mount)["instances"][0]
         assert left["owed"] == {"put": 1}
-        assert left["busy"] == [s3_mount.pid]
-        os.kill(s3_mount.pid, signal.SIGSTOP)  # it would log that its moving process has ended before it
-        for pid in (*children(s3_mount.pid), s3_mount.pid):
-            os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(s3_mount.pid), "the daemon is dead")
-        assert "1 put; the next mount does it" in s3_mount.cli("status").stdout
+        assert left["busy"] == []
+        assert "1 put (8 B); the next mount does it" in s3_mount.cli("status").stdout
     finally:
         seaweed.restart()
     s3_mount.mount()

@@ -393,20 +393,6 @@ def test_fsync_means_stored_and_registered(shared: Path, shared_mount: MountedIn
     os.close(fd)
 
 
-def test_fsync_of_a_directory_means_everything_below_it_is_stored(shared: Path, shared_mount: MountedInstance) -> None:
-    (shared / "deep/er").mkdir(parents=True)
-    for number in range(20):
-        put(shared / "deep/er" / f"f{number}", b"%d" % number)
-    directory = os.open(shared, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
-    with shared_mount.registry() as registry:
-        for number in range(20):
-            record = registry.artifacts.by_key(f"{shared.name}/deep/er/f{number}")
-            assert record is not None
-            assert (Path(shared_mount.storage.root) / record.revision.object_key).read_bytes() == b"%d" % number
-
-
 def test_dup_and_close_of_one_of_two_descriptors(same: Same) -> None:
     def run(where: Path) -> Any:
         fd = os.open(where / "f", os.O_CREAT | os.O_RDWR)

@@ -87,7 +87,7 @@ def test_what_fsync_acknowledged_survives_a_power_cut(on_disk: tuple[MountedInst
     instance.mount()
     for name in ("kept", "replaced", "edited", "renamed"):
         (instance.path / name).write_bytes(V1)
-    fsync(instance.path)
+        fsync(instance.path / name)
     (instance.path / "replaced").write_bytes(V2)
     (instance.path / "new").write_bytes(V2)
     with open(instance.path / "edited", "r+b", buffering=0) as edited:

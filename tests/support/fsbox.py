@@ -95,13 +95,18 @@ class MemoryStore:
     def get_into(
         self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None, file_offset: int | None = None
     ) -> None:
-        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), file_offset or offset)
+        position = offset if file_offset is None else file_offset
+        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), position)
 
-    def put_file(self, key: str, path: str, *, consume: bool = False, progress: Any = None) -> ObjectStat:
+    def put_file(
+        self, key: str, path: str, *, consume: bool = False, progress: Any = None, meta: Any = None
+    ) -> ObjectStat:
         self.objects[key] = Path(path).read_bytes()
         return self._stat(key)
 
-    def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
+    def copy(
+        self, src: str, dst: str, *, etag: str | None = None, size: int | None = None, meta: Any = None
+    ) -> ObjectStat:
         self._stat(src, etag)
         self.objects[dst] = self.objects[src]
         return self._stat(dst)
@@ -115,7 +120,7 @@ class MemoryStore:
 
     # in parts: MultipartStore
 
-    def begin_upload(self, key: str) -> str:
+    def begin_upload(self, key: str, meta: Any = None) -> str:
         self.begun += 1
         self.unfinished[f"u{self.begun}"] = (key, {})
         return f"u{self.begun}"
@@ -220,28 +225,30 @@ class DirectMover:
             size = os.fstat(file.fileno()).st_size
             return hashing.hash_fd(file.fileno(), size, known=known or {}, head=head, ends=ends)
 
-    async def put(self, path: str, key: str, *, consume: bool = False, progress: Any = None) -> ObjectStat:
+    async def put(
+        self, path: str, key: str, *, consume: bool = False, progress: Any = None, meta: Any = None
+    ) -> ObjectStat:
         def work() -> ObjectStat:
-            return self._box.store.put_file(key, path, consume=consume)
+            return self._box.store.put_file(key, path, consume=consume, meta=meta)
 
         found: ObjectStat = await self._job("put", key, work)
         return found
 
-    async def put_many(self, files: Sequence[tuple[str, str, Revision | None]]) -> list[ObjectStat | LamfsError]:
+    async def put_many(self, files: Sequence[tuple[str, str, Revision | None, Any]]) -> list[ObjectStat | LamfsError]:
         found: list[ObjectStat | LamfsError] = []
-        for path, key, twin in files:
+        for path, key, twin, meta in files:
             try:
                 if twin is not None:
                     with contextlib.suppress(ObjectMissing, ObjectChanged):
-                        found.append(await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size))
+                        found.append(await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size, meta=meta))
                         continue
-                found.append(await self.put(path, key))
+                found.append(await self.put(path, key, meta=meta))
             except LamfsError as error:
                 found.append(error)
         return found
 
-    async def begin_upload(self, key: str) -> str:
-        return str(await self._job("begin_upload", key, lambda: self._box.store.begin_upload(key)))
+    async def begin_upload(self, key: str, meta: Any = None) -> str:
+        return str(await self._job("begin_upload", key, lambda: self._box.store.begin_upload(key, meta)))
 
     async def send_part(
         self,
@@ -299,8 +306,13 @@ class DirectMover:
         found: list[str] = await self._job("uploads_of", key, lambda: self._box.store.uploads_of(key))
         return found
 
-    async def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
-        found: ObjectStat = await self._job("copy", dst, lambda: self._box.store.copy(src, dst, etag=etag, size=size))
+    async def copy(
+        self, src: str, dst: str, *, etag: str | None = None, size: int | None = None, meta: Any = None
+    ) -> ObjectStat:
+        def work() -> ObjectStat:
+            return self._box.store.copy(src, dst, etag=etag, size=size, meta=meta)
+
+        found: ObjectStat = await self._job("copy", dst, work)
         return found
 
     async def delete(self, keys: list[str]) -> None:
@@ -628,7 +640,7 @@ class User:
         handle = await self.fs.open(fino, os.O_RDONLY)
         try:
             size = self.fs.getattr(fino).size
-            data = await self.fs.read(handle, 0, size + 10)
+            data = bytes(await self.fs.read(handle, 0, size + 10))
             assert len(data) == size, f"{path}: {len(data)} bytes, stat says {size}"
             return data
         finally:
@@ -729,7 +741,7 @@ class User:
 
     async def pread(self, opened: Open) -> None:
         """What a handle reads is what the model says."""
-        data = await self.fs.read(opened.number, 0, len(opened.node.data) + 10)
+        data = bytes(await self.fs.read(opened.number, 0, len(opened.node.data) + 10))
         assert data == opened.node.data, (data[:60], opened.node.data[:60])
 
     async def fsync(self, opened: Open) -> None:

@@ -267,8 +267,8 @@ class MountedInstance:
         self._gone(timeout)
         wait_until(lambda: not self.mounted, "the mount is gone", seconds=10)
 
-    def kill9(self) -> None:
-        """SIGKILL of daemon and mover, as a power cut of both; then the dead mount is detached."""
+    def kill9(self, *, detach: bool = True) -> None:
+        """SIGKILL of daemon and mover, as a power cut of both; then the dead mount is detached if asked."""
         for pid in (self.pid, *children(self.pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -277,6 +277,8 @@ class MountedInstance:
             lambda: not [pid for pid in watchdog.processes_of(str(self.data_dir)) if is_alive(pid)],
             "all processes of the mount have ended",
         )
+        if not detach:
+            return
         if self.mounted:
             subprocess.run(["fusermount3", "-uz", str(self.path)], check=False, capture_output=True, timeout=10)
         wait_until(lambda: not self.mounted, "the dead mount is detached")

@@ -15,6 +15,7 @@ matching requests through first.
 
 actions: what happens to the request
     delay       forwarded after ``seconds``
+    slow        the bodies of request and reply pass at ``rate`` bytes a second
     status      not forwarded; answered with ``code`` (503) and the S3 error code ``error`` ("SlowDown")
     reset       TCP reset: at once without forwarding, or after ``after`` bytes of the reply's body
     hang        swallowed and never answered, until clear(), stop(), or the client goes away
@@ -44,6 +45,7 @@ from typing import Any, Literal, Self
 
 Action = Literal[
     "delay",
+    "slow",
     "status",
     "reset",
     "hang",
@@ -274,7 +276,9 @@ class FaultProxy:
         up_writer: asyncio.StreamWriter,
     ) -> None:
         up_writer.write(request.raw())
-        sending = asyncio.create_task(_copy_body(request, reader, up_writer))
+        slow = rule is not None and rule.action == "slow"
+        pause = CHUNK / rule.options["rate"] if rule is not None and slow else 0.0
+        sending = asyncio.create_task(_copy_body(request, reader, up_writer, pause=pause))
         try:
             reply = Head.parse(await up_reader.readuntil(b"\r\n\r\n"))
             while reply.status == 100:
@@ -298,7 +302,7 @@ class FaultProxy:
         if action in ("truncate", "reset", "corrupt"):
             await self._broken_body(action, options, reply, up_reader, writer)
         else:
-            await _copy_body(reply, up_reader, writer, request)
+            await _copy_body(reply, up_reader, writer, request, pause=pause)
         if not whole or (reply.get("Connection") or "").lower() == "close" or _endless(reply, request):
             raise _Closed
 
@@ -369,9 +373,15 @@ def _endless(reply: Head, request: Head) -> bool:
 
 
 async def _copy_body(
-    head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter | None, request: Head | None = None
+    head: Head,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter | None,
+    request: Head | None = None,
+    *,
+    pause: float = 0.0,
 ) -> None:
-    """Read the body that belongs to ``head``, and pass it on unless ``writer`` is None. ``request`` for replies."""
+    """Read the body that belongs to ``head``, and pass it on unless ``writer`` is None. ``request`` for replies;
+    ``pause`` in seconds for each CHUNK."""
 
     async def give(data: bytes) -> None:
         if writer is not None:
@@ -399,4 +409,6 @@ async def _copy_body(
         if not data:
             raise asyncio.IncompleteReadError(b"", left)
         left -= len(data)
+        if pause:
+            await asyncio.sleep(pause * len(data) / CHUNK)
         await give(data)

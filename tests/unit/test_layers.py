@@ -15,7 +15,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "lamfs"
 
-PURE = {"model", "errors", "keys", "hashing", "jsontext", "permissions", "printable", "scratch", "config"}
+PURE = {
+    "model", "errors", "keys", "hashing", "jsontext", "permissions", "printable", "processes", "scratch", "sizes",
+    "config",
+}  # fmt: skip
 LEAVES = {"beneath", "copying", "pool"}
 """Descriptors and threads: plain code that imports nothing of lamfs."""
 BOTTOM = PURE | LEAVES | {"registry", "spool", "storage"}
@@ -28,9 +31,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hashing": {"model", "errors"},
     "permissions": {"errors"},
     "scratch": {"errors"},
+    "sizes": {"errors"},
     "jsontext": set(),
     "printable": set(),
-    "config": {"model", "errors", "keys", "hashing", "jsontext", "permissions", "scratch"},
+    "processes": set(),
+    "config": {"model", "errors", "keys", "hashing", "jsontext", "permissions", "processes", "scratch"},
     "beneath": set(),
     "copying": set(),
     "spool": {"beneath", "errors", "keys"},

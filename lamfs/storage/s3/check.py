@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from lamfs import config
 from lamfs.errors import (
     ObjectChanged,
     ObjectMissing,
@@ -72,7 +73,7 @@ def check_bucket(store: S3Store, connection: Connection, *, write: bool, exclusi
             read_guarded=guarded,
             warnings=() if guarded else (_NOT_READ_GUARDED.format(url=url),),
         )
-    probe = PROBE_PREFIX + secrets.token_hex(8)
+    probe = PROBE_PREFIX + config.temporary_name()
     keys = [probe] + [f"{probe}-{number}" for number in range(0 if exclusive else ROUNDS)]
     try:
         etag = _first_write(store, probe, url)

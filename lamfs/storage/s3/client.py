@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lamfs.errors import LamfsError, StorageForbidden, StorageUnavailable
+from lamfs.errors import LamfsError, StorageError, StorageForbidden, StorageUnavailable
 from lamfs.storage.base import StorageConfig
 from lamfs.storage.root import split_s3
 from lamfs.storage.s3 import limits
 from lamfs.storage.s3.direct import Direct, Elsewhere, find
-from lamfs.storage.s3.errors import is_throttling, translate
+from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of, is_throttling, translate
 from lamfs.storage.s3.pace import SLOWEST
 from lamfs.storage.s3.sign import is_in_the_open
 
@@ -41,6 +41,12 @@ THROTTLED_SECONDS = 60.0
 """How long requests go by way of botocore, which has a limit of its own for their rate, after a server wanted fewer."""
 PATIENT_SECONDS = 600.0
 """Silence that is borne while a server copies or assembles gigabytes before it sends its reply."""
+
+_NO_META = NOT_IMPLEMENTED | {
+    "400", "431", "InvalidArgument", "InvalidMetadata", "InvalidRequest", "InvalidTag", "MetadataTooLarge",
+    "RequestHeaderSectionTooLarge", "UnsupportedMetadata", "XMinioMetadataTooLarge",
+}  # fmt: skip
+"""What servers say that do not take metadata, or not so much."""
 
 T = TypeVar("T")
 
@@ -103,6 +109,7 @@ class Connection:
         self._looked = False
         """... or it was not looked for, with the credentials of today."""
         self._throttled_until = 0.0
+        self._takes_meta = True
         self._connect_timeout = min(10.0, config.timeout / 3)
         self._read_timeout = config.timeout * 0.45
         """Seconds: two silent tries fit into the timeout of an operation."""
@@ -124,6 +131,21 @@ class Connection:
                 return action()
             except StorageUnavailable as error:
                 patience.wait(error)
+
+    def saying(self, said: dict[str, Any], action: Callable[[dict[str, Any]], T]) -> T:
+        """The result of ``action`` with the parameters ``said``, which say what an object is; without them where the
+        server does not take such things: bytes are stored all the same."""
+        if not said or not self._takes_meta:
+            return action({})
+        try:
+            return action(said)
+        except StorageError as error:
+            if code_of(error) not in _NO_META:
+                raise
+            result = action({})
+            self._takes_meta = False
+            log.warning("%s takes no metadata, so objects do not say what they are: %s", self.endpoint, error)
+            return result
 
     def patience(self, *, patient: bool = False) -> Patience:
         """A fresh count of tries."""

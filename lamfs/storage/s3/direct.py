@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from lamfs.storage.meta import PREFIX
 from lamfs.storage.s3 import replies
 from lamfs.storage.s3.errors import ERROR_BYTES, NotS3, Refused, refusal
 from lamfs.storage.s3.sign import (
@@ -74,6 +75,12 @@ _HEADERS = {
     "IfNoneMatch": "if-none-match",
     "CopySourceIfMatch": "x-amz-copy-source-if-match",
     "CopySourceRange": "x-amz-copy-source-range",
+    "MetadataDirective": "x-amz-metadata-directive",
+    "ContentType": "content-type",
+    "CacheControl": "cache-control",
+    "ContentDisposition": "content-disposition",
+    "ContentEncoding": "content-encoding",
+    "ContentLanguage": "content-language",
 }
 _QUERY = {
     "PartNumber": "partNumber",
@@ -91,7 +98,9 @@ _ALWAYS = {
     "create_multipart_upload": {"uploads": ""},
     "list_multipart_uploads": {"uploads": ""},
 }
-_KNOWN = frozenset({"Key", "Body", "ContentLength", "CopySource", "MultipartUpload", "Delete", *_HEADERS, *_QUERY})
+_KNOWN = frozenset(
+    {"Key", "Body", "ContentLength", "CopySource", "MultipartUpload", "Delete", "Metadata", *_HEADERS, *_QUERY}
+)
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^,]*/\d{8}/([^/,]+)/s3/aws4_request,")
 _ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
@@ -129,6 +138,7 @@ class Direct:
         told = {name: str(params[key]) for key, name in _QUERY.items() if key in params}
         query = quoted_query({**_ALWAYS.get(operation, {}), **told})
         headers = {name: params[key] for key, name in _HEADERS.items() if key in params}
+        headers.update({PREFIX + name: text for name, text in params.get("Metadata", {}).items()})
         headers["host"] = self._host
         if "CopySource" in params:
             headers["x-amz-copy-source"] = quoted_path("{Bucket}/{Key}".format_map(params["CopySource"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lamfs.copying import open_source
 from lamfs.errors import ObjectMissing, StorageError, StorageMissing, UploadGone
@@ -24,16 +25,16 @@ class Multipart:
         self._connection = connection
         self._transfers = transfers
 
-    def begin(self, key: str, what: str) -> str:
-        """Begin an upload; of several that lost replies began, only the last stays."""
+    def begin(self, key: str, what: str, said: dict[str, Any]) -> str:
+        """Begin an upload; of several that lost replies began, only the last stays. ``said``: Connection.saying."""
         tries = 0
 
-        def attempt() -> str:
+        def attempt(params: dict[str, Any]) -> str:
             nonlocal tries
             tries += 1
-            return str(self._connection.once("create_multipart_upload", what, Key=key)["UploadId"])
+            return str(self._connection.once("create_multipart_upload", what, Key=key, **params)["UploadId"])
 
-        upload_id = self._connection.retrying(attempt)
+        upload_id = self._connection.saying(said, lambda params: self._connection.retrying(lambda: attempt(params)))
         if tries > 1:
             for other in self.uploads_of(key, what):
                 if other != upload_id:

@@ -10,6 +10,8 @@ import time
 from http.client import HTTPResponse
 from typing import Any
 
+from lamfs.storage.signs import sign
+
 SLOWEST = 1024
 """Bytes per second. A reply that comes more slowly counts as none."""
 
@@ -54,6 +56,8 @@ class _Paced(io.RawIOBase):
     def readinto(self, place: Any, /) -> int:
         began = time.monotonic()
         count: int = self._raw.readinto(place)
+        if count:
+            sign()
         if not self._begun:
             self._begun = True
             return count

@@ -5,18 +5,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
 
 from lamfs.copying import open_source
 from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
-from lamfs.storage.base import Capabilities, ObjectStat, PartStat, Progress, StorageConfig, UnfinishedUpload
+from lamfs.storage.base import (
+    Capabilities,
+    ObjectMeta,
+    ObjectStat,
+    PartStat,
+    Progress,
+    StorageConfig,
+    UnfinishedUpload,
+)
+from lamfs.storage.meta import PREFIX, as_metadata, from_headers
 from lamfs.storage.osfiles import source_error, write_fetched
 from lamfs.storage.root import check_object_key
 from lamfs.storage.s3 import upload, uploads
-from lamfs.storage.s3.check import check_bucket
+from lamfs.storage.s3.check import PROBE_PREFIX, check_bucket
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.download import Download, Sink, into
 from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
@@ -28,6 +38,17 @@ DELETE_BATCH = 1000
 """Keys per DeleteObjects (Amazon S3)."""
 _NO_BATCHES = NOT_IMPLEMENTED | {"MissingContentMD5", "MalformedXML", "InvalidRequest", "InvalidArgument", "400"}
 """A server that has no DeleteObjects, wants an older checksum, or cannot read a key as XML: keys go one by one."""
+
+_KEPT = {
+    "content-type": "ContentType",
+    "cache-control": "CacheControl",
+    "content-disposition": "ContentDisposition",
+    "content-encoding": "ContentEncoding",
+    "content-language": "ContentLanguage",
+}
+"""What an object that lamfs has not made says of itself, and a copy is to say, too."""
+_PLAIN = re.compile(r"(?! )(?:[!-~]| (?! )){1,1000}(?<! )")
+"""Text that is signed as it is sent."""
 
 
 class S3Store:
@@ -70,8 +91,11 @@ class S3Store:
     # reading
 
     def head(self, key: str) -> ObjectStat:
+        return _stat(key, self._connection.call("head_object", f"read {self.url(key)}", Key=self._key(key)))
+
+    def meta(self, key: str) -> ObjectMeta | None:
         reply = self._connection.call("head_object", f"read {self.url(key)}", Key=self._key(key))
-        return ObjectStat(key, reply["ContentLength"], bare(reply["ETag"]), nanoseconds(reply["LastModified"]))
+        return from_headers(_headers(reply))
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
         chunks: list[bytes] = []
@@ -162,6 +186,7 @@ class S3Store:
         *,
         consume: bool = False,
         progress: Progress | None = None,
+        meta: ObjectMeta | None = None,
         if_none_match: bool = False,
         if_match: str | None = None,
     ) -> ObjectStat:
@@ -169,6 +194,7 @@ class S3Store:
         what = f"store {self.url(key)}"
         condition = _condition(if_none_match, if_match)
         full_key = self._key(key)
+        said = _saying(meta)
         try:
             fd = open_source(path)
         except OSError as error:
@@ -176,10 +202,15 @@ class S3Store:
         try:
             size = os.fstat(fd).st_size
             if size > upload.MULTIPART_ABOVE:
-                etag = self._transfers.upload(full_key, what, path, fd, size, progress, condition)
+                etag = self._transfers.upload(full_key, what, path, fd, size, progress, said, condition)
             else:
-                etag = bare(
-                    self._transfers.send("put_object", what, path, fd, 0, size, progress, Key=full_key, **condition)
+                etag = self._connection.saying(
+                    said,
+                    lambda params: bare(
+                        self._transfers.send(
+                            "put_object", what, path, fd, 0, size, progress, Key=full_key, **params, **condition
+                        )
+                    ),
                 )
         except (ObjectChanged, ObjectMissing) as error:
             if not condition:
@@ -213,34 +244,49 @@ class S3Store:
                 return found
         return None
 
-    def copy(self, src: str, dst: str, *, etag: str | None = None, size: int | None = None) -> ObjectStat:
+    def copy(
+        self,
+        src: str,
+        dst: str,
+        *,
+        etag: str | None = None,
+        size: int | None = None,
+        meta: ObjectMeta | None = None,
+    ) -> ObjectStat:
         what = f"copy {self.url(src)} to {self.url(dst)}"
         source, target = self._key(src), self._key(dst)
         if etag is not None and size is not None and size <= upload.COPY_LIMIT and source != target:
-            new = self._copy_at_once(source, target, what, etag)
+            new = self._copy_at_once(source, target, what, etag, _saying(meta))
             # Some servers do not look at the condition. An object that was sent in one has the same ETag everywhere.
             if new != etag and self.head(src).etag != etag:
                 raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
             return ObjectStat(dst, size, new, time.time_ns())
-        found = self.head(src)
+        reply = self._connection.call("head_object", f"read {self.url(src)}", Key=source)
+        found = _stat(src, reply)
         if etag is not None and found.etag != etag:
             raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
         if source == target:
             return found
         if found.size > upload.COPY_LIMIT:
-            new = self._transfers.copy(source, target, what, found.size, found.etag)
+            new = self._transfers.copy(source, target, what, found.size, found.etag, _saying(meta, _headers(reply)))
         else:
-            new = self._copy_at_once(source, target, what, found.etag)
+            new = self._copy_at_once(source, target, what, found.etag, _saying(meta, _headers(reply)))
         return ObjectStat(dst, found.size, new, time.time_ns())
 
-    def _copy_at_once(self, source: str, target: str, what: str, etag: str) -> str:
-        reply = self._connection.call(
-            "copy_object",
-            what,
-            patient=True,
-            Key=target,
-            CopySource={"Bucket": self._bucket, "Key": source},
-            CopySourceIfMatch=quoted(etag),
+    def _copy_at_once(self, source: str, target: str, what: str, etag: str, said: dict[str, Any]) -> str:
+        if said:
+            said = {**said, "MetadataDirective": "REPLACE"}
+        reply = self._connection.saying(
+            said,
+            lambda params: self._connection.call(
+                "copy_object",
+                what,
+                patient=True,
+                Key=target,
+                CopySource={"Bucket": self._bucket, "Key": source},
+                CopySourceIfMatch=quoted(etag),
+                **params,
+            ),
         )
         return bare(reply["CopyObjectResult"]["ETag"])
 
@@ -274,13 +320,16 @@ class S3Store:
         # Of what nobody asked for, or an error that names no key, nothing is known but that not all went well.
         return left if set(left) <= set(batch) else batch
 
+    def temporaries(self) -> Iterator[ObjectStat]:
+        return self.list(PROBE_PREFIX)
+
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return uploads.unfinished(self._connection, self._base)
 
     # in parts (MultipartStore)
 
-    def begin_upload(self, key: str) -> str:
-        return self._multipart.begin(self._key(key), f"store {self.url(key)}")
+    def begin_upload(self, key: str, meta: ObjectMeta | None = None) -> str:
+        return self._multipart.begin(self._key(key), f"store {self.url(key)}", _saying(meta))
 
     def send_part(
         self,
@@ -317,6 +366,35 @@ class S3Store:
 
     def _key(self, key: str) -> str:
         return self._base + check_object_key(key, as_path=False)
+
+
+def _stat(key: str, reply: dict[str, Any]) -> ObjectStat:
+    return ObjectStat(key, reply["ContentLength"], bare(reply["ETag"]), nanoseconds(reply["LastModified"]))
+
+
+def _headers(reply: dict[str, Any]) -> Mapping[str, str]:
+    """The headers of a reply, with lower-case names, whichever way it came."""
+    return {name.lower(): str(text) for name, text in reply["ResponseMetadata"]["HTTPHeaders"].items()}
+
+
+def _saying(meta: ObjectMeta | None, source: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The parameters by which an object says what it is. ``source``: the headers of what it is a copy of."""
+    if meta is None:
+        return {}
+    kept = {} if source is None else _kept(source)
+    return {**kept, "Metadata": {**kept.get("Metadata", {}), **as_metadata(meta)}}
+
+
+def _kept(source: Mapping[str, str]) -> dict[str, Any]:
+    """What the headers of an object say of it, but for what lamfs itself wrote, as parameters for another one."""
+    plain = {name: text for name, text in source.items() if _PLAIN.fullmatch(text)}
+    found: dict[str, Any] = {_KEPT[name]: text for name, text in plain.items() if name in _KEPT}
+    others = {
+        name.removeprefix(PREFIX): text
+        for name, text in plain.items()
+        if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}lamfs-")
+    }
+    return {**found, "Metadata": others} if others else found
 
 
 def _condition(if_none_match: bool, if_match: str | None) -> dict[str, Any]:

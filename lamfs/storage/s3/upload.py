@@ -221,25 +221,28 @@ class Transfers:
         fd: int,
         size: int,
         progress: Progress | None,
+        said: dict[str, Any],
         condition: dict[str, str] | None = None,
     ) -> str:
-        """Upload ``size`` bytes of a file in parts. Returns the object's ETag. ``condition``: on what is there."""
+        """Upload ``size`` bytes of a file in parts. Returns the object's ETag. ``said``: see Connection.saying.
+        ``condition``: on what is there."""
 
         def part(number: int, offset: int, length: int) -> str:
             return self.send(
                 "upload_part", what, path, fd, offset, length, Key=key, UploadId=upload_id, PartNumber=number
             )
 
-        upload_id = self._begin(key, what)
+        upload_id = self._begin(key, what, said)
         return self._transfer(key, what, upload_id, part, size, PART_SIZE, progress, condition)
 
-    def copy(self, source: str, key: str, what: str, size: int, etag: str) -> str:
-        """Copy an object over COPY_LIMIT within the bucket, in parts. Returns the new object's ETag."""
+    def copy(self, source: str, key: str, what: str, size: int, etag: str, said: dict[str, Any]) -> str:
+        """Copy an object over COPY_LIMIT within the bucket, in parts, which leaves behind what the source says of
+        itself. Returns the new object's ETag. ``said``: see Connection.saying."""
 
         def part(number: int, offset: int, length: int) -> str:
             return self.copy_part(key, what, upload_id, number, source, etag, offset, length)
 
-        upload_id = self._begin(key, what)
+        upload_id = self._begin(key, what, said)
         return self._transfer(key, what, upload_id, part, size, COPY_PART_SIZE, None)
 
     def copy_part(
@@ -259,8 +262,11 @@ class Transfers:
         )
         return str(reply["CopyPartResult"]["ETag"])
 
-    def _begin(self, key: str, what: str) -> str:
-        return str(self._connection.call("create_multipart_upload", what, Key=key)["UploadId"])
+    def _begin(self, key: str, what: str, said: dict[str, Any]) -> str:
+        return self._connection.saying(
+            said,
+            lambda params: str(self._connection.call("create_multipart_upload", what, Key=key, **params)["UploadId"]),
+        )
 
     def _transfer(
         self,

@@ -8,16 +8,21 @@ the socket to where it is wanted; only its first and last 8 KiB may lie in the l
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
 import select
 import socket
 import ssl
+import termios
+import time
+from array import array
 from collections import deque
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection, RemoteDisconnected
 from typing import Protocol, cast
 
 from lamfs.storage.s3.pace import PacedResponse, TooSlow
+from lamfs.storage.signs import sign
 
 PIECE = 256 << 10
 """Bytes per send, each of which may take as long as silence is borne, and per read, which is lost when it fails."""
@@ -25,6 +30,8 @@ EXPECT_ABOVE = 1 << 20
 """Larger bodies are sent when the server has said that it wants them (100-continue, RFC 9110 §10.1.1), ..."""
 EXPECT_SECONDS = 1.0
 """... or has said nothing for so long. Not over TLS, where nobody can look at an answer without taking it."""
+OFF_SECONDS = 0.25
+"""Between two looks at how much of a body is still on its way."""
 _INTERIM_BYTES = 4096
 MAX_INTERIM = 100
 """Replies before the reply, and lines behind the last chunk: the library reads any number of them."""
@@ -204,6 +211,8 @@ class Wire:
             if ask:
                 line.putheader("expect", "100-continue")
             whole = _send(line, body, ask)
+            if ask or (body is not None and not isinstance(body, bytes)):
+                _see_off(line, timeout)
             response = _response(line)
             if response.status < 300 and not whole:
                 raise NoAnswer("it took a part of the body for the whole")
@@ -291,6 +300,30 @@ def _send(line: HTTPConnection, body: bytes | Source | None, ask: bool) -> bool:
             raise
         return False  # it has refused before it had everything, and hung up: its answer counts
     return True
+
+
+def _see_off(line: HTTPConnection, timeout: float) -> None:
+    """Wait for the answer as long as the body is still on its way: megabytes of it wait in this machine's own buffer,
+    which a slow line takes minutes for. That is no silence of the server. Returns also when no more of it is taken."""
+    left = _unsent(line)
+    since = time.monotonic()
+    while left and time.monotonic() - since < timeout:
+        if _answers(line, OFF_SECONDS):
+            return
+        now = _unsent(line)
+        if now < left:
+            left, since = now, time.monotonic()
+            sign()
+
+
+def _unsent(line: HTTPConnection) -> int:
+    """Bytes that the server's machine has not confirmed yet: tcp(7), SIOCOUTQ."""
+    found = array("i", [0])
+    try:
+        fcntl.ioctl(line.sock, termios.TIOCOUTQ, found)
+    except OSError:
+        return 0
+    return found[0]
 
 
 def _end_head(line: HTTPConnection, body: bytes | None = None) -> None:

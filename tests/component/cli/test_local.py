@@ -206,7 +206,7 @@ def test_status_of_what_is_not_mounted(root: Path) -> None:
     assert status["instances"] == [
         {
             "slug": "testuser1/store", "storage": str(root), "current": True, "mounted": False, "owed": {},
-            "busy": [], "errors": [],
+            "owed_bytes": 0, "busy": [], "errors": [],
         }
     ]  # fmt: skip
     assert status["cache"]["directory"] == os.environ["LAMFS_CACHE_DIR"]
@@ -253,7 +253,7 @@ def test_closed_it_is_no_longer_current_and_unlocked(root: Path) -> None:
     assert lock.exists()
     said = quick("close")
     assert "testuser1/store" in said
-    assert not lock.exists()
+    assert json.loads(lock.read_text())["machine"] == "", "the number of the lease is kept, nobody holds it"
     assert "No instance is connected" in quick("ls", code=1)
     assert "connected to instance 'testuser1/store'" in quick("connect", "testuser1/store")
     assert quick("ls").split() == ["a.csv"]
@@ -375,8 +375,9 @@ def test_fsck_repairs_what_it_can(root: Path) -> None:
     stray.write_text("nobody's")
     quick("fsck", code=1)
     assert "repaired: " in quick("fsck", "--repair")
-    assert not stray.exists()
-    assert quick("fsck") == "testuser1/store: clean (0 artifacts, 0 objects)\n"
+    assert stray.read_text() == "nobody's"
+    assert quick("ls", "lost+found").split() == [f"lost+found/{stray.name}"]
+    assert quick("fsck").splitlines()[-1] == "testuser1/store: clean (1 artifact, 1 object)"
 
 
 def test_what_lamfs_makes_is_the_users_alone(root: Path) -> None:

@@ -302,6 +302,24 @@ def test_replace_only_what_was_read(store: ObjectStore) -> None:
     assert [entry.key for entry in store.list()] == ["k"]
 
 
+@pytest.mark.parametrize("size", [10, 70 << 20])
+def test_a_file_is_stored_on_a_condition(store: ObjectStore, make_file: MakeFile, size: int) -> None:
+    """In one request, and in parts."""
+    old, new = make_file(b"o" * size), make_file(b"n" * size)
+    first = store.put_file("k", str(old), if_none_match=True)
+    assert store.head("k").etag == first.etag
+    for condition in ({"if_none_match": True}, {"if_match": "0" * 32}):
+        with pytest.raises(PreconditionFailed):
+            store.put_file("k", str(new), consume=True, **condition)
+        assert new.stat().st_size == size, "what was refused is still the caller's"
+        assert store.head("k").etag == first.etag
+    with pytest.raises(PreconditionFailed):
+        store.put_file("other", str(new), if_match=first.etag)
+    second = store.put_file("k", str(new), consume=True, if_match=first.etag)
+    assert store.head("k").etag == second.etag != first.etag
+    assert store.get("k", length=5) == b"nnnnn"
+
+
 def test_a_race_of_creators_has_one_winner(store: ObjectStore) -> None:
     racers = 6
     barrier = threading.Barrier(racers)

@@ -15,7 +15,7 @@ import pytest
 from lamfs.errors import LamfsError, ObjectMissing, StorageError
 from lamfs.storage import StorageConfig
 from lamfs.storage import folder as folder_module
-from lamfs.storage.folder import LEFTOVER_SECONDS, TEMP_FOLDER
+from lamfs.storage.folder import TEMP_FOLDER
 from lamfs.storage.local import LocalStore
 
 SECRET = b"nobody else may see this"
@@ -40,7 +40,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "outside"
     (path / "empty/_tmp").mkdir(parents=True)
     (path / "_tmp").mkdir()
-    long_ago = time.time() - LEFTOVER_SECONDS - 60
+    long_ago = time.time() - 25 * 3600
     for name in ("secret", "lock", "_tmp/old", "spooled"):
         (path / name).write_bytes(SECRET)
         os.utime(path / name, (long_ago, long_ago))
@@ -240,6 +240,7 @@ def test_a_folder_that_becomes_a_link_just_before_the_rename(
     local: LocalStore, folder: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "a").mkdir()
+    local.put_bytes("b", NEW)  # the first temporary file of a machine gives that its name
     rename = os.rename
 
     def swapped_first(old: str, new: str, **folders: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lamfs import config
 from lamfs.errors import (
     InvalidName,
     LamfsError,
@@ -29,6 +30,7 @@ from lamfs.errors import (
     StorageReadOnly,
     StorageUnavailable,
 )
+from lamfs.processes import state_of
 from lamfs.storage import StorageConfig, osfiles
 from lamfs.storage import folder as folder_module
 from lamfs.storage.local import LocalStore, etag_of
@@ -366,17 +368,24 @@ def test_without_hard_links(local: LocalStore, monkeypatch: pytest.MonkeyPatch) 
         assert list(pool.map(create, range(racers))).count(True) == 1
 
 
-def test_check_removes_what_the_dead_left(local: LocalStore, folder: Path) -> None:
-    (folder / TEMP).mkdir(parents=True)
-    old, young = folder / TEMP / "old", folder / TEMP / "young"
-    for path in (old, young):
-        path.write_bytes(b"x")
-    long_ago = time.time() - folder_module.LEFTOVER_SECONDS - 60
-    os.utime(old, (long_ago, long_ago))
-    local.check(write=False)
-    assert old.exists()
-    local.check()
-    assert names(folder / TEMP) == {"young"}
+def test_temporaries_say_whose_they_are(local: LocalStore, folder: Path, make_file: MakeFile) -> None:
+    assert list(local.temporaries()) == []
+    seen = []
+
+    def look(_: int) -> None:
+        seen.extend((item.key, state_of(item.key, config.machine_mark())) for item in local.temporaries())
+
+    local.put_file("k", str(make_file(b"bytes")), progress=look)
+    assert [(key.rpartition("/")[0], state) for key, state in seen] == [(TEMP, "alive")]
+    assert list(local.temporaries()) == []
+    (folder / TEMP).mkdir(parents=True, exist_ok=True)
+    for name in ("old", "lock"):
+        (folder / TEMP / name).write_bytes(b"xy")
+    found = list(local.temporaries())
+    assert [(item.key, item.size) for item in found] == [(f"{TEMP}/old", 2)]
+    assert state_of("old", config.machine_mark()) == "elsewhere"
+    local.delete([found[0].key])
+    assert list(local.temporaries()) == []
 
 
 # what the system refuses

@@ -513,12 +513,12 @@ async def test_one_of_many_small_files_that_cannot_be_stored(
     content = ContentHash(1, "", "md5", b"")
     there = Revision(content, "twin", store.put_bytes("twin", b"its bytes are taken").etag)
     twins = {2: there, 3: dataclasses.replace(there, etag="another")}
-    files: list[tuple[str, str, Revision | None]] = []
+    files: list[tuple[str, str, Revision | None, None]] = []
     for number in range(4):
         file = tmp_path / f"f{number}"
         if number != 1:
             file.write_bytes(b"%d" % number)
-        files.append((str(file), f"a/{number}", twins.get(number)))
+        files.append((str(file), f"a/{number}", twins.get(number), None))
     found = await mover.put_many(files)
     assert [type(each).__name__ for each in found] == ["ObjectStat", "StorageError", "ObjectStat", "ObjectStat"]
     assert isinstance(found[1], StorageError)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lamfs.cli import main
-from lamfs.daemon.options import KERNEL_WORDS, MountOptions, apply_words, parse_size
+from lamfs.daemon.options import KERNEL_WORDS, MountOptions, apply_words
 from lamfs.fs import room
+from lamfs.sizes import parse_size
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
@@ -35,7 +36,7 @@ def test_the_table_of_mount_options_is_what_the_daemon_takes() -> None:
         name, _, value = word.partition("=")
         apply_words(MountOptions("a/b", "/m"), [f"{name}={values.get(value, value)}" if value else name])
     named = {word.partition("=")[0] for word in words}
-    fields = set(MountOptions.__dataclass_fields__) - {"slug", "mountpoint", "read_only", "foreground", "fuse"}
+    fields = set(MountOptions.__dataclass_fields__) - {"slug", "mountpoint", "read_only", "foreground", "adopt", "fuse"}
     assert fields | {"ro", "rw"} == {name for name in named if name not in KERNEL_WORDS}
     assert {word for word in KERNEL_WORDS if word.startswith("no")} <= named
 
@@ -51,7 +52,7 @@ def test_the_defaults_it_names_are_the_defaults() -> None:
     assert "`32G` (default)" in text
     assert room.FLOOR == (1 << 30, 0.02)
     assert "by default 1 GiB, and at most 2 % of the disk" in text
-    assert f"EIO. Default {options.timeout:.0f}." in text
+    assert f"for its own. Default {options.timeout:.0f}." in text
     assert f"1 to 64. Default {options.uploads}." in text
 
 

@@ -118,13 +118,14 @@ def test_when_the_time_is_up_it_says_what_is_owed_and_why(daemon) -> None:
             # What goes wrong from now on, twice the same.
             failures.extend(2 * [{"at": iso(now_ns() + 1_000_000), "what": "put a", "error": "No answer."}])
             return [{"progress": {"owed": 3, "bytes": 2048}}]
-        return status(errors=failures)
+        return status(errors=failures, owed={"put": 2, "delete": 1}, owed_bytes=2048)
 
     made = daemon(answer)
     result = CliRunner().invoke(main, ["sync", "--timeout", "0.4"])
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        "put a: No answer. Trying again; Ctrl-C stops waiting, not the mount.",
+        "put a: No answer. Trying again.",
+        "Still to store: 2 puts (2.0 KiB), 1 delete. Ctrl-C stops waiting, not the mount.",
         f"lamfs: {made.record.mountpoint} still owes storage 3 steps (2.0 KiB) after 0.4 s.",
     ]
 

@@ -14,12 +14,13 @@ import pytest
 import trio
 import trio.testing
 
-from lamfs.errors import LamfsError, RegistryError, StorageUnavailable
+from lamfs.errors import FsError, LamfsError, RegistryError, StorageUnavailable, TooLarge
 from lamfs.fs import room
 from lamfs.fs.filesystem import Changes
 from lamfs.fs.state import Spool
 from lamfs.model import ROOT_INO, JournalEntry
 from lamfs.registry import Committed, Registry
+from lamfs.storage import base
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -63,6 +64,27 @@ def test_an_upload_reads_what_was_closed(box: Box) -> None:
         await user.sync()
 
     run(box, scenario)
+
+
+def test_a_stored_spool_file_that_another_mount_has_ended_is_not_written(make_box: MakeBox) -> None:
+    """The handle goes on with it after fsync; when it is gone, the writer is told as when the file was replaced."""
+
+    async def scenario(user: User) -> None:
+        files, context = user.fs.files, user.fs.context
+        number, fino, _ = files.create(ROOT_INO, b"a", 0o644, os.O_RDWR, 0, 0)
+        await files.write(number, 0, b"stored")
+        await files.fsync(number)
+        state = context.states[fino]
+        assert state.spool is not None
+        assert context.registry.journal.is_spent(state.spool.name)
+        context.spool.unlink(state.spool.name, missing_ok=False)
+        with pytest.raises(FsError) as refused:
+            await files.write(number, 0, b"newer")
+        assert refused.value.errno == errno.ESTALE
+        assert context.registry.journal.put_of(state.ino) is None
+        files.release(number)
+
+    assert not make_box("s3").run(scenario, User())
 
 
 def test_fsync_reports_a_failed_upload_and_close_does_not(box: Box) -> None:
@@ -143,7 +165,7 @@ def test_many_open_files_do_not_keep_one_from_fsync(box: Box) -> None:
     run(box, scenario)
 
 
-def test_fsync_of_a_directory_of_many_files_waits_for_some_at_a_time(box: Box) -> None:
+def test_sync_of_a_directory_of_many_files_waits_for_some_at_a_time(box: Box) -> None:
     """A hundred thousand files must not be as many tasks; all of them are stored when it returns."""
 
     async def scenario(user: User) -> None:
@@ -152,15 +174,56 @@ def test_fsync_of_a_directory_of_many_files_waits_for_some_at_a_time(box: Box) -
         await user.mover.held.wait()
         for number in range(300):
             await user.write_file(f"f{number}", b"%d" % number)
-        directory = user.fs.opendir(ROOT_INO)
+        left: list[tuple[int, int]] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(user.fs.fsyncdir, directory)
-            await trio.sleep(0.01)
+            nursery.start_soon(user.fs.files.sync_below, ROOT_INO, lambda *owed: left.append(owed))
+            await until(lambda: left)
             assert trio.lowlevel.current_statistics().tasks_living < 150
             user.mover.release.set()
         assert user.fs.context.registry.artifacts.count() == 301
+        assert left[0][0] > 250
 
     run(box, scenario)
+
+
+def test_fsync_of_a_directory_does_not_wait_for_its_files(box: Box) -> None:
+    async def scenario(user: User) -> None:
+        user.mover.hold = "put"
+        await user.write_file("a", b"x" * 100_000)
+        await user.mover.held.wait()
+        directory = user.fs.opendir(ROOT_INO)
+        with trio.fail_after(5):
+            await user.fs.fsyncdir(directory)
+        user.fs.releasedir(directory)
+        user.mover.release.set()
+
+    run(box, scenario)
+
+
+def test_what_storage_never_takes_is_owed_and_not_tried_again(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is written again."""
+
+    async def scenario(user: User) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(base, "LARGEST_OBJECT", 99_999)
+            await user.write_file("a", b"x" * 100_000)
+            await user.fs.context.uploader.drain()
+            (entry,) = user.fs.context.registry.journal.refused()
+            assert entry.attempts == 1
+            assert "more than a bucket takes" in (user.fs.refused() or "")
+            with pytest.raises(TooLarge, match="more than a bucket takes"):
+                await user.fs.files.store(entry.ino or 0)
+            with pytest.raises(TooLarge, match="more than a bucket takes"):
+                await user.fs.files.sync_below(ROOT_INO, lambda *owed: None)
+        opened = await user.open("a")
+        await user.pwrite(opened, b"y", 0)
+        await user.close(opened)
+        await user.sync()
+        assert user.fs.refused() is None
+
+    run(make_box("s3"), scenario)
 
 
 def test_a_full_disk_is_told_to_the_writer_only(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

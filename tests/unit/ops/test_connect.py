@@ -14,7 +14,7 @@ import pytest
 from lamfs import config
 from lamfs.errors import InvalidArgument, LamfsError, RegistryError
 from lamfs.model import StorageConfig, instance_id
-from lamfs.ops import artifacts, fsck, setup, snapshot, working_copy
+from lamfs.ops import artifacts, fsck, recover, setup, snapshot, working_copy
 from lamfs.ops.instance import Instance
 from tests.support.ops import machine, write_spool
 
@@ -297,9 +297,33 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
     src = owe("ada/default", "ours.txt", "", "ours")
     setup.connect("ada/default", restore=True)
     assert read("ada/default", "theirs.txt") == "theirs"
-    assert keys("ada/default") == ["theirs.txt"]
-    found = [path for path in [*root.rglob(src), *config.data_dir().rglob(src)] if path.read_text() == "ours"]
-    assert found, "acknowledged bytes must stay somewhere"
+    # Its bytes are a file of their own, which says where they come from.
+    with Instance.open("ada/default") as opened:
+        recover.finish_all(opened)
+        place = f"lost+found/ours (spool {src}).txt"
+        (found,) = [record for record in opened.registry.artifacts.filter() if record.key == place]
+        assert found.description == "Found in the spool, owed to nobody: bytes of 'ours.txt'"
+    assert read("ada/default", place) == "ours"
+    assert sorted(keys("ada/default")) == [place, "theirs.txt"]
+
+
+def test_owed_deletes_and_saves_are_carried_over(tmp_path: Path) -> None:
+    """What only the registry that is put aside says is to go does go; what the restored one needs stays."""
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+        (needed,) = [record.revision.object_key for record in opened.registry.artifacts.filter()]
+        opened.store.put_bytes(".lamindb/" + "x" * 20, b"stale")
+        for key in (needed, ".lamindb/" + "x" * 20):
+            opened.registry.journal.add_delete(key)
+        opened.registry.db.execute("UPDATE journal SET owner='gone'")
+    setup.connect("ada/default", restore=True)
+    with Instance.open("ada/default") as opened:
+        recover.finish_all(opened)
+        assert opened.registry.journal.entries() == []
+        assert not (tmp_path / "store/.lamindb" / ("x" * 20)).exists()
+    assert read("ada/default", "a.txt") == "first"
 
 
 def test_working_copies_that_were_overtaken_do_not_pile_up(tmp_path: Path) -> None:

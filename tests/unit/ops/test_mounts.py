@@ -34,7 +34,7 @@ def record_of(settings: InstanceSettings, mountpoint: str, pid: int | None = Non
     return mounts.MountRecord(pid, owner, mountpoint, settings.slug, path, 1)
 
 
-def test_dead_mounts_are_cleaned_away(settings: InstanceSettings) -> None:
+def test_dead_mounts_are_known_until_they_are_buried(settings: InstanceSettings) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         other = record_of(settings, "/mnt/b", child.pid)
         mounts.write(settings.mounts_dir, other)
@@ -44,9 +44,14 @@ def test_dead_mounts_are_cleaned_away(settings: InstanceSettings) -> None:
         (settings.mounts_dir / "1.json").write_text("{}")
         assert {record.pid for record in mounts.live(settings)} == {mine.pid, other.pid}
         assert {record.pid for record in mounts.all_live()} == {mine.pid, other.pid}
+        assert mounts.all_dead() == []
+        os.utime(settings.mounts_dir / f"{child.pid}.json", ns=(5, 5))
         child.communicate(b"\n")
         assert mounts.wait_gone(other, timeout=10)
     assert mounts.live(settings) == [mine]
+    assert mounts.all_dead() == [(other, 5)]
+    mounts.bury(mounts.all_dead()[0])
+    assert mounts.all_dead() == []
     assert sorted(path.name for path in settings.mounts_dir.iterdir() if path.name != "1.json") == [f"{mine.pid}.json"]
     assert not mounts.wait_gone(mine, timeout=0.05)
 

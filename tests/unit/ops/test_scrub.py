@@ -247,9 +247,12 @@ def test_uploads_that_nobody_will_finish(instance: Instance, tmp_path: Path) -> 
     problems = fsck.check(instance).problems
     assert [text for text in problems if "upload" in text] == [
         f"storage: the upload to {store.url('a.bin')} of {_day(old)} was never finished, and its parts take room"
+        "; 'lamfs fsck --purge-orphans' deletes them"
     ]
-    store.plan["delete"] = ["fail"]
-    report = fsck.check(instance, repair=True)
+    store.plan["delete"] = ["fail", "fail"]
+    assert not any("a.bin" in text for text in fsck.check(instance, repair=True).repaired)
+    assert [upload.key for upload in store.unfinished] == ["a.bin", "young.bin", "owed.bin"]
+    report = fsck.check(instance, purge=True)
     assert any("a.bin" in text for text in report.repaired)
     assert [upload.key for upload in store.unfinished] == ["young.bin", "owed.bin"]
     assert any("owed.bin" in text and "under way" in text for text in report.notes)

@@ -12,7 +12,6 @@ import lamfs
 from lamfs import config, keys
 from lamfs.errors import InvalidArgument
 from lamfs.fs import backups
-from lamfs.ops import fsck
 from lamfs.storage.root import parse_root
 from lamfs.storage.s3 import download
 
@@ -33,7 +32,7 @@ def test_handles_and_buckets() -> None:
     ("pattern", "text"),
     [
         (keys._REGISTRY_KEY, f"{IDENT}.lndb"),
-        (fsck._OWN, f".lamindb/{'a' * 20}"),
+        (keys.OWN_OBJECT, f".lamindb/{'a' * 20}"),
         (download._CONTENT_RANGE, "bytes 0-1/2"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lamfs.errors import NotSetUp
+from lamfs.errors import FsError, NotSetUp
 from lamfs.registry import Provenance, Registry, is_alive, process_id
 from lamfs.registry.changes import KEEP
 from tests.unit.registry.conftest import Hands, content_of
@@ -201,7 +202,10 @@ def test_an_upload_that_another_process_has_overtaken_does_not_share_its_object(
     record = record or theirs.store(ino, b"new")
     assert record is not None
     assert theirs.record("a").revision.content == content_of(b"new")
-    assert registry.journal.ready() == []
+    # Its spool file is its own to remove.
+    (drop,) = registry.journal.ready()
+    assert (drop.op, drop.src) == ("drop", old.src)
+    registry.journal.done(drop.id)
     registry.journal.release([old.id])
     assert registry.journal.ready() == []
     registry.journal.release([])
@@ -217,10 +221,35 @@ def test_an_upload_of_what_another_process_deletes_is_deleted_by_who_makes_it(
     assert old is not None
     registry.journal.set_target(old.id, "o")
     Hands(other).unlink("a")
-    assert registry.journal.ready() == []
+    assert [(entry.op, entry.src) for entry in registry.journal.ready()] == [("drop", old.src)]
     assert registry.commits.put(ino, old.gen, content_of(b"old"), "o", "e", Provenance(), row=old.id).record is None
     registry.journal.release([])
-    assert [entry.object_key for entry in registry.journal.ready()] == ["o"]
+    assert {entry.object_key for entry in registry.journal.ready() if entry.op == "delete"} == {"o"}
+    other.close()
+
+
+def test_the_registry_decides_whose_write_follows_which_revision(
+    hands: Hands, registry: Registry, other: Registry
+) -> None:
+    ino = hands.create("a")
+    first = registry.journal.put_of(ino)
+    seen = registry.tree.get(ino)
+    assert first is not None
+    assert seen is not None
+    # The other one goes on from what was acknowledged; nothing is removed by it.
+    assert other.journal.begin_put(ino, "theirs", seen=seen.revision) is None
+    assert [(entry.op, entry.src) for entry in registry.journal.ready()] == [("drop", first.src)]
+    # Now it writes: nobody else begins, and what this process had is not its to acknowledge any more.
+    with pytest.raises(FsError) as caught:
+        registry.journal.begin_put(ino, "again", seen=seen.revision, mine=first.src)
+    assert caught.value.errno == errno.ESTALE
+    assert registry.journal.ready_put(ino, src=first.src) == 0
+    assert not registry.journal.claim_target(first.id, "o")
+    assert other.journal.ready_put(ino, src="theirs") == first.gen + 1
+    other.tree.rewritten(seen)
+    with pytest.raises(FsError):
+        registry.journal.begin_put(ino, "again", seen=seen.revision)
+    assert registry.journal.begin_put(ino, "again", seen=seen.revision + 1) is None
     other.close()
 
 

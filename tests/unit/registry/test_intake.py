@@ -143,7 +143,9 @@ def test_a_good_registry_comes_as_it_is(box: Box, taken: Callable[..., tuple[int
     for table in TABLES:
         assert rows(fresh, table) == rows(box.folder / "good.lndb", table), table
     before = dict(rows(box.folder / "good.lndb", "meta"))  # type: ignore[arg-type]
-    assert dict(rows(fresh, "meta")) == {**before, "uid": result.origin.uid, "root": "/the/storage"}  # type: ignore[arg-type]
+    after = dict(rows(fresh, "meta"))  # type: ignore[arg-type]
+    assert after.pop("pushes", "[]") == before.pop("pushes", "[]")
+    assert after == {**before, "uid": result.origin.uid, "root": "/the/storage"}
     for table, seq in rows(box.folder / "good.lndb", "sqlite_sequence"):
         assert (table, seq) in rows(fresh, "sqlite_sequence")
     assert rows(fresh, "change") == []

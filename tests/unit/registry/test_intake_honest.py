@@ -159,7 +159,7 @@ class Life:
 def rows_of(registry: Registry, table: str, unstored: str) -> list[tuple[Any, ...]]:
     """What of a table has to come over. The bytes of what is still to be stored are on the other machine."""
     where = {
-        "journal": "op NOT IN ('put', 'save')",
+        "journal": "op NOT IN ('put', 'save', 'drop')",
         "meta": f"key GLOB '{RETAINED}*'",
     }.get(table, "1")
     names = ", ".join(

@@ -13,7 +13,7 @@ from lamfs.storage.base import ObjectStat
 from lamfs.transfer import jobs, storing
 from lamfs.transfer.storing import File, SmallFiles
 
-FILES: list[File] = [(f"/spool/{number}", f"k{number}", None) for number in range(8)]
+FILES: list[File] = [(f"/spool/{number}", f"k{number}", None, None) for number in range(8)]
 
 
 class Store:
@@ -24,7 +24,7 @@ class Store:
         self.away = away
         self.asked: list[str] = []
 
-    def put_file(self, key: str, path: str) -> ObjectStat:
+    def put_file(self, key: str, path: str, *, meta: Any = None) -> ObjectStat:
         self.asked.append(key)
         if key in self.away:
             raise StorageUnavailable(f"{key}: no answer")
@@ -32,7 +32,7 @@ class Store:
             self.together.wait(10)
         return ObjectStat(key, len(path), "e-" + key, 0)
 
-    def copy(self, src: str, dst: str, *, etag: str, size: int) -> ObjectStat:
+    def copy(self, src: str, dst: str, *, etag: str, size: int, meta: Any = None) -> ObjectStat:
         if src == "gone":
             raise ObjectMissing("it is gone")
         return ObjectStat(dst, size, f"copy of {src} {etag}", 0)
@@ -60,7 +60,11 @@ def test_storage_that_is_far_gets_many_at_a_time(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("distant", [0.0, 1e9])
 def test_the_error_of_one_is_not_that_of_another(monkeypatch: pytest.MonkeyPatch, distant: float) -> None:
     monkeypatch.setattr(storing, "DISTANT", distant)
-    files: list[File] = [("/a", "k0", None), ("/b", "k1", ("gone", "e", 1)), ("/c", "k2", ("there", "e2", 3))]
+    files: list[File] = [
+        ("/a", "k0", None, None),
+        ("/b", "k1", ("gone", "e", 1), None),
+        ("/c", "k2", ("there", "e2", 3), None),
+    ]
     found = put(SmallFiles(), Store(), files)
     assert [jobs.unpack_stat(each).etag for each in found] == ["e-k0", "e-k1", "copy of there e2"]
 
@@ -97,7 +101,7 @@ def test_all_have_ended_when_one_fails_as_nobody_expects(monkeypatch: pytest.Mon
     stored: list[str] = []
 
     class Odd(Store):
-        def put_file(self, key: str, path: str) -> ObjectStat:
+        def put_file(self, key: str, path: str, *, meta: Any = None) -> ObjectStat:
             if key == "k1":
                 goes_on.set()
                 raise RuntimeError("odd")
@@ -113,10 +117,12 @@ def test_all_have_ended_when_one_fails_as_nobody_expects(monkeypatch: pytest.Mon
 
 def test_a_spool_file_that_is_gone_is_its_own_error(tmp_path: Path) -> None:
     class Reads(Store):
-        def put_file(self, key: str, path: str) -> ObjectStat:
+        def put_file(self, key: str, path: str, *, meta: Any = None) -> ObjectStat:
             return ObjectStat(key, len(Path(path).read_bytes()), "e", 0)
 
     (tmp_path / "b").write_bytes(b"b")
-    first, second = put(SmallFiles(), Reads(), [(str(tmp_path / "a"), "k0", None), (str(tmp_path / "b"), "k1", None)])
+    first, second = put(
+        SmallFiles(), Reads(), [(str(tmp_path / "a"), "k0", None, None), (str(tmp_path / "b"), "k1", None, None)]
+    )
     assert "storing" in first["message"]
     assert jobs.unpack_stat(second).size == 1

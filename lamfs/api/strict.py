@@ -1,0 +1,18 @@
+"""Objects that refuse what they do not have: a name that is mistyped must not silently do nothing."""
+
+from __future__ import annotations
+
+import difflib
+
+
+class Strict:
+    """Only attributes that the class knows can be set."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_") and not hasattr(type(self), name):
+            kind = type(self).__name__
+            known = [one for one in dir(type(self)) if isinstance(getattr(type(self), one), property)]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(known))}."
+            raise AttributeError(f"{kind} has no '{name}' that could be set; {hint}")
+        super().__setattr__(name, value)

@@ -1,0 +1,136 @@
+"""What this machine has written to its working copy of a registry, in a file beside it: how far it was. Synchronous.
+
+``settings.directory/written.json``: of which instance it is, and how many changes it had seen. So one that is older (a
+backup that was put there, a disk that was set back) or gone is told from a good one. The file is written when something
+that changes the registry ends, and by a mount every minute: what an ordinary program's note says is believed until the
+machine starts anew, since a power cut may take the last commits; what was synced before it was noted, for ever.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from lamfs import config
+from lamfs.config import InstanceSettings
+from lamfs.errors import DamagedRegistry, LamfsError
+from lamfs.jsontext import is_number
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lamfs.registry import Registry
+
+_MOST = 1 << 53
+
+
+class Written(NamedTuple):
+    """``synced``: changes that are on the disk; ``changes``: that were made; ``owner``: the process that noted it."""
+
+    uid: str
+    synced: int
+    changes: int
+    owner: str | None
+
+    @property
+    def least(self) -> int:
+        """How many changes the working copy must have seen."""
+        from lamfs.registry import of_another_boot
+
+        return self.synced if self.owner is None or of_another_boot(self.owner) else max(self.synced, self.changes)
+
+
+def path(settings: InstanceSettings) -> Path:
+    """Where it is noted."""
+    return settings.directory / "written.json"
+
+
+def read(settings: InstanceSettings) -> Written | None:
+    """What is noted; None: nothing, or nothing that can be read."""
+    return _read(path(settings))
+
+
+def _read(place: Path) -> Written | None:
+    try:
+        data = config.read_json(place) or {}
+    except LamfsError:
+        return None
+    uid, owner = data.get("uid"), data.get("owner")
+    numbers = [data.get("synced"), data.get("changes")]
+    if not isinstance(uid, str) or not all(is_number(number, 0, _MOST) for number in numbers):
+        return None
+    return Written(uid, int(numbers[0]), int(numbers[1]), owner if isinstance(owner, str) else None)  # type: ignore[arg-type]
+
+
+def note(settings: InstanceSettings, registry: Registry, *, durable: bool = False) -> None:
+    """Note how far the working copy is. ``durable``: sync it first. Raises LamfsError."""
+    from lamfs.registry import process_id, sync_log
+
+    uid, changes = registry.db.get_meta("uid"), registry.changes.last()
+    if not isinstance(uid, str):
+        return
+    place = registry.path.with_name(path(settings).name)  # beside the one that is meant, wherever settings lead by now
+    known = _read(place)
+    synced = known.synced if known is not None and known.uid == uid else 0
+    if known is not None and known.uid == uid and changes <= (synced if durable else known.least):
+        return
+    if durable:
+        sync_log(registry.path)
+        synced = changes
+    now = Written(uid, synced, max(changes, synced), process_id())
+    config.write_json(place, now._asdict(), durable=durable)
+
+
+def forget(settings: InstanceSettings) -> None:
+    """Before another working copy takes the place of this one, which may have seen less."""
+    path(settings).unlink(missing_ok=True)
+
+
+def had_one(settings: InstanceSettings) -> bool:
+    """Whether this machine had a working copy."""
+    return path(settings).exists() or (settings.directory / "snapshot.json").exists()
+
+
+def refuse_missing(settings: InstanceSettings) -> None:
+    """Raise NotSetUp when this machine has no working copy, and DamagedRegistry when it had one."""
+    if not settings.registry_path.exists() and had_one(settings):
+        raise DamagedRegistry(
+            f"The registry {settings.registry_path} is gone, though this machine had it; 'lamfs connect"
+            f" {settings.slug} --restore' takes the copy in storage."
+        )
+    settings.check_working_copy()
+
+
+def open_registry(settings: InstanceSettings, **options: object) -> Registry:
+    """Open the working copy, as it must be: whole, of this instance, not older than what was written.
+
+    ``options``: as Registry has them. Raises NotSetUp, and DamagedRegistry with the way back.
+    """
+    from lamfs.registry import Registry
+
+    refuse_missing(settings)
+    registry = Registry(settings.registry_path, name=settings.slug, **options)  # type: ignore[arg-type]
+    try:
+        _check(settings, registry)
+    except BaseException:
+        registry.close()
+        raise
+    return registry
+
+
+def _check(settings: InstanceSettings, registry: Registry) -> None:
+    db = registry.db
+    slug, uid = db.get_meta("slug"), db.get_meta("uid")
+    if not isinstance(slug, str) or not isinstance(uid, str):
+        raise db.damaged("it does not say which instance it is of")
+    if slug != settings.registry_slug:
+        raise db.damaged(f"it is of the instance '{slug}'")
+    known = read(settings)
+    if known is None:
+        return
+    if uid != known.uid:
+        raise db.damaged(f"it is of another instance that is called '{slug}' too")
+    changes = registry.changes.last()
+    if changes < known.least:
+        raise db.damaged(
+            f"it is older than what this machine has written: it has seen {changes} changes, and was at {known.least}"
+        )

@@ -1,0 +1,120 @@
+"""What an object says of itself, as S3 metadata and as an extended attribute of a file. Pure functions, any thread.
+
+S3 takes 2 KB of names and values (Amazon S3, "User-defined object metadata"), and servers and proxies keep only plain
+ASCII as it is: keys are percent-encoded, and cut where they are too long. In a folder it is one attribute of the
+object's own file: it is there before the file has its name, follows it, and goes with it. File systems give an inode
+little room beside its fields, so that is as short as can be.
+
+What is read was written by anybody: whatever is not as it is written here counts as nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from urllib.parse import quote, unquote_to_bytes
+
+from lamfs.errors import InvalidName
+from lamfs.keys import check_key
+from lamfs.model import ObjectMeta
+
+ATTRIBUTE = "user.lamfs"
+"""Name of the extended attribute."""
+KEY_BYTES = 1024
+"""Bytes of a key, as they are written; of a longer one the beginning is kept."""
+MOST_BYTES = 4096
+"""No attribute of ours is longer."""
+PREFIX = "x-amz-meta-"
+_UID, _KEY, _CUT, _REVISION, _HASH = "lamfs-uid", "lamfs-key", "lamfs-key-cut", "lamfs-revision", "lamfs-hash"
+_A_UID = re.compile(r"[0-9A-Za-z]{20}")
+_A_NUMBER = re.compile(r"[1-9][0-9]{0,15}")
+_A_HASH = re.compile(r"(md5|sha1-fl|md5-d):[0-9A-Za-z_-]{1,64}")
+_WHOLE, _BEGINNING = "=", "~"
+_NOTHING = "-"
+
+
+def as_metadata(meta: ObjectMeta) -> dict[str, str]:
+    """Names and values of S3 metadata, in plain ASCII."""
+    found = {_UID: meta.uid}
+    if meta.revision is not None:
+        found[_REVISION] = str(meta.revision)
+    if meta.hash is not None:
+        found[_HASH] = meta.hash
+    if meta.key is not None:
+        text, cut = _shortened(meta.key, _percent)
+        found[_KEY] = text
+        if cut or meta.cut:
+            found[_CUT] = "1"
+    return found
+
+
+def from_headers(headers: Mapping[str, str]) -> ObjectMeta | None:
+    """What the headers of a reply (lower-case names) say of an object; None: nothing that lamfs wrote."""
+    said = {name: headers.get(PREFIX + name, "") for name in (_UID, _KEY, _CUT, _REVISION, _HASH)}
+    key: str | None = None
+    if len(said[_KEY]) <= KEY_BYTES:
+        try:
+            key = unquote_to_bytes(said[_KEY]).decode() or None
+        except UnicodeDecodeError:
+            key = None
+    return _checked(said[_UID], key, said[_REVISION], said[_HASH], bool(said[_CUT]))
+
+
+def as_attribute(meta: ObjectMeta) -> bytes:
+    """The value of the extended attribute: uid, number, hash and key with a space between."""
+    key = ""
+    if meta.key is not None:
+        text, cut = _shortened(meta.key, str)
+        key = (_BEGINNING if cut or meta.cut else _WHOLE) + text
+    number = _NOTHING if meta.revision is None else str(meta.revision)
+    return f"{meta.uid} {number} {meta.hash or _NOTHING} {key}".encode()
+
+
+def from_attribute(value: bytes) -> ObjectMeta | None:
+    """What ``as_attribute`` has written; None: anything else."""
+    if len(value) > MOST_BYTES:
+        return None
+    try:
+        fields = value.decode().split(" ", 3)
+    except UnicodeDecodeError:
+        return None
+    if len(fields) != 4:
+        return None
+    uid, number, hash_, key = fields
+    return _checked(uid, key[1:] or None, number, hash_, key.startswith(_BEGINNING))
+
+
+def _shortened(key: str, form: Callable[[str], str]) -> tuple[str, bool]:
+    """A key in the form in which it is written, no longer than KEY_BYTES; whether it was cut."""
+    whole = form(key)
+    if len(whole.encode()) <= KEY_BYTES:
+        return whole, False
+    text, used = "", 0
+    for char in key:
+        piece = form(char)
+        used += len(piece.encode())
+        if used > KEY_BYTES:
+            break
+        text += piece
+    return text, True
+
+
+def _percent(text: str) -> str:
+    return quote(text, safe="/~")
+
+
+def _checked(uid: str, key: str | None, number: str, hash_: str, cut: bool) -> ObjectMeta | None:
+    if not _A_UID.fullmatch(uid):
+        return None
+    if key is not None:
+        try:
+            key = check_key(key)
+        except InvalidName:
+            key = None
+    return ObjectMeta(
+        uid,
+        key,
+        int(number) if _A_NUMBER.fullmatch(number) else None,
+        hash_ if _A_HASH.fullmatch(hash_) else None,
+        cut and key is not None,
+    )

@@ -1,0 +1,137 @@
+"""What people get wrong in Python: nothing is lost, nothing silently ignored, and the sentence names the thing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+import lamfs as ln
+from lamfs.api import state
+from lamfs.errors import InvalidArgument, InvalidName
+from tests.component.api.conftest import Place
+
+
+@pytest.fixture
+def store(local: Place) -> Place:
+    local.init()
+    return local
+
+
+def test_names_that_do_not_exist_cannot_be_set(store: Place, files: Path) -> None:
+    with pytest.raises(AttributeError, match="did you mean 'artifact_use_virtual_keys'"):
+        ln.settings.artifact_use_virtual_key = False  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="did you mean 'artifact_use_virtual_keys'"):
+        ln.settings.creation.artifact_use_virtual_key = False  # type: ignore[attr-defined]
+    artifact = ln.Artifact(files / "iris.csv", key="a.csv").save()
+    with pytest.raises(AttributeError, match="did you mean 'key'"):
+        artifact.keyy = "b.csv"  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        artifact.size = 3  # type: ignore[misc]
+
+
+def test_a_key_with_a_slash_at_its_end_is_a_directory(store: Place, files: Path) -> None:
+    one = ln.Artifact(files / "iris.csv", key="folder/").save()
+    two = ln.Artifact(files / "new_iris.csv", key="folder/").save()
+    assert (one.key, two.key) == ("folder/iris.csv", "folder/new_iris.csv")
+    one.key = "other/"
+    assert one.save().key == "other/iris.csv"
+    two.delete()
+    assert two.restore(key="back/").key == "back/new_iris.csv"
+    with pytest.raises(InvalidName, match=r"give 'abs/x\.csv'"):
+        ln.Artifact(files / "iris.csv", key="/abs/x.csv")
+    with pytest.raises(InvalidName):
+        ln.Artifact(files / "iris.csv", key="/")
+
+
+def test_what_is_not_in_the_trash_is_not_restored_elsewhere(store: Place, files: Path) -> None:
+    artifact = ln.Artifact(files / "iris.csv", key="a.csv").save()
+    with pytest.raises(InvalidName):
+        artifact.restore(key="../e")
+    with pytest.raises(InvalidArgument, match=r"'a\.csv' is not in the trash"):
+        artifact.restore(key="e.csv")
+    assert artifact.restore().key == "a.csv"
+
+
+def test_the_size_is_what_was_read(store: Place, tmp_path: Path) -> None:
+    """Files of /proc say that they have 0 bytes."""
+    wanted = Path("/proc/version").read_bytes()
+    artifact = ln.Artifact("/proc/version", key="version.txt").save()
+    assert artifact.size == len(wanted)
+    assert artifact.cache().read_bytes() == wanted
+    (tmp_path / "x.txt").write_bytes(b"x")
+    other = ln.Artifact(tmp_path / "x.txt", key="x.txt").save()
+    other.replace("/proc/version").save()
+    assert other.cache().read_bytes() == wanted
+    left = [name for name in os.listdir(os.environ.get("TMPDIR", "/tmp")) if name.startswith("lamfs-copy-")]
+    assert left == []
+
+
+def test_links_in_a_folder(store: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a").write_text("a")
+    (folder / "sub/b").write_text("b")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/c").write_text("c")
+    (folder / "dir").symlink_to(tmp_path / "elsewhere")
+    (folder / "file").symlink_to(folder / "a")
+    (folder / "nowhere").symlink_to("gone")
+    (folder / "sub/up").symlink_to(folder)
+    os.mkfifo(folder / "fifo")
+    plain = {artifact.key for artifact in ln.Artifact.from_dir(folder)}
+    assert plain == {"folder/a", "folder/sub/b"}
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert [Path(line.rpartition(": ")[2]).name for line in said] == ["dir", "fifo", "file", "nowhere", "up"]
+    followed = {artifact.key for artifact in ln.Artifact.from_dir(folder, follow_links=True)}
+    assert followed == {"folder/a", "folder/sub/b", "folder/dir/c", "folder/file"}
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(
+    store: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder/secret").mkdir(parents=True)
+    (tmp_path / "folder/a").write_text("a")
+    listed = os.listdir
+
+    def refuse(path: str) -> list[str]:  # as for anybody but root
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr("lamfs.ops.folders.os.listdir", refuse)
+    with pytest.raises(InvalidArgument, match="secret cannot be read"):
+        ln.Artifact.from_dir(tmp_path / "folder")
+
+
+def test_an_artifact_of_the_bucket_is_not_written_by_its_path(
+    seaweed_config: object, files: Path, tmp_path: Path
+) -> None:
+    Place(seaweed_config).init()  # type: ignore[arg-type]
+    artifact = ln.Artifact(files / "iris.csv", key="a.csv").save()
+    wanted = (files / "iris.csv").read_bytes()
+    path = artifact.path
+    assert path == ln.settings.storage / artifact._record.revision.object_key
+    assert ln.settings.storage / artifact._record.revision.object_key == path
+    assert path.read_bytes() == wanted
+    with open(path, "rb") as file:
+        assert file.read() == wanted
+    for mode in ("w", "wb", "a", "r+", "rb+"):
+        with pytest.raises(InvalidArgument, match=r"artifact\.replace\(file\)"):
+            open(path, mode)
+        with pytest.raises(InvalidArgument, match=r"artifact\.replace\(file\)"):
+            path.open(mode)
+    for attempt in (
+        lambda: path.write_text("x"),
+        lambda: path.write_bytes(b"x"),
+        path.touch,
+        lambda: path.upload_from(tmp_path),
+    ):
+        with pytest.raises(InvalidArgument), contextlib.suppress(FileNotFoundError):
+            attempt()
+    with open(path, "rb") as file:
+        assert file.read() == wanted
+    assert artifact.cache().read_bytes() == wanted
+    assert state.instance().store.head(artifact._record.revision.object_key).size == len(wanted)

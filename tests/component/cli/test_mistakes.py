@@ -1,0 +1,116 @@
+"""What people get wrong at the command line: the sentence names the thing, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lamfs.cli import main
+from tests.support.commands import ROOT, quick
+
+FILES = ROOT / "test-files"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    quick("login", "testuser1")
+    quick("init", "--storage", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
+def test_a_key_with_a_slash_at_its_end_is_a_directory(root: Path) -> None:
+    quick("save", FILES / "iris.csv", "--key", "folder/")
+    quick("save", FILES / "new_iris.csv", "--key", "folder/")
+    assert quick("ls").split() == ["folder/iris.csv", "folder/new_iris.csv"]
+    refused = run("save", FILES / "iris.csv", "--key", "/abs/x")
+    assert refused.exit_code == 2
+    assert "give 'abs/x'" in refused.stderr
+
+
+def test_ls_of_what_is_not_there(root: Path) -> None:
+    assert run("ls").exit_code == 0
+    assert run("ls", "--trash").exit_code == 0
+    missing = run("ls", "nosuch")
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    assert "'nosuch'" in missing.stderr
+    quick("save", FILES / "iris.csv", "--key", "folder/iris.csv")
+    assert run("ls", "fold").exit_code == 0
+    quick("delete", "folder/iris.csv")
+    assert run("ls", "folder/").exit_code == 0  # an empty directory
+    assert run("ls", "--trash", "x").exit_code == 1
+
+
+def test_restore_of_what_is_not_in_the_trash(root: Path) -> None:
+    quick("save", FILES / "iris.csv", "--key", "good.csv")
+    for words in (("good.csv", "--key", "../e"), ("good.csv", "--key", "e.csv"), ("good.csv",)):
+        refused = run("restore", *words)
+        assert refused.exit_code == 1
+        assert "'good.csv' is not in the trash" in refused.stderr
+    assert quick("ls").split() == ["good.csv"]
+
+
+def test_a_directory_with_what_cannot_be_saved(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    (folder / "secret").mkdir(parents=True)
+    (folder / "a").write_text("a")
+    (folder / "link").symlink_to("a")
+    saved = run("save", folder)
+    assert saved.exit_code == 0
+    assert f"left out, a link: {folder}/link" in saved.stderr
+    assert run("save", "--follow-links", folder).exit_code == 0
+    assert quick("ls").split() == ["folder/a", "folder/link"]
+    listed = os.listdir
+
+    def refuse(path: str) -> list[str]:  # as for anybody but root
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr("lamfs.ops.folders.os.listdir", refuse)
+    refused = run("save", folder, "--key", "again")
+    assert refused.exit_code == 1
+    assert "secret cannot be read (Permission denied)" in refused.stderr
+    assert "again/a" in quick("ls").split()
+
+
+def test_storage_that_is_a_file(tmp_path: Path) -> None:
+    quick("login", "testuser1")
+    (tmp_path / "file.txt").write_text("mine")
+    for place in ("file.txt", "file.txt/below"):
+        refused = run("init", "--storage", tmp_path / place)
+        assert refused.exit_code == 2
+        assert f"{tmp_path / place} is a file, or lies below one" in refused.stderr
+    assert (tmp_path / "file.txt").read_text() == "mine"
+
+
+def test_mount_options_are_named(root: Path, tmp_path: Path) -> None:
+    refused = run("mount", "-o", "cache_limit=abc", tmp_path / "mnt")
+    assert refused.exit_code == 2
+    assert "The mount option 'cache_limit' needs a size" in refused.stderr
+
+
+def test_ctrl_c_while_the_program_loads(tmp_path: Path) -> None:
+    """The import that SIGINT meets is one of the first."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(99)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{hook}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lamfs", "--help"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    ignored = subprocess.run(
+        [sys.executable, "-m", "lamfs", "--help"], env=environment, capture_output=True, text=True, timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    assert ignored.returncode == 99

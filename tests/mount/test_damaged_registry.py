@@ -1,0 +1,78 @@
+"""Mounts of instances whose registry is damaged, here or in storage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lamfs.ops import kept
+from lamfs.storage import open_store
+from tests.support.mounts import MountedInstance
+
+
+@pytest.fixture(autouse=True)
+def _credentials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test itself looks into the storage, too."""
+    if request.node.callspec.params["instance"] == "s3":
+        for name, value in request.getfixturevalue("seaweed").env.items():
+            monkeypatch.setenv(name, value)
+
+
+def filled(instance: MountedInstance) -> Path:
+    """Mounted with a file, and unmounted; its working copy."""
+    instance.mount()
+    (instance.path / "a.csv").write_bytes(b"first")
+    instance.umount()
+    return instance.directory / "registry.lndb"
+
+
+def objects(instance: MountedInstance) -> dict[str, str]:
+    store = open_store(instance.storage)
+    try:
+        return {each.key: each.etag for each in store.list()}
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "gone"])
+def test_a_mount_refuses_a_damaged_working_copy(instance: MountedInstance, damage: str) -> None:
+    """An empty file once was mounted as an empty tree, and unmounting it replaced the good registry in storage."""
+    path = filled(instance)
+    if damage == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, 0 if damage == "empty" else path.stat().st_size // 2)
+    before = objects(instance)
+    instance.expect_log("registry.lndb is (damaged|gone)")
+    for words in ([], ["--read-only"]):
+        done = instance.cli("mount", str(instance.path), *words, check=False)
+        assert done.returncode == 1, done.stdout
+        assert str(path) in done.stderr
+        assert f"'lamfs connect {instance.slug} --restore'" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not instance.mounted
+    assert objects(instance) == before
+    instance.cli("connect", instance.slug, "--restore")
+    instance.mount()
+    assert (instance.path / "a.csv").read_bytes() == b"first"
+    instance.umount()
+    assert instance.fsck() == []
+
+
+@pytest.mark.parametrize("damage", ["empty", "gone"])
+def test_unmounting_mends_the_copy_in_storage_and_keeps_the_last_ones(instance: MountedInstance, damage: str) -> None:
+    filled(instance)
+    key = f"{instance.directory.name}.lndb"
+    store = open_store(instance.storage)
+    store.put_bytes(key, b"") if damage == "empty" else store.delete([key])
+    instance.mount()
+    (instance.path / "b.csv").write_bytes(b"second")
+    instance.expect_log("this machine's is stored there again")
+    instance.umount()
+    assert "this machine's is stored there again" in instance.log()
+    assert store.head(key).size > 4096
+    assert any(name.startswith(f"{kept.PREFIX}{instance.directory.name}/") for name in objects(instance))
+    store.close()
+    assert instance.fsck() == []
