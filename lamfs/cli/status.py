@@ -156,6 +156,8 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
         }
         if settings.registry_path.exists() or written.had_one(settings):
             entry |= look_into(settings, mounted=settings.slug in mounted)
+        if any(settings.directory.glob("diverged.*.lndb")):
+            entry["diverged"] = known_diverged(settings)
         found.append(entry)
     return found
 
@@ -179,6 +181,13 @@ def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
     except LamfsError as error:
         said = str(error)
         return ({} if mounted else {"error": said}) | ({"damage": [said]} if harmed else {})
+
+
+def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
+    """What this machine alone had when another one took the instance over: ops.diverged.known."""
+    from lamfs.ops import diverged
+
+    return diverged.known(settings)
 
 
 def rescued(registry: Registry) -> dict[str, Any]:
@@ -231,6 +240,9 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for dead in result["dead"]:
         yield from dead_lines(dead)
     for instance in result["instances"]:
+        for kept in instance.get("diverged", ()):
+            told = f"{len(kept['brought_back'])} artifacts were brought back, {len(kept['left'])} are only in there"
+            yield f"  KEPT     {shown(kept['registry'])}: {instance['slug']} before another machine took over; {told}"
         scratch = instance.get("scratch", [])
         if scratch:
             named = ", ".join(shown(file["key"]) for file in scratch[:MAX_SCRATCH])
@@ -288,6 +300,8 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
     if not mount["answers"]:
         yield f"  error    {shown(mount['error'])}"
         return
+    if mount.get("notice"):
+        yield f"  NOTE     {shown(mount['notice'])}"
     for damage in mount.get("storage_damage", ()):
         whose = f"{shown(damage['key'] or '')} (uid {damage['uid']})" if damage["uid"] else "no artifact"
         yield (

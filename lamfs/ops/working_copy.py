@@ -36,7 +36,13 @@ def uid(settings: InstanceSettings) -> str | None:
 
 
 def replace(
-    settings: InstanceSettings, fresh: Path, store: ObjectStore, *, word: str, wrote: str | None = None
+    settings: InstanceSettings,
+    fresh: Path,
+    store: ObjectStore,
+    *,
+    word: str,
+    apart: bool = False,
+    wrote: str | None = None,
 ) -> Path | None:
     """Make ``fresh`` the working copy, while nobody has it open. The one that is there is put aside, as
     ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one. ``wrote``: the uid
@@ -44,10 +50,10 @@ def replace(
 
     Spool files of files that ``fresh`` does not know are in its ``lost+found``. When the one that is there cannot be
     read, or something else than lamfs has put it there, they stay in the spool, and the next mount looks what they are
-    (strays.py); when they are another instance's, they are put aside with it.
+    (strays.py); when they are another instance's, they are put aside with it. ``apart``: see carry.carry_over.
     """
     path = settings.registry_path
-    same = not path.exists() or _carry_over(settings, fresh, store, wrote)
+    same = not path.exists() or _carry_over(settings, fresh, store, apart, wrote)
     with contextlib.nullcontext() if same else _spool_aside(settings, fresh):
         with open(fresh, "rb") as file:
             os.fsync(file.fileno())
@@ -68,7 +74,7 @@ def retire(settings: InstanceSettings, word: str) -> Path:
     return kept
 
 
-def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, wrote: str | None) -> bool:
+def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apart: bool, wrote: str | None) -> bool:
     """Owe in ``fresh`` what is owed in the working copy. False when the spool is another instance's."""
     try:
         with contextlib.closing(Registry(settings.registry_path)) as old, contextlib.closing(Registry(fresh)) as new:
@@ -77,8 +83,9 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, wro
                 # No lamfs has worked with a registry that is not the one it wrote here: the spool is not of that.
                 return wrote is not None and wrote == own
             with new.db.transaction():
-                left = carry_over(old.db, new.db)
+                left = carry_over(old.db, new.db, apart=apart)
                 _keep(settings, new, store, left)
+                new.journal.disown()  # whoever comes next does it, and this process may live on for other reasons
             new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except LamfsError as error:
         messages.warn(
