@@ -12,6 +12,7 @@ from tests.support import watchdog
 
 _DELETE = re.compile(r"delete (/\S+/(?:snapshot|lease)\.json)")
 _GONE = re.compile(r"^problem: storage: the object .* is gone \(artifact", re.MULTILINE)
+_NOT_STORED = re.compile(r"is unmounted, but the registry was not stored: .* is damaged .*--restore", re.DOTALL)
 END_SECONDS = 120.0
 """How long an unmount may take when storage answers."""
 STUCK_SECONDS = 15.0
@@ -67,8 +68,8 @@ def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck
     late = restore and not stored.good and "--restore" in stored.output
     if not stored.good and not stuck and not late:
         world.complain("hang", f"everything answers, and {stored}")
-    unmount(machine, mount, stuck=stuck or late)
-    if late:
+    ended = unmount(machine, mount, stuck=stuck or late, damaged=restore)
+    if late or "--restore" in ended.output:
         machine.connect("--restore")
     machine.cli("fsck", "--repair", "--instance", SLUG)
     _mount(machine, restore=restore)
@@ -76,7 +77,7 @@ def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck
     checked = machine.cli("fsck", "--instance", SLUG)
     if "--restore" in checked.output and restore:
         # What is wrong with the registry may be seen late; this is what it says to do.
-        unmount(machine, mount, stuck=True)
+        unmount(machine, mount, stuck=True, damaged=True)
         machine.connect("--restore")
         machine.cli("fsck", "--repair", "--instance", SLUG)
         _mount(machine, restore=restore)
@@ -115,15 +116,21 @@ def _mount(machine: Machine, *, restore: bool) -> None:
     raise Violation("refused", f"there is no way back to a mount on {machine.name}:\n{text}")
 
 
-def unmount(machine: Machine, mount: Mount, *, stuck: bool = False) -> None:
-    """Unmount; what does not end by itself is a complaint, unless that is foreseen and said, and is ended by force."""
+def unmount(machine: Machine, mount: Mount, *, stuck: bool = False, damaged: bool = False) -> Result:
+    """Unmount; what does not end by itself is a complaint, unless that is foreseen and said, and is ended by force.
+
+    ``damaged``: that a registry which is damaged could not be stored is foreseen, too. Returns what was said first.
+    """
     mount.stop_worker()
     words = ("--timeout", str(STUCK_SECONDS)) if stuck else ()
     result = machine.umount(mount, *words, seconds=END_SECONDS)
     if not result.good and machine.world.storage.stalled():
         result = machine.umount(mount, *words, seconds=END_SECONDS)
     if result.good:
-        return
+        return result
+    if damaged and _NOT_STORED.search(result.output):
+        mount.mounted = False
+        return result
     if not (stuck and "--force" in result.output):
         machine.world.complain("hang" if result.hung else "refused", f"everything answers, and {result}")
     forced = machine.umount(mount, "--force", seconds=END_SECONDS)
@@ -133,3 +140,4 @@ def unmount(machine: Machine, mount: Mount, *, stuck: bool = False) -> None:
     if watchdog.is_mounted(str(mount.path)):
         machine.umount(mount)
     mount.mounted = False
+    return result

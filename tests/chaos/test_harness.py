@@ -234,11 +234,13 @@ def test_old_or_new_and_a_page_of_each_only_where_it_was_written_in_place() -> N
 
 
 class LateMachine:
-    """A machine whose registry has a bad page that is met when something is to be stored."""
+    """A machine whose registry has a bad page that is met when something is to be stored, or it itself at the end:
+    by the command ``late``."""
 
     name = "A"
 
-    def __init__(self, log: list[str]) -> None:
+    def __init__(self, log: list[str], late: str = "sync") -> None:
+        self.late = late
         self.world = self.storage = self
         self.log, self.whole = log, False
         self.mounts = [self]
@@ -255,11 +257,12 @@ class LateMachine:
 
     def cli(self, *words: str) -> Result:
         self.log.append(words[0])
-        good = self.whole or words[0] != "sync"
+        good = self.whole or words[0] != self.late
+        wrong = "/mnt is unmounted, but the registry was not stored: it is damaged (…); 'lamfs connect --restore' helps"
         said = (
             "problem: storage: the object s3://b/.lamindb/x of 'a' is gone (artifact x)\n" if words[0] == "fsck" else ""
         )
-        return Result(words, int(not good), said if good else "damaged; 'lamfs connect --restore' is the way", False)
+        return Result(words, int(not good), said if good else wrong, False)
 
     def json(self, *words: str) -> None: ...
 
@@ -276,12 +279,15 @@ class LateMachine:
         return self.cli("connect", *words)
 
 
-def test_a_registry_that_is_found_damaged_late_is_restored_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("late", ["sync", "umount"])
+def test_a_registry_that_is_found_damaged_late_is_restored_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
     monkeypatch.setattr(recovery, "try_repairs", lambda *_, **__: None)
     log: list[str] = []
-    machine = LateMachine(log)
+    machine = LateMachine(log, late)
     assert recovery.recover(machine, random.Random(1))  # type: ignore[arg-type]  # an object is gone, fsck says
     assert log[:4] == ["mount", "sync", "umount", "connect"]
     assert machine.whole
-    with broken("hang"):
-        recovery.recover(LateMachine([]), random.Random(1), restore=False)  # type: ignore[arg-type]
+    with broken("hang" if late == "sync" else "refused"):
+        recovery.recover(LateMachine([], late), random.Random(1), restore=False)  # type: ignore[arg-type]
