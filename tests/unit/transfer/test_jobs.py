@@ -88,6 +88,6 @@ def test_values_survive() -> None:
 def test_every_job_has_one_pool_and_a_handler() -> None:
     from lamfs.transfer import mover
 
-    pools = [jobs.READS, jobs.WRITES, jobs.PARTS, jobs.CONTROL]
+    pools = [jobs.READS, jobs.WRITES, jobs.PARTS, jobs.HASHES, jobs.CONTROL]
     assert set().union(*pools) == set(mover._HANDLERS)
     assert sum(map(len, pools)) == len(mover._HANDLERS)
