@@ -39,7 +39,9 @@ def carry_over(old: Database, new: Database) -> dict[str, Told]:
                 if not has_row:
                     inode = Tree(old).get(ino)
                     size = 0 if inode is None else inode.size
-                    left[src] = Told(Tree(old).path(ino), uid, "base" in payload, size, object_key)
+                    stored = old.one("SELECT uid FROM artifact WHERE ino=?", (ino,))
+                    whose = uid if stored is None else stored[0]
+                    left[src] = Told(Tree(old).path(ino), whose, "base" in payload, size, object_key)
                 continue
             marks = ",".join("?" * len(columns))
             cursor = new.execute(f"INSERT INTO journal({_COLUMNS}) VALUES({marks})", columns)
