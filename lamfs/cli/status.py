@@ -350,7 +350,10 @@ def _retry_lines(mount: dict[str, Any]) -> Iterator[str]:
     retries = mount.get("retries", ())
     for retry in retries[:MAX_ERRORS]:
         failed = f"failed {count_of(retry['attempts'], 'time')}"
-        yield f"  retry    {shown(retry['what'])}: {failed}, next try {when(retry['next_at'])}"
+        if retry["next_at"] is None:
+            yield f"  refused  {shown(retry['what'])}, not tried again: {shown(retry['error'])}"
+        else:
+            yield f"  retry    {shown(retry['what'])}: {failed}, next try {when(retry['next_at'])}"
     more = mount.get("retrying", 0) - len(retries[:MAX_ERRORS])
     if more > 0:
         yield f"  retry    and {more} more"

@@ -26,6 +26,7 @@ from lamfs.errors import (
     StorageError,
     StorageForbidden,
     StorageReadOnly,
+    TooLarge,
 )
 from lamfs.keys import is_registry_key
 from lamfs.model import StorageConfig, instance_id, storage_id
@@ -34,6 +35,7 @@ from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
 from lamfs.registry import Registry
 from lamfs.storage import ObjectStore, parse_root
+from lamfs.transfer import refused
 
 Say = Callable[[str], None]
 
@@ -435,8 +437,14 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
     with Instance(settings) as instance:
         instance.refuse_damaged()
         instance.hold()
-        recover.finish_all(instance)
+        with contextlib.suppress(TooLarge):  # said below
+            recover.finish_all(instance)
         owed = instance.registry.journal.entries()
+        if too_large := [entry for entry in owed if entry.state == "refused"]:
+            raise TooLarge(
+                f"The instance '{settings.slug}' cannot be closed yet: {refused.sentence(instance.registry, too_large)}"
+                " Mount it to change or delete what is too large."
+            )
         busy = [entry for entry in owed if entry.op in ("save", "put") and entry.state != "scratch"]
         if busy:
             raise Locked(
