@@ -215,6 +215,10 @@ class Instance:
                 lease.release()
                 raise
         config.write_json(self._lease_path, {"token": state.token, "since": state.since, "until": state.until})
+        if not ours:
+            from lamfs.ops import spools
+
+            spools.tell(self.settings, self.notices)
         return not ours
 
     def release_lease(self) -> None:
