@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lamfs.config import InstanceSettings
-from lamfs.errors import LamfsError, ObjectMissing, StorageError
+from lamfs.errors import LamfsError, NotSetUp, ObjectMissing, RegistryError, StorageError
 from lamfs.keys import root_path
 from lamfs.model import ArtifactRecord, now_ns
-from lamfs.ops import drafts, messages, strays
+from lamfs.ops import drafts, messages, spools, strays
 from lamfs.registry import Lost, Registry
 from lamfs.registry.aside import Told
 from lamfs.registry.carry import carry_over
@@ -54,6 +54,7 @@ def replace(
     (strays.py); when they are another instance's, they are put aside with it. ``apart``: see carry.carry_over.
     """
     path = settings.registry_path
+    _gather(settings)
     same = not path.exists() or _carry_over(settings, fresh, store, apart, wrote)
     with contextlib.nullcontext() if same else _spool_aside(settings, fresh):
         with open(fresh, "rb") as file:
@@ -68,11 +69,20 @@ def retire(settings: InstanceSettings, word: str) -> Path:
     """Put the working copy aside, while nobody has it open, with all that it had still to store; there is none then.
     Returns where it is."""
     path = settings.registry_path
+    _gather(settings)
     with _spool_aside(settings, None):
         kept = put_aside(path, word)
         path.unlink(missing_ok=True)
         fsync_folder(str(path.parent))
     return kept
+
+
+def _gather(settings: InstanceSettings) -> None:
+    """See that all that the working copy has still to store is in this machine's spool, where it is looked for from
+    now on. Of one that cannot be read nobody knows what that is. Raises StorageError."""
+    with contextlib.suppress(RegistryError, NotSetUp):
+        with contextlib.closing(Registry(settings.registry_path)) as registry:
+            spools.take_in(settings, registry)
 
 
 def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apart: bool, wrote: str | None) -> bool:

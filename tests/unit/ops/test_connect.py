@@ -429,7 +429,6 @@ def test_a_kill_while_the_working_copy_is_replaced_loses_no_spool_file(
 
 def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tuple[Path, Path], tmp_path: Path) -> None:
     _, other = two
-    settings = config.load_instance("ada/default")
     owe("ada/default", "new.txt", "", "only here")
     config.remove_instance("ada/default")
     with Instance(config.InstanceSettings("ada/default", StorageConfig(str(other)))) as opened:
@@ -437,7 +436,7 @@ def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tupl
         mine = write_spool(opened, name, "only here")
         setup.connect(str(other))
     assert not mine.exists()
-    (kept,) = mine.parent.parent.glob(f"{settings.id.hex}.2*/{name}")
+    (kept,) = mine.parent.parent.glob(f"{mine.parent.name}.2*/{name}")
     assert kept.read_text() == "only here"
 
 
