@@ -159,6 +159,8 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
         }
         if settings.registry_path.exists() or written.had_one(settings):
             entry |= look_into(settings, mounted=settings.slug in mounted)
+        if any(settings.directory.glob("diverged.*.lndb")):
+            entry["diverged"] = known_diverged(settings)
         found.append(entry)
     return found
 
@@ -193,7 +195,8 @@ def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
     found: list[str] = []
 
     def look() -> None:
-        found.extend(spools.sentences(settings, owed))
+        with contextlib.suppress(LamfsError):
+            found.extend(spools.sentences(settings, owed))
 
     # The folder may be that of a server which does not answer, and status is what people ask then.
     owed = spools.owed(registry)
@@ -201,6 +204,13 @@ def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
     thread.start()
     thread.join(SPOOL_SECONDS)
     return list(found)
+
+
+def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
+    """What this machine alone had when another one took the instance over: ops.diverged.known."""
+    from lamfs.ops import diverged
+
+    return diverged.known(settings)
 
 
 def rescued(registry: Registry) -> dict[str, Any]:
@@ -253,6 +263,9 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for dead in result["dead"]:
         yield from dead_lines(dead)
     for instance in result["instances"]:
+        for kept in instance.get("diverged", ()):
+            told = f"{len(kept['brought_back'])} artifacts were brought back, {len(kept['left'])} are only in there"
+            yield f"  KEPT     {shown(kept['registry'])}: {instance['slug']} before another machine took over; {told}"
         scratch = instance.get("scratch", [])
         if scratch:
             named = ", ".join(shown(file["key"]) for file in scratch[:MAX_SCRATCH])
@@ -312,6 +325,8 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
     if not mount["answers"]:
         yield f"  error    {shown(mount['error'])}"
         return
+    if mount.get("notice"):
+        yield f"  NOTE     {shown(mount['notice'])}"
     for damage in mount.get("storage_damage", ()):
         whose = f"{shown(damage['key'] or '')} (uid {damage['uid']})" if damage["uid"] else "no artifact"
         yield (

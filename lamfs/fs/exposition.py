@@ -24,6 +24,8 @@ def _lines(numbers: Numbers) -> Iterator[tuple[str, Any]]:
     yield "instance", numbers["slug"]
     for name in ("pid", "started_at", "read_only", "open_files", "inodes"):
         yield name, numbers[name]
+    if numbers["notice"]:
+        yield "notice", numbers["notice"]
     for name in ("reads", "read_bytes", "writes", "write_bytes"):
         yield name, numbers[name]
     yield from numbers["rates"].items()

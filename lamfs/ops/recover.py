@@ -88,6 +88,7 @@ def finish_save(instance: Instance, entry: JournalEntry) -> ArtifactRecord | Non
     registry, store = instance.registry, instance.store
     assert entry.object_key is not None
     record = record_from_payload(entry.payload, entry.object_key)
+    instance.prove()
     now = registry.artifacts.by_uid(record.uid)
     base = None if now is None else [now.revision.object_key, now.revision.etag]
     abort_unknown(instance, entry.object_key)
@@ -234,6 +235,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     if artifact is not None and content.same_bytes(artifact.revision.content):
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
+        instance.prove()
         with storage_work:
             target = registry.commits.put_target(entry)
             registry.journal.drop_delete(target)
@@ -335,6 +337,7 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         if registry.journal.claimed(target, entry.uid, entry.id):
             return  # another process is at work there; whoever comes next moves it
         registry.commits.begin_move(target)
+        instance.prove()
         sync_log(registry.path)
         try:
             copied = instance.store.copy(
@@ -354,6 +357,7 @@ def _abort(instance: Instance, entry: JournalEntry) -> None:
     """Abort an upload that is needed no more; where somebody is at work, whoever comes next does it."""
     registry, store = instance.registry, instance.store
     assert entry.object_key is not None
+    instance.prove()
     upload_id = entry.payload.get("upload_id")
     if upload_id is None and registry.journal.holds(entry.object_key):
         return
@@ -394,6 +398,7 @@ def _delete(instance: Instance, strict: bool) -> None:
     # From here on other processes do not choose these names: the rows are those of a living process.
     try:
         sync_log(registry.path)
+        instance.prove()
         instance.store.delete(list(entries))
     except LamfsError as error:
         for rows in entries.values():

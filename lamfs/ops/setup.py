@@ -99,6 +99,7 @@ def init(
             return settings
         instance.take_lease()
         _create_registry(instance)
+        instance.hold()  # the registry says under which lease it was made
         tell = say or messages.info
         tell(f"updating & unlocking cloud SQLite '{root}/{settings.snapshot_key}' of instance '{slug}'")
         snapshot.push(instance)
@@ -129,8 +130,8 @@ def _is_free(instance: Instance, new: bool) -> bool:
         return not there
     traces = kept.traces(instance.store, settings.id)
     own = instance.lease().peek()
-    if traces == ["its lock"] and own is not None and own.machine == config.machine_token():
-        return True  # an 'init' of this machine that did not come to its end
+    if traces == ["its lock"] and (own is None or own.machine == config.machine_token()):
+        return True  # an 'init' that did not come to its end
     if traces:
         raise RegistryError(
             f"The storage {settings.storage.root} holds {' and '.join(traces)}, but the registry of the instance"
@@ -302,7 +303,7 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
         )
     locked = True
     try:
-        instance.take_lease(catch_up=not restore)
+        instance.take_lease(catch_up=not restore, keep_both=True)
     except (StorageReadOnly, StorageForbidden) as error:
         locked = False
         (say or messages.warn)(f"{error} Only reading is possible.")
@@ -314,6 +315,8 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
                 instance.release_lease()
             raise
     _ = instance.registry
+    if locked:
+        instance.hold()
     config.save_instance(settings)
     config.set_current(settings.slug)
     (say or messages.info)(f"connected to instance '{settings.slug}' in {settings.storage.root}")
@@ -485,7 +488,7 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
             cached = config.cache_dir() / instance.store.cache_name
             instance.cache_index.forget_below(instance.store.cache_name)
             shutil.rmtree(cached, ignore_errors=True)
-            instance.release_lease()
+            instance.release_lease(forget=True)
             _remove_spool(settings, say)
             shutil.rmtree(settings.directory, ignore_errors=True)
         instance.close()

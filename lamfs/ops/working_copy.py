@@ -35,17 +35,19 @@ def uid(settings: InstanceSettings) -> str | None:
     return None
 
 
-def replace(settings: InstanceSettings, fresh: Path, store: ObjectStore, *, word: str) -> Path | None:
+def replace(
+    settings: InstanceSettings, fresh: Path, store: ObjectStore, *, word: str, apart: bool = False
+) -> Path | None:
     """Make ``fresh`` the working copy, while nobody has it open. The one that is there is put aside, as
     ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one.
 
     Spool files of files that ``fresh`` does not know are in its ``lost+found``. When the one that is there cannot be
     read, they stay in the spool, and the next mount looks what they are (strays.py); when it is of another instance,
-    they are put aside with it.
+    they are put aside with it. ``apart``: see carry.carry_over.
     """
     path = settings.registry_path
     _gather(settings)
-    same = not path.exists() or _carry_over(settings, fresh, store)
+    same = not path.exists() or _carry_over(settings, fresh, store, apart)
     with contextlib.nullcontext() if same else _spool_aside(settings, fresh):
         with open(fresh, "rb") as file:
             os.fsync(file.fileno())
@@ -75,15 +77,16 @@ def _gather(settings: InstanceSettings) -> None:
             spools.take_in(settings, registry)
 
 
-def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore) -> bool:
+def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apart: bool) -> bool:
     """Owe in ``fresh`` what is owed in the working copy. False when that is of another instance."""
     try:
         with contextlib.closing(Registry(settings.registry_path)) as old, contextlib.closing(Registry(fresh)) as new:
             if old.db.get_meta("uid") != new.db.get_meta("uid"):
                 return False
             with new.db.transaction():
-                left = carry_over(old.db, new.db)
+                left = carry_over(old.db, new.db, apart=apart)
                 _keep(settings, new, store, left)
+                new.journal.disown()  # whoever comes next does it, and this process may live on for other reasons
             new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except LamfsError as error:
         messages.warn(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -33,6 +33,15 @@ from lamfs.transfer.multipart import Multipart, Segment
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
+
+
+Permit = Callable[[bool], Awaitable[None]]
+"""Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
+other machines may use. Raises why not."""
+
+
+async def anybody(_: bool) -> None:
+    """A Permit where nobody else can have the lease (unit tests)."""
 
 
 class FileHooks(Protocol):
@@ -102,10 +111,17 @@ class Steps:
     """Does one row of the journal at a time, any number of rows at once. Loop only."""
 
     def __init__(
-        self, registry: Registry, store: ObjectStore, mover: Mover, spool: SpoolFolder, origin: Provenance
+        self,
+        registry: Registry,
+        store: ObjectStore,
+        mover: Mover,
+        spool: SpoolFolder,
+        origin: Provenance,
+        permit: Permit = anybody,
     ) -> None:
         self._registry = registry
         self._store = store
+        self._permit = permit
         self._mover = mover
         self._multipart = Multipart(registry, mover)
         self.streams = Streams(registry, self._multipart, spool)
@@ -169,6 +185,8 @@ class Steps:
                 # An earlier try may have written elsewhere, before the file was renamed.
                 registry.journal.add_delete(entry.object_key or "")
             replaces = artifact is not None and artifact.revision.object_key == target
+            if replaces:
+                await self._permit(True)
             if replaces and self._store.kind != "local":  # which syncs them itself before it replaces the old ones
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
                 found = await beside(

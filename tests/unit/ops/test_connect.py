@@ -274,10 +274,10 @@ def test_what_another_machine_has_to_store_is_left_to_it(tmp_path: Path) -> None
             assert opened.registry.tree.resolve("new.txt") is not None
         save("ada/default", tmp_path, "b.txt", "from two")
         setup.close("ada/default")
-    # Back home: both went on, so a person decides; nothing of ours is lost by that.
-    with pytest.raises(LamfsError, match="--restore"):
+    # Back home: both went on. A change is refused; connecting takes theirs, and keeps what only we have.
+    with pytest.raises(LamfsError, match="changed on another machine, and here as well"):
         save("ada/default", tmp_path, "c.txt", "x")
-    setup.connect("ada/default", restore=True)
+    setup.connect("ada/default")
     assert read("ada/default", "a.txt") == "second"
     assert read("ada/default", "new.txt") == "never stored"
     assert list(root.rglob(src)) == []
@@ -297,7 +297,6 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
     src = owe("ada/default", "ours.txt", "", "ours")
     setup.connect("ada/default", restore=True)
     assert read("ada/default", "theirs.txt") == "theirs"
-    assert keys("ada/default") == ["theirs.txt"]
     # Its bytes are a file of their own, which says where they come from.
     with Instance.open("ada/default") as opened:
         recover.finish_all(opened)
@@ -305,6 +304,7 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
         (found,) = [record for record in opened.registry.artifacts.filter() if record.key == place]
         assert found.description == "Found in the spool, owed to nobody: bytes of 'ours.txt'"
     assert read("ada/default", place) == "ours"
+    assert sorted(keys("ada/default")) == [place, "theirs.txt"]
 
 
 def test_owed_deletes_and_saves_are_carried_over(tmp_path: Path) -> None:
