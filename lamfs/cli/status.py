@@ -202,7 +202,8 @@ def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
     found: list[str] = []
 
     def look() -> None:
-        found.extend(spools.sentences(settings, owed))
+        with contextlib.suppress(LamfsError):
+            found.extend(spools.sentences(settings, owed))
 
     # The folder may be that of a server which does not answer, and status is what people ask then.
     owed = spools.owed(registry)

@@ -23,7 +23,7 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, orphans, recover, scrub, spools, strays, temporaries
+from lamfs.ops import damage, mounts, orphans, recover, scrub, spools, stored_registry, strays, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
 from lamfs.registry import damaged_blocks, is_alive
@@ -100,6 +100,7 @@ def _check(
             recover.finish_puts(instance)
     if not _registry(instance, report):
         return
+    _stored_registry(instance, report, repair)
     _tree(instance, report, repair)
     _keys(instance, report)
     _journal(instance, report)
@@ -134,6 +135,23 @@ def _registry(instance: Instance, report: Report) -> bool:
             " storage)"
         )
     return not wrong
+
+
+def _stored_registry(instance: Instance, report: Report, repair: bool) -> None:
+    """The registry's copy in storage. Mended, it is this machine's; what is replaced is kept there (kept.py)."""
+    found = stored_registry.look(instance)
+    if found is None:
+        return
+    if not found.problem:
+        report.notes.append(f"registry in storage: {found.text}")
+        return
+    mended = False
+    if repair and found.mends:
+        try:
+            mended = stored_registry.mend(instance)
+        except LamfsError as error:
+            report.add(f"registry in storage: {error}")
+    report.add(f"registry in storage: {found.text}", mended)
 
 
 # -- tree -------------------------------------------------------------------------------------------------------------
