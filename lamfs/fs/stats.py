@@ -184,7 +184,8 @@ class Stats:
                 {
                     "what": f"{entry.op} {what(registry, entry)}",
                     "attempts": entry.attempts,
-                    "next_at": iso(max(entry.next_at, 0)),
+                    # None: storage can never take it, so it is not tried again.
+                    "next_at": None if entry.state == "refused" else iso(max(entry.next_at, 0)),
                     "error": entry.error,
                 }
                 for entry in retries

@@ -28,7 +28,7 @@ from lamfs.errors import (
 )
 from lamfs.keys import check_spool_name
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
-from lamfs.ops import adoption, drafts, messages, overlays
+from lamfs.ops import adoption, drafts, messages, overlays, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
@@ -161,7 +161,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     if not any(entry.op == "put" for entry in journal.entries()):
         return 0  # whatever is there instead of a spool
     try:
-        spool = SpoolFolder.find(*instance.settings.spool_place)
+        spool = spools.find(instance.settings, instance.registry)
     except StorageError as error:
         if strict:
             raise

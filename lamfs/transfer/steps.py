@@ -160,9 +160,11 @@ class Steps:
         if not self._is_hashed_as_sent(upload.size, base, artifact):
             with trio.CancelScope() as scope:
                 self._hashing[ino] = scope
-                content = await self._hash(entry.src, base.content if base is not None else None, upload)
+                try:
+                    content = await self._hash(entry.src, base.content if base is not None else None, upload)
+                finally:
+                    del self._hashing[ino]
                 upload.size = content.size
-            self._hashing.pop(ino, None)
             if scope.cancelled_caught:
                 raise StorageError("The file was deleted while it was hashed.")
             artifact = registry.artifacts.by_ino(ino)
@@ -178,16 +180,17 @@ class Steps:
             target = registry.commits.put_target(entry)
         self._busy_objects.add(target)
         try:
-            if (
-                entry.object_key not in (None, target)
-                and registry.artifacts.with_object(entry.object_key or "") is None
-            ):
-                # An earlier try may have written elsewhere, before the file was renamed.
-                registry.journal.add_delete(entry.object_key or "")
             replaces = artifact is not None and artifact.revision.object_key == target
+            earlier = entry.object_key if entry.object_key != target else None
+            if earlier is not None and registry.artifacts.with_object(earlier) is not None:
+                earlier = None
+            if earlier is not None:
+                # An earlier try may have written elsewhere, before the file was renamed.
+                registry.journal.add_delete(earlier)
             if replaces:
                 await self._permit(True)
-            if replaces and self._store.kind != "local":  # which syncs them itself before it replaces the old ones
+            if (replaces or earlier is not None) and self._store.kind != "local":
+                # (A local folder syncs them itself before it replaces the old ones.)
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
                 found = await beside(
                     lambda: self._conflicts.find(entry, artifact, target),
@@ -206,7 +209,7 @@ class Steps:
                 consumed = False
                 etag, content = await self._multipart.store_unhashed(
                     entry, upload.size, path, target, upload.known, upload.moved,
-                    lambda found: self._compare(entry, found),
+                    lambda found: self._compare_for_good(entry, found),
                 )  # fmt: skip
             else:
                 etag, consumed = await self._send(content, path, target, upload, base)
@@ -231,6 +234,11 @@ class Steps:
         self.hooks.damaged(entry.ino, entry.src, blocks)
         if blocks:
             raise damage.error(what(self._registry, entry), self._spool.shown(entry.src), blocks)
+
+    async def _compare_for_good(self, entry: JournalEntry, content: ContentHash) -> None:
+        """As _compare; what is known of the file then survives a power cut."""
+        self._compare(entry, content)
+        await self.durable()
 
     async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
         """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""
@@ -267,6 +275,10 @@ class Steps:
             return self._spool.stat(check_spool_name(entry.src)).st_size
         except (OSError, InvalidName, StorageError):
             return batches.SMALL + 1
+
+    def is_hashing(self, ino: int) -> bool:
+        """Whether all of a file is being hashed before it is sent."""
+        return ino in self._hashing
 
     def abandon(self, ino: int) -> None:
         """The inode is gone: do not go on hashing it. What is being sent already is finished, and deleted then."""

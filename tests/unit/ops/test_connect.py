@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from lamfs import config
-from lamfs.errors import DamagedRegistry, InvalidArgument, LamfsError, RegistryError
+from lamfs.errors import DamagedRegistry, InvalidArgument, LamfsError, RegistryError, TooLarge
 from lamfs.model import StorageConfig, instance_id
 from lamfs.ops import artifacts, fsck, recover, setup, snapshot, working_copy
 from lamfs.ops.instance import Instance
+from lamfs.registry import Lost
 from tests.support.ops import machine, write_spool
 
 
@@ -307,6 +308,67 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
     assert sorted(keys("ada/default")) == [place, "theirs.txt"]
 
 
+def test_missing_spool_files_are_named_by_a_restore(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of files that the registry in storage does not know, or knows with other bytes; and what was lost before."""
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    save("ada/default", tmp_path, "b.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+        opened.registry.rescue.note_lost(Lost("before.txt", "", 7, False, 1))
+    spooled = [
+        owe("ada/default", "a.txt", "5-aaaaaaaaaaaa", "second"),
+        owe("ada/default", "new.txt", "", "never stored"),
+    ]
+    with Instance.open("ada/default") as opened:
+        b = opened.registry.tree.resolve("b.txt")
+        assert b is not None
+        opened.registry.journal.begin_put(b.ino, "6-bbbbbbbbbbbb", base="5:other")
+        opened.registry.journal.ready_put(b.ino)
+        opened.registry.db.execute("UPDATE journal SET owner='x:1:1'")
+    for src in spooled:
+        (found,) = tmp_path.joinpath("store").rglob(src)
+        found.unlink()
+    setup.connect("ada/default", restore=True)
+    assert "'new.txt' was missing, and it was never stored, so it is gone" in caplog.text
+    with Instance.open("ada/default") as opened:
+        recover.finish_all(opened)
+        lost = {one.key: (one.stored, one.size) for one in opened.registry.rescue.lost()}
+        assert lost["new.txt"] == (False, len("never stored"))
+        assert lost["a.txt"] == (True, len("second"))
+        assert lost["b.txt"][0]
+        assert lost["before.txt"] == (False, 7)
+        assert opened.registry.tree.resolve("new.txt") is None
+    assert read("ada/default", "a.txt") == "first"
+    assert read("ada/default", "b.txt") == "first"
+    assert keys("ada/default") == ["a.txt", "b.txt"]
+
+
+def test_a_missing_spool_file_that_became_an_object_is_not_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was renamed into storage, and only the registry that is put aside knew."""
+    root = tmp_path / "store"
+    setup.init(str(root), "default")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+    src = owe("ada/default", "new.txt", "", "stored")
+    with Instance.open("ada/default") as opened:
+        (entry,) = opened.registry.journal.entries()
+        target = opened.registry.commits.put_target(entry)
+        opened.registry.journal.set_target(entry.id, target)
+    (found,) = root.rglob(src)
+    (root / target).parent.mkdir(parents=True, exist_ok=True)
+    found.rename(root / target)
+    setup.connect("ada/default", restore=True)
+    assert f"perhaps they are in the object {root / target}" in caplog.text
+    with Instance.open("ada/default") as opened:
+        assert opened.registry.rescue.lost() == []
+        problems = fsck.check(opened).problems
+    assert any(target in text for text in problems)
+    assert (root / target).read_text() == "stored"
+
+
 def test_owed_deletes_and_saves_are_carried_over(tmp_path: Path) -> None:
     """What only the registry that is put aside says is to go does go; what the restored one needs stays."""
     setup.init(str(tmp_path / "store"), "default")
@@ -367,7 +429,6 @@ def test_a_kill_while_the_working_copy_is_replaced_loses_no_spool_file(
 
 def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tuple[Path, Path], tmp_path: Path) -> None:
     _, other = two
-    settings = config.load_instance("ada/default")
     owe("ada/default", "new.txt", "", "only here")
     config.remove_instance("ada/default")
     with Instance(config.InstanceSettings("ada/default", StorageConfig(str(other)))) as opened:
@@ -375,7 +436,7 @@ def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tupl
         mine = write_spool(opened, name, "only here")
         setup.connect(str(other))
     assert not mine.exists()
-    (kept,) = mine.parent.parent.glob(f"{settings.id.hex}.2*/{name}")
+    (kept,) = mine.parent.parent.glob(f"{mine.parent.name}.2*/{name}")
     assert kept.read_text() == "only here"
 
 
@@ -463,3 +524,22 @@ def test_a_description_that_no_other_machine_would_take(tmp_path: Path, text: st
     (tmp_path / "file").write_text("x")
     with Instance.open("ada/default") as opened, pytest.raises(InvalidArgument, match="description"):
         artifacts.save(opened, tmp_path / "file", key="a", description=text)
+
+
+def test_close_names_what_storage_can_never_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.init(str(tmp_path / "store"), "default")
+    for name in ("a.txt", "b.txt", "c.txt"):
+        owe("ada/default", name, "", name)
+
+    def check(store: object, size: int, name: str) -> None:
+        if name != "b.txt":
+            raise TooLarge(f"'{name}' is too large; cut it.")
+
+    monkeypatch.setattr(recover, "check_size", check)
+    for _ in range(2):
+        with pytest.raises(
+            TooLarge, match=r"'ada/default' cannot be closed yet: 'a.txt' is too large; .* of 'c.txt'\."
+        ):
+            setup.close("ada/default")
+    with Instance.open("ada/default") as opened:
+        assert [record.key for record in opened.registry.artifacts.filter()] == ["b.txt"]
