@@ -460,7 +460,7 @@ def test_the_spool_is_not_that_of_a_foreign_registry_that_was_put_in_the_place_o
         fsck.check(opened, repair=True)
         recover.finish_all(opened)
     assert read("ada/default", f"lost+found/new (spool {src}).txt") == "only here"
-    assert [path.name for path in (tmp_path / "store/.lamindb/_spool").iterdir()] == [settings.id.hex]
+    assert [path.name for path in (tmp_path / "store/.lamindb/_spool").iterdir()] == [settings.spool_place[1][-1]]
 
 
 def test_a_registry_that_names_the_folder_of_another_machine_is_connected_again(tmp_path: Path) -> None:
