@@ -129,7 +129,6 @@ def unmount(machine: Machine, mount: Mount, *, stuck: bool = False, damaged: boo
     if result.good:
         return result
     if damaged and _NOT_STORED.search(result.output):
-        mount.mounted = False
         return result
     if not (stuck and "--force" in result.output):
         machine.world.complain("hang" if result.hung else "refused", f"everything answers, and {result}")

@@ -563,7 +563,7 @@ class Machine:
     def umount(self, mount: Mount, *words: str, seconds: float = COMMAND_SECONDS) -> Result:
         """``lamfs umount``."""
         result = self.cli("umount", *words, str(mount.path), seconds=seconds)
-        if result.good:
+        if result.good or f"{mount.path} is unmounted" in result.output:  # though not all went well then
             mount.mounted = False
         return result
 
