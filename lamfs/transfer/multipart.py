@@ -246,7 +246,7 @@ class Multipart:
         return job.hashes[part.number]
 
     def _seal(self, job: _Job, parts: Sequence[Part], *, at_once: bool = False) -> None:
-        """Note the hashes of these parts. Each note writes the whole seal: of very large files some parts wait for it."""
+        """Note the hashes of these parts. Each writes the whole seal: of very large files some parts wait."""
         job.unsealed += parts
         if not job.unsealed or (not at_once and len(job.unsealed) < job.size // SEALED):
             return
