@@ -202,7 +202,7 @@ def purge(instance: Instance, orphans: Iterable[Orphan]) -> list[Orphan]:
             continue
         if (now.etag, now.size) != (orphan.item.etag, orphan.item.size):
             continue
-        if registry.rescue.give_up_object(orphan.item.key):
+        if registry.rescue.give_up_object(orphan.item.key, orphan.item.etag):
             gone.append(orphan)
     if gone:
         recover.run_owed(instance, ops=("delete",), strict=True)

@@ -8,6 +8,7 @@ row second, stale object last.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -33,7 +34,8 @@ from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
-from lamfs.transfer import damage
+from lamfs.storage.stale import delete_meant
+from lamfs.transfer import damage, stale
 
 log = logging.getLogger("lamfs.recover")
 
@@ -334,6 +336,9 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         before, target = plan
         if registry.journal.claimed(target, entry.uid, entry.id):
             return  # another process is at work there; whoever comes next moves it
+        if not _is_free(instance, target):
+            stale.give_up_move(registry, entry, instance.store.url(target))
+            return
         registry.commits.begin_move(target)
         sync_log(registry.path)
         try:
@@ -348,6 +353,19 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         registry.commits.moved(entry.id, before, target, copied.etag)
         if registry.journal.get(entry.id) is None:
             return
+
+
+def _is_free(instance: Instance, target: str) -> bool:
+    """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
+    if instance.registry.journal.may_be_ours(target):
+        return True
+    try:
+        instance.store.head(target)
+    except StorageError as error:
+        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+            return True
+        raise
+    return False
 
 
 def _abort(instance: Instance, entry: JournalEntry) -> None:
@@ -394,7 +412,9 @@ def _delete(instance: Instance, strict: bool) -> None:
     # From here on other processes do not choose these names: the rows are those of a living process.
     try:
         sync_log(registry.path)
-        instance.store.delete(list(entries))
+        meant = stale.meant_by(entry for rows in entries.values() for entry in rows)
+        for key in delete_meant(instance.store, meant):
+            stale.say_left(instance.store.url(key))
     except LamfsError as error:
         for rows in entries.values():
             for entry in rows:

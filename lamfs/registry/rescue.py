@@ -157,12 +157,12 @@ class Rescue:
             self._changes.entry(folder, name, inode.ino)
             return record.key
 
-    def give_up_object(self, object_key: str) -> bool:
+    def give_up_object(self, object_key: str, etag: str) -> bool:
         """Owe the deletion of an object, if neither an artifact nor the journal names it; whether that is so."""
         with self._db.transaction():
             unknown = self._is_unknown(object_key)
             if unknown:
-                self._journal.add_delete(object_key)
+                self._journal.add_delete(object_key, etag)
             return unknown
 
     def _is_unknown(self, object_key: str) -> bool:
