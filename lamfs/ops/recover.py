@@ -29,7 +29,7 @@ from lamfs.errors import (
 )
 from lamfs.keys import check_spool_name
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
-from lamfs.ops import adoption, drafts, messages, overlays
+from lamfs.ops import adoption, drafts, messages, newer, overlays
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
@@ -236,6 +236,8 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     if artifact is not None and content.same_bytes(artifact.revision.content):
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
+        if artifact is not None:
+            newer.keep_before(instance, artifact, registry.commits.put_target(entry))
         with storage_work:
             target = registry.commits.put_target(entry)
             registry.journal.drop_delete(target)

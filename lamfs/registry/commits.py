@@ -448,6 +448,32 @@ class Commits:
                 self._changes.record(now.ino)
             return True
 
+    def adopt(self, before: ArtifactRecord, revision: Revision, number: int, *, mtime_ns: int) -> bool:
+        """An object in storage is revision ``number`` of an artifact, of which the registry knows only an earlier one,
+        or another object: that is its content now, written at ``mtime_ns``, in nanoseconds since the epoch.
+
+        False, and nothing has changed, when the artifact has another revision by now, somebody is writing it, or the
+        object is another artifact's.
+        """
+        with self._db.transaction():
+            now = self._artifacts.by_uid(before.uid)
+            if now is None or now.ino is None or now.revision != before.revision:
+                return False
+            if self._journal.is_written(now, revision.object_key):
+                return False
+            if revision.object_key != now.revision.object_key and self._artifacts.with_object(revision.object_key):
+                return False
+            same = revision.content.same_bytes(now.revision.content)
+            self._artifacts.set_revision(now.uid, revision, updated_at=now.updated_at if same else mtime_ns)
+            self._artifacts.update(now.uid, number=number)
+            self._journal.said(revision.object_key)
+            if not same:
+                self._tree.update(now.ino, size=revision.size, mtime_ns=mtime_ns, ctime_ns=now_ns(), blocks=None)
+                self._tree.bump_revision(now.ino)
+            self._changes.content(now.ino)
+            self._move_home(now, revision.object_key)
+            return True
+
     def same_bytes(self, before: ArtifactRecord, etag: str) -> bool:
         """The object of an artifact is a copy of the one that was saved: note its ETag. False when the artifact has
         another revision by now."""

@@ -38,7 +38,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lamfs.errors import FsError
-from lamfs.model import JournalEntry, new_uid, now_ns
+from lamfs.model import ArtifactRecord, JournalEntry, new_uid, now_ns
 from lamfs.processes import is_alive, process_id
 from lamfs.registry.db import Database
 
@@ -476,6 +476,15 @@ class Journal:
                 "SELECT 1 FROM journal WHERE object_key=? AND (op IN ('save', 'put') OR state='held')", (object_key,)
             )
             is not None
+        )
+
+    def is_written(self, artifact: ArtifactRecord, object_key: str) -> bool:
+        """Whether an artifact, or an object that may be its, is being written, or has bytes that are to be stored."""
+        return (
+            (artifact.ino is not None and self.put_of(artifact.ino) is not None)
+            or self.saves(artifact.uid)
+            or self.holds(artifact.revision.object_key)
+            or self.holds(object_key)
         )
 
     def claimed(self, object_key: str, uid: str, entry_id: int | None, *, moves: bool = True) -> bool:

@@ -58,12 +58,6 @@ def shorten_object(instance: Instance, record: ArtifactRecord) -> None:
     object_path(instance, record).write_text("some")
 
 
-def replace_object(instance: Instance, record: ArtifactRecord) -> None:
-    path = object_path(instance, record)
-    path.with_name("new").write_text("same bytes")
-    os.rename(path.with_name("new"), path)
-
-
 def copy_object(instance: Instance, record: ArtifactRecord) -> None:
     path = object_path(instance, record)
     shutil.copy2(path, path.with_name("new"))
@@ -81,7 +75,6 @@ def stray_spool(instance: Instance, record: ArtifactRecord) -> None:
 UNREPAIRED = {
     "gone": (remove_object, r"the object .* of 'd/a.txt' is gone"),
     "short": (shorten_object, r"has 4 bytes, not 10"),
-    "other": (replace_object, r"was replaced by something else"),
     "dangling entry": (sql("INSERT INTO dentry(parent, name, ino) VALUES(1, 'x', 999)"), "inode 999, which does not"),
     "entry in nowhere": (sql("INSERT INTO dentry(parent, name, ino) VALUES(998, 'x', :ino)"), "directory 998"),
     "no entry": (sql("DELETE FROM dentry WHERE ino=:ino"), "is shown but has no entry"),
