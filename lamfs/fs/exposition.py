@@ -14,8 +14,8 @@ Numbers = dict[str, Any]
 
 
 def stats_text(numbers: Numbers) -> str:
-    """``name: value`` lines, numbers plain; ``upload``, ``retry``, ``error``, ``storage_damage`` and ``storage_changed`` lines
-    repeat."""
+    """``name: value`` lines, numbers plain; ``upload``, ``retry``, ``error``, ``storage_damage``, ``storage_changed``
+    lines repeat."""
     return "".join(f"{name}: {_one_line(_word(value))}\n" for name, value in _lines(numbers))
 
 

@@ -206,10 +206,13 @@ def test_an_artifact_whose_object_can_have_no_such_name(
     instance.registry.db.execute(statement, {"key": key, "uid": record.uid})
     for repair in (False, True):
         report = fsck.check(instance, repair=repair, data=True)
-        wrong = [text for text in report.problems if "'d/a.txt'" in text and "no artifact references" not in text]
+        said = report.repaired if repair else report.problems
+        wrong = [text for text in said if "'d/a.txt'" in text and "no artifact references" not in text]
         assert len(wrong) == 1
         assert fsck.NO_NAME in wrong[0]
+        assert "is that revision" in wrong[0], "its object is known by what it says"
         assert any("'b.txt' is gone" in text for text in report.problems)
+    assert artifacts.cache(instance, record).read_text() == "some bytes"
 
 
 def test_scrub_goes_on_behind_what_it_cannot_ask_for(instance: Instance, record: ArtifactRecord) -> None:
