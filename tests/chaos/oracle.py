@@ -241,8 +241,10 @@ def check_somewhere(
             raise Violation("unnamed", f"{what} is lost ({excused[0].why}), and nothing says so")
     log.write("scan", machine=machine.name, files=len(found.tree), unreadable=found.unreadable, lost=lost)
     for path, each in found.tree.items():
-        words = [path, path.rpartition("/")[2], *names.get(each.version.digest, ())]
-        if path.startswith(f"{LOST}/") and each.version.digest in names and not log.named(words):
+        known = names.get(each.version.digest)
+        if not path.startswith(f"{LOST}/") or known is None or path.rpartition("/")[2] in known:
+            continue  # somebody knows it by that name
+        if not log.named([path, *known]):
             raise Violation("unnamed", f"on {machine.name} '{path}' ({each.version}) is there, and nothing says so")
     if lost:
         raise Violation("lost", f"on {machine.name}, {len(lost)} of {len(list(model.claims()))}: " + "; ".join(lost))
