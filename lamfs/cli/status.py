@@ -333,6 +333,12 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
             f"  STORAGE DAMAGE  {when(damage['at'])}  block {damage['block']} of {whose}, object"
             f" {shown(damage['object'])}: restore the object from a backup, or replace the artifact"
         )
+    for changed in mount.get("storage_changed", ()):
+        yield (
+            f"  OBJECT CHANGED  {when(changed['at'])}  {shown(changed['key'])} (uid {changed['uid']}): the object"
+            f" {shown(changed['object'])} is gone, or is not what the registry knows; 'lamfs fsck' says what is there,"
+            " 'lamfs fsck --repair' makes that readable"
+        )
     rates = mount.get("rates")
     if rates:
         yield f"  reads    {_rate(rates, 'read')}"

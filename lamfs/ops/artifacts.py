@@ -19,7 +19,7 @@ from lamfs.cache import files as cache_files
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectChanged, ObjectMissing
 from lamfs.keys import object_key_for, root_path
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision
-from lamfs.ops import drafts, messages, mounts, recover
+from lamfs.ops import drafts, messages, mounts, newer, recover
 from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
@@ -134,6 +134,9 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             instance.prove()  # other machines may use the bytes that are replaced
         mode = 0o644 if draft.temporary else draft.path.stat().st_mode & 0o777
         foreign = _foreign(instance, record)
+        before = registry.artifacts.by_uid(record.uid)
+        if before is not None:
+            newer.keep_before(instance, before, before.revision.object_key)
         with recover.storage_work:
             entry_id, object_key = registry.commits.announce_save(record, foreign=foreign, mode=mode)
             recover.active.add(entry_id)

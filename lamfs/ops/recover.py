@@ -8,6 +8,7 @@ row second, stale object last.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -28,12 +29,13 @@ from lamfs.errors import (
 )
 from lamfs.keys import check_spool_name
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
-from lamfs.ops import adoption, drafts, messages, overlays, spools
+from lamfs.ops import adoption, drafts, messages, newer, overlays, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
-from lamfs.transfer import damage
+from lamfs.storage.stale import delete_meant
+from lamfs.transfer import damage, stale
 
 log = logging.getLogger("lamfs.recover")
 
@@ -236,6 +238,8 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
         instance.prove()
+        if artifact is not None:
+            newer.keep_before(instance, artifact, registry.commits.put_target(entry))
         with storage_work:
             target = registry.commits.put_target(entry)
             registry.journal.drop_delete(target)
@@ -336,6 +340,9 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         before, target = plan
         if registry.journal.claimed(target, entry.uid, entry.id):
             return  # another process is at work there; whoever comes next moves it
+        if not _is_free(instance, target):
+            stale.give_up_move(registry, entry, instance.store.url(target))
+            return
         registry.commits.begin_move(target)
         instance.prove()
         sync_log(registry.path)
@@ -351,6 +358,19 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         registry.commits.moved(entry.id, before, target, copied.etag)
         if registry.journal.get(entry.id) is None:
             return
+
+
+def _is_free(instance: Instance, target: str) -> bool:
+    """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
+    if instance.registry.journal.may_be_ours(target):
+        return True
+    try:
+        instance.store.head(target)
+    except StorageError as error:
+        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+            return True
+        raise
+    return False
 
 
 def _abort(instance: Instance, entry: JournalEntry) -> None:
@@ -399,7 +419,9 @@ def _delete(instance: Instance, strict: bool) -> None:
     try:
         sync_log(registry.path)
         instance.prove()
-        instance.store.delete(list(entries))
+        meant = stale.meant_by(entry for rows in entries.values() for entry in rows)
+        for key in delete_meant(instance.store, meant):
+            stale.say_left(instance.store.url(key))
     except LamfsError as error:
         for rows in entries.values():
             for entry in rows:

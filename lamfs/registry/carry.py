@@ -107,8 +107,12 @@ def _same_row(old: Database, new: Database, table: str, id_: object) -> bool:
 
 
 def _carry_deletes(old: Database, new: Database) -> None:
-    """Objects that are to go, unless something in ``new`` may need them."""
-    rows = old.all(f"SELECT {_COLUMNS} FROM journal WHERE op='delete' AND object_key IS NOT NULL ORDER BY id")
+    """Objects that are to go, unless something in ``new`` may need them. Not those of which nobody knows any more which
+    object was meant: work that ``new`` knows nothing of may have used the key anew."""
+    rows = old.all(
+        f"SELECT {_COLUMNS} FROM journal WHERE op='delete' AND object_key IS NOT NULL"
+        " AND json_type(payload, '$.etag')='text' ORDER BY id"
+    )
     for columns in rows:
         object_key = columns[4]
         needed = new.one(

@@ -560,7 +560,11 @@ def take_over(round: Round) -> None:
     if sleeps:
         first.signal_daemons(signal.SIGCONT)
         mine = rogue(round, mount, excuses)
-    exact(theirs)
+        # What a machine without the lease stores over an object is a conflict with what is stored there next: both are
+        # kept, and which of them has the name nobody can say before.
+        oracle.check_somewhere(second, second.mounts[0], theirs.model, theirs.model.claims(), excuses)
+    else:
+        exact(theirs)
     unmount(second, second.mounts[0])
     second.must("close", SLUG)
     kept = theirs.model.claims()

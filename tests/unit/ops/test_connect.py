@@ -377,14 +377,18 @@ def test_owed_deletes_and_saves_are_carried_over(tmp_path: Path) -> None:
         snapshot.push(opened)
         (needed,) = [record.revision.object_key for record in opened.registry.artifacts.filter()]
         opened.store.put_bytes(".lamindb/" + "x" * 20, b"stale")
-        for key in (needed, ".lamindb/" + "x" * 20):
-            opened.registry.journal.add_delete(key)
+        opened.store.put_bytes(".lamindb/" + "y" * 20, b"used anew since")
+        opened.registry.journal.add_delete(needed)
+        opened.registry.journal.add_delete(".lamindb/" + "x" * 20, opened.store.head(".lamindb/" + "x" * 20).etag)
+        opened.registry.journal.add_delete(".lamindb/" + "y" * 20, "another")
+        opened.registry.journal.add_delete(".lamindb/" + "y" * 20)  # which nobody can prove any more
         opened.registry.db.execute("UPDATE journal SET owner='gone'")
     setup.connect("ada/default", restore=True)
     with Instance.open("ada/default") as opened:
         recover.finish_all(opened)
         assert opened.registry.journal.entries() == []
         assert not (tmp_path / "store/.lamindb" / ("x" * 20)).exists()
+        assert opened.store.get(".lamindb/" + "y" * 20) == b"used anew since"
     assert read("ada/default", "a.txt") == "first"
 
 
