@@ -343,7 +343,7 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         if not _is_free(instance, target):
             stale.give_up_move(registry, entry, instance.store.url(target))
             return
-        registry.commits.begin_move(target)
+        registry.commits.begin_move(entry.uid, target)
         instance.prove()
         sync_log(registry.path)
         try:
@@ -353,7 +353,8 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         except (ObjectMissing, ObjectChanged):
             now = registry.artifacts.by_uid(entry.uid)
             if now is not None and now.revision == before.revision:
-                raise
+                stale.give_up_lost_move(registry, entry, target, instance.store.url(before.revision.object_key))
+                return
             continue  # it got new bytes meanwhile
         registry.commits.moved(entry.id, before, target, copied.etag)
         if registry.journal.get(entry.id) is None:
@@ -399,15 +400,36 @@ def abort_unknown(instance: Instance, object_key: str) -> None:
             store.abort_upload(object_key, upload_id)
 
 
+def _is_only_copy(instance: Instance, entry: JournalEntry) -> bool:
+    """Whether a move may have made this object, and what it was made of is gone: then it is no leftover. (The registry
+    has lost its last changes, or the object was damaged.) Raises StorageError."""
+    artifact = instance.registry.artifacts.by_uid(str(entry.payload.get("copy_of", "")))
+    if artifact is None or artifact.revision.object_key == entry.object_key:
+        return False
+    try:
+        instance.store.head(artifact.revision.object_key)
+    except ObjectMissing:
+        return True
+    return False
+
+
 def _delete(instance: Instance, strict: bool) -> None:
     registry = instance.registry
     journal = registry.journal
     entries: dict[str, list[JournalEntry]] = {}
     if not journal.mine("delete"):
         return
+    unsure: set[int] = set()
+    for entry in journal.mine("delete"):
+        try:
+            if _is_only_copy(instance, entry):
+                journal.done(entry.id)
+        except StorageError as error:
+            unsure.add(entry.id)
+            _trouble(instance, entry, error, strict)
     with registry.db.transaction():
         for entry in journal.mine("delete"):
-            if entry.object_key is None:
+            if entry.object_key is None or entry.id in unsure:
                 continue
             if registry.artifacts.with_object(entry.object_key) is not None:
                 journal.done(entry.id)

@@ -424,11 +424,19 @@ class Commits:
         artifact = self._artifacts.by_uid(uid)
         return artifact is None or artifact.revision.object_key == self._artifacts.home(artifact)
 
-    def begin_move(self, object_key: str) -> None:
-        """An object is about to be copied to ``object_key``: until ``moved`` says whose it is, its deletion is owed."""
+    def begin_move(self, uid: str, object_key: str) -> None:
+        """The object of an artifact is about to be copied to ``object_key``: until ``moved`` says that it is there, the
+        deletion of the copy is owed."""
         with self._db.transaction():
             self._journal.drop_delete(object_key)
-            self._journal.add_delete(object_key)
+            self._journal.add_delete(object_key, copy_of=uid)
+
+    def give_up_move(self, entry_id: int, object_key: str) -> None:
+        """What was to be copied to ``object_key`` is gone, or is something else. So what is there may be the copy, made
+        before this registry lost its last changes: nothing is to be done there."""
+        with self._db.transaction():
+            self._journal.drop_delete(object_key)
+            self._journal.done(entry_id)
 
     def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str) -> bool:
         """The object was copied: point the row at the copy and owe the deletion of the original.

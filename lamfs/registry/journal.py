@@ -275,15 +275,17 @@ class Journal:
         row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE id=?", (entry_id,))
         return _entry(row) if row else None
 
-    def add_delete(self, object_key: str, etag: str | None = None) -> None:
+    def add_delete(self, object_key: str, etag: str | None = None, *, copy_of: str | None = None) -> None:
         """Owe the deletion of an object that no artifact has any more.
 
         ``etag``: the object that is meant, so that another one stays that is there by then. None: whatever is there,
-        as also where lamfs may have written since without an artifact's row saying so.
+        as also where lamfs may have written since without an artifact's row saying so. ``copy_of``: uid of the artifact
+        whose object is about to be copied there.
         """
         if self._db.one("SELECT 1 FROM unsaid WHERE object_key=?", (object_key,)) is not None:
             etag = None
-        self._add("delete", "ready", object_key=object_key, payload=None if etag is None else {"etag": etag})
+        payload = {name: value for name, value in (("etag", etag), ("copy_of", copy_of)) if value is not None}
+        self._add("delete", "ready", object_key=object_key, payload=payload or None)
 
     def add_move(self, uid: str) -> None:
         """Owe the relocation of an artifact's object; at most one row per artifact."""

@@ -30,6 +30,16 @@ def say_left(url: str) -> None:
     log.warning("The object %s is not the one that was to be deleted, and stays; 'lamfs fsck' says what it is.", url)
 
 
+def give_up_lost_move(registry: Registry, entry: JournalEntry, target: str, url: str) -> None:
+    """The object that was to be moved to ``target`` is not there, or not what the registry knows. ``url``: the place
+    where it should be."""
+    registry.commits.give_up_move(entry.id, target)
+    log.warning(
+        "The object of artifact %s is not moved, for %s is gone, or is not what this registry knows; 'lamfs fsck' says"
+        " what there is of it.", entry.uid, url,
+    )  # fmt: skip
+
+
 def give_up_move(registry: Registry, entry: JournalEntry, url: str) -> None:
     """Something unknown is where an object was to be moved: it stays, and so does the object, which is as good."""
     registry.journal.done(entry.id)

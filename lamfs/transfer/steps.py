@@ -31,7 +31,7 @@ from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts, hash_opened
 from lamfs.transfer.durable import LogSync, beside, sync_file
 from lamfs.transfer.multipart import Multipart, Segment
-from lamfs.transfer.stale import give_up_move, meant_by, say_left
+from lamfs.transfer.stale import give_up_lost_move, give_up_move, meant_by, say_left
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
@@ -473,7 +473,7 @@ class Steps:
             if not await self._is_free(target):
                 give_up_move(registry, entry, self._store.url(target))
                 return
-            registry.commits.begin_move(target)
+            registry.commits.begin_move(entry.uid, target)
             await self.durable()
             stat = await self._mover.copy(
                 before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
@@ -482,7 +482,7 @@ class Steps:
         except (ObjectMissing, ObjectChanged):
             now = registry.artifacts.by_uid(entry.uid)
             if now is not None and now.revision == before.revision:
-                raise
+                give_up_lost_move(registry, entry, target, self._store.url(before.revision.object_key))
         finally:
             self._busy_objects -= objects
 
@@ -506,6 +506,10 @@ class Steps:
         keys: set[str] = set()
         meant = meant_by(entries)
         for entry in entries:
+            if await self._is_only_copy(entry):
+                registry.journal.done(entry.id)
+        entries = [entry for entry in entries if registry.journal.get(entry.id) is not None]
+        for entry in entries:
             assert entry.object_key is not None
             if entry.object_key in self._busy_objects or registry.journal.holds(entry.object_key):
                 registry.journal.postpone(entry.id, 0.1)
@@ -528,6 +532,17 @@ class Steps:
                     registry.journal.done(entry.id)
         finally:
             self._busy_objects -= keys
+
+    async def _is_only_copy(self, entry: JournalEntry) -> bool:
+        """As recover's."""
+        artifact = self._registry.artifacts.by_uid(str(entry.payload.get("copy_of", "")))
+        if artifact is None or artifact.revision.object_key == entry.object_key:
+            return False
+        try:
+            await self._mover.head(artifact.revision.object_key)
+        except ObjectMissing:
+            return True
+        return False
 
     async def drop(self, entry: JournalEntry) -> None:
         """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""

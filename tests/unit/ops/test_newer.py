@@ -283,3 +283,31 @@ def test_an_old_move_does_not_hit_what_was_stored_since(instance: Instance, past
     assert report.clean, report.problems
     place = "lost+found/b (revision 2).csv" if source_is_there else "b.csv"
     assert past.read(place) == "two"
+
+
+@pytest.mark.parametrize("ops", [("move", "delete"), ("delete",)])
+def test_a_move_that_was_done_before_the_registry_lost_its_last_changes(
+    instance: Instance, past: Past, ops: tuple[str, ...]
+) -> None:
+    """Its copy is all that is left: the deletion that was owed until the move was noted does not hit it, and what is to
+    be moved is not looked for for ever."""
+    record = past.save("one", "a.csv")
+    artifacts._rename(instance, record.uid, "a.txt")
+    recover.run_owed(instance, strict=True)
+    now = instance.registry.artifacts.by_uid(record.uid)
+    assert now is not None
+    assert now.revision.object_key != record.revision.object_key
+    assert instance.store.get(now.revision.object_key) == b"one"
+    instance.registry.db.execute(
+        "UPDATE artifact SET object_key=?, etag=? WHERE uid=?",
+        (record.revision.object_key, record.revision.etag, record.uid),
+    )
+    instance.registry.journal.add_move(record.uid)
+    instance.registry.commits.begin_move(record.uid, now.revision.object_key)
+    recover.run_owed(instance, ops=ops, strict=True)
+    assert instance.store.get(now.revision.object_key) == b"one"
+    recover.run_owed(instance, strict=True)
+    assert instance.registry.journal.entries() == []
+    report = fsck.check(instance, repair=True)
+    assert report.clean, report.problems
+    assert past.read("a.txt") == "one"

@@ -103,7 +103,7 @@ class Hands:
                         self.registry.journal.done(entry.id)
                     continue
                 before, target = plan
-                self.registry.commits.begin_move(target)
+                self.registry.commits.begin_move(before.uid, target)
                 copied.append((before.revision.object_key, target))
                 assert self.registry.commits.moved(entry.id, before, target, before.revision.etag)
         raise AssertionError(f"moves never end: {self.registry.journal.entries()}")

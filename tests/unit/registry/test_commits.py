@@ -99,7 +99,7 @@ def test_a_move_that_is_overtaken_owes_its_copy(hands: Hands, registry: Registry
     plan = registry.commits.move_plan(move.uid or "")
     assert plan is not None
     before, target = plan
-    registry.commits.begin_move(target)
+    registry.commits.begin_move(before.uid, target)
     hands.rewrite("a.txt")
     hands.rename("a.txt", "a.bin")
     hands.store(hands.ino("a.bin"), b"2")
