@@ -120,3 +120,35 @@ def test_names() -> None:
     long = conflict_name("ä" * 126 + ".csv", "2026-01-01 00.00.00")
     assert len(long.encode()) <= 255
     assert long.endswith("(conflict 2026-01-01 00.00.00).csv")
+
+
+@pytest.mark.parametrize("first", ["move", "delete"])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_the_copy_that_a_forgotten_move_has_made_is_kept(make_box: MakeBox, kind: str, first: str) -> None:
+    """The registry has lost that an object was moved: the deletion of the copy, owed until that was noted, does not hit
+    what is all that is left, and the move is struck off."""
+    box = make_box(kind)
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        registry = user.fs.context.registry
+        before = registry.artifacts.by_key("a.csv")
+        assert before is not None
+        await user.rename("a.csv", "a.txt")
+        await user.sync()
+        now = registry.artifacts.by_key("a.txt")
+        assert now is not None
+        assert now.revision.object_key != before.revision.object_key
+        registry.artifacts.set_object(before.uid, before.revision.object_key, before.revision.etag)
+        if first == "move":
+            registry.journal.add_move(before.uid)
+        registry.commits.begin_move(before.uid, now.revision.object_key)
+        await user.sync()
+        assert box.store.get(now.revision.object_key) == b"first"
+        registry.journal.add_move(before.uid)
+        await user.sync()
+        assert box.store.get(now.revision.object_key) == b"first"
+        assert registry.journal.entries() == []
+
+    box.run(scenario, User())
