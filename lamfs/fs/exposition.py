@@ -25,6 +25,8 @@ def _lines(numbers: Numbers) -> Iterator[tuple[str, Any]]:
     yield "instance", numbers["slug"]
     for name in ("pid", "started_at", "read_only", "open_files", "inodes"):
         yield name, numbers[name]
+    if numbers["notice"]:
+        yield "notice", numbers["notice"]
     for name in ("reads", "read_bytes", "writes", "write_bytes"):
         yield name, numbers[name]
     yield from numbers["rates"].items()
@@ -52,7 +54,10 @@ def _lines(numbers: Numbers) -> Iterator[tuple[str, Any]]:
     for upload in numbers["uploading"]:
         yield "upload", f"{upload['done']} of {upload['size']} bytes, {upload['key']}"
     for retry in numbers["retries"]:
-        yield "retry", f"{retry['next_at']} attempt {retry['attempts'] + 1}, {retry['what']}: {retry['error']}"
+        yield (
+            "retry",
+            f"{retry['next_at'] or 'never'} attempt {retry['attempts'] + 1}, {retry['what']}: {retry['error']}",
+        )
     for error in numbers["errors"]:
         yield "error", f"{error['at']} {error['what']}: {error['error']}"
     for damage in numbers["storage_damage"]:
@@ -139,7 +144,7 @@ def _families(numbers: Numbers) -> Iterator[tuple[str, str, str, Samples]]:
     yield gauge("uploads", "Uploads under way.", len(uploading))
     yield gauge("upload_bytes", "Bytes of the files being uploaded.", sum(upload["size"] for upload in uploading))
     yield gauge("upload_done_bytes", "Bytes of them that are sent.", sum(upload["done"] for upload in uploading))
-    yield gauge("retries", "Steps that have failed and wait for another try.", numbers["retrying"])
+    yield gauge("retries", "Steps that have failed and are not done yet.", numbers["retrying"])
     yield gauge("open_files", "Open file descriptions.", numbers["open_files"])
     yield gauge("inodes", "Inodes that the kernel knows.", numbers["inodes"])
     yield gauge("read_only", "1 when the mount is read-only.", int(numbers["read_only"]))

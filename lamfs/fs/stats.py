@@ -103,6 +103,8 @@ class Stats:
     def __init__(self, about: About | None = None) -> None:
         self.about = about or About()
         self.counters = Counters()
+        self.notice = ""
+        """Why the mount cannot do all that it should, for people."""
         self.damaged_blocks = 0
         """How often a block was found damaged in storage."""
         self._damage: dict[tuple[str, str, int], Damage] = {}
@@ -194,6 +196,7 @@ class Stats:
             "pid": os.getpid(),
             "started_at": iso(self.about.started_at),
             "read_only": context.policy.read_only,
+            "notice": self.notice,
             "reads": counted.reads,
             "read_bytes": counted.read_bytes,
             "writes": counted.writes,
@@ -211,7 +214,8 @@ class Stats:
                 {
                     "what": f"{entry.op} {what(registry, entry)}",
                     "attempts": entry.attempts,
-                    "next_at": iso(max(entry.next_at, 0)),
+                    # None: storage can never take it, so it is not tried again.
+                    "next_at": None if entry.state == "refused" else iso(max(entry.next_at, 0)),
                     "error": entry.error,
                 }
                 for entry in retries

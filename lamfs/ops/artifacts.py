@@ -130,6 +130,8 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         check_size(store, draft.record.size, str(draft.path))
         record = with_fields(draft.record)
         _refuse_taken(instance, record)
+        if registry.artifacts.by_uid(record.uid) is not None:
+            instance.prove()  # other machines may use the bytes that are replaced
         mode = 0o644 if draft.temporary else draft.path.stat().st_mode & 0o777
         foreign = _foreign(instance, record)
         before = registry.artifacts.by_uid(record.uid)
@@ -417,6 +419,8 @@ def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> A
     Returns the record as it was. Raises NotFound.
     """
     instance.hold()
+    if storage:
+        instance.prove()
     registry = instance.registry
     if registry.journal.saves(record.uid):
         recover.finish_saves(instance, strict=True)

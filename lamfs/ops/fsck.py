@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from lamfs.errors import (
@@ -23,7 +23,7 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, newer, orphans, recover, scrub, strays, temporaries
+from lamfs.ops import damage, mounts, newer, orphans, recover, scrub, spools, stored_registry, strays, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
 from lamfs.registry import damaged_blocks, is_alive
@@ -100,6 +100,7 @@ def _check(
             recover.finish_puts(instance)
     if not _registry(instance, report):
         return
+    _stored_registry(instance, report, repair)
     _tree(instance, report, repair)
     _keys(instance, report)
     _journal(instance, report)
@@ -134,6 +135,23 @@ def _registry(instance: Instance, report: Report) -> bool:
             " storage)"
         )
     return not wrong
+
+
+def _stored_registry(instance: Instance, report: Report, repair: bool) -> None:
+    """The registry's copy in storage. Mended, it is this machine's; what is replaced is kept there (kept.py)."""
+    found = stored_registry.look(instance)
+    if found is None:
+        return
+    if not found.problem:
+        report.notes.append(f"registry in storage: {found.text}")
+        return
+    mended = False
+    if repair and found.mends:
+        try:
+            mended = stored_registry.mend(instance)
+        except LamfsError as error:
+            report.add(f"registry in storage: {error}")
+    report.add(f"registry in storage: {found.text}", mended)
 
 
 # -- tree -------------------------------------------------------------------------------------------------------------
@@ -249,19 +267,28 @@ def _journal(instance: Instance, report: Report) -> None:
 
 
 def _spool(instance: Instance, report: Report, repair: bool) -> None:
+    settings, registry = instance.settings, instance.registry
     try:
-        spool = SpoolFolder.find(*instance.settings.spool_place)
+        if repair:
+            spools.take_in(settings, registry)
+        spool = SpoolFolder.find(*settings.spool_place)
+        elsewhere = spools.owed_elsewhere(settings, registry)
     except StorageError as error:
         report.add(f"spool: {error}")
         return
     with contextlib.ExitStack() as stack:
         if spool is not None:
             stack.enter_context(spool)
-        _spool_files(instance, report, repair, spool)
+        _spool_files(instance, report, repair, spool, elsewhere)
+    for path in elsewhere.values():
+        report.notes.append(f"spool: {path} is still to be stored by this machine, whose next mount takes it")
+    report.notes += [f"spool: {sentence}" for sentence in spools.sentences(settings, spools.owed(registry))]
 
 
-def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolFolder | None) -> None:
-    files = spool.names() if spool is not None else []
+def _spool_files(
+    instance: Instance, report: Report, repair: bool, spool: SpoolFolder | None, elsewhere: Collection[str]
+) -> None:
+    files = {*(spool.names() if spool is not None else ()), *elsewhere}
     entries: dict[str | None, JournalEntry] = {
         entry.src: entry for entry in instance.registry.journal.entries() if entry.op == "put"
     }

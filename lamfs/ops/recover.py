@@ -29,7 +29,7 @@ from lamfs.errors import (
 )
 from lamfs.keys import check_spool_name
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
-from lamfs.ops import adoption, drafts, messages, newer, overlays
+from lamfs.ops import adoption, drafts, messages, newer, overlays, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
@@ -90,6 +90,7 @@ def finish_save(instance: Instance, entry: JournalEntry) -> ArtifactRecord | Non
     registry, store = instance.registry, instance.store
     assert entry.object_key is not None
     record = record_from_payload(entry.payload, entry.object_key)
+    instance.prove()
     now = registry.artifacts.by_uid(record.uid)
     base = None if now is None else [now.revision.object_key, now.revision.etag]
     abort_unknown(instance, entry.object_key)
@@ -162,7 +163,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     if not any(entry.op == "put" for entry in journal.entries()):
         return 0  # whatever is there instead of a spool
     try:
-        spool = SpoolFolder.find(*instance.settings.spool_place)
+        spool = spools.find(instance.settings, instance.registry)
     except StorageError as error:
         if strict:
             raise
@@ -236,6 +237,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     if artifact is not None and content.same_bytes(artifact.revision.content):
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
+        instance.prove()
         if artifact is not None:
             newer.keep_before(instance, artifact, registry.commits.put_target(entry))
         with storage_work:
@@ -342,6 +344,7 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
             stale.give_up_move(registry, entry, instance.store.url(target))
             return
         registry.commits.begin_move(target)
+        instance.prove()
         sync_log(registry.path)
         try:
             copied = instance.store.copy(
@@ -374,6 +377,7 @@ def _abort(instance: Instance, entry: JournalEntry) -> None:
     """Abort an upload that is needed no more; where somebody is at work, whoever comes next does it."""
     registry, store = instance.registry, instance.store
     assert entry.object_key is not None
+    instance.prove()
     upload_id = entry.payload.get("upload_id")
     if upload_id is None and registry.journal.holds(entry.object_key):
         return
@@ -414,6 +418,7 @@ def _delete(instance: Instance, strict: bool) -> None:
     # From here on other processes do not choose these names: the rows are those of a living process.
     try:
         sync_log(registry.path)
+        instance.prove()
         meant = stale.meant_by(entry for rows in entries.values() for entry in rows)
         for key in delete_meant(instance.store, meant):
             stale.say_left(instance.store.url(key))

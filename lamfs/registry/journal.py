@@ -56,6 +56,10 @@ class Journal:
         self._db = db
         self.owner = process_id() or new_uid()
 
+    def disown(self) -> None:
+        """Leave what this process owes to whoever comes next."""
+        self._db.execute("UPDATE journal SET owner=NULL WHERE owner=?", (self.owner,))
+
     def begin_first_put(
         self,
         ino: int,
@@ -236,6 +240,10 @@ class Journal:
         if object_key is not None:
             self.announced(object_key)
         self._db.execute("UPDATE journal SET object_key=? WHERE id=?", (object_key, entry_id))
+
+    def start_over(self, entry_id: int) -> None:
+        """What a put owes becomes an artifact of another uid, in another object than an earlier try may have made."""
+        self._db.execute("UPDATE journal SET uid=?, object_key=NULL WHERE id=?", (new_uid(), entry_id))
 
     def claim_target(self, entry_id: int, object_key: str) -> bool:
         """As set_target, of a put of this process; False, and nothing noted, when another one has taken it over."""
@@ -420,11 +428,11 @@ class Journal:
         return [_entry(row) for row in rows]
 
     def failing(self, limit: int) -> tuple[int, list[JournalEntry]]:
-        """How many rows have failed and wait for another try; the first ``limit`` of them, next to come first."""
-        row = self._db.one("SELECT count(*) FROM journal WHERE attempts>0 AND state='ready'")
-        rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM journal WHERE attempts>0 AND state='ready' ORDER BY next_at, id LIMIT ?", (limit,)
-        )
+        """How many rows have failed and wait for another try, or are not tried again (``refused``); the first ``limit``
+        of them, next to come first, those that are refused last."""
+        which = "FROM journal WHERE attempts>0 AND state IN ('ready', 'refused')"
+        row = self._db.one(f"SELECT count(*) {which}")
+        rows = self._db.all(f"SELECT {_COLUMNS} {which} ORDER BY state, next_at, id LIMIT ?", (limit,))
         return int(row[0]) if row else 0, [_entry(row) for row in rows]
 
     def owed(self) -> dict[str, int]:

@@ -201,7 +201,11 @@ class Rescue:
 
     def give_up(self, row: int) -> Lost | None:
         """The spool file of a put is gone, or is no spool file: the put is struck off. Its file is as it was stored
-        last; one that never was goes. Either is noted (``lost``). None: there is no such file any more."""
+        last; one that never was goes. Either is noted (``lost``). None: there is no such file any more.
+
+        The object that the put was to make stays: storage may have got it, and it is the only copy then. No artifact
+        has it, so fsck names it.
+        """
         with self._db.transaction():
             entry = self._journal.get(row)
             if entry is None or entry.op != "put" or entry.ino is None:
@@ -210,8 +214,6 @@ class Rescue:
             artifact = self._artifacts.by_ino(entry.ino)
             key = self._tree.path(entry.ino)
             self._journal.done(entry.id)
-            if entry.object_key is not None and self._artifacts.with_object(entry.object_key) is None:
-                self._journal.add_delete(entry.object_key)
             if inode is None:
                 return None
             names: list[tuple[int, str]] = []
@@ -225,10 +227,11 @@ class Rescue:
                 self._changes.content(inode.ino)
             uid = entry.uid if artifact is None else artifact.uid
             lost = Lost(key or uid or entry.src or "", uid or "", inode.size, artifact is not None, now_ns(), names)
-            self._note(lost)
+            self.note_lost(lost)
             return lost
 
-    def _note(self, lost: Lost) -> None:
+    def note_lost(self, lost: Lost) -> None:
+        """Remember what is lost, for ``lost``."""
         known = [*self.lost(), lost][-LOST:]
         rows = [[one.key, one.uid, one.size, one.stored, one.at] for one in known]
         self._db.set_meta(LOST_META, json.dumps(rows))

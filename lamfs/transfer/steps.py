@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -35,6 +35,15 @@ from lamfs.transfer.stale import give_up_move, meant_by, say_left
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
+
+
+Permit = Callable[[bool], Awaitable[None]]
+"""Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
+other machines may use. Raises why not."""
+
+
+async def anybody(_: bool) -> None:
+    """A Permit where nobody else can have the lease (unit tests)."""
 
 
 class FileHooks(Protocol):
@@ -104,10 +113,17 @@ class Steps:
     """Does one row of the journal at a time, any number of rows at once. Loop only."""
 
     def __init__(
-        self, registry: Registry, store: ObjectStore, mover: Mover, spool: SpoolFolder, origin: Provenance
+        self,
+        registry: Registry,
+        store: ObjectStore,
+        mover: Mover,
+        spool: SpoolFolder,
+        origin: Provenance,
+        permit: Permit = anybody,
     ) -> None:
         self._registry = registry
         self._store = store
+        self._permit = permit
         self._mover = mover
         self._multipart = Multipart(registry, mover)
         self.streams = Streams(registry, self._multipart, spool)
@@ -146,9 +162,11 @@ class Steps:
         if not self._is_hashed_as_sent(upload.size, base, artifact):
             with trio.CancelScope() as scope:
                 self._hashing[ino] = scope
-                content = await self._hash(entry.src, base.content if base is not None else None, upload)
+                try:
+                    content = await self._hash(entry.src, base.content if base is not None else None, upload)
+                finally:
+                    del self._hashing[ino]
                 upload.size = content.size
-            self._hashing.pop(ino, None)
             if scope.cancelled_caught:
                 raise StorageError("The file was deleted while it was hashed.")
             artifact = registry.artifacts.by_ino(ino)
@@ -164,14 +182,17 @@ class Steps:
             target = registry.commits.put_target(entry)
         self._busy_objects.add(target)
         try:
-            if (
-                entry.object_key not in (None, target)
-                and registry.artifacts.with_object(entry.object_key or "") is None
-            ):
-                # An earlier try may have written elsewhere, before the file was renamed.
-                registry.journal.add_delete(entry.object_key or "")
             replaces = artifact is not None and artifact.revision.object_key == target
-            if replaces and self._store.kind != "local":  # which syncs them itself before it replaces the old ones
+            earlier = entry.object_key if entry.object_key != target else None
+            if earlier is not None and registry.artifacts.with_object(earlier) is not None:
+                earlier = None
+            if earlier is not None:
+                # An earlier try may have written elsewhere, before the file was renamed.
+                registry.journal.add_delete(earlier)
+            if replaces:
+                await self._permit(True)
+            if (replaces or earlier is not None) and self._store.kind != "local":
+                # (A local folder syncs them itself before it replaces the old ones.)
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
                 found = await beside(
                     lambda: self._conflicts.find(entry, artifact, target),
@@ -190,7 +211,7 @@ class Steps:
                 consumed = False
                 etag, content = await self._multipart.store_unhashed(
                     entry, upload.size, path, target, upload.known, upload.moved,
-                    lambda found: self._compare(entry, found),
+                    lambda found: self._compare_for_good(entry, found),
                 )  # fmt: skip
             else:
                 etag, consumed = await self._send(content, path, target, upload, base)
@@ -215,6 +236,11 @@ class Steps:
         self.hooks.damaged(entry.ino, entry.src, blocks)
         if blocks:
             raise damage.error(what(self._registry, entry), self._spool.shown(entry.src), blocks)
+
+    async def _compare_for_good(self, entry: JournalEntry, content: ContentHash) -> None:
+        """As _compare; what is known of the file then survives a power cut."""
+        self._compare(entry, content)
+        await self.durable()
 
     async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
         """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""
@@ -251,6 +277,10 @@ class Steps:
             return self._spool.stat(check_spool_name(entry.src)).st_size
         except (OSError, InvalidName, StorageError):
             return batches.SMALL + 1
+
+    def is_hashing(self, ino: int) -> bool:
+        """Whether all of a file is being hashed before it is sent."""
+        return ino in self._hashing
 
     def abandon(self, ino: int) -> None:
         """The inode is gone: do not go on hashing it. What is being sent already is finished, and deleted then."""

@@ -67,6 +67,8 @@ class MemoryStore:
     begun: int = 0
     made: dict[str, tuple[list[str], str]] = field(default_factory=dict)
     sent: list[int] = field(default_factory=list)
+    metas: dict[str, Any] = field(default_factory=dict)
+    begun_with: dict[str, Any] = field(default_factory=dict)
     config: StorageConfig = StorageConfig("s3://bucket/prefix")  # noqa: RUF009
     kind: str = "s3"
     cache_name: str = "bucket/prefix"
@@ -102,14 +104,18 @@ class MemoryStore:
     def put_file(
         self, key: str, path: str, *, consume: bool = False, progress: Any = None, meta: Any = None
     ) -> ObjectStat:
-        self.objects[key] = Path(path).read_bytes()
+        self.objects[key], self.metas[key] = Path(path).read_bytes(), meta
         return self._stat(key)
+
+    def meta(self, key: str) -> Any:
+        self._stat(key)
+        return self.metas.get(key)
 
     def copy(
         self, src: str, dst: str, *, etag: str | None = None, size: int | None = None, meta: Any = None
     ) -> ObjectStat:
         self._stat(src, etag)
-        self.objects[dst] = self.objects[src]
+        self.objects[dst], self.metas[dst] = self.objects[src], meta
         return self._stat(dst)
 
     def delete(self, keys: Any) -> None:
@@ -124,6 +130,7 @@ class MemoryStore:
     def begin_upload(self, key: str, meta: Any = None) -> str:
         self.begun += 1
         self.unfinished[f"u{self.begun}"] = (key, {})
+        self.begun_with[f"u{self.begun}"] = meta
         return f"u{self.begun}"
 
     def _parts(self, key: str, upload_id: str) -> dict[int, bytes]:
@@ -158,6 +165,7 @@ class MemoryStore:
         assert [_md5(parts[number]) for number in range(1, len(etags) + 1)] == list(etags)
         self.objects[key] = b"".join(parts[number] for number in range(1, len(etags) + 1))
         del self.unfinished[upload_id]
+        self.metas[key] = self.begun_with[upload_id]
         self.made[upload_id] = (list(etags), self._stat(key).etag)
         return self._stat(key).etag
 

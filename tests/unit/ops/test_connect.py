@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from lamfs import config
-from lamfs.errors import InvalidArgument, LamfsError, RegistryError
+from lamfs.errors import DamagedRegistry, InvalidArgument, LamfsError, RegistryError, TooLarge
 from lamfs.model import StorageConfig, instance_id
 from lamfs.ops import artifacts, fsck, recover, setup, snapshot, working_copy
 from lamfs.ops.instance import Instance
+from lamfs.registry import Lost
 from tests.support.ops import machine, write_spool
 
 
@@ -274,10 +275,10 @@ def test_what_another_machine_has_to_store_is_left_to_it(tmp_path: Path) -> None
             assert opened.registry.tree.resolve("new.txt") is not None
         save("ada/default", tmp_path, "b.txt", "from two")
         setup.close("ada/default")
-    # Back home: both went on, so a person decides; nothing of ours is lost by that.
-    with pytest.raises(LamfsError, match="--restore"):
+    # Back home: both went on. A change is refused; connecting takes theirs, and keeps what only we have.
+    with pytest.raises(LamfsError, match="changed on another machine, and here as well"):
         save("ada/default", tmp_path, "c.txt", "x")
-    setup.connect("ada/default", restore=True)
+    setup.connect("ada/default")
     assert read("ada/default", "a.txt") == "second"
     assert read("ada/default", "new.txt") == "never stored"
     assert list(root.rglob(src)) == []
@@ -297,7 +298,6 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
     src = owe("ada/default", "ours.txt", "", "ours")
     setup.connect("ada/default", restore=True)
     assert read("ada/default", "theirs.txt") == "theirs"
-    assert keys("ada/default") == ["theirs.txt"]
     # Its bytes are a file of their own, which says where they come from.
     with Instance.open("ada/default") as opened:
         recover.finish_all(opened)
@@ -305,6 +305,68 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
         (found,) = [record for record in opened.registry.artifacts.filter() if record.key == place]
         assert found.description == "Found in the spool, owed to nobody: bytes of 'ours.txt'"
     assert read("ada/default", place) == "ours"
+    assert sorted(keys("ada/default")) == [place, "theirs.txt"]
+
+
+def test_missing_spool_files_are_named_by_a_restore(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of files that the registry in storage does not know, or knows with other bytes; and what was lost before."""
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    save("ada/default", tmp_path, "b.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+        opened.registry.rescue.note_lost(Lost("before.txt", "", 7, False, 1))
+    spooled = [
+        owe("ada/default", "a.txt", "5-aaaaaaaaaaaa", "second"),
+        owe("ada/default", "new.txt", "", "never stored"),
+    ]
+    with Instance.open("ada/default") as opened:
+        b = opened.registry.tree.resolve("b.txt")
+        assert b is not None
+        opened.registry.journal.begin_put(b.ino, "6-bbbbbbbbbbbb", base="5:other")
+        opened.registry.journal.ready_put(b.ino)
+        opened.registry.db.execute("UPDATE journal SET owner='x:1:1'")
+    for src in spooled:
+        (found,) = tmp_path.joinpath("store").rglob(src)
+        found.unlink()
+    setup.connect("ada/default", restore=True)
+    assert "'new.txt' was missing, and it was never stored, so it is gone" in caplog.text
+    with Instance.open("ada/default") as opened:
+        recover.finish_all(opened)
+        lost = {one.key: (one.stored, one.size) for one in opened.registry.rescue.lost()}
+        assert lost["new.txt"] == (False, len("never stored"))
+        assert lost["a.txt"] == (True, len("second"))
+        assert lost["b.txt"][0]
+        assert lost["before.txt"] == (False, 7)
+        assert opened.registry.tree.resolve("new.txt") is None
+    assert read("ada/default", "a.txt") == "first"
+    assert read("ada/default", "b.txt") == "first"
+    assert keys("ada/default") == ["a.txt", "b.txt"]
+
+
+def test_a_missing_spool_file_that_became_an_object_is_not_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was renamed into storage, and only the registry that is put aside knew."""
+    root = tmp_path / "store"
+    setup.init(str(root), "default")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+    src = owe("ada/default", "new.txt", "", "stored")
+    with Instance.open("ada/default") as opened:
+        (entry,) = opened.registry.journal.entries()
+        target = opened.registry.commits.put_target(entry)
+        opened.registry.journal.set_target(entry.id, target)
+    (found,) = root.rglob(src)
+    (root / target).parent.mkdir(parents=True, exist_ok=True)
+    found.rename(root / target)
+    setup.connect("ada/default", restore=True)
+    assert f"perhaps they are in the object {root / target}" in caplog.text
+    with Instance.open("ada/default") as opened:
+        assert opened.registry.rescue.lost() == []
+        problems = fsck.check(opened).problems
+    assert any(target in text for text in problems)
+    assert (root / target).read_text() == "stored"
 
 
 def test_owed_deletes_and_saves_are_carried_over(tmp_path: Path) -> None:
@@ -371,7 +433,6 @@ def test_a_kill_while_the_working_copy_is_replaced_loses_no_spool_file(
 
 def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tuple[Path, Path], tmp_path: Path) -> None:
     _, other = two
-    settings = config.load_instance("ada/default")
     owe("ada/default", "new.txt", "", "only here")
     config.remove_instance("ada/default")
     with Instance(config.InstanceSettings("ada/default", StorageConfig(str(other)))) as opened:
@@ -379,8 +440,32 @@ def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tupl
         mine = write_spool(opened, name, "only here")
         setup.connect(str(other))
     assert not mine.exists()
-    (kept,) = mine.parent.parent.glob(f"{settings.id.hex}.2*/{name}")
+    (kept,) = mine.parent.parent.glob(f"{mine.parent.name}.2*/{name}")
     assert kept.read_text() == "only here"
+
+
+@pytest.mark.parametrize("slug", ["somebody/else", "ada/default"])
+def test_the_spool_is_not_that_of_a_foreign_registry_that_was_put_in_the_place_of_ours(
+    tmp_path: Path, slug: str
+) -> None:
+    """Its files are owed to the instance that this machine worked with, and become files of lost+found."""
+    settings = setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+    src = owe("ada/default", "new.txt", "", "only here")
+    with contextlib.closing(sqlite3.connect(settings.registry_path)) as db, db:
+        db.execute("UPDATE meta SET value=? WHERE key='slug'", (slug,))
+        db.execute("UPDATE meta SET value='XXXXXXXXXXXX' WHERE key='uid'")
+    with pytest.raises(DamagedRegistry, match=r"another instance|somebody/else"):
+        Instance.open("ada/default")
+    setup.connect("ada/default", restore=True)
+    with Instance.open("ada/default") as opened:
+        fsck.check(opened, repair=True)
+        recover.finish_all(opened)
+    assert read("ada/default", f"lost+found/new (spool {src}).txt") == "only here"
+    spools = [path for path in (tmp_path / "store/.lamindb/_spool").iterdir() if path.is_dir()]
+    assert [path.name for path in spools] == [settings.spool_place[1][-1]]
 
 
 def test_a_registry_that_names_the_folder_of_another_machine_is_connected_again(tmp_path: Path) -> None:
@@ -444,3 +529,22 @@ def test_a_description_that_no_other_machine_would_take(tmp_path: Path, text: st
     (tmp_path / "file").write_text("x")
     with Instance.open("ada/default") as opened, pytest.raises(InvalidArgument, match="description"):
         artifacts.save(opened, tmp_path / "file", key="a", description=text)
+
+
+def test_close_names_what_storage_can_never_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.init(str(tmp_path / "store"), "default")
+    for name in ("a.txt", "b.txt", "c.txt"):
+        owe("ada/default", name, "", name)
+
+    def check(store: object, size: int, name: str) -> None:
+        if name != "b.txt":
+            raise TooLarge(f"'{name}' is too large; cut it.")
+
+    monkeypatch.setattr(recover, "check_size", check)
+    for _ in range(2):
+        with pytest.raises(
+            TooLarge, match=r"'ada/default' cannot be closed yet: 'a.txt' is too large; .* of 'c.txt'\."
+        ):
+            setup.close("ada/default")
+    with Instance.open("ada/default") as opened:
+        assert [record.key for record in opened.registry.artifacts.filter()] == ["b.txt"]
