@@ -120,7 +120,10 @@ def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: M
     if spool is not None:
         with spool:
             there = set(spool.names())
-            keys = [strays.keep(new, store, spool, src, told) for src, told in left.items() if src in there]
+            for src, told in left.items():
+                if src in there:
+                    keys.append(strays.keep(new, store, spool, src, told))
+                    messages.warn(f"the last bytes of '{told.key or told.uid or src}' are '{keys[-1]}' now")
         missing = {src: told for src, told in left.items() if src not in there}
     for src, told in missing.items():
         _miss(new, store, src, told)
