@@ -56,19 +56,22 @@ class Seals:
 
         Not noted when it was opened for writing since; what is known already stays.
         """
-        known = _at(bytes(32 * max(-(-size // BLOCK_SIZE), first + len(blocks) // 32)), blocks, first)
         current = "FROM journal WHERE id=? AND op='put' AND src=? AND gen=? AND state IN ('ready', 'scratch')"
         which = (entry.id, entry.src, entry.gen)
+        start, end = 32 * first, 32 * first + len(blocks)
         with self._db.transaction():
-            made = self._db.execute(
-                f"INSERT OR IGNORE INTO seal(src, size, blocks) SELECT src, ?, ? {current}", (size, known, *which)
-            )
-            old = self.of(entry.src or "") if not made.rowcount else None
-            if old is None or old.size != size or (more := _at(old.blocks, blocks, first)) == old.blocks:
-                return
-            self._db.execute(
-                f"UPDATE seal SET blocks=? WHERE src=? AND EXISTS (SELECT 1 {current})", (more, entry.src, *which)
-            )
+            old = self.of(entry.src or "")
+            if old is None:
+                after = bytes(max(32 * -(-size // BLOCK_SIZE) - end, 0))
+                self._db.execute(
+                    f"INSERT INTO seal(src, size, blocks) SELECT src, ?, ? {current}",
+                    (size, bytes(start) + blocks + after, *which),
+                )
+            elif old.size == size and (more := _joined(old.blocks[start:end], blocks)) != old.blocks[start:end]:
+                self._db.execute(
+                    f"UPDATE seal SET blocks=? WHERE src=? AND EXISTS (SELECT 1 {current})",
+                    (old.blocks[:start] + more + old.blocks[end:], entry.src, *which),
+                )
 
     def forget(self, src: str) -> None:
         """What is in spool file ``src`` now is what there is, whatever was written."""
@@ -95,14 +98,10 @@ class Seals:
         ]
 
 
-def _at(known: bytes, blocks: bytes, first: int) -> bytes:
-    """``known``, with ``blocks`` from number ``first`` on where it knows nothing."""
-    found = bytearray(known)
-    for at in range(0, len(blocks), 32):
-        place = slice(32 * first + at, 32 * first + at + 32)
-        if found[place] == UNKNOWN:
-            found[place] = blocks[at : at + 32]
-    return bytes(found)
+def _joined(known: bytes, blocks: bytes) -> bytes:
+    """``known``, and what ``blocks`` have where that knows nothing."""
+    pairs = ((known[at : at + 32], blocks[at : at + 32]) for at in range(0, len(known), 32))
+    return b"".join(new if old == UNKNOWN else old for old, new in pairs)
 
 
 def damaged_blocks(entry: JournalEntry) -> set[int]:

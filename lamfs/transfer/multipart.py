@@ -18,6 +18,7 @@ from lamfs.errors import InvalidArgument, LamfsError, StorageError, StorageUnava
 from lamfs.hashing import join_ranges
 from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
 from lamfs.registry import PartRecord, Registry, UploadRecord
+from lamfs.registry.seals import UNKNOWN
 from lamfs.transfer.client import Mover
 
 Progress = Callable[[int], None]
@@ -38,6 +39,8 @@ LARGEST = 8
 parts up to 5 GiB). So where a part begins does not depend on how large the file becomes."""
 WINDOW = 8
 """Parts of one file under way at a time."""
+SEALED = 16 << 30
+"""Bytes of a file for each part that waits to be sealed with others."""
 
 
 class Segment(NamedTuple):
@@ -107,6 +110,8 @@ class _Job:
     hashes: dict[int, ContentHash] = field(default_factory=dict)
     etags: dict[int, str] = field(default_factory=dict)
     check: Callable[[ContentHash], Awaitable[None]] | None = None
+    unsealed: list[Part] = field(default_factory=list)
+    """Parts whose hashes are not noted yet."""
 
     @property
     def size(self) -> int:
@@ -170,8 +175,8 @@ class Multipart:
         """As store, of a whole file of ``size`` bytes, more than MD5_MAX, that is hashed as it is sent.
 
         ``known``: by number, the hashes of parts that are surely as they were when they were sent. Each part is sealed
-        (registry/seals.py) before it is sent. ``check`` is called with the file's hashes before they become an object,
-        and may raise.
+        (registry/seals.py) before it is sent; of a file of more than 32 GiB some at a time. ``check`` is called with
+        the file's hashes before they become an object, and may raise.
         """
         job = _Job(entry, path, target, plan([Segment(0, size)]), progress, None, dict(known), check=check)
         etag, content = await self._store(job)
@@ -198,9 +203,7 @@ class Multipart:
     async def _try(self, job: _Job) -> tuple[str, ContentHash | None]:
         entry, target = job.entry, job.target
         record = await self._resume(entry, target)
-        with self._registry.db.transaction():
-            for part in job.parts:
-                self._seal(job, part)
+        self._seal(job, [part for part in job.parts if part.number in job.hashes], at_once=True)
         for part in job.parts:
             old = record.parts.get(part.number)
             if old is not None and await self._is_right(job, part, old):
@@ -239,13 +242,22 @@ class Multipart:
         """The hashes of a part of a file that was not hashed before; it is sealed."""
         if part.number not in job.hashes:
             job.hashes[part.number] = await self._mover.hash_range(job.path, part.offset, part.length)
-            self._seal(job, part)
+            self._seal(job, [part])
         return job.hashes[part.number]
 
-    def _seal(self, job: _Job, part: Part) -> None:
-        found = job.hashes.get(part.number)
-        if found is not None:
-            self._registry.seals.add(job.entry, job.size, found.blocks, part.offset // BLOCK_SIZE)
+    def _seal(self, job: _Job, parts: Sequence[Part], *, at_once: bool = False) -> None:
+        """Note the hashes of these parts. Each writes the whole seal: of very large files some parts wait."""
+        job.unsealed += parts
+        if not job.unsealed or (not at_once and len(job.unsealed) < job.size // SEALED):
+            return
+        found = sorted(job.unsealed, key=lambda part: part.offset)
+        job.unsealed.clear()
+        first = found[0].offset // BLOCK_SIZE
+        blocks = bytearray()
+        for part in found:
+            blocks += UNKNOWN * (part.offset // BLOCK_SIZE - first - len(blocks) // 32)
+            blocks += job.hashes[part.number].blocks
+        self._registry.seals.add(job.entry, job.size, bytes(blocks), first)
 
     async def _resume(self, entry: JournalEntry, target: str) -> UploadRecord:
         """The record of the row's upload to ``target``; a new one if it has none."""

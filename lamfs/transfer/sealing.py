@@ -40,6 +40,8 @@ UPLOAD_PAUSE = 3
 """The same, after each piece of a file that is being uploaded."""
 PIECE = 64 << 20
 """Bytes that are hashed by one job."""
+NOTES = 256
+"""Times that the hashes of a file are noted, at most: each note writes all of them."""
 
 
 class _Turn(NamedTuple):
@@ -137,22 +139,25 @@ class Sealing:
                     seals.add(entry, size, hash_block(os.pread(fd, size, 0)) if size else b"")
                 return
             # An upload begins at the other end: what it has hashed meanwhile is left out.
-            for offset in range((size - 1) // PIECE * PIECE, -1, -PIECE):
-                length = min(PIECE, size - offset)
-                first, count = offset // BLOCK_SIZE, -(-length // BLOCK_SIZE)
+            stretch = max(size // NOTES // PIECE, 1) * PIECE
+            for start in range((size - 1) // stretch * stretch, -1, -stretch):
+                end = min(start + stretch, size)
+                first, count = start // BLOCK_SIZE, -(-(end - start) // BLOCK_SIZE)
                 seal = seals.of(entry.src)
                 if seal is not None and seal.knows(first, count):
                     continue
-                began = trio.current_time()
-                blocks = bytearray(await self._hash(entry.src, fd, offset, length))
+                blocks = bytearray()
+                for offset in range(start, end, PIECE):
+                    began = trio.current_time()
+                    blocks += await self._hash(entry.src, fd, offset, min(PIECE, end - offset))
+                    now = self._waiting(turn.ino)
+                    if now is None or (now.src, now.gen) != (entry.src, entry.gen):
+                        return
+                    if self._busy(turn.ino, entry.src):
+                        await trio.sleep(UPLOAD_PAUSE * (trio.current_time() - began))
                 for block in missing.intersection(range(first, first + count)):
                     blocks[32 * (block - first) : 32 * (block - first) + 32] = UNKNOWN
                 seals.add(entry, size, bytes(blocks), first)
-                now = self._waiting(turn.ino)
-                if now is None or (now.src, now.gen) != (entry.src, entry.gen):
-                    return
-                if self._busy(turn.ino, entry.src):
-                    await trio.sleep(UPLOAD_PAUSE * (trio.current_time() - began))
 
     async def _hash(self, src: str, fd: int, offset: int, length: int) -> bytes:
         if length % BLOCK_SIZE == 0 and not _has_data(fd, offset, length):

@@ -125,6 +125,17 @@ def test_a_part_is_sealed_before_it_is_sent(make_box: MakeBox) -> None:
     is_refused(box, path, 3)
 
 
+@pytest.mark.parametrize(("sent", "known"), [(1, None), (2, [True, True, True, False])])
+def test_parts_of_very_large_files_are_sealed_some_at_a_time(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, sent: int, known: list[bool] | None
+) -> None:
+    monkeypatch.setattr(multipart, "SEALED", BLOCK_SIZE)
+    box, path = crashed(make_box, writing(PARTS), "before send_part", sent)
+    with contextlib.closing(Registry(box.base / "registry.lndb")) as registry:
+        seal = registry.seals.of(path.name)
+        assert (None if seal is None else [seal.knows(number) for number in range(4)]) == known
+
+
 def test_what_waits_for_its_upload_is_sealed_meanwhile(make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage does not answer to the beginning of the upload: nothing of the file was hashed for it."""
     monkeypatch.setattr(sealing, "AFTER", 0.01)
