@@ -83,6 +83,12 @@ class Locked(LamfsError):
     errno = errno.EBUSY
 
 
+class LeaseLost(Locked):
+    """This machine held the lease, and has it no more: another one took over."""
+
+    errno = errno.EIO
+
+
 class TooLarge(LamfsError):
     """A file has more bytes than storage ever takes."""
 

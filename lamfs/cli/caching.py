@@ -53,7 +53,7 @@ def cache(names: tuple[str, ...], evict: bool, paths: bool, jobs: int, instance:
     """
     if evict and paths:
         raise InvalidArgument("--evict leaves no files behind; leave --paths out.")
-    with open_instance(instance, names) as opened:
+    with open_instance(instance, names, shows=True) as opened:
         chosen, failed = select(opened, names, settle=not evict)
         failed |= (throw_out if evict else bring_in)(opened, chosen, paths, jobs)
     if failed:

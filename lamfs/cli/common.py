@@ -29,9 +29,11 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
 
 
-def open_instance(slug: str | None = None, names: Iterable[str] = (), *, whole: bool = True) -> Instance:
+def open_instance(
+    slug: str | None = None, names: Iterable[str] = (), *, whole: bool = True, shows: bool = False
+) -> Instance:
     """Open the instance that a command works on: the one asked for, else that of the mount in which one of ``names``
-    lies, else the current one.
+    lies, else the current one. ``shows``: the command shows what the registry says, and warns when that is old.
 
     ``whole``: its registry is opened too. Raises InvalidArgument when ``names`` lie in mounts of different instances,
     NotSetUp when there is no instance, and DamagedRegistry (only with ``whole``) when its registry is damaged.
@@ -42,7 +44,12 @@ def open_instance(slug: str | None = None, names: Iterable[str] = (), *, whole: 
 
     messages.show_messages()
     slug = slug or slug_of_paths(names)
-    return Instance.open(slug) if whole else Instance(config.load_instance(slug))
+    opened = Instance.open(slug) if whole else Instance(config.load_instance(slug))
+    if shows:
+        from lamfs.ops import freshness
+
+        freshness.warn(opened)
+    return opened
 
 
 def slug_of_paths(names: Iterable[str]) -> str | None:

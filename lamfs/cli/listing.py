@@ -35,7 +35,7 @@ def ls(prefix: str | None, details: bool, trash: bool, as_json: bool, instance: 
     All, or those whose key begins with PREFIX. PREFIX may also be a path in a mount: the file, or everything below the
     directory. Artifacts without a key are listed where they show in a mount, at .lamindb/UID.SUFFIX.
     """
-    with open_instance(instance, [prefix] if prefix else []) as opened:
+    with open_instance(instance, [prefix] if prefix else [], shows=True) as opened:
         records = sorted(select(opened, prefix, trash), key=lambda record: (record.key is None, place(record)))
         if prefix and not records and not is_place(opened, prefix):
             where = " in the trash" if trash else ""
@@ -104,7 +104,7 @@ def info(names: tuple[str, ...], as_json: bool, instance: str | None) -> None:
     """
     from lamfs.ops import artifacts
 
-    with open_instance(instance, names) as opened:
+    with open_instance(instance, names, shows=True) as opened:
         described = [opened.registry.describe(artifacts.find(opened, name, trash=True)) for name in names]
     if as_json:
         print_json(described[0] if len(described) == 1 else described)

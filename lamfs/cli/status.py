@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 MAX_ERRORS = 10
 MAX_SCRATCH = 3
 """Scratch files that are named."""
+SPOOL_SECONDS = 2.0
+"""How long a storage folder may take to tell what lies in the spools of other machines."""
 WATCH_SECONDS = 1.0
 """Between two looks of --watch."""
 
@@ -156,6 +159,8 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
         }
         if settings.registry_path.exists() or written.had_one(settings):
             entry |= look_into(settings, mounted=settings.slug in mounted)
+        if any(settings.directory.glob("diverged.*.lndb")):
+            entry["diverged"] = known_diverged(settings)
         found.append(entry)
     return found
 
@@ -169,8 +174,10 @@ def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
     try:
         with contextlib.closing(written.open_registry(settings)) as registry:
             scratch = [{"key": key, "size": size} for key, size in registry.names.scratch_files()]
+            others = other_spools(settings, registry)
             return {
                 **({"scratch": scratch} if scratch else {}),
+                **({"spools": others} if others else {}),
                 **({} if mounted else left_over(registry)),
                 **rescued(registry),
                 # A sentence for each object that the last 'lamfs fsck --data' found damaged, and that is so still.
@@ -179,6 +186,31 @@ def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
     except LamfsError as error:
         said = str(error)
         return ({} if mounted else {"error": said}) | ({"damage": [said]} if harmed else {})
+
+
+def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
+    """What this machine alone had when another one took the instance over: ops.diverged.known."""
+    from lamfs.ops import diverged
+
+    return diverged.known(settings)
+
+
+def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
+    """A sentence for each spool folder in storage that holds files and is not this machine's."""
+    from lamfs.ops import spools
+
+    found: list[str] = []
+
+    def look() -> None:
+        with contextlib.suppress(LamfsError):
+            found.extend(spools.sentences(settings, owed))
+
+    # The folder may be that of a server which does not answer, and status is what people ask then.
+    owed = spools.owed(registry)
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(SPOOL_SECONDS)
+    return list(found)
 
 
 def rescued(registry: Registry) -> dict[str, Any]:
@@ -231,6 +263,9 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for dead in result["dead"]:
         yield from dead_lines(dead)
     for instance in result["instances"]:
+        for kept in instance.get("diverged", ()):
+            told = f"{len(kept['brought_back'])} artifacts were brought back, {len(kept['left'])} are only in there"
+            yield f"  KEPT     {shown(kept['registry'])}: {instance['slug']} before another machine took over; {told}"
         scratch = instance.get("scratch", [])
         if scratch:
             named = ", ".join(shown(file["key"]) for file in scratch[:MAX_SCRATCH])
@@ -240,6 +275,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         for sentence in instance.get("damage", ()):
             yield f"  STORAGE DAMAGE  {shown(sentence)}: restore the object from a backup, or replace the artifact"
         yield from _rescue_lines(instance)
+        for sentence in instance.get("spools", ()):
+            yield f"  OTHERS   {shown(sentence)} ({instance['slug']})"
         if instance["mounted"]:
             continue
         star = " (current)" if instance["current"] else ""
@@ -288,11 +325,19 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
     if not mount["answers"]:
         yield f"  error    {shown(mount['error'])}"
         return
+    if mount.get("notice"):
+        yield f"  NOTE     {shown(mount['notice'])}"
     for damage in mount.get("storage_damage", ()):
         whose = f"{shown(damage['key'] or '')} (uid {damage['uid']})" if damage["uid"] else "no artifact"
         yield (
             f"  STORAGE DAMAGE  {when(damage['at'])}  block {damage['block']} of {whose}, object"
             f" {shown(damage['object'])}: restore the object from a backup, or replace the artifact"
+        )
+    for changed in mount.get("storage_changed", ()):
+        yield (
+            f"  OBJECT CHANGED  {when(changed['at'])}  {shown(changed['key'])} (uid {changed['uid']}): the object"
+            f" {shown(changed['object'])} is gone, or is not what the registry knows; 'lamfs fsck' says what is there,"
+            " 'lamfs fsck --repair' makes that readable"
         )
     rates = mount.get("rates")
     if rates:

@@ -11,11 +11,11 @@ import json
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lamfs import config
 from lamfs.daemon.options import MountOptions
-from lamfs.errors import LamfsError
+from lamfs.errors import LamfsError, StorageForbidden, StorageReadOnly, StorageUnavailable
 from lamfs.storage.root import is_s3
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class FirstMover:
         else:
             os.close(reading)
 
-    def outcome(self) -> tuple[str, ...] | None:
+    def outcome(self) -> Looked | None:
         """What ``look`` gives, once it has ended; None where it was not begun, and is quick: for a local folder.
 
         Raises as that does. Not while this process has the registry open: it may be replaced by a newer one.
@@ -73,7 +73,7 @@ class FirstMover:
         )
         if "error" in report:
             raise LamfsError(report["error"], errno=report["errno"])
-        return tuple(report["warnings"])
+        return Looked(tuple(report["warnings"]), report["trouble"], report["refused"])
 
 
 def _become_mover(options: MountOptions, sock: socket.socket, report: int | None) -> NoReturn:
@@ -106,7 +106,7 @@ def _look_report(options: MountOptions, store: ObjectStore) -> dict[str, object]
 
     try:
         with Instance(config.load_instance(options.slug), store=store) as instance:
-            return {"warnings": look(instance, write=not options.read_only)}
+            return look(instance, write=not options.read_only)._asdict()
     except LamfsError as error:
         return {"error": str(error), "errno": error.errno}
     except Exception as error:
@@ -114,16 +114,43 @@ def _look_report(options: MountOptions, store: ObjectStore) -> dict[str, object]
         return {"error": f"The storage could not be looked at ({type(error).__name__}: {error}).", "errno": None}
 
 
-def look(instance: Instance, *, write: bool) -> tuple[str, ...]:
-    """A sentence for each thing that the storage lacks, or that was wrong in a registry that was taken from it. With
-    ``write`` this machine holds the lease then.
+class Looked(NamedTuple):
+    """``warnings``: a sentence for each thing that the storage lacks, or that was wrong in a registry that was taken
+    from it. ``trouble``: why it could not be asked for the lease, ``""`` if it was; ``refused``: it does not let this
+    machine write."""
 
-    Raises LamfsError when the storage is of no use, or another machine works on the instance.
+    warnings: tuple[str, ...]
+    trouble: str = ""
+    refused: bool = False
+
+
+def look(instance: Instance, *, write: bool) -> Looked:
+    """What a mount has to know of its storage. With ``write`` this machine holds the lease then, or there is trouble.
+
+    A storage that does not answer is no reason to refuse: names, cached bytes and the spool are here, and new files
+    wait in the spool as in any outage. One that refuses to be written is, unless closed files wait in the spool: these
+    can be read. Raises LamfsError when the storage is of no use, or another machine works on the instance.
     """
+    from lamfs.ops import freshness
     from lamfs.ops.probe import check_storage
 
     instance.refuse_damaged()
-    found = check_storage(instance, write=write).warnings
-    if write:
-        instance.hold()
-    return (*found, *instance.notices)
+    try:
+        found = check_storage(instance, write=write).warnings
+        if write:
+            instance.hold_for_mount()
+        else:
+            freshness.fetch(instance)
+    except StorageUnavailable as error:
+        trouble = f"{error} What is cached or waits in the spool can be read; what is written waits in the spool."
+        return Looked((trouble, *instance.notices), trouble if write else "")
+    except (StorageReadOnly, StorageForbidden) as error:
+        waiting = instance.registry.journal.owed().get("put", 0) if write else 0
+        if not waiting:
+            raise
+        trouble = (
+            f"{error} So the mount is read-only until storage can be written to: {waiting} files that are not stored"
+            " yet wait in the spool, can be read, and are tried again."
+        )
+        return Looked((trouble, *instance.notices), trouble, refused=True)
+    return Looked((*found, *instance.notices))

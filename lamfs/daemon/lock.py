@@ -18,6 +18,9 @@ class LockByMover:
         self._mover = mover
         self.url = url
 
+    def open_local(self, key: str) -> int | None:
+        """None: a mount takes no lock over from another machine while it runs, so it asks for no times."""
+
     def head(self, key: str) -> ObjectStat:
         """As Mover.head."""
         return trio.from_thread.run(self._mover.head, key)
@@ -36,4 +39,4 @@ class LockByMover:
 
     def delete(self, keys: list[str]) -> None:
         """As Mover.delete."""
-        trio.from_thread.run(self._mover.delete, keys)
+        trio.from_thread.run(self._mover.delete, dict.fromkeys(keys))

@@ -44,7 +44,7 @@ def clear_temporaries(instance: Instance) -> None:
     for text in (*swept.removed, *swept.left):
         log.info("%s", text)
     if swept.removed:
-        log.warning("removed %d temporary files of processes that are gone: %d bytes", len(swept.removed), swept.size)
+        log.info("removed %d temporary files of processes that are gone: %d bytes", len(swept.removed), swept.size)
 
 
 def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:

@@ -24,11 +24,11 @@ import trio
 from lamfs import config
 from lamfs.cache.blocks import BlockCache
 from lamfs.daemon.control import ControlServer
-from lamfs.daemon.first import FirstMover, look
-from lamfs.daemon.lock import LockByMover
+from lamfs.daemon.first import FirstMover, Looked, look
+from lamfs.daemon.lease import ENDING_SECONDS, Keeper, hand_back, prolong
 from lamfs.daemon.options import MountOptions
 from lamfs.daemon.recovery import clear_temporaries, take_over
-from lamfs.errors import FsError, LamfsError, Locked
+from lamfs.errors import FsError, LamfsError, LeaseLost
 from lamfs.fs.atimes import Atimes
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import FileSystem
@@ -37,7 +37,7 @@ from lamfs.fs.stats import About, Stats
 from lamfs.fuse import session
 from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
-from lamfs.ops import mounts, recover, snapshot, written
+from lamfs.ops import mounts, recover, snapshot, spools, written
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, process_id
 from lamfs.spool import SpoolFolder
@@ -47,12 +47,8 @@ from lamfs.transfer.uploader import Uploader
 
 log = logging.getLogger("lamfs.daemon")
 
-LEASE_LOOK = 600.0
-"""Seconds between two looks at the lease."""
 NOTE_SECONDS = 60.0
 """Seconds between two notes of how far the registry is."""
-LEASE_SECONDS = 180.0
-"""How long a look may take."""
 READAHEAD_KIB = 512
 LIFE_SECONDS = 10.0
 """Seconds between two signs of life."""
@@ -76,24 +72,32 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
     found = first.outcome()
     with Instance.open(options.slug) as instance:
         _refuse_own_files(options.mountpoint, instance)
-        warnings = look(instance, write=not options.read_only) if found is None else found
+        looked = look(instance, write=not options.read_only) if found is None else found
+        warnings = looked.warnings
         for warning in warnings:
             log.warning("%s", warning)
         config.make_directory(instance.settings.mounts_dir)
-        with SpoolFolder.make(*instance.settings.spool_place) as spool:
+        with spools.make(instance.settings, instance.registry, read_only=options.read_only) as spool:
             if not options.read_only:
-                recover.finish_saves(instance)
+                if not looked.trouble:
+                    recover.finish_saves(instance)
                 take_over(instance, spool)
                 clear_temporaries(instance)
             user = instance.user()
             origin = Provenance(user_id=user.id if user else None)
-            mount = _Mount(options, instance, spool, origin, lambda: ready(warnings), progress, first)
+            mount = _Mount(options, instance, spool, origin, lambda: ready(warnings), progress, first, looked)
             try:
                 _live(mount)
                 if mount.lost is not None:
                     raise mount.lost
                 if not options.read_only and not mount.hurried:
+                    prolong(instance, ENDING_SECONDS)
                     snapshot.push(instance)
+                    hand_back(instance)
+            except LamfsError as error:
+                if not mount.died:
+                    mounts.leave_word(instance.settings.mounts_dir, str(error))
+                raise
             finally:
                 # Until here 'lamfs umount' finds the process that it waits for.
                 if not mount.died:
@@ -119,6 +123,7 @@ class _Mount:
         ready: Callable[[], None],
         progress: Callable[[int, int], None],
         first: FirstMover,
+        looked: Looked,
     ) -> None:
         self._options = options
         self._instance = instance
@@ -128,7 +133,6 @@ class _Mount:
         """Told to end at once: what is owed is left to the next mount."""
         self.died = False
         """An error has ended it: the mount stays in the tree without a daemon, and its record tells whose it was."""
-        self.lost: Locked | None = None
         self._announced = False
         self._served = False
         self._place: tuple[int, str] | None = None
@@ -137,7 +141,10 @@ class _Mount:
         self._draining = trio.CancelScope()
         store, registry = instance.store, instance.registry
         self._mover = Mover(store.config, (Forked(first.pid), first.sock))
-        self._uploader = Uploader(registry, store, self._mover, spool, origin, workers=options.uploads)
+        self._keeper = Keeper(instance, self._mover, self._lost, self._kept)
+        self._uploader = Uploader(
+            registry, store, self._mover, spool, origin, workers=options.uploads, permit=self._keeper.permit
+        )
         self._cache = BlockCache(
             store,
             self._mover,
@@ -152,7 +159,7 @@ class _Mount:
             close_stores=options.close == "storage",
             fsync_stores=options.fsync == "storage",
             timeout=options.timeout,
-            read_only=options.read_only,
+            read_only=options.read_only or looked.refused,
             spool_limit=options.spool_limit,
             spool_free=options.spool_free,
             public_stats=options.public_stats,
@@ -168,8 +175,14 @@ class _Mount:
             atimes=Atimes(keep=not options.read_only and "noatime" not in options.fuse),
             stats=Stats(About(instance.settings.slug, options.mountpoint, now_ns())),
         )
+        self._context.stats.notice = looked.trouble
         self._fs = FileSystem(self._context)
         self._follower = Follower(self._context)
+
+    @property
+    def lost(self) -> LeaseLost | None:
+        """Why this mount may not change storage any more."""
+        return self._keeper.lost
 
     async def run(self) -> None:
         """The whole life of the mount."""
@@ -228,7 +241,7 @@ class _Mount:
                 await nursery.start(control.run)
                 nursery.start_soon(self._signals)
                 if not options.read_only:
-                    inner.start_soon(self._keep_lease)
+                    nursery.start_soon(self._keeper.run)
                     inner.start_soon(self._keep_note)
                 mounts.write(settings.mounts_dir, record)
                 nursery.start_soon(self._show_life)
@@ -320,11 +333,20 @@ class _Mount:
                 stdout=subprocess.DEVNULL,
             )
 
-    async def _keep_lease(self) -> None:
-        """Renew the lease in time. When another machine has it, this mount stops writing."""
-        while True:
-            await trio.sleep(LEASE_LOOK)
-            await self._may_store()
+    def _lost(self, error: LeaseLost) -> None:
+        """Another machine has the instance now: what is owed stays in the journal, and storage is not touched."""
+        self._context.policy.read_only = True
+        self._context.stats.notice = str(error)
+        self._storing.cancel()
+        self._uploader.stop(error)
+
+    def _kept(self) -> None:
+        """Storage has taken a renewal: what it refused when this mount began is possible now."""
+        if self._context.stats.notice:
+            log.info("storage can be written to: what is owed is stored, and changes are taken")
+            self._context.stats.notice = ""
+            self._context.policy.read_only = self._options.read_only
+            self._uploader.notify()
 
     async def _keep_note(self) -> None:
         """Note how far the registry is, so that an older one is known for what it is."""
@@ -334,42 +356,16 @@ class _Mount:
                 written.note(self._instance.settings, self._instance.registry)
 
     async def _may_store(self) -> bool:
-        """Look after the lease, and say whether this mount may still change storage.
-
-        When it has lost the lease it never may again: what it owes stays in the journal, and the registry in storage
-        is another machine's.
-        """
-        if self._options.read_only or self.lost is not None:
+        """Whether this mount may still change storage, as far as storage can be asked."""
+        if self._options.read_only:
             return False
         try:
-            with trio.fail_after(LEASE_SECONDS):
-                await trio.to_thread.run_sync(self._renew)
-        except Locked as error:
-            log.error("%s", error)
-            self.lost = error
-            self._context.policy.read_only = True
-            self._storing.cancel()
-            self._uploader.stop(error)
+            await self._keeper.look()
+        except LeaseLost:
             return False
         except LamfsError as error:
-            log.warning("could not look at the lock in storage: %s", error)
-        except trio.TooSlowError:
-            log.warning("could not look at the lock in storage: the moving process does not answer")
+            log.info("could not look at the lock in storage: %s", error)
         return True
-
-    def _renew(self) -> None:
-        """Keep the lease. Raises Locked when this machine does not hold it any more (it slept too long), also when
-        nobody does: what another one did meanwhile cannot be taken over below a running mount."""
-        store = LockByMover(self._mover, self._instance.store.url)
-        state = self._instance.lease(store).peek()
-        if state is None or state.machine != config.machine_token():
-            holder = "nobody" if state is None else f"{state.handle} on {state.host}"
-            raise Locked(
-                f"This machine has lost the lock of '{self._instance.settings.slug}', which {holder} has now: the mount"
-                " is read-only, and what it has not stored yet stays on this machine. Unmount, and mount again."
-            )
-        if state.renew_due:
-            self._instance.take_lease(store)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -14,7 +14,8 @@ Numbers = dict[str, Any]
 
 
 def stats_text(numbers: Numbers) -> str:
-    """``name: value`` lines, numbers plain; ``upload``, ``retry``, ``error`` and ``storage_damage`` lines repeat."""
+    """``name: value`` lines, numbers plain; ``upload``, ``retry``, ``error``, ``storage_damage``, ``storage_changed``
+    lines repeat."""
     return "".join(f"{name}: {_one_line(_word(value))}\n" for name, value in _lines(numbers))
 
 
@@ -24,6 +25,8 @@ def _lines(numbers: Numbers) -> Iterator[tuple[str, Any]]:
     yield "instance", numbers["slug"]
     for name in ("pid", "started_at", "read_only", "open_files", "inodes"):
         yield name, numbers[name]
+    if numbers["notice"]:
+        yield "notice", numbers["notice"]
     for name in ("reads", "read_bytes", "writes", "write_bytes"):
         yield name, numbers[name]
     yield from numbers["rates"].items()
@@ -63,6 +66,8 @@ def _lines(numbers: Numbers) -> Iterator[tuple[str, Any]]:
             f"{damage['at']} block {damage['block']} of {damage['object']}, artifact"
             f" {damage['uid'] or 'none'} {damage['key'] or ''}".rstrip(),
         )
+    for changed in numbers["storage_changed"]:
+        yield "storage_changed", f"{changed['at']} {changed['object']}, artifact {changed['uid']} {changed['key']}"
 
 
 def _cache_damage(numbers: Numbers) -> int:

@@ -334,7 +334,9 @@ class Files:
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write ``data``, as far as storage takes a file of that size; returns how much. Raises OSError (ENOSPC …),
-        FsError(EFBIG), StorageError (content unreachable)."""
+        StorageError (content unreachable), FsError (EFBIG; EROFS: the lease was lost since the file was opened)."""
+        if self._c.policy.read_only:
+            raise FsError(errno.EROFS)
         state = self.handles[handle].state
         if offset + len(data) > self._largest:
             if offset >= self._largest:

@@ -19,7 +19,7 @@ from lamfs.cache import files as cache_files
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectChanged, ObjectMissing
 from lamfs.keys import object_key_for, root_path
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision
-from lamfs.ops import drafts, messages, mounts, recover
+from lamfs.ops import drafts, messages, mounts, newer, recover
 from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
@@ -130,8 +130,13 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         check_size(store, draft.record.size, str(draft.path))
         record = with_fields(draft.record)
         _refuse_taken(instance, record)
+        if registry.artifacts.by_uid(record.uid) is not None:
+            instance.prove()  # other machines may use the bytes that are replaced
         mode = 0o644 if draft.temporary else draft.path.stat().st_mode & 0o777
         foreign = _foreign(instance, record)
+        before = registry.artifacts.by_uid(record.uid)
+        if before is not None:
+            newer.keep_before(instance, before, before.revision.object_key)
         with recover.storage_work:
             entry_id, object_key = registry.commits.announce_save(record, foreign=foreign, mode=mode)
             recover.active.add(entry_id)
@@ -414,6 +419,8 @@ def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> A
     Returns the record as it was. Raises NotFound.
     """
     instance.hold()
+    if storage:
+        instance.prove()
     registry = instance.registry
     if registry.journal.saves(record.uid):
         recover.finish_saves(instance, strict=True)

@@ -3,7 +3,7 @@
 An Instance may be shared by threads: each gets its own registry connection and cache index. After fork(2) the child
 gets its own of everything. What an Instance shares with other processes of this machine is in files of
 ``settings.directory``: ``in-use`` (flock(2): shared by whoever has the registry open, exclusive for whoever replaces or
-removes it) and ``lease.json`` (until when this machine holds the instance's lock in storage).
+removes it) and what held.py tells of this machine's lease.
 """
 
 from __future__ import annotations
@@ -23,19 +23,24 @@ from lamfs.config import InstanceSettings
 from lamfs.errors import (
     DamagedRegistry,
     LamfsError,
+    LeaseLost,
     Locked,
-    NotSetUp,
     ObjectMissing,
     RegistryError,
     StorageMissing,
 )
-from lamfs.ops import kept, written
-from lamfs.ops.lock import Holder, Lease, LeaseState, LockStore, moment
+from lamfs.ops import held, kept, lock, written
+from lamfs.ops.lock import Holder, Lease, LockStore
 from lamfs.storage import ObjectStore, open_store
 
 if TYPE_CHECKING:
     from lamfs.cache.index import CacheIndex
     from lamfs.registry import Registry, User
+
+FENCE = "fence"
+"""Key of the meta table: the number of the lease (lock.py) under which a registry was written."""
+PROVEN_SECONDS = 1.0
+"""So long storage is not asked again whose the lease is, while it holds by this machine's clock."""
 
 
 _OF_DAMAGE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
@@ -61,6 +66,7 @@ class Instance:
         self._store = self._given_store
         self._thread = threading.local()
         self._in_use: int | None = None
+        self._proven = float("-inf")
         self._users: dict[str, User] = {}
 
     @classmethod
@@ -144,25 +150,62 @@ class Instance:
         holder = Holder(config.current_user().handle, socket.gethostname(), config.machine_token())
         return Lease(store or self.store, self.settings.id, holder, slug=self.settings.slug)
 
-    @property
-    def _lease_path(self) -> Path:
-        return self.settings.directory / "lease.json"
-
     def hold(self) -> None:
-        """See to it that this machine holds the lease; cheap while it was renewed within the last hour.
+        """See to it that this machine holds the lease; cheap while nobody can have taken it over.
 
-        Called before every change. Another machine's newer registry is pulled first, when nothing here would be lost.
-        Raises Locked, RegistryError, and storage errors.
+        Called before every change; ``prove`` comes before storage loses something by it. The lease is this machine's
+        until it is given back then, whatever mounts do. Another machine's newer registry is pulled first, when nothing
+        here would be lost. Raises Locked, RegistryError, and storage errors.
         """
         self._refuse_empty_place()
         self.check_own()
-        try:
-            until = moment((config.read_json(self._lease_path) or {}).get("until"))
-        except NotSetUp:
-            until = 0.0  # the file is damaged: it is written anew
-        if not LeaseState("", "", "", "", 0.0, until).renew_due:
+        note = held.read(self.settings.directory)
+        if note is None or note.renew_due or self._fence() != note.fence:
+            self.take_lease()
+        held.keep_long(self.settings.directory)
+
+    def hold_for_mount(self) -> None:
+        """As ``hold``, for a mount: storage is asked in any case, and when both machines have gone on, both are kept.
+        The lease runs out when the mount dies, and is given back when it ends, unless ``hold`` was called meanwhile."""
+        self._refuse_empty_place()
+        self.check_own()
+        self.take_lease(keep_both=True, seconds=lock.MOUNT_SECONDS)
+
+    def prove(self) -> None:
+        """Return when storage itself says that the lease is this machine's: before the registry is pushed, before
+        objects are deleted, and before some are replaced that other machines may use.
+
+        Raises LeaseLost when another machine has it, and storage errors.
+        """
+        directory = self.settings.directory
+        note = held.read(directory)
+        if note is not None and note.holds and lock.uptime() - self._proven < PROVEN_SECONDS:
             return
-        self.take_lease()
+        lease = self.lease()
+        try:
+            if note is None:
+                raise LeaseLost(
+                    f"This machine does not hold the lock of '{self.settings.slug}', so nothing is written to storage;"
+                    f" run 'lamfs connect {self.settings.slug}'."
+                )
+            now = lock.uptime()
+            if note.renew_due:
+                seconds = self._seconds()
+                lease.renew(note.fence, seconds)
+                held.write(directory, note.fence, seconds, lease)
+            else:
+                lease.prove(note.fence, note.etag)
+        except LeaseLost:
+            held.forget(directory)
+            raise
+        self._proven = now
+
+    def _seconds(self) -> float:
+        """How long a lease that is taken now holds: while a mount lives, that renews it."""
+        from lamfs.ops import mounts
+
+        mounted = any(not record.read_only for record in mounts.live(self.settings))
+        return lock.MOUNT_SECONDS if mounted else lock.LEASE_SECONDS
 
     def check_own(self) -> None:
         """Raise RegistryError unless the working copy is of the instance and storage that the settings name."""
@@ -199,29 +242,54 @@ class Instance:
         if copy is not None:
             os.close(copy)
 
-    def take_lease(self, store: LockStore | None = None, *, catch_up: bool = True) -> bool:
+    def take_lease(self, *, catch_up: bool = True, keep_both: bool = False, seconds: float | None = None) -> bool:
         """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``.
 
-        ``store``: see ``lease``. ``catch_up``: take over what another machine pushed meanwhile.
+        ``catch_up``: take over what another machine pushed meanwhile; with ``keep_both`` also when this one has gone on
+        as well: see snapshot.catch_up. ``seconds``: how long it holds, unless this machine has it for longer.
         """
-        lease = self.lease(store)
-        state, ours = lease.acquire()
-        if catch_up and not ours and self.settings.registry_path.exists():
-            from lamfs.ops import snapshot
+        directory = self.settings.directory
+        note = held.read(directory)
+        lease = self.lease()
+        seconds = self._seconds() if seconds is None else seconds
+        known = max(0 if note is None else note.fence, self._fence())
+        if note is not None and note.holds:
+            seconds = max(seconds, note.seconds)
+        state, ours = lease.acquire(fence=known, seconds=seconds)
+        # Also when a process of this machine has died between the lease and the registry.
+        new = not ours or note is None or note.fence != state.fence or self._fence() != state.fence
+        if self.settings.registry_path.exists():
+            if catch_up and new:
+                from lamfs.ops import snapshot
 
-            try:
-                snapshot.catch_up(self)
-            except BaseException:
-                lease.release()
-                raise
-        config.write_json(self._lease_path, {"token": state.token, "since": state.since, "until": state.until})
+                try:
+                    snapshot.catch_up(self, keep_both=keep_both)
+                except BaseException:
+                    self.release_lease()
+                    raise
+            if catch_up and self._fence() != state.fence:
+                self.registry.db.set_meta(FENCE, state.fence)
+        held.write(directory, state.fence, seconds, lease)
+        self._proven = lease.at
+        if not ours:
+            from lamfs.ops import spools
+
+            spools.tell(self.settings, self.notices)
         return not ours
 
-    def release_lease(self) -> None:
-        """Give the lease back."""
-        with contextlib.suppress(FileNotFoundError):
-            self._lease_path.unlink()
-        self.lease().release()
+    def _fence(self) -> int:
+        """The number with which the working copy was changed last; 0 without one."""
+        if not self.settings.registry_path.exists():
+            return 0
+        try:
+            return int(self.registry.db.get_meta(FENCE, 0))
+        except (RegistryError, ValueError, TypeError):
+            return 0
+
+    def release_lease(self, *, forget: bool = False) -> None:
+        """Give the lease back. ``forget``: see Lease.release."""
+        held.forget(self.settings.directory)
+        self.lease().release(forget=forget)
 
     @contextlib.contextmanager
     def alone(self, purpose: str) -> Iterator[None]:

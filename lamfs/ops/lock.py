@@ -1,36 +1,60 @@
 """The lease that one machine holds on an instance: an object in storage. Synchronous; one Lease object per thread.
 
-``{root}/.lamindb/_exclusion/{instance id hex}``, JSON ``{handle, host, machine, token, since, until}``, times in
-seconds since the epoch. Made with ``If-None-Match: *``, renewed and taken over with ``If-Match``; taken over from
-another machine only when it has run out. Anything else that lies there counts as a lock that has run out. ``machine``
-is config.machine_token(): all processes that share a data directory share the lease. After every write the object is
-read back, so that a storage that ignores conditions is noticed by all but one of those who race for it, if they do not
-race within the same instant.
+``{root}/.lamindb/_exclusion/{instance id hex}``, JSON ``{handle, host, machine, token, since, until, fence, seconds}``,
+times in seconds since the epoch. Made with ``If-None-Match: *``, renewed, given back and taken over with ``If-Match``.
+``machine`` is config.machine_token(): all processes that share a data directory share the lease; ``""``: nobody's.
+``fence`` rises whenever another machine gets the lease. Giving it back leaves the object with its number, so that the
+number of a holder that was overtaken is never the newest again. An object that cannot be read is nobody's, with 0.
+
+No clock of a machine decides. A lease has run out when ``seconds`` (and MARGIN) have passed since its object was
+written, by the clock that stamps the storage's objects: ``Last-Modified`` of S3, compared with that of an object that
+is written now; st_ctime in a folder, which nobody can set. Its holder counts ``seconds`` from before it wrote, by a
+clock that goes on while the machine sleeps, so it stops earlier than others begin. ``until`` is for people, and all
+that locks of older versions (without ``seconds``) have.
+
+How long: MOUNT_SECONDS while a mount lives, which renews it every MOUNT_LOOK seconds; LEASE_SECONDS for everything else
+('connect', 'init', changes of CLI and API), until 'close'. After every acquisition the object is read back, so that a
+storage that ignores conditions is noticed by all but one of those who race for it, if they do not race within the same
+instant.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 import uuid
 from typing import NamedTuple, Protocol
 
-from lamfs.errors import Locked, ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.errors import LeaseLost, Locked, ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
 from lamfs.jsontext import is_number, parse_object
 from lamfs.model import AUTO_KEY_PREFIX
 from lamfs.storage.base import ObjectStat
 
 LEASE_SECONDS = 24 * 3600.0
+"""A machine that does not mount holds the lease so long after its last change."""
 RENEW_AFTER = 3600.0
-"""A lease older than this is renewed by whatever command or mount comes next."""
+"""A lease older than this is renewed by whatever command comes next."""
+MOUNT_SECONDS = 60.0
+"""A mount holds the lease so long after its daemon renewed it last."""
+MOUNT_LOOK = 20.0
+"""How often it does."""
+MARGIN = 2.0
+"""Storage's clocks show whole seconds."""
 LOCK_BYTES = 64 << 10
 """Bytes of a lock object; ours have some 200."""
 MAX_TEXT = 255
 """Characters of a name in a lock."""
+MAX_FENCE = 1 << 53
 _END = 253_370_764_800.0
 """The year 9999 begins, in seconds since the epoch: Python and the C library can print what comes before."""
 _TRIES = 8
+
+
+def uptime() -> float:
+    """Seconds since this machine was started, those included in which it slept (clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Holder(NamedTuple):
@@ -42,7 +66,8 @@ class Holder(NamedTuple):
 
 
 class LeaseState(NamedTuple):
-    """What the lock object says. ``since`` and ``until`` in seconds since the epoch."""
+    """What the lock object says. ``since`` and ``until`` in seconds since the epoch; ``seconds``: how long it holds
+    after it was written, 0 in locks of older versions."""
 
     handle: str
     host: str
@@ -50,16 +75,8 @@ class LeaseState(NamedTuple):
     token: str
     since: float
     until: float
-
-    @property
-    def expired(self) -> bool:
-        """Whether it has run out by this machine's clock."""
-        return time.time() >= self.until
-
-    @property
-    def renew_due(self) -> bool:
-        """Whether it should be renewed now: also when it runs longer than any lease does, for the clock was set."""
-        return not LEASE_SECONDS - RENEW_AFTER < self.until - time.time() <= LEASE_SECONDS
+    fence: int = 0
+    seconds: float = 0.0
 
 
 class LockStore(Protocol):
@@ -67,6 +84,8 @@ class LockStore(Protocol):
 
     def url(self, key: str) -> str:
         """As ObjectStore's, like all of these."""
+
+    def open_local(self, key: str) -> int | None: ...
 
     def head(self, key: str) -> ObjectStat: ...
 
@@ -79,50 +98,52 @@ class LockStore(Protocol):
     def delete(self, keys: list[str]) -> None: ...
 
 
+class _Found(NamedTuple):
+    """The lock object as it was read, of one and the same write."""
+
+    state: LeaseState
+    stat: ObjectStat
+
+
 class Lease:
-    """The lock object of one instance."""
+    """The lock object of one instance. ``etag`` and ``at`` tell of the last ``acquire``, ``renew`` or ``prove``: the
+    object's ETag, and ``uptime()`` from which on the lease holds."""
 
     def __init__(self, store: LockStore, instance: uuid.UUID, holder: Holder, *, slug: str = "") -> None:
         self._store = store
         self._holder = Holder(_as_name(holder.handle), _as_name(holder.host), holder.machine)
         self._slug = slug or instance.hex
         self.key = f"{AUTO_KEY_PREFIX}_exclusion/{instance.hex}"
+        self.etag = ""
+        self.at = 0.0
 
     def peek(self) -> LeaseState | None:
-        """Who holds it now; None: nobody. An object that cannot be read counts as run out."""
+        """Who holds it now, or held it until it ran out; None: nobody."""
         found = self._read()
-        return found[0] if found else None
+        return found.state if found is not None and found.state.machine else None
 
-    def acquire(self) -> tuple[LeaseState, bool]:
+    def acquire(self, *, fence: int = 0, seconds: float | None = None) -> tuple[LeaseState, bool]:
         """Take the lease, or renew it when this machine has it. Returns it, and whether it was this machine's already.
 
-        Raises Locked while another machine holds it, and storage errors.
+        ``fence``: the highest number that this machine knows of. ``seconds``: None: LEASE_SECONDS. Raises Locked while
+        another machine holds it, and storage errors.
         """
+        seconds = LEASE_SECONDS if seconds is None else seconds
         for _ in range(_TRIES):
             found = self._read()
-            if found is not None and not self._ours(found[0]) and not found[0].expired:
-                raise self._locked(found[0])
-            now = time.time()
-            ours = found is not None and self._ours(found[0])
-            since = found[0].since if found is not None and ours else now
-            wanted = LeaseState(
-                self._holder.handle,
-                self._holder.host,
-                self._holder.machine,
-                secrets.token_hex(8),
-                since,
-                now + LEASE_SECONDS,
-            )
-            body = json.dumps(wanted._asdict()).encode()
+            if found is not None and not self._ours(found.state) and not self._has_run_out(found):
+                raise self._locked(found.state)
+            ours = found is not None and self._ours(found.state)
+            most = max(fence, found.state.fence if found is not None else 0)
+            since = found.state.since if found is not None and ours else None
+            wanted, at = self._wanted(most if ours else most + 1, seconds, since), uptime()
             try:
-                if found is None:
-                    self._store.put_bytes(self.key, body, if_none_match=True)
-                else:
-                    self._store.put_bytes(self.key, body, if_match=found[1])
+                stat = self._write(wanted, found)
             except (PreconditionFailed, ObjectChanged, ObjectMissing):
                 continue  # somebody was quicker: look who
             after = self.peek()
             if after is not None and self._ours(after):
+                self.etag, self.at = stat.etag, at
                 return after, ours
         state = self.peek()
         if state is not None and not self._ours(state):
@@ -132,24 +153,115 @@ class Lease:
             " it, and try again."
         )
 
-    def release(self) -> None:
-        """Give the lease up; nothing happens when it is not this machine's."""
-        state = self.peek()
-        if state is not None and self._ours(state):
-            self._store.delete([self.key])
+    def renew(self, fence: int, seconds: float) -> LeaseState:
+        """Renew the lease that this machine got with this number. Raises LeaseLost when it has it no more, and storage
+        errors."""
+        for _ in range(_TRIES):
+            found = self._own(fence)
+            wanted, at = self._wanted(fence, seconds, found.state.since), uptime()
+            try:
+                stat = self._write(wanted, found)
+            except (PreconditionFailed, ObjectChanged, ObjectMissing):
+                continue  # another process of this machine, or another machine
+            self.etag, self.at = stat.etag, at
+            return wanted
+        raise StorageError(f"The lock at {self._store.url(self.key)} changes all the time; try again.")
+
+    def prove(self, fence: int, etag: str) -> None:
+        """Return when storage says that the lease is still the one that this machine got with this number: one request
+        when the lock object's ETag is ``etag``. Raises LeaseLost, and storage errors."""
+        try:
+            if etag and self._store.head(self.key).etag == etag:
+                return
+        except ObjectMissing:
+            pass
+        self.etag = self._own(fence).stat.etag
+
+    def release(self, *, forget: bool = False) -> None:
+        """Give the lease up; nothing happens when it is not this machine's. ``forget``: its number too, for there is no
+        instance any more."""
+        for _ in range(_TRIES):
+            found = self._read()
+            if found is None or not (self._ours(found.state) or (forget and not found.state.machine)):
+                return
+            if forget:
+                self._store.delete([self.key])
+                return
+            free = found.state._replace(machine="", token=secrets.token_hex(8), until=0.0, seconds=0.0)
+            try:
+                self._write(free, found)
+                return
+            except (PreconditionFailed, ObjectChanged, ObjectMissing):
+                continue
+
+    def _own(self, fence: int) -> _Found:
+        found = self._read()
+        if found is not None and self._ours(found.state) and found.state.fence == fence:
+            return found
+        state = None if found is None else found.state
+        if state is None or not state.machine:
+            who = "nobody has it now"
+        elif self._ours(state):
+            who = "another process of this machine has taken it anew"
+        else:
+            who = f"{state.handle} on {state.host} has it now"
+        raise LeaseLost(
+            f"This machine has lost the lock of '{self._slug}' ({who}), so nothing is written to"
+            " storage; what is not stored stays on this machine."
+        )
 
     def _ours(self, state: LeaseState) -> bool:
         return state.machine == self._holder.machine
 
-    def _read(self) -> tuple[LeaseState, str] | None:
-        """The lock object and its ETag, of one and the same write."""
+    def _wanted(self, fence: int, seconds: float, since: float | None) -> LeaseState:
+        now = time.time()
+        token = secrets.token_hex(8)
+        handle, host, machine = self._holder
+        return LeaseState(handle, host, machine, token, now if since is None else since, now + seconds, fence, seconds)
+
+    def _write(self, state: LeaseState, over: _Found | None) -> ObjectStat:
+        body = json.dumps(state._asdict()).encode()
+        if over is None:
+            return self._store.put_bytes(self.key, body, if_none_match=True)
+        return self._store.put_bytes(self.key, body, if_match=over.stat.etag)
+
+    def _has_run_out(self, found: _Found) -> bool:
+        state = found.state
+        if not state.machine:
+            return True
+        if not state.seconds:
+            return time.time() >= state.until
+        return self._age(found) >= min(state.seconds, LEASE_SECONDS) + MARGIN
+
+    def _age(self, found: _Found) -> float:
+        """Seconds since the lock was written, by the clock of the storage."""
+        name = f"{self.key}.{secrets.token_hex(4)}"
+        try:
+            now = self._written(self._store.put_bytes(name, b"What time is it?"), ask=True)
+        finally:
+            self._store.delete([name])
+        return (now - self._written(found.stat)) / 1e9
+
+    def _written(self, stat: ObjectStat, *, ask: bool = False) -> int:
+        """When an object was written, in nanoseconds of the storage's clock. ``ask``: storage, for the answer to a
+        write does not say it."""
+        fd = self._store.open_local(stat.key)
+        if fd is None:
+            return self._store.head(stat.key).mtime_ns if ask else stat.mtime_ns
+        try:
+            return os.fstat(fd).st_ctime_ns
+        finally:
+            os.close(fd)
+
+    def _read(self) -> _Found | None:
+        """The lock object; None: there is none."""
         for _ in range(_TRIES):
             try:
                 found = self._store.head(self.key)
                 if found.size > LOCK_BYTES:
-                    return _NO_LOCK, found.etag
+                    return _Found(_NO_LOCK, found)
                 # Whatever the size is said to be, no more is read.
-                return _parse(self._store.get(self.key, length=LOCK_BYTES, etag=found.etag)), found.etag
+                return _Found(_parse(self._store.get(self.key, length=LOCK_BYTES, etag=found.etag)), found)
             except ObjectMissing:
                 return None
             except ObjectChanged:
@@ -158,19 +270,17 @@ class Lease:
 
     def _locked(self, state: LeaseState) -> Locked:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.since))
+        who = f"The instance '{self._slug}' is locked by {state.handle} on {state.host} since {since}"
+        if 0 < state.seconds <= MOUNT_SECONDS:
+            return Locked(
+                f"{who}, which has it mounted; unmount it there, or wait: a mount that has died keeps the lock for"
+                f" {state.seconds:.0f} s."
+            )
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.until))
-        return Locked(
-            f"The instance '{self._slug}' is locked by {state.handle} on {state.host} since {since}, until {until} at"
-            " the latest; run 'lamfs close' there, or wait."
-        )
+        return Locked(f"{who}, until {until} at the latest; run 'lamfs close' there, or wait.")
 
 
 _NO_LOCK = LeaseState("somebody", "unknown", "", "", 0.0, 0.0)
-
-
-def moment(value: object) -> float:
-    """A time of a lease, in seconds since the epoch; 0 when the value from JSON is not such a time."""
-    return float(value) if is_number(value, 0, _END) else 0.0  # type: ignore[arg-type]
 
 
 def _parse(body: bytes) -> LeaseState:
@@ -180,9 +290,13 @@ def _parse(body: bytes) -> LeaseState:
         times = [data[name] for name in ("since", "until")]
     except (ValueError, KeyError):
         return _NO_LOCK
-    if not all(map(_is_name, texts)) or not all(is_number(time_, 0, _END) for time_ in times):
+    fence, seconds = data.get("fence", 0), data.get("seconds", 0)
+    if not all(map(_is_name, texts)) or not all(is_number(value, 0, _END) for value in (*times, seconds)):
         return _NO_LOCK
-    return LeaseState(*texts, *map(float, times))
+    if not isinstance(fence, int) or not is_number(fence, 0, MAX_FENCE):
+        return _NO_LOCK
+    handle, host, machine, token = texts
+    return LeaseState(handle, host, machine, token, float(times[0]), float(times[1]), fence, float(seconds))
 
 
 def _is_name(text: object) -> bool:

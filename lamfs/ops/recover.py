@@ -8,6 +8,7 @@ row second, stale object last.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -28,12 +29,13 @@ from lamfs.errors import (
 )
 from lamfs.keys import check_spool_name
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
-from lamfs.ops import adoption, drafts, messages, overlays
+from lamfs.ops import adoption, drafts, messages, newer, overlays, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
-from lamfs.transfer import damage
+from lamfs.storage.stale import delete_meant
+from lamfs.transfer import damage, stale
 
 log = logging.getLogger("lamfs.recover")
 
@@ -88,6 +90,7 @@ def finish_save(instance: Instance, entry: JournalEntry) -> ArtifactRecord | Non
     registry, store = instance.registry, instance.store
     assert entry.object_key is not None
     record = record_from_payload(entry.payload, entry.object_key)
+    instance.prove()
     now = registry.artifacts.by_uid(record.uid)
     base = None if now is None else [now.revision.object_key, now.revision.etag]
     abort_unknown(instance, entry.object_key)
@@ -160,7 +163,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     if not any(entry.op == "put" for entry in journal.entries()):
         return 0  # whatever is there instead of a spool
     try:
-        spool = SpoolFolder.find(*instance.settings.spool_place)
+        spool = spools.find(instance.settings, instance.registry)
     except StorageError as error:
         if strict:
             raise
@@ -234,6 +237,9 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     if artifact is not None and content.same_bytes(artifact.revision.content):
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
+        instance.prove()
+        if artifact is not None:
+            newer.keep_before(instance, artifact, registry.commits.put_target(entry))
         with storage_work:
             target = registry.commits.put_target(entry)
             registry.journal.drop_delete(target)
@@ -334,7 +340,11 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         before, target = plan
         if registry.journal.claimed(target, entry.uid, entry.id):
             return  # another process is at work there; whoever comes next moves it
+        if not _is_free(instance, target):
+            stale.give_up_move(registry, entry, instance.store.url(target))
+            return
         registry.commits.begin_move(target)
+        instance.prove()
         sync_log(registry.path)
         try:
             copied = instance.store.copy(
@@ -350,10 +360,24 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
             return
 
 
+def _is_free(instance: Instance, target: str) -> bool:
+    """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
+    if instance.registry.journal.may_be_ours(target):
+        return True
+    try:
+        instance.store.head(target)
+    except StorageError as error:
+        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+            return True
+        raise
+    return False
+
+
 def _abort(instance: Instance, entry: JournalEntry) -> None:
     """Abort an upload that is needed no more; where somebody is at work, whoever comes next does it."""
     registry, store = instance.registry, instance.store
     assert entry.object_key is not None
+    instance.prove()
     upload_id = entry.payload.get("upload_id")
     if upload_id is None and registry.journal.holds(entry.object_key):
         return
@@ -394,7 +418,10 @@ def _delete(instance: Instance, strict: bool) -> None:
     # From here on other processes do not choose these names: the rows are those of a living process.
     try:
         sync_log(registry.path)
-        instance.store.delete(list(entries))
+        instance.prove()
+        meant = stale.meant_by(entry for rows in entries.values() for entry in rows)
+        for key in delete_meant(instance.store, meant):
+            stale.say_left(instance.store.url(key))
     except LamfsError as error:
         for rows in entries.values():
             for entry in rows:

@@ -30,7 +30,7 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_registry_key
 from lamfs.model import StorageConfig, instance_id, storage_id
-from lamfs.ops import kept, messages, mounts, scratch_files, snapshot, working_copy, written
+from lamfs.ops import kept, messages, mounts, scratch_files, snapshot, spools, working_copy, written
 from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
 from lamfs.registry import Registry
@@ -101,6 +101,7 @@ def init(
             return settings
         instance.take_lease()
         _create_registry(instance)
+        instance.hold()  # the registry says under which lease it was made
         tell = say or messages.info
         tell(f"updating & unlocking cloud SQLite '{root}/{settings.snapshot_key}' of instance '{slug}'")
         snapshot.push(instance)
@@ -131,8 +132,8 @@ def _is_free(instance: Instance, new: bool) -> bool:
         return not there
     traces = kept.traces(instance.store, settings.id)
     own = instance.lease().peek()
-    if traces == ["its lock"] and own is not None and own.machine == config.machine_token():
-        return True  # an 'init' of this machine that did not come to its end
+    if traces == ["its lock"] and (own is None or own.machine == config.machine_token()):
+        return True  # an 'init' that did not come to its end
     if traces:
         raise RegistryError(
             f"The storage {settings.storage.root} holds {' and '.join(traces)}, but the registry of the instance"
@@ -304,7 +305,7 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
         )
     locked = True
     try:
-        instance.take_lease(catch_up=not restore)
+        instance.take_lease(catch_up=not restore, keep_both=True)
     except (StorageReadOnly, StorageForbidden) as error:
         locked = False
         (say or messages.warn)(f"{error} Only reading is possible.")
@@ -316,9 +317,14 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
                 instance.release_lease()
             raise
     _ = instance.registry
+    if locked:
+        instance.hold()
     config.save_instance(settings)
     config.set_current(settings.slug)
     (say or messages.info)(f"connected to instance '{settings.slug}' in {settings.storage.root}")
+    for waiting in spools.others(settings, spools.owed(instance.registry)):
+        if waiting.kind != "aside" and waiting.sentence not in instance.notices:
+            (say or messages.warn)(waiting.sentence)
     if locked:
         (say or messages.info)(_LOCKED)
 
@@ -490,7 +496,7 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
             cached = config.cache_dir() / instance.store.cache_name
             instance.cache_index.forget_below(instance.store.cache_name)
             shutil.rmtree(cached, ignore_errors=True)
-            instance.release_lease()
+            instance.release_lease(forget=True)
             _remove_spool(settings, say)
             shutil.rmtree(settings.directory, ignore_errors=True)
         instance.close()
@@ -504,10 +510,13 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
 def _remove_spool(settings: InstanceSettings, say: Say | None) -> None:
     """Remove the spool's files, and say what stays in its folder in storage, or of it, because it is not lamfs's."""
     try:
+        spools.forget(settings)
         left = spool.remove(*settings.spool_place)
     except (StorageError, OSError) as error:
         (say or messages.warn)(f"the spool is left where it is: {error}")
         return
+    for sentence in spools.sentences(settings):
+        (say or messages.warn)(f"left where it is: {sentence}")
     if left and settings.storage.root.startswith("/"):
         (say or messages.warn)(f"left where it is, because lamfs has not made it: {', '.join(left)}")
 

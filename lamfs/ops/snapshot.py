@@ -30,6 +30,7 @@ from lamfs.errors import (
     DamagedRegistry,
     InvalidArgument,
     InvalidName,
+    LeaseLost,
     Locked,
     NotSetUp,
     ObjectChanged,
@@ -40,8 +41,8 @@ from lamfs.errors import (
     StorageFull,
 )
 from lamfs.model import iso
-from lamfs.ops import kept, messages, working_copy, written
-from lamfs.ops.instance import Instance
+from lamfs.ops import diverged, held, kept, messages, working_copy, written
+from lamfs.ops.instance import FENCE, Instance
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStat
 
@@ -157,8 +158,9 @@ def _own(registry: Registry) -> Own:
 def push(instance: Instance) -> bool:
     """Store a consistent copy of the registry; False when storage has this state already.
 
-    The caller holds the lease. Raises Locked when what is in storage is not what this registry comes from (both stay as
-    they are), RegistryError, also when the working copy is that of another storage, and storage errors.
+    Storage is asked whether this machine holds the lease. Raises LeaseLost, Locked when what is in storage is not what
+    this registry comes from (both stay as they are), RegistryError, also when the working copy is that of another
+    storage, and storage errors.
     """
     registry = instance.registry
     instance.check_own()
@@ -173,6 +175,7 @@ def push(instance: Instance) -> bool:
                 break  # it is ours: the reply was lost
             if found is not None and known.mark == now and found.stored.etag == known.etag:
                 return False
+            _check_fence(instance, found)
             copies = kept.copies(instance.store, instance.settings.id)
             verdict = decide(_own(registry), known, found, copies)
             _require(instance, verdict, found)
@@ -194,6 +197,24 @@ def push(instance: Instance) -> bool:
     _keep_new(instance, found)
     _say_mended(instance, verdict)
     return True
+
+
+def _check_fence(instance: Instance, found: Found | None) -> None:
+    """Raise LeaseLost unless this machine holds the lease, its working copy was brought up to date since it got it, and
+    what is in storage was not written under a later one."""
+    instance.prove()
+    note, own = held.read(instance.settings.directory), instance.registry.db.get_meta(FENCE, 0)
+    slug, key = instance.settings.slug, instance.settings.snapshot_key
+    if note is None or own != note.fence:
+        raise LeaseLost(
+            f"This machine's registry of '{slug}' was not compared with the one in storage since another machine had"
+            f" the lock; run 'lamfs connect {slug}'."
+        )
+    if found is not None and found.origin is not None and found.origin.fence > own:
+        raise LeaseLost(
+            f"The registry {instance.store.url(key)} was written by another machine that took the lock over, so"
+            f" this machine's does not replace it; run 'lamfs connect {slug}'."
+        )
 
 
 def _find(instance: Instance, known: Known) -> Found | None:
@@ -306,6 +327,29 @@ def exists(instance: Instance) -> bool:
     return _etag(instance) is not None
 
 
+def compare(instance: Instance) -> tuple[Verdict, Found | None, Known]:
+    """What this machine's working copy is to the copy in storage, which is read as a whole, and checked; with both what
+    this machine remembers of it. Raises RegistryError (it cannot be read here), and storage errors."""
+    from lamfs.registry import intake
+
+    key, found = instance.settings.snapshot_key, None
+    # First: a mount of this machine may push at any moment, and what is found then is no older.
+    known = _known(instance)
+    with _temporary(instance, "peek") as temp, contextlib.suppress(NotSetUp):
+        stored = fetch(instance, key, temp)
+        try:
+            found = Found(stored, intake.check(temp, instance.store.url(key)))
+        except DamagedRegistry as error:
+            found = Found(stored, None, error)
+    copies = kept.copies(instance.store, instance.settings.id)
+    return decide(_own(instance.registry), known, found, copies), found, known
+
+
+def forget(instance: Instance) -> None:
+    """Whatever is in storage, the next push looks into it, and replaces it if it may."""
+    _memory(instance).unlink(missing_ok=True)
+
+
 # -- ways back --------------------------------------------------------------------------------------------------------
 
 
@@ -360,13 +404,16 @@ def copy_key(instance: Instance, name: str) -> str:
 # -- from storage -----------------------------------------------------------------------------------------------------
 
 
-def pull(instance: Instance, *, restore: bool = False, copy: str | None = None, ahead: bool = False) -> None:
+def pull(
+    instance: Instance, *, restore: bool = False, copy: str | None = None, ahead: bool = False, keep_both: bool = False
+) -> None:
     """Make the copy in storage the working copy. One that is there is put aside, and what it owes is carried over.
 
     A working copy that comes from what is in storage stays as it is. ``restore``: whatever the working copy is; else it
     has to be of the same instance. ``copy``: the name of a kept one, which is taken instead. ``ahead``: the working
-    copy has something that must not be put aside. Raises NotSetUp (there is no copy), InvalidArgument (it is of another
-    instance), Locked (the registry is in use, or ``ahead``), DamagedRegistry, RegistryError (the copy is newer).
+    copy has changes that nobody else has; they are kept with ``keep_both`` (ops/diverged.py). Raises NotSetUp (there is
+    no copy), InvalidArgument (it is of another instance), Locked (the registry is in use, or ``ahead`` without
+    ``keep_both``), DamagedRegistry, RegistryError (the copy is newer).
     """
     from lamfs.registry import intake
 
@@ -384,11 +431,11 @@ def pull(instance: Instance, *, restore: bool = False, copy: str | None = None, 
             raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
         if not restore and settings.registry_path.exists() and _has_all(instance, Found(stored, origin)):
             return
-        if ahead:
+        if ahead and not keep_both:
             raise Locked(
                 f"The registry of '{settings.slug}' was changed on another machine, and here as well since the last"
-                f" 'lamfs close'. 'lamfs connect {settings.slug} --restore' takes the one in storage and puts this"
-                " machine's aside."
+                f" 'lamfs close'. 'lamfs connect {settings.slug}' takes the one in storage, and keeps what only this"
+                " machine has."
             )
         try:
             taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
@@ -401,9 +448,20 @@ def pull(instance: Instance, *, restore: bool = False, copy: str | None = None, 
             registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             now = mark(registry)
         with instance.alone("replaced"):
+            back = _bring_back(instance, fresh) if ahead else diverged.Kept()
+            note = written.read(settings)
             # First: a crash then leaves nothing that calls the new one older than it must be.
             written.forget(settings)
-            put_aside = working_copy.replace(settings, fresh, instance.store, word="registry" if restore else OVERTAKEN)
+            put_aside = working_copy.replace(
+                settings,
+                fresh,
+                instance.store,
+                word="registry" if restore else diverged.DIVERGED if ahead else OVERTAKEN,
+                apart=ahead,
+                wrote=None if note is None else note.uid,
+            )
+        if ahead and put_aside is not None:
+            instance.notices.append(diverged.tell(settings, put_aside, back))
         if restore and put_aside is not None:
             messages.info(f"this machine's registry was put aside as {put_aside}")
         working_copy.keep_newest(settings.directory, OVERTAKEN)
@@ -433,6 +491,14 @@ def _supersede(instance: Instance, registry: Registry) -> None:
         seen.append((kept.push_of(found.stored.etag), found.origin.changes))
     registry.add_pushes([push_ for push_, _ in seen])
     registry.changes.reach(max((changes for _, changes in seen), default=0) + 1)
+
+
+def _bring_back(instance: Instance, fresh: Path) -> diverged.Kept:
+    path = instance.settings.registry_path
+    with contextlib.closing(Registry(path)) as old, contextlib.closing(Registry(fresh)) as new:
+        kept = diverged.bring_back(instance.store, old, new)
+        new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return kept
 
 
 @contextlib.contextmanager
@@ -518,10 +584,11 @@ def _tell(instance: Instance, taken: Taken, received: Path, url: str) -> None:
         messages.warn(f"  … and {taken.total - SAID} more")
 
 
-def catch_up(instance: Instance) -> None:
+def catch_up(instance: Instance, *, keep_both: bool = False) -> None:
     """The lease is new to this machine: take over what another one pushed meanwhile.
 
-    Raises Locked when both went on: that needs a decision.
+    When this machine has gone on as well: with ``keep_both`` the other's registry is taken, and what this one alone has
+    is kept (ops/diverged.py), else Locked: objects of this process may be of the old one.
     """
     etag, known = _etag(instance), _known(instance)
     if etag is None or etag == known.etag:
@@ -529,4 +596,27 @@ def catch_up(instance: Instance) -> None:
     registry = instance.registry
     if etag == registry.db.get_meta(TAKEN):
         return  # it was taken, and the process died before that was written down
-    pull(instance, ahead=known.mark != mark(registry) or bool(registry.journal.owed()))
+    pull(instance, ahead=is_ahead(instance), keep_both=keep_both)
+
+
+def is_current(instance: Instance) -> bool:
+    """Whether the copy in storage is the one that this machine pushed or pulled last, or there is none."""
+    return _etag(instance) in (None, known_etag(instance))
+
+
+def known_etag(instance: Instance) -> str | None:
+    """ETag of the copy that this machine pushed or pulled last."""
+    return _known(instance).etag
+
+
+def known_at(instance: Instance) -> int | None:
+    """When this machine pushed or pulled its registry last, in nanoseconds since the epoch; None: never."""
+    try:
+        return _memory(instance).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def is_ahead(instance: Instance) -> bool:
+    """Whether the working copy has something that was neither pushed nor pulled. Raises RegistryError."""
+    return _known(instance).mark != mark(instance.registry) or bool(instance.registry.journal.owed())

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lamfs.config import InstanceSettings
-from lamfs.errors import LamfsError, ObjectMissing, StorageError
+from lamfs.errors import LamfsError, NotSetUp, ObjectMissing, RegistryError, StorageError
 from lamfs.keys import root_path
 from lamfs.model import ArtifactRecord, now_ns
-from lamfs.ops import drafts, messages, strays
+from lamfs.ops import drafts, messages, spools, strays
 from lamfs.registry import Lost, Registry
 from lamfs.registry.aside import Told
 from lamfs.registry.carry import carry_over
@@ -36,16 +36,26 @@ def uid(settings: InstanceSettings) -> str | None:
     return None
 
 
-def replace(settings: InstanceSettings, fresh: Path, store: ObjectStore, *, word: str) -> Path | None:
+def replace(
+    settings: InstanceSettings,
+    fresh: Path,
+    store: ObjectStore,
+    *,
+    word: str,
+    apart: bool = False,
+    wrote: str | None = None,
+) -> Path | None:
     """Make ``fresh`` the working copy, while nobody has it open. The one that is there is put aside, as
-    ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one.
+    ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one. ``wrote``: the uid
+    of the instance whose working copy lamfs wrote here last (written.py).
 
     Spool files of files that ``fresh`` does not know are in its ``lost+found``. When the one that is there cannot be
-    read, they stay in the spool, and the next mount looks what they are (strays.py); when it is of another instance,
-    they are put aside with it.
+    read, or something else than lamfs has put it there, they stay in the spool, and the next mount looks what they are
+    (strays.py); when they are another instance's, they are put aside with it. ``apart``: see carry.carry_over.
     """
     path = settings.registry_path
-    same = not path.exists() or _carry_over(settings, fresh, store)
+    _gather(settings)
+    same = not path.exists() or _carry_over(settings, fresh, store, apart, wrote)
     with contextlib.nullcontext() if same else _spool_aside(settings, fresh):
         with open(fresh, "rb") as file:
             os.fsync(file.fileno())
@@ -59,6 +69,7 @@ def retire(settings: InstanceSettings, word: str) -> Path:
     """Put the working copy aside, while nobody has it open, with all that it had still to store; there is none then.
     Returns where it is."""
     path = settings.registry_path
+    _gather(settings)
     with _spool_aside(settings, None):
         kept = put_aside(path, word)
         path.unlink(missing_ok=True)
@@ -66,19 +77,30 @@ def retire(settings: InstanceSettings, word: str) -> Path:
     return kept
 
 
-def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore) -> bool:
-    """Owe in ``fresh`` what is owed in the working copy. False when that is of another instance."""
+def _gather(settings: InstanceSettings) -> None:
+    """See that all that the working copy has still to store is in this machine's spool, where it is looked for from
+    now on. Of one that cannot be read nobody knows what that is. Raises StorageError."""
+    with contextlib.suppress(RegistryError, NotSetUp):
+        with contextlib.closing(Registry(settings.registry_path)) as registry:
+            spools.take_in(settings, registry)
+
+
+def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apart: bool, wrote: str | None) -> bool:
+    """Owe in ``fresh`` what is owed in the working copy. False when the spool is another instance's."""
     try:
         with contextlib.closing(Registry(settings.registry_path)) as old, contextlib.closing(Registry(fresh)) as new:
-            if old.db.get_meta("uid") != new.db.get_meta("uid"):
-                return False
+            own = new.db.get_meta("uid")
+            if old.db.get_meta("uid") != own:
+                # No lamfs has worked with a registry that is not the one it wrote here: the spool is not of that.
+                return wrote is not None and wrote == own
             with new.db.transaction():
-                left = carry_over(old.db, new.db)
+                left = carry_over(old.db, new.db, apart=apart)
                 known = new.rescue.lost()
                 for lost in old.rescue.lost():
                     if lost not in known:
                         new.rescue.note_lost(lost)
                 _keep(settings, new, store, left)
+                new.journal.disown()  # whoever comes next does it, and this process may live on for other reasons
             new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except LamfsError as error:
         messages.warn(

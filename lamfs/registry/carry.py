@@ -19,12 +19,13 @@ from lamfs.registry.tree import Tree
 _COLUMNS = "op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"
 
 
-def carry_over(old: Database, new: Database) -> dict[str, Told]:
+def carry_over(old: Database, new: Database, *, apart: bool = False) -> dict[str, Told]:
     """Owe in ``new`` what is owed in ``old``: the puts of files that both know, saves, and the deletion of objects that
     ``new`` does not need. Both are registries of one instance.
 
     Returns the spool files of puts that were left behind, and whose they are: ``new`` does not know their files, or
     another one by that inode number, or their artifact has other bytes than those over which they were written.
+    ``apart``: another machine has gone on with ``new``, so what it has stored since is not replaced either.
     """
     left: dict[str, Told] = {}
     with new.transaction():
@@ -35,7 +36,8 @@ def carry_over(old: Database, new: Database) -> dict[str, Told]:
             ino, uid, object_key, src = columns[2:6]
             payload = json.loads(columns[12])
             has_row = new.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is not None
-            if has_row or not _same_file(old, new, ino) or not _same_base(new, ino, payload):
+            known = _same_file(old, new, ino) and not (apart and _is_rewritten(old, new, ino))
+            if has_row or not known or not _same_base(new, ino, payload):
                 if not has_row:
                     inode = Tree(old).get(ino)
                     size = 0 if inode is None else inode.size
@@ -62,6 +64,12 @@ def carry_over(old: Database, new: Database) -> dict[str, Told]:
             if new.one("SELECT 1 FROM journal WHERE op='put' AND src=? AND state<>'open'", row[:1]) is not None:
                 new.execute("INSERT OR IGNORE INTO seal VALUES(?,?,?)", row)
     return left
+
+
+def _is_rewritten(old: Database, new: Database, ino: int) -> bool:
+    """Whether the artifact of a file has another revision in ``new``."""
+    query = "SELECT size, hash, blocks, object_key, etag FROM artifact WHERE ino=?"
+    return old.one(query, (ino,)) != new.one(query, (ino,))
 
 
 def _same_base(new: Database, ino: int, payload: dict[str, Any]) -> bool:
@@ -99,8 +107,12 @@ def _same_row(old: Database, new: Database, table: str, id_: object) -> bool:
 
 
 def _carry_deletes(old: Database, new: Database) -> None:
-    """Objects that are to go, unless something in ``new`` may need them."""
-    rows = old.all(f"SELECT {_COLUMNS} FROM journal WHERE op='delete' AND object_key IS NOT NULL ORDER BY id")
+    """Objects that are to go, unless something in ``new`` may need them. Not those of which nobody knows any more which
+    object was meant: work that ``new`` knows nothing of may have used the key anew."""
+    rows = old.all(
+        f"SELECT {_COLUMNS} FROM journal WHERE op='delete' AND object_key IS NOT NULL"
+        " AND json_type(payload, '$.etag')='text' ORDER BY id"
+    )
     for columns in rows:
         object_key = columns[4]
         needed = new.one(

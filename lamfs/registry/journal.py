@@ -13,8 +13,10 @@ Operations:
 ``save``    the Python API or CLI is storing a user's own file under ``object_key``; ``payload`` is the artifact row as
             it shall become. Finished or undone by whoever finds its process dead.
 ``move``    the object of artifact ``uid`` has to go to where its key and suffix say.
-``delete``  nothing needs ``object_key`` any more. State ``held`` while a living process may still be writing the
-            object for a put that another process has taken over: then that process has to come to its end first.
+``delete``  nothing needs ``object_key`` any more. ``payload["etag"]`` says which object is meant, where that is known:
+            another one that is there by then stays (storage/stale.py). Without it, it is what a piece of this machine's
+            work may have left half done. State ``held`` while a living process may still be writing the object for a
+            put that another process has taken over: then that process has to come to its end first.
 ``drop``    spool file ``src`` is owed no more: another process has newer bytes of its file, or has deleted that. Only
             the process that wrote it (``owner``) removes it, or whoever takes its work over when it is dead.
 ``abort``   the multipart upload ``payload["upload_id"]`` of ``object_key`` is needed no more; without an id every
@@ -36,7 +38,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lamfs.errors import FsError
-from lamfs.model import JournalEntry, new_uid, now_ns
+from lamfs.model import ArtifactRecord, JournalEntry, new_uid, now_ns
 from lamfs.processes import is_alive, process_id
 from lamfs.registry.db import Database
 
@@ -53,6 +55,10 @@ class Journal:
     def __init__(self, db: Database) -> None:
         self._db = db
         self.owner = process_id() or new_uid()
+
+    def disown(self) -> None:
+        """Leave what this process owes to whoever comes next."""
+        self._db.execute("UPDATE journal SET owner=NULL WHERE owner=?", (self.owner,))
 
     def begin_first_put(
         self,
@@ -269,9 +275,15 @@ class Journal:
         row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE id=?", (entry_id,))
         return _entry(row) if row else None
 
-    def add_delete(self, object_key: str) -> None:
-        """Owe the deletion of an object that no artifact has any more."""
-        self._add("delete", "ready", object_key=object_key)
+    def add_delete(self, object_key: str, etag: str | None = None) -> None:
+        """Owe the deletion of an object that no artifact has any more.
+
+        ``etag``: the object that is meant, so that another one stays that is there by then. None: whatever is there,
+        as also where lamfs may have written since without an artifact's row saying so.
+        """
+        if self._db.one("SELECT 1 FROM unsaid WHERE object_key=?", (object_key,)) is not None:
+            etag = None
+        self._add("delete", "ready", object_key=object_key, payload=None if etag is None else {"etag": etag})
 
     def add_move(self, uid: str) -> None:
         """Owe the relocation of an artifact's object; at most one row per artifact."""
@@ -472,6 +484,15 @@ class Journal:
                 "SELECT 1 FROM journal WHERE object_key=? AND (op IN ('save', 'put') OR state='held')", (object_key,)
             )
             is not None
+        )
+
+    def is_written(self, artifact: ArtifactRecord, object_key: str) -> bool:
+        """Whether an artifact, or an object that may be its, is being written, or has bytes that are to be stored."""
+        return (
+            (artifact.ino is not None and self.put_of(artifact.ino) is not None)
+            or self.saves(artifact.uid)
+            or self.holds(artifact.revision.object_key)
+            or self.holds(object_key)
         )
 
     def claimed(self, object_key: str, uid: str, entry_id: int | None, *, moves: bool = True) -> bool:

@@ -17,7 +17,8 @@ class Origin(NamedTuple):
     """What a registry says of itself. ``slug``: the instance, ``owner/name``; ``uid``: of its default storage's row, 12
     random characters, made when the instance was; ``root``: where that storage was when the file was written.
     ``version``: of its schema. ``changes``: how many changes of the tree it has seen, of all machines. ``pushes``: the
-    random names of the pushes that it comes from, its own first; none of an older lamfs."""
+    random names of the pushes that it comes from, its own first; none of an older lamfs. ``fence``: the number of the
+    lease under which it was written, 0 of an older lamfs."""
 
     slug: str
     uid: str | None
@@ -25,6 +26,7 @@ class Origin(NamedTuple):
     version: int
     changes: int = 0
     pushes: tuple[str, ...] = ()
+    fence: int = 0
 
 
 def pushes_of(value: object) -> tuple[str, ...]:

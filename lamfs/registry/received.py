@@ -107,7 +107,8 @@ class Received:
         self._compare(schema.tables(1, "meta"))
         meta = dict(
             self.all(
-                f"SELECT key, value FROM src.meta NOT INDEXED WHERE key IN ('slug', 'schema_version', '{PUSHES}')"
+                "SELECT key, value FROM src.meta NOT INDEXED"
+                f" WHERE key IN ('slug', 'schema_version', 'fence', '{PUSHES}')"
                 " AND typeof(key)='text' AND typeof(value) IN ('text', 'integer')"
                 " AND length(CAST(value AS BLOB))<=4000"
             )
@@ -132,7 +133,9 @@ class Received:
             " AND seq BETWEEN 0 AND ?",
             (ROW_MAX,),
         )
-        return Origin(slug, uid, root, version, counts[0][0] or 0, pushes_of(meta.get(PUSHES)))
+        fence = meta.get("fence")
+        fence = fence if isinstance(fence, int) and 0 <= fence <= ROW_MAX else 0
+        return Origin(slug, uid, root, version, counts[0][0] or 0, pushes_of(meta.get(PUSHES)), fence)
 
     def _compare(self, made: dict[str, str]) -> None:
         """Raise RegistryError unless the file has these tables (name and SQL) just as lamfs makes them."""

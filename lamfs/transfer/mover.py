@@ -29,6 +29,7 @@ from lamfs import copying, hashing
 from lamfs.errors import InvalidArgument, LamfsError, StorageError
 from lamfs.storage import open_store, signs
 from lamfs.storage.base import in_parts
+from lamfs.storage.stale import delete_meant
 from lamfs.transfer import fetching, jobs
 from lamfs.transfer.become import become_mover, give_memory_back
 from lamfs.transfer.buffers import Buffers
@@ -315,7 +316,7 @@ def _copy(server: Server, job: _Job) -> Any:
 
 
 def _delete(server: Server, job: _Job) -> Any:
-    server.store.delete(job.message["keys"])
+    return delete_meant(server.store, job.message["meant"])
 
 
 def _head(server: Server, job: _Job) -> Any:

@@ -7,9 +7,10 @@ before storage is changed, and before a spool file goes whose row was struck off
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,9 +31,19 @@ from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts, hash_opened
 from lamfs.transfer.durable import LogSync, beside, sync_file
 from lamfs.transfer.multipart import Multipart, Segment
+from lamfs.transfer.stale import give_up_move, meant_by, say_left
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
+
+
+Permit = Callable[[bool], Awaitable[None]]
+"""Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
+other machines may use. Raises why not."""
+
+
+async def anybody(_: bool) -> None:
+    """A Permit where nobody else can have the lease (unit tests)."""
 
 
 class FileHooks(Protocol):
@@ -102,10 +113,17 @@ class Steps:
     """Does one row of the journal at a time, any number of rows at once. Loop only."""
 
     def __init__(
-        self, registry: Registry, store: ObjectStore, mover: Mover, spool: SpoolFolder, origin: Provenance
+        self,
+        registry: Registry,
+        store: ObjectStore,
+        mover: Mover,
+        spool: SpoolFolder,
+        origin: Provenance,
+        permit: Permit = anybody,
     ) -> None:
         self._registry = registry
         self._store = store
+        self._permit = permit
         self._mover = mover
         self._multipart = Multipart(registry, mover)
         self.streams = Streams(registry, self._multipart, spool)
@@ -171,9 +189,10 @@ class Steps:
             if earlier is not None:
                 # An earlier try may have written elsewhere, before the file was renamed.
                 registry.journal.add_delete(earlier)
-            if (
-                replaces or earlier is not None
-            ) and self._store.kind != "local":  # which syncs them itself before it replaces the old ones
+            if replaces:
+                await self._permit(True)
+            if (replaces or earlier is not None) and self._store.kind != "local":
+                # (A local folder syncs them itself before it replaces the old ones.)
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
                 found = await beside(
                     lambda: self._conflicts.find(entry, artifact, target),
@@ -451,6 +470,9 @@ class Steps:
         try:
             await self.hooks.pin(target)
             await self.hooks.pin(before.revision.object_key)
+            if not await self._is_free(target):
+                give_up_move(registry, entry, self._store.url(target))
+                return
             registry.commits.begin_move(target)
             await self.durable()
             stat = await self._mover.copy(
@@ -464,12 +486,25 @@ class Steps:
         finally:
             self._busy_objects -= objects
 
+    async def _is_free(self, target: str) -> bool:
+        """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
+        if self._registry.journal.may_be_ours(target):
+            return True
+        try:
+            await self._mover.head(target)
+        except StorageError as error:
+            if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+                return True
+            raise
+        return False
+
     async def delete(self, entries: list[JournalEntry]) -> None:
         """Delete objects that no artifact needs, many in one request."""
         assert self.hooks is not None
         registry = self._registry
         rows: list[JournalEntry] = []
         keys: set[str] = set()
+        meant = meant_by(entries)
         for entry in entries:
             assert entry.object_key is not None
             if entry.object_key in self._busy_objects or registry.journal.holds(entry.object_key):
@@ -486,7 +521,8 @@ class Steps:
             for key in keys:
                 await self.hooks.pin(key)
             await self.durable()
-            await self._mover.delete(sorted(keys))
+            for key in await self._mover.delete({key: meant[key] for key in sorted(keys)}):
+                say_left(self._store.url(key))
             with registry.db.transaction():
                 for entry in rows:
                     registry.journal.done(entry.id)

@@ -29,7 +29,7 @@ from lamfs.transfer.durable import Folding, Settling
 from lamfs.transfer.pacing import Pace
 from lamfs.transfer.puts import Puts
 from lamfs.transfer.sealing import Sealing
-from lamfs.transfer.steps import FileHooks, Steps, what
+from lamfs.transfer.steps import FileHooks, Permit, Steps, anybody, what
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -104,10 +104,12 @@ class Uploader:
         origin: Provenance,
         *,
         workers: int = 8,
+        permit: Permit = anybody,
     ) -> None:
         self._registry = registry
         self._store = store
-        self._steps = Steps(registry, store, mover, spool, origin)
+        self._permit = permit
+        self._steps = Steps(registry, store, mover, spool, origin, permit)
         self.puts = Puts(registry, self._steps, spool)
         self.settling = Settling(registry, spool)
         self.sealing = Sealing(registry, mover, spool, self.is_uploading, self._steps.is_hashing)
@@ -487,6 +489,7 @@ class Uploader:
         error: LamfsError | None = None
         errors: dict[int, LamfsError] = {}
         try:
+            await self._permit(entries[0].op != "put")
             errors = await job(entries) or {}
         except LamfsError as problem:
             error = problem

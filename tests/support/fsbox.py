@@ -41,6 +41,7 @@ from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
+from lamfs.storage.stale import Meant, delete_meant
 from lamfs.transfer.uploader import Uploader
 from tests.support.tree import check_tree
 
@@ -323,8 +324,9 @@ class DirectMover:
         found: ObjectStat = await self._job("copy", dst, work)
         return found
 
-    async def delete(self, keys: list[str]) -> None:
-        await self._job("delete", keys[0], lambda: self._box.store.delete(keys))
+    async def delete(self, meant: Meant) -> list[str]:
+        left: list[str] = await self._job("delete", next(iter(meant)), lambda: delete_meant(self._box.store, meant))
+        return left
 
     async def head(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()

@@ -40,7 +40,14 @@ class Place(NamedTuple):
         return ["--endpoint-url", where.endpoint_url, "--region", where.region or "", "--path-style"]
 
     def objects(self) -> dict[str, bytes]:
-        """Everything that is in the storage."""
+        """Everything that is in the storage, but for locks."""
+        return {key: data for key, data in self._everything().items() if "/_exclusion/" not in key}
+
+    def locks(self) -> dict[str, bytes]:
+        """The locks that are in the storage."""
+        return {key: data for key, data in self._everything().items() if "/_exclusion/" in key}
+
+    def _everything(self) -> dict[str, bytes]:
         with closing(open_store(self.storage)) as store:
             return {each.key: store.get(each.key, length=each.size) for each in store.list()}
 
@@ -346,7 +353,7 @@ def test_a_copy_in_storage_that_has_more_is_not_replaced(place: Place, tmp_path:
     """Another machine has taken over, and this one thinks that the lease is its own."""
     settings = begin(place, tmp_path)
     save(tmp_path, "ours.txt", "ours")
-    lease = place.objects()[f".lamindb/_exclusion/{settings.id.hex}"]
+    lease = place.locks()[f".lamindb/_exclusion/{settings.id.hex}"]
     place.remove(f".lamindb/_exclusion/{settings.id.hex}")
     with machine(tmp_path / "two"):
         quick("connect", place.storage.root, *place.options)

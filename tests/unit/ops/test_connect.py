@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lamfs import config
-from lamfs.errors import InvalidArgument, LamfsError, RegistryError, TooLarge
+from lamfs.errors import DamagedRegistry, InvalidArgument, LamfsError, RegistryError, TooLarge
 from lamfs.model import StorageConfig, instance_id
 from lamfs.ops import artifacts, fsck, recover, setup, snapshot, working_copy
 from lamfs.ops.instance import Instance
@@ -275,10 +275,10 @@ def test_what_another_machine_has_to_store_is_left_to_it(tmp_path: Path) -> None
             assert opened.registry.tree.resolve("new.txt") is not None
         save("ada/default", tmp_path, "b.txt", "from two")
         setup.close("ada/default")
-    # Back home: both went on, so a person decides; nothing of ours is lost by that.
-    with pytest.raises(LamfsError, match="--restore"):
+    # Back home: both went on. A change is refused; connecting takes theirs, and keeps what only we have.
+    with pytest.raises(LamfsError, match="changed on another machine, and here as well"):
         save("ada/default", tmp_path, "c.txt", "x")
-    setup.connect("ada/default", restore=True)
+    setup.connect("ada/default")
     assert read("ada/default", "a.txt") == "second"
     assert read("ada/default", "new.txt") == "never stored"
     assert list(root.rglob(src)) == []
@@ -298,7 +298,6 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
     src = owe("ada/default", "ours.txt", "", "ours")
     setup.connect("ada/default", restore=True)
     assert read("ada/default", "theirs.txt") == "theirs"
-    assert keys("ada/default") == ["theirs.txt"]
     # Its bytes are a file of their own, which says where they come from.
     with Instance.open("ada/default") as opened:
         recover.finish_all(opened)
@@ -306,6 +305,7 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
         (found,) = [record for record in opened.registry.artifacts.filter() if record.key == place]
         assert found.description == "Found in the spool, owed to nobody: bytes of 'ours.txt'"
     assert read("ada/default", place) == "ours"
+    assert sorted(keys("ada/default")) == [place, "theirs.txt"]
 
 
 def test_missing_spool_files_are_named_by_a_restore(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -377,14 +377,18 @@ def test_owed_deletes_and_saves_are_carried_over(tmp_path: Path) -> None:
         snapshot.push(opened)
         (needed,) = [record.revision.object_key for record in opened.registry.artifacts.filter()]
         opened.store.put_bytes(".lamindb/" + "x" * 20, b"stale")
-        for key in (needed, ".lamindb/" + "x" * 20):
-            opened.registry.journal.add_delete(key)
+        opened.store.put_bytes(".lamindb/" + "y" * 20, b"used anew since")
+        opened.registry.journal.add_delete(needed)
+        opened.registry.journal.add_delete(".lamindb/" + "x" * 20, opened.store.head(".lamindb/" + "x" * 20).etag)
+        opened.registry.journal.add_delete(".lamindb/" + "y" * 20, "another")
+        opened.registry.journal.add_delete(".lamindb/" + "y" * 20)  # which nobody can prove any more
         opened.registry.db.execute("UPDATE journal SET owner='gone'")
     setup.connect("ada/default", restore=True)
     with Instance.open("ada/default") as opened:
         recover.finish_all(opened)
         assert opened.registry.journal.entries() == []
         assert not (tmp_path / "store/.lamindb" / ("x" * 20)).exists()
+        assert opened.store.get(".lamindb/" + "y" * 20) == b"used anew since"
     assert read("ada/default", "a.txt") == "first"
 
 
@@ -429,7 +433,6 @@ def test_a_kill_while_the_working_copy_is_replaced_loses_no_spool_file(
 
 def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tuple[Path, Path], tmp_path: Path) -> None:
     _, other = two
-    settings = config.load_instance("ada/default")
     owe("ada/default", "new.txt", "", "only here")
     config.remove_instance("ada/default")
     with Instance(config.InstanceSettings("ada/default", StorageConfig(str(other)))) as opened:
@@ -437,8 +440,32 @@ def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tupl
         mine = write_spool(opened, name, "only here")
         setup.connect(str(other))
     assert not mine.exists()
-    (kept,) = mine.parent.parent.glob(f"{settings.id.hex}.2*/{name}")
+    (kept,) = mine.parent.parent.glob(f"{mine.parent.name}.2*/{name}")
     assert kept.read_text() == "only here"
+
+
+@pytest.mark.parametrize("slug", ["somebody/else", "ada/default"])
+def test_the_spool_is_not_that_of_a_foreign_registry_that_was_put_in_the_place_of_ours(
+    tmp_path: Path, slug: str
+) -> None:
+    """Its files are owed to the instance that this machine worked with, and become files of lost+found."""
+    settings = setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+    src = owe("ada/default", "new.txt", "", "only here")
+    with contextlib.closing(sqlite3.connect(settings.registry_path)) as db, db:
+        db.execute("UPDATE meta SET value=? WHERE key='slug'", (slug,))
+        db.execute("UPDATE meta SET value='XXXXXXXXXXXX' WHERE key='uid'")
+    with pytest.raises(DamagedRegistry, match=r"another instance|somebody/else"):
+        Instance.open("ada/default")
+    setup.connect("ada/default", restore=True)
+    with Instance.open("ada/default") as opened:
+        fsck.check(opened, repair=True)
+        recover.finish_all(opened)
+    assert read("ada/default", f"lost+found/new (spool {src}).txt") == "only here"
+    spools = [path for path in (tmp_path / "store/.lamindb/_spool").iterdir() if path.is_dir()]
+    assert [path.name for path in spools] == [settings.spool_place[1][-1]]
 
 
 def test_a_registry_that_names_the_folder_of_another_machine_is_connected_again(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from lamfs import config
 from lamfs.errors import (
     InvalidArgument,
+    LeaseLost,
     Locked,
     NotEmpty,
     NotSetUp,
@@ -149,6 +150,7 @@ def expire(slug: str) -> None:
     with Instance.open(slug) as opened:
         lease = opened.lease()
         body = json.loads(opened.store.get(lease.key))
+        del body["seconds"]  # as in locks of older versions, of which this is all that is known
         body["until"] = 1.0
         opened.store.put_bytes(lease.key, json.dumps(body).encode())
 
@@ -163,7 +165,7 @@ def test_a_lease_that_ran_out_is_taken_over_and_the_old_holder_must_decide(root:
         setup.close(slug)
     os.unlink(config.load_instance(slug).directory / "lease.json")
     with Instance.open(slug) as opened:
-        with pytest.raises(Locked, match=r"changed on another machine, and here as well.*--restore"):
+        with pytest.raises(Locked, match=r"changed on another machine, and here as well.*lamfs connect team/shared"):
             artifacts.save(opened, write(tmp_path / "file", "x"), key="c.txt")
         assert opened.lease().peek() is None
     setup.connect(slug, restore=True)
@@ -220,6 +222,12 @@ def test_names(root: Path, tmp_path: Path) -> None:
 # -- the lease --------------------------------------------------------------------------------------------------------
 
 
+def pass_time(monkeypatch: pytest.MonkeyPatch, lease: lock.Lease, seconds: float) -> None:
+    """To ``lease``, every lock was written so many seconds before it was."""
+    age = lock.Lease._age
+    monkeypatch.setattr(lease, "_age", lambda found: age(lease, found) + seconds)
+
+
 def a_lease(root: Path, who: str) -> lock.Lease:
     root.mkdir(exist_ok=True)
     store = open_store(StorageConfig(str(root)))
@@ -260,14 +268,33 @@ def test_lease_renewed_released_and_taken_over(root: Path, monkeypatch: pytest.M
     bob.release()  # not bob's: nothing happens
     with pytest.raises(Locked):
         bob.acquire()
-    later = lock.time.time() + lock.LEASE_SECONDS + 1
-    monkeypatch.setattr(lock.time, "time", lambda: later)
-    assert bob.acquire()[0].handle == "bob"
+    with monkeypatch.context() as patched:
+        # A clock that is wrong steals no lease.
+        patched.setattr(lock.time, "time", lambda: again.until + 1000)
+        with pytest.raises(Locked):
+            bob.acquire()
+    pass_time(monkeypatch, bob, lock.LEASE_SECONDS)
+    with pytest.raises(Locked):
+        bob.acquire()
+    pass_time(monkeypatch, bob, lock.LEASE_SECONDS + lock.MARGIN)
+    taken = bob.acquire()[0]
+    assert (taken.handle, taken.fence) == ("bob", again.fence + 1)
     with pytest.raises(Locked):
         ada.acquire()
+    with pytest.raises(LeaseLost, match="bob on host has it now"):
+        ada.renew(again.fence, 60)
+    with pytest.raises(LeaseLost):
+        ada.prove(again.fence, ada.etag)
+    bob.prove(taken.fence, bob.etag)
     bob.release()
     assert ada.peek() is None
-    assert ada.acquire()[0].handle == "ada"
+    with pytest.raises(LeaseLost, match="nobody has it now"):
+        bob.prove(taken.fence, bob.etag)
+    back = ada.acquire()[0]
+    assert (back.handle, back.fence) == ("ada", taken.fence + 1)
+    with pytest.raises(LeaseLost, match="has taken it anew"):
+        ada.renew(again.fence, 60)
+    assert not list(root.glob(".lamindb/_exclusion/*.*"))
 
 
 def test_a_takeover_that_loses_the_race(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,9 +329,11 @@ def test_the_lease_is_renewed_by_the_next_change_after_an_hour(root: Path, tmp_p
     save(settings.slug, tmp_path, "a.txt", "a")
     assert path.read_text() == before
     data = json.loads(before)
-    config.write_json(path, data | {"until": data["until"] - lock.RENEW_AFTER - 1})
-    save(settings.slug, tmp_path, "b.txt", "b")
-    assert json.loads(path.read_text())["until"] > data["until"]
+    for changes in ({"at": data["at"] - lock.RENEW_AFTER - 1}, {"at": data["at"] + 1000}, {"boot": "an earlier one"}):
+        config.write_json(path, data | changes)
+        save(settings.slug, tmp_path, "b.txt", str(changes))
+        assert json.loads(path.read_text())["at"] > data["at"]
+        assert json.loads(path.read_text())["boot"] == data["boot"]
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

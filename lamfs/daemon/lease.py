@@ -1,0 +1,181 @@
+"""A mount's lease: renewed while the mount lives, proven before storage is changed. The trio loop only.
+
+The lease holds MOUNT_SECONDS after its last renewal, by a clock that goes on while the machine sleeps: a daemon that
+was suspended notices before it begins anything, and asks storage first. Lost is lost: what another machine did
+meanwhile cannot be taken over below a running mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+
+import trio
+
+from lamfs import config
+from lamfs.daemon.lock import LockByMover
+from lamfs.errors import LamfsError, LeaseLost, ObjectMissing, StorageUnavailable
+from lamfs.ops import held, lock
+from lamfs.ops.instance import FENCE, Instance
+from lamfs.transfer.client import Mover
+
+log = logging.getLogger("lamfs.daemon")
+
+ASK_SECONDS = 180.0
+"""How long storage may take to answer."""
+FRESH_SECONDS = 2.0
+"""So long storage is not asked again before a delete or a replacement."""
+ENDING_SECONDS = 600.0
+"""How long the lease holds for a mount that ends, while it pushes the registry."""
+
+
+class Keeper:
+    """Keeps the lease of one mount. ``on_lost`` and ``on_kept`` are called in the loop: the lease is lost for good;
+    storage has just taken a renewal."""
+
+    def __init__(
+        self, instance: Instance, mover: Mover, on_lost: Callable[[LeaseLost], None], on_kept: Callable[[], None]
+    ) -> None:
+        self._instance = instance
+        self._directory = instance.settings.directory
+        self._mover = mover
+        self._on_lost = on_lost
+        self._on_kept = on_kept
+        self.lost: LeaseLost | None = None
+        note = held.read(self._directory)
+        self._fence = -1 if note is None else note.fence
+        self._until = note.at + note.seconds if note is not None and note.holds else 0.0
+        self._asked = float("-inf")
+        self._failed: tuple[float, LamfsError] | None = None
+        self._lock = trio.Lock()
+
+    async def run(self) -> None:
+        """Renew the lease in time, until cancelled or lost."""
+        while True:
+            try:
+                await self._ask(renew=True)
+            except LeaseLost:
+                return
+            except LamfsError as error:
+                log.info("the lock in storage could not be renewed: %s", error)
+            await trio.sleep(lock.MOUNT_LOOK)
+
+    async def look(self) -> None:
+        """Renew the lease now. Raises LeaseLost, storage errors."""
+        self._check()
+        await self._ask(renew=True)
+
+    async def permit(self, fresh: bool) -> None:
+        """Return when storage may be changed; ``fresh``: storage itself says so. Raises LeaseLost, storage errors."""
+        self._check()
+        now = lock.uptime()
+        if now >= self._until:
+            await self._ask(renew=True)
+        elif fresh and now - self._asked > FRESH_SECONDS:
+            await self._ask(renew=False)
+
+    def _check(self) -> None:
+        if self.lost is not None:
+            raise LeaseLost(str(self.lost))
+
+    async def _ask(self, *, renew: bool) -> None:
+        wanted = lock.uptime()
+        async with self._lock:
+            self._check()
+            if self._asked >= wanted and lock.uptime() < self._until:
+                return  # somebody else has asked meanwhile
+            if self._failed is not None and self._failed[0] >= wanted:
+                raise type(self._failed[1])(str(self._failed[1]), errno=self._failed[1].errno)
+            try:
+                with trio.fail_after(ASK_SECONDS):
+                    await trio.to_thread.run_sync(self._renew if renew else self._prove)
+            except LeaseLost as error:
+                self._lose(error)
+                raise
+            except LamfsError as error:
+                self._failed = lock.uptime(), error
+                raise
+            except trio.TooSlowError:
+                raise StorageUnavailable("The lock in storage could not be looked at: no answer.") from None
+            self._failed = None
+        if renew:
+            self._on_kept()
+
+    def _lose(self, error: LeaseLost) -> None:
+        name = self._instance.settings.slug
+        self.lost = LeaseLost(
+            f"{error} The mount is read-only from now on. Unmount it, and mount again: then"
+            f" the registry of '{name}' in storage is used, and what only this machine has gets names in lost+found."
+        )
+        log.error("%s", self.lost)
+        with contextlib.suppress(OSError):
+            held.forget(self._directory)
+        self._on_lost(self.lost)
+
+    # -- in a thread ----------------------------------------------------------------------------------------------
+
+    def _lease(self) -> lock.Lease:
+        return self._instance.lease(LockByMover(self._mover, self._instance.store.url))
+
+    def _prove(self) -> None:
+        note, lease, now = held.read(self._directory), self._lease(), lock.uptime()
+        lease.prove(self._fence, "" if note is None else note.etag)
+        self._asked = now
+
+    def _renew(self) -> None:
+        lease, seconds = self._lease(), lock.MOUNT_SECONDS
+        try:
+            lease.renew(self._fence, seconds)
+        except LeaseLost:
+            if not self._take_again(lease, seconds):
+                raise
+        self._until, self._asked = lease.at + seconds, lease.at
+        with contextlib.suppress(LamfsError):  # a full disk: commands ask storage themselves then
+            held.write(self._directory, self._fence, seconds, lease)
+
+    def _take_again(self, lease: lock.Lease, seconds: float) -> bool:
+        """Take a lease that nobody has (it was given back, or its object deleted) if nobody has used it meanwhile: the
+        registry in storage is what this machine's comes from."""
+        if lease.peek() is not None:
+            return False
+        state, _ = lease.acquire(fence=max(self._fence, 0), seconds=seconds)
+        try:
+            etag: str | None = trio.from_thread.run(self._mover.head, self._instance.settings.snapshot_key).etag
+        except ObjectMissing:
+            etag = None
+        known = (config.read_json(self._directory / "snapshot.json") or {}).get("etag")
+        if etag is not None and etag != known:
+            lease.release()
+            return False
+        try:
+            self._instance.registry.db.set_meta(FENCE, state.fence)
+        finally:
+            self._instance.close_thread()
+        self._fence = state.fence
+        return True
+
+
+def prolong(instance: Instance, seconds: float) -> None:
+    """Renew the lease that a mount of this process had until now. Raises LeaseLost, storage errors."""
+    directory = instance.settings.directory
+    note = held.read(directory)
+    if note is not None:
+        lease = instance.lease()
+        lease.renew(note.fence, seconds)
+        held.write(directory, note.fence, seconds, lease)
+
+
+def hand_back(instance: Instance) -> None:
+    """A mount has ended, and its registry is pushed: the lease is given back, unless 'connect', 'init', or a change by
+    CLI or API said that this machine keeps it. (Another mount of this machine renews it.) Never raises: it runs out."""
+    from lamfs.ops import mounts
+
+    try:
+        if held.is_long(instance.settings.directory):
+            prolong(instance, lock.LEASE_SECONDS)
+        elif not any(one.pid != os.getpid() and not one.read_only for one in mounts.live(instance.settings)):
+            instance.release_lease()
+    except LamfsError as error:
+        log.info("the lock in storage is not given back, and runs out by itself: %s", error)

@@ -1,0 +1,145 @@
+"""What this machine alone has, when it takes the registry of another one that went on without it. Synchronous.
+
+Another machine took the lease over while this one had changes that were not in storage's copy. Its registry is taken;
+this machine's is put aside as ``diverged.<time>.lndb`` and never removed. Artifacts that only that one knows, and whose
+objects are in storage as they were stored, get names in ``lost+found/<time>/`` of the new one, where they keep uid and
+hash. What cannot be brought back is named in ``diverged.<time>.json`` beside it. (Files that were never stored are the
+journal's: working_copy.replace.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lamfs import config
+from lamfs.config import InstanceSettings
+from lamfs.errors import LamfsError, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.model import TRASH, ArtifactRecord, new_uid
+from lamfs.ops import messages
+from lamfs.registry import Registry
+from lamfs.registry.rules import RETAINED
+from lamfs.storage.base import ObjectStore
+
+DIVERGED = "diverged"
+"""Word in the names of what is put aside."""
+SAID = 10
+"""Names that are said one by one; all are in the file."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """Sentences. ``back``: what has a name in the new registry; ``left``: what is only in the one put aside."""
+
+    back: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def bring_back(store: ObjectStore, old: Registry, new: Registry) -> Kept:
+    """Give names in ``new``, which nobody uses yet, to the artifacts that only ``old`` knows. Raises
+    StorageUnavailable, RegistryError."""
+    kept = Kept()
+    folder = f"lost+found/{time.strftime('%Y-%m-%d %H.%M.%S')}"
+    for record in old.artifacts.filter(visibility=None):
+        there = new.artifacts.by_uid(record.uid)
+        if there is not None and there.revision == record.revision:
+            continue
+        try:
+            _bring_back(store, old, new, record, there, folder, kept)
+        except StorageUnavailable:
+            raise
+        except LamfsError as error:
+            kept.left.append(f"'{record.place}' (uid {record.uid}): {error}")
+    return kept
+
+
+def _bring_back(
+    store: ObjectStore,
+    old: Registry,
+    new: Registry,
+    record: ArtifactRecord,
+    there: ArtifactRecord | None,
+    folder: str,
+    kept: Kept,
+) -> None:
+    name = f"'{record.place}' (uid {record.uid})"
+    object_key = record.revision.object_key
+    if not _is_whole(store, record) or new.db.get_meta(f"{RETAINED}{object_key}"):
+        if there is None:
+            kept.left.append(f"{name}: its object {store.url(object_key)} is not in storage any more")
+        elif not record.revision.content.same_bytes(there.revision.content):
+            kept.left.append(f"{name}: what was stored from here was replaced by what the other machine has stored")
+        return
+    if there is not None and not _is_whole(store, there):
+        # The other machine's row is of bytes that this one had replaced: the new ones are all that there is.
+        new.commits.save(
+            0, replace(there, revision=record.revision), record.revision.etag, mode=0o644, uid=os.getuid(),
+            gid=os.getgid(),
+        )  # fmt: skip
+        kept.back.append(f"'{there.place}' (uid {there.uid}) as it was stored last, from here")
+        return
+    if there is None and record.visibility == TRASH:
+        kept.left.append(f"{name}: it was in the trash")
+        return
+    holder = new.artifacts.with_object(object_key)
+    if holder is not None or (there is not None and record.revision.content.same_bytes(there.revision.content)):
+        return  # its bytes have a name
+    user = old.people.user(record.created_by_id)
+    with new.db.transaction():
+        author = None if user is None else new.people.ensure_user(user.uid, user.handle, user.email, user.name)
+        made = replace(
+            record,
+            id=None,
+            uid=record.uid if there is None else new_uid(),
+            key=f"{folder}/{record.place}",
+            created_by_id=None if author is None else author.id,
+            run_id=None,
+            transform_id=None,
+        )
+        new.commits.save(0, made, record.revision.etag, mode=0o644, uid=os.getuid(), gid=os.getgid())
+    kept.back.append(f"{name} as '{made.key}'")
+
+
+def _is_whole(store: ObjectStore, record: ArtifactRecord) -> bool:
+    """Whether the object of a record is there as it was stored."""
+    try:
+        return store.head(record.revision.object_key).etag == record.revision.etag
+    except ObjectMissing:
+        return False
+    except StorageUnavailable:
+        raise
+    except StorageError:
+        return False  # a link, or a name that no object has
+
+
+def tell(settings: InstanceSettings, put_aside: Path, kept: Kept) -> str:
+    """Say what became of what this machine alone had, and write it down. Returns the sentence."""
+    listing = put_aside.with_suffix(".json")
+    config.write_json(listing, {"registry": str(put_aside), "brought_back": kept.back, "left": kept.left})
+    notice = (
+        f"another machine has taken '{settings.slug}' over and gone on: its registry is used now, and this machine's,"
+        f" which had changes that nobody else has, is kept as {put_aside}"
+    )
+    if kept.back or kept.left:
+        notice += f"; {len(kept.back)} artifacts were brought back, {len(kept.left)} could not be: {listing} lists them"
+    messages.warn(notice)
+    for sentence in [f"brought back: {text}" for text in kept.back[:SAID]] + [
+        f"not brought back: {text}" for text in kept.left[:SAID]
+    ]:
+        messages.warn(f"  {sentence}")
+    return notice
+
+
+def known(settings: InstanceSettings) -> list[dict[str, Any]]:
+    """What was put aside on this machine, oldest first: ``registry`` (its path), ``brought_back`` and ``left``."""
+    found = []
+    for path in sorted(settings.directory.glob(f"{DIVERGED}.*.lndb")):
+        entry: dict[str, Any] = {"registry": str(path), "brought_back": [], "left": []}
+        with contextlib.suppress(LamfsError):  # damaged: the registry is there all the same
+            entry |= config.read_json(path.with_suffix(".json"), 64 << 20) or {}
+        found.append(entry)
+    return found

@@ -1,0 +1,143 @@
+"""Two machines went on with one instance: the registry of one is used, and what only the other has is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lamfs import config
+from lamfs.errors import LamfsError, LeaseLost
+from lamfs.ops import artifacts, diverged, fsck, held, lock, setup, snapshot, working_copy
+from lamfs.ops import instance as instance_module
+from lamfs.ops.instance import Instance
+from lamfs.registry import Registry
+from lamfs.storage import StorageConfig, open_store
+from tests.support.ops import machine
+
+SLUG = "ada/shared"
+
+
+def save(tmp_path: Path, key: str, text: str) -> str:
+    (tmp_path / "file").write_text(text)
+    with Instance.open(SLUG) as opened:
+        return artifacts.save(opened, tmp_path / "file", key=key).uid
+
+
+def read(key: str) -> str:
+    with Instance.open(SLUG) as opened:
+        return artifacts.cache(opened, artifacts.find(opened, key)).read_text()
+
+
+def keys() -> list[str]:
+    with Instance.open(SLUG) as opened:
+        return sorted(record.key or "" for record in opened.registry.artifacts.filter())
+
+
+def run_out(root: Path) -> None:
+    """The lease has run out: its lock is one of an older version, of 1970."""
+    store = open_store(StorageConfig(str(root)))
+    lease = lock.Lease(store, config.load_instance(SLUG).id, lock.Holder("", "", ""))
+    state = lease.peek()
+    assert state is not None
+    body = lock.json.dumps(state._replace(seconds=0.0, until=1.0)._asdict()).encode()
+    store.put_bytes(lease.key, body)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A storage that two machines went on with. This one is the first, and was overtaken."""
+    root = tmp_path / "store"
+    setup.login("ada")
+    setup.init(str(root), "shared")
+    save(tmp_path, "common.txt", "both")
+    save(tmp_path, "twice.txt", "first")
+    with Instance.open(SLUG) as opened:
+        snapshot.push(opened)
+    save(tmp_path, "mine.txt", "only here")
+    save(tmp_path, "twice.txt", "second, from here")
+    run_out(root)
+    with machine(tmp_path / "two"):
+        setup.login("ada")
+        setup.connect(str(root))
+        save(tmp_path, "theirs.txt", "of the other one")
+        setup.close(SLUG)
+    return root
+
+
+def test_an_overtaken_machine_changes_nothing_in_storage(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance_module, "PROVEN_SECONDS", 0.0)
+    registry = root / f"{config.load_instance(SLUG).id.hex}.lndb"
+    before, number = registry.read_bytes(), registry.stat().st_ino
+    with Instance.open(SLUG) as opened:
+        record = artifacts.find(opened, "common.txt")
+        with pytest.raises(LeaseLost, match="has lost the lock of 'ada/shared'"):
+            artifacts.purge(opened, record)
+    assert (root / record.revision.object_key).read_text() == "both"
+    with pytest.raises(LamfsError):
+        setup.close(SLUG)
+    assert (registry.read_bytes(), registry.stat().st_ino) == (before, number)
+    with Instance.open(SLUG) as opened, pytest.raises(LeaseLost):
+        snapshot.push(opened)
+    assert (registry.read_bytes(), registry.stat().st_ino) == (before, number)
+
+
+def check(root: Path) -> None:
+    """The other machine's registry is used, and everything of this one has a name."""
+    found = keys()
+    assert {"common.txt", "theirs.txt", "twice.txt"} <= set(found)
+    (mine,) = (key for key in found if key.endswith("/mine.txt"))
+    assert mine.startswith("lost+found/")
+    assert (read(mine), read("theirs.txt"), read("twice.txt")) == ("only here", "of the other one", "second, from here")
+    with Instance.open(SLUG) as opened:
+        assert fsck.check(opened, data=True).problems == []
+    settings = config.load_instance(SLUG)
+    kept = diverged.known(settings)
+    assert len(kept) == 1
+    assert len(kept[0]["brought_back"]) == 2
+    assert kept[0]["left"] == []
+    working_copy.keep_newest(settings.directory, snapshot.OVERTAKEN)
+    old = Registry(Path(kept[0]["registry"]))
+    assert old.artifacts.by_key("mine.txt") is not None
+    old.close()
+    setup.close(SLUG)
+
+
+def test_what_only_this_machine_has_is_kept(root: Path) -> None:
+    setup.connect(SLUG)
+    check(root)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(snapshot, "catch_up"), (snapshot, "fetch"), (diverged, "bring_back"), (working_copy, "put_aside"),
+     (working_copy, "fsync_folder"), (held, "write")],
+)  # fmt: skip
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_in_a_take_over_is_gone_on_from(root: Path, owner: object, name: str, when: str) -> None:
+    function = getattr(owner, name)
+
+    def killed(*args: object, **named: object) -> None:
+        if when == "after":
+            function(*args, **named)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            setattr(owner, name, killed)
+            setup.connect(SLUG)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    setup.connect(SLUG)
+    found = keys()
+    assert [key for key in found if key.endswith("/mine.txt")]
+    assert read("theirs.txt") == "of the other one"
+    setup.close(SLUG)
+    with Instance.open(SLUG) as opened:
+        assert fsck.check(opened, data=True).problems == []
