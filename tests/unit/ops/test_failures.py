@@ -109,8 +109,8 @@ def test_while_storage_is_away_a_save_stays_undecided_and_is_decided_later(
     record = artifacts.save(instance, write(tmp_path / "a.txt", "old"), key="a.txt")
     # The replace reaches storage, its reply does not, and then nothing answers.
     bad, store = with_store(instance, put_file=["lost"])
-    bad.prove()  # storage is not asked again
-    store.plan["head"] = ["fail"] * 3
+    bad.prove()  # storage is not asked again whose the lease is
+    store.plan["head"] = ["go", *["fail"] * 3]
     with pytest.raises(StorageUnavailable):
         artifacts.replace(bad, record.uid, write(tmp_path / "b.txt", "new"))
     assert [entry.op for entry in bad.registry.journal.entries()] == ["save"]
