@@ -424,12 +424,13 @@ def pull(
                 _supersede(instance, registry)
             registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             now = mark(registry)
+        apart = ahead or (restore and _went_on_apart(instance, Found(stored, origin)))
         with instance.alone("replaced"):
             back = _bring_back(instance, fresh) if ahead else diverged.Kept()
             # First: a crash then leaves nothing that calls the new one older than it must be.
             written.forget(settings)
             word = "registry" if restore else diverged.DIVERGED if ahead else OVERTAKEN
-            put_aside = working_copy.replace(settings, fresh, instance.store, word=word, apart=ahead)
+            put_aside = working_copy.replace(settings, fresh, instance.store, word=word, apart=apart)
         if ahead and put_aside is not None:
             instance.notices.append(diverged.tell(settings, put_aside, back))
         if restore and put_aside is not None:
@@ -449,6 +450,17 @@ def _has_all(instance: Instance, found: Found | None) -> bool:
     own, known = _own(instance.registry), _known(instance)
     copies = kept.copies(instance.store, instance.settings.id) if found is None else ()
     return decide(own, known, found, copies) in MAY_WRITE
+
+
+def _went_on_apart(instance: Instance, found: Found) -> bool:
+    """Whether what is taken has something that the working copy never had: another machine's newer bytes, perhaps,
+    which what is owed here does not replace then. Also when the working copy cannot tell."""
+    if not instance.settings.registry_path.exists():
+        return False
+    try:
+        return not _has_all(instance, found)
+    except LamfsError:
+        return True
 
 
 def _supersede(instance: Instance, registry: Registry) -> None:

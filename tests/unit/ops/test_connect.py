@@ -283,6 +283,27 @@ def test_what_another_machine_has_to_store_is_left_to_it(tmp_path: Path) -> None
     assert list(root.rglob(src)) == []
 
 
+def test_restore_does_not_replace_what_another_machine_has_stored_since(tmp_path: Path) -> None:
+    """What was closed here before another machine went on is older than what that one has stored."""
+    root = tmp_path / "store"
+    setup.init(str(root), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+        opened.release_lease()
+    with machine(tmp_path / "two"):
+        setup.login("bob")
+        setup.connect(str(root))
+        save("ada/default", tmp_path, "a.txt", "theirs")
+        setup.close("ada/default")
+    src = owe("ada/default", "a.txt", "5-aaaaaaaaaaaa", "closed here")
+    setup.connect("ada/default", restore=True)
+    with Instance.open("ada/default") as opened:
+        recover.finish_all(opened)
+    assert read("ada/default", "a.txt") == "theirs"
+    assert read("ada/default", f"lost+found/a (spool {src}).txt") == "closed here"
+
+
 def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
     """A put of a file that only this machine knows must not go into the file that another one made meanwhile."""
     root = tmp_path / "store"
