@@ -30,6 +30,7 @@ from lamfs.errors import (
     DamagedRegistry,
     InvalidArgument,
     InvalidName,
+    LamfsError,
     LeaseLost,
     Locked,
     NotSetUp,

@@ -19,6 +19,7 @@ from lamfs.hashing import join_ranges
 from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
 from lamfs.registry import PartRecord, Registry, UploadRecord
 from lamfs.transfer.client import Mover
+from lamfs.transfer.guard import Ready, over_anything
 
 Progress = Callable[[int], None]
 
@@ -107,6 +108,7 @@ class _Job:
     hashes: dict[int, ContentHash] = field(default_factory=dict)
     etags: dict[int, str] = field(default_factory=dict)
     check: Callable[[ContentHash], None] = lambda content: None
+    ready: Ready = over_anything
 
     def got(self, part: Part, etag: str) -> None:
         """Storage has a part."""
@@ -144,13 +146,14 @@ class Multipart:
         target: str,
         segments: Sequence[Segment],
         progress: Progress,
+        ready: Ready = over_anything,
     ) -> str:
         """Make ``target`` of the segments of a put row's file, whose bytes are ``content``; returns its ETag.
 
         ``progress`` gets the bytes that storage has more than before (fewer when it lost some). What fails is raised
         as the mover raised it, and continued by the next call; ObjectChanged or ObjectMissing: a source is gone.
         """
-        return (await self._store(_Job(entry, path, target, plan(segments), progress, content)))[0]
+        return (await self._store(_Job(entry, path, target, plan(segments), progress, content, ready=ready)))[0]
 
     async def store_unhashed(
         self,
@@ -161,13 +164,15 @@ class Multipart:
         known: Mapping[int, ContentHash],
         progress: Progress,
         check: Callable[[ContentHash], None] = lambda content: None,
+        ready: Ready = over_anything,
     ) -> tuple[str, ContentHash]:
         """As store, of a whole file of ``size`` bytes, more than MD5_MAX, that is hashed as it is sent.
 
         ``known``: by number, the hashes of parts that are surely as they were when they were sent. ``check`` is called
         with the file's hashes before they become an object, and may raise.
         """
-        job = _Job(entry, path, target, plan([Segment(0, size)]), progress, None, dict(known), check=check)
+        parts = plan([Segment(0, size)])
+        job = _Job(entry, path, target, parts, progress, None, dict(known), check=check, ready=ready)
         etag, content = await self._store(job)
         assert content is not None
         return etag, content
@@ -214,7 +219,8 @@ class Multipart:
             ends = await self._mover.hash_ends(job.path, size)
             content = join_ranges((job.hashes[part.number] for part in job.parts), ends)
             job.check(content)
-        made = await self._mover.complete_upload(target, upload_id, [job.etags[part.number] for part in job.parts])
+        etags = [job.etags[part.number] for part in job.parts]
+        made = await self._mover.complete_upload(target, upload_id, etags, if_match=await job.ready())
         self._uploads.completed(entry.id)
         return made, content
 

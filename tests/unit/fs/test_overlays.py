@@ -377,7 +377,9 @@ def test_finished_without_a_mount(make_box: MakeBox, stored: bool) -> None:
     box.run(change_and_die, user)
     registry = Registry(box.base / "registry.lndb")
     settings = SimpleNamespace(spool_place=box.spool_place, mounts_dir=box.base / "mounts")
-    instance = SimpleNamespace(registry=registry, store=box.store, settings=settings, user=lambda: None)
+    instance = SimpleNamespace(
+        registry=registry, store=box.store, settings=settings, user=lambda: None, prove=lambda: None
+    )
     assert recover.finish_puts(instance, strict=True) == 1  # type: ignore[arg-type]
     recover.run_owed(instance, strict=True)  # type: ignore[arg-type]
     assert box.problems(registry) == []
