@@ -8,6 +8,7 @@ row second, stale object last.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -22,6 +23,7 @@ from lamfs.errors import (
     NotFound,
     ObjectChanged,
     ObjectMissing,
+    PreconditionFailed,
     StorageError,
     StorageUnavailable,
     TooLarge,
@@ -232,12 +234,20 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     if blocks := damage.compare(registry, entry, content):
         raise damage.error(registry.tree.path(entry.ino) or str(entry.uid), spool.shown(src), blocks)
     artifact = registry.artifacts.by_ino(entry.ino)
-    if artifact is not None and content.same_bytes(artifact.revision.content):
+    if (
+        artifact is not None
+        and content.same_bytes(artifact.revision.content)
+        # Other bytes may have reached the object by a put of which this registry does not know.
+        and _etag_at(instance.store, artifact.revision.object_key) == artifact.revision.etag
+    ):
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
         instance.prove()
         with storage_work:
             target = registry.commits.put_target(entry)
+            over, ours = _replaced(instance, artifact, target), registry.journal.may_be_ours(target)
+            if over is not None and not ours and (artifact is None or over != artifact.revision.etag):
+                return _keep_both(instance, spool, entry, target, origin)
             registry.journal.drop_delete(target)
             if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
                 registry.journal.add_delete(entry.object_key or "")
@@ -245,13 +255,51 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         with spool.opened(src, os.O_RDONLY) as fd:
             os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
         sync_log(registry.path)
-        etag = store_bytes(
-            instance, content, spool.path(src), target, registry.commits.put_meta(entry, content), consume=True
-        )
+        meta = registry.commits.put_meta(entry, content)
+        try:
+            etag = store_bytes(instance, content, spool.path(src), target, meta, consume=True, over=over)
+        except PreconditionFailed:
+            if not ours:
+                registry.journal.unclaim(entry.id, target)  # the next try keeps both
+            raise
         registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
         sync_log(registry.path)
     spool.unlink(src)
     return True
+
+
+def _replaced(instance: Instance, artifact: ArtifactRecord | None, target: str) -> str | None:
+    """ETag of the object that a put would replace; None: there is none, or nobody else can have made it."""
+    if target.startswith(AUTO_KEY_PREFIX) and (artifact is None or artifact.revision.object_key != target):
+        return None
+    return _etag_at(instance.store, target)
+
+
+def _etag_at(store: ObjectStore, object_key: str) -> str | None:
+    try:
+        return store.head(object_key).etag
+    except StorageError as error:
+        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+            return None  # a link is no object: what is stored takes its place
+        raise
+
+
+def _keep_both(
+    instance: Instance, spool: SpoolFolder, entry: JournalEntry, object_key: str, origin: Provenance
+) -> bool:
+    """Somebody else has changed the object of a put's file: that is its content now, and what was written here becomes
+    a file beside it, which is stored."""
+    registry, store = instance.registry, instance.store
+    content, etag = drafts.hash_object(store, object_key)
+    conflict = registry.commits.conflict(entry.id, content, object_key, etag, origin)
+    moved = registry.journal.get(entry.id)
+    if conflict is None or moved is None:
+        return False
+    messages.warn(
+        f"somebody else has changed the object {store.url(object_key)}: what was written here is kept as"
+        f" '{registry.tree.path(conflict.ino) or conflict.name}'"
+    )
+    return finish_put(instance, spool, moved)
 
 
 def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry, origin: Provenance) -> bool:
@@ -274,15 +322,25 @@ def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry
 
 
 def store_bytes(
-    instance: Instance, content: ContentHash, path: str, target: str, meta: ObjectMeta, *, consume: bool = False
+    instance: Instance,
+    content: ContentHash,
+    path: str,
+    target: str,
+    meta: ObjectMeta,
+    *,
+    consume: bool = False,
+    over: str | None = None,
 ) -> str:
-    """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag."""
+    """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag.
+
+    ``over``: the ETag of what it may replace (None: whatever is there). Raises PreconditionFailed, storage errors.
+    """
     store = instance.store
     if store.kind != "local":
         etag = copy_twin(instance, content, target, meta)
         if etag is not None:
             return etag
-    return store.put_file(target, path, consume=consume, meta=meta).etag
+    return store.put_file(target, path, consume=consume, meta=meta, if_match=over).etag
 
 
 def copy_twin(instance: Instance, content: ContentHash, target: str, meta: ObjectMeta) -> str | None:

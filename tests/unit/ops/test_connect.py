@@ -283,6 +283,39 @@ def test_what_another_machine_has_to_store_is_left_to_it(tmp_path: Path) -> None
     assert list(root.rglob(src)) == []
 
 
+@pytest.mark.parametrize(("when", "text"), [("before", "first"), ("before", "mine"), ("meanwhile", "mine")])
+def test_what_somebody_else_has_stored_is_not_replaced_without_a_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, when: str
+) -> None:
+    """The registry may be older than the object, or another machine came between. Both have a name then."""
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    owe("ada/default", "a.txt", "5-aaaaaaaaaaaa", text)
+    with Instance.open("ada/default") as opened:
+        path = tmp_path / "store" / artifacts.find(opened, "a.txt").revision.object_key
+
+        def change() -> None:
+            path.unlink()
+            path.write_text("theirs")
+
+        if when == "before":
+            change()
+        else:
+            changes = [change]
+
+            def sync(_: Path) -> None:
+                if changes:
+                    changes.pop()()
+
+            monkeypatch.setattr(recover, "sync_log", sync)
+        for _ in range(2):
+            recover.finish_all(opened, strict=False)
+        assert opened.registry.journal.entries() == []
+        (beside,) = [key for key in keys("ada/default") if key != "a.txt"]
+        assert beside.startswith("a (conflict ")
+        assert (read("ada/default", "a.txt"), read("ada/default", beside)) == ("theirs", text)
+
+
 def test_restore_does_not_replace_what_another_machine_has_stored_since(tmp_path: Path) -> None:
     """What was closed here before another machine went on is older than what that one has stored."""
     root = tmp_path / "store"
