@@ -238,7 +238,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         artifact is not None
         and content.same_bytes(artifact.revision.content)
         # Other bytes may have reached the object by a put of which this registry does not know.
-        and _etag_at(instance.store, artifact.revision.object_key) == artifact.revision.etag
+        and etag_at(instance.store, artifact.revision.object_key) == artifact.revision.etag
     ):
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
@@ -272,10 +272,11 @@ def _replaced(instance: Instance, artifact: ArtifactRecord | None, target: str) 
     """ETag of the object that a put would replace; None: there is none, or nobody else can have made it."""
     if target.startswith(AUTO_KEY_PREFIX) and (artifact is None or artifact.revision.object_key != target):
         return None
-    return _etag_at(instance.store, target)
+    return etag_at(instance.store, target)
 
 
-def _etag_at(store: ObjectStore, object_key: str) -> str | None:
+def etag_at(store: ObjectStore, object_key: str) -> str | None:
+    """The ETag of an object; None: there is none, or something that is no object is there. Raises storage errors."""
     try:
         return store.head(object_key).etag
     except StorageError as error:

@@ -316,6 +316,23 @@ def test_what_somebody_else_has_stored_is_not_replaced_without_a_mount(
         assert (read("ada/default", "a.txt"), read("ada/default", beside)) == ("theirs", text)
 
 
+def test_a_save_keeps_what_somebody_else_has_stored(tmp_path: Path) -> None:
+    """The registry that a machine has taken over may be older than an object of it."""
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "d/a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        path = tmp_path / "store" / artifacts.find(opened, "d/a.txt").revision.object_key
+    path.unlink()
+    path.write_text("newer, of the machine that is gone")
+    save("ada/default", tmp_path, "d/a.txt", "second")
+    (beside,) = [key for key in keys("ada/default") if key != "d/a.txt"]
+    assert beside.startswith("d/a (conflict ")
+    assert read("ada/default", "d/a.txt") == "second"
+    assert read("ada/default", beside) == "newer, of the machine that is gone"
+    with Instance.open("ada/default") as opened:
+        assert fsck.check(opened, data=True).problems == []
+
+
 def test_restore_does_not_replace_what_another_machine_has_stored_since(tmp_path: Path) -> None:
     """What was closed here before another machine went on is older than what that one has stored."""
     root = tmp_path / "store"
