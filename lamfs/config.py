@@ -277,10 +277,11 @@ class InstanceSettings:
     def spool_place(self) -> tuple[str, tuple[str, ...]]:
         """Where bytes wait for storage: a folder that is there, and the folders below it, which lamfs makes (spool.py).
 
-        On the storage's own file system when that is a folder, so that storing is a rename.
+        On the storage's own file system when that is a folder, so that storing is a rename. There each machine that
+        uses the folder has one of its own (ops/spools.py). Raises NotSetUp as machine_token.
         """
         if self.storage.root.startswith("/"):
-            return self.storage.root, (".lamindb", "_spool", self.id.hex)
+            return self.storage.root, (".lamindb", "_spool", f"{self.id.hex}.{spool_mark()}")
         return str(self.directory), ("spool",)
 
     @property
@@ -443,6 +444,18 @@ def machine_mark() -> str:
         return _tokens[path]
     except (LamfsError, OSError):
         return "0" * 12
+
+
+def spool_mark() -> str:
+    """12 hexadecimal digits that tell this data directory's spools from those of others in a shared storage folder.
+
+    They are made of machine_token(), to which the lease goes as well, and of the directory's inode number: a copied
+    home folder has the same token as its original, which may be at work still. Neither a host name nor what an instance
+    says of itself is in them, so that they stay when the machine is called otherwise, or the instance is connected
+    again. Raises NotSetUp.
+    """
+    name = f"{machine_token()}:{os.stat(data_dir()).st_ino}"
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def temporary_name() -> str:

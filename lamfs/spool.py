@@ -144,6 +144,10 @@ class SpoolFolder:
                 raise
             os.rename(name, name, src_dir_fd=self._fd, dst_dir_fd=other._fd)
 
+    def receive(self, name: str, folder: int) -> None:
+        """Move a spool file here out of another folder on the same disk, of which ``folder`` is a descriptor."""
+        os.rename(check_spool_name(name), name, src_dir_fd=folder, dst_dir_fd=self._fd)
+
     def rename(self, name: str, new: str) -> None:
         """Give a spool file another name."""
         os.rename(check_spool_name(name), check_spool_name(new), src_dir_fd=self._fd, dst_dir_fd=self._fd)
@@ -164,6 +168,20 @@ class SpoolFolder:
     def finish_draft(self, name: str) -> None:
         """The draft of a spool file is all there."""
         os.rename(f"{check_spool_name(name)}{DRAFT}", name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def finish_draft_as(self, draft: str, name: str) -> None:
+        """The draft of ``draft`` is all there, and becomes spool file ``name``, unless there is one, which stays."""
+        source = f"{check_spool_name(draft)}{DRAFT}"
+        try:
+            os.link(source, check_spool_name(name), src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in beneath.NO_LINKS:
+                raise
+            if not self.exists(name):
+                os.rename(source, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        self.drop_draft(draft)
 
     def drop_draft(self, name: str) -> None:
         """Remove the draft of a spool file, if it is there."""

@@ -44,8 +44,8 @@ from lamfs.errors import InvalidArgument
 def fsck(repair: bool, purge: bool, data: bool, restart: bool, jobs: int, as_json: bool, instance: str | None) -> None:
     """Check an instance, and mend it.
 
-    Holds registry, tree, storage, spool and journal against each other. --data may be interrupted at any time: started
-    again, it goes on from there. Exits with 1 when a problem is left.
+    Holds registry, its copy in storage, tree, storage, spool and journal against each other. --data may be interrupted
+    at any time: started again, it goes on from there. Exits with 1 when a problem is left.
 
     --repair deletes nothing that anybody could miss: an object that no artifact references becomes a file of
     lost+found. Only --purge-orphans deletes such objects, when they are older than 30 days.

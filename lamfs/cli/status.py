@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 MAX_ERRORS = 10
 MAX_SCRATCH = 3
 """Scratch files that are named."""
+SPOOL_SECONDS = 2.0
+"""How long a storage folder may take to tell what lies in the spools of other machines."""
 WATCH_SECONDS = 1.0
 """Between two looks of --watch."""
 
@@ -171,8 +174,10 @@ def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
     try:
         with contextlib.closing(written.open_registry(settings)) as registry:
             scratch = [{"key": key, "size": size} for key, size in registry.names.scratch_files()]
+            others = other_spools(settings, registry)
             return {
                 **({"scratch": scratch} if scratch else {}),
+                **({"spools": others} if others else {}),
                 **({} if mounted else left_over(registry)),
                 **rescued(registry),
                 # A sentence for each object that the last 'lamfs fsck --data' found damaged, and that is so still.
@@ -188,6 +193,24 @@ def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
     from lamfs.ops import diverged
 
     return diverged.known(settings)
+
+
+def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
+    """A sentence for each spool folder in storage that holds files and is not this machine's."""
+    from lamfs.ops import spools
+
+    found: list[str] = []
+
+    def look() -> None:
+        with contextlib.suppress(LamfsError):
+            found.extend(spools.sentences(settings, owed))
+
+    # The folder may be that of a server which does not answer, and status is what people ask then.
+    owed = spools.owed(registry)
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(SPOOL_SECONDS)
+    return list(found)
 
 
 def rescued(registry: Registry) -> dict[str, Any]:
@@ -252,6 +275,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         for sentence in instance.get("damage", ()):
             yield f"  STORAGE DAMAGE  {shown(sentence)}: restore the object from a backup, or replace the artifact"
         yield from _rescue_lines(instance)
+        for sentence in instance.get("spools", ()):
+            yield f"  OTHERS   {shown(sentence)} ({instance['slug']})"
         if instance["mounted"]:
             continue
         star = " (current)" if instance["current"] else ""
@@ -308,6 +333,12 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
             f"  STORAGE DAMAGE  {when(damage['at'])}  block {damage['block']} of {whose}, object"
             f" {shown(damage['object'])}: restore the object from a backup, or replace the artifact"
         )
+    for changed in mount.get("storage_changed", ()):
+        yield (
+            f"  OBJECT CHANGED  {when(changed['at'])}  {shown(changed['key'])} (uid {changed['uid']}): the object"
+            f" {shown(changed['object'])} is gone, or is not what the registry knows; 'lamfs fsck' says what is there,"
+            " 'lamfs fsck --repair' makes that readable"
+        )
     rates = mount.get("rates")
     if rates:
         yield f"  reads    {_rate(rates, 'read')}"
@@ -350,7 +381,10 @@ def _retry_lines(mount: dict[str, Any]) -> Iterator[str]:
     retries = mount.get("retries", ())
     for retry in retries[:MAX_ERRORS]:
         failed = f"failed {count_of(retry['attempts'], 'time')}"
-        yield f"  retry    {shown(retry['what'])}: {failed}, next try {when(retry['next_at'])}"
+        if retry["next_at"] is None:
+            yield f"  refused  {shown(retry['what'])}, not tried again: {shown(retry['error'])}"
+        else:
+            yield f"  retry    {shown(retry['what'])}: {failed}, next try {when(retry['next_at'])}"
     more = mount.get("retrying", 0) - len(retries[:MAX_ERRORS])
     if more > 0:
         yield f"  retry    and {more} more"

@@ -185,7 +185,7 @@ def bury_at(path: str) -> bool:
 def wait_for_end(record: MountRecord, timeout: float | None = None) -> None:
     """Wait until the daemon of an unmounted mount has ended, and say why it has not.
 
-    Raises LamfsError when it still lives after ``timeout`` seconds.
+    Raises LamfsError when it still lives after ``timeout`` seconds, and when it could not store the registry.
     """
     from lamfs.ops import mounts
 
@@ -205,6 +205,14 @@ def wait_for_end(record: MountRecord, timeout: float | None = None) -> None:
     except KeyboardInterrupt:
         note(f"The daemon (pid {record.pid}) goes on, and ends when nothing keeps it any more.")
         raise
+    word = mounts.last_word(record)
+    if word is not None:
+        raise LamfsError(undone(record, word))
+
+
+def undone(record: MountRecord, word: str) -> str:
+    """What a daemon could not do after its mount was gone."""
+    return f"{record.mountpoint} is unmounted, but the registry was not stored: {word}"
 
 
 def reason(record: MountRecord, since: float) -> str:
@@ -250,6 +258,9 @@ def end(record: MountRecord, seconds: float, *, graceful: bool) -> None:
         mounts.wait_gone(record, timeout=seconds)
     if ending.end(record):
         note(f"Its daemon (pid {record.pid}) did not end, and was killed.")
+    word = mounts.last_word(record)
+    if word is not None:
+        complain(undone(record, word))
     for dead in mounts.all_dead():
         if dead.record.owner == record.owner:
             mounts.bury(dead)

@@ -25,6 +25,8 @@ from lamfs.ops.mounts import socket_address
 log = logging.getLogger("lamfs.control")
 
 MAX_LINE = 65_536
+MAX_REFUSED = 5
+"""Deletions and moves that are named beside files that are too large."""
 
 
 class ControlServer:
@@ -137,7 +139,7 @@ class ControlServer:
                 else:
                     refused = await self._fs.sync_all(progress)
                     if too_large := self._fs.refused():
-                        raise TooLarge(too_large)
+                        raise TooLarge(" ".join([too_large, *_also(refused)]))
             except LamfsError as error:
                 problem = error
             await send.aclose()
@@ -150,3 +152,12 @@ class ControlServer:
     def status(self) -> dict[str, Any]:
         """What ``lamfs status`` shows of this mount. Sizes in bytes, times ISO 8601."""
         return self._fs.context.stats.numbers(self._fs.context)
+
+
+def _also(refused: list[str]) -> list[str]:
+    """What storage refuses beside files that are too large, as sentences."""
+    if not refused:
+        return []
+    more = f"; and {len(refused) - MAX_REFUSED} more" if len(refused) > MAX_REFUSED else ""
+    said = "; ".join(refused[:MAX_REFUSED])
+    return [f"Storage also refuses for good, and no bytes are lost with it: {said}{more}"]

@@ -39,4 +39,4 @@ class LockByMover:
 
     def delete(self, keys: list[str]) -> None:
         """As Mover.delete."""
-        trio.from_thread.run(self._mover.delete, keys)
+        trio.from_thread.run(self._mover.delete, dict.fromkeys(keys))

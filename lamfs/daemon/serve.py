@@ -37,7 +37,7 @@ from lamfs.fs.stats import About, Stats
 from lamfs.fuse import session
 from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
-from lamfs.ops import mounts, recover, snapshot, written
+from lamfs.ops import mounts, recover, snapshot, spools, written
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, process_id
 from lamfs.spool import SpoolFolder
@@ -77,7 +77,7 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
         for warning in warnings:
             log.warning("%s", warning)
         config.make_directory(instance.settings.mounts_dir)
-        with SpoolFolder.make(*instance.settings.spool_place) as spool:
+        with spools.make(instance.settings, instance.registry, read_only=options.read_only) as spool:
             if not options.read_only:
                 if not looked.trouble:
                     recover.finish_saves(instance)
@@ -94,6 +94,10 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
                     prolong(instance, ENDING_SECONDS)
                     snapshot.push(instance)
                     hand_back(instance)
+            except LamfsError as error:
+                if not mount.died:
+                    mounts.leave_word(instance.settings.mounts_dir, str(error))
+                raise
             finally:
                 # Until here 'lamfs umount' finds the process that it waits for.
                 if not mount.died:

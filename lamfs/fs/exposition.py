@@ -14,7 +14,8 @@ Numbers = dict[str, Any]
 
 
 def stats_text(numbers: Numbers) -> str:
-    """``name: value`` lines, numbers plain; ``upload``, ``retry``, ``error`` and ``storage_damage`` lines repeat."""
+    """``name: value`` lines, numbers plain; ``upload``, ``retry``, ``error``, ``storage_damage``, ``storage_changed``
+    lines repeat."""
     return "".join(f"{name}: {_one_line(_word(value))}\n" for name, value in _lines(numbers))
 
 
@@ -53,7 +54,10 @@ def _lines(numbers: Numbers) -> Iterator[tuple[str, Any]]:
     for upload in numbers["uploading"]:
         yield "upload", f"{upload['done']} of {upload['size']} bytes, {upload['key']}"
     for retry in numbers["retries"]:
-        yield "retry", f"{retry['next_at']} attempt {retry['attempts'] + 1}, {retry['what']}: {retry['error']}"
+        yield (
+            "retry",
+            f"{retry['next_at'] or 'never'} attempt {retry['attempts'] + 1}, {retry['what']}: {retry['error']}",
+        )
     for error in numbers["errors"]:
         yield "error", f"{error['at']} {error['what']}: {error['error']}"
     for damage in numbers["storage_damage"]:
@@ -62,6 +66,8 @@ def _lines(numbers: Numbers) -> Iterator[tuple[str, Any]]:
             f"{damage['at']} block {damage['block']} of {damage['object']}, artifact"
             f" {damage['uid'] or 'none'} {damage['key'] or ''}".rstrip(),
         )
+    for changed in numbers["storage_changed"]:
+        yield "storage_changed", f"{changed['at']} {changed['object']}, artifact {changed['uid']} {changed['key']}"
 
 
 def _cache_damage(numbers: Numbers) -> int:
@@ -138,7 +144,7 @@ def _families(numbers: Numbers) -> Iterator[tuple[str, str, str, Samples]]:
     yield gauge("uploads", "Uploads under way.", len(uploading))
     yield gauge("upload_bytes", "Bytes of the files being uploaded.", sum(upload["size"] for upload in uploading))
     yield gauge("upload_done_bytes", "Bytes of them that are sent.", sum(upload["done"] for upload in uploading))
-    yield gauge("retries", "Steps that have failed and wait for another try.", numbers["retrying"])
+    yield gauge("retries", "Steps that have failed and are not done yet.", numbers["retrying"])
     yield gauge("open_files", "Open file descriptions.", numbers["open_files"])
     yield gauge("inodes", "Inodes that the kernel knows.", numbers["inodes"])
     yield gauge("read_only", "1 when the mount is read-only.", int(numbers["read_only"]))

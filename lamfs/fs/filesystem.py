@@ -23,6 +23,7 @@ from lamfs.fs.nodes import CONTROL_BASE
 from lamfs.fs.spooling import Spooling
 from lamfs.fs.xattrs import Xattrs
 from lamfs.model import ROOT_INO, Inode, now_ns
+from lamfs.transfer import refused
 
 PIB = 1 << 50
 COUNT_SHARE = 50
@@ -239,10 +240,7 @@ class FileSystem:
     def refused(self) -> str | None:
         """A sentence about files that storage can never take; None: there are none."""
         found = self.context.registry.journal.refused()
-        if not found:
-            return None
-        more = f" So are {len(found) - 1} others." if len(found) > 1 else ""
-        return f"{found[0].error} Until then it is not stored, and stays in the spool.{more}"
+        return refused.sentence(self.context.registry, found) if found else None
 
     # -- the whole ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamfs.errors import LamfsError
-from lamfs.model import Revision, iso, now_ns
+from lamfs.model import ArtifactRecord, Revision, iso, now_ns
 from lamfs.transfer.steps import what
 
 if TYPE_CHECKING:
@@ -79,6 +79,16 @@ class Damage:
     times: int = 1
 
 
+@dataclass(slots=True)
+class Changed:
+    """A file whose object is gone, or is not what the registry says. ``at``: when that was last seen, ns."""
+
+    key: str
+    uid: str
+    url: str
+    at: int
+
+
 class About(NamedTuple):
     """Which mount this is. ``started_at`` in nanoseconds since the epoch."""
 
@@ -98,6 +108,7 @@ class Stats:
         self.damaged_blocks = 0
         """How often a block was found damaged in storage."""
         self._damage: dict[tuple[str, str, int], Damage] = {}
+        self._changed: dict[tuple[str, str], Changed] = {}
         self._samples: deque[tuple[float, tuple[int, ...]]] = deque([(time.monotonic(), (0,) * 6)], maxlen=SAMPLES)
 
     # -- rates --------------------------------------------------------------------------------------------------
@@ -152,6 +163,25 @@ class Stats:
         if len(self._damage) > SHOWN:
             del self._damage[next(iter(self._damage))]
 
+    def changed(self, context: Context, record: ArtifactRecord) -> None:
+        """The object of an artifact is gone, or not what the registry says: say what to do, once, and remember it."""
+        url, etag = context.store.url(record.revision.object_key), record.revision.etag
+        if self._changed.pop((url, etag), None) is None:
+            log.error(
+                "The object %s of '%s' (artifact %s) is gone, or is not what this registry knows, so it cannot be read:"
+                " 'lamfs fsck' says what is there, and 'lamfs fsck --repair' makes that readable.",
+                url, record.place, record.uid,
+            )  # fmt: skip
+        self._changed[url, etag] = Changed(record.place, record.uid, url, now_ns())
+        if len(self._changed) > SHOWN:
+            del self._changed[next(iter(self._changed))]
+
+    @staticmethod
+    def _is_so(context: Context, uid: str, place: tuple[str, str]) -> bool:
+        """Whether an artifact still has the object, by URL and ETag, that was seen changed."""
+        record = context.registry.artifacts.by_uid(uid)
+        return record is not None and (context.store.url(record.revision.object_key), record.revision.etag) == place
+
     # -- all of it ----------------------------------------------------------------------------------------------
 
     def numbers(self, context: Context) -> dict[str, Any]:
@@ -184,7 +214,8 @@ class Stats:
                 {
                     "what": f"{entry.op} {what(registry, entry)}",
                     "attempts": entry.attempts,
-                    "next_at": iso(max(entry.next_at, 0)),
+                    # None: storage can never take it, so it is not tried again.
+                    "next_at": None if entry.state == "refused" else iso(max(entry.next_at, 0)),
                     "error": entry.error,
                 }
                 for entry in retries
@@ -219,6 +250,11 @@ class Stats:
                     "times": found.times,
                 }
                 for found in self._damage.values()
+            ],
+            "storage_changed": [
+                {"at": iso(found.at), "key": found.key, "uid": found.uid, "object": found.url}
+                for place, found in self._changed.items()
+                if self._is_so(context, found.uid, place)
             ],
             "open_files": sum(state.handles for state in context.states.values()),
             "inodes": len(context.nodes),

@@ -28,7 +28,8 @@ def adopt_puts(
     """Take over the journal rows of processes that are gone. Returns them as they were, but for puts given up.
 
     Those are of files that the disk has lost: the machine went down (power cut), and less of the spool file is left
-    than was acknowledged. An artifact has its stored content again then; what was never stored keeps what is left.
+    than was acknowledged. An artifact has its stored content again then, and so has a file whose object is in storage
+    although the registry does not say so any more. What was never stored keeps what is left.
     And those that name no spool file, or something that is none: no lamfs has written to that.
     """
     with registry.db.transaction():
@@ -84,11 +85,24 @@ def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: 
         return False
     name = registry.tree.path(inode.ino) or entry.uid
     why = "the machine went down" if went_down else f"its spool file {entry.src} was lost"
+    try:
+        whole = _take_stored(registry, store, entry, artifact)
+    except StorageError as error:
+        if artifact is not None and artifact.revision.object_key == entry.object_key:
+            raise
+        log.error("Whether '%s' is in storage cannot be told now: %s", name, error)
+        whole = False
+        if artifact is None and left:
+            registry.journal.start_over(entry.id)  # what may be there is not written over
+    if whole:
+        log.warning("'%s' was stored before %s.", name, why)
+        spool.unlink(entry.src)
+        return True
+    artifact = registry.artifacts.by_ino(inode.ino)
     if artifact is None and left:
+        registry.seals.forget(entry.src)
         log.error("Of '%s' %d of %d bytes are left: %s before they were stored.", name, left, inode.size, why)
         return False
-    if artifact is not None and artifact.revision.object_key == entry.object_key:
-        artifact = _as_in_storage(registry, store, entry, artifact)
     if artifact is None:
         log.error("'%s' is gone: %s before it was stored.", name, why)
     else:
@@ -98,15 +112,33 @@ def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: 
     return True
 
 
-def _as_in_storage(
-    registry: Registry, store: ObjectStore, entry: JournalEntry, artifact: ArtifactRecord
-) -> ArtifactRecord | None:
-    """The artifact of a put whose spool file is lost. An earlier close may have reached its object, and the power was
-    cut before the registry said so: then that is its content."""
+def _take_stored(registry: Registry, store: ObjectStore, entry: JournalEntry, artifact: ArtifactRecord | None) -> bool:
+    """The spool file of a put is lost, but what was closed may have reached its object, and the power was cut before
+    the registry said so: then that is the file's content. Whether all of it is there, as far as that is known.
+
+    ``artifact``: of the file, before. Raises storage errors.
+    """
     assert entry.ino is not None
-    key = artifact.revision.object_key
+    assert entry.src is not None
+    key = entry.object_key
+    if key is None:
+        return False
+    uid = entry.uid if artifact is None else artifact.uid
+    mine = artifact is not None and artifact.revision.object_key == key
+    if not mine and registry.artifacts.with_object(key) is not None:
+        return False
+    seal = registry.seals.of(entry.src)
     with contextlib.suppress(ObjectMissing, NotFound):
-        if store.head(key).etag != artifact.revision.etag:
-            content, etag = drafts.hash_object(store, key)
-            registry.commits.put(entry.ino, entry.gen, content, key, etag, Provenance(), row=entry.id)
-    return registry.artifacts.by_ino(entry.ino)
+        if artifact is not None and (key, store.head(key).etag) == (key if mine else "", artifact.revision.etag):
+            return False
+        if not mine:
+            said = store.meta(key)
+            if said is None or said.uid != uid:
+                return False  # what was there before is on its way out, or somebody else's
+        content, etag = drafts.hash_object(store, key)
+        whole = seal is not None and not seal.broken(content)
+        # What is not all of it leaves the row, which is given up then.
+        gen = entry.gen if whole else entry.gen - 1
+        registry.commits.put(entry.ino, gen, content, key, etag, Provenance(), row=entry.id)
+        return whole
+    return False

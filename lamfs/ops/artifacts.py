@@ -7,11 +7,9 @@ No transaction is open while storage is asked for anything.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable
 from dataclasses import replace as with_fields
 from pathlib import Path
@@ -19,9 +17,9 @@ from typing import Any
 
 from lamfs.cache import files as cache_files
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectChanged, ObjectMissing
-from lamfs.keys import conflict_name, object_key_for, root_path
-from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision, new_uid
-from lamfs.ops import drafts, messages, mounts, recover
+from lamfs.keys import object_key_for, root_path
+from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision
+from lamfs.ops import drafts, messages, mounts, newer, recover
 from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
@@ -127,7 +125,6 @@ def _check_description(text: str | None) -> None:
 def _store(instance: Instance, draft: Draft, progress: Progress | None) -> ArtifactRecord:
     assert draft.path is not None
     registry, store = instance.registry, instance.store
-    over: dict[str, str] | None = None
     for _ in range(3):
         _rehash_if_changed(draft)
         check_size(store, draft.record.size, str(draft.path))
@@ -135,25 +132,24 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         _refuse_taken(instance, record)
         if registry.artifacts.by_uid(record.uid) is not None:
             instance.prove()  # other machines may use the bytes that are replaced
-            over = _before_replacing(instance, record.uid) if over is None else {}  # the second time it is our own
         mode = 0o644 if draft.temporary else draft.path.stat().st_mode & 0o777
         foreign = _foreign(instance, record)
+        before = registry.artifacts.by_uid(record.uid)
+        if before is not None:
+            newer.keep_before(instance, before, before.revision.object_key)
         with recover.storage_work:
             entry_id, object_key = registry.commits.announce_save(record, foreign=foreign, mode=mode)
             recover.active.add(entry_id)
+        before = registry.artifacts.by_uid(record.uid)
         record.revision = Revision(record.revision.content, object_key, "")
         try:
             sync_log(registry.path)
             meta = registry.commits.save_meta(record)
             etag = recover.copy_twin(instance, record.revision.content, object_key, meta)
             if etag is None:
+                over = recover.replaced(instance, before, object_key)
                 etag = store.put_file(
-                    object_key,
-                    str(draft.path),
-                    consume=draft.temporary,
-                    progress=progress,
-                    meta=meta,
-                    if_match=(over or {}).get(object_key),
+                    object_key, str(draft.path), consume=draft.temporary, progress=progress, meta=meta, if_match=over
                 ).etag
                 if not draft.temporary and drafts.stamp_of(draft.path) != draft.stamp:
                     # Written to while it was sent: nobody knows what the object holds.
@@ -176,48 +172,6 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         finally:
             recover.active.discard(entry_id)
     raise InvalidArgument(f"The file {draft.path} is being written; save it when that is done.")
-
-
-def _before_replacing(instance: Instance, uid: str) -> dict[str, str]:
-    """Before an artifact's object is replaced: what somebody else has stored there gets a name of its own. Returns the
-    object's key and the ETag that it has; nothing for a new artifact, or one whose object is not there."""
-    registry, store = instance.registry, instance.store
-    old = registry.artifacts.by_uid(uid)
-    if old is None:
-        return {}
-    key = old.revision.object_key
-    etag = recover.etag_at(store, key)
-    if etag is None:
-        return {}
-    if etag == old.revision.etag or registry.journal.may_be_ours(key):
-        return {key: etag}
-    content, etag = drafts.hash_object(store, key)
-    if not content.same_bytes(old.revision.content):
-        beside = _conflict_key(instance, old)
-        made = with_fields(old, id=None, uid=new_uid(), key=beside, key_is_virtual=True, ino=None)
-        place = object_key_for(made.uid, made.suffix, beside, True)
-        made.revision = Revision(content, place, "")
-        copied = store.copy(key, place, etag=etag, meta=registry.commits.save_meta(made))
-        registry.commits.save(0, made, copied.etag, mode=0o644, uid=os.getuid(), gid=os.getgid())
-        messages.warn(
-            f"somebody else has changed the object {store.url(key)} of '{old.place}', which is replaced now: what they"
-            f" have stored is kept as '{made.place}'"
-        )
-    return {key: etag}
-
-
-def _conflict_key(instance: Instance, record: ArtifactRecord) -> str | None:
-    """A free key beside that of an artifact; None for one that has none."""
-    if record.key is None:
-        return None
-    folder, name = root_path(record.key)
-    at = time.strftime("%Y-%m-%d %H.%M.%S")
-    for count in itertools.count(1):
-        beside = conflict_name(name, at if count == 1 else f"{at} {count}")
-        key = f"{folder}/{beside}" if folder else beside
-        if instance.registry.tree.resolve(key) is None:
-            return key
-    raise AssertionError
 
 
 def _settle_failed(instance: Instance, entry_id: int) -> ArtifactRecord | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from lamfs.errors import (
@@ -22,7 +23,7 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, orphans, recover, scrub, strays, temporaries
+from lamfs.ops import damage, mounts, newer, orphans, recover, scrub, spools, stored_registry, strays, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
 from lamfs.registry import damaged_blocks, is_alive
@@ -99,12 +100,13 @@ def _check(
             recover.finish_puts(instance)
     if not _registry(instance, report):
         return
+    _stored_registry(instance, report, repair)
     _tree(instance, report, repair)
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
     _lost(instance, report, repair)
-    wrong, shared, unknown = _storage(instance, report, repair, jobs)
+    wrong, shared, unknown = _storage(instance, report, repair, jobs, watcher)
     _orphan_objects(instance, report, unknown, repair, purge, watcher)
     _uploads(instance, report, purge, shared)
     _temporaries(instance, report)
@@ -133,6 +135,23 @@ def _registry(instance: Instance, report: Report) -> bool:
             " storage)"
         )
     return not wrong
+
+
+def _stored_registry(instance: Instance, report: Report, repair: bool) -> None:
+    """The registry's copy in storage. Mended, it is this machine's; what is replaced is kept there (kept.py)."""
+    found = stored_registry.look(instance)
+    if found is None:
+        return
+    if not found.problem:
+        report.notes.append(f"registry in storage: {found.text}")
+        return
+    mended = False
+    if repair and found.mends:
+        try:
+            mended = stored_registry.mend(instance)
+        except LamfsError as error:
+            report.add(f"registry in storage: {error}")
+    report.add(f"registry in storage: {found.text}", mended)
 
 
 # -- tree -------------------------------------------------------------------------------------------------------------
@@ -248,19 +267,28 @@ def _journal(instance: Instance, report: Report) -> None:
 
 
 def _spool(instance: Instance, report: Report, repair: bool) -> None:
+    settings, registry = instance.settings, instance.registry
     try:
-        spool = SpoolFolder.find(*instance.settings.spool_place)
+        if repair:
+            spools.take_in(settings, registry)
+        spool = SpoolFolder.find(*settings.spool_place)
+        elsewhere = spools.owed_elsewhere(settings, registry)
     except StorageError as error:
         report.add(f"spool: {error}")
         return
     with contextlib.ExitStack() as stack:
         if spool is not None:
             stack.enter_context(spool)
-        _spool_files(instance, report, repair, spool)
+        _spool_files(instance, report, repair, spool, elsewhere)
+    for path in elsewhere.values():
+        report.notes.append(f"spool: {path} is still to be stored by this machine, whose next mount takes it")
+    report.notes += [f"spool: {sentence}" for sentence in spools.sentences(settings, spools.owed(registry))]
 
 
-def _spool_files(instance: Instance, report: Report, repair: bool, spool: SpoolFolder | None) -> None:
-    files = spool.names() if spool is not None else []
+def _spool_files(
+    instance: Instance, report: Report, repair: bool, spool: SpoolFolder | None, elsewhere: Collection[str]
+) -> None:
+    files = {*(spool.names() if spool is not None else ()), *elsewhere}
     entries: dict[str | None, JournalEntry] = {
         entry.src: entry for entry in instance.registry.journal.entries() if entry.op == "put"
     }
@@ -332,7 +360,9 @@ def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder
 # -- storage ----------------------------------------------------------------------------------------------------------
 
 
-def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tuple[set[str], bool, list[Orphan]]:
+def _storage(
+    instance: Instance, report: Report, repair: bool, jobs: int, watcher: scrub.Watcher | None
+) -> tuple[set[str], bool, list[Orphan]]:
     """Objects against artifacts. Returns the uids of artifacts whose object is not theirs, which is remembered, whether
     other instances use this storage too, and the objects that no artifact references."""
     registry, store = instance.registry, instance.store
@@ -347,21 +377,51 @@ def _storage(instance: Instance, report: Report, repair: bool, jobs: int) -> tup
             found[item.key] = item
     report.objects = len(found)
     before = {entry.uid for entry in damage.known(instance) if not entry.blocks}
-    problems = []
+    wrong: list[newer.Wrong] = []
     for record in registry.artifacts.filter(visibility=None):
         problem = _object_problem(instance, record, found.get(record.revision.object_key))
         if problem == damage.REPLACED and repair and _take_copy(instance, record, jobs):
             url = store.url(record.revision.object_key)
             report.add(f"storage: the object {url} of '{record.place}' is another one with the same bytes", True)
         elif problem is not None:
-            problems.append((record, problem, ()))
+            wrong.append(newer.Wrong(record, problem))
         elif record.uid in before:
             damage.clear(instance, record)
-    if problems:
-        damage.record_all(instance, problems)
     unknown = orphans.find(instance, found.values(), shared=others > 0, jobs=jobs)
     report.notes += unknown.notes
-    return {record.uid for record, _, _ in problems}, others > 0, unknown.orphans
+    problems = _others(instance, report, wrong, unknown.orphans, repair, others > 0, watcher)
+    if problems:
+        damage.record_all(instance, [(record, problem, ()) for record, problem in problems])
+    return {record.uid for record, _ in problems}, others > 0, unknown.orphans
+
+
+def _others(
+    instance: Instance,
+    report: Report,
+    wrong: Sequence[newer.Wrong],
+    unknown: list[Orphan],
+    repair: bool,
+    shared: bool,
+    watcher: scrub.Watcher | None,
+) -> list[newer.Wrong]:
+    """Artifacts whose object is not theirs: what is there instead is named, and mended. Returns what is still wrong,
+    and takes from ``unknown`` what has an artifact now."""
+    seen = newer.find(instance, wrong, unknown, shared=shared)
+    if not repair:
+        return [each.named for each in seen]
+    if watcher is not None and any(each.other for each in seen):
+        watcher.begin(0, sum(each.other.item.size for each in seen if each.other is not None))
+    left = []
+    for each in seen:
+        mended = newer.mend(instance, each, None if watcher is None else watcher.add)
+        if mended.text is not None:
+            report.add(f"storage: {mended.text}", True)
+        if mended.left is not None:
+            left.append(mended.left)
+        unknown[:] = [orphan for orphan in unknown if orphan.item.key != mended.used]
+    if any(each.other for each in seen):
+        mounts.poke(instance.settings)
+    return left
 
 
 def _orphan_objects(
@@ -425,6 +485,8 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
         if error.errno != errno.ENAMETOOLONG:
             raise
         return NO_NAME
+    if item.etag != record.revision.etag and instance.registry.journal.holds(item.key):
+        return None  # it is being stored, or what was stored is still to be said: the journal's rows are named
     if item.size != record.size:
         return f"has {item.size} bytes, not {record.size}"
     if item.etag != record.revision.etag:

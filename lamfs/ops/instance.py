@@ -271,6 +271,10 @@ class Instance:
                 self.registry.db.set_meta(FENCE, state.fence)
         held.write(directory, state.fence, seconds, lease)
         self._proven = lease.at
+        if not ours:
+            from lamfs.ops import spools
+
+            spools.tell(self.settings, self.notices)
         return not ours
 
     def _fence(self) -> int:

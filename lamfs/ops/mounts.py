@@ -27,6 +27,8 @@ SOCKET_PATH_MAX = 100
 """Bytes; sun_path of unix(7) has 108."""
 _MAX_LINKS = 40
 _MAX_LINE = 16 << 20
+_LAST_WORD = "last-word.json"
+"""Beside the records: what the daemon that ended last with something undone has said of it."""
 
 
 class MountRecord(NamedTuple):
@@ -70,6 +72,22 @@ def remove(directory: Path, pid: int) -> None:
     for suffix in ("json", "sock"):
         with contextlib.suppress(FileNotFoundError):
             (directory / f"{pid}.{suffix}").unlink()
+
+
+def leave_word(directory: Path, text: str) -> None:
+    """What this daemon, which is about to end, could not do after its mount was gone: for who waits for that."""
+    from lamfs.processes import process_id
+
+    config.write_json(directory / _LAST_WORD, {"owner": process_id(), "text": text}, durable=False)
+
+
+def last_word(record: MountRecord) -> str | None:
+    """What the daemon of a mount could not do at its end (``leave_word``); None: all was done."""
+    with contextlib.suppress(NotSetUp):
+        data = config.read_json(Path(record.socket).parent / _LAST_WORD) or {}
+        if data.get("owner") == record.owner:
+            return str(data.get("text"))
+    return None
 
 
 def touch(directory: Path, pid: int) -> None:

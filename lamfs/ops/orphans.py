@@ -8,14 +8,14 @@ itself, which is a hint and no more; keeping one makes an artifact of it where i
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lamfs.errors import ObjectMissing, StorageError
-from lamfs.keys import OWN_OBJECT, name_with, root_path
-from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, ArtifactRecord, ObjectMeta, Revision, iso, new_uid, now_ns
-from lamfs.ops import drafts, recover
+from lamfs.keys import OWN_OBJECT
+from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, ObjectMeta, Revision, new_uid, now_ns
+from lamfs.ops import drafts, newer, recover
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry.rules import RETAINED
@@ -42,16 +42,7 @@ class Orphan(NamedTuple):
     @property
     def told(self) -> str:
         """Size, time and what it says, for people."""
-        facts = [f"{self.item.size} bytes", iso(self.item.mtime_ns)[:19]]
-        if self.meta is not None:
-            if self.meta.key is not None:
-                facts.append(f"was '{self.meta.key}{'…' if self.meta.cut else ''}'")
-            if self.meta.revision is not None:
-                facts.append(f"revision {self.meta.revision}")
-            facts.append(f"artifact {self.meta.uid}")
-            if self.meta.hash is not None:
-                facts.append(self.meta.hash)
-        return ", ".join(facts)
+        return newer.told(self.item, self.meta)
 
 
 @dataclass(slots=True)
@@ -131,21 +122,9 @@ def keep(instance: Instance, orphan: Orphan, progress: Callable[[int], None] | N
         content, etag = drafts.hash_object(instance.store, item.key, progress)
     except drafts.FileMissing:
         return None
-    said = meta.hash if meta is not None else None
-    right = said in (None, f"{content.hash_type}:{content.hash}")
-    uid = _uid(instance, orphan)
-    record = ArtifactRecord(
-        uid=uid,
-        key=None,
-        suffix="",
-        revision=Revision(content, item.key, etag),
-        description=_description(instance, orphan, right),
-        number=(meta.revision if meta is not None else None) or 1,
-    )
-    user = instance.user()
-    record.created_by_id = user.id if user is not None else None
-    names = _names(instance, orphan)
-    return registry.rescue.keep_object(names, record, mtime_ns=item.mtime_ns)
+    record = newer.record_of(instance, item, meta, content)
+    record.uid, record.revision = _uid(instance, orphan), Revision(content, item.key, etag)
+    return registry.rescue.keep_object(newer.names(instance, item, meta), record, mtime_ns=item.mtime_ns)
 
 
 def _uid(instance: Instance, orphan: Orphan) -> str:
@@ -155,32 +134,6 @@ def _uid(instance: Instance, orphan: Orphan) -> str:
     if said is None and match is not None:
         said = orphan.item.key.removeprefix(AUTO_KEY_PREFIX)[:ARTIFACT_UID_LEN]
     return said if said is not None and instance.registry.artifacts.by_uid(said) is None else new_uid()
-
-
-def _names(instance: Instance, orphan: Orphan) -> Sequence[str]:
-    """Names for it, the one that is wanted most first."""
-    item, meta = orphan
-    key = meta.key if meta is not None and meta.key is not None else item.key
-    name = root_path(key)[1]
-    if meta is None:
-        return (name,)
-    if instance.registry.artifacts.by_uid(meta.uid) is not None and meta.revision is not None:
-        # Of that artifact it is an older or a newer revision.
-        return (name_with(name, f"revision {meta.revision}"), name_with(name, meta.uid))
-    return (name, name_with(name, meta.uid))
-
-
-def _description(instance: Instance, orphan: Orphan, right: bool) -> str:
-    item, meta = orphan
-    was = f"was the object {item.key}"
-    if meta is not None:
-        was = f"was {meta.key or meta.uid}{'…' if meta.cut else ''}"
-        if meta.revision is not None:
-            was += f", revision {meta.revision}"
-        if instance.registry.artifacts.by_uid(meta.uid) is not None:
-            was += f", of the artifact {meta.uid}"
-    text = f"{was}, found {iso(now_ns())[:10]}"
-    return text if right else f"{text}; its bytes are not those that were stored ({meta.hash if meta else ''})"
 
 
 # -- deleting ---------------------------------------------------------------------------------------------------------
@@ -202,7 +155,7 @@ def purge(instance: Instance, orphans: Iterable[Orphan]) -> list[Orphan]:
             continue
         if (now.etag, now.size) != (orphan.item.etag, orphan.item.size):
             continue
-        if registry.rescue.give_up_object(orphan.item.key):
+        if registry.rescue.give_up_object(orphan.item.key, orphan.item.etag):
             gone.append(orphan)
     if gone:
         recover.run_owed(instance, ops=("delete",), strict=True)

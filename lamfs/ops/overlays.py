@@ -27,6 +27,7 @@ def keep_durable(registry: Registry, entry: JournalEntry, inode: Inode, spool: S
     assert entry.src is not None
     name = registry.tree.path(inode.ino)
     if registry.overlays.keep_durable(entry.src):
+        registry.seals.forget(entry.src)
         log.error("What was written to '%s' last is lost: the machine went down.", name)
     size = int(str(entry.payload.get("base", "0")).partition(":")[0])
     block, end = divmod(size, BLOCK_SIZE)
@@ -36,6 +37,7 @@ def keep_durable(registry: Registry, entry: JournalEntry, inode: Inode, spool: S
         return
     log.error("'%s' ends at byte %d again: the machine went down before more was stored.", name, size)
     inode.size = size
+    registry.seals.forget(entry.src)
     registry.tree.update(inode.ino, size=size)
     registry.tree.bump_revision(inode.ino)
     registry.changes.content(inode.ino)

@@ -30,12 +30,13 @@ from lamfs.errors import (
 )
 from lamfs.keys import check_spool_name
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
-from lamfs.ops import adoption, drafts, messages, overlays
+from lamfs.ops import adoption, drafts, messages, newer, overlays, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
-from lamfs.transfer import damage
+from lamfs.storage.stale import delete_meant
+from lamfs.transfer import damage, stale
 
 log = logging.getLogger("lamfs.recover")
 
@@ -163,7 +164,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     if not any(entry.op == "put" for entry in journal.entries()):
         return 0  # whatever is there instead of a spool
     try:
-        spool = SpoolFolder.find(*instance.settings.spool_place)
+        spool = spools.find(instance.settings, instance.registry)
     except StorageError as error:
         if strict:
             raise
@@ -238,16 +239,16 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         artifact is not None
         and content.same_bytes(artifact.revision.content)
         # Other bytes may have reached the object by a put of which this registry does not know.
-        and etag_at(instance.store, artifact.revision.object_key) == artifact.revision.etag
+        and _etag_at(instance.store, artifact.revision.object_key) == artifact.revision.etag
     ):
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
         instance.prove()
+        if artifact is not None:
+            newer.keep_before(instance, artifact, registry.commits.put_target(entry))
         with storage_work:
             target = registry.commits.put_target(entry)
-            over, ours = _replaced(instance, artifact, target), registry.journal.may_be_ours(target)
-            if over is not None and not ours and (artifact is None or over != artifact.revision.etag):
-                return _keep_both(instance, spool, entry, target, origin)
+            ours = registry.journal.may_be_ours(target)
             registry.journal.drop_delete(target)
             if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
                 registry.journal.add_delete(entry.object_key or "")
@@ -256,11 +257,12 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
             os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
         sync_log(registry.path)
         meta = registry.commits.put_meta(entry, content)
+        over = replaced(instance, registry.artifacts.by_ino(entry.ino), target)
         try:
             etag = store_bytes(instance, content, spool.path(src), target, meta, consume=True, over=over)
         except PreconditionFailed:
             if not ours:
-                registry.journal.unclaim(entry.id, target)  # the next try keeps both
+                registry.journal.unclaim(entry.id, target)  # the next try keeps what is there
             raise
         registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
         sync_log(registry.path)
@@ -268,39 +270,20 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     return True
 
 
-def _replaced(instance: Instance, artifact: ArtifactRecord | None, target: str) -> str | None:
-    """ETag of the object that a put would replace; None: there is none, or nobody else can have made it."""
-    if target.startswith(AUTO_KEY_PREFIX) and (artifact is None or artifact.revision.object_key != target):
+def replaced(instance: Instance, artifact: ArtifactRecord | None, target: str) -> str | None:
+    """ETag of the object of an artifact that is about to be replaced, as it is now; None: nothing is replaced."""
+    if artifact is None or artifact.revision.object_key != target:
         return None
-    return etag_at(instance.store, target)
+    return _etag_at(instance.store, target)
 
 
-def etag_at(store: ObjectStore, object_key: str) -> str | None:
-    """The ETag of an object; None: there is none, or something that is no object is there. Raises storage errors."""
+def _etag_at(store: ObjectStore, object_key: str) -> str | None:
     try:
         return store.head(object_key).etag
     except StorageError as error:
         if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
             return None  # a link is no object: what is stored takes its place
         raise
-
-
-def _keep_both(
-    instance: Instance, spool: SpoolFolder, entry: JournalEntry, object_key: str, origin: Provenance
-) -> bool:
-    """Somebody else has changed the object of a put's file: that is its content now, and what was written here becomes
-    a file beside it, which is stored."""
-    registry, store = instance.registry, instance.store
-    content, etag = drafts.hash_object(store, object_key)
-    conflict = registry.commits.conflict(entry.id, content, object_key, etag, origin)
-    moved = registry.journal.get(entry.id)
-    if conflict is None or moved is None:
-        return False
-    messages.warn(
-        f"somebody else has changed the object {store.url(object_key)}: what was written here is kept as"
-        f" '{registry.tree.path(conflict.ino) or conflict.name}'"
-    )
-    return finish_put(instance, spool, moved)
 
 
 def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry, origin: Provenance) -> bool:
@@ -395,6 +378,9 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         before, target = plan
         if registry.journal.claimed(target, entry.uid, entry.id):
             return  # another process is at work there; whoever comes next moves it
+        if not _is_free(instance, target):
+            stale.give_up_move(registry, entry, instance.store.url(target))
+            return
         registry.commits.begin_move(target)
         instance.prove()
         sync_log(registry.path)
@@ -410,6 +396,19 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         registry.commits.moved(entry.id, before, target, copied.etag)
         if registry.journal.get(entry.id) is None:
             return
+
+
+def _is_free(instance: Instance, target: str) -> bool:
+    """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
+    if instance.registry.journal.may_be_ours(target):
+        return True
+    try:
+        instance.store.head(target)
+    except StorageError as error:
+        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+            return True
+        raise
+    return False
 
 
 def _abort(instance: Instance, entry: JournalEntry) -> None:
@@ -458,7 +457,9 @@ def _delete(instance: Instance, strict: bool) -> None:
     try:
         sync_log(registry.path)
         instance.prove()
-        instance.store.delete(list(entries))
+        meant = stale.meant_by(entry for rows in entries.values() for entry in rows)
+        for key in delete_meant(instance.store, meant):
+            stale.say_left(instance.store.url(key))
     except LamfsError as error:
         for rows in entries.values():
             for entry in rows:

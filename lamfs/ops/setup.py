@@ -26,14 +26,16 @@ from lamfs.errors import (
     StorageError,
     StorageForbidden,
     StorageReadOnly,
+    TooLarge,
 )
 from lamfs.keys import is_registry_key
 from lamfs.model import StorageConfig, instance_id, storage_id
-from lamfs.ops import kept, messages, mounts, scratch_files, snapshot, working_copy, written
+from lamfs.ops import kept, messages, mounts, scratch_files, snapshot, spools, working_copy, written
 from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
 from lamfs.registry import Registry
 from lamfs.storage import ObjectStore, parse_root
+from lamfs.transfer import refused
 
 Say = Callable[[str], None]
 
@@ -320,6 +322,9 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
     config.save_instance(settings)
     config.set_current(settings.slug)
     (say or messages.info)(f"connected to instance '{settings.slug}' in {settings.storage.root}")
+    for waiting in spools.others(settings, spools.owed(instance.registry)):
+        if waiting.kind != "aside" and waiting.sentence not in instance.notices:
+            (say or messages.warn)(waiting.sentence)
     if locked:
         (say or messages.info)(_LOCKED)
 
@@ -435,8 +440,14 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
     with Instance(settings) as instance:
         instance.refuse_damaged()
         instance.hold()
-        recover.finish_all(instance)
+        with contextlib.suppress(TooLarge):  # said below
+            recover.finish_all(instance)
         owed = instance.registry.journal.entries()
+        if too_large := [entry for entry in owed if entry.state == "refused"]:
+            raise TooLarge(
+                f"The instance '{settings.slug}' cannot be closed yet: {refused.sentence(instance.registry, too_large)}"
+                " Mount it to change or delete what is too large."
+            )
         busy = [entry for entry in owed if entry.op in ("save", "put") and entry.state != "scratch"]
         if busy:
             raise Locked(
@@ -499,10 +510,13 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
 def _remove_spool(settings: InstanceSettings, say: Say | None) -> None:
     """Remove the spool's files, and say what stays in its folder in storage, or of it, because it is not lamfs's."""
     try:
+        spools.forget(settings)
         left = spool.remove(*settings.spool_place)
     except (StorageError, OSError) as error:
         (say or messages.warn)(f"the spool is left where it is: {error}")
         return
+    for sentence in spools.sentences(settings):
+        (say or messages.warn)(f"left where it is: {sentence}")
     if left and settings.storage.root.startswith("/"):
         (say or messages.warn)(f"left where it is, because lamfs has not made it: {', '.join(left)}")
 

@@ -328,6 +328,29 @@ def exists(instance: Instance) -> bool:
     return _etag(instance) is not None
 
 
+def compare(instance: Instance) -> tuple[Verdict, Found | None, Known]:
+    """What this machine's working copy is to the copy in storage, which is read as a whole, and checked; with both what
+    this machine remembers of it. Raises RegistryError (it cannot be read here), and storage errors."""
+    from lamfs.registry import intake
+
+    key, found = instance.settings.snapshot_key, None
+    # First: a mount of this machine may push at any moment, and what is found then is no older.
+    known = _known(instance)
+    with _temporary(instance, "peek") as temp, contextlib.suppress(NotSetUp):
+        stored = fetch(instance, key, temp)
+        try:
+            found = Found(stored, intake.check(temp, instance.store.url(key)))
+        except DamagedRegistry as error:
+            found = Found(stored, None, error)
+    copies = kept.copies(instance.store, instance.settings.id)
+    return decide(_own(instance.registry), known, found, copies), found, known
+
+
+def forget(instance: Instance) -> None:
+    """Whatever is in storage, the next push looks into it, and replaces it if it may."""
+    _memory(instance).unlink(missing_ok=True)
+
+
 # -- ways back --------------------------------------------------------------------------------------------------------
 
 
@@ -428,10 +451,17 @@ def pull(
         apart = ahead or (restore and _went_on_apart(instance, Found(stored, origin)))
         with instance.alone("replaced"):
             back = _bring_back(instance, fresh) if ahead else diverged.Kept()
+            note = written.read(settings)
             # First: a crash then leaves nothing that calls the new one older than it must be.
             written.forget(settings)
-            word = "registry" if restore else diverged.DIVERGED if ahead else OVERTAKEN
-            put_aside = working_copy.replace(settings, fresh, instance.store, word=word, apart=apart)
+            put_aside = working_copy.replace(
+                settings,
+                fresh,
+                instance.store,
+                word="registry" if restore else diverged.DIVERGED if ahead else OVERTAKEN,
+                apart=apart,
+                wrote=None if note is None else note.uid,
+            )
         if ahead and put_aside is not None:
             instance.notices.append(diverged.tell(settings, put_aside, back))
         if restore and put_aside is not None:

@@ -114,7 +114,7 @@ def keep(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str, t
         src=src,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        artifact_uid=told.uid if told is not None else None,
+        artifact_uid=told.uid if told is not None and not partial else None,
         description=f"Found in the spool, owed to nobody: bytes {about}"
         + (", without those that were not written" if partial else ""),
     )

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lamfs.config import InstanceSettings
-from lamfs.errors import LamfsError
+from lamfs.errors import LamfsError, NotSetUp, ObjectMissing, RegistryError, StorageError
 from lamfs.keys import root_path
-from lamfs.ops import messages, strays
-from lamfs.registry import Registry
+from lamfs.model import ArtifactRecord, now_ns
+from lamfs.ops import drafts, messages, spools, strays
+from lamfs.registry import Lost, Registry
 from lamfs.registry.aside import Told
 from lamfs.registry.carry import carry_over
 from lamfs.spool import SpoolFolder
@@ -36,17 +37,25 @@ def uid(settings: InstanceSettings) -> str | None:
 
 
 def replace(
-    settings: InstanceSettings, fresh: Path, store: ObjectStore, *, word: str, apart: bool = False
+    settings: InstanceSettings,
+    fresh: Path,
+    store: ObjectStore,
+    *,
+    word: str,
+    apart: bool = False,
+    wrote: str | None = None,
 ) -> Path | None:
     """Make ``fresh`` the working copy, while nobody has it open. The one that is there is put aside, as
-    ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one.
+    ``<word>.<time>.lndb``, which is returned, and what it had still to store is owed by the new one. ``wrote``: the uid
+    of the instance whose working copy lamfs wrote here last (written.py).
 
     Spool files of files that ``fresh`` does not know are in its ``lost+found``. When the one that is there cannot be
-    read, they stay in the spool, and the next mount looks what they are (strays.py); when it is of another instance,
-    they are put aside with it. ``apart``: see carry.carry_over.
+    read, or something else than lamfs has put it there, they stay in the spool, and the next mount looks what they are
+    (strays.py); when they are another instance's, they are put aside with it. ``apart``: see carry.carry_over.
     """
     path = settings.registry_path
-    same = not path.exists() or _carry_over(settings, fresh, store, apart)
+    _gather(settings)
+    same = not path.exists() or _carry_over(settings, fresh, store, apart, wrote)
     with contextlib.nullcontext() if same else _spool_aside(settings, fresh):
         with open(fresh, "rb") as file:
             os.fsync(file.fileno())
@@ -60,6 +69,7 @@ def retire(settings: InstanceSettings, word: str) -> Path:
     """Put the working copy aside, while nobody has it open, with all that it had still to store; there is none then.
     Returns where it is."""
     path = settings.registry_path
+    _gather(settings)
     with _spool_aside(settings, None):
         kept = put_aside(path, word)
         path.unlink(missing_ok=True)
@@ -67,14 +77,28 @@ def retire(settings: InstanceSettings, word: str) -> Path:
     return kept
 
 
-def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apart: bool) -> bool:
-    """Owe in ``fresh`` what is owed in the working copy. False when that is of another instance."""
+def _gather(settings: InstanceSettings) -> None:
+    """See that all that the working copy has still to store is in this machine's spool, where it is looked for from
+    now on. Of one that cannot be read nobody knows what that is. Raises StorageError."""
+    with contextlib.suppress(RegistryError, NotSetUp):
+        with contextlib.closing(Registry(settings.registry_path)) as registry:
+            spools.take_in(settings, registry)
+
+
+def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apart: bool, wrote: str | None) -> bool:
+    """Owe in ``fresh`` what is owed in the working copy. False when the spool is another instance's."""
     try:
         with contextlib.closing(Registry(settings.registry_path)) as old, contextlib.closing(Registry(fresh)) as new:
-            if old.db.get_meta("uid") != new.db.get_meta("uid"):
-                return False
+            own = new.db.get_meta("uid")
+            if old.db.get_meta("uid") != own:
+                # No lamfs has worked with a registry that is not the one it wrote here: the spool is not of that.
+                return wrote is not None and wrote == own
             with new.db.transaction():
                 left = carry_over(old.db, new.db, apart=apart)
+                known = new.rescue.lost()
+                for lost in old.rescue.lost():
+                    if lost not in known:
+                        new.rescue.note_lost(lost)
                 _keep(settings, new, store, left)
                 new.journal.disown()  # whoever comes next does it, and this process may live on for other reasons
             new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -87,18 +111,53 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apa
 
 
 def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: Mapping[str, Told]) -> None:
-    """Make files in ``lost+found`` of the spool files that were left behind."""
-    spool = SpoolFolder.find(*settings.spool_place) if left else None
-    if spool is None:
+    """Make files in ``lost+found`` of spool files that were left behind. What was in missing ones is lost, and said."""
+    if not left:
         return
-    with spool:
-        there = set(spool.names())
-        keys = [strays.keep(new, store, spool, src, told) for src, told in left.items() if src in there]
+    spool = SpoolFolder.find(*settings.spool_place)
+    keys: list[str] = []
+    missing = dict(left)
+    if spool is not None:
+        with spool:
+            there = set(spool.names())
+            keys = [strays.keep(new, store, spool, src, told) for src, told in left.items() if src in there]
+        missing = {src: told for src, told in left.items() if src not in there}
+    for src, told in missing.items():
+        _miss(new, store, src, told)
     if keys:
         messages.warn(
             f"{len(keys)} files that were not stored yet are not in the registry that is used now; their bytes are in"
             f" '{root_path(keys[0])[0]}' of the tree: look at them, and move or delete them"
         )
+
+
+def _may_be_stored(new: Registry, store: ObjectStore, told: Told, artifact: ArtifactRecord | None) -> bool:
+    """Whether the object may be there that a spool file was to become, and only the old working copy knew of it."""
+    if told.object_key is None or store.kind == "local":
+        return drafts.may_be_stored(store, told.object_key, artifact)
+    try:
+        store.head(told.object_key)
+    except ObjectMissing:
+        return False
+    except StorageError:
+        return True
+    return new.artifacts.with_object(told.object_key) is None
+
+
+def _miss(new: Registry, store: ObjectStore, src: str, told: Told) -> None:
+    """Say what has become of a spool file that was left behind, and is not there."""
+    artifact = new.artifacts.by_uid(told.uid) if told.uid is not None else None
+    name = told.key or told.uid or src
+    if _may_be_stored(new, store, told, artifact):
+        messages.warn(
+            f"the spool file with the last bytes of '{name}' was missing; perhaps they are in the object"
+            f" {store.url(told.object_key or '')}, of which the registry that is used now knows nothing: 'lamfs fsck'"
+            " tells more"
+        )
+        return
+    lost = Lost(name, told.uid or "", told.size, artifact is not None, now_ns())
+    new.rescue.note_lost(lost)
+    messages.warn(lost.sentence)
 
 
 @contextlib.contextmanager

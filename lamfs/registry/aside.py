@@ -20,12 +20,15 @@ ROWS = 1_000_000
 
 
 class Told(NamedTuple):
-    """What a registry says of a spool file: the key of its file, the uid of its artifact, and whether it lies over a
-    stored revision, which has what is missing in it."""
+    """What a registry says of a spool file: the key of its file, the uid of its artifact, whether it lies over a stored
+    revision, which has what is missing in it, how many bytes its file has (0: not known), and the object that it was
+    to become."""
 
     key: str | None
     uid: str | None
     partial: bool
+    size: int = 0
+    object_key: str | None = None
 
 
 def puts(path: Path) -> dict[str, Told]:

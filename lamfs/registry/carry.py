@@ -33,13 +33,17 @@ def carry_over(old: Database, new: Database, *, apart: bool = False) -> dict[str
         new.execute("DELETE FROM seal")
         rows = old.all(f"SELECT id, {_COLUMNS} FROM journal WHERE op='put' AND src IS NOT NULL ORDER BY id")
         for id_, *columns in rows:
-            ino, uid, src = columns[2], columns[3], columns[5]
+            ino, uid, object_key, src = columns[2:6]
             payload = json.loads(columns[12])
             has_row = new.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is not None
             known = _same_file(old, new, ino) and not (apart and _is_rewritten(old, new, ino))
             if has_row or not known or not _same_base(new, ino, payload):
                 if not has_row:
-                    left[src] = Told(Tree(old).path(ino), uid, "base" in payload)
+                    inode = Tree(old).get(ino)
+                    size = 0 if inode is None else inode.size
+                    stored = old.one("SELECT uid FROM artifact WHERE ino=?", (ino,))
+                    whose = uid if stored is None else stored[0]
+                    left[src] = Told(Tree(old).path(ino), whose, "base" in payload, size, object_key)
                 continue
             marks = ",".join("?" * len(columns))
             cursor = new.execute(f"INSERT INTO journal({_COLUMNS}) VALUES({marks})", columns)
@@ -57,7 +61,7 @@ def carry_over(old: Database, new: Database, *, apart: bool = False) -> dict[str
             if src not in left and new.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is None:
                 new.execute("INSERT OR IGNORE INTO spent VALUES(?)", (src,))
         for row in old.all("SELECT src, size, blocks FROM seal"):
-            if new.one("SELECT 1 FROM journal WHERE op='put' AND src=? AND state='ready'", row[:1]) is not None:
+            if new.one("SELECT 1 FROM journal WHERE op='put' AND src=? AND state<>'open'", row[:1]) is not None:
                 new.execute("INSERT OR IGNORE INTO seal VALUES(?,?,?)", row)
     return left
 
@@ -103,8 +107,12 @@ def _same_row(old: Database, new: Database, table: str, id_: object) -> bool:
 
 
 def _carry_deletes(old: Database, new: Database) -> None:
-    """Objects that are to go, unless something in ``new`` may need them."""
-    rows = old.all(f"SELECT {_COLUMNS} FROM journal WHERE op='delete' AND object_key IS NOT NULL ORDER BY id")
+    """Objects that are to go, unless something in ``new`` may need them. Not those of which nobody knows any more which
+    object was meant: work that ``new`` knows nothing of may have used the key anew."""
+    rows = old.all(
+        f"SELECT {_COLUMNS} FROM journal WHERE op='delete' AND object_key IS NOT NULL"
+        " AND json_type(payload, '$.etag')='text' ORDER BY id"
+    )
     for columns in rows:
         object_key = columns[4]
         needed = new.one(

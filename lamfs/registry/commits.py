@@ -192,7 +192,7 @@ class Commits:
                 made = not content.leaves  # which nobody is to keep in memory
             elif artifact.revision != revision:
                 if artifact.revision.object_key != object_key:
-                    self._journal.add_delete(artifact.revision.object_key)
+                    self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag)
                 same = content.same_bytes(artifact.revision.content)
                 self._artifacts.set_revision(artifact.uid, revision, updated_at=artifact.updated_at if same else now)
             self._journal.said(object_key)
@@ -264,7 +264,7 @@ class Commits:
             artifact = self._artifacts.by_ino(inode.ino)
             if artifact is not None:
                 if artifact.revision.object_key != object_key:
-                    self._journal.add_delete(artifact.revision.object_key)
+                    self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag)
                 self._artifacts.set_revision(artifact.uid, revision, updated_at=now)
             else:
                 key, suffix = self._key_of(inode.ino)
@@ -341,7 +341,7 @@ class Commits:
                 assert old.ino is not None
                 record.ino = old.ino
                 if old.revision.object_key != object_key:
-                    self._journal.add_delete(old.revision.object_key)
+                    self._journal.add_delete(old.revision.object_key, old.revision.etag)
                 self._artifacts.set_revision(record.uid, revision, updated_at=now)
                 self._artifacts.update(
                     record.uid, description=record.description, accessor=record.accessor, suffix=record.suffix,
@@ -441,11 +441,37 @@ class Commits:
                 return False  # what begin_move owes is done
             self._journal.drop_delete(object_key)
             self._artifacts.set_object(before.uid, object_key, etag)
-            self._journal.add_delete(before.revision.object_key)
+            self._journal.add_delete(before.revision.object_key, before.revision.etag)
             if object_key == self._artifacts.home(now):
                 self._journal.done(entry_id)
             if now.ino is not None:
                 self._changes.record(now.ino)
+            return True
+
+    def adopt(self, before: ArtifactRecord, revision: Revision, number: int, *, mtime_ns: int) -> bool:
+        """An object in storage is revision ``number`` of an artifact, of which the registry knows only an earlier one,
+        or another object: that is its content now, written at ``mtime_ns``, in nanoseconds since the epoch.
+
+        False, and nothing has changed, when the artifact has another revision by now, somebody is writing it, or the
+        object is another artifact's.
+        """
+        with self._db.transaction():
+            now = self._artifacts.by_uid(before.uid)
+            if now is None or now.ino is None or now.revision != before.revision:
+                return False
+            if self._journal.is_written(now, revision.object_key):
+                return False
+            if revision.object_key != now.revision.object_key and self._artifacts.with_object(revision.object_key):
+                return False
+            same = revision.content.same_bytes(now.revision.content)
+            self._artifacts.set_revision(now.uid, revision, updated_at=now.updated_at if same else mtime_ns)
+            self._artifacts.update(now.uid, number=number)
+            self._journal.said(revision.object_key)
+            if not same:
+                self._tree.update(now.ino, size=revision.size, mtime_ns=mtime_ns, ctime_ns=now_ns(), blocks=None)
+                self._tree.bump_revision(now.ino)
+            self._changes.content(now.ino)
+            self._move_home(now, revision.object_key)
             return True
 
     def same_bytes(self, before: ArtifactRecord, etag: str) -> bool:

@@ -101,11 +101,11 @@ class Identity:
             self._artifacts.remove(source.uid)
             self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
             if intact and same:
-                self._journal.add_delete(source.revision.object_key)
+                self._journal.add_delete(source.revision.object_key, source.revision.etag)
             else:
                 self._artifacts.set_revision(artifact.uid, source.revision)
                 # The stale object goes, or the move writes over it if it still leads there when it comes.
-                self._journal.add_delete(artifact.revision.object_key)
+                self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag if intact else None)
                 self._journal.add_move(artifact.uid)
         self._artifacts.update(artifact.uid, ino=ino)
         description = self._tree.take_xattr(ino, DESCRIPTION_XATTR)
@@ -173,11 +173,12 @@ class Identity:
             return removed
         copy = self._artifacts.by_uid(removed.trashed)
         assert copy is not None
-        spool, _ = self.drop_put(inode.ino)
+        spool, written = self.drop_put(inode.ino)
         self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (copy.uid,))
         self._artifacts.remove(copy.uid)
         xattrs = self._tree.remove_inode(inode.ino)
-        self._journal.add_delete(copy.revision.object_key)
+        at = copy.revision.object_key
+        self._journal.add_delete(at, None if written == at else copy.revision.etag)
         return Removed(inode, spool=spool, row_gone=True, xattrs=xattrs)
 
     def is_scratch(self, ino: int) -> bool:

@@ -5,6 +5,8 @@ Finding. What has lost its place by that is attached in ``lost+found`` (lostfoun
 
 The work of other machines stays theirs. Their puts and saves need a spool that is elsewhere: these rows are not taken
 over, and a file shows the revision that is stored. Their owed deletes, moves and aborts are: these need storage alone.
+But a copy may be older than what is in storage, and an object key may have been used anew since: so of the deletes only
+those that say which object they mean.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ def take(path: Path, name: str, fresh: Path, place: Place) -> Taken:
                 "INSERT OR REPLACE INTO meta(key, value) SELECT 'uid', uid FROM storage UNION ALL"
                 " SELECT 'root', root FROM storage"
             )
+            db.execute("DELETE FROM journal WHERE op='delete' AND coalesce(json_type(payload, '$.etag'), '')<>'text'")
             for finding in reattach(db, intake.unnamed, intake.unread):
                 intake.add(finding)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -13,8 +13,10 @@ Operations:
 ``save``    the Python API or CLI is storing a user's own file under ``object_key``; ``payload`` is the artifact row as
             it shall become. Finished or undone by whoever finds its process dead.
 ``move``    the object of artifact ``uid`` has to go to where its key and suffix say.
-``delete``  nothing needs ``object_key`` any more. State ``held`` while a living process may still be writing the
-            object for a put that another process has taken over: then that process has to come to its end first.
+``delete``  nothing needs ``object_key`` any more. ``payload["etag"]`` says which object is meant, where that is known:
+            another one that is there by then stays (storage/stale.py). Without it, it is what a piece of this machine's
+            work may have left half done. State ``held`` while a living process may still be writing the object for a
+            put that another process has taken over: then that process has to come to its end first.
 ``drop``    spool file ``src`` is owed no more: another process has newer bytes of its file, or has deleted that. Only
             the process that wrote it (``owner``) removes it, or whoever takes its work over when it is dead.
 ``abort``   the multipart upload ``payload["upload_id"]`` of ``object_key`` is needed no more; without an id every
@@ -36,7 +38,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lamfs.errors import FsError
-from lamfs.model import JournalEntry, new_uid, now_ns
+from lamfs.model import ArtifactRecord, JournalEntry, new_uid, now_ns
 from lamfs.processes import is_alive, process_id
 from lamfs.registry.db import Database
 
@@ -239,6 +241,10 @@ class Journal:
             self.announced(object_key)
         self._db.execute("UPDATE journal SET object_key=? WHERE id=?", (object_key, entry_id))
 
+    def start_over(self, entry_id: int) -> None:
+        """What a put owes becomes an artifact of another uid, in another object than an earlier try may have made."""
+        self._db.execute("UPDATE journal SET uid=?, object_key=NULL WHERE id=?", (new_uid(), entry_id))
+
     def claim_target(self, entry_id: int, object_key: str) -> bool:
         """As set_target, of a put of this process; False, and nothing noted, when another one has taken it over."""
         with self._db.transaction():
@@ -275,9 +281,15 @@ class Journal:
         row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE id=?", (entry_id,))
         return _entry(row) if row else None
 
-    def add_delete(self, object_key: str) -> None:
-        """Owe the deletion of an object that no artifact has any more."""
-        self._add("delete", "ready", object_key=object_key)
+    def add_delete(self, object_key: str, etag: str | None = None) -> None:
+        """Owe the deletion of an object that no artifact has any more.
+
+        ``etag``: the object that is meant, so that another one stays that is there by then. None: whatever is there,
+        as also where lamfs may have written since without an artifact's row saying so.
+        """
+        if self._db.one("SELECT 1 FROM unsaid WHERE object_key=?", (object_key,)) is not None:
+            etag = None
+        self._add("delete", "ready", object_key=object_key, payload=None if etag is None else {"etag": etag})
 
     def add_move(self, uid: str) -> None:
         """Owe the relocation of an artifact's object; at most one row per artifact."""
@@ -422,11 +434,11 @@ class Journal:
         return [_entry(row) for row in rows]
 
     def failing(self, limit: int) -> tuple[int, list[JournalEntry]]:
-        """How many rows have failed and wait for another try; the first ``limit`` of them, next to come first."""
-        row = self._db.one("SELECT count(*) FROM journal WHERE attempts>0 AND state='ready'")
-        rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM journal WHERE attempts>0 AND state='ready' ORDER BY next_at, id LIMIT ?", (limit,)
-        )
+        """How many rows have failed and wait for another try, or are not tried again (``refused``); the first ``limit``
+        of them, next to come first, those that are refused last."""
+        which = "FROM journal WHERE attempts>0 AND state IN ('ready', 'refused')"
+        row = self._db.one(f"SELECT count(*) {which}")
+        rows = self._db.all(f"SELECT {_COLUMNS} {which} ORDER BY state, next_at, id LIMIT ?", (limit,))
         return int(row[0]) if row else 0, [_entry(row) for row in rows]
 
     def owed(self) -> dict[str, int]:
@@ -478,6 +490,15 @@ class Journal:
                 "SELECT 1 FROM journal WHERE object_key=? AND (op IN ('save', 'put') OR state='held')", (object_key,)
             )
             is not None
+        )
+
+    def is_written(self, artifact: ArtifactRecord, object_key: str) -> bool:
+        """Whether an artifact, or an object that may be its, is being written, or has bytes that are to be stored."""
+        return (
+            (artifact.ino is not None and self.put_of(artifact.ino) is not None)
+            or self.saves(artifact.uid)
+            or self.holds(artifact.revision.object_key)
+            or self.holds(object_key)
         )
 
     def claimed(self, object_key: str, uid: str, entry_id: int | None, *, moves: bool = True) -> bool:

@@ -131,16 +131,24 @@ class Rescue:
             return self._tree.path(inode.ino) or name
 
     def keep_object(
-        self, names: Sequence[str], record: ArtifactRecord, *, mtime_ns: int, mode: int = 0o600
+        self,
+        names: Sequence[str],
+        record: ArtifactRecord,
+        *,
+        mtime_ns: int,
+        mode: int = 0o600,
+        instead: tuple[ArtifactRecord, str] | None = None,
     ) -> str | None:
         """Make an artifact, a file in ``lost+found``, of the object that ``record`` names, where that is; its key.
 
         ``names``: what it may be called, the first that is free. ``record``: with content, object and ETag; it gets
         key, suffix and inode, and another uid if an artifact has that. ``mtime_ns``: in nanoseconds since the epoch.
-        None: an artifact or the journal names the object by now.
+        ``instead``: the artifact whose object it was before something else was written there, and the object key which
+        that gets. None, and nothing has changed: an artifact or the journal names the object by now.
         """
         with self._db.transaction():
-            if not self._is_unknown(record.revision.object_key):
+            object_key = record.revision.object_key
+            if not (self._is_unknown(object_key) if instead is None else self._give_way(object_key, *instead)):
                 return None
             folder = self.folder()
             free = (name for name in names if self._tree.lookup(folder, _clean(name)) is None)
@@ -157,12 +165,30 @@ class Rescue:
             self._changes.entry(folder, name, inode.ino)
             return record.key
 
-    def give_up_object(self, object_key: str) -> bool:
+    def _give_way(self, object_key: str, before: ArtifactRecord, elsewhere: str) -> bool:
+        """An artifact leaves its object to another one. False when it has another revision by now, or is written."""
+        now = self._artifacts.by_uid(before.uid)
+        if now is None or now.revision != before.revision:
+            return False
+        owed = None if now.ino is None else self._journal.put_of(now.ino)
+        if owed is not None and "base" in owed.payload:
+            return False  # what it lacks may be in there
+        if self._journal.holds(object_key) or self._journal.saves(now.uid):
+            return False
+        others = self._artifacts.in_the_way(object_key, now.uid)
+        if any(other.revision.object_key == object_key for other in others):
+            return False
+        self._artifacts.set_object(now.uid, elsewhere, now.revision.etag)
+        if now.ino is not None:
+            self._changes.record(now.ino)
+        return True
+
+    def give_up_object(self, object_key: str, etag: str) -> bool:
         """Owe the deletion of an object, if neither an artifact nor the journal names it; whether that is so."""
         with self._db.transaction():
             unknown = self._is_unknown(object_key)
             if unknown:
-                self._journal.add_delete(object_key)
+                self._journal.add_delete(object_key, etag)
             return unknown
 
     def _is_unknown(self, object_key: str) -> bool:
@@ -175,7 +201,11 @@ class Rescue:
 
     def give_up(self, row: int) -> Lost | None:
         """The spool file of a put is gone, or is no spool file: the put is struck off. Its file is as it was stored
-        last; one that never was goes. Either is noted (``lost``). None: there is no such file any more."""
+        last; one that never was goes. Either is noted (``lost``). None: there is no such file any more.
+
+        The object that the put was to make stays: storage may have got it, and it is the only copy then. No artifact
+        has it, so fsck names it.
+        """
         with self._db.transaction():
             entry = self._journal.get(row)
             if entry is None or entry.op != "put" or entry.ino is None:
@@ -184,8 +214,6 @@ class Rescue:
             artifact = self._artifacts.by_ino(entry.ino)
             key = self._tree.path(entry.ino)
             self._journal.done(entry.id)
-            if entry.object_key is not None and self._artifacts.with_object(entry.object_key) is None:
-                self._journal.add_delete(entry.object_key)
             if inode is None:
                 return None
             names: list[tuple[int, str]] = []
@@ -199,10 +227,11 @@ class Rescue:
                 self._changes.content(inode.ino)
             uid = entry.uid if artifact is None else artifact.uid
             lost = Lost(key or uid or entry.src or "", uid or "", inode.size, artifact is not None, now_ns(), names)
-            self._note(lost)
+            self.note_lost(lost)
             return lost
 
-    def _note(self, lost: Lost) -> None:
+    def note_lost(self, lost: Lost) -> None:
+        """Remember what is lost, for ``lost``."""
         known = [*self.lost(), lost][-LOST:]
         rows = [[one.key, one.uid, one.size, one.stored, one.at] for one in known]
         self._db.set_meta(LOST_META, json.dumps(rows))

@@ -196,13 +196,14 @@ TABLES: dict[str, dict[str, Column]] = {
         "owner": Column(_or_null(_ascii("!-~", 0, 256)), "NULL"),
         "payload": Column(_PAYLOAD, "'{}'"),
     },
-    "unsaid": {"object_key": Column(_OBJECT_KEY)},
     "rekey": {"id": Column(_ID), "old": Column(_KEY), "new": Column(_KEY)},
 }  # fmt: skip
 """The tables whose rows are taken over, in an order in which what is referred to comes first.
 
 Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log), and the work of another
-machine: its puts, saves and drops with their overlays, uploads and parts. ``journal`` has its deletes, moves, aborts.
+machine: its puts, saves and drops with their overlays, uploads and parts; and ``unsaid``: what it has written without
+an artifact's row saying so is kept, as any object that is not what the registry says. ``journal`` has its deletes,
+moves and aborts.
 """
 
 
@@ -213,7 +214,7 @@ def tables(kind: str) -> dict[str, dict[str, Column]]:
         return TABLES
     path = "({0} IS NULL OR (instr('/'||{0}||'/', '//')=0 AND instr('/'||{0}||'/', '/./')=0))"
     found = dict(TABLES)
-    for table in ("artifact", "journal", "unsaid"):
+    for table in ("artifact", "journal"):
         key = TABLES[table]["object_key"]
         found[table] = {**TABLES[table], "object_key": key._replace(rule=f"({key.rule} AND {path})")}
     return found

@@ -87,7 +87,7 @@ class Batches:
         return outcomes
 
     def _announce(self, entries: list[JournalEntry]) -> list[_Small]:
-        """Choose the object of each file that may be stored in a batch, and note it."""
+        """Choose the object of each file that may be stored in a batch, and note it, and what bytes it gets."""
         files: list[_Small] = []
         targets: set[str] = set()
         with self._registry.db.transaction():
@@ -97,6 +97,7 @@ class Batches:
                     continue
                 if not self._registry.journal.claim_target(entry.id, file.target):
                     continue
+                self._registry.seals.add(entry, file.content.size, file.content.blocks)
                 files.append(file)
                 targets.add(file.target)
         return files

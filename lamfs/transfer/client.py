@@ -21,6 +21,7 @@ import trio
 from lamfs.errors import LamfsError, StorageError, TransferDied
 from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.storage.base import ObjectStat, StorageConfig
+from lamfs.storage.stale import Meant
 from lamfs.transfer import beats, jobs
 from lamfs.transfer.jobs import Message
 from lamfs.transfer.parts import PartJobs
@@ -364,9 +365,11 @@ class Mover(PartJobs):
         message = {"src": src, "dst": dst, "etag": etag, "size": size, "meta": jobs.pack_meta(meta)}
         return jobs.unpack_stat(await self._call("copy", message))
 
-    async def delete(self, keys: list[str]) -> None:
-        """Delete objects; ones that are gone are no error."""
-        await self._call("delete", {"keys": keys})
+    async def delete(self, meant: Meant) -> list[str]:
+        """Delete objects: stale.delete_meant."""
+        wanted = {key: None if etags is None else sorted(etags) for key, etags in meant.items()}
+        left: list[str] = await self._call("delete", {"meant": wanted})
+        return left
 
     async def head(self, key: str) -> ObjectStat:
         """Stat one object. Raises ObjectMissing."""

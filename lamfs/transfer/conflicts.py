@@ -43,8 +43,8 @@ class Conflicts:
             return None
         virtual = artifact.key_is_virtual if artifact is not None else bool(entry.payload.get("key_is_virtual", True))
         own = virtual or self._registry.artifacts.with_object(target) is not None
-        if own and (artifact is None or artifact.revision.object_key != target):
-            return None  # a name that lamfs has made
+        if own and artifact is None:
+            return None  # a name that lamfs has just made
         try:
             found = await self._mover.head(target)
         except StorageError as error:

@@ -6,21 +6,22 @@ from collections.abc import Collection
 
 from lamfs.errors import StorageError
 from lamfs.model import ContentHash, JournalEntry
-from lamfs.registry import Registry, Seal, damaged_blocks
+from lamfs.registry import Registry, damaged_blocks
 
 
 def compare(registry: Registry, entry: JournalEntry, content: ContentHash) -> list[int] | None:
     """Blocks of a put's spool file, whose hashes are ``content`` now, that are not what was written; noted in its row.
 
-    None: what is known of it has not changed, and it is sound. Without a seal these hashes become it.
+    None: what is known of it has not changed, and it is sound. Then these hashes are its seal from now on: also of what
+    it lacks as an overlay, which comes from the revision that it lies over.
     """
     assert entry.src is not None
     seal, known = registry.seals.of(entry.src), damaged_blocks(entry)
-    if seal is None:
-        if not known and "base" not in entry.payload:
-            registry.seals.add(entry, Seal(content.size, content.blocks))
-        return sorted(known) or None
-    blocks = seal.broken(content)
+    if seal is None and known:
+        return sorted(known)
+    blocks = [] if seal is None else seal.broken(content)
+    if not blocks:
+        registry.seals.add(entry, content.size, content.blocks)
     if set(blocks) != known:
         registry.seals.set_damaged(entry.id, blocks)
     return blocks if blocks or known else None

@@ -31,12 +31,14 @@ READS = frozenset({"fetch", "fetch_stretch", "verify", "get", "head"})
 """Jobs somebody waits for in a read(): the reads pool."""
 CONTROL = frozenset({"put_bytes", "visit"})
 """Small jobs with a deadline (such as renewing the lease): a pool of their own, so that no transfer holds them up."""
-PARTS = frozenset({"send_part", "copy_part", "hash_range", "hash_ends"})
-"""Parts of large files: a pool of their own, so that small files never wait behind them. Jobs that are marked as
-``bulk`` (hashing a large file) go there too."""
+PARTS = frozenset({"send_part", "copy_part"})
+"""Parts of large files: a pool of their own, so that small files never wait behind them."""
+HASHES = frozenset({"hash", "hash_range", "hash_ends"})
+"""What is hashed never waits for storage: a pool of its own, and another for jobs that are marked as ``bulk`` (hashing
+all of a large file)."""
 WRITES = frozenset(
     {
-        "hash", "put", "put_many", "copy", "delete", "clone", "graft",
+        "put", "put_many", "copy", "delete", "clone", "graft",
         "begin_upload", "complete_upload", "abort_upload", "list_parts", "uploads_of",
     }
 )  # fmt: skip

@@ -29,6 +29,7 @@ from lamfs import copying, hashing
 from lamfs.errors import InvalidArgument, LamfsError, StorageError
 from lamfs.storage import open_store, signs
 from lamfs.storage.base import in_parts
+from lamfs.storage.stale import delete_meant
 from lamfs.transfer import fetching, jobs
 from lamfs.transfer.become import become_mover, give_memory_back
 from lamfs.transfer.buffers import Buffers
@@ -44,6 +45,8 @@ READ_THREADS = 32
 """Reads that stall hold a thread for as long as storage may take to answer: others must find a free one."""
 WRITE_THREADS = 8
 PART_THREADS = 8
+HASH_THREADS = 8
+BULK_THREADS = 4
 CONTROL_THREADS = 2
 PROGRESS_SECONDS = 0.1
 """Least time between two progress messages of one job."""
@@ -132,6 +135,8 @@ class Server:
         self._reads = ThreadPoolExecutor(READ_THREADS, "reads")
         self._writes = ThreadPoolExecutor(WRITE_THREADS, "writes")
         self._parts = ThreadPoolExecutor(PART_THREADS, "parts")
+        self._hashes = ThreadPoolExecutor(HASH_THREADS, "hashes")
+        self._bulk = ThreadPoolExecutor(BULK_THREADS, "bulk")
         self._control = ThreadPoolExecutor(CONTROL_THREADS, "control")
         self._store = store
         self._store_error: LamfsError | None = None
@@ -197,7 +202,9 @@ class Server:
             return self._reads
         if op in jobs.CONTROL:
             return self._control
-        return self._parts if op in jobs.PARTS or message.get("bulk") else self._writes
+        if op in jobs.HASHES:
+            return self._bulk if message.get("bulk") else self._hashes
+        return self._parts if op in jobs.PARTS else self._writes
 
     def went_on(self, pool: ThreadPoolExecutor) -> None:
         """A job goes on: those that wait for its pool are not forgotten either. Any worker."""
@@ -310,7 +317,7 @@ def _copy(server: Server, job: _Job) -> Any:
 
 
 def _delete(server: Server, job: _Job) -> Any:
-    server.store.delete(job.message["keys"])
+    return delete_meant(server.store, job.message["meant"])
 
 
 def _head(server: Server, job: _Job) -> Any:

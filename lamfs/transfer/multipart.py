@@ -8,7 +8,7 @@ are moved. Owns which uploads are under way.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from lamfs.errors import InvalidArgument, LamfsError, StorageError, StorageUnava
 from lamfs.hashing import join_ranges
 from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
 from lamfs.registry import PartRecord, Registry, UploadRecord
+from lamfs.registry.seals import UNKNOWN
 from lamfs.transfer.client import Mover
 from lamfs.transfer.guard import Ready, over_anything
 
@@ -39,6 +40,8 @@ LARGEST = 8
 parts up to 5 GiB). So where a part begins does not depend on how large the file becomes."""
 WINDOW = 8
 """Parts of one file under way at a time."""
+SEALED = 16 << 30
+"""Bytes of a file for each part that waits to be sealed with others."""
 
 
 class Segment(NamedTuple):
@@ -107,8 +110,15 @@ class _Job:
     content: ContentHash | None
     hashes: dict[int, ContentHash] = field(default_factory=dict)
     etags: dict[int, str] = field(default_factory=dict)
-    check: Callable[[ContentHash], None] = lambda content: None
+    check: Callable[[ContentHash], Awaitable[None]] | None = None
+    unsealed: list[Part] = field(default_factory=list)
+    """Parts whose hashes are not noted yet."""
     ready: Ready = over_anything
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return sum(part.length for part in self.parts)
 
     def got(self, part: Part, etag: str) -> None:
         """Storage has a part."""
@@ -163,13 +173,14 @@ class Multipart:
         target: str,
         known: Mapping[int, ContentHash],
         progress: Progress,
-        check: Callable[[ContentHash], None] = lambda content: None,
+        check: Callable[[ContentHash], Awaitable[None]] | None = None,
         ready: Ready = over_anything,
     ) -> tuple[str, ContentHash]:
         """As store, of a whole file of ``size`` bytes, more than MD5_MAX, that is hashed as it is sent.
 
-        ``known``: by number, the hashes of parts that are surely as they were when they were sent. ``check`` is called
-        with the file's hashes before they become an object, and may raise.
+        ``known``: by number, the hashes of parts that are surely as they were when they were sent. Each part is sealed
+        (registry/seals.py) before it is sent; of a file of more than 32 GiB some at a time. ``check`` is called with
+        the file's hashes before they become an object, and may raise.
         """
         parts = plan([Segment(0, size)])
         job = _Job(entry, path, target, parts, progress, None, dict(known), check=check, ready=ready)
@@ -197,6 +208,7 @@ class Multipart:
     async def _try(self, job: _Job) -> tuple[str, ContentHash | None]:
         entry, target = job.entry, job.target
         record = await self._resume(entry, target)
+        self._seal(job, [part for part in job.parts if part.number in job.hashes], at_once=True)
         for part in job.parts:
             old = record.parts.get(part.number)
             if old is not None and await self._is_right(job, part, old):
@@ -215,10 +227,10 @@ class Multipart:
         await self._move(job, upload_id)
         content = job.content
         if content is None:
-            size = sum(part.length for part in job.parts)
-            ends = await self._mover.hash_ends(job.path, size)
+            ends = await self._mover.hash_ends(job.path, job.size)
             content = join_ranges((job.hashes[part.number] for part in job.parts), ends)
-            job.check(content)
+            if job.check is not None:
+                await job.check(content)
         etags = [job.etags[part.number] for part in job.parts]
         made = await self._mover.complete_upload(target, upload_id, etags, if_match=await job.ready())
         self._uploads.completed(entry.id)
@@ -230,9 +242,28 @@ class Multipart:
             return False
         if job.content is not None:
             return old.blocks == digests(job.content, part)
+        return old.blocks == (await self._hash(job, part)).blocks
+
+    async def _hash(self, job: _Job, part: Part) -> ContentHash:
+        """The hashes of a part of a file that was not hashed before; it is sealed."""
         if part.number not in job.hashes:
             job.hashes[part.number] = await self._mover.hash_range(job.path, part.offset, part.length)
-        return old.blocks == job.hashes[part.number].blocks
+            self._seal(job, [part])
+        return job.hashes[part.number]
+
+    def _seal(self, job: _Job, parts: Sequence[Part], *, at_once: bool = False) -> None:
+        """Note the hashes of these parts. Each writes the whole seal: of very large files some parts wait."""
+        job.unsealed += parts
+        if not job.unsealed or (not at_once and len(job.unsealed) < job.size // SEALED):
+            return
+        found = sorted(job.unsealed, key=lambda part: part.offset)
+        job.unsealed.clear()
+        first = found[0].offset // BLOCK_SIZE
+        blocks = bytearray()
+        for part in found:
+            blocks += UNKNOWN * (part.offset // BLOCK_SIZE - first - len(blocks) // 32)
+            blocks += job.hashes[part.number].blocks
+        self._registry.seals.add(job.entry, job.size, bytes(blocks), first)
 
     async def _resume(self, entry: JournalEntry, target: str) -> UploadRecord:
         """The record of the row's upload to ``target``; a new one if it has none."""
@@ -307,29 +338,25 @@ class Multipart:
                 job.target, upload_id, part.number, *part.source, part.offset, part.length
             )
             blocks = digests(job.content, part)
-            self.record(job.entry.id, upload_id, part, blocks, etag)
-        elif job.content is not None:
+        else:
+            # The bytes that were hashed are in memory then when they are sent.
+            blocks = (await self._hash(job, part)).blocks if job.content is None else digests(job.content, part)
             with _counted(job) as count:
                 etag, _ = await self._mover.send_part(
                     job.target, upload_id, part.number, job.path, part.offset, part.length, progress=count
                 )
-            self.record(job.entry.id, upload_id, part, digests(job.content, part), etag)
-        else:
-            with _counted(job) as count:
-                etag, hashes = await self.send(job.entry.id, job.target, upload_id, part, job.path, count)
-            job.hashes[part.number] = hashes
+        self.record(job.entry.id, upload_id, part, blocks, etag)
         job.got(part, etag)
 
-    async def send(
-        self, entry_id: int, target: str, upload_id: str, part: Part, path: str, progress: Progress | None = None
-    ) -> tuple[str, ContentHash]:
-        """Hash, send and record a part of a file. Raises also StorageError when the row is gone."""
+    async def send(self, entry_id: int, target: str, upload_id: str, part: Part, path: str) -> ContentHash:
+        """Hash, send and record a part of a file that is still being written. Raises also StorageError when the row is
+        gone."""
         etag, hashes = await self._mover.send_part(
-            target, upload_id, part.number, path, part.offset, part.length, hashed=True, progress=progress
+            target, upload_id, part.number, path, part.offset, part.length, hashed=True
         )
         assert hashes is not None
         self.record(entry_id, upload_id, part, hashes.blocks, etag)
-        return etag, hashes
+        return hashes
 
     def record(self, entry_id: int, upload_id: str, part: Part, blocks: bytes, etag: str) -> None:
         """Storage has a part. Raises StorageError when the row is gone."""

@@ -1,15 +1,18 @@
 """Seals spool files (registry/seals.py) that wait for their upload, soon after they were closed. Loop only.
 
-What is stored at once needs none: the hash that its upload takes is the first one. Large files are hashed by the moving
-process, piece by piece, so that nothing waits for it.
+What is stored at once is sealed by its upload, which hashes it before it sends it (steps.py, batches.py, multipart.py).
+One that is slow, or waits for storage, is not waited for long. Large files are hashed by the moving process, piece by
+piece, so that nothing waits for it.
 """
 
 from __future__ import annotations
 
 import errno
+import heapq
 import logging
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import trio
 
@@ -17,7 +20,7 @@ from lamfs.errors import LamfsError
 from lamfs.hashing import hash_block, zero_block
 from lamfs.model import BLOCK_SIZE, JournalEntry
 from lamfs.registry import Registry
-from lamfs.registry.seals import UNKNOWN, Seal
+from lamfs.registry.seals import UNKNOWN
 from lamfs.spool import SpoolFolder
 from lamfs.transfer.client import Mover
 
@@ -25,28 +28,61 @@ log = logging.getLogger("lamfs.uploader")
 
 AFTER = 0.2
 """Seconds after a close; the upload of a file that need not wait begins sooner."""
+UPLOAD = 2.0
+"""Seconds that an upload under way has to hash a file by itself."""
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
 PAUSE = 9
 """So many times what it took is waited after each file: programs that make many have the loop for themselves."""
+LONGEST = 1.0
+"""Seconds of such a pause at most."""
+UPLOAD_PAUSE = 3
+"""The same, after each piece of a file that is being uploaded."""
 PIECE = 64 << 20
 """Bytes that are hashed by one job."""
+NOTES = 256
+"""Times that the hashes of a file are noted, at most: each note writes all of them."""
+
+
+class _Turn(NamedTuple):
+    """When a file is looked at. ``late``: it is sealed then although it is being uploaded."""
+
+    at: float
+    ino: int
+    late: bool
 
 
 class Sealing:
-    """Owns which files are to be sealed. ``busy(ino, src)``: whether a spool file is being uploaded."""
+    """Owns which files are to be sealed.
 
-    def __init__(self, registry: Registry, mover: Mover, spool: SpoolFolder, busy: Callable[[int, str], bool]) -> None:
+    ``busy(ino, src)``: whether a spool file is being uploaded; ``hashing(ino)``: and is hashed as a whole just now.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        mover: Mover,
+        spool: SpoolFolder,
+        busy: Callable[[int, str], bool],
+        hashing: Callable[[int], bool],
+    ) -> None:
         self._registry = registry
         self._mover = mover
         self._spool = spool
         self._busy = busy
-        self._asked: dict[int, float] = {}
+        self._hashing = hashing
+        self._asked: dict[int, _Turn] = {}
+        self._turns: list[_Turn] = []
+        """A heap of what is in ``_asked``, and of what was."""
         self._work = trio.Event()
 
     def closed(self, ino: int) -> None:
         """A file was closed, or could not be stored."""
-        self._asked[ino] = trio.current_time() + AFTER
+        self._ask(ino, AFTER, late=False)
+
+    def _ask(self, ino: int, seconds: float, *, late: bool) -> None:
+        turn = self._asked[ino] = _Turn(trio.current_time() + seconds, ino, late)
+        heapq.heappush(self._turns, turn)
         self._work.set()
 
     async def run(self) -> None:
@@ -57,25 +93,40 @@ class Sealing:
         except LamfsError as error:
             log.warning("could not look which spool files have no hashes yet: %s", error)
         while True:
-            await self._work.wait()
-            self._work = trio.Event()
-            while self._asked:
-                ino, at = next(iter(self._asked.items()))
-                await trio.sleep(max(at - trio.current_time(), 0))
-                if self._asked.get(ino, at) > at:
-                    self._asked[ino] = self._asked.pop(ino)  # it was closed again: its turn comes later
-                    continue
-                self._asked.pop(ino, None)
-                began = trio.current_time()
-                try:
-                    await self._seal(ino)
-                except (LamfsError, OSError, EOFError) as error:
-                    log.info("the spool file of inode %d has no hashes yet: %s", ino, error)
-                await trio.sleep(PAUSE * (trio.current_time() - began))
+            turn = await self._next()
+            began = trio.current_time()
+            try:
+                await self._seal(turn)
+            except (LamfsError, OSError, EOFError) as error:
+                log.info("the spool file of inode %d has no hashes yet: %s", turn.ino, error)
+            await trio.sleep(min(PAUSE * (trio.current_time() - began), LONGEST))
 
-    async def _seal(self, ino: int) -> None:
-        entry = self._waiting(ino)
-        if entry is None or entry.src is None or self._registry.seals.of(entry.src) is not None:
+    async def _next(self) -> _Turn:
+        """Wait until a file is to be looked at."""
+        while True:
+            while self._turns and self._asked.get(self._turns[0].ino) is not self._turns[0]:
+                heapq.heappop(self._turns)  # it was closed again: its turn comes later
+            self._work = trio.Event()
+            if not self._turns:
+                await self._work.wait()
+                continue
+            turn = self._turns[0]
+            with trio.move_on_at(turn.at):
+                await self._work.wait()
+                continue
+            del self._asked[turn.ino]
+            return heapq.heappop(self._turns)
+
+    async def _seal(self, turn: _Turn) -> None:
+        entry = self._waiting(turn.ino)
+        if entry is None or entry.src is None:
+            return
+        seals = self._registry.seals
+        seal = seals.of(entry.src)
+        if seal is not None and UNKNOWN not in seal.blocks:
+            return
+        if self._busy(turn.ino, entry.src) and (not turn.late or self._hashing(turn.ino)):
+            self._ask(turn.ino, UPLOAD, late=True)
             return
         missing: set[int] = set()
         with self._spool.opened(entry.src, os.O_RDONLY) as fd:
@@ -83,21 +134,30 @@ class Sealing:
             if "base" in entry.payload:
                 present = self._registry.overlays.present(entry.src)
                 missing = set(range(-(-size // BLOCK_SIZE))) - present
-            blocks = bytearray()
             if size <= SMALL:
-                blocks += hash_block(os.pread(fd, size, 0)) if size else b""
-                if missing:
-                    return
-            else:
-                for offset in range(0, size, PIECE):
-                    length = min(PIECE, size - offset)
-                    blocks += await self._hash(entry.src, fd, offset, length)
-                    now = self._waiting(ino)
+                if not missing:
+                    seals.add(entry, size, hash_block(os.pread(fd, size, 0)) if size else b"")
+                return
+            # An upload begins at the other end: what it has hashed meanwhile is left out.
+            stretch = max(size // NOTES // PIECE, 1) * PIECE
+            for start in range((size - 1) // stretch * stretch, -1, -stretch):
+                end = min(start + stretch, size)
+                first, count = start // BLOCK_SIZE, -(-(end - start) // BLOCK_SIZE)
+                seal = seals.of(entry.src)
+                if seal is not None and seal.knows(first, count):
+                    continue
+                blocks = bytearray()
+                for offset in range(start, end, PIECE):
+                    began = trio.current_time()
+                    blocks += await self._hash(entry.src, fd, offset, min(PIECE, end - offset))
+                    now = self._waiting(turn.ino)
                     if now is None or (now.src, now.gen) != (entry.src, entry.gen):
                         return
-        for block in missing:
-            blocks[32 * block : 32 * block + 32] = UNKNOWN
-        self._registry.seals.add(entry, Seal(size, bytes(blocks)))
+                    if self._busy(turn.ino, entry.src):
+                        await trio.sleep(UPLOAD_PAUSE * (trio.current_time() - began))
+                for block in missing.intersection(range(first, first + count)):
+                    blocks[32 * (block - first) : 32 * (block - first) + 32] = UNKNOWN
+                seals.add(entry, size, bytes(blocks), first)
 
     async def _hash(self, src: str, fd: int, offset: int, length: int) -> bytes:
         if length % BLOCK_SIZE == 0 and not _has_data(fd, offset, length):
@@ -106,11 +166,11 @@ class Sealing:
         return (await self._mover.hash_range(self._spool.path(src), offset, length)).blocks
 
     def _waiting(self, ino: int) -> JournalEntry | None:
-        """The put of a file that is closed and waits."""
+        """The put of a file that is closed, and not stored."""
         entry = self._registry.journal.put_of(ino)
         if entry is None or entry.state != "ready" or entry.owner != self._registry.journal.owner:
             return None
-        return None if entry.src is None or self._busy(ino, entry.src) else entry
+        return entry
 
 
 def _has_data(fd: int, offset: int, length: int) -> bool:

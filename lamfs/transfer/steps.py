@@ -7,6 +7,7 @@ before storage is changed, and before a spool file goes whose row was struck off
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Collection, Iterable
@@ -39,6 +40,7 @@ from lamfs.transfer.conflicts import Conflicts, hash_opened
 from lamfs.transfer.durable import LogSync, beside, sync_file
 from lamfs.transfer.guard import Guard, Permit, Ready, anybody
 from lamfs.transfer.multipart import Multipart, Segment
+from lamfs.transfer.stale import give_up_move, meant_by, say_left
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
@@ -160,9 +162,11 @@ class Steps:
         if not self._is_hashed_as_sent(upload.size, base, artifact):
             with trio.CancelScope() as scope:
                 self._hashing[ino] = scope
-                content = await self._hash(entry.src, base.content if base is not None else None, upload)
+                try:
+                    content = await self._hash(entry.src, base.content if base is not None else None, upload)
+                finally:
+                    del self._hashing[ino]
                 upload.size = content.size
-            self._hashing.pop(ino, None)
             if scope.cancelled_caught:
                 raise StorageError("The file was deleted while it was hashed.")
             artifact = registry.artifacts.by_ino(ino)
@@ -178,16 +182,17 @@ class Steps:
             target = registry.commits.put_target(entry)
         self._busy_objects.add(target)
         try:
-            if (
-                entry.object_key not in (None, target)
-                and registry.artifacts.with_object(entry.object_key or "") is None
-            ):
-                # An earlier try may have written elsewhere, before the file was renamed.
-                registry.journal.add_delete(entry.object_key or "")
             replaces = artifact is not None and artifact.revision.object_key == target
+            earlier = entry.object_key if entry.object_key != target else None
+            if earlier is not None and registry.artifacts.with_object(earlier) is not None:
+                earlier = None
+            if earlier is not None:
+                # An earlier try may have written elsewhere, before the file was renamed.
+                registry.journal.add_delete(earlier)
             if replaces:
                 await self._permit(True)
-            if replaces and self._store.kind != "local":  # which syncs them itself before it replaces the old ones
+            if (replaces or earlier is not None) and self._store.kind != "local":
+                # (A local folder syncs them itself before it replaces the old ones.)
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
                 found = await beside(
                     lambda: self._conflicts.find(entry, artifact, target),
@@ -208,7 +213,7 @@ class Steps:
                     consumed = False
                     etag, content = await self._multipart.store_unhashed(
                         entry, upload.size, path, target, upload.known, upload.moved,
-                        lambda found: self._compare(entry, found), guard.ready,
+                        lambda found: self._compare_for_good(entry, found), guard.ready,
                     )  # fmt: skip
                 else:
                     etag, consumed = await self._send(content, path, target, upload, base, guard.ready)
@@ -233,6 +238,11 @@ class Steps:
         self.hooks.damaged(entry.ino, entry.src, blocks)
         if blocks:
             raise damage.error(what(self._registry, entry), self._spool.shown(entry.src), blocks)
+
+    async def _compare_for_good(self, entry: JournalEntry, content: ContentHash) -> None:
+        """As _compare; what is known of the file then survives a power cut."""
+        self._compare(entry, content)
+        await self.durable()
 
     async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
         """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""
@@ -269,6 +279,10 @@ class Steps:
             return self._spool.stat(check_spool_name(entry.src)).st_size
         except (OSError, InvalidName, StorageError):
             return batches.SMALL + 1
+
+    def is_hashing(self, ino: int) -> bool:
+        """Whether all of a file is being hashed before it is sent."""
+        return ino in self._hashing
 
     def abandon(self, ino: int) -> None:
         """The inode is gone: do not go on hashing it. What is being sent already is finished, and deleted then."""
@@ -462,6 +476,9 @@ class Steps:
         try:
             await self.hooks.pin(target)
             await self.hooks.pin(before.revision.object_key)
+            if not await self._is_free(target):
+                give_up_move(registry, entry, self._store.url(target))
+                return
             registry.commits.begin_move(target)
             await self.durable()
             await self._permit(True)  # what was pinned may have taken long
@@ -476,12 +493,25 @@ class Steps:
         finally:
             self._busy_objects -= objects
 
+    async def _is_free(self, target: str) -> bool:
+        """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
+        if self._registry.journal.may_be_ours(target):
+            return True
+        try:
+            await self._mover.head(target)
+        except StorageError as error:
+            if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+                return True
+            raise
+        return False
+
     async def delete(self, entries: list[JournalEntry]) -> None:
         """Delete objects that no artifact needs, many in one request."""
         assert self.hooks is not None
         registry = self._registry
         rows: list[JournalEntry] = []
         keys: set[str] = set()
+        meant = meant_by(entries)
         for entry in entries:
             assert entry.object_key is not None
             if entry.object_key in self._busy_objects or registry.journal.holds(entry.object_key):
@@ -499,7 +529,8 @@ class Steps:
                 await self.hooks.pin(key)
             await self.durable()
             await self._permit(True)  # what was pinned may have taken long
-            await self._mover.delete(sorted(keys))
+            for key in await self._mover.delete({key: meant[key] for key in sorted(keys)}):
+                say_left(self._store.url(key))
             with registry.db.transaction():
                 for entry in rows:
                     registry.journal.done(entry.id)

@@ -220,7 +220,7 @@ class Streams:
                     if stream.has_ended():
                         return
                     begun = trio.current_time()
-                    _, hashes = await self._multipart.send(entry_id, target, upload_id, part, path)
+                    hashes = await self._multipart.send(entry_id, target, upload_id, part, path)
             except LamfsError as error:
                 log.info("%s is not sent on before it is complete: %s", stream.src, error)
                 stream.end()

@@ -113,7 +113,7 @@ class Uploader:
         self._steps = Steps(registry, store, mover, spool, origin, permit)
         self.puts = Puts(registry, self._steps, spool)
         self.settling = Settling(registry, spool)
-        self.sealing = Sealing(registry, mover, spool, self.is_uploading)
+        self.sealing = Sealing(registry, mover, spool, self.is_uploading, self._steps.is_hashing)
         self._wanted = self.puts.wanted
         self.beat = Beat()
         """All that is done for the journal ..."""

@@ -126,7 +126,7 @@ class Model:
         self.broken: set[str] = set()
         """Paths that cannot be read since damage; that is known and named."""
         self.blemished = False
-        """Storage was damaged, and fsck has to say so from then on."""
+        """Storage was damaged, or the registry is older than it, and fsck has to say so from then on."""
         self.counts: dict[str, int] = {}
 
     def know(self, version: Version) -> Version:

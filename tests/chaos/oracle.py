@@ -217,7 +217,9 @@ def check_somewhere(
     for excuse in excuses:
         forgiven.setdefault(excuse.file.version.digest, []).append(excuse)
     lost = []
+    names: dict[str, frozenset[str]] = {}
     for file in claims:
+        names[file.version.digest] = names.get(file.version.digest, frozenset()) | file.names
         if file.version.digest in digests:
             continue
         missing = [] if file.version.opaque else ranges.missing(file.version)
@@ -238,6 +240,12 @@ def check_somewhere(
         ):
             raise Violation("unnamed", f"{what} is lost ({excused[0].why}), and nothing says so")
     log.write("scan", machine=machine.name, files=len(found.tree), unreadable=found.unreadable, lost=lost)
+    for path, each in found.tree.items():
+        known = names.get(each.version.digest)
+        if not path.startswith(f"{LOST}/") or known is None or path.rpartition("/")[2] in known:
+            continue  # somebody knows it by that name
+        if not log.named([path, *known]):
+            raise Violation("unnamed", f"on {machine.name} '{path}' ({each.version}) is there, and nothing says so")
     if lost:
         raise Violation("lost", f"on {machine.name}, {len(lost)} of {len(list(model.claims()))}: " + "; ".join(lost))
     _check_bytes(machine, found, mixed)

@@ -11,6 +11,8 @@ from tests.chaos.world import NAME, SLUG, Machine, Mount, Result, Violation
 from tests.support import watchdog
 
 _DELETE = re.compile(r"delete (/\S+/(?:snapshot|lease)\.json)")
+_GONE = re.compile(r"^problem: storage: the object .* is gone \(artifact", re.MULTILINE)
+_NOT_STORED = re.compile(r"is unmounted, but the registry was not stored: .* is damaged .*--restore", re.DOTALL)
 END_SECONDS = 120.0
 """How long an unmount may take when storage answers."""
 STUCK_SECONDS = 15.0
@@ -42,8 +44,9 @@ def try_repairs(machine: Machine, rng: random.Random, count: int, *, restore: bo
         commands[name](machine)
 
 
-def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck: bool = False) -> None:
+def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck: bool = False) -> bool:
     """Have the instance mounted at the machine's first mountpoint, everything stored, and looked at by fsck --repair.
+    Returns whether fsck names objects that are gone.
 
     ``restore``: whether the registry in storage may be taken when nothing else helps, and at random. ``stuck``:
     something that cannot be stored may keep the mount from ending without --force, if that is said. Raises Violation
@@ -61,20 +64,26 @@ def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck
     stored = machine.cli("sync", str(mount.path), "--timeout", str(limit))
     if not stored.good and world.storage.stalled():
         stored = machine.cli("sync", str(mount.path), "--timeout", str(limit))
-    if not stored.good and not stuck:
+    # A bad page of the registry may be met only now, and nothing more is stored then: what is said is the way back.
+    late = restore and not stored.good and "--restore" in stored.output
+    if not stored.good and not stuck and not late:
         world.complain("hang", f"everything answers, and {stored}")
-    unmount(machine, mount, stuck=stuck)
+    ended = unmount(machine, mount, stuck=stuck or late, damaged=restore)
+    if late or "--restore" in ended.output:
+        machine.connect("--restore")
     machine.cli("fsck", "--repair", "--instance", SLUG)
     _mount(machine, restore=restore)
     machine.json("status")
-    if "--restore" in machine.cli("fsck", "--instance", SLUG).output and restore:
+    checked = machine.cli("fsck", "--instance", SLUG)
+    if "--restore" in checked.output and restore:
         # What is wrong with the registry may be seen late; this is what it says to do.
-        unmount(machine, mount, stuck=True)
+        unmount(machine, mount, stuck=True, damaged=True)
         machine.connect("--restore")
         machine.cli("fsck", "--repair", "--instance", SLUG)
         _mount(machine, restore=restore)
-        machine.cli("fsck", "--instance", SLUG)
+        checked = machine.cli("fsck", "--instance", SLUG)
     machine.hear_logs()
+    return _GONE.search(checked.output) is not None
 
 
 def _mount(machine: Machine, *, restore: bool) -> None:
@@ -107,15 +116,20 @@ def _mount(machine: Machine, *, restore: bool) -> None:
     raise Violation("refused", f"there is no way back to a mount on {machine.name}:\n{text}")
 
 
-def unmount(machine: Machine, mount: Mount, *, stuck: bool = False) -> None:
-    """Unmount; what does not end by itself is a complaint, unless that is foreseen and said, and is ended by force."""
+def unmount(machine: Machine, mount: Mount, *, stuck: bool = False, damaged: bool = False) -> Result:
+    """Unmount; what does not end by itself is a complaint, unless that is foreseen and said, and is ended by force.
+
+    ``damaged``: that a registry which is damaged could not be stored is foreseen, too. Returns what was said first.
+    """
     mount.stop_worker()
     words = ("--timeout", str(STUCK_SECONDS)) if stuck else ()
     result = machine.umount(mount, *words, seconds=END_SECONDS)
     if not result.good and machine.world.storage.stalled():
         result = machine.umount(mount, *words, seconds=END_SECONDS)
     if result.good:
-        return
+        return result
+    if damaged and _NOT_STORED.search(result.output):
+        return result
     if not (stuck and "--force" in result.output):
         machine.world.complain("hang" if result.hung else "refused", f"everything answers, and {result}")
     forced = machine.umount(mount, "--force", seconds=END_SECONDS)
@@ -125,3 +139,4 @@ def unmount(machine: Machine, mount: Mount, *, stuck: bool = False) -> None:
     if watchdog.is_mounted(str(mount.path)):
         machine.umount(mount)
     mount.mounted = False
+    return result

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.chaos import oracle
+from tests.chaos import oracle, recovery
 from tests.chaos.content import CHUNK, PAGE, Piece, Ranges, Version, explain, stream_bytes
 from tests.chaos.model import Doubt, Excuse, File, Model, Plan, Stage
 from tests.chaos.oracle import Found, Scan
-from tests.chaos.world import Log, Violation
+from tests.chaos.world import Log, Result, Violation
 
 
 def chunks(data: bytes) -> Iterable[bytes]:
@@ -227,3 +228,66 @@ def test_old_or_new_and_a_page_of_each_only_where_it_was_written_in_place() -> N
             oracle.resolve(model, Mount(), [Doubt("a rename", stages)])  # type: ignore[arg-type]
     finally:
         oracle.SEEN_SECONDS = kept
+
+
+# -- recovery, with a machine that is only said to be there -----------------------------------------------------------
+
+
+class LateMachine:
+    """A machine whose registry has a bad page that is met when something is to be stored, or it itself at the end:
+    by the command ``late``."""
+
+    name = "A"
+
+    def __init__(self, log: list[str], late: str = "sync") -> None:
+        self.late = late
+        self.world = self.storage = self
+        self.log, self.whole = log, False
+        self.mounts = [self]
+        self.path, self.mounted, self.daemon, self.knows = Path("/mnt"), False, 1, True
+
+    def running(self) -> None: ...
+    def stop_worker(self) -> None: ...
+    def hear_logs(self) -> None: ...
+    def stalled(self) -> bool:
+        return False
+
+    def complain(self, kind: str, text: str) -> None:
+        raise Violation(kind, text)
+
+    def cli(self, *words: str) -> Result:
+        self.log.append(words[0])
+        good = self.whole or words[0] != self.late
+        wrong = "/mnt is unmounted, but the registry was not stored: it is damaged (…); 'lamfs connect --restore' helps"
+        said = (
+            "problem: storage: the object s3://b/.lamindb/x of 'a' is gone (artifact x)\n" if words[0] == "fsck" else ""
+        )
+        return Result(words, int(not good), said if good else wrong, False)
+
+    def json(self, *words: str) -> None: ...
+
+    def mount(self, mount: LateMachine) -> Result:
+        self.mounted = True
+        return self.cli("mount")
+
+    def umount(self, mount: LateMachine, *words: str, seconds: float) -> Result:
+        self.mounted = False
+        return self.cli("umount")
+
+    def connect(self, *words: str) -> Result:
+        self.whole = self.whole or "--restore" in words
+        return self.cli("connect", *words)
+
+
+@pytest.mark.parametrize("late", ["sync", "umount"])
+def test_a_registry_that_is_found_damaged_late_is_restored_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    monkeypatch.setattr(recovery, "try_repairs", lambda *_, **__: None)
+    log: list[str] = []
+    machine = LateMachine(log, late)
+    assert recovery.recover(machine, random.Random(1))  # type: ignore[arg-type]  # an object is gone, fsck says
+    assert log[:4] == ["mount", "sync", "umount", "connect"]
+    assert machine.whole
+    with broken("hang" if late == "sync" else "refused"):
+        recovery.recover(LateMachine([], late), random.Random(1), restore=False)  # type: ignore[arg-type]

@@ -25,10 +25,11 @@ from typing import Any, NamedTuple, Self
 
 from blake3 import blake3
 
-from lamfs.model import instance_id
+from lamfs.model import StorageConfig, instance_id
 from tests.support import watchdog
 from tests.support.mounts import children, is_alive, log_records
 from tests.support.servers import SeaweedServer
+from tests.support.spools import spool_of
 
 ROOT = Path(__file__).resolve().parents[2]
 OWNER, NAME = "tester", "one"
@@ -467,9 +468,8 @@ class Machine:
 
     @property
     def spool(self) -> Path:
-        """The spool folder. Machines share it where storage is a folder."""
-        root = self.world.storage.root
-        return Path(root) / ".lamindb" / "_spool" / HEX if root.startswith("/") else self.directory / "spool"
+        """The spool folder."""
+        return spool_of(SLUG, StorageConfig(self.world.storage.root), self.data_dir)
 
     @property
     def active(self) -> list[Mount]:
@@ -563,7 +563,7 @@ class Machine:
     def umount(self, mount: Mount, *words: str, seconds: float = COMMAND_SECONDS) -> Result:
         """``lamfs umount``."""
         result = self.cli("umount", *words, str(mount.path), seconds=seconds)
-        if result.good:
+        if result.good or f"{mount.path} is unmounted" in result.output:  # though not all went well then
             mount.mounted = False
         return result
 

@@ -384,10 +384,8 @@ def test_killed_during_a_large_copy(fragile: MountedInstance, tmp_path: Path) ->
 
 
 def spooled_bytes(instance: MountedInstance) -> int:
-    local = Path(instance.storage.root) / ".lamindb" / "_spool" / instance.directory.name
-    folder = local if instance.storage.root.startswith("/") else instance.directory / "spool"
     total = 0
-    for path in folder.iterdir():
+    for path in instance.spool.iterdir():
         with contextlib.suppress(FileNotFoundError):
             total += path.stat().st_size
     return total

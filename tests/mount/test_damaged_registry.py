@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,24 @@ def test_unmounting_mends_the_copy_in_storage_and_keeps_the_last_ones(instance: 
     assert any(name.startswith(f"{kept.PREFIX}{instance.directory.name}/") for name in objects(instance))
     store.close()
     assert instance.fsck() == []
+
+
+def test_umount_says_that_the_registry_could_not_be_stored(instance: MountedInstance) -> None:
+    """What another machine has put there stays; the daemon alone knew that, and umount said that all was well."""
+    filled(instance)
+    key = f"{instance.directory.name}.lndb"
+    store = open_store(instance.storage)
+    instance.mount()
+    (instance.path / "b.csv").write_bytes(b"second")
+    theirs = instance.base / "theirs"
+    theirs.write_bytes(store.get(key))
+    with contextlib.closing(sqlite3.connect(theirs)) as db, db:
+        db.execute("UPDATE storage SET uid='YYYYYYYYYYYY'")
+    store.put_bytes(key, theirs.read_bytes())
+    instance.expect_log("is of another instance than")
+    done = instance.cli("umount", str(instance.path), check=False)
+    assert done.returncode == 1
+    assert f"{instance.path} is unmounted, but the registry was not stored: The registry " in done.stderr
+    assert "is of another instance than" in done.stderr
+    assert not instance.mounted
+    store.close()

@@ -33,6 +33,7 @@ from tests.support.hostile import HostileServer, reply
 from tests.support.proxy import FaultProxy
 from tests.support.servers import Server
 from tests.support.servers_fixtures import BUCKET
+from tests.support.spools import spool_of
 
 pytestmark = pytest.mark.usefixtures("fuse", "strace")
 
@@ -104,7 +105,7 @@ def ino_of(conn: sqlite3.Connection, key: str) -> int:
 def wants_the_home(conn: sqlite3.Connection, machine: Machine) -> None:
     """Rows that tell to store, to show, to write over and to remove files of the home."""
     home = machine.home
-    spool = machine.base / "store/.lamindb/_spool" / instance_id(SLUG).hex
+    spool = spool_of(SLUG, StorageConfig(str(store_of(machine))), machine.data_dir)
     key = f"{home}/.ssh/id_rsa"
     for turn, (name, src, state) in enumerate(
         (
@@ -290,15 +291,21 @@ def test_links_in_a_storage_lead_nowhere(good: Good, machine: Machine, command: 
         lamfs(machine, "close", code=None)
 
 
-@pytest.mark.parametrize("place", [".lamindb/_spool", f".lamindb/_spool/{instance_id(SLUG).hex}", ".lamindb"])
+@pytest.mark.parametrize("place", [".lamindb/_spool", "own", "common", ".lamindb"])
 def test_a_spool_folder_that_is_a_link_to_documents(good: Good, machine: Machine, place: str) -> None:
     store = put(good, machine, wants_the_home)
+    used = place != "common"  # nothing is in that but what older versions have left
+    if place == "own":
+        place = str(spool_of(SLUG, StorageConfig(str(store)), machine.data_dir).relative_to(store))
+    elif place == "common":
+        place = f".lamindb/_spool/{instance_id(SLUG).hex}"
     (store / place).parent.mkdir(exist_ok=True)
     if place == ".lamindb":
         (store / place).rename(store / "objects")
     (store / place).symlink_to(machine.home / "Documents")
     if lamfs(machine, "connect", str(store), code=None).code == 0:
-        lamfs(machine, "mount", str(machine.mountpoint), code=1)
+        lamfs(machine, "mount", str(machine.mountpoint), code=1 if used else None)
+        lamfs(machine, "umount", str(machine.mountpoint), code=None)
         lamfs(machine, "mount", "--read-only", str(machine.mountpoint), code=None)
         with contextlib.suppress(OSError):
             (machine.mountpoint / "kept/0.txt").read_bytes()

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from tests.mount.test_spool import spool_path
 from tests.support.mounts import MountedInstance, children, wait_until
 
 
@@ -40,7 +39,7 @@ def held(path: Path, flags: int) -> Iterator[int]:
 
 def spool_file(instance: MountedInstance, data: bytes) -> Path:
     """The spool file with these bytes."""
-    (found,) = [path for path in spool_path(instance).iterdir() if path.read_bytes() == data]
+    (found,) = [path for path in instance.spool.iterdir() if path.read_bytes() == data]
     return found
 
 

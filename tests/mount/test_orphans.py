@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -90,3 +91,42 @@ def test_a_mount_removes_what_dead_processes_left(local_instance: MountedInstanc
     assert other.exists()
     assert str(left) in local_instance.log()
     assert "removed 1 temporary files of processes that are gone: 1048576 bytes" in local_instance.log()
+
+
+def test_a_later_revision_than_the_registry_knows(
+    mount: MountedInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A read that finds it says what to do; after that, and in a mount that lives, the bytes can be read."""
+    for name in [name for name in mount.env if name.startswith("AWS_")]:
+        monkeypatch.setenv(name, mount.env[name])
+    path = mount.path / "a.csv"
+    path.write_bytes(b"one")
+    mount.sync()
+    mount.remount(empty_cache=True)
+    uid, key = mount.info("a.csv")["uid"], "a.csv"
+    (tmp_path / "later").write_bytes(b"two, and longer")
+    store = open_store(mount.storage)
+    try:
+        with mount.registry() as registry:
+            record = registry.artifacts.by_uid(uid)
+        assert record is not None
+        meta = ObjectMeta(uid, key, 2, None)
+        store.put_file(record.revision.object_key, str(tmp_path / "later"), meta=meta)
+    finally:
+        store.close()
+    mount.expect_log(r"is gone, or is not what this registry knows.*'lamfs fsck --repair' makes that readable")
+    with pytest.raises(OSError) as caught:
+        path.read_bytes()
+    assert caught.value.errno in (errno.ESTALE, errno.EIO)
+    (changed,) = mount.status()["storage_changed"]
+    assert (changed["key"], changed["uid"]) == (key, uid)
+    assert "OBJECT CHANGED" in mount.cli("status").stdout
+    assert "'a.csv'" in mount.cli("fsck", "--repair").stdout
+    assert path.read_bytes() == b"two, and longer"
+    assert path.stat().st_size == 15
+    assert mount.status()["storage_changed"] == []
+    mount.cli("fsck", "--data")
+    with path.open("ab") as stream:
+        stream.write(b"!")
+    mount.remount(empty_cache=True)
+    assert path.read_bytes() == b"two, and longer!"

@@ -24,7 +24,7 @@ class Crafted:
 
     def __init__(self, instance: MountedInstance) -> None:
         self.instance = instance
-        self.spool = spool_path(instance)
+        self.spool = instance.spool
         self.secrets: list[Path] = []
         instance.mount()
         for name in ("absolute", "relative", "newline", "link", "nothing", "sound"):
@@ -87,12 +87,6 @@ class Crafted:
             assert not [data for data in contents if SECRET.encode() in data]
             assert b"written last" in contents
             assert found.registry.journal.entries() == []
-
-
-def spool_path(instance: MountedInstance) -> Path:
-    local = instance.storage.root.startswith("/")
-    name = instance.directory.name
-    return Path(instance.storage.root, ".lamindb", "_spool", name) if local else instance.directory / "spool"
 
 
 @contextlib.contextmanager
@@ -181,7 +175,7 @@ def documents(instance: MountedInstance) -> Path:
     folder.mkdir(mode=0o755)
     for name in ("letter.txt", spool_name(7)):
         (folder / name).write_text(name)
-    path = spool_path(instance)
+    path = instance.spool
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(folder)
     return folder
@@ -202,7 +196,7 @@ def refused(instance: MountedInstance, *words: str) -> str:
 
 
 def test_a_spool_that_is_a_link_is_not_used(instance: MountedInstance, documents: Path) -> None:
-    path = spool_path(instance)
+    path = instance.spool
     instance.expect_log("is not used, because it is a link")
     for words in (("mount", str(instance.path)), ("mount", "--read-only", str(instance.path))):
         said = refused(instance, *words)
@@ -221,7 +215,7 @@ def test_a_spool_that_is_a_link_is_not_used(instance: MountedInstance, documents
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_somebody_elses_spool_is_not_used(instance: MountedInstance) -> None:
-    path = spool_path(instance)
+    path = instance.spool
     path.mkdir(parents=True)
     (path / spool_name(7)).write_text("theirs")
     os.chown(path, 12345, 12345)
@@ -233,7 +227,7 @@ def test_somebody_elses_spool_is_not_used(instance: MountedInstance) -> None:
 
 
 def test_a_spool_that_others_may_enter_is_closed_to_them(instance: MountedInstance) -> None:
-    path = spool_path(instance)
+    path = instance.spool
     path.mkdir(parents=True)
     path.chmod(0o777)
     (path / "notes.txt").write_text("of nobody")

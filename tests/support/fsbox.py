@@ -49,6 +49,7 @@ from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
+from lamfs.storage.stale import Meant, delete_meant
 from lamfs.transfer.guard import Permit, anybody
 from lamfs.transfer.uploader import Uploader
 from tests.support.tree import check_tree
@@ -75,6 +76,8 @@ class MemoryStore:
     begun: int = 0
     made: dict[str, tuple[list[str], str]] = field(default_factory=dict)
     sent: list[int] = field(default_factory=list)
+    metas: dict[str, Any] = field(default_factory=dict)
+    begun_with: dict[str, Any] = field(default_factory=dict)
     config: StorageConfig = StorageConfig("s3://bucket/prefix")  # noqa: RUF009
     kind: str = "s3"
     cache_name: str = "bucket/prefix"
@@ -122,14 +125,18 @@ class MemoryStore:
         if_match: str | None = None,
     ) -> ObjectStat:
         self._require(key, if_match)
-        self.objects[key] = Path(path).read_bytes()
+        self.objects[key], self.metas[key] = Path(path).read_bytes(), meta
         return self._stat(key)
+
+    def meta(self, key: str) -> Any:
+        self._stat(key)
+        return self.metas.get(key)
 
     def copy(
         self, src: str, dst: str, *, etag: str | None = None, size: int | None = None, meta: Any = None
     ) -> ObjectStat:
         self._stat(src, etag)
-        self.objects[dst] = self.objects[src]
+        self.objects[dst], self.metas[dst] = self.objects[src], meta
         return self._stat(dst)
 
     def delete(self, keys: Any) -> None:
@@ -144,6 +151,7 @@ class MemoryStore:
     def begin_upload(self, key: str, meta: Any = None) -> str:
         self.begun += 1
         self.unfinished[f"u{self.begun}"] = (key, {})
+        self.begun_with[f"u{self.begun}"] = meta
         return f"u{self.begun}"
 
     def _parts(self, key: str, upload_id: str) -> dict[int, bytes]:
@@ -179,6 +187,7 @@ class MemoryStore:
         assert [_md5(parts[number]) for number in range(1, len(etags) + 1)] == list(etags)
         self.objects[key] = b"".join(parts[number] for number in range(1, len(etags) + 1))
         del self.unfinished[upload_id]
+        self.metas[key] = self.begun_with[upload_id]
         self.made[upload_id] = (list(etags), self._stat(key).etag)
         return self._stat(key).etag
 
@@ -346,8 +355,9 @@ class DirectMover:
         found: ObjectStat = await self._job("copy", dst, work)
         return found
 
-    async def delete(self, keys: list[str]) -> None:
-        await self._job("delete", keys[0], lambda: self._box.store.delete(keys))
+    async def delete(self, meant: Meant) -> list[str]:
+        left: list[str] = await self._job("delete", next(iter(meant)), lambda: delete_meant(self._box.store, meant))
+        return left
 
     async def head(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()

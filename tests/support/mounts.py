@@ -43,6 +43,7 @@ from lamfs.ops import mounts as mount_records
 from lamfs.registry import Registry
 from tests.support import watchdog
 from tests.support.servers import Server
+from tests.support.spools import spool_of
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -376,11 +377,14 @@ class MountedInstance:
         problems: list[str] = report["problems"]
         return problems
 
+    @property
+    def spool(self) -> Path:
+        """The spool folder."""
+        return spool_of(self.slug, self.storage, self.data_dir)
+
     def spooled(self) -> list[str]:
         """Names of the spool files."""
-        local = Path(self.storage.root) / ".lamindb" / "_spool" / self.directory.name
-        folder = local if self.storage.root.startswith("/") else self.directory / "spool"
-        return sorted(path.name for path in folder.iterdir() if path.is_file())
+        return sorted(path.name for path in self.spool.iterdir() if path.is_file())
 
     # -- the log ------------------------------------------------------------------------------------------------
 

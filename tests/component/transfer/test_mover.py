@@ -101,7 +101,10 @@ async def test_each_job_does_what_the_store_does(mover: Mover, config: StorageCo
     assert await mover.head("a/b.bin") == put
     copied = await mover.copy("a/b.bin", "c", etag=put.etag)
     assert open_store(config).get("c") == data
-    await mover.delete(["a/b.bin", "never-there"])
+    other = {"a/b.bin": ["another"], "never-there": ["x"]}
+    assert await mover.delete(other) == ["a/b.bin"], "it is not the one that is meant"
+    assert await mover.head("a/b.bin") == put
+    assert await mover.delete({"a/b.bin": [put.etag, "another"], "never-there": None}) == []
     with pytest.raises(ObjectMissing):
         await mover.head("a/b.bin")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import stat
 from pathlib import Path
 
@@ -98,7 +100,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Mon
 def test_places_of_an_instance(tmp_path: Path) -> None:
     local = InstanceSettings("a/b", StorageConfig("/store"))
     remote = InstanceSettings("a/b", StorageConfig("s3://bucket/p"))
-    assert local.spool_place == ("/store", (".lamindb", "_spool", local.id.hex))
+    assert local.spool_place == ("/store", (".lamindb", "_spool", f"{local.id.hex}.{config.spool_mark()}"))
     assert remote.spool_place == (str(remote.directory), ("spool",))
     assert remote.registry_path == config.data_dir() / remote.id.hex / "registry.lndb"
     assert remote.snapshot_key == f"{remote.id.hex}.lndb"
@@ -109,6 +111,21 @@ def test_the_machine_has_one_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert config.machine_token() == name
     monkeypatch.setenv("LAMFS_DATA_DIR", str(tmp_path / "another"))
     assert config.machine_token() != name
+
+
+def test_a_spool_is_that_of_one_data_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a copied one, too, whose original may be at work: a name of its host or the token alone would not tell."""
+    mark = config.spool_mark()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "renamed")
+        assert config.spool_mark() == mark
+    moved = config.data_dir().rename(tmp_path / "moved")
+    shutil.copytree(moved, tmp_path / "copied")
+    monkeypatch.setenv("LAMFS_DATA_DIR", str(moved))
+    assert config.spool_mark() == mark
+    monkeypatch.setenv("LAMFS_DATA_DIR", str(tmp_path / "copied"))
+    assert config.spool_mark() != mark
+    assert config.machine_token()
 
 
 def test_the_environment_names_an_instance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,17 @@ import os
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lamfs import config
-from lamfs.errors import InvalidArgument, LamfsError, RegistryError
+from lamfs.errors import DamagedRegistry, InvalidArgument, LamfsError, PreconditionFailed, RegistryError, TooLarge
 from lamfs.model import StorageConfig, instance_id
 from lamfs.ops import artifacts, fsck, recover, setup, snapshot, working_copy
 from lamfs.ops.instance import Instance
+from lamfs.registry import Lost
+from lamfs.storage.local import LocalStore
 from tests.support.ops import machine, write_spool
 
 
@@ -301,36 +304,43 @@ def test_what_somebody_else_has_stored_is_not_replaced_without_a_mount(
         if when == "before":
             change()
         else:
-            changes = [change]
+            changes, put = [change], LocalStore.put_file
 
-            def sync(_: Path) -> None:
+            def put_later(*args: Any, **how: Any) -> Any:
                 if changes:
                     changes.pop()()
+                return put(*args, **how)
 
-            monkeypatch.setattr(recover, "sync_log", sync)
-        for _ in range(2):
+            monkeypatch.setattr(LocalStore, "put_file", put_later)
+        for _ in range(4):  # the objects go home one after the other
             recover.finish_all(opened, strict=False)
         assert opened.registry.journal.entries() == []
-        (beside,) = [key for key in keys("ada/default") if key != "a.txt"]
-        assert beside.startswith("a (conflict ")
-        assert (read("ada/default", "a.txt"), read("ada/default", beside)) == ("theirs", text)
+    (beside,) = [key for key in keys("ada/default") if key != "a.txt"]
+    assert beside.startswith("lost+found/")
+    assert (read("ada/default", "a.txt"), read("ada/default", beside)) == (text, "theirs")
 
 
-def test_a_save_keeps_what_somebody_else_has_stored(tmp_path: Path) -> None:
-    """The registry that a machine has taken over may be older than an object of it."""
+def test_a_save_replaces_only_what_it_set_out_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may sleep in the middle of the upload."""
     setup.init(str(tmp_path / "store"), "default")
-    save("ada/default", tmp_path, "d/a.txt", "first")
+    save("ada/default", tmp_path, "a.txt", "first")
     with Instance.open("ada/default") as opened:
-        path = tmp_path / "store" / artifacts.find(opened, "d/a.txt").revision.object_key
-    path.unlink()
-    path.write_text("newer, of the machine that is gone")
-    save("ada/default", tmp_path, "d/a.txt", "second")
-    (beside,) = [key for key in keys("ada/default") if key != "d/a.txt"]
-    assert beside.startswith("d/a (conflict ")
-    assert read("ada/default", "d/a.txt") == "second"
-    assert read("ada/default", beside) == "newer, of the machine that is gone"
-    with Instance.open("ada/default") as opened:
-        assert fsck.check(opened, data=True).problems == []
+        path = tmp_path / "store" / artifacts.find(opened, "a.txt").revision.object_key
+    put = LocalStore.put_file
+
+    def put_later(store: Any, key: str, *args: Any, **how: Any) -> Any:
+        if path.read_text() == "first":
+            path.unlink()
+            path.write_text("theirs")
+        return put(store, key, *args, **how)
+
+    monkeypatch.setattr(LocalStore, "put_file", put_later)
+    with pytest.raises(PreconditionFailed, match="was changed by somebody else"):
+        save("ada/default", tmp_path, "a.txt", "second")
+    assert path.read_text() == "theirs"
+    save("ada/default", tmp_path, "a.txt", "second")
+    (beside,) = [key for key in keys("ada/default") if key != "a.txt"]
+    assert (read("ada/default", "a.txt"), read("ada/default", beside)) == ("second", "theirs")
 
 
 def test_restore_does_not_replace_what_another_machine_has_stored_since(tmp_path: Path) -> None:
@@ -378,6 +388,67 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
     assert sorted(keys("ada/default")) == [place, "theirs.txt"]
 
 
+def test_missing_spool_files_are_named_by_a_restore(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of files that the registry in storage does not know, or knows with other bytes; and what was lost before."""
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    save("ada/default", tmp_path, "b.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+        opened.registry.rescue.note_lost(Lost("before.txt", "", 7, False, 1))
+    spooled = [
+        owe("ada/default", "a.txt", "5-aaaaaaaaaaaa", "second"),
+        owe("ada/default", "new.txt", "", "never stored"),
+    ]
+    with Instance.open("ada/default") as opened:
+        b = opened.registry.tree.resolve("b.txt")
+        assert b is not None
+        opened.registry.journal.begin_put(b.ino, "6-bbbbbbbbbbbb", base="5:other")
+        opened.registry.journal.ready_put(b.ino)
+        opened.registry.db.execute("UPDATE journal SET owner='x:1:1'")
+    for src in spooled:
+        (found,) = tmp_path.joinpath("store").rglob(src)
+        found.unlink()
+    setup.connect("ada/default", restore=True)
+    assert "'new.txt' was missing, and it was never stored, so it is gone" in caplog.text
+    with Instance.open("ada/default") as opened:
+        recover.finish_all(opened)
+        lost = {one.key: (one.stored, one.size) for one in opened.registry.rescue.lost()}
+        assert lost["new.txt"] == (False, len("never stored"))
+        assert lost["a.txt"] == (True, len("second"))
+        assert lost["b.txt"][0]
+        assert lost["before.txt"] == (False, 7)
+        assert opened.registry.tree.resolve("new.txt") is None
+    assert read("ada/default", "a.txt") == "first"
+    assert read("ada/default", "b.txt") == "first"
+    assert keys("ada/default") == ["a.txt", "b.txt"]
+
+
+def test_a_missing_spool_file_that_became_an_object_is_not_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was renamed into storage, and only the registry that is put aside knew."""
+    root = tmp_path / "store"
+    setup.init(str(root), "default")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+    src = owe("ada/default", "new.txt", "", "stored")
+    with Instance.open("ada/default") as opened:
+        (entry,) = opened.registry.journal.entries()
+        target = opened.registry.commits.put_target(entry)
+        opened.registry.journal.set_target(entry.id, target)
+    (found,) = root.rglob(src)
+    (root / target).parent.mkdir(parents=True, exist_ok=True)
+    found.rename(root / target)
+    setup.connect("ada/default", restore=True)
+    assert f"perhaps they are in the object {root / target}" in caplog.text
+    with Instance.open("ada/default") as opened:
+        assert opened.registry.rescue.lost() == []
+        problems = fsck.check(opened).problems
+    assert any(target in text for text in problems)
+    assert (root / target).read_text() == "stored"
+
+
 def test_owed_deletes_and_saves_are_carried_over(tmp_path: Path) -> None:
     """What only the registry that is put aside says is to go does go; what the restored one needs stays."""
     setup.init(str(tmp_path / "store"), "default")
@@ -386,14 +457,18 @@ def test_owed_deletes_and_saves_are_carried_over(tmp_path: Path) -> None:
         snapshot.push(opened)
         (needed,) = [record.revision.object_key for record in opened.registry.artifacts.filter()]
         opened.store.put_bytes(".lamindb/" + "x" * 20, b"stale")
-        for key in (needed, ".lamindb/" + "x" * 20):
-            opened.registry.journal.add_delete(key)
+        opened.store.put_bytes(".lamindb/" + "y" * 20, b"used anew since")
+        opened.registry.journal.add_delete(needed)
+        opened.registry.journal.add_delete(".lamindb/" + "x" * 20, opened.store.head(".lamindb/" + "x" * 20).etag)
+        opened.registry.journal.add_delete(".lamindb/" + "y" * 20, "another")
+        opened.registry.journal.add_delete(".lamindb/" + "y" * 20)  # which nobody can prove any more
         opened.registry.db.execute("UPDATE journal SET owner='gone'")
     setup.connect("ada/default", restore=True)
     with Instance.open("ada/default") as opened:
         recover.finish_all(opened)
         assert opened.registry.journal.entries() == []
         assert not (tmp_path / "store/.lamindb" / ("x" * 20)).exists()
+        assert opened.store.get(".lamindb/" + "y" * 20) == b"used anew since"
     assert read("ada/default", "a.txt") == "first"
 
 
@@ -438,7 +513,6 @@ def test_a_kill_while_the_working_copy_is_replaced_loses_no_spool_file(
 
 def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tuple[Path, Path], tmp_path: Path) -> None:
     _, other = two
-    settings = config.load_instance("ada/default")
     owe("ada/default", "new.txt", "", "only here")
     config.remove_instance("ada/default")
     with Instance(config.InstanceSettings("ada/default", StorageConfig(str(other)))) as opened:
@@ -446,8 +520,32 @@ def test_the_spool_of_a_working_copy_without_settings_is_put_aside_too(two: tupl
         mine = write_spool(opened, name, "only here")
         setup.connect(str(other))
     assert not mine.exists()
-    (kept,) = mine.parent.parent.glob(f"{settings.id.hex}.2*/{name}")
+    (kept,) = mine.parent.parent.glob(f"{mine.parent.name}.2*/{name}")
     assert kept.read_text() == "only here"
+
+
+@pytest.mark.parametrize("slug", ["somebody/else", "ada/default"])
+def test_the_spool_is_not_that_of_a_foreign_registry_that_was_put_in_the_place_of_ours(
+    tmp_path: Path, slug: str
+) -> None:
+    """Its files are owed to the instance that this machine worked with, and become files of lost+found."""
+    settings = setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+    src = owe("ada/default", "new.txt", "", "only here")
+    with contextlib.closing(sqlite3.connect(settings.registry_path)) as db, db:
+        db.execute("UPDATE meta SET value=? WHERE key='slug'", (slug,))
+        db.execute("UPDATE meta SET value='XXXXXXXXXXXX' WHERE key='uid'")
+    with pytest.raises(DamagedRegistry, match=r"another instance|somebody/else"):
+        Instance.open("ada/default")
+    setup.connect("ada/default", restore=True)
+    with Instance.open("ada/default") as opened:
+        fsck.check(opened, repair=True)
+        recover.finish_all(opened)
+    assert read("ada/default", f"lost+found/new (spool {src}).txt") == "only here"
+    spools = [path for path in (tmp_path / "store/.lamindb/_spool").iterdir() if path.is_dir()]
+    assert [path.name for path in spools] == [settings.spool_place[1][-1]]
 
 
 def test_a_registry_that_names_the_folder_of_another_machine_is_connected_again(tmp_path: Path) -> None:
@@ -511,3 +609,22 @@ def test_a_description_that_no_other_machine_would_take(tmp_path: Path, text: st
     (tmp_path / "file").write_text("x")
     with Instance.open("ada/default") as opened, pytest.raises(InvalidArgument, match="description"):
         artifacts.save(opened, tmp_path / "file", key="a", description=text)
+
+
+def test_close_names_what_storage_can_never_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.init(str(tmp_path / "store"), "default")
+    for name in ("a.txt", "b.txt", "c.txt"):
+        owe("ada/default", name, "", name)
+
+    def check(store: object, size: int, name: str) -> None:
+        if name != "b.txt":
+            raise TooLarge(f"'{name}' is too large; cut it.")
+
+    monkeypatch.setattr(recover, "check_size", check)
+    for _ in range(2):
+        with pytest.raises(
+            TooLarge, match=r"'ada/default' cannot be closed yet: 'a.txt' is too large; .* of 'c.txt'\."
+        ):
+            setup.close("ada/default")
+    with Instance.open("ada/default") as opened:
+        assert [record.key for record in opened.registry.artifacts.filter()] == ["b.txt"]

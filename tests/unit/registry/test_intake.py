@@ -43,7 +43,7 @@ class Box:
         registry.tree.set_xattr(self.directory, "user.x", b"y")
         self.trashed = registry.artifacts.by_ino(self._file(registry, "gone", None, None)).uid  # type: ignore[union-attr]
         names.trash(self.trashed)
-        registry.journal.add_delete(".lamindb/aaaaaaaaaaaaaaaaaaaa.x")
+        registry.journal.add_delete(".lamindb/aaaaaaaaaaaaaaaaaaaa.x", "etag")
         registry.journal.add_move(registry.artifacts.by_ino(self.inos["a.csv"]).uid)  # type: ignore[union-attr]
         registry.db.set_meta("retained:old/thing", 1)
         registry.db.snapshot(folder / "good.lndb")

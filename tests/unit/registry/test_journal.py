@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lamfs.registry import Registry, process_id
+from tests.unit.registry.conftest import Hands
 
 BACKLOG = 5000
 STEPS = 100
@@ -80,3 +81,18 @@ def test_a_backlog_of_others_is_not_read(registry: Registry, backlog: str) -> No
         assert ticks * STEPS > BACKLOG
     finally:
         registry.db.conn.set_progress_handler(None, 0)
+
+
+def test_what_storage_never_takes_is_among_what_fails(registry: Registry) -> None:
+    hands = Hands(registry)
+    rows = {name: registry.journal.put_of(hands.create(name)) for name in ("waits", "large", "fine")}
+    assert rows["waits"] is not None
+    assert rows["large"] is not None
+    registry.journal.refuse(rows["large"].id, "too large")
+    registry.journal.failed(rows["waits"].id, "away", 5)
+    count, found = registry.journal.failing(8)
+    assert count == 2
+    assert [(entry.id, entry.state) for entry in found] == [
+        (rows["waits"].id, "ready"),
+        (rows["large"].id, "refused"),
+    ]

@@ -93,3 +93,16 @@ def test_kept_file_does_not_take_the_uid_of_an_artifact(registry: Registry, hand
     owed = registry.journal.put_of(inode.ino)
     assert owed is not None
     assert owed.uid != record.uid
+
+
+def test_what_is_given_up_leaves_the_object_that_it_may_be_in(registry: Registry, hands: Hands) -> None:
+    """Storage may have taken it, and the registry has lost that: it is the only copy then."""
+    ino = hands.create("a")
+    entry = registry.journal.put_of(ino)
+    assert entry is not None
+    registry.journal.set_target(entry.id, registry.commits.put_target(entry))
+    lost = registry.rescue.give_up(entry.id)
+    assert lost is not None
+    assert not lost.stored
+    assert registry.tree.resolve("a") is None
+    assert registry.journal.entries() == []

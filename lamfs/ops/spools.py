@@ -1,0 +1,387 @@
+"""The spools of one instance: this machine's own, and, where machines share a storage folder, those of others there.
+
+Where storage is a folder, a spool lies in it, ``.lamindb/_spool/<instance id>.<machine>``: one for each data directory
+(config.spool_mark), so that all mounts of one machine share it, and no other machine's do. Beside it
+``<instance id>.<machine>.json`` says whose it is, for people. ``<instance id>`` alone is what all machines had before;
+``….<time>.<digits>`` was put aside (working_copy.py).
+
+Only the journal of the machine that wrote a spool file knows what it is. So what this machine's journal owes comes into
+its own spool, wherever it lies: it is moved out of the folder that machines had in common, and copied out of one that
+has a machine's name, for a copied data directory owes what its original owes. Everything else in such folders is named,
+and never changed: the machine may be away for a week, or have lost its lease a minute ago and be writing.
+
+Synchronous, any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import socket
+import stat
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from lamfs import beneath, config, copying
+from lamfs.config import InstanceSettings
+from lamfs.errors import LamfsError, Locked, StorageError
+from lamfs.jsontext import parse_object
+from lamfs.keys import is_spool_name, spool_inode, spool_name
+from lamfs.model import iso
+from lamfs.ops import messages, mounts
+from lamfs.registry import Registry
+from lamfs.spool import SpoolFolder
+
+_MACHINE = re.compile(r"\.[0-9a-f]{12}")
+_ASIDE = re.compile(r"(\.[0-9a-f]{12})?\.[0-9]{8}T[0-9]{6}\.[0-9a-f]{4}")
+_NO_WRITING = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_NOTE_BYTES = 4096
+_NOTE_TEXT = 255
+"""Characters of a name in a note."""
+
+
+class Waiting(NamedTuple):
+    """Files in a spool folder that is not this machine's. ``kind``: ``machine`` (another one's), ``shared`` (that of
+    older versions), ``aside``; ``whose``: user and host as its note says, ``""`` if it does not. ``since_ns``: when the
+    oldest was written. ``problem``: why nothing can be said of it."""
+
+    folder: str
+    kind: str
+    whose: str = ""
+    files: int = 0
+    bytes: int = 0
+    since_ns: int = 0
+    problem: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What it is, and what to do, for people."""
+        if self.problem:
+            return f"the spool folder {self.folder} of this instance is not this machine's, and is left: {self.problem}"
+        count = "1 file" if self.files == 1 else f"{self.files} files"
+        what = f"{count} ({self.bytes} bytes, the oldest of {iso(self.since_ns)})"
+        if self.kind == "aside":
+            return f"{self.folder}, which was put aside, has {what}; look at them, and move or delete them"
+        if self.kind == "machine":
+            owner = f"another machine ({self.whose})" if self.whose else "another machine"
+            return (
+                f"the spool of {owner}, {self.folder}, has {what} that are not stored yet; that machine stores them"
+                " when it mounts or connects to the instance again, and if it never does, each is a whole file that"
+                " 'lamfs save' takes"
+            )
+        return (
+            f"the spool that machines had in common, {self.folder}, has {what} that this machine does not owe; the one"
+            " that wrote them takes them when it mounts again, and if it never does, each is a whole file that 'lamfs"
+            " save' takes"
+        )
+
+
+# -- this machine's ---------------------------------------------------------------------------------------------------
+
+
+def find(settings: InstanceSettings, registry: Registry) -> SpoolFolder | None:
+    """This machine's spool, with what its journal owes; None when there is none. The caller closes it.
+
+    While a mount writes, nothing is brought in: it has seen to that. Raises StorageError as SpoolFolder.find, and when
+    something cannot be brought in.
+    """
+    take_in(settings, registry)
+    return SpoolFolder.find(*settings.spool_place)
+
+
+def make(settings: InstanceSettings, registry: Registry, *, read_only: bool = False) -> SpoolFolder:
+    """As ``find``, for a mount; made when there is none. ``read_only``: where the storage folder lets nobody make one,
+    an empty one in the data directory is good enough.
+
+    Raises also Locked while an older lamfs has the instance mounted: what that has still to store is not where this one
+    looks for it.
+    """
+    if _is_written(settings):
+        for folder in _elsewhere(settings, registry):
+            if folder.name == _stem(settings):
+                raise Locked(
+                    f"The instance is mounted by an older lamfs, whose files wait in {folder.path}; unmount that first."
+                )
+    else:
+        take_in(settings, registry)
+    try:
+        spool = SpoolFolder.make(*settings.spool_place)
+    except StorageError as error:
+        if not read_only or error.errno not in _NO_WRITING:
+            raise
+        return SpoolFolder.make(settings.directory, ("spool",))
+    _write_note(settings)
+    return spool
+
+
+def take_in(settings: InstanceSettings, registry: Registry) -> int:
+    """Bring what this machine's journal owes, and is in another folder, into its spool. Returns how many files; 0 while
+    a mount writes. Raises StorageError when one cannot be brought in: it is not lost, so nobody must find it missing.
+    """
+    found = _elsewhere(settings, registry)
+    if not found or _is_written(settings):
+        return 0
+    count = 0
+    with SpoolFolder.make(*settings.spool_place) as spool:
+        for folder in found:
+            try:
+                count += _bring(settings, spool, folder)
+            except OSError as error:
+                raise StorageError(
+                    f"{len(folder.names)} files that this machine has still to store are in {folder.path}, and cannot"
+                    f" be brought into its spool {spool.folder} ({os.strerror(error.errno or 0)}); they stay there."
+                    " Mend that, and try again.",
+                    errno=error.errno,
+                ) from error
+        spool.sync()
+    return count
+
+
+def owed_elsewhere(settings: InstanceSettings, registry: Registry) -> dict[str, str]:
+    """Spool files that this machine owes, and that lie in another folder: the path of each, by name."""
+    found = _elsewhere(settings, registry)
+    mine = owed(registry) if found else set()
+    return {name: os.path.join(folder.path, name) for folder in found for name in sorted(folder.names & mine)}
+
+
+def owed(registry: Registry) -> set[str]:
+    """Names of the spool files that the journal owes."""
+    return {entry.src for entry in registry.journal.entries() if entry.src is not None and is_spool_name(entry.src)}
+
+
+class _Folder(NamedTuple):
+    """One that is not this machine's own. ``names``: what of it this machine owes, and does not have."""
+
+    name: str
+    path: str
+    names: set[str]
+
+
+def _elsewhere(settings: InstanceSettings, registry: Registry) -> list[_Folder]:
+    folders = [name for name in _names(settings) if name == _stem(settings) or _kind(settings, name) == "machine"]
+    if not folders:
+        return []
+    wanted, spent = owed(registry), registry.journal.spent()
+    with contextlib.ExitStack() as stack:
+        own = SpoolFolder.find(*settings.spool_place)
+        if own is not None:
+            have = set(stack.enter_context(own).names())
+            wanted -= have
+            spent -= have
+    found = []
+    for name in sorted(folders):
+        # What was owed once is of no use; it leaves the folder that machines had in common.
+        mine = wanted | spent if name == _stem(settings) else wanted
+        with contextlib.suppress(OSError), _opened(settings, name) as fd, _scanned(fd) as entries:
+            names = {entry.name for entry in entries if entry.name in mine and entry.is_file(follow_symlinks=False)}
+            if names:
+                found.append(_Folder(name, _path(settings, name), names))
+                wanted -= names
+    return found
+
+
+def _bring(settings: InstanceSettings, spool: SpoolFolder, folder: _Folder) -> int:
+    """Move, or copy, files into this machine's spool; how many. Raises OSError."""
+    common = folder.name == _stem(settings)
+    count = 0
+    with _opened(settings, folder.name) as fd:
+        for name in sorted(folder.names):
+            with contextlib.suppress(FileNotFoundError):  # another process of this machine does the same
+                if common:
+                    spool.receive(name, fd)
+                else:
+                    _copy(spool, name, fd)
+                count += 1
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
+    if common:
+        root, parts = settings.spool_place
+        with contextlib.suppress(OSError), beneath.directory(root, parts[:-1]) as above:
+            os.rmdir(folder.name, dir_fd=above)
+    return count
+
+
+def _copy(spool: SpoolFolder, name: str, folder: int) -> None:
+    source = beneath.open_file(folder, name, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(source)
+        if not stat.S_ISREG(status.st_mode):
+            return
+        # A name of its own, so that two processes that do this at once do not write to one draft.
+        draft = spool_name(spool_inode(name))
+        target = spool.open_draft(draft)
+        try:
+            copying.copy_fd(source, target)
+            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.fsync(target)
+            spool.finish_draft_as(draft, name)
+        except BaseException:
+            spool.drop_draft(draft)
+            raise
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+# -- others' ----------------------------------------------------------------------------------------------------------
+
+
+def others(settings: InstanceSettings, mine: Collection[str] = ()) -> list[Waiting]:
+    """What lies in the spool folders of this instance that are not this machine's, but for the files ``mine``. Empty
+    ones are left out. Nothing is changed. Any thread."""
+    names = _names(settings)
+    if not names:
+        return []
+    found = [_look(settings, name, mine) for name in names]
+    return [waiting for waiting in found if waiting.files or waiting.problem]
+
+
+def sentences(settings: InstanceSettings, mine: Collection[str] = ()) -> list[str]:
+    """As ``others``, for people."""
+    return [waiting.sentence for waiting in others(settings, mine)]
+
+
+def tell(settings: InstanceSettings, notices: list[str]) -> None:
+    """This machine goes on in another one's place: say what others have not stored yet, and note it in ``notices``."""
+    for waiting in others(settings):
+        if waiting.kind == "machine":
+            notices.append(waiting.sentence)
+            messages.warn(waiting.sentence)
+
+
+def _look(settings: InstanceSettings, name: str, mine: Collection[str]) -> Waiting:
+    files = size = 0
+    since = 0
+    kind, path = _kind(settings, name), _path(settings, name)
+    try:
+        with _opened(settings, name) as fd, _scanned(fd) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # its machine is at work
+                    status = entry.stat(follow_symlinks=False)
+                    if entry.name in mine or not stat.S_ISREG(status.st_mode):
+                        continue
+                    files += 1
+                    size += status.st_size
+                    since = min(since or status.st_mtime_ns, status.st_mtime_ns)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return Waiting(path, kind, problem=os.strerror(error.errno or 0))
+    return Waiting(path, kind, _whose(settings, name) if kind == "machine" else "", files, size, since)
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def _stem(settings: InstanceSettings) -> str:
+    """What the names of all spool folders of the instance begin with: the one that machines had in common."""
+    return settings.spool_place[1][-1].partition(".")[0]
+
+
+def _kind(settings: InstanceSettings, name: str) -> str:
+    rest = name.removeprefix(_stem(settings))
+    if not rest:
+        return "shared"
+    return "machine" if _MACHINE.fullmatch(rest) else "aside"
+
+
+def _path(settings: InstanceSettings, name: str) -> str:
+    root, parts = settings.spool_place
+    return os.path.join(root, *parts[:-1], name)
+
+
+def _names(settings: InstanceSettings) -> list[str]:
+    """The spool folders of the instance beside this machine's own, in order."""
+    root, parts = settings.spool_place
+    if len(parts) == 1:
+        return []  # in the data directory
+    stem = _stem(settings)
+    try:
+        with beneath.directory(root, parts[:-1]) as fd:
+            names = os.listdir(fd)
+    except OSError:
+        return []
+    return sorted(name for name in names if name != parts[-1] and _is_folder_name(name, stem))
+
+
+def _is_folder_name(name: str, stem: str) -> bool:
+    rest = name.removeprefix(stem)
+    return name.startswith(stem) and (not rest or bool(_MACHINE.fullmatch(rest) or _ASIDE.fullmatch(rest)))
+
+
+@contextlib.contextmanager
+def _opened(settings: InstanceSettings, name: str) -> Iterator[int]:
+    """A descriptor of another spool folder. Raises OSError."""
+    root, parts = settings.spool_place
+    with beneath.directory(root, (*parts[:-1], name)) as fd:
+        yield fd
+
+
+@contextlib.contextmanager
+def _scanned(fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
+    with os.scandir(fd) as entries:
+        yield entries
+
+
+def _is_written(settings: InstanceSettings) -> bool:
+    return any(not record.read_only for record in mounts.live(settings))
+
+
+# -- whose it is ------------------------------------------------------------------------------------------------------
+
+
+def _write_note(settings: InstanceSettings) -> None:
+    """Say beside this machine's spool whose it is. What fails is not needed."""
+    root, parts = settings.spool_place
+    if len(parts) == 1:
+        return
+    name = f"{parts[-1]}.json"
+    body = json.dumps({"handle": config.current_user().handle, "host": socket.gethostname()}).encode()
+    with contextlib.suppress(OSError, LamfsError), beneath.directory(root, parts[:-1]) as fd:
+        if _read_note(fd, name) == body:
+            return
+        temp = f"{name}.{secrets.token_hex(6)}"
+        note = beneath.open_file(fd, temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            os.write(note, body)
+        finally:
+            os.close(note)
+        os.rename(temp, name, src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def forget(settings: InstanceSettings) -> None:
+    """Before this machine's spool is removed: it is nobody's. Raises OSError."""
+    root, parts = settings.spool_place
+    if len(parts) > 1:
+        with contextlib.suppress(FileNotFoundError), beneath.directory(root, parts[:-1]) as fd:
+            os.unlink(f"{parts[-1]}.json", dir_fd=fd)
+
+
+def _read_note(fd: int, name: str) -> bytes:
+    try:
+        note = beneath.open_file(fd, name, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        return os.read(note, _NOTE_BYTES)
+    finally:
+        os.close(note)
+
+
+def _whose(settings: InstanceSettings, name: str) -> str:
+    """User and host of another machine's spool, as its note says; what others wrote is not believed for more."""
+    root, parts = settings.spool_place
+    try:
+        with beneath.directory(root, parts[:-1]) as fd:
+            data = parse_object(_read_note(fd, f"{name}.json"), _NOTE_BYTES)
+        words = [data["handle"], data["host"]]
+    except (OSError, ValueError, KeyError):
+        return ""
+    if not all(isinstance(word, str) and word.isprintable() and len(word) <= _NOTE_TEXT for word in words):
+        return ""
+    return " on ".join(words)

@@ -1,0 +1,39 @@
+"""What journal rows that delete and move mean, and what is said of objects that are others. Any thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from lamfs.model import JournalEntry
+from lamfs.registry import Registry
+
+log = logging.getLogger("lamfs.uploader")
+
+
+def meant_by(entries: Iterable[JournalEntry]) -> dict[str, set[str] | None]:
+    """Which objects deletes mean: ETags by object key; None: whatever is there."""
+    meant: dict[str, set[str] | None] = {}
+    for entry in entries:
+        etag = entry.payload.get("etag")
+        key = entry.object_key or ""
+        known = meant.setdefault(key, set())
+        if known is not None and isinstance(etag, str):
+            known.add(etag)
+        else:
+            meant[key] = None
+    return meant
+
+
+def say_left(url: str) -> None:
+    """An object is not the one that was to be deleted."""
+    log.warning("The object %s is not the one that was to be deleted, and stays; 'lamfs fsck' says what it is.", url)
+
+
+def give_up_move(registry: Registry, entry: JournalEntry, url: str) -> None:
+    """Something unknown is where an object was to be moved: it stays, and so does the object, which is as good."""
+    registry.journal.done(entry.id)
+    log.warning(
+        "The object of artifact %s stays where it is, for something else is at %s; 'lamfs fsck' says what that is.",
+        entry.uid, url,
+    )  # fmt: skip

@@ -1,0 +1,285 @@
+"""Objects that hold what an old registry does not know: named, made readable by a repair, and never deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lamfs.model import ArtifactRecord, ObjectMeta
+from lamfs.ops import artifacts, damage, fsck, recover, setup
+from lamfs.ops.instance import Instance
+from tests.support.ops import write_spool
+
+UID = "0123456789abcdefABCD"
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    with Instance.open(setup.init(str(tmp_path / "store"), "a").slug) as opened:
+        yield opened
+
+
+class Past:
+    """What an old copy of the registry says, while storage has the work that came after."""
+
+    def __init__(self, instance: Instance, tmp_path: Path) -> None:
+        self.instance = instance
+        self._tmp = tmp_path
+
+    def save(self, text: str, key: str, virtual: bool = True) -> ArtifactRecord:
+        path = self._tmp / "source"
+        path.write_text(text)
+        return artifacts.save(self.instance, path, key=key, virtual=virtual)
+
+    def put(self, text: str, object_key: str, meta: ObjectMeta | None) -> None:
+        """Store an object of which the registry knows nothing."""
+        path = self._tmp / "unknown"
+        path.write_text(text)
+        self.instance.store.put_file(object_key, str(path), meta=meta)
+
+    def forget(self, record: ArtifactRecord, work: Callable[[], ArtifactRecord]) -> ArtifactRecord:
+        """Change an artifact, and have the registry say of it what it said before. Returns what was forgotten."""
+        db = self.instance.registry.db
+        done = work()
+        content = record.revision.content
+        db.execute(
+            "UPDATE artifact SET size=?, hash=?, blocks=?, object_key=?, etag=?, number=? WHERE uid=?",
+            (content.size, content.hash, content.blocks, record.revision.object_key, record.revision.etag,
+             record.number, record.uid),
+        )  # fmt: skip
+        db.execute("UPDATE inode SET size=? WHERE ino=?", (content.size, record.ino))
+        return done
+
+    def read(self, key: str) -> str:
+        record = self.instance.registry.artifacts.by_key(key)
+        assert record is not None, key
+        return artifacts.cache(self.instance, record).read_text()
+
+    def keys(self) -> list[str]:
+        return sorted(record.key or "" for record in self.instance.registry.artifacts.filter())
+
+    def objects(self) -> list[bytes]:
+        store = self.instance.store
+        found = [item.key for item in store.list() if item.key != self.instance.settings.snapshot_key]
+        return sorted(store.get(key) for key in found if not key.startswith(".lamindb/_"))
+
+
+@pytest.fixture
+def past(instance: Instance, tmp_path: Path) -> Past:
+    return Past(instance, tmp_path)
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+def test_a_later_revision_becomes_the_content(instance: Instance, past: Past, virtual: bool) -> None:
+    """What an old copy of the registry knows was replaced in place: the newest acknowledged bytes are there."""
+    first = past.save("one", "d/a.csv", virtual)
+    second = past.forget(first, lambda: past.save("two, longer", "d/a.csv", virtual))
+    assert second.revision.object_key == first.revision.object_key
+    now = instance.registry.artifacts.by_uid(first.uid)
+    assert now is not None
+    assert now.number == 1
+    report = fsck.check(instance)
+    (line,) = [text for text in report.problems if first.revision.object_key in text]
+    for part in ("has 11 bytes, not 3", "a later revision", "revision 2", f"md5:{second.hash}", "was 'd/a.csv'"):
+        assert part in line
+    assert "'lamfs fsck --repair' makes that its content" in line
+    assert any("--repair" in one.sentence for one in damage.known(instance)), "status shows it"
+    report = fsck.check(instance, repair=True)
+    assert report.clean, report.problems
+    assert any("the 3 bytes of revision 1 are in storage no more" in text for text in report.repaired)
+    assert past.read("d/a.csv") == "two, longer"
+    record = instance.registry.artifacts.by_uid(first.uid)
+    assert record is not None
+    assert (record.number, record.revision) == (2, second.revision)
+    assert record.ino is not None
+    inode = instance.registry.tree.get(record.ino)
+    assert inode is not None
+    assert inode.size == 11
+    assert inode.mtime_ns == instance.store.head(first.revision.object_key).mtime_ns
+    assert fsck.check(instance, data=True).clean
+    assert damage.known(instance) == []
+    assert past.save("three", "d/a.csv", virtual).number == 3
+
+
+def test_a_revision_of_the_same_size(instance: Instance, past: Past) -> None:
+    first = past.save("one", "a.csv")
+    past.forget(first, lambda: past.save("two", "a.csv"))
+    assert any(damage.REPLACED in text and "a later revision" in text for text in fsck.check(instance).problems)
+    assert fsck.check(instance, repair=True).clean
+    assert past.read("a.csv") == "two"
+    assert instance.registry.artifacts.by_uid(first.uid) is not None
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("nothing", "a.csv"),
+        ("another artifact", "theirs.csv"),
+        ("an older one", "a (revision 1).csv"),
+        ("other bytes", "a (revision 7).csv"),
+    ],
+)
+def test_what_does_not_fit_is_kept_and_not_guessed(instance: Instance, past: Past, what: str, name: str) -> None:
+    past.save("one", "d/a.csv")
+    record = past.save("two", "d/a.csv")
+    metas = {
+        "nothing": None,
+        "another artifact": ObjectMeta(UID, "d/theirs.csv", 5, None),
+        "an older one": ObjectMeta(record.uid, "d/a.csv", 1, None),
+        "other bytes": ObjectMeta(record.uid, "d/a.csv", 7, "md5:" + "x" * 22),
+    }
+    past.put("what is that", record.revision.object_key, metas[what])
+    assert any("12 bytes, not 3" in text for text in fsck.check(instance).problems)
+    report = fsck.check(instance, repair=True)
+    place = f"lost+found/{name}"
+    assert any(f"that is '{place}' now" in text for text in report.repaired), report
+    assert past.read(place) == "what is that"
+    assert past.keys() == ["d/a.csv", place]
+    kept = instance.registry.artifacts.by_key(place)
+    assert kept is not None
+    assert kept.revision.object_key == record.revision.object_key, "where it is in storage"
+    assert (kept.uid == UID) == (what == "another artifact")
+    if what == "other bytes":
+        assert "its bytes are not those that were stored" in (kept.description or "")
+    (line,) = [text for text in fsck.check(instance, repair=True).problems if record.uid in text]
+    assert "is gone" in line
+    assert past.objects() == [b"what is that"]
+    # The name can be used on: what was found stays.
+    assert past.save("three", "d/a.csv").uid == record.uid
+    assert fsck.check(instance, repair=True, data=True).clean
+    assert past.read(place) == "what is that"
+    assert past.read("d/a.csv") == "three"
+
+
+def test_without_a_hash_the_number_counts(instance: Instance, past: Past) -> None:
+    """Objects that were sent in parts say no hash."""
+    record = past.save("one", "a.csv")
+    past.put("in parts", record.revision.object_key, ObjectMeta(record.uid, "a.csv", 2, None))
+    assert fsck.check(instance, repair=True).clean
+    assert past.read("a.csv") == "in parts"
+
+
+def test_a_later_revision_that_has_moved(instance: Instance, past: Past) -> None:
+    """Its object is under another key by now, and the one that the registry knows is gone."""
+    record = past.save("one", "a.csv")
+    path = Path(instance.settings.storage.root)
+    text = "elsewhere"
+    past.put(text, f".lamindb/{record.uid}.txt", ObjectMeta(record.uid, "a.txt", 3, None))
+    past.put("older", f".lamindb/{record.uid}.old.txt", ObjectMeta(record.uid, "a.txt", 2, None))
+    (path / record.revision.object_key).unlink()
+    said = f"is gone; at {path}/.lamindb/{record.uid}.txt is a later revision"
+    assert any(said in text for text in fsck.check(instance).problems)
+    report = fsck.check(instance, repair=True)
+    assert report.clean, report.problems
+    assert past.read("a.csv") == text
+    assert past.read("lost+found/a (revision 2).txt") == "older"
+    assert past.keys() == ["a.csv", "lost+found/a (revision 2).txt"]
+
+
+def test_damage_of_the_revision_itself_stays_damage(instance: Instance, past: Past) -> None:
+    record = past.save("some bytes", "a.csv")
+    (Path(instance.settings.storage.root) / record.revision.object_key).write_text("some")
+    for repair in (False, True):
+        (line,) = fsck.check(instance, repair=repair).problems
+        assert "has 4 bytes, not 10 (artifact" in line
+    assert past.keys() == ["a.csv"]
+
+
+def test_where_others_store_too_nothing_is_taken_that_may_be_theirs(instance: Instance, past: Past) -> None:
+    mine, theirs = past.save("one", "a.csv"), past.save("one", "real/b.csv", virtual=False)
+    instance.store.put_bytes("0" * 32 + ".lndb", b"another instance's registry")
+    past.put("two", mine.revision.object_key, ObjectMeta(mine.uid, "a.csv", 2, None))
+    past.put("theirs", theirs.revision.object_key, ObjectMeta(UID, "real/b.csv", 1, None))
+    report = fsck.check(instance, repair=True)
+    assert len(report.problems) == 1
+    assert past.read("a.csv") == "two"
+    assert past.keys() == ["a.csv", "real/b.csv"]
+
+
+# -- writing over it --------------------------------------------------------------------------------------------------
+
+
+def test_a_save_does_not_write_over_what_is_unknown(instance: Instance, past: Past) -> None:
+    first = past.save("one", "a.csv")
+    past.forget(first, lambda: past.save("two", "a.csv"))
+    past.save("three", "a.csv")
+    assert past.read("a.csv") == "three"
+    assert past.read("lost+found/a (revision 2).csv") == "two"
+    assert fsck.check(instance, repair=True, data=True).clean
+
+
+def test_recovery_does_not_write_over_what_is_unknown(instance: Instance, past: Past) -> None:
+    """The spool of a machine that was taken over and comes back, and an object that was stored meanwhile."""
+    record = past.save("one", "a.csv")
+    past.forget(record, lambda: past.save("two", "a.csv"))
+    assert record.ino is not None
+    journal = instance.registry.journal
+    src = f"{record.ino:x}-0123456789ab"
+    write_spool(instance, src, "three")
+    journal.begin_put(record.ino, src)
+    journal.ready_put(record.ino)
+    assert recover.finish_puts(instance, strict=True) == 1
+    assert past.read("a.csv") == "three"
+    assert past.read("lost+found/a (revision 2).csv") == "two"
+    assert fsck.check(instance, repair=True, data=True).clean
+
+
+def test_what_is_being_written_is_left_alone(instance: Instance, past: Past) -> None:
+    record = past.save("one", "a.csv")
+    past.put("two", record.revision.object_key, ObjectMeta(record.uid, "a.csv", 2, None))
+    assert record.ino is not None
+    journal = instance.registry.journal
+    journal.begin_put(record.ino, f"{record.ino:x}-0123456789ab", base="the revision over which it lies")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recover, "finish_all", lambda *args, **kwargs: None)
+        report = fsck.check(instance, repair=True)
+    assert any("the file is being written, try again later" in text for text in report.problems), report
+    assert past.keys() == ["a.csv"]
+
+
+# -- deletes and moves of an old registry -----------------------------------------------------------------------------
+
+
+def test_an_old_delete_does_not_hit_what_was_stored_since(instance: Instance, past: Past) -> None:
+    """Deletions that an old registry owes: the object under that key is another one by now."""
+    old = past.save("old", "old.csv")
+    instance.registry.names.purge(old.uid)
+    key = old.revision.object_key
+    assert [entry.payload for entry in instance.registry.journal.entries()] == [{"etag": old.revision.etag}]
+    past.put("used anew", key, ObjectMeta(old.uid, "old.csv", 2, None))
+    recover.run_owed(instance, strict=True)
+    assert instance.registry.journal.entries() == []
+    assert instance.store.get(key) == b"used anew"
+    assert fsck.check(instance, repair=True).clean
+    assert past.read("lost+found/old.csv") == "used anew"
+
+
+def test_a_delete_of_what_is_there_is_done(instance: Instance, past: Past) -> None:
+    records = [past.save(f"{number}", f"{number}.csv") for number in range(3)]
+    for record in records:
+        instance.registry.names.purge(record.uid)
+    recover.run_owed(instance, strict=True)
+    assert past.objects() == []
+    assert instance.registry.journal.entries() == []
+
+
+@pytest.mark.parametrize("source_is_there", [True, False])
+def test_an_old_move_does_not_hit_what_was_stored_since(instance: Instance, past: Past, source_is_there: bool) -> None:
+    """A move that an old registry owes was done, and the object went on at its new place."""
+    record = past.save("one", "a.csv", virtual=False)
+    artifacts._rename(instance, record.uid, "b.csv")
+    later = ObjectMeta(record.uid, "b.csv", 2, None)
+    past.put("two", "b.csv", later)
+    if not source_is_there:
+        (Path(instance.settings.storage.root) / "a.csv").unlink()
+    instance.registry.db.execute("DELETE FROM unsaid")
+    instance.registry.journal.add_move(record.uid)
+    recover.run_owed(instance)
+    assert instance.store.get("b.csv") == b"two"
+    assert instance.registry.journal.entries() == []
+    report = fsck.check(instance, repair=True)
+    assert report.clean, report.problems
+    place = "lost+found/b (revision 2).csv" if source_is_there else "b.csv"
+    assert past.read(place) == "two"
