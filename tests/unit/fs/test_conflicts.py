@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import trio
 
+<<<<<<< HEAD
 from lamfs.errors import LeaseLost, ObjectChanged
+=======
+from lamfs.errors import ObjectChanged, ObjectMissing
+>>>>>>> main
 from lamfs.keys import conflict_name
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
@@ -187,6 +191,55 @@ def test_what_an_upload_that_was_overtaken_has_written_is_no_conflict(make_box: 
         await user.sync()
         await user.compare()
         assert not user.fs.context.uploader.failures
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_a_rename_does_not_move_an_object_over_another(make_box: MakeBox, kind: str) -> None:
+    """What is at the new key already is no artifact's: it stays, and so does the object, wherever that is."""
+    box = make_box(kind, real_keys=True)
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"mine")
+        await user.sync()
+        overwrite(box, "b.csv")
+        await user.rename("a.csv", "b.csv")
+        await user.sync()
+        assert box.store.get("b.csv") == FOREIGN
+        assert await user.read("b.csv") == b"mine"
+        record = user.fs.context.registry.artifacts.by_key("b.csv")
+        assert record is not None
+        assert record.revision.object_key == "a.csv"
+        assert user.fs.context.registry.journal.entries() == []
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_a_delete_does_not_hit_another_object(make_box: MakeBox, kind: str) -> None:
+    box = make_box(kind)
+
+    async def scenario(user: User) -> None:
+        for name in ("a.csv", "b.csv", "c.csv"):
+            await user.write_file(name, name.encode())
+        await user.sync()
+        registry = user.fs.context.registry
+        keys = {}
+        for name in ("a.csv", "b.csv", "c.csv"):
+            record = registry.artifacts.by_key(name)
+            assert record is not None
+            keys[name] = record.revision.object_key
+            if name == "b.csv":
+                overwrite(box, record.revision.object_key)
+            registry.names.purge(record.uid)
+        user.fs.context.uploader.notify()
+        await user.sync()
+        assert registry.journal.entries() == []
+        assert box.store.get(keys["b.csv"]) == FOREIGN
+        for name in ("a.csv", "c.csv"):
+            with pytest.raises(ObjectMissing):
+                box.store.head(keys[name])
 
     box.run(scenario, User())
 
