@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-<<<<<<< HEAD
-from lamfs.errors import LeaseLost, ObjectChanged
-=======
-from lamfs.errors import ObjectChanged, ObjectMissing
->>>>>>> main
+from lamfs.errors import LeaseLost, ObjectChanged, ObjectMissing
 from lamfs.keys import conflict_name
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox

@@ -119,7 +119,7 @@ def test_while_storage_is_away_a_save_stays_undecided_and_is_decided_later(
     assert read(bad, record.uid) == "new"
     nothing_owed(bad)
     # An undecided save never comes after a later one.
-    store.plan.update(put_file=["lost"], head=["fail"] * 3)
+    store.plan.update(put_file=["lost"], head=[*looks, *["fail"] * 3])
     with pytest.raises(StorageUnavailable):
         artifacts.replace(bad, record.uid, write(tmp_path / "c.txt", "undecided"))
     store.plan["head"] = []
