@@ -343,7 +343,9 @@ def test_a_save_replaces_only_what_it_set_out_to_replace(tmp_path: Path, monkeyp
     assert (read("ada/default", "a.txt"), read("ada/default", beside)) == ("second", "theirs")
 
 
-def test_restore_does_not_replace_what_another_machine_has_stored_since(tmp_path: Path) -> None:
+def test_restore_does_not_replace_what_another_machine_has_stored_since(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What was closed here before another machine went on is older than what that one has stored."""
     root = tmp_path / "store"
     setup.init(str(root), "default")
@@ -362,6 +364,7 @@ def test_restore_does_not_replace_what_another_machine_has_stored_since(tmp_path
         recover.finish_all(opened)
     assert read("ada/default", "a.txt") == "theirs"
     assert read("ada/default", f"lost+found/a (spool {src}).txt") == "closed here"
+    assert f"what was not stored of 'a.txt' is 'lost+found/a (spool {src}).txt'" in caplog.text
 
 
 def test_another_file_of_the_same_number_is_not_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -382,7 +385,7 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path, caplog: 
     with Instance.open("ada/default") as opened:
         recover.finish_all(opened)
         place = f"lost+found/ours (spool {src}).txt"
-        assert f"the last bytes of 'ours.txt' are '{place}' now" in caplog.text
+        assert f"what was not stored of 'ours.txt' is '{place}'" in caplog.text
         (found,) = [record for record in opened.registry.artifacts.filter() if record.key == place]
         assert found.description == "Found in the spool, owed to nobody: bytes of 'ours.txt'"
     assert read("ada/default", place) == "ours"

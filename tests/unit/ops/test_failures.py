@@ -109,7 +109,7 @@ def test_while_storage_is_away_a_save_stays_undecided_and_is_decided_later(
     record = artifacts.save(instance, write(tmp_path / "a.txt", "old"), key="a.txt")
     # The replace reaches storage, its reply does not, and then nothing answers.
     bad, store = with_store(instance, put_file=["lost"])
-    bad.prove()  # storage is not asked again
+    bad.prove()  # storage is not asked again whose the lease is
     looks = ["go", "go"]  # at what is replaced, before it is and once more
     store.plan["head"] = [*looks, *["fail"] * 3]
     with pytest.raises(StorageUnavailable):
