@@ -45,7 +45,8 @@ class Keeper:
         self._on_kept = on_kept
         self.lost: LeaseLost | None = None
         note = held.read(self._directory)
-        self._fence = -1 if note is None else note.fence
+        # Without a note (a power cut takes it): the number of the lease under which this registry was changed last.
+        self._fence = int(instance.registry.db.get_meta(FENCE, -1)) if note is None else note.fence
         self._until = note.at + note.seconds if note is not None and note.holds else 0.0
         self._asked = float("-inf")
         self._failed: tuple[float, LamfsError] | None = None

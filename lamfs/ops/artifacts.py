@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from lamfs.cache import files as cache_files
-from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectChanged, ObjectMissing
+from lamfs.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    LamfsError,
+    NotFound,
+    ObjectChanged,
+    ObjectMissing,
+    PreconditionFailed,
+)
 from lamfs.keys import object_key_for, root_path
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision
 from lamfs.ops import drafts, messages, mounts, newer, recover
@@ -137,6 +145,8 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         before = registry.artifacts.by_uid(record.uid)
         if before is not None:
             newer.keep_before(instance, before, before.revision.object_key)
+            before = registry.artifacts.by_uid(record.uid)
+        ours = before is not None and registry.journal.may_be_ours(before.revision.object_key)
         with recover.storage_work:
             entry_id, object_key = registry.commits.announce_save(record, foreign=foreign, mode=mode)
             recover.active.add(entry_id)
@@ -146,8 +156,9 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             meta = registry.commits.save_meta(record)
             etag = recover.copy_twin(instance, record.revision.content, object_key, meta)
             if etag is None:
+                over = recover.replaced(instance, before, object_key)
                 etag = store.put_file(
-                    object_key, str(draft.path), consume=draft.temporary, progress=progress, meta=meta
+                    object_key, str(draft.path), consume=draft.temporary, progress=progress, meta=meta, if_match=over
                 ).etag
                 if not draft.temporary and drafts.stamp_of(draft.path) != draft.stamp:
                     # Written to while it was sent: nobody knows what the object holds.
@@ -160,6 +171,8 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             saved = _settle_failed(instance, entry_id)
             if saved is not None:
                 return saved  # the bytes are there: only the reply was lost
+            if isinstance(error, PreconditionFailed) and not ours:
+                registry.journal.said(object_key)  # nothing of this save is there, but what somebody else has stored
             if isinstance(error, LamfsError):
                 raise
             raise InvalidArgument(f"The file {draft.path} cannot be read: {error}.", errno=error.errno) from error

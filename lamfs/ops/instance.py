@@ -160,8 +160,8 @@ class Instance:
         self._refuse_empty_place()
         self.check_own()
         note = held.read(self.settings.directory)
-        if note is None or note.renew_due or self._fence() != note.fence:
-            self.take_lease()
+        if note is None or note.renew_due or note.seconds < self._seconds() or self._fence() != note.fence:
+            self.take_lease()  # a mount that took it for a minute may have died since
         held.keep_long(self.settings.directory)
 
     def hold_for_mount(self) -> None:

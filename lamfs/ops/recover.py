@@ -23,6 +23,7 @@ from lamfs.errors import (
     NotFound,
     ObjectChanged,
     ObjectMissing,
+    PreconditionFailed,
     StorageError,
     StorageUnavailable,
     TooLarge,
@@ -234,7 +235,12 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     if blocks := damage.compare(registry, entry, content):
         raise damage.error(registry.tree.path(entry.ino) or str(entry.uid), spool.shown(src), blocks)
     artifact = registry.artifacts.by_ino(entry.ino)
-    if artifact is not None and content.same_bytes(artifact.revision.content):
+    if (
+        artifact is not None
+        and content.same_bytes(artifact.revision.content)
+        # Other bytes may have reached the object by a put of which this registry does not know.
+        and _etag_at(instance.store, artifact.revision.object_key) == artifact.revision.etag
+    ):
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
         instance.prove()
@@ -242,6 +248,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
             newer.keep_before(instance, artifact, registry.commits.put_target(entry))
         with storage_work:
             target = registry.commits.put_target(entry)
+            ours = registry.journal.may_be_ours(target)
             registry.journal.drop_delete(target)
             if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
                 registry.journal.add_delete(entry.object_key or "")
@@ -249,13 +256,34 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         with spool.opened(src, os.O_RDONLY) as fd:
             os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
         sync_log(registry.path)
-        etag = store_bytes(
-            instance, content, spool.path(src), target, registry.commits.put_meta(entry, content), consume=True
-        )
+        meta = registry.commits.put_meta(entry, content)
+        over = replaced(instance, registry.artifacts.by_ino(entry.ino), target)
+        try:
+            etag = store_bytes(instance, content, spool.path(src), target, meta, consume=True, over=over)
+        except PreconditionFailed:
+            if not ours:
+                registry.journal.unclaim(entry.id, target)  # the next try keeps what is there
+            raise
         registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
         sync_log(registry.path)
     spool.unlink(src)
     return True
+
+
+def replaced(instance: Instance, artifact: ArtifactRecord | None, target: str) -> str | None:
+    """ETag of the object of an artifact that is about to be replaced, as it is now; None: nothing is replaced."""
+    if artifact is None or artifact.revision.object_key != target:
+        return None
+    return _etag_at(instance.store, target)
+
+
+def _etag_at(store: ObjectStore, object_key: str) -> str | None:
+    try:
+        return store.head(object_key).etag
+    except StorageError as error:
+        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+            return None  # a link is no object: what is stored takes its place
+        raise
 
 
 def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry, origin: Provenance) -> bool:
@@ -278,15 +306,25 @@ def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry
 
 
 def store_bytes(
-    instance: Instance, content: ContentHash, path: str, target: str, meta: ObjectMeta, *, consume: bool = False
+    instance: Instance,
+    content: ContentHash,
+    path: str,
+    target: str,
+    meta: ObjectMeta,
+    *,
+    consume: bool = False,
+    over: str | None = None,
 ) -> str:
-    """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag."""
+    """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag.
+
+    ``over``: the ETag of what it may replace (None: whatever is there). Raises PreconditionFailed, storage errors.
+    """
     store = instance.store
     if store.kind != "local":
         etag = copy_twin(instance, content, target, meta)
         if etag is not None:
             return etag
-    return store.put_file(target, path, consume=consume, meta=meta).etag
+    return store.put_file(target, path, consume=consume, meta=meta, if_match=over).etag
 
 
 def copy_twin(instance: Instance, content: ContentHash, target: str, meta: ObjectMeta) -> str | None:

@@ -30,6 +30,7 @@ from lamfs.errors import (
     DamagedRegistry,
     InvalidArgument,
     InvalidName,
+    LamfsError,
     LeaseLost,
     Locked,
     NotSetUp,
@@ -447,6 +448,7 @@ def pull(
                 _supersede(instance, registry)
             registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             now = mark(registry)
+        apart = ahead or (restore and _went_on_apart(instance, Found(stored, origin)))
         with instance.alone("replaced"):
             back = _bring_back(instance, fresh) if ahead else diverged.Kept()
             note = written.read(settings)
@@ -457,7 +459,7 @@ def pull(
                 fresh,
                 instance.store,
                 word="registry" if restore else diverged.DIVERGED if ahead else OVERTAKEN,
-                apart=ahead,
+                apart=apart,
                 wrote=None if note is None else note.uid,
             )
         if ahead and put_aside is not None:
@@ -479,6 +481,17 @@ def _has_all(instance: Instance, found: Found | None) -> bool:
     own, known = _own(instance.registry), _known(instance)
     copies = kept.copies(instance.store, instance.settings.id) if found is None else ()
     return decide(own, known, found, copies) in MAY_WRITE
+
+
+def _went_on_apart(instance: Instance, found: Found) -> bool:
+    """Whether what is taken has something that the working copy never had: another machine's newer bytes, perhaps,
+    which what is owed here does not replace then. Also when the working copy cannot tell."""
+    if not instance.settings.registry_path.exists():
+        return False
+    try:
+        return not _has_all(instance, found)
+    except LamfsError:
+        return True
 
 
 def _supersede(instance: Instance, registry: Registry) -> None:

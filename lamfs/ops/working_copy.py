@@ -24,6 +24,8 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.osfiles import fsync_folder
 
+SAID = 10
+"""Files that are said one by one."""
 KEPT = 3
 """Copies that are kept of those nobody has lost anything with: overtaken by another machine's, or as they came."""
 
@@ -115,20 +117,24 @@ def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: M
     if not left:
         return
     spool = SpoolFolder.find(*settings.spool_place)
-    keys: list[str] = []
+    kept: list[tuple[Told, str]] = []
     missing = dict(left)
     if spool is not None:
         with spool:
             there = set(spool.names())
-            keys = [strays.keep(new, store, spool, src, told) for src, told in left.items() if src in there]
+            kept = [(told, strays.keep(new, store, spool, src, told)) for src, told in left.items() if src in there]
         missing = {src: told for src, told in left.items() if src not in there}
     for src, told in missing.items():
         _miss(new, store, src, told)
-    if keys:
+    if kept:
         messages.warn(
-            f"{len(keys)} files that were not stored yet are not in the registry that is used now; their bytes are in"
-            f" '{root_path(keys[0])[0]}' of the tree: look at them, and move or delete them"
+            f"{len(kept)} files that were not stored yet are not in the registry that is used now; their bytes are in"
+            f" '{root_path(kept[0][1])[0]}' of the tree: look at them, and move or delete them"
         )
+    for told, key in kept[:SAID]:
+        messages.warn(f"  what was not stored of '{told.key or told.uid}' is '{key}'")
+    if len(kept) > SAID:
+        messages.warn(f"  … and {len(kept) - SAID} more; 'lamfs info' of each says of which file it is")
 
 
 def _may_be_stored(new: Registry, store: ObjectStore, told: Told, artifact: ArtifactRecord | None) -> bool:

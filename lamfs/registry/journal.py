@@ -256,6 +256,12 @@ class Journal:
                 self.announced(object_key)
             return mine.rowcount > 0
 
+    def unclaim(self, entry_id: int, object_key: str) -> None:
+        """Undo claim_target: nothing was written to the object."""
+        with self._db.transaction():
+            self.set_target(entry_id, None)
+            self.said(object_key)
+
     def urge(self, entry_id: int) -> None:
         """Somebody waits for a put of another process: its file is stored although it may still be written there."""
         self._db.execute("UPDATE journal SET next_at=? WHERE id=? AND state='ready'", (URGENT, entry_id))

@@ -133,7 +133,7 @@ class ObjectStore(Protocol):
         With ``consume`` the file at ``path`` may be taken (renamed) into a local folder; it is then gone from
         ``path``. Large files go as multipart. Raises StorageFull, StorageUnavailable, StorageForbidden.
         With ``if_none_match`` only when there is none, with ``if_match`` only over that ETag; else PreconditionFailed,
-        also after a write of our own whose reply was lost: the caller looks what is there.
+        also after a write of our own whose reply was lost, where that cannot be told: the caller looks what is there.
         """
 
     def put_bytes(
@@ -215,8 +215,11 @@ class MultipartStore(Protocol):
         Raises ObjectChanged when the source has another ETag by now, ObjectMissing when it is gone.
         """
 
-    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
-        """Make the object of parts 1 to ``len(etags)``; returns its ETag. What is completed already counts as done."""
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None) -> str:
+        """Make the object of parts 1 to ``len(etags)``; returns its ETag. What is completed already counts as done.
+
+        With ``if_match`` only over the object with that ETag, where the server knows such a condition; else
+        PreconditionFailed."""
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Drop an upload with its parts; one that is gone already is no error."""

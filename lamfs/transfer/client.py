@@ -318,9 +318,10 @@ class Mover(PartJobs):
         consume: bool = False,
         progress: Progress | None = None,
         meta: ObjectMeta | None = None,
+        if_match: str | None = None,
     ) -> ObjectStat:
         """Store a file under ``key``: ObjectStore.put_file. ``progress`` gets byte counts, about 10 a second."""
-        message = {"path": path, "key": key, "consume": consume, "meta": jobs.pack_meta(meta)}
+        message = {"path": path, "key": key, "consume": consume, "meta": jobs.pack_meta(meta), "if_match": if_match}
         return jobs.unpack_stat(await self._call("put", message, paths=("path",), progress=progress))
 
     async def put_many(

@@ -293,6 +293,7 @@ def _put(server: Server, job: _Job) -> Any:
             consume=m.get("consume", False),
             progress=job.progress(),
             meta=jobs.unpack_meta(m.get("meta")),
+            if_match=m.get("if_match"),
         )
     )
 
@@ -419,7 +420,7 @@ def _copy_part(server: Server, job: _Job) -> Any:
 
 def _complete_upload(server: Server, job: _Job) -> Any:
     m = job.message
-    return server.parts.complete_upload(m["key"], m["upload_id"], m["etags"])
+    return server.parts.complete_upload(m["key"], m["upload_id"], m["etags"], if_match=m["if_match"])
 
 
 def _abort_upload(server: Server, job: _Job) -> Any:

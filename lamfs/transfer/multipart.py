@@ -20,6 +20,7 @@ from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
 from lamfs.registry import PartRecord, Registry, UploadRecord
 from lamfs.registry.seals import UNKNOWN
 from lamfs.transfer.client import Mover
+from lamfs.transfer.guard import Ready, over_anything
 
 Progress = Callable[[int], None]
 
@@ -112,6 +113,7 @@ class _Job:
     check: Callable[[ContentHash], Awaitable[None]] | None = None
     unsealed: list[Part] = field(default_factory=list)
     """Parts whose hashes are not noted yet."""
+    ready: Ready = over_anything
 
     @property
     def size(self) -> int:
@@ -154,13 +156,14 @@ class Multipart:
         target: str,
         segments: Sequence[Segment],
         progress: Progress,
+        ready: Ready = over_anything,
     ) -> str:
         """Make ``target`` of the segments of a put row's file, whose bytes are ``content``; returns its ETag.
 
         ``progress`` gets the bytes that storage has more than before (fewer when it lost some). What fails is raised
         as the mover raised it, and continued by the next call; ObjectChanged or ObjectMissing: a source is gone.
         """
-        return (await self._store(_Job(entry, path, target, plan(segments), progress, content)))[0]
+        return (await self._store(_Job(entry, path, target, plan(segments), progress, content, ready=ready)))[0]
 
     async def store_unhashed(
         self,
@@ -171,6 +174,7 @@ class Multipart:
         known: Mapping[int, ContentHash],
         progress: Progress,
         check: Callable[[ContentHash], Awaitable[None]] | None = None,
+        ready: Ready = over_anything,
     ) -> tuple[str, ContentHash]:
         """As store, of a whole file of ``size`` bytes, more than MD5_MAX, that is hashed as it is sent.
 
@@ -178,7 +182,8 @@ class Multipart:
         (registry/seals.py) before it is sent; of a file of more than 32 GiB some at a time. ``check`` is called with
         the file's hashes before they become an object, and may raise.
         """
-        job = _Job(entry, path, target, plan([Segment(0, size)]), progress, None, dict(known), check=check)
+        parts = plan([Segment(0, size)])
+        job = _Job(entry, path, target, parts, progress, None, dict(known), check=check, ready=ready)
         etag, content = await self._store(job)
         assert content is not None
         return etag, content
@@ -226,7 +231,8 @@ class Multipart:
             content = join_ranges((job.hashes[part.number] for part in job.parts), ends)
             if job.check is not None:
                 await job.check(content)
-        made = await self._mover.complete_upload(target, upload_id, [job.etags[part.number] for part in job.parts])
+        etags = [job.etags[part.number] for part in job.parts]
+        made = await self._mover.complete_upload(target, upload_id, etags, if_match=await job.ready())
         self._uploads.completed(entry.id)
         return made, content
 

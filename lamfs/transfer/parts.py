@@ -76,9 +76,12 @@ class PartJobs:
         }
         return str(await self._call("copy_part", message))
 
-    async def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
+    async def complete_upload(
+        self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None
+    ) -> str:
         """Make the object of all parts; its ETag."""
-        return str(await self._call("complete_upload", {"key": key, "upload_id": upload_id, "etags": list(etags)}))
+        message = {"key": key, "upload_id": upload_id, "etags": list(etags), "if_match": if_match}
+        return str(await self._call("complete_upload", message))
 
     async def abort_upload(self, key: str, upload_id: str) -> None:
         """Abort an upload; one that is gone is no error."""

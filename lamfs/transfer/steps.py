@@ -10,14 +10,22 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
 
-from lamfs.errors import InvalidArgument, InvalidName, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.errors import (
+    InvalidArgument,
+    InvalidName,
+    ObjectChanged,
+    ObjectMissing,
+    PreconditionFailed,
+    StorageError,
+    StorageUnavailable,
+)
 from lamfs.hashing import MD5_MAX, hash_fd
 from lamfs.keys import check_spool_name
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
@@ -30,20 +38,12 @@ from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts, hash_opened
 from lamfs.transfer.durable import LogSync, beside, sync_file
+from lamfs.transfer.guard import Guard, Permit, Ready, anybody
 from lamfs.transfer.multipart import Multipart, Segment
 from lamfs.transfer.stale import give_up_lost_move, give_up_move, meant_by, say_left
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
-
-
-Permit = Callable[[bool], Awaitable[None]]
-"""Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
-other machines may use. Raises why not."""
-
-
-async def anybody(_: bool) -> None:
-    """A Permit where nobody else can have the lease (unit tests)."""
 
 
 class FileHooks(Protocol):
@@ -202,19 +202,21 @@ class Steps:
                 found = await self._conflicts.find(entry, artifact, target)
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
+            guard = Guard(registry, self._store, self._mover, self._permit, entry, artifact, target)
             if not registry.journal.claim_target(entry.id, target):
                 raise StorageError("Another mount has newer bytes of the file.")
             if replaces:
                 await self.hooks.pin(target, but=ino if base is not None else None)
             await self.durable()
-            if content is None:
-                consumed = False
-                etag, content = await self._multipart.store_unhashed(
-                    entry, upload.size, path, target, upload.known, upload.moved,
-                    lambda found: self._compare_for_good(entry, found),
-                )  # fmt: skip
-            else:
-                etag, consumed = await self._send(content, path, target, upload, base)
+            with guard:
+                if content is None:
+                    consumed = False
+                    etag, content = await self._multipart.store_unhashed(
+                        entry, upload.size, path, target, upload.known, upload.moved,
+                        lambda found: self._compare_for_good(entry, found), guard.ready,
+                    )  # fmt: skip
+                else:
+                    etag, consumed = await self._send(content, path, target, upload, base, guard.ready)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
                 ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
@@ -359,7 +361,7 @@ class Steps:
             self._busy_objects.discard(key)
 
     async def _send(
-        self, content: ContentHash, path: str, target: str, upload: Upload, base: Revision | None
+        self, content: ContentHash, path: str, target: str, upload: Upload, base: Revision | None, ready: Ready
     ) -> tuple[str, bool]:
         """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
         assert self.hooks is not None
@@ -368,7 +370,8 @@ class Steps:
         meta = self._registry.commits.put_meta(entry, content)
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
-            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta)
+            over = await ready()
+            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta, if_match=over)
             return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
@@ -377,6 +380,7 @@ class Steps:
                 there = twin.revision
                 # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
                 size = there.size if self._registry.artifacts.with_object(target) is None else None
+                await ready()
                 stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size, meta=meta)
             except (ObjectMissing, ObjectChanged):
                 continue
@@ -386,16 +390,18 @@ class Steps:
             segments = await self._patched(content, upload, base)
             if any(segment.source for segment in segments):
                 try:
-                    return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
-                except StorageUnavailable:
+                    etag = await self._multipart.store(entry, content, path, target, segments, upload.moved, ready)
+                    return etag, False
+                except (StorageUnavailable, PreconditionFailed):
                     raise
                 except (StorageError, InvalidArgument) as error:  # more ranges than an upload may have parts, too
                     log.info("ranges cannot be copied in storage, so all of '%s' is sent: %s", target, error)
             await self._fill(entry, upload, base, set(upload.missing))
         if content.size > multipart.MULTIPART_ABOVE:
             segments = [Segment(0, content.size)]
-            return await self._multipart.store(entry, content, path, target, segments, upload.moved), False
-        return (await self._mover.put(path, target, progress=upload.moved, meta=meta)).etag, False
+            return await self._multipart.store(entry, content, path, target, segments, upload.moved, ready), False
+        over = await ready()
+        return (await self._mover.put(path, target, progress=upload.moved, meta=meta, if_match=over)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
         """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""
@@ -475,6 +481,7 @@ class Steps:
                 return
             registry.commits.begin_move(entry.uid, target)
             await self.durable()
+            await self._permit(True)  # what was pinned may have taken long
             stat = await self._mover.copy(
                 before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
             )
@@ -525,6 +532,7 @@ class Steps:
             for key in keys:
                 await self.hooks.pin(key)
             await self.durable()
+            await self._permit(True)  # what was pinned may have taken long
             for key in await self._mover.delete({key: meant[key] for key in sorted(keys)}):
                 say_left(self._store.url(key))
             with registry.db.transaction():

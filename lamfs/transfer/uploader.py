@@ -26,10 +26,11 @@ from lamfs.transfer import batches, beats, multipart
 from lamfs.transfer.beats import Beat
 from lamfs.transfer.client import Mover
 from lamfs.transfer.durable import Folding, Settling
+from lamfs.transfer.guard import Permit, anybody
 from lamfs.transfer.pacing import Pace
 from lamfs.transfer.puts import Puts
 from lamfs.transfer.sealing import Sealing
-from lamfs.transfer.steps import FileHooks, Permit, Steps, anybody, what
+from lamfs.transfer.steps import FileHooks, Steps, what
 
 log = logging.getLogger("lamfs.uploader")
 

@@ -65,6 +65,7 @@ CALLS: dict[str, tuple[tuple[int | None, int], ...] | int] = {
     "setxattr": _ONE, "lsetxattr": _ONE, "fsetxattr": 0, "removexattr": _ONE, "lremovexattr": _ONE, "fremovexattr": 0,
     "bind": (),
 }  # fmt: skip
+_PROCESS = re.compile(r"/proc/\d+/(cwd|root)")
 _WRITES = re.compile(r"\bO_(WRONLY|RDWR|CREAT|TRUNC|APPEND|TMPFILE)\b")
 _LINE = re.compile(r"(\d+) +(.*)", re.DOTALL)
 _CALL = re.compile(r"(\w+)\((.*)\) += (-?\d+|\?)(<((?:[^<>\\]|\\.)*)>)?(.*)", re.DOTALL)
@@ -360,6 +361,8 @@ def touches(trace: Path, cwd: str) -> Iterator[tuple[str, str, str]]:
             path = _unescaped(opened)
             if "O_DIRECTORY" in text or "O_PATH" in text:
                 opened_by[pid, result] = opened_by[None, result] = path
+            if "O_PATH" in text and _PROCESS.fullmatch(_string(arguments[1])):
+                continue  # in which mount a process works; what is reached by way of it is seen when it is
             yield name if writes else "read", path, line
         elif name == "bind":
             found = re.search(r'sun_path="((?:[^"\\]|\\.)*)"', text)

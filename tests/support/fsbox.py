@@ -32,7 +32,15 @@ from lamfs import copying, hashing
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.daemon.recovery import take_over
-from lamfs.errors import DamagedData, LamfsError, ObjectChanged, ObjectMissing, StorageError, UploadGone
+from lamfs.errors import (
+    DamagedData,
+    LamfsError,
+    ObjectChanged,
+    ObjectMissing,
+    PreconditionFailed,
+    StorageError,
+    UploadGone,
+)
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
@@ -42,6 +50,7 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
 from lamfs.storage.stale import Meant, delete_meant
+from lamfs.transfer.guard import Permit, anybody
 from lamfs.transfer.uploader import Uploader
 from tests.support.tree import check_tree
 
@@ -81,6 +90,10 @@ class MemoryStore:
             raise ObjectChanged(f"the object '{key}' changed")
         return ObjectStat(key, len(self.objects[key]), found, 0)
 
+    def _require(self, key: str, etag: str | None) -> None:
+        if etag is not None and (key not in self.objects or _md5(self.objects[key]) != etag):
+            raise PreconditionFailed(f"the object '{key}' changed")
+
     def url(self, key: str) -> str:
         return f"s3://bucket/prefix/{key}"
 
@@ -102,8 +115,16 @@ class MemoryStore:
         os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), position)
 
     def put_file(
-        self, key: str, path: str, *, consume: bool = False, progress: Any = None, meta: Any = None
+        self,
+        key: str,
+        path: str,
+        *,
+        consume: bool = False,
+        progress: Any = None,
+        meta: Any = None,
+        if_match: str | None = None,
     ) -> ObjectStat:
+        self._require(key, if_match)
         self.objects[key], self.metas[key] = Path(path).read_bytes(), meta
         return self._stat(key)
 
@@ -155,13 +176,14 @@ class MemoryStore:
         self.sent.append(number)
         return _md5(data)
 
-    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None) -> str:
         try:
             parts = self._parts(key, upload_id)
         except UploadGone:
             if key in self.objects and self.made.get(upload_id) == (list(etags), self._stat(key).etag):
                 return self._stat(key).etag
             raise
+        self._require(key, if_match)
         assert [_md5(parts[number]) for number in range(1, len(etags) + 1)] == list(etags)
         self.objects[key] = b"".join(parts[number] for number in range(1, len(etags) + 1))
         del self.unfinished[upload_id]
@@ -235,10 +257,17 @@ class DirectMover:
             return hashing.hash_fd(file.fileno(), size, known=known or {}, head=head, ends=ends)
 
     async def put(
-        self, path: str, key: str, *, consume: bool = False, progress: Any = None, meta: Any = None
+        self,
+        path: str,
+        key: str,
+        *,
+        consume: bool = False,
+        progress: Any = None,
+        meta: Any = None,
+        if_match: str | None = None,
     ) -> ObjectStat:
         def work() -> ObjectStat:
-            return self._box.store.put_file(key, path, consume=consume, meta=meta)
+            return self._box.store.put_file(key, path, consume=consume, meta=meta, if_match=if_match)
 
         found: ObjectStat = await self._job("put", key, work)
         return found
@@ -298,9 +327,11 @@ class DirectMover:
 
         return str(await self._job("copy_part", key, work))
 
-    async def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
+    async def complete_upload(
+        self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None
+    ) -> str:
         def work() -> str:
-            return str(self._box.store.complete_upload(key, upload_id, etags))
+            return str(self._box.store.complete_upload(key, upload_id, etags, if_match=if_match))
 
         return str(await self._job("complete_upload", key, work))
 
@@ -395,6 +426,7 @@ class Box:
         self.spool = self.spool_place[0].joinpath(*self.spool_place[1])
         self.spool.mkdir(parents=True)
         self.cache_dir = base / "cache"
+        self.permit: Permit = anybody
         self.steps: list[str] = []
         self.crash_at = 0
         self.boot = (process_id() or "").split(":")[0]
@@ -458,7 +490,7 @@ class Box:
         try:
             instance: Any = SimpleNamespace(registry=registry, store=self.store, settings=settings)
             take_over(instance, spool)
-            uploader = Uploader(registry, self.store, mover, spool, Provenance())
+            uploader = Uploader(registry, self.store, mover, spool, Provenance(), permit=self.permit)
             cache = BlockCache(
                 self.store,
                 mover,

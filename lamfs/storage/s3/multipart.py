@@ -81,9 +81,11 @@ class Multipart:
         with _on_upload(what):
             return self._transfers.copy_part(key, what, upload_id, number, source, etag, offset, length)
 
-    def complete(self, key: str, what: str, upload_id: str, etags: Sequence[str]) -> str:
-        """Complete; returns the object's ETag."""
-        return self._transfers.complete(key, what, upload_id, etags)
+    def complete(
+        self, key: str, what: str, upload_id: str, etags: Sequence[str], condition: dict[str, str] | None = None
+    ) -> str:
+        """Complete; returns the object's ETag. Raises as Transfers.complete."""
+        return self._transfers.complete(key, what, upload_id, etags, condition)
 
     def abort(self, key: str, what: str, upload_id: str) -> None:
         """Abort; what is gone is no error."""

@@ -4,6 +4,7 @@ the server (whether it knows batch deletes, and If-Match on GET), which only eve
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import time
@@ -34,6 +35,8 @@ from lamfs.storage.s3.limits import nanoseconds
 from lamfs.storage.s3.multipart import Multipart
 from lamfs.storage.s3.paging import pages
 
+MD5_PIECE = 1 << 20
+"""Bytes of a file that are hashed at a time."""
 DELETE_BATCH = 1000
 """Keys per DeleteObjects (Amazon S3)."""
 _NO_BATCHES = NOT_IMPLEMENTED | {"MissingContentMD5", "MalformedXML", "InvalidRequest", "InvalidArgument", "400"}
@@ -215,6 +218,9 @@ class S3Store:
         except (ObjectChanged, ObjectMissing) as error:
             if not condition:
                 raise
+            ours = self._sent_before(key, fd, size)
+            if ours is not None:
+                return ours
             raise _refused(what, if_match) from error
         finally:
             os.close(fd)
@@ -235,6 +241,17 @@ class S3Store:
                 return ours
             raise _refused(what, if_match) from error
         return ObjectStat(key, len(data), bare(reply["ETag"]), time.time_ns())
+
+    def _sent_before(self, key: str, fd: int, size: int) -> ObjectStat | None:
+        """The object, if it has these bytes by its ETag: then a write of our own was repeated because its reply was
+        lost. (The ETag of an object that is encrypted with a key of its owner tells nothing.)"""
+        if size > upload.MULTIPART_ABOVE:
+            return None
+        with contextlib.suppress(ObjectMissing, ObjectChanged, OSError):
+            found = self.head(key)
+            if found.size == size and found.etag == _md5_of(fd, size):
+                return found
+        return None
 
     def _written_before(self, key: str, data: bytes) -> ObjectStat | None:
         with contextlib.suppress(ObjectMissing, ObjectChanged):
@@ -352,8 +369,14 @@ class S3Store:
             self._key(key), what, upload_id, number, self._key(source), source_etag, offset, length
         )
 
-    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
-        return self._multipart.complete(self._key(key), f"store {self.url(key)}", upload_id, etags)
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None) -> str:
+        what = f"store {self.url(key)}"
+        try:
+            return self._multipart.complete(self._key(key), what, upload_id, etags, _condition(False, if_match))
+        except (ObjectChanged, ObjectMissing) as error:
+            if if_match is None:
+                raise
+            raise _refused(what, if_match) from error
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         self._multipart.abort(self._key(key), f"abort the upload of {self.url(key)}", upload_id)
@@ -395,6 +418,15 @@ def _kept(source: Mapping[str, str]) -> dict[str, Any]:
         if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}lamfs-")
     }
     return {**found, "Metadata": others} if others else found
+
+
+def _md5_of(fd: int, size: int) -> str:
+    """md5 of a file of ``size`` bytes in hexadecimal. Raises OSError."""
+    digest, offset = hashlib.md5(usedforsecurity=False), 0
+    while offset < size and (piece := os.pread(fd, min(MD5_PIECE, size - offset), offset)):
+        digest.update(piece)
+        offset += len(piece)
+    return digest.hexdigest()
 
 
 def _condition(if_none_match: bool, if_match: str | None) -> dict[str, Any]:

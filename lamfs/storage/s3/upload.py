@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from lamfs.errors import LamfsError, ObjectMissing, StorageError, UploadGone
+from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, UploadGone
 from lamfs.storage.base import Progress
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.errors import NO_UPLOAD, code_of
@@ -333,7 +333,15 @@ class Transfers:
                 raise
             return bare(reply["ETag"])
 
-        etag = self._connection.retrying(attempt, patient=True)
+        try:
+            etag = self._connection.retrying(attempt, patient=True)
+        except (ObjectChanged, ObjectMissing):
+            if not condition:
+                raise
+            # An earlier try whose reply was lost has made the object that the condition does not hold for now.
+            with contextlib.suppress(UploadGone):
+                return self._completed_before(key, what, etags)
+            raise
         if etag is None:
             return self._completed_before(key, what, etags)
         # rclone and some gateways know the object by another ETag than they replied; recorded with that one it could

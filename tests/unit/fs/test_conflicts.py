@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 
-from lamfs.errors import ObjectChanged
+from lamfs.errors import LeaseLost, ObjectChanged, ObjectMissing
 from lamfs.keys import conflict_name
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
@@ -52,6 +53,82 @@ def test_an_object_that_was_changed_meanwhile(make_box: MakeBox, kind: str, real
         await both(user, "a.csv", b"mine, longer")
         assert user.uid("a.csv") == uid
         assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("when", ["before it is sent", "while it is sent"])
+@pytest.mark.parametrize("size", [12, 65 << 20])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_an_object_that_is_changed_while_a_put_is_on_its_way(
+    make_box: MakeBox, kind: str, size: int, when: str
+) -> None:
+    """A machine that slept in the middle of an upload goes on, though another one has stored something since."""
+    box = make_box(kind)
+    mine = b"x" * size
+    last = "complete_upload" if kind == "s3" and size > 1 << 20 else "put"
+    keys: list[str] = []
+    asked = 0
+
+    async def permit(fresh: bool) -> None:
+        nonlocal asked
+        asked += fresh
+        if when == "before it is sent" and asked == 2 and keys:
+            overwrite(box, keys.pop())
+
+    def other(op: str, key: str) -> None:
+        if when == "while it is sent" and op == last and key in keys:
+            overwrite(box, keys.pop())
+
+    box.permit = permit
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        keys.append(user.fs.context.registry.artifacts.by_key("a.csv").revision.object_key)  # type: ignore[union-attr]
+        user.mover.failing = other
+        await user.write_file("a.csv", mine)
+        await user.sync()
+        assert keys == []
+        assert await user.read("a.csv") == FOREIGN
+        (found,) = [path for path in await user.actual() if "(conflict " in path]
+        assert await user.read(found) == mine
+        assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("what", ["replaced", "deleted"])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_nothing_is_replaced_or_deleted_once_the_lease_is_lost(make_box: MakeBox, kind: str, what: str) -> None:
+    """It is lost when the job has begun already: what open files still need of the object is fetched first."""
+    box = make_box(kind)
+    asked = 0
+
+    async def permit(fresh: bool) -> None:
+        nonlocal asked
+        asked += fresh
+        if asked > 1:
+            raise LeaseLost("another machine has it")
+
+    box.permit = permit
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        context = user.fs.context
+        record = context.registry.artifacts.by_key("a.csv")
+        assert record is not None
+        if what == "replaced":
+            await user.write_file("a.csv", b"second")
+        else:
+            context.registry.names.purge(record.uid)
+            context.uploader.notify()
+        with trio.fail_after(20):
+            while not context.uploader.failures:
+                await trio.sleep(0.01)
+        assert "another machine has it" in context.uploader.failures[0].error
+        assert box.store.get(record.revision.object_key) == b"first"
 
     box.run(scenario, User())
 
@@ -110,6 +187,55 @@ def test_what_an_upload_that_was_overtaken_has_written_is_no_conflict(make_box: 
         await user.sync()
         await user.compare()
         assert not user.fs.context.uploader.failures
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_a_rename_does_not_move_an_object_over_another(make_box: MakeBox, kind: str) -> None:
+    """What is at the new key already is no artifact's: it stays, and so does the object, wherever that is."""
+    box = make_box(kind, real_keys=True)
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"mine")
+        await user.sync()
+        overwrite(box, "b.csv")
+        await user.rename("a.csv", "b.csv")
+        await user.sync()
+        assert box.store.get("b.csv") == FOREIGN
+        assert await user.read("b.csv") == b"mine"
+        record = user.fs.context.registry.artifacts.by_key("b.csv")
+        assert record is not None
+        assert record.revision.object_key == "a.csv"
+        assert user.fs.context.registry.journal.entries() == []
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_a_delete_does_not_hit_another_object(make_box: MakeBox, kind: str) -> None:
+    box = make_box(kind)
+
+    async def scenario(user: User) -> None:
+        for name in ("a.csv", "b.csv", "c.csv"):
+            await user.write_file(name, name.encode())
+        await user.sync()
+        registry = user.fs.context.registry
+        keys = {}
+        for name in ("a.csv", "b.csv", "c.csv"):
+            record = registry.artifacts.by_key(name)
+            assert record is not None
+            keys[name] = record.revision.object_key
+            if name == "b.csv":
+                overwrite(box, record.revision.object_key)
+            registry.names.purge(record.uid)
+        user.fs.context.uploader.notify()
+        await user.sync()
+        assert registry.journal.entries() == []
+        assert box.store.get(keys["b.csv"]) == FOREIGN
+        for name in ("a.csv", "c.csv"):
+            with pytest.raises(ObjectMissing):
+                box.store.head(keys[name])
 
     box.run(scenario, User())
 

@@ -8,15 +8,17 @@ import os
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lamfs import config
-from lamfs.errors import DamagedRegistry, InvalidArgument, LamfsError, RegistryError, TooLarge
+from lamfs.errors import DamagedRegistry, InvalidArgument, LamfsError, PreconditionFailed, RegistryError, TooLarge
 from lamfs.model import StorageConfig, instance_id
 from lamfs.ops import artifacts, fsck, recover, setup, snapshot, working_copy
 from lamfs.ops.instance import Instance
 from lamfs.registry import Lost
+from lamfs.storage.local import LocalStore
 from tests.support.ops import machine, write_spool
 
 
@@ -284,7 +286,88 @@ def test_what_another_machine_has_to_store_is_left_to_it(tmp_path: Path) -> None
     assert list(root.rglob(src)) == []
 
 
-def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("when", "text"), [("before", "first"), ("before", "mine"), ("meanwhile", "mine")])
+def test_what_somebody_else_has_stored_is_not_replaced_without_a_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, when: str
+) -> None:
+    """The registry may be older than the object, or another machine came between. Both have a name then."""
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    owe("ada/default", "a.txt", "5-aaaaaaaaaaaa", text)
+    with Instance.open("ada/default") as opened:
+        path = tmp_path / "store" / artifacts.find(opened, "a.txt").revision.object_key
+
+        def change() -> None:
+            path.unlink()
+            path.write_text("theirs")
+
+        if when == "before":
+            change()
+        else:
+            changes, put = [change], LocalStore.put_file
+
+            def put_later(*args: Any, **how: Any) -> Any:
+                if changes:
+                    changes.pop()()
+                return put(*args, **how)
+
+            monkeypatch.setattr(LocalStore, "put_file", put_later)
+        for _ in range(4):  # the objects go home one after the other
+            recover.finish_all(opened, strict=False)
+        assert opened.registry.journal.entries() == []
+    (beside,) = [key for key in keys("ada/default") if key != "a.txt"]
+    assert beside.startswith("lost+found/")
+    assert (read("ada/default", "a.txt"), read("ada/default", beside)) == (text, "theirs")
+
+
+def test_a_save_replaces_only_what_it_set_out_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may sleep in the middle of the upload."""
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        path = tmp_path / "store" / artifacts.find(opened, "a.txt").revision.object_key
+    put = LocalStore.put_file
+
+    def put_later(store: Any, key: str, *args: Any, **how: Any) -> Any:
+        if path.read_text() == "first":
+            path.unlink()
+            path.write_text("theirs")
+        return put(store, key, *args, **how)
+
+    monkeypatch.setattr(LocalStore, "put_file", put_later)
+    with pytest.raises(PreconditionFailed, match="was changed by somebody else"):
+        save("ada/default", tmp_path, "a.txt", "second")
+    assert path.read_text() == "theirs"
+    save("ada/default", tmp_path, "a.txt", "second")
+    (beside,) = [key for key in keys("ada/default") if key != "a.txt"]
+    assert (read("ada/default", "a.txt"), read("ada/default", beside)) == ("second", "theirs")
+
+
+def test_restore_does_not_replace_what_another_machine_has_stored_since(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was closed here before another machine went on is older than what that one has stored."""
+    root = tmp_path / "store"
+    setup.init(str(root), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+        opened.release_lease()
+    with machine(tmp_path / "two"):
+        setup.login("bob")
+        setup.connect(str(root))
+        save("ada/default", tmp_path, "a.txt", "theirs")
+        setup.close("ada/default")
+    src = owe("ada/default", "a.txt", "5-aaaaaaaaaaaa", "closed here")
+    setup.connect("ada/default", restore=True)
+    with Instance.open("ada/default") as opened:
+        recover.finish_all(opened)
+    assert read("ada/default", "a.txt") == "theirs"
+    assert read("ada/default", f"lost+found/a (spool {src}).txt") == "closed here"
+    assert f"what was not stored of 'a.txt' is 'lost+found/a (spool {src}).txt'" in caplog.text
+
+
+def test_another_file_of_the_same_number_is_not_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A put of a file that only this machine knows must not go into the file that another one made meanwhile."""
     root = tmp_path / "store"
     setup.init(str(root), "default")
@@ -302,6 +385,7 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
     with Instance.open("ada/default") as opened:
         recover.finish_all(opened)
         place = f"lost+found/ours (spool {src}).txt"
+        assert f"what was not stored of 'ours.txt' is '{place}'" in caplog.text
         (found,) = [record for record in opened.registry.artifacts.filter() if record.key == place]
         assert found.description == "Found in the spool, owed to nobody: bytes of 'ours.txt'"
     assert read("ada/default", place) == "ours"

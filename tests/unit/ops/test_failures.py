@@ -109,8 +109,9 @@ def test_while_storage_is_away_a_save_stays_undecided_and_is_decided_later(
     record = artifacts.save(instance, write(tmp_path / "a.txt", "old"), key="a.txt")
     # The replace reaches storage, its reply does not, and then nothing answers.
     bad, store = with_store(instance, put_file=["lost"])
-    bad.prove()  # storage is not asked again
-    store.plan["head"] = ["fail"] * 3
+    bad.prove()  # storage is not asked again whose the lease is
+    looks = ["go", "go"]  # at what is replaced, before it is and once more
+    store.plan["head"] = [*looks, *["fail"] * 3]
     with pytest.raises(StorageUnavailable):
         artifacts.replace(bad, record.uid, write(tmp_path / "b.txt", "new"))
     assert [entry.op for entry in bad.registry.journal.entries()] == ["save"]
@@ -118,7 +119,7 @@ def test_while_storage_is_away_a_save_stays_undecided_and_is_decided_later(
     assert read(bad, record.uid) == "new"
     nothing_owed(bad)
     # An undecided save never comes after a later one.
-    store.plan.update(put_file=["lost"], head=["fail"] * 3)
+    store.plan.update(put_file=["lost"], head=[*looks, *["fail"] * 3])
     with pytest.raises(StorageUnavailable):
         artifacts.replace(bad, record.uid, write(tmp_path / "c.txt", "undecided"))
     store.plan["head"] = []

@@ -1,0 +1,82 @@
+"""Whether storage may be changed, asked at the last moment before it is. The trio loop only.
+
+Between the look at an object and its replacement a put may take hours, and the machine may sleep: then another one may
+have taken the lease over, and stored something there.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+
+from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, JournalEntry
+from lamfs.registry import Registry
+from lamfs.storage.base import ObjectStore
+from lamfs.transfer.client import Mover
+
+Permit = Callable[[bool], Awaitable[None]]
+"""Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
+other machines may use. Raises why not."""
+Ready = Callable[[], Awaitable[str | None]]
+"""Awaited just before an object is made: the ETag of the one that it may replace; None: whatever is there."""
+
+
+async def anybody(_: bool) -> None:
+    """A Permit where nobody else can have the lease (unit tests)."""
+
+
+async def over_anything() -> None:
+    """A Ready of an object that nobody else writes."""
+
+
+class Guard:
+    """Sees that a put replaces what it set out to replace. Made before the put claims its object.
+
+    A context manager around the sending: where somebody else has changed the object meanwhile, the put has claimed
+    nothing after that, so that the next try finds a conflict, and keeps both.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: ObjectStore,
+        mover: Mover,
+        permit: Permit,
+        entry: JournalEntry,
+        artifact: ArtifactRecord | None,
+        target: str,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._mover = mover
+        self._permit = permit
+        self._entry = entry
+        self._target = target
+        self._replaced = artifact.revision if artifact is not None and artifact.revision.object_key == target else None
+        self._may_be_ours = registry.journal.may_be_ours(target)
+
+    async def ready(self) -> str | None:
+        """A Ready. Raises LeaseLost, PreconditionFailed (somebody else's object is there), storage errors."""
+        if self._replaced is None and self._target.startswith(AUTO_KEY_PREFIX):
+            return None  # nobody else has this artifact
+        await self._permit(True)
+        try:
+            etag = (await self._mover.head(self._target)).etag
+        except StorageError as error:
+            if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+                return None  # what replaces a link takes its place, as in Conflicts.find
+            raise
+        if not self._may_be_ours and (self._replaced is None or etag != self._replaced.etag):
+            raise PreconditionFailed(
+                f"Somebody else has changed the object {self._store.url(self._target)} while it was stored.",
+                errno=ObjectChanged.errno,
+            )
+        return etag
+
+    def __enter__(self) -> None:
+        """Nothing yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, PreconditionFailed) and not self._may_be_ours:
+            self._registry.journal.unclaim(self._entry.id, self._target)
