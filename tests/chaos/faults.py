@@ -622,7 +622,8 @@ def rogue(round: Round, mount: Mount, excuses: list[Excuse]) -> list[File]:
 
 @kind("vanish")
 def vanish(round: Round) -> None:
-    """A machine is gone for good. What it had told to be in storage is there."""
+    """A machine is gone for good. What it had told to be in storage is there. Where that is a folder, what it had only
+    closed waits in its spool there, which is named and stays as it is: only that machine knows what it is of."""
     one_mount(round)
     doubts = burst(round, round.rng.randint(1, 4), hold=round.rng.random() < 0.3)
     if round.rng.random() < 0.5 and not doubts:
@@ -633,18 +634,34 @@ def vanish(round: Round) -> None:
     gone = round.holder
     gone.no_daemon()
     round.world.storage.running()
+    spool = gone.spool
     gone.vanish()
     break_lock(round)
     damage(round, "machine gone")
     excuses = excuse_doubts(round, doubts)
+    waiting = spool_files(round.model, spool)
     if isinstance(round.world.storage, S3Storage):
         excuses += [
             Excuse(file, "it was on the other machine alone", file.version.pieces, silent=True)
             for file in round.model.claims()
             if not file.stored
         ]
+    for pieces in waiting.values():
+        excuses += [
+            Excuse(file, f"it waits in {spool}", tuple(pieces), frozenset({spool.name}))
+            for file in round.model.touching(pieces)
+            if not file.stored
+        ]
     round.holder = other(round)
     after_damage(round, excuses)
+    if spool_files(round.model, spool) != waiting:
+        raise Violation("lost", f"in {spool}, the spool of a machine that is gone, is not what was there: {waiting}")
+
+
+def spool_files(model: Model, spool: Path) -> dict[str, list[Piece]]:
+    """What the files in a spool are, by name; nothing when there is none."""
+    files = sorted(path for path in spool.iterdir() if path.is_file()) if spool.exists() else []
+    return {path.name: pieces_of(model, path) for path in files}
 
 
 # -- two mounts -------------------------------------------------------------------------------------------------------
