@@ -78,7 +78,12 @@ def test_nothing_is_lost_when_another_machine_takes_over(one: Machine, other: Ma
     assert {path.name: path.read_bytes() for path in one.spool.iterdir()} == waiting
     other.cli("close")
 
-    one.expect_log("files that were not stored yet", "has taken .* over and gone on", "not brought back: .both.txt.")
+    one.expect_log(
+        "files that were not stored yet",
+        "the last bytes of .* are .lost.found/",
+        "has taken .* over and gone on",
+        "not brought back: .both.txt.",
+    )
     one.mount()
     assert (one.path / "theirs.txt").read_text() == "of the second"
     one.sync()

@@ -367,7 +367,7 @@ def test_restore_does_not_replace_what_another_machine_has_stored_since(
     assert f"what was not stored of 'a.txt' is 'lost+found/a (spool {src}).txt'" in caplog.text
 
 
-def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
+def test_another_file_of_the_same_number_is_not_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A put of a file that only this machine knows must not go into the file that another one made meanwhile."""
     root = tmp_path / "store"
     setup.init(str(root), "default")
@@ -385,6 +385,7 @@ def test_another_file_of_the_same_number_is_not_written(tmp_path: Path) -> None:
     with Instance.open("ada/default") as opened:
         recover.finish_all(opened)
         place = f"lost+found/ours (spool {src}).txt"
+        assert f"what was not stored of 'ours.txt' is '{place}'" in caplog.text
         (found,) = [record for record in opened.registry.artifacts.filter() if record.key == place]
         assert found.description == "Found in the spool, owed to nobody: bytes of 'ours.txt'"
     assert read("ada/default", place) == "ours"
