@@ -151,7 +151,10 @@ class Keeper:
             lease.release()
             return False
         try:
-            self._instance.registry.db.set_meta(FENCE, state.fence)
+            registry = self._instance.registry
+            with registry.db.transaction():
+                registry.journal.doubt_claims()
+                registry.db.set_meta(FENCE, state.fence)
         finally:
             self._instance.close_thread()
         self._fence = state.fence

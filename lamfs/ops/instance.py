@@ -268,7 +268,9 @@ class Instance:
                     self.release_lease()
                     raise
             if catch_up and self._fence() != state.fence:
-                self.registry.db.set_meta(FENCE, state.fence)
+                with self.registry.db.transaction():
+                    self.registry.journal.doubt_claims()
+                    self.registry.db.set_meta(FENCE, state.fence)
         held.write(directory, state.fence, seconds, lease)
         self._proven = lease.at
         if not ours:

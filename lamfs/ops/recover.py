@@ -227,6 +227,10 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     origin = Provenance(user.id if user else None)
     if not spool.exists(src):
         return _put_was_renamed(instance, spool, entry, origin)
+    if "doubted" in entry.payload:
+        # What it has stored, if it has, may be another machine's by now: it begins anew.
+        registry.journal.set_target(entry.id, None)
+        entry.object_key = None
     assert entry.ino is not None
     check_size(instance.store, spool.stat(src).st_size, registry.tree.path(entry.ino) or src)
     overlays.complete(instance, entry, spool)

@@ -22,6 +22,9 @@ Operations:
 ``abort``   the multipart upload ``payload["upload_id"]`` of ``object_key`` is needed no more; without an id every
             upload of that key which no row knows. Made when the row that the upload belonged to goes (see uploads.py).
 
+A put whose payload has ``doubted`` claimed its object before another machine may have had the lease: what is there may
+be that one's, so the claim is no proof any more that the put has written it.
+
 ``owner`` is the process that works on the row; rows of dead processes are taken over. A put is also taken from a
 living one, when its bytes are acknowledged and another process begins to write the file: see begin_put.
 
@@ -140,11 +143,20 @@ class Journal:
         """Whether lamfs may have written this object without an artifact's row saying so, or is about to."""
         return (
             self._db.one(
-                "SELECT 1 FROM journal WHERE object_key=?1 UNION ALL SELECT 1 FROM unsaid WHERE object_key=?1 LIMIT 1",
+                "SELECT 1 FROM journal WHERE object_key=?1 AND payload->>'$.doubted' IS NULL"
+                " UNION ALL SELECT 1 FROM unsaid WHERE object_key=?1 LIMIT 1",
                 (object_key,),
             )
             is not None
         )
+
+    def doubt_claims(self) -> None:
+        """Another machine may have had the lease meanwhile: what is in objects that puts have claimed may be its."""
+        with self._db.transaction():
+            self._db.execute("DELETE FROM unsaid")
+            self._db.execute(
+                "UPDATE journal SET payload=json_set(payload, '$.doubted', 1) WHERE op='put' AND object_key IS NOT NULL"
+            )
 
     def announced(self, object_key: str) -> None:
         """The object is about to be written."""
@@ -239,7 +251,10 @@ class Journal:
         """Note, before it is written, the object that a put is about to make."""
         if object_key is not None:
             self.announced(object_key)
-        self._db.execute("UPDATE journal SET object_key=? WHERE id=?", (object_key, entry_id))
+        self._db.execute(
+            "UPDATE journal SET object_key=?, payload=json_remove(payload, '$.doubted') WHERE id=?",
+            (object_key, entry_id),
+        )
 
     def start_over(self, entry_id: int) -> None:
         """What a put owes becomes an artifact of another uid, in another object than an earlier try may have made."""
@@ -249,7 +264,8 @@ class Journal:
         """As set_target, of a put of this process; False, and nothing noted, when another one has taken it over."""
         with self._db.transaction():
             mine = self._db.execute(
-                "UPDATE journal SET object_key=? WHERE id=? AND op='put' AND owner=?",
+                "UPDATE journal SET object_key=?, payload=json_remove(payload, '$.doubted')"
+                " WHERE id=? AND op='put' AND owner=?",
                 (object_key, entry_id, self.owner),
             )
             if mine.rowcount:

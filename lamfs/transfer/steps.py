@@ -184,8 +184,8 @@ class Steps:
         try:
             replaces = artifact is not None and artifact.revision.object_key == target
             earlier = entry.object_key if entry.object_key != target else None
-            if earlier is not None and registry.artifacts.with_object(earlier) is not None:
-                earlier = None
+            if "doubted" in entry.payload or (earlier and registry.artifacts.with_object(earlier) is not None):
+                earlier = None  # it may be another machine's by now, or is an artifact's
             if earlier is not None:
                 # An earlier try may have written elsewhere, before the file was renamed.
                 registry.journal.add_delete(earlier)

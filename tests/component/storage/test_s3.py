@@ -19,6 +19,7 @@ from lamfs.errors import (
     InvalidArgument,
     ObjectChanged,
     ObjectMissing,
+    PreconditionFailed,
     StorageError,
     StorageForbidden,
     StorageMissing,
@@ -26,6 +27,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.storage import ObjectStore, StorageConfig
+from lamfs.storage.base import in_parts
 from lamfs.storage.s3 import client, upload
 from tests.support.proxy import FaultProxy
 from tests.support.servers import SeaweedServer, Server
@@ -173,6 +175,27 @@ def test_a_completion_that_was_lost_and_is_gone(
     stored = store.put_file("k", str(make_file(data)))
     assert gone.hits == 1
     assert store.get("k", etag=stored.etag) == data
+
+
+def test_parts_become_an_object_on_a_condition(
+    seaweed_config: StorageConfig, seaweed_proxy: FaultProxy, opened: Opener, make_file: MakeFile
+) -> None:
+    """Where the server knows the condition, as SeaweedFS does; also when the reply is lost."""
+    store = opened(through(seaweed_proxy, seaweed_config))
+    parts = in_parts(store)
+    assert parts is not None
+    old = store.put_bytes("k", b"old").etag
+    data = os.urandom(5 * MIB)
+    path = str(make_file(data))
+    upload = parts.begin_upload("k")
+    etags = [parts.send_part("k", upload, 1, path, 0, len(data))]
+    with pytest.raises(PreconditionFailed, match="was changed or removed by somebody else"):
+        parts.complete_upload("k", upload, etags, if_match="0" * 32)
+    assert store.get("k") == b"old"
+    lost = seaweed_proxy.add("lost_reply", method="POST", path="uploadId=")
+    new = parts.complete_upload("k", upload, etags, if_match=old)
+    assert lost.hits == 1
+    assert store.get("k", etag=new) == data
 
 
 @pytest.mark.usefixtures("small_parts")

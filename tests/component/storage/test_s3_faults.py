@@ -223,6 +223,16 @@ def test_a_lost_reply_to_a_guarded_replacement(store: ObjectStore, proxy: FaultP
     assert store.get("lock", etag=second) == b"lease 2"
 
 
+def test_a_lost_reply_to_a_guarded_replacement_by_a_file(store: ObjectStore, proxy: FaultProxy, tmp_path: Path) -> None:
+    first = store.put_bytes("k", b"one").etag
+    (tmp_path / "file").write_bytes(b"two, longer")
+    rule = proxy.add("lost_reply", method="PUT")
+    second = store.put_file("k", str(tmp_path / "file"), if_match=first).etag
+    assert rule.hits == 1
+    assert [request.status for request in proxy.requests if request.method == "PUT"][-1] == 412
+    assert store.get("k", etag=second) == b"two, longer"
+
+
 def test_a_creation_that_somebody_else_won(store: ObjectStore, proxy: FaultProxy) -> None:
     """A reset before the server saw anything, and meanwhile another owner: then 412 does mean somebody else."""
     store.put_bytes("lock", b"another")

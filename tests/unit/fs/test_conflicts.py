@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from lamfs.errors import LeaseLost, ObjectChanged, ObjectMissing
+from lamfs.errors import LeaseLost, ObjectChanged, ObjectMissing, StorageUnavailable
 from lamfs.keys import conflict_name
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
@@ -129,6 +129,33 @@ def test_nothing_is_replaced_or_deleted_once_the_lease_is_lost(make_box: MakeBox
                 await trio.sleep(0.01)
         assert "another machine has it" in context.uploader.failures[0].error
         assert box.store.get(record.revision.object_key) == b"first"
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_an_object_that_was_claimed_before_another_machine_had_the_lease(make_box: MakeBox, kind: str) -> None:
+    """A put that has begun takes what is in its object for its own, but not after that."""
+    box = make_box(kind)
+    away = True
+
+    async def scenario(user: User) -> None:
+        nonlocal away
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        context = user.fs.context
+        key = user.revision("a.csv").object_key
+        user.mover.failing = lambda op, _: StorageUnavailable("away") if away and op == "put" else None
+        await user.write_file("a.csv", b"mine")
+        with trio.fail_after(20):
+            while not context.uploader.failures:
+                await trio.sleep(0.01)
+        context.uploader.failures.clear()
+        context.registry.journal.doubt_claims()
+        overwrite(box, key)
+        away = False
+        await user.sync()
+        await both(user, "a.csv", b"mine")
 
     box.run(scenario, User())
 

@@ -10,12 +10,12 @@ import pytest
 
 from lamfs import config
 from lamfs.errors import LamfsError, LeaseLost
-from lamfs.ops import artifacts, diverged, fsck, held, lock, setup, snapshot, working_copy
+from lamfs.ops import artifacts, diverged, fsck, held, lock, recover, setup, snapshot, working_copy
 from lamfs.ops import instance as instance_module
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.storage import StorageConfig, open_store
-from tests.support.ops import machine
+from tests.support.ops import machine, write_spool
 
 SLUG = "ada/shared"
 
@@ -105,6 +105,39 @@ def check(root: Path) -> None:
     assert old.artifacts.by_key("mine.txt") is not None
     old.close()
     setup.close(SLUG)
+
+
+def test_what_another_machine_has_stored_and_did_not_live_to_tell_is_kept(tmp_path: Path) -> None:
+    """A put had begun here before another machine took over, replaced the same object, and died: its registry was never
+    stored, so nothing but the object tells of it."""
+    root = tmp_path / "store"
+    setup.login("ada")
+    setup.init(str(root), "shared")
+    save(tmp_path, "a.txt", "first")
+    with Instance.open(SLUG) as opened:
+        snapshot.push(opened)
+        registry, record = opened.registry, artifacts.find(opened, "a.txt")
+        assert record.ino is not None
+        registry.journal.begin_put(record.ino, "5-aaaaaaaaaaaa")
+        registry.journal.ready_put(record.ino)
+        entry = registry.journal.put_of(record.ino)
+        assert entry is not None
+        assert registry.journal.claim_target(entry.id, record.revision.object_key)
+        registry.db.execute("UPDATE journal SET owner='x:1:1' WHERE id=?", (entry.id,))
+        registry.tree.update(record.ino, size=4)
+        write_spool(opened, "5-aaaaaaaaaaaa", "mine")
+    run_out(root)
+    with machine(tmp_path / "two"):
+        setup.login("ada")
+        setup.connect(str(root))
+        save(tmp_path, "a.txt", "theirs")
+    run_out(root)
+    setup.connect(SLUG)
+    with Instance.open(SLUG) as opened:
+        for _ in range(4):
+            recover.finish_all(opened)
+    (beside,) = [key for key in keys() if key != "a.txt"]
+    assert (read("a.txt"), read(beside)) == ("mine", "theirs")
 
 
 def test_what_only_this_machine_has_is_kept(root: Path) -> None:
