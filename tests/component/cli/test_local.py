@@ -254,7 +254,9 @@ def test_closed_it_is_no_longer_current_and_unlocked(root: Path) -> None:
     said = quick("close")
     assert "testuser1/store" in said
     assert json.loads(lock.read_text())["machine"] == "", "the number of the lease is kept, nobody holds it"
-    assert "No instance is connected" in quick("ls", code=1)
+    said = quick("ls", code=1)
+    assert "No instance is connected" in said
+    assert "'lamfs connect testuser1/store'" in said
     assert "connected to instance 'testuser1/store'" in quick("connect", "testuser1/store")
     assert quick("ls").split() == ["a.csv"]
 
