@@ -314,7 +314,7 @@ def load_instance(slug: str | None = None) -> InstanceSettings:
             if known:
                 raise NotSetUp(
                     f"No instance is connected; this machine knows {', '.join(known)}: 'lamfs connect {known[0]}'"
-                    f" (ln.connect) makes one the current one, and LAMFS_INSTANCE={known[0]} or --instance names one."
+                    f" (ln.setup.connect) makes one the current one, and LAMFS_INSTANCE={known[0]} or --instance names one."
                 )
             raise NotSetUp(
                 "No instance is connected; run 'lamfs init --storage FOLDER_OR_S3_URL' (ln.setup.init), or"
