@@ -54,11 +54,13 @@ class Guard:
         self._entry = entry
         self._target = target
         self._replaced = artifact.revision if artifact is not None and artifact.revision.object_key == target else None
+        # What an artifact had before may be at its place still, and be what another machine's registry tells of.
+        self._is_new = artifact is None
         self._may_be_ours = registry.journal.may_be_ours(target)
 
     async def ready(self) -> str | None:
         """A Ready. Raises LeaseLost, PreconditionFailed (somebody else's object is there), storage errors."""
-        if self._replaced is None and self._target.startswith(AUTO_KEY_PREFIX):
+        if self._is_new and self._target.startswith(AUTO_KEY_PREFIX):
             return None  # nobody else has this artifact
         await self._permit(True)
         try:

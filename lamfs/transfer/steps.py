@@ -189,7 +189,7 @@ class Steps:
             if earlier is not None:
                 # An earlier try may have written elsewhere, before the file was renamed.
                 registry.journal.add_delete(earlier)
-            if replaces:
+            if artifact is not None:
                 await self._permit(True)
             if (replaces or earlier is not None) and self._store.kind != "local":
                 # (A local folder syncs them itself before it replaces the old ones.)

@@ -134,6 +134,36 @@ def test_nothing_is_replaced_or_deleted_once_the_lease_is_lost(make_box: MakeBox
 
 
 @pytest.mark.parametrize("kind", ["s3", "local"])
+def test_what_an_artifact_had_before_is_not_replaced_once_the_lease_is_lost(make_box: MakeBox, kind: str) -> None:
+    """A file was renamed over it, and its object is still where it was: another machine's registry tells of that."""
+    box = make_box(kind)
+    lost = False
+
+    async def permit(fresh: bool) -> None:
+        if fresh and lost:
+            raise LeaseLost("another machine has it")
+
+    box.permit = permit
+
+    async def scenario(user: User) -> None:
+        nonlocal lost
+        await user.write_file("a.csv", b"first")
+        await user.write_file("a.csv.part", b"second")
+        await user.sync()
+        context, home = user.fs.context, user.revision("a.csv").object_key
+        lost = True
+        await user.rename("a.csv.part", "a.csv")
+        await user.write_file("a.csv", b"third")
+        with trio.fail_after(20):
+            while not any(failure.what.startswith("put ") for failure in context.uploader.failures):
+                assert box.store.get(home) == b"first"
+                await trio.sleep(0.01)
+        assert box.store.get(home) == b"first"
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
 def test_an_object_that_was_claimed_before_another_machine_had_the_lease(make_box: MakeBox, kind: str) -> None:
     """A put that has begun takes what is in its object for its own, but not after that."""
     box = make_box(kind)
