@@ -314,7 +314,7 @@ def load_instance(slug: str | None = None) -> InstanceSettings:
             if known:
                 raise NotSetUp(
                     f"No instance is connected; this machine knows {', '.join(known)}: 'lamfs connect {known[0]}'"
-                    f" (ln.setup.connect) makes one the current one, and LAMFS_INSTANCE={known[0]} or --instance names one."
+                    f" (ln.setup.connect) makes one the current one, LAMFS_INSTANCE={known[0]} or --instance names one."
                 )
             raise NotSetUp(
                 "No instance is connected; run 'lamfs init --storage FOLDER_OR_S3_URL' (ln.setup.init), or"
@@ -467,3 +467,13 @@ def spool_mark() -> str:
 def temporary_name() -> str:
     """A new name for a temporary file, which says whose it is."""
     return processes.mark(machine_mark())
+
+
+def temporary_folder() -> Path:
+    """Where this machine's temporary files lie that are no part of an instance; made when missing.
+
+    What dead processes leave there is removed: ops/temporaries.py. Raises LamfsError.
+    """
+    folder = data_dir() / "tmp"
+    make_directory(folder)
+    return folder

@@ -30,9 +30,7 @@ def is_frame(data: object) -> bool:
 def write_parquet(frame: Any) -> Path:
     """Write a DataFrame to a new temporary file of ours, mode 0600. Raises NotSetUp, InvalidArgument."""
     pandas()
-    folder = config.data_dir() / "tmp"
-    config.make_directory(folder)
-    fd, name = tempfile.mkstemp(prefix=f"{config.temporary_name()}-", suffix=".parquet", dir=folder)
+    fd, name = tempfile.mkstemp(prefix=f"{config.temporary_name()}-", suffix=".parquet", dir=config.temporary_folder())
     os.close(fd)
     path = Path(name)
     try:

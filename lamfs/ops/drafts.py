@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamfs import copying, hashing
+from lamfs import config, copying, hashing
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_key, into, key_with_suffix, root_path, suffix_of
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, Revision, new_uid
@@ -38,7 +38,7 @@ class Copy:
     """A temporary file with what was read of another one, which is removed with this object."""
 
     def __init__(self) -> None:
-        fd, name = tempfile.mkstemp(prefix="lamfs-copy-")
+        fd, name = tempfile.mkstemp(prefix=f"{config.temporary_name()}-copy-", dir=config.temporary_folder())
         os.close(fd)
         self.path = Path(name)
 
@@ -414,7 +414,7 @@ def hash_object(
 def _hash_fetched(store: ObjectStore, found: ObjectStat, progress: Callable[[int], None] | None) -> ContentHash:
     """Hash an object of a bucket. On the disk are no more than its two ends, which one of its hashes is made of."""
     size = found.size
-    with tempfile.TemporaryFile() as ends:
+    with tempfile.TemporaryFile(dir=config.temporary_folder()) as ends:
         os.ftruncate(ends.fileno(), size)
 
         def fetch(offset: int) -> ContentHash:

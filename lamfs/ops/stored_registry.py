@@ -5,6 +5,7 @@ Other machines take that copy, and this one would after the loss of its own. So 
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 from lamfs.errors import ObjectChanged, RegistryError
@@ -33,7 +34,8 @@ def look(instance: Instance) -> Finding | None:
     except ObjectChanged:
         return Finding(f"{url} is being replaced at this moment", problem=False)
     except RegistryError as error:
-        return Finding(str(error))
+        # A full disk of this machine says nothing of the copy.
+        return Finding(str(error), problem=error.errno != errno.ENOSPC)
     stores = (
         "the next 'lamfs umount' stores" if _is_mounted(instance) else "'lamfs close' or 'lamfs fsck --repair' stores"
     )

@@ -57,7 +57,7 @@ def sweep(instance: Instance, *, everywhere: bool = False) -> Swept:
 
 
 def _beside(instance: Instance) -> Iterator[Path]:
-    for folder, beginnings in ((instance.settings.directory, _BESIDE), (config.data_dir() / "tmp", ("",))):
+    for folder, beginnings in ((instance.settings.directory, _BESIDE), (config.temporary_folder(), ("",))):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names = os.listdir(folder)
             yield from (folder / name for name in sorted(names) if name.startswith(beginnings))

@@ -336,8 +336,9 @@ def test_the_bucket_is_deleted_and_made_again(faulty: Faulty, seaweed: Server) -
             assert (instance.path / "new").read_bytes() == DATA + b"new"
             assert (instance.path / "newer").read_bytes() == DATA
             problems = instance.fsck()
-            assert len(problems) == 2, problems
+            assert len(problems) == 3, problems
             assert all("is gone" in problem for problem in problems)
+            assert "registry in storage" in problems[0]
             instance.fusermount()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import lamfs as ln
+from lamfs import config
 from lamfs.api import state
 from lamfs.errors import InvalidArgument, InvalidName
 from tests.component.api.conftest import Place
@@ -65,8 +66,7 @@ def test_the_size_is_what_was_read(store: Place, tmp_path: Path) -> None:
     other = ln.Artifact(tmp_path / "x.txt", key="x.txt").save()
     other.replace("/proc/version").save()
     assert other.cache().read_bytes() == wanted
-    left = [name for name in os.listdir(os.environ.get("TMPDIR", "/tmp")) if name.startswith("lamfs-copy-")]
-    assert left == []
+    assert os.listdir(config.temporary_folder()) == []
 
 
 def test_links_in_a_folder(store: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
