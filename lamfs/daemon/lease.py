@@ -133,13 +133,18 @@ class Keeper:
             if not self._take_again(lease, seconds):
                 raise
         self._until, self._asked = lease.at + seconds, lease.at
-        with contextlib.suppress(LamfsError):  # a full disk: commands ask storage themselves then
+        try:
             held.write(self._directory, self._fence, seconds, lease)
+        except LamfsError:  # a full disk
+            with contextlib.suppress(OSError):
+                held.forget_note(self._directory)  # it may be of a longer lease, which it was before this mount
 
     def _take_again(self, lease: lock.Lease, seconds: float) -> bool:
-        """Take a lease that nobody has (it was given back, or its object deleted) if nobody has used it meanwhile: the
-        registry in storage is what this machine's comes from."""
-        if lease.peek() is not None:
+        """Take a lease that nobody has (it was given back, or its object deleted), or that this machine has taken anew
+        (a command, or a try of this mount that did not come to its end), if nobody has used it meanwhile: the registry
+        in storage is what this machine's comes from."""
+        found = lease.peek()
+        if found is not None and not lease.is_ours(found):
             return False
         state, _ = lease.acquire(fence=max(self._fence, 0), seconds=seconds)
         try:

@@ -72,6 +72,11 @@ def write(directory: Path, fence: int, seconds: float, lease: lock.Lease) -> Non
     config.write_json(directory / NOTE, note._asdict(), durable=False)
 
 
+def forget_note(directory: Path) -> None:
+    """What was noted last is not so any more; commands ask storage then. Raises OSError."""
+    (directory / NOTE).unlink(missing_ok=True)
+
+
 def forget(directory: Path) -> None:
     """This machine has the lease no more."""
     for name in (NOTE, LONG):

@@ -66,6 +66,7 @@ class Instance:
         self._store = self._given_store
         self._thread = threading.local()
         self._in_use: int | None = None
+        self._generation = 0  # of working copies: one per ``alone``
         self._proven = float("-inf")
         self._users: dict[str, User] = {}
 
@@ -87,7 +88,13 @@ class Instance:
         """The calling thread's connection to the registry. Raises NotSetUp, DamagedRegistry, RegistryError."""
         self._own()
         found: Registry | None = getattr(self._thread, "registry", None)
+        if found is not None and self._thread.generation != self._generation:
+            # Another thread was alone meanwhile: this connection may be to a registry that was put aside.
+            del self._thread.registry
+            found.close()
+            found = None
         if found is None:
+            self._thread.generation = self._generation
             self._hold_directory()
             found = self._thread.registry = written.open_registry(
                 self.settings, scratch=scratch.matcher(config.scratch_names())
@@ -265,7 +272,8 @@ class Instance:
                 try:
                     snapshot.catch_up(self, keep_both=keep_both)
                 except BaseException:
-                    self.release_lease()
+                    if not ours:  # a mount of this machine may live by it
+                        self.release_lease()
                     raise
             if catch_up and self._fence() != state.fence:
                 with self.registry.db.transaction():
@@ -295,12 +303,14 @@ class Instance:
 
     @contextlib.contextmanager
     def alone(self, purpose: str) -> Iterator[None]:
-        """No process of this machine has the registry open inside the block; this thread's connection is closed.
+        """No process of this machine has the registry open inside the block; this thread's connection is closed, and
+        other threads of this Instance open theirs anew when they use it next.
 
         Raises Locked when another process, or another Instance, has it.
         """
         self.close_thread()
         with self._guard:
+            self._generation += 1
             if self._in_use is not None:
                 os.close(self._in_use)
                 self._in_use = None

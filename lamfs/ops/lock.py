@@ -131,9 +131,9 @@ class Lease:
         seconds = LEASE_SECONDS if seconds is None else seconds
         for _ in range(_TRIES):
             found = self._read()
-            if found is not None and not self._ours(found.state) and not self._has_run_out(found):
+            if found is not None and not self.is_ours(found.state) and not self._has_run_out(found):
                 raise self._locked(found.state)
-            ours = found is not None and self._ours(found.state)
+            ours = found is not None and self.is_ours(found.state)
             most = max(fence, found.state.fence if found is not None else 0)
             since = found.state.since if found is not None and ours else None
             wanted, at = self._wanted(most if ours else most + 1, seconds, since), uptime()
@@ -142,11 +142,11 @@ class Lease:
             except (PreconditionFailed, ObjectChanged, ObjectMissing):
                 continue  # somebody was quicker: look who
             after = self.peek()
-            if after is not None and self._ours(after):
+            if after is not None and self.is_ours(after):
                 self.etag, self.at = stat.etag, at
                 return after, ours
         state = self.peek()
-        if state is not None and not self._ours(state):
+        if state is not None and not self.is_ours(state):
             raise self._locked(state)
         raise StorageError(
             f"The lock of instance '{self._slug}' at {self._store.url(self.key)} changes all the time; look who writes"
@@ -182,7 +182,7 @@ class Lease:
         instance any more."""
         for _ in range(_TRIES):
             found = self._read()
-            if found is None or not (self._ours(found.state) or (forget and not found.state.machine)):
+            if found is None or not (self.is_ours(found.state) or (forget and not found.state.machine)):
                 return
             if forget:
                 self._store.delete([self.key])
@@ -196,12 +196,12 @@ class Lease:
 
     def _own(self, fence: int) -> _Found:
         found = self._read()
-        if found is not None and self._ours(found.state) and found.state.fence == fence:
+        if found is not None and self.is_ours(found.state) and found.state.fence == fence:
             return found
         state = None if found is None else found.state
         if state is None or not state.machine:
             who = "nobody has it now"
-        elif self._ours(state):
+        elif self.is_ours(state):
             who = "another process of this machine has taken it anew"
         else:
             who = f"{state.handle} on {state.host} has it now"
@@ -210,7 +210,8 @@ class Lease:
             " storage; what is not stored stays on this machine."
         )
 
-    def _ours(self, state: LeaseState) -> bool:
+    def is_ours(self, state: LeaseState) -> bool:
+        """Whether this machine has it, by whatever number."""
         return state.machine == self._holder.machine
 
     def _wanted(self, fence: int, seconds: float, since: float | None) -> LeaseState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import trio
 
 from lamfs import config
 from lamfs.daemon.lease import Keeper
-from lamfs.errors import LeaseLost
+from lamfs.errors import LamfsError, LeaseLost, StorageUnavailable
 from lamfs.ops import artifacts, held, lock, setup
 from lamfs.ops.instance import Instance
-from tests.support.ops import machine
+from tests.support.ops import BadStore, machine
 
 SLUG = "ada/one"
 
@@ -82,3 +83,113 @@ def test_a_mount_knows_its_lease_without_the_note(root: Path, tmp_path: Path, ov
 
     trio.run(begin)
     assert bool(lost) == overtaken
+
+
+def _keeper(opened: Instance, lost: list[LeaseLost], store: Any = None) -> Keeper:
+    mover: Any = StoreMover(store or opened.store)
+    return Keeper(opened, mover, lost.append, lambda: None)
+
+
+def test_a_command_that_takes_the_lease_first_does_not_end_the_mount(root: Path, tmp_path: Path) -> None:
+    """Storage was away when the mount began, with a lease that was given back; then a command was quicker."""
+    (tmp_path / "file").write_text("x")
+    lost: list[LeaseLost] = []
+
+    async def begin() -> None:
+        with Instance.open(SLUG) as opened:
+            keeper = _keeper(opened, lost)
+            with Instance.open(SLUG) as other:
+                artifacts.save(other, tmp_path / "file", key="a.txt")
+            await keeper.look()
+            await keeper.permit(fresh=True)
+
+    trio.run(begin)
+    assert not lost
+
+
+def test_a_mount_whose_storage_goes_away_while_it_takes_the_lease_takes_it_later(root: Path) -> None:
+    lost: list[LeaseLost] = []
+
+    async def begin() -> None:
+        with Instance.open(SLUG) as opened:
+            store = BadStore(opened.store)
+            keeper = _keeper(opened, lost, store)
+            key = opened.settings.snapshot_key
+            head, failed = store.head, []
+
+            def fail_once(asked: str) -> Any:
+                if asked == key and not failed:
+                    failed.append(asked)
+                    raise StorageUnavailable("The storage is away; try again.")
+                return head(asked)
+
+            store.head = fail_once  # type: ignore[method-assign]
+            with pytest.raises(StorageUnavailable):
+                await keeper.look()
+            assert failed
+            await keeper.look()
+
+    trio.run(begin)
+    assert not lost
+
+
+def test_a_command_that_fails_does_not_give_back_the_lease_that_the_machine_had(root: Path) -> None:
+    """A mount of this machine may live by it."""
+    with Instance.open(SLUG) as mounted:
+        mounted.hold_for_mount()
+        held.forget(mounted.settings.directory)  # as a full disk does
+        store: Any = BadStore(mounted.store)
+        key, head = mounted.settings.snapshot_key, store.head
+
+        def fail(asked: str) -> Any:
+            if asked == key:
+                raise StorageUnavailable("The storage is away; try again.")
+            return head(asked)
+
+        store.head = fail
+        with Instance(mounted.settings, store=store) as other, pytest.raises(StorageUnavailable):
+            other.hold()
+        state = mounted.lease().peek()
+    assert state is not None
+    assert state.machine == config.machine_token()
+
+
+def test_a_renewal_that_cannot_be_noted_leaves_no_note_of_a_longer_lease(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands would believe it for an hour, and the lease holds for a minute."""
+    lost: list[LeaseLost] = []
+
+    async def begin() -> None:
+        with Instance.open(SLUG) as opened:
+            opened.hold()
+            with monkeypatch.context() as disk:
+                disk.setattr(config, "write_json", _full)
+                await _keeper(opened, lost).look()
+            assert held.read(opened.settings.directory) is None
+            assert held.is_long(opened.settings.directory)
+
+    trio.run(begin)
+
+
+def _full(*_: object, **__: object) -> None:
+    raise LamfsError("No space left on device.")
+
+
+def test_threads_of_a_program_go_on_with_the_registry_that_one_of_them_has_taken(root: Path, tmp_path: Path) -> None:
+    """Else what another thread saves is in a registry that was put aside, and nowhere else."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "more").write_text("y")
+    with Instance.open(SLUG) as opened, ThreadPoolExecutor(1) as thread:
+        assert thread.submit(lambda: opened.registry.artifacts.count()).result() == 0
+        with machine(tmp_path / "two"):
+            setup.login("bob")
+            setup.connect(str(root))
+            with Instance.open(SLUG) as theirs:
+                artifacts.save(theirs, tmp_path / "file", key="theirs.txt")
+            setup.close(SLUG)
+        opened.hold()
+        assert opened.registry.artifacts.count() == 1
+        thread.submit(artifacts.save, opened, tmp_path / "more", key="ours.txt").result()
+        thread.submit(opened.close_thread).result()
+        assert {one.key for one in opened.registry.artifacts.filter()} == {"theirs.txt", "ours.txt"}
