@@ -196,14 +196,20 @@ class _Mount:
             with self._draining:
                 if await self._may_store():
                     self._fs.files.acknowledge_all()
-                    await self._drain()
+                    for refused in await self._drain():
+                        log.warning(
+                            "storage refuses this for good, so it is left in the journal, for the next mount: %s",
+                            refused,
+                        )
                 await self._uploader.settling.finish()
             nursery.cancel_scope.cancel()
 
-    async def _drain(self) -> None:
-        """Return when everything is stored that can be."""
-        for refused in await self._uploader.drain(self._progress):
-            log.warning("storage refuses this for good, so it is left in the journal, for the next mount: %s", refused)
+    async def _drain(self) -> list[str]:
+        """Return when everything is stored that can be; a sentence for each thing that storage refuses for good."""
+        # Without the lease nothing more is stored, which is said in the end (``lost``); the mount leaves the tree.
+        with contextlib.suppress(LeaseLost):
+            return await self._uploader.drain(self._progress)
+        return []
 
     async def _store(self) -> None:
         with self._storing:
@@ -300,7 +306,7 @@ class _Mount:
             return  # it is unmounted, and stores already what is owed
         if await self._may_store():
             self._fs.files.acknowledge_all()
-            await self._uploader.drain(self._progress)
+            await self._drain()
         await self._unmount()
         # A lazy unmount leaves the session alive while files are open; everything in them is stored.
         await trio.sleep(1.0)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lamfs import config
+from lamfs.config import InstanceSettings
 from lamfs.errors import (
     DamagedRegistry,
     InvalidArgument,
@@ -156,8 +157,9 @@ def _own(registry: Registry) -> Own:
     return Own(str(registry.db.get_meta("uid")), registry.changes.last(), registry.pushes())
 
 
-def push(instance: Instance) -> bool:
-    """Store a consistent copy of the registry; False when storage has this state already.
+def push(instance: Instance, *, look: bool = False) -> bool:
+    """Store a consistent copy of the registry; False when storage has this state already. ``look``: into the copy that
+    is there, whatever this machine remembers of it.
 
     Storage is asked whether this machine holds the lease. Raises LeaseLost, Locked when what is in storage is not what
     this registry comes from (both stay as they are), RegistryError, also when the working copy is that of another
@@ -167,7 +169,7 @@ def push(instance: Instance) -> bool:
     instance.check_own()
     now = mark(registry)
     written.note(instance.settings, registry, durable=True)
-    known = _known(instance)
+    known = Known() if look else _known(instance)
     name = secrets.token_hex(8)
     with _temporary(instance, "push") as temp:
         for _ in range(_TRIES):
@@ -346,11 +348,6 @@ def compare(instance: Instance) -> tuple[Verdict, Found | None, Known]:
     return decide(_own(instance.registry), known, found, copies), found, known
 
 
-def forget(instance: Instance) -> None:
-    """Whatever is in storage, the next push looks into it, and replaces it if it may."""
-    _memory(instance).unlink(missing_ok=True)
-
-
 # -- ways back --------------------------------------------------------------------------------------------------------
 
 
@@ -432,12 +429,7 @@ def pull(
             raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
         if not restore and settings.registry_path.exists() and _has_all(instance, Found(stored, origin)):
             return
-        if ahead and not keep_both:
-            raise Locked(
-                f"The registry of '{settings.slug}' was changed on another machine, and here as well since the last"
-                f" 'lamfs close'. 'lamfs connect {settings.slug}' takes the one in storage, and keeps what only this"
-                " machine has."
-            )
+        _refuse_ahead(settings, ahead, keep_both)
         try:
             taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
         except DamagedRegistry as error:
@@ -448,8 +440,11 @@ def pull(
                 _supersede(instance, registry)
             registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             now = mark(registry)
-        apart = ahead or (restore and _went_on_apart(instance, Found(stored, origin)))
+        apart = restore and _went_on_apart(instance, Found(stored, origin))
         with instance.alone("replaced"):
+            # Until now another process of this machine may have changed it.
+            ahead = ahead or (not restore and settings.registry_path.exists() and _went_on(instance))
+            _refuse_ahead(settings, ahead, keep_both)
             back = _bring_back(instance, fresh) if ahead else diverged.Kept()
             note = written.read(settings)
             # First: a crash then leaves nothing that calls the new one older than it must be.
@@ -459,7 +454,7 @@ def pull(
                 fresh,
                 instance.store,
                 word="registry" if restore else diverged.DIVERGED if ahead else OVERTAKEN,
-                apart=apart,
+                apart=ahead or apart,
                 wrote=None if note is None else note.uid,
             )
         if ahead and put_aside is not None:
@@ -474,6 +469,21 @@ def pull(
     else:
         _remember(instance, None, None, "")  # it is to be pushed
     written.note(settings, instance.registry, durable=True)
+
+
+def _refuse_ahead(settings: InstanceSettings, ahead: bool, keep_both: bool) -> None:
+    if ahead and not keep_both:
+        raise Locked(
+            f"The registry of '{settings.slug}' was changed on another machine, and here as well since the last"
+            f" 'lamfs close'. 'lamfs connect {settings.slug}' takes the one in storage, and keeps what only this"
+            " machine has."
+        )
+
+
+def _went_on(instance: Instance) -> bool:
+    """As ``is_ahead``, where nobody has the registry open."""
+    with contextlib.closing(Registry(instance.settings.registry_path)) as registry:
+        return _is_ahead(instance, registry)
 
 
 def _has_all(instance: Instance, found: Found | None) -> bool:
@@ -632,4 +642,8 @@ def known_at(instance: Instance) -> int | None:
 
 def is_ahead(instance: Instance) -> bool:
     """Whether the working copy has something that was neither pushed nor pulled. Raises RegistryError."""
-    return _known(instance).mark != mark(instance.registry) or bool(instance.registry.journal.owed())
+    return _is_ahead(instance, instance.registry)
+
+
+def _is_ahead(instance: Instance, registry: Registry) -> bool:
+    return _known(instance).mark != mark(registry) or bool(registry.journal.owed())

@@ -86,8 +86,7 @@ def mend(instance: Instance) -> bool:
     storage errors as snapshot.push."""
     if _is_mounted(instance):
         return False
-    snapshot.forget(instance)  # by its ETag alone, what is damaged may be what this machine has stored
-    return snapshot.push(instance)
+    return snapshot.push(instance, look=True)  # by its ETag alone, what is damaged may be what this machine has stored
 
 
 def _is_mounted(instance: Instance) -> bool:

@@ -17,7 +17,7 @@ import pytest
 
 from lamfs.model import StorageConfig
 from lamfs.storage import open_store
-from tests.support.mounts import BUCKET, OWNER, ROOT, MountedInstance, checked, children, outcome, wait_until
+from tests.support.mounts import BUCKET, OWNER, ROOT, MountedInstance, checked, children, is_alive, outcome, wait_until
 from tests.support.proxy import FaultProxy
 from tests.support.servers import Server
 
@@ -266,3 +266,36 @@ def test_a_mount_without_a_storage_that_can_be_written_to(seaweed: Server) -> No
             assert one.spooled() == []
             one.umount()
             assert one.fsck() == []
+
+
+def test_a_mount_that_loses_the_lease_while_it_stores_the_last_files_leaves_the_tree(seaweed: Server) -> None:
+    """Told to end (SIGTERM), it does, though it may store nothing any more; what waits stays in the spool."""
+    prefix = f"m{os.urandom(4).hex()}/root"
+    with FaultProxy(seaweed.port) as proxy:
+        direct = seaweed.config(BUCKET, prefix, timeout=4.0)
+        storage = dataclasses.replace(direct, endpoint_url=proxy.url)
+        with (
+            MountedInstance(storage, env={**seaweed.env, **SHORT}) as one,
+            checked(Machine(direct, seaweed.env)) as other,
+        ):
+            one.mount()
+            (one.path / "stored.txt").write_text("in storage")
+            one.sync()
+            refused = proxy.add("status", method="PUT", path=".txt", count=None)
+            (one.path / "waits.txt").write_text("in the spool")
+            os.kill(one.pid, signal.SIGTERM)
+            wait_until(lambda: "storing what is owed, then unmounting" in one.log(), "the mount is ending")
+            before = refused.hits
+            wait_until(lambda: refused.hits > before + 2, "it tries to store the file", seconds=30)
+            proxy.cut()
+            other.connect()
+            proxy.clear()
+            proxy.heal()
+            wait_until(lambda: not is_alive(one.pid), "the daemon has ended", seconds=30)
+            assert not os.path.ismount(one.path)
+            assert os.listdir(one.path) == []
+            assert "has lost the lock" in one.log()
+            other.cli("close")
+            one.mount()
+            assert [found.read_text() for found in one.path.rglob("waits.txt")] == ["in the spool"]
+            one.umount()

@@ -12,7 +12,7 @@ import trio
 from lamfs import config
 from lamfs.daemon.lease import Keeper
 from lamfs.errors import LamfsError, LeaseLost, StorageUnavailable
-from lamfs.ops import artifacts, held, lock, setup
+from lamfs.ops import artifacts, held, lock, setup, snapshot
 from lamfs.ops.instance import Instance
 from tests.support.ops import BadStore, machine
 
@@ -193,3 +193,29 @@ def test_threads_of_a_program_go_on_with_the_registry_that_one_of_them_has_taken
         thread.submit(artifacts.save, opened, tmp_path / "more", key="ours.txt").result()
         thread.submit(opened.close_thread).result()
         assert {one.key for one in opened.registry.artifacts.filter()} == {"theirs.txt", "ours.txt"}
+
+
+def test_what_is_saved_while_another_registry_is_fetched_is_not_put_aside(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "more").write_text("y")
+    with machine(tmp_path / "two"):
+        setup.login("bob")
+        setup.connect(str(root))
+        with Instance.open(SLUG) as theirs:
+            artifacts.save(theirs, tmp_path / "file", key="theirs.txt")
+        setup.close(SLUG)
+    fetch = snapshot.fetch
+
+    def slow_fetch(instance: Instance, key: str, path: Path) -> Any:
+        with monkeypatch.context() as before, Instance.open(SLUG) as other:
+            before.setattr(Instance, "hold", lambda _: None)  # it had looked at the lease before
+            artifacts.save(other, tmp_path / "more", key="ours.txt")
+        return fetch(instance, key, path)
+
+    with monkeypatch.context() as slow, Instance.open(SLUG) as opened:
+        slow.setattr(snapshot, "fetch", slow_fetch)
+        opened.hold_for_mount()
+        keys = {one.key.rpartition("/")[2] for one in opened.registry.artifacts.filter() if one.key is not None}
+        assert keys == {"theirs.txt", "ours.txt"}

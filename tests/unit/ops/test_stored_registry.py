@@ -7,17 +7,18 @@ import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lamfs import config
 from lamfs.config import InstanceSettings
-from lamfs.errors import ObjectChanged
-from lamfs.ops import artifacts, fsck, mounts, setup, snapshot
+from lamfs.errors import ObjectChanged, StorageUnavailable
+from lamfs.ops import artifacts, fsck, mounts, setup, snapshot, stored_registry
 from lamfs.ops.instance import Instance
 from lamfs.ops.mounts import MountRecord
 from lamfs.registry import process_id
-from tests.support.ops import machine
+from tests.support.ops import BadStore, machine
 
 SLUG = "ada/default"
 
@@ -161,3 +162,17 @@ def test_a_copy_that_is_replaced_meanwhile_is_no_problem(place: Path, monkeypatc
     assert report.problems == []
     (note,) = report.notes
     assert "is being replaced at this moment" in note
+
+
+def test_a_push_that_fails_does_not_make_this_machine_forget_what_it_has_stored(place: Path, tmp_path: Path) -> None:
+    """Else a registry that has nothing of its own would be said to have, and kept beside that of another machine."""
+    cut(place, tmp_path)
+    with Instance.open(SLUG) as opened:
+        before = snapshot.known_etag(opened)
+        bad: Any = BadStore(opened.store, put_file=["fail"])
+        with Instance(opened.settings, store=bad) as failing, pytest.raises(StorageUnavailable):
+            stored_registry.mend(failing)
+        assert snapshot.known_etag(opened) == before is not None
+        assert not snapshot.is_ahead(opened)
+        assert stored_registry.mend(opened)
+        assert stored_registry.look(opened) is None
