@@ -211,8 +211,9 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     if inode is None or not stat.S_ISREG(inode.mode):
         with registry.db.transaction():
             registry.journal.done(entry.id)
-            if entry.object_key is not None and registry.artifacts.with_object(entry.object_key) is None:
-                registry.journal.add_delete(entry.object_key)
+            doubted = entry.object_key is None or "doubted" in entry.payload  # it may be another machine's
+            if not doubted and registry.artifacts.with_object(entry.object_key or "") is None:
+                registry.journal.add_delete(entry.object_key or "")
         spool.unlink(src)
         return False
     if entry.state != "ready":

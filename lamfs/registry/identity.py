@@ -14,7 +14,7 @@ from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, TRASH, ArtifactRecord, Inod
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
-from lamfs.registry.journal import Journal
+from lamfs.registry.journal import Dropped, Journal
 from lamfs.registry.tree import Tree
 from lamfs.scratch import Matcher, nothing
 
@@ -58,7 +58,7 @@ class Identity:
         if artifact is not None:
             self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now_ns())
             return Removed(inode, trashed=artifact.uid)
-        spool, _ = self.drop_put(inode.ino)
+        spool = self.drop_put(inode.ino).src
         xattrs = self._tree.remove_inode(inode.ino)
         return Removed(inode, spool=spool, row_gone=True, xattrs=xattrs)
 
@@ -73,25 +73,23 @@ class Identity:
                 self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (pending.uid, inode.ino))
             return removed, None
         self._tree.remove_entry(parent, name, target, now_ns())
-        spool, written = self.drop_put(target.ino)
+        dropped = self.drop_put(target.ino)
         xattrs = self._tree.remove_inode(target.ino)
-        self.inherit(artifact, inode.ino, intact=written is None)
-        return Removed(target, spool=spool, row_gone=True, xattrs=xattrs), artifact.uid
+        self.inherit(artifact, inode.ino, dropped)
+        return Removed(target, spool=dropped.src, row_gone=True, xattrs=xattrs), artifact.uid
 
-    def drop_put(self, ino: int) -> tuple[str | None, str | None]:
-        """Owe nothing for an inode any more; what an upload may have left behind is owed its deletion.
+    def drop_put(self, ino: int) -> Dropped:
+        """Owe nothing for an inode any more; what an upload may have left behind is owed its deletion."""
+        dropped = self._journal.drop_put(ino)
+        key = dropped.object_key
+        if key is not None and not dropped.doubted and self._artifacts.with_object(key) is None:
+            self._journal.add_delete(key)
+        return dropped
 
-        Returns the free spool file, and the object that may have been written.
-        """
-        spool, object_key = self._journal.drop_put(ino)
-        if object_key is not None and self._artifacts.with_object(object_key) is None:
-            self._journal.add_delete(object_key)
-        return spool, object_key
-
-    def inherit(self, artifact: ArtifactRecord, ino: int, *, intact: bool) -> None:
+    def inherit(self, artifact: ArtifactRecord, ino: int, dropped: Dropped) -> None:
         """The bytes of inode ``ino`` become the content of ``artifact``; an artifact that ``ino`` had ends here.
 
-        Not ``intact``: an upload that is not owed any more may have written over the artifact's object.
+        ``dropped``: an upload that is not owed any more, which may have written over the artifact's object.
         """
         source = self._artifacts.by_ino(ino)
         if source is not None:
@@ -100,12 +98,13 @@ class Identity:
                 self._artifacts.take_leaves(source.id, artifact.id)
             self._artifacts.remove(source.uid)
             self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
-            if intact and same:
+            if dropped.object_key is None and same:
                 self._journal.add_delete(source.revision.object_key, source.revision.etag)
             else:
                 self._artifacts.set_revision(artifact.uid, source.revision)
+                sure = dropped.object_key is None or dropped.doubted
                 # The stale object goes, or the move writes over it if it still leads there when it comes.
-                self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag if intact else None)
+                self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag if sure else None)
                 self._journal.add_move(artifact.uid)
         self._artifacts.update(artifact.uid, ino=ino)
         description = self._tree.take_xattr(ino, DESCRIPTION_XATTR)
@@ -173,13 +172,12 @@ class Identity:
             return removed
         copy = self._artifacts.by_uid(removed.trashed)
         assert copy is not None
-        spool, written = self.drop_put(inode.ino)
+        dropped = self.drop_put(inode.ino)
         self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (copy.uid,))
         self._artifacts.remove(copy.uid)
         xattrs = self._tree.remove_inode(inode.ino)
-        at = copy.revision.object_key
-        self._journal.add_delete(at, None if written == at else copy.revision.etag)
-        return Removed(inode, spool=spool, row_gone=True, xattrs=xattrs)
+        self._journal.add_delete(copy.revision.object_key, dropped.meant(copy.revision))
+        return Removed(inode, spool=dropped.src, row_gone=True, xattrs=xattrs)
 
     def is_scratch(self, ino: int) -> bool:
         """Whether a file is no artifact, and by none of its names becomes one."""

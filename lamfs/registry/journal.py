@@ -22,8 +22,9 @@ Operations:
 ``abort``   the multipart upload ``payload["upload_id"]`` of ``object_key`` is needed no more; without an id every
             upload of that key which no row knows. Made when the row that the upload belonged to goes (see uploads.py).
 
-A put whose payload has ``doubted`` claimed its object before another machine may have had the lease: what is there may
-be that one's, so the claim is no proof any more that the put has written it.
+A row whose payload has ``doubted`` was written before another machine may have had the lease: what is in its object may
+be that one's. So a put's claim is no proof any more that the put has written it, and a delete that does not say which
+object it means deletes nothing.
 
 ``owner`` is the process that works on the row; rows of dead processes are taken over. A put is also taken from a
 living one, when its bytes are acknowledged and another process begins to write the file: see begin_put.
@@ -38,10 +39,10 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lamfs.errors import FsError
-from lamfs.model import ArtifactRecord, JournalEntry, new_uid, now_ns
+from lamfs.model import ArtifactRecord, JournalEntry, Revision, new_uid, now_ns
 from lamfs.processes import is_alive, process_id
 from lamfs.registry.db import Database
 
@@ -50,6 +51,20 @@ _COLUMNS = "id, op, state, ino, uid, object_key, src, gen, attempts, error, next
 
 URGENT = -1
 """``next_at`` of a row for which another process waits."""
+
+
+class Dropped(NamedTuple):
+    """A put that was struck off. ``src``: the spool file's name that is free now; ``object_key``: the object that may
+    have been written for it already, and whose deletion nobody owes yet; ``doubted``: it may be another machine's."""
+
+    src: str | None = None
+    object_key: str | None = None
+    doubted: bool = False
+
+    def meant(self, revision: Revision) -> str | None:
+        """The ETag by which the object of a revision is to be deleted; None: whatever is there, for the put may have
+        written over it."""
+        return None if self.object_key == revision.object_key and not self.doubted else revision.etag
 
 
 class Journal:
@@ -151,11 +166,13 @@ class Journal:
         )
 
     def doubt_claims(self) -> None:
-        """Another machine may have had the lease meanwhile: what is in objects that puts have claimed may be its."""
+        """Another machine may have had the lease meanwhile: what is in objects that this one was to write, or to delete
+        whatever they are, may be its."""
         with self._db.transaction():
             self._db.execute("DELETE FROM unsaid")
             self._db.execute(
-                "UPDATE journal SET payload=json_set(payload, '$.doubted', 1) WHERE op='put' AND object_key IS NOT NULL"
+                "UPDATE journal SET payload=json_set(payload, '$.doubted', 1)"
+                " WHERE op IN ('put', 'delete') AND object_key IS NOT NULL"
             )
 
     def announced(self, object_key: str) -> None:
@@ -342,16 +359,15 @@ class Journal:
         """Strike a row off."""
         self._db.execute("DELETE FROM journal WHERE id=?", (entry_id,))
 
-    def drop_put(self, ino: int) -> tuple[str | None, str | None]:
-        """Strike the put of an inode off; the spool file's name that is free now, and the object that may have been
-        written for it already and whose deletion nobody owes yet."""
+    def drop_put(self, ino: int) -> Dropped:
+        """Strike the put of an inode off."""
         entry = self.put_of(ino)
         if entry is None:
-            return None, None
+            return Dropped()
         if self._leave_to_owner(entry):
-            return None, None
+            return Dropped()
         self.done(entry.id)
-        return entry.src, entry.object_key
+        return Dropped(entry.src, entry.object_key, "doubted" in entry.payload)
 
     def failed(self, entry_id: int, error: str, retry_at: int) -> None:
         """Note a failure and when (ns) to try again."""

@@ -411,13 +411,12 @@ class Namespace:
             self.trash(uid)
             artifact = self._artifact(uid)
             assert artifact.ino is not None
-            _, written = self._identity.drop_put(artifact.ino)
+            dropped = self._identity.drop_put(artifact.ino)
             self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (uid,))
             self._artifacts.remove(uid)
             self._tree.remove_inode(artifact.ino)
             if storage:
-                at = artifact.revision.object_key
-                self._journal.add_delete(at, None if written == at else artifact.revision.etag)
+                self._journal.add_delete(artifact.revision.object_key, dropped.meant(artifact.revision))
             self._changes.record(artifact.ino)
             return artifact
 

@@ -12,7 +12,7 @@ log = logging.getLogger("lamfs.uploader")
 
 
 def meant_by(entries: Iterable[JournalEntry]) -> dict[str, set[str] | None]:
-    """Which objects deletes mean: ETags by object key; None: whatever is there."""
+    """Which objects deletes mean: ETags by object key; None: whatever is there. (None of a doubted one: see Journal.)"""
     meant: dict[str, set[str] | None] = {}
     for entry in entries:
         etag = entry.payload.get("etag")
@@ -20,7 +20,7 @@ def meant_by(entries: Iterable[JournalEntry]) -> dict[str, set[str] | None]:
         known = meant.setdefault(key, set())
         if known is not None and isinstance(etag, str):
             known.add(etag)
-        else:
+        elif "doubted" not in entry.payload:
             meant[key] = None
     return meant
 

@@ -10,6 +10,7 @@ import pytest
 
 from lamfs import config
 from lamfs.errors import LamfsError, LeaseLost
+from lamfs.model import ROOT_INO
 from lamfs.ops import artifacts, diverged, fsck, held, lock, recover, setup, snapshot, working_copy
 from lamfs.ops import instance as instance_module
 from lamfs.ops.instance import Instance
@@ -138,6 +139,48 @@ def test_what_another_machine_has_stored_and_did_not_live_to_tell_is_kept(tmp_pa
             recover.finish_all(opened)
     (beside,) = [key for key in keys() if key != "a.txt"]
     assert (read("a.txt"), read(beside)) == ("mine", "theirs")
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_an_object_of_another_machine_is_not_deleted_for_what_a_put_may_have_left(
+    tmp_path: Path, deleted: bool
+) -> None:
+    """A put had begun here, of a file that was renamed or deleted, before or after another machine stored something at
+    its place and died, with its registry not stored."""
+    root = tmp_path / "store"
+    setup.login("ada")
+    setup.init(str(root), "shared")
+    save(tmp_path, "a.txt", "first")
+    with Instance.open(SLUG) as opened:
+        snapshot.push(opened)
+        registry = opened.registry
+        if deleted:
+            inode, _ = registry.names.create_file(ROOT_INO, "x.txt", 0o100644, 0, 0, key_is_virtual=False)
+            registry.journal.ready_put(inode.ino)
+            entry = registry.journal.put_of(inode.ino)
+            assert entry is not None
+            assert registry.journal.claim_target(entry.id, "x.txt")
+        else:
+            registry.journal.add_delete("x.txt")
+        registry.db.execute("UPDATE journal SET owner='x:1:1'")
+    run_out(root)
+    with machine(tmp_path / "two"):
+        setup.login("ada")
+        setup.connect(str(root))
+        (tmp_path / "theirs").write_text("theirs")
+        with Instance.open(SLUG) as opened:
+            artifacts.save(opened, tmp_path / "theirs", key="x.txt", virtual=False)
+    assert (root / "x.txt").read_text() == "theirs"
+    run_out(root)
+    setup.connect(SLUG)
+    with Instance.open(SLUG) as opened:
+        if deleted:
+            opened.registry.db.execute("UPDATE journal SET owner=?", (opened.registry.journal.owner,))
+            opened.registry.names.unlink(ROOT_INO, "x.txt")
+        for _ in range(4):
+            recover.finish_all(opened)
+        assert not opened.registry.journal.owed()
+    assert (root / "x.txt").read_text() == "theirs"
 
 
 def test_what_only_this_machine_has_is_kept(root: Path) -> None:
