@@ -80,7 +80,7 @@ def test_nothing_is_lost_when_another_machine_takes_over(one: Machine, other: Ma
 
     one.expect_log(
         "files that were not stored yet",
-        "the last bytes of .* are .lost.found/",
+        "what was not stored of .* is .lost.found/",
         "has taken .* over and gone on",
         "not brought back: .both.txt.",
     )
