@@ -304,11 +304,12 @@ def damage(round: Round, what: str) -> None:
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
-    """Other bytes in the middle of a file."""
+    """Other bytes in the middle of a file, on the disk: whoever reads them next reads them from there."""
     fd = os.open(path, os.O_RDWR)
     try:
         os.pwrite(fd, data, offset)
         os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
 
