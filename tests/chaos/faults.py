@@ -575,6 +575,12 @@ def take_over(round: Round) -> None:
     kept = [file for file in theirs.model.claims() if file.version.digest not in over]
     ended = seen - {file.version.digest for file in kept}
     claims = [*(file for file in mine if file.version.digest not in ended), *kept]
+    # What this machine has only closed may be a few bytes that belong into one of these.
+    below = tuple(
+        piece for digest in ended if digest in round.model.versions for piece in round.model.versions[digest].pieces
+    )
+    why = "what it was written into was replaced by the other machine"
+    excuses += [Excuse(file, why, below, silent=True) for file in claims if not file.stored]
     first.no_daemon()
     recover(first, round.rng)
     oracle.check_somewhere(first, mount, round.model, claims, excuses)
