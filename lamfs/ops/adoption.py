@@ -79,8 +79,8 @@ def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: 
         return False
     if left is None and drafts.may_be_stored(store, entry.object_key, artifact):
         return False
-    if left is None and not inode.size:
-        # It had no bytes that were acknowledged, or its process died between naming a new file and making this one.
+    empty = left is None and not inode.size
+    if empty and artifact is not None:
         os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
         return False
     name = registry.tree.path(inode.ino) or entry.uid
@@ -92,13 +92,17 @@ def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: 
             raise
         log.error("Whether '%s' is in storage cannot be told now: %s", name, error)
         whole = False
-        if artifact is None and left:
+        if artifact is None and (left or empty):
             registry.journal.start_over(entry.id)  # what may be there is not written over
     if whole:
         log.warning("'%s' was stored before %s.", name, why)
         spool.unlink(entry.src)
         return True
     artifact = registry.artifacts.by_ino(inode.ino)
+    if artifact is None and empty:
+        # It had no bytes that were acknowledged, or its process died between naming a new file and making this one.
+        os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
+        return False
     if artifact is None and left:
         registry.seals.forget(entry.src)
         log.error("Of '%s' %d of %d bytes are left: %s before they were stored.", name, left, inode.size, why)
@@ -113,14 +117,17 @@ def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: 
 
 
 def _take_stored(registry: Registry, store: ObjectStore, entry: JournalEntry, artifact: ArtifactRecord | None) -> bool:
-    """The spool file of a put is lost, but what was closed may have reached its object, and the power was cut before
-    the registry said so: then that is the file's content. Whether all of it is there, as far as that is known.
+    """The spool file of a put is lost, but what was closed may have reached its object, and the registry does not say
+    so: the power was cut before, or it was set back. Then that is the file's content. Whether all of it is there, as
+    far as that is known.
 
     ``artifact``: of the file, before. Raises storage errors.
     """
     assert entry.ino is not None
     assert entry.src is not None
     key = entry.object_key
+    if key is None and artifact is None:
+        key = registry.commits.put_target(entry)
     if key is None:
         return False
     uid = entry.uid if artifact is None else artifact.uid
@@ -136,9 +143,18 @@ def _take_stored(registry: Registry, store: ObjectStore, entry: JournalEntry, ar
             if said is None or said.uid != uid:
                 return False  # what was there before is on its way out, or somebody else's
         content, etag = drafts.hash_object(store, key)
-        whole = seal is not None and not seal.broken(content)
+        if seal is not None:
+            whole = not seal.broken(content)
+        else:
+            # A registry that was set back to when the file was new knows of no bytes that might be missing.
+            inode = registry.tree.get(entry.ino)
+            new = artifact is None and inode is not None and not inode.size
+            whole = new and not of_another_boot(entry.owner)
+        if whole and entry.state == "open":
+            registry.journal.ready_put(entry.ino)
+        row = registry.journal.get(entry.id)
+        gen = entry.gen if row is None else row.gen
         # What is not all of it leaves the row, which is given up then.
-        gen = entry.gen if whole else entry.gen - 1
-        registry.commits.put(entry.ino, gen, content, key, etag, Provenance(), row=entry.id)
+        registry.commits.put(entry.ino, gen if whole else gen - 1, content, key, etag, Provenance(), row=entry.id)
         return whole
     return False

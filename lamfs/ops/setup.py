@@ -186,6 +186,9 @@ def _create_registry(instance: Instance) -> None:
         registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         registry.close()
+    with contextlib.suppress(Locked), instance.alone("made"):
+        if not settings.registry_path.exists():
+            working_copy.logs_aside(settings.registry_path, "registry")
     try:
         # link(2), not rename: of two processes that come here at once, the registry of one is used by both.
         with contextlib.suppress(FileExistsError):

@@ -62,6 +62,7 @@ def replace(
         with open(fresh, "rb") as file:
             os.fsync(file.fileno())
         kept = put_aside(path, word) if path.exists() else None
+        logs_aside(path, word)
         os.rename(fresh, path)
         fsync_folder(str(path.parent))
     return kept
@@ -222,6 +223,15 @@ def put_aside(path: Path, word: str) -> Path:
     except OSError:  # a file system without hard links
         os.rename(path, kept)
     return kept
+
+
+def logs_aside(path: Path, word: str) -> None:
+    """Before a new registry gets the name ``path``: logs that one before has left there get another name, for SQLite
+    would write what is in them into the new one."""
+    kept = aside(path.parent, word)
+    for suffix in ("-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{kept}{suffix}")
 
 
 def aside(directory: Path, word: str) -> Path:

@@ -191,12 +191,33 @@ def explain(chunks: Iterable[bytes], versions: list[Version]) -> Explanation:
                         _append(pieces, Piece(max(piece.start, start), min(piece.end, end), piece.stream))
             elif not any(page):
                 _append(pieces, Piece(start, end, ZEROS))
+            elif (framed := _between_holes(page, start, versions)) is not None:
+                for piece in framed:
+                    _append(pieces, piece)
             elif garbage and garbage[-1][1] == start:
                 garbage[-1] = (garbage[-1][0], end)
             else:
                 garbage.append((start, end))
         offset += len(chunk)
     return Explanation(pieces, garbage)
+
+
+def _between_holes(page: bytes, start: int, versions: list[Version]) -> list[Piece] | None:
+    """The bytes of a page that is part of a version, with zeros where nobody wrote: files that hold changes alone."""
+    low, high = start + len(page) - len(page.lstrip(b"\0")), start + len(page.rstrip(b"\0"))
+    if high - low == len(page):
+        return None
+    wanted = page[low - start : high - start]
+    for version in versions:
+        if version.read(low, high) == wanted:
+            inner = [
+                Piece(max(piece.start, low), min(piece.end, high), piece.stream)
+                for piece in version.pieces
+                if piece.start < high and piece.end > low
+            ]
+            holes = [Piece(start, low, ZEROS), Piece(high, start + len(page), ZEROS)]
+            return [piece for piece in (holes[0], *inner, holes[1]) if piece.start < piece.end]
+    return None
 
 
 def _first_stream(page: bytes, start: int, having: dict[int, list[Version]]) -> int:

@@ -62,6 +62,14 @@ def test_pages_say_which_version_they_are_of() -> None:
     spoilt[PAGE + 9] ^= 1
     assert explain(chunks(bytes(spoilt)), [old, new]).garbage == [(PAGE, 2 * PAGE)]
     assert explain(chunks(content(Version.whole(PAGE, 3))), [old, new]).garbage == [(0, PAGE)]
+    # What was written alone, with holes around it.
+    change = bytearray(5 * PAGE + 7)
+    change[2 * PAGE - 50 : 3 * PAGE + 50] = stream_bytes(2, 2 * PAGE - 50, 3 * PAGE + 50)
+    found = explain(chunks(bytes(change)), [old, new])
+    assert found.garbage == []
+    assert content(Version(found.pieces)) == change
+    change[2 * PAGE - 20] ^= 1
+    assert explain(chunks(bytes(change)), [old, new]).garbage == [(PAGE, 2 * PAGE)]
 
 
 def test_what_was_found_in_parts_is_found() -> None:

@@ -632,3 +632,31 @@ def test_close_names_what_storage_can_never_take(tmp_path: Path, monkeypatch: py
             setup.close("ada/default")
     with Instance.open("ada/default") as opened:
         assert [record.key for record in opened.registry.artifacts.filter()] == ["b.txt"]
+
+
+@pytest.mark.parametrize("again", ["connect", "init"])
+def test_the_log_of_a_registry_that_is_gone_is_not_read_into_the_next_one(tmp_path: Path, again: str) -> None:
+    """Somebody has deleted the registry alone: SQLite would take the log beside it for that of any other one."""
+    settings = setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    log = Path(f"{settings.registry_path}-wal")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+        with opened.registry.db.transaction():
+            for number in range(2000):
+                opened.registry.db.set_meta(f"filler-{number}", "x" * 200)
+        left = log.read_bytes()
+    assert left
+    settings.registry_path.unlink()
+    log.write_bytes(left)
+    if again == "connect":
+        setup.connect("ada/default", restore=True)
+        assert keys("ada/default") == ["a.txt"]
+    else:
+        setup.delete("ada/default", force=True)
+        log.parent.mkdir(exist_ok=True)
+        log.write_bytes(left)
+        setup.init(str(tmp_path / "store"), "default", new=True)
+    with contextlib.closing(sqlite3.connect(settings.registry_path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("SELECT count(*) FROM meta WHERE key LIKE 'filler%'").fetchone() == (0,)
