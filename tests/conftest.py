@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long something takes fails no test: the machine may be busy.
+settings.register_profile("lamfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lamfs")
 
 pytest_plugins = [
     "tests.support.mounts",
