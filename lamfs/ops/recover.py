@@ -248,8 +248,10 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
         instance.prove()
-        if artifact is not None:
-            newer.keep_before(instance, artifact, registry.commits.put_target(entry))
+        with spool.opened(src, os.O_RDONLY) as fd:
+            os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
+        registry.journal.set_base(entry.ino, None)  # it lacks nothing any more
+        newer.keep_before(instance, artifact, registry.commits.put_target(entry))
         with storage_work:
             target = registry.commits.put_target(entry)
             ours = registry.journal.may_be_ours(target)
@@ -257,8 +259,6 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
             if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
                 registry.journal.add_delete(entry.object_key or "")
             registry.journal.set_target(entry.id, target)
-        with spool.opened(src, os.O_RDONLY) as fd:
-            os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
         sync_log(registry.path)
         meta = registry.commits.put_meta(entry, content)
         over = replaced(instance, registry.artifacts.by_ino(entry.ino), target)
