@@ -165,6 +165,28 @@ class Rescue:
             self._changes.entry(folder, name, inode.ino)
             return record.key
 
+    def name_again(self, ino: int) -> str:
+        """Give a file or directory that has lost its name one in ``lost+found``; the key that it has there. The keys of
+        artifacts below follow."""
+        with self._db.transaction():
+            inode = self._tree.get(ino)
+            assert inode is not None
+            inode.nlink = 0
+            folder = self.folder()
+            name = self.free_name(f"inode {ino}")
+            self._tree.add_entry(folder, name, inode, now_ns())
+            self._changes.entry(folder, name, ino)
+            below = self._db.all(
+                "WITH RECURSIVE below(ino) AS"
+                " (SELECT ? UNION SELECT d.ino FROM below b JOIN dentry d ON d.parent=b.ino)"
+                " SELECT a.ino FROM below b JOIN artifact a ON a.ino=b.ino",
+                (ino,),
+            )
+            for (file,) in below:
+                self._names.follow(file)
+            self._names.follow(ino)
+            return self._tree.path(ino) or name
+
     def _give_way(self, object_key: str, before: ArtifactRecord, elsewhere: str) -> bool:
         """An artifact leaves its object to another one. False when it has another revision by now, or is written."""
         now = self._artifacts.by_uid(before.uid)
@@ -199,9 +221,10 @@ class Rescue:
 
     # -- what is lost -------------------------------------------------------------------------------------------
 
-    def give_up(self, row: int) -> Lost | None:
+    def give_up(self, row: int, *, note: bool = True) -> Lost | None:
         """The spool file of a put is gone, or is no spool file: the put is struck off. Its file is as it was stored
-        last; one that never was goes. Either is noted (``lost``). None: there is no such file any more.
+        last; one that never was goes. Either is noted (``lost``), but not without ``note``: its bytes are elsewhere.
+        None: there is no such file any more.
 
         The object that the put was to make stays: storage may have got it, and it is the only copy then. No artifact
         has it, so fsck names it.
@@ -227,7 +250,8 @@ class Rescue:
                 self._changes.content(inode.ino)
             uid = entry.uid if artifact is None else artifact.uid
             lost = Lost(key or uid or entry.src or "", uid or "", inode.size, artifact is not None, now_ns(), names)
-            self.note_lost(lost)
+            if note:
+                self.note_lost(lost)
             return lost
 
     def note_lost(self, lost: Lost) -> None:
