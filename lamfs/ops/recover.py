@@ -483,9 +483,6 @@ def _delete(instance: Instance, strict: bool) -> None:
     try:
         sync_log(registry.path)
         instance.prove()
-        meant = stale.meant_by(entry for rows in entries.values() for entry in rows)
-        for key in delete_meant(instance.store, meant):
-            stale.say_left(instance.store.url(key))
     except LamfsError as error:
         for rows in entries.values():
             for entry in rows:
@@ -493,7 +490,30 @@ def _delete(instance: Instance, strict: bool) -> None:
         if strict:
             raise
         return
-    with registry.db.transaction():
-        for rows in entries.values():
-            for entry in rows:
-                journal.done(entry.id)
+    problem = _delete_objects(instance, entries)
+    if problem is not None and strict:
+        raise problem
+
+
+def _delete_objects(instance: Instance, entries: dict[str, list[JournalEntry]]) -> LamfsError | None:
+    """Delete what these rows mean, by object key, and strike them off; what stopped one of them. What storage refuses
+    of one object keeps no other one."""
+    journal = instance.registry.journal
+    every = [entry for rows in entries.values() for entry in rows]
+    try:
+        for key in delete_meant(instance.store, stale.meant_by(every)):
+            stale.say_left(instance.store.url(key))
+    except LamfsError as error:
+        if len(entries) > 1 and isinstance(error, StorageError) and not error.retryable:
+            for key, rows in entries.items():
+                problem = _delete_objects(instance, {key: rows})
+                if isinstance(problem, StorageUnavailable):
+                    return problem  # the others would have to wait for nothing, too
+            return error
+        for entry in every:
+            _trouble(instance, entry, error, False)
+        return error
+    with instance.registry.db.transaction():
+        for entry in every:
+            journal.done(entry.id)
+    return None

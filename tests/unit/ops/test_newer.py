@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lamfs.errors import ObjectChanged
+from lamfs.errors import ObjectChanged, StorageForbidden
 from lamfs.model import ArtifactRecord, ObjectMeta
 from lamfs.ops import artifacts, damage, fsck, newer, recover, setup
 from lamfs.ops.instance import Instance
 from lamfs.registry.overlays import base_id
+from lamfs.storage.base import ObjectStat
 from tests.support.ops import write_spool
 
 UID = "0123456789abcdefABCD"
@@ -327,6 +329,35 @@ def test_an_old_delete_does_not_hit_what_was_stored_since(instance: Instance, pa
     assert instance.store.get(key) == b"used anew"
     assert fsck.check(instance, repair=True).clean
     assert past.read("lost+found/old.csv") == "used anew"
+
+
+def test_an_object_that_storage_shows_to_nobody_keeps_no_other_one(
+    instance: Instance, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is looked at before it is deleted: one of which that is forbidden stays owed by itself."""
+    records = [past.save(name, f"{name}.csv") for name in ("one", "two", "three")]
+    journal = instance.registry.journal
+    for record in records:
+        instance.registry.db.execute("DELETE FROM artifact WHERE uid=?", (record.uid,))
+        journal.add_delete(record.revision.object_key, record.revision.etag)
+    hidden = records[1].revision.object_key
+    store = type(instance.store)
+    head = store.head
+
+    def forbidden(self: Any, key: str) -> ObjectStat:
+        if key == hidden:
+            raise StorageForbidden(f"You may not look at '{key}'.")
+        return head(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "head", forbidden)
+        recover.run_owed(instance)
+        assert [entry.object_key for entry in journal.mine("delete")] == [hidden]
+        with pytest.raises(StorageForbidden):
+            recover.run_owed(instance, strict=True)
+    assert past.objects() == [b"two"]
+    recover.run_owed(instance, strict=True)
+    assert past.objects() == []
 
 
 def test_a_delete_of_what_is_there_is_done(instance: Instance, past: Past) -> None:
