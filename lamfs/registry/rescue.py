@@ -32,7 +32,7 @@ LOST_META = "lost"
 
 class Lost(NamedTuple):
     """A file whose last bytes, ``size`` of them, are lost since ``at`` (ns since the epoch): it is as it was ``stored``
-    last, or is gone with its ``names`` (directory and name)."""
+    last, or is gone with its ``names`` (directory and name). ``left``: bytes that it has; None: as just said."""
 
     key: str
     uid: str
@@ -40,10 +40,16 @@ class Lost(NamedTuple):
     stored: bool
     at: int
     names: Sequence[tuple[int, str]] = ()
+    left: int | None = None
 
     @property
     def sentence(self) -> str:
         """For people."""
+        if self.left is not None:
+            return (
+                f"'{self.key}' has only {self.left} of its {self.size} bytes: the machine went down, or its spool file"
+                " was lost, before they were stored"
+            )
         became = "so it is as it was stored last" if self.stored else "and it was never stored, so it is gone"
         return f"the spool file with the last {self.size} bytes of '{self.key}' was missing, {became}"
 
@@ -257,13 +263,14 @@ class Rescue:
     def note_lost(self, lost: Lost) -> None:
         """Remember what is lost, for ``lost``."""
         known = [*self.lost(), lost][-LOST:]
-        rows = [[one.key, one.uid, one.size, one.stored, one.at] for one in known]
+        rows = [[one.key, one.uid, one.size, one.stored, one.at, one.left] for one in known]
         self._db.set_meta(LOST_META, json.dumps(rows))
 
     def lost(self) -> list[Lost]:
         """Files whose last bytes were lost with their spool file, oldest first, as long as nobody has forgotten it."""
         try:
-            return [Lost(*row) for row in json.loads(self._db.get_meta(LOST_META, "[]"))]
+            rows = json.loads(self._db.get_meta(LOST_META, "[]"))
+            return [Lost(*row[:5], left=row[5] if len(row) > 5 else None) for row in rows]
         except (TypeError, ValueError):
             return []
 

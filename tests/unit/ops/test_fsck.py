@@ -183,6 +183,23 @@ def test_a_directory_that_has_lost_its_name_keeps_what_is_in_it(instance: Instan
     assert fsck.check(instance, repair=True, data=True).repaired == []
 
 
+def test_a_new_file_that_a_power_cut_has_shortened_is_named(instance: Instance) -> None:
+    registry = instance.registry
+    ino = registry.names.create(1, "a.csv", 0o100644, 0, 0).ino
+    src = spool_name(ino)
+    write_spool(instance, src, "half")
+    registry.journal.begin_put(ino, src)
+    registry.tree.update(ino, size=8)
+    registry.journal.ready_put(ino)
+    registry.db.execute("UPDATE journal SET owner='another-boot:1:1'")
+    report = fsck.check(instance, repair=True)
+    assert report.clean, report.problems
+    assert any("'a.csv' has only 4 of its 8 bytes: the machine went down" in text for text in report.notes)
+    record = registry.artifacts.by_key("a.csv")
+    assert record is not None
+    assert record.size == 4
+
+
 def test_damaged_bytes_that_are_kept_are_not_called_lost(instance: Instance, record: ArtifactRecord) -> None:
     registry = instance.registry
     assert record.ino is not None
