@@ -270,7 +270,7 @@ class Rescue:
         """Files whose last bytes were lost with their spool file, oldest first, as long as nobody has forgotten it."""
         try:
             rows = json.loads(self._db.get_meta(LOST_META, "[]"))
-            return [Lost(*row[:5], left=row[5] if len(row) > 5 else None) for row in rows]
+            return [Lost(*row[:5])._replace(left=row[5] if len(row) > 5 else None) for row in rows]
         except (TypeError, ValueError):
             return []
 
