@@ -13,9 +13,9 @@ from collections.abc import Iterable
 
 from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_spool_name
-from lamfs.model import ArtifactRecord, JournalEntry
+from lamfs.model import ArtifactRecord, JournalEntry, now_ns
 from lamfs.ops import drafts, overlays
-from lamfs.registry import Provenance, Registry, of_another_boot
+from lamfs.registry import Lost, Provenance, Registry, of_another_boot
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 
@@ -105,6 +105,8 @@ def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: 
         return False
     if artifact is None and left:
         registry.seals.forget(entry.src)
+        key = registry.tree.path(inode.ino) or entry.src
+        registry.rescue.note_lost(Lost(key, entry.uid or "", inode.size, False, now_ns(), left=left))
         log.error("Of '%s' %d of %d bytes are left: %s before they were stored.", name, left, inode.size, why)
         return False
     if artifact is None:

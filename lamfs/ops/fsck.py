@@ -95,6 +95,8 @@ def _check(
 ) -> None:
     if (repair or purge) and _registry(instance, Report()):
         instance.hold()
+        if repair:
+            _unnamed(instance, report)
         recover.finish_all(instance, strict=False)
         if _keep_damaged(instance, report):
             recover.finish_puts(instance)
@@ -211,6 +213,23 @@ def _tree(instance: Instance, report: Report, repair: bool) -> None:
         for ino, name in db.all("SELECT ino, name FROM dentry"):
             if ino not in reached:
                 report.add(f"tree: '{name}' (inode {ino}) cannot be reached from the root")
+
+
+def _unnamed(instance: Instance, report: Report) -> None:
+    """What has lost its name, and leads to something else: bytes that are owed, or what is in a directory. (What
+    somebody has removed leads nowhere.) It gets a name in ``lost+found``."""
+    registry = instance.registry
+    if mounts.live(instance.settings):
+        return
+    rows = registry.db.all(
+        "SELECT ino FROM inode i WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry) AND ("
+        f" mode & {0o170000} = {stat.S_IFDIR} AND EXISTS (SELECT 1 FROM dentry WHERE parent=i.ino)"
+        f" OR mode & {0o170000} = {stat.S_IFREG} AND EXISTS (SELECT 1 FROM journal j WHERE j.op='put' AND j.ino=i.ino)"
+        "  AND ino NOT IN (SELECT ino FROM artifact))",
+        (ROOT_INO, AUTO_INO),
+    )
+    for (ino,) in rows:
+        report.add(f"tree: inode {ino} had no name, and is '{registry.rescue.name_again(ino)}' now", True)
 
 
 def _orphans(instance: Instance, report: Report, repair: bool) -> None:
@@ -412,13 +431,15 @@ def _others(
     if watcher is not None and any(each.other for each in seen):
         watcher.begin(0, sum(each.other.item.size for each in seen if each.other is not None))
     left = []
+    used = set()
     for each in seen:
         mended = newer.mend(instance, each, None if watcher is None else watcher.add)
         if mended.text is not None:
             report.add(f"storage: {mended.text}", True)
         if mended.left is not None:
             left.append(mended.left)
-        unknown[:] = [orphan for orphan in unknown if orphan.item.key != mended.used]
+        used.add(mended.used)
+    unknown[:] = [orphan for orphan in unknown if orphan.item.key not in used]
     if any(each.other for each in seen):
         mounts.poke(instance.settings)
     return left

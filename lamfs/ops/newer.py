@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from lamfs.errors import InvalidName, LamfsError, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.errors import InvalidName, LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.keys import name_with, root_path
 from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, ContentHash, ObjectMeta, Revision, iso, new_uid, now_ns
 from lamfs.ops import drafts
@@ -226,12 +226,42 @@ def _keep(instance: Instance, other: Other, progress: Callable[[int], None] | No
     return place
 
 
-def keep_before(instance: Instance, record: ArtifactRecord, object_key: str) -> None:
-    """Before an artifact's object is written over: what is in it, and unknown, becomes a file of ``lost+found``."""
-    if object_key == record.revision.object_key and not instance.registry.journal.may_be_ours(object_key):
+def keep_before(instance: Instance, record: ArtifactRecord | None, object_key: str) -> None:
+    """Before an object is written: what is in it, and unknown, becomes a file of ``lost+found``, and another object has
+    to be written then if it is not that of ``record``. ``record``: the artifact that is written, if there is one.
+
+    Raises ObjectChanged when that cannot be kept now, and storage errors.
+    """
+    if instance.registry.journal.may_be_ours(object_key):
+        return
+    url = instance.store.url(object_key)
+    if record is not None and object_key == record.revision.object_key:
         other = look(instance, record)
-        if other is not None:
-            _keep(instance, other)
+        if other is not None and _keep(instance, other) is None:
+            raise ObjectChanged(f"Somebody else has changed the object {url}, or is writing its file; try again later.")
+    elif record is not None or not object_key.startswith(AUTO_KEY_PREFIX):  # else: a name that was just made
+        _keep_unknown(instance, object_key)
+
+
+def _keep_unknown(instance: Instance, object_key: str) -> None:
+    """What is in an object that is no artifact's, if there is one, becomes a file of ``lost+found``."""
+    try:
+        item = instance.store.head(object_key)
+        meta = instance.store.meta(object_key)
+        content, etag = drafts.hash_object(instance.store, object_key)
+    except (ObjectMissing, drafts.FileMissing):
+        return
+    except StorageError as error:
+        if error.errno == errno.ELOOP:
+            return  # a link is no object: what is stored takes its place
+        raise
+    url = instance.store.url(object_key)
+    record = record_of(instance, item, meta, content)
+    record.revision = Revision(content, object_key, etag)
+    place = instance.registry.rescue.keep_object(names(instance, item, meta), record, mtime_ns=item.mtime_ns)
+    if place is None:
+        raise ObjectChanged(f"The object {url} got an artifact meanwhile; try again.")
+    log.warning("The object %s was nobody's; it is '%s' now.", url, place)
 
 
 # -- what is kept -----------------------------------------------------------------------------------------------------

@@ -249,8 +249,10 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         registry.commits.put_unneeded(entry.ino, entry.gen)
     else:
         instance.prove()
-        if artifact is not None:
-            newer.keep_before(instance, artifact, registry.commits.put_target(entry))
+        with spool.opened(src, os.O_RDONLY) as fd:
+            os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
+        registry.journal.set_base(entry.ino, None)  # it lacks nothing any more
+        newer.keep_before(instance, artifact, registry.commits.put_target(entry))
         with storage_work:
             target = registry.commits.put_target(entry)
             ours = registry.journal.may_be_ours(target)
@@ -258,8 +260,6 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
             if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
                 registry.journal.add_delete(entry.object_key or "")
             registry.journal.set_target(entry.id, target)
-        with spool.opened(src, os.O_RDONLY) as fd:
-            os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
         sync_log(registry.path)
         meta = registry.commits.put_meta(entry, content)
         over = replaced(instance, registry.artifacts.by_ino(entry.ino), target)
@@ -484,9 +484,6 @@ def _delete(instance: Instance, strict: bool) -> None:
     try:
         sync_log(registry.path)
         instance.prove()
-        meant = stale.meant_by(entry for rows in entries.values() for entry in rows)
-        for key in delete_meant(instance.store, meant):
-            stale.say_left(instance.store.url(key))
     except LamfsError as error:
         for rows in entries.values():
             for entry in rows:
@@ -494,7 +491,30 @@ def _delete(instance: Instance, strict: bool) -> None:
         if strict:
             raise
         return
-    with registry.db.transaction():
-        for rows in entries.values():
-            for entry in rows:
-                journal.done(entry.id)
+    problem = _delete_objects(instance, entries)
+    if problem is not None and strict:
+        raise problem
+
+
+def _delete_objects(instance: Instance, entries: dict[str, list[JournalEntry]]) -> LamfsError | None:
+    """Delete what these rows mean, by object key, and strike them off; what stopped one of them. What storage refuses
+    of one object keeps no other one."""
+    journal = instance.registry.journal
+    every = [entry for rows in entries.values() for entry in rows]
+    try:
+        for key in delete_meant(instance.store, stale.meant_by(every)):
+            stale.say_left(instance.store.url(key))
+    except LamfsError as error:
+        if len(entries) > 1 and isinstance(error, StorageError) and not error.retryable:
+            for key, rows in entries.items():
+                problem = _delete_objects(instance, {key: rows})
+                if isinstance(problem, StorageUnavailable):
+                    return problem  # the others would have to wait for nothing, too
+            return error
+        for entry in every:
+            _trouble(instance, entry, error, False)
+        return error
+    with instance.registry.db.transaction():
+        for entry in every:
+            journal.done(entry.id)
+    return None

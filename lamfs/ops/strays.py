@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +52,19 @@ def look(registry: Registry, store: ObjectStore, spool: SpoolFolder) -> Iterator
     names = spool.names()  # before the journal: what is made meanwhile by another process stays
     owed = {entry.src for entry in registry.journal.entries() if entry.src}
     spent = registry.journal.spent()
+    sizes: set[int] | None = None
     for name in names:
         if name in owed:
             continue
         try:
             with spool.opened(name, os.O_RDONLY) as fd:
                 size = os.fstat(fd).st_size
-                yield Stray(name, Kind.SPENT if name in spent else _kind(registry, store, spool, name, fd, size), size)
+                if name in spent:
+                    yield Stray(name, Kind.SPENT, size)
+                    continue
+                if sizes is None:  # once: it takes long where there are many artifacts
+                    sizes = registry.artifacts.sizes()
+                yield Stray(name, _kind(registry, store, spool, name, fd, size, sizes), size)
         except (LamfsError, OSError) as error:
             log.error("the spool file %s, which nothing owes, cannot be read, and stays there: %s", name, error)
 
@@ -140,7 +146,7 @@ def keep_damaged(registry: Registry, spool: SpoolFolder, entry: JournalEntry) ->
             mtime_ns=status.st_mtime_ns,
             description=f"What was written last to '{key}', changed by the disk it waited on: blocks {blocks} of 4 MiB",
         )
-        registry.rescue.give_up(entry.id)
+        registry.rescue.give_up(entry.id, note=False)
     return found
 
 
@@ -153,10 +159,12 @@ def _told(directory: Path) -> dict[str, aside.Told]:
     return known
 
 
-def _kind(registry: Registry, store: ObjectStore, spool: SpoolFolder, name: str, fd: int, size: int) -> Kind:
+def _kind(
+    registry: Registry, store: ObjectStore, spool: SpoolFolder, name: str, fd: int, size: int, sizes: Container[int]
+) -> Kind:
     if not size or not _has_data(fd):
         return Kind.EMPTY
-    if registry.artifacts.has_size(size):
+    if size in sizes:
         content = hashing.hash_fd(fd, size)
         stored = _is_stored(registry, store, content)
         if stored is not False:

@@ -112,9 +112,9 @@ class Artifacts:
         # 'size>67108864' is what lets SQLite use the index of large ones.
         return self._db.one("SELECT 1 FROM artifact WHERE size=? AND size>67108864 LIMIT 1", (size,)) is not None
 
-    def has_size(self, size: int) -> bool:
-        """Whether there is an artifact of ``size`` bytes. Looks at all rows."""
-        return self._db.one("SELECT 1 FROM artifact WHERE size=? LIMIT 1", (size,)) is not None
+    def sizes(self) -> set[int]:
+        """The sizes in bytes that artifacts have. Looks at all rows."""
+        return {row[0] for row in self._db.all("SELECT DISTINCT size FROM artifact")}
 
     def with_object(self, object_key: str) -> ArtifactRecord | None:
         """The artifact whose bytes are in this object now."""

@@ -348,6 +348,14 @@ class Namespace:
                 if artifact is not None:
                     self._identity.follow_name(artifact)
 
+    def follow(self, ino: int) -> None:
+        """A file has got another name than its artifact, or what it owes, says: bring these in line."""
+        artifact, inode = self._artifacts.by_ino(ino), self._tree.get(ino)
+        if artifact is not None:
+            self._identity.follow_name(artifact)
+        if inode is not None:
+            self._identity.follow_scratch(inode)
+
     def is_scratch(self, ino: int) -> bool:
         """Identity.is_scratch."""
         return self._identity.is_scratch(ino)

@@ -32,7 +32,7 @@ LOST_META = "lost"
 
 class Lost(NamedTuple):
     """A file whose last bytes, ``size`` of them, are lost since ``at`` (ns since the epoch): it is as it was ``stored``
-    last, or is gone with its ``names`` (directory and name)."""
+    last, or is gone with its ``names`` (directory and name). ``left``: bytes that it has; None: as just said."""
 
     key: str
     uid: str
@@ -40,10 +40,16 @@ class Lost(NamedTuple):
     stored: bool
     at: int
     names: Sequence[tuple[int, str]] = ()
+    left: int | None = None
 
     @property
     def sentence(self) -> str:
         """For people."""
+        if self.left is not None:
+            return (
+                f"'{self.key}' has only {self.left} of its {self.size} bytes: the machine went down, or its spool file"
+                " was lost, before they were stored"
+            )
         became = "so it is as it was stored last" if self.stored else "and it was never stored, so it is gone"
         return f"the spool file with the last {self.size} bytes of '{self.key}' was missing, {became}"
 
@@ -165,6 +171,28 @@ class Rescue:
             self._changes.entry(folder, name, inode.ino)
             return record.key
 
+    def name_again(self, ino: int) -> str:
+        """Give a file or directory that has lost its name one in ``lost+found``; the key that it has there. The keys of
+        artifacts below follow."""
+        with self._db.transaction():
+            inode = self._tree.get(ino)
+            assert inode is not None
+            inode.nlink = 0
+            folder = self.folder()
+            name = self.free_name(f"inode {ino}")
+            self._tree.add_entry(folder, name, inode, now_ns())
+            self._changes.entry(folder, name, ino)
+            below = self._db.all(
+                "WITH RECURSIVE below(ino) AS"
+                " (SELECT ? UNION SELECT d.ino FROM below b JOIN dentry d ON d.parent=b.ino)"
+                " SELECT a.ino FROM below b JOIN artifact a ON a.ino=b.ino",
+                (ino,),
+            )
+            for (file,) in below:
+                self._names.follow(file)
+            self._names.follow(ino)
+            return self._tree.path(ino) or name
+
     def _give_way(self, object_key: str, before: ArtifactRecord, elsewhere: str) -> bool:
         """An artifact leaves its object to another one. False when it has another revision by now, or is written."""
         now = self._artifacts.by_uid(before.uid)
@@ -199,9 +227,10 @@ class Rescue:
 
     # -- what is lost -------------------------------------------------------------------------------------------
 
-    def give_up(self, row: int) -> Lost | None:
+    def give_up(self, row: int, *, note: bool = True) -> Lost | None:
         """The spool file of a put is gone, or is no spool file: the put is struck off. Its file is as it was stored
-        last; one that never was goes. Either is noted (``lost``). None: there is no such file any more.
+        last; one that never was goes. Either is noted (``lost``), but not without ``note``: its bytes are elsewhere.
+        None: there is no such file any more.
 
         The object that the put was to make stays: storage may have got it, and it is the only copy then. No artifact
         has it, so fsck names it.
@@ -227,19 +256,21 @@ class Rescue:
                 self._changes.content(inode.ino)
             uid = entry.uid if artifact is None else artifact.uid
             lost = Lost(key or uid or entry.src or "", uid or "", inode.size, artifact is not None, now_ns(), names)
-            self.note_lost(lost)
+            if note:
+                self.note_lost(lost)
             return lost
 
     def note_lost(self, lost: Lost) -> None:
         """Remember what is lost, for ``lost``."""
         known = [*self.lost(), lost][-LOST:]
-        rows = [[one.key, one.uid, one.size, one.stored, one.at] for one in known]
+        rows = [[one.key, one.uid, one.size, one.stored, one.at, one.left] for one in known]
         self._db.set_meta(LOST_META, json.dumps(rows))
 
     def lost(self) -> list[Lost]:
         """Files whose last bytes were lost with their spool file, oldest first, as long as nobody has forgotten it."""
         try:
-            return [Lost(*row) for row in json.loads(self._db.get_meta(LOST_META, "[]"))]
+            rows = json.loads(self._db.get_meta(LOST_META, "[]"))
+            return [Lost(*row[:5])._replace(left=row[5] if len(row) > 5 else None) for row in rows]
         except (TypeError, ValueError):
             return []
 

@@ -36,25 +36,28 @@ class Conflicts:
         self._spool = spool
         self._origin = origin
 
-    async def find(self, entry: JournalEntry, artifact: ArtifactRecord | None, target: str) -> ObjectStat | None:
-        """What is at ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing to keep."""
+    async def find(
+        self, entry: JournalEntry, artifact: ArtifactRecord | None, target: str
+    ) -> tuple[ObjectStat | None, bool]:
+        """What is at ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing to keep. And
+        whether storage has said that it is the artifact's revision."""
         journal = self._registry.journal
         if journal.may_be_ours(target):
-            return None
+            return None, False
         virtual = artifact.key_is_virtual if artifact is not None else bool(entry.payload.get("key_is_virtual", True))
         own = virtual or self._registry.artifacts.with_object(target) is not None
         if own and artifact is None:
-            return None  # a name that lamfs has just made
+            return None, False  # a name that lamfs has just made
         try:
             found = await self._mover.head(target)
         except StorageError as error:
             # The put replaces a link, and not what it leads to; behind a linked folder it is refused by itself.
             if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
-                return None
+                return None, False
             raise
         if artifact is not None and artifact.revision == Revision(artifact.revision.content, target, found.etag):
-            return None
-        return found
+            return None, True
+        return found, False
 
     async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | None:
         """Make the object's bytes the artifact's content, and the put's file one beside it. One transaction.

@@ -7,6 +7,7 @@ have taken the lease over, and stored something there.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Awaitable, Callable
 
 from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
@@ -22,6 +23,15 @@ Ready = Callable[[], Awaitable[str | None]]
 """Awaited just before an object is made: the ETag of the one that it may replace; None: whatever is there."""
 
 
+LOOKED_SECONDS = 2.0
+"""So long a look at an object counts before a replacement that storage makes on a condition."""
+
+
+def uptime() -> float:
+    """Seconds, on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 async def anybody(_: bool) -> None:
     """A Permit where nobody else can have the lease (unit tests)."""
 
@@ -32,6 +42,9 @@ async def over_anything() -> None:
 
 class Guard:
     """Sees that a put replaces what it set out to replace. Made before the put claims its object.
+
+    ``looked``: when (uptime) storage was asked last, and had what is to be replaced (Conflicts.find); None: it was not
+    asked, or had not.
 
     A context manager around the sending: where somebody else has changed the object meanwhile, the put has claimed
     nothing after that, so that the next try finds a conflict, and keeps both.
@@ -46,6 +59,7 @@ class Guard:
         entry: JournalEntry,
         artifact: ArtifactRecord | None,
         target: str,
+        looked: float | None,
     ) -> None:
         self._registry = registry
         self._store = store
@@ -53,13 +67,24 @@ class Guard:
         self._permit = permit
         self._entry = entry
         self._target = target
+        self._looked = looked
         self._replaced = artifact.revision if artifact is not None and artifact.revision.object_key == target else None
         # What an artifact had before may be at its place still, and be what another machine's registry tells of.
         self._is_new = artifact is None
         self._may_be_ours = registry.journal.may_be_ours(target)
 
     async def ready(self) -> str | None:
-        """A Ready. Raises LeaseLost, PreconditionFailed (somebody else's object is there), storage errors."""
+        """A Ready: storage compares the ETag once more, so the object is not looked at again a moment after it was.
+
+        Raises LeaseLost, PreconditionFailed (somebody else's object is there), storage errors.
+        """
+        if self._replaced is not None and self._looked is not None and uptime() - self._looked < LOOKED_SECONDS:
+            await self._permit(True)
+            return self._replaced.etag
+        return await self.look()
+
+    async def look(self) -> str | None:
+        """As ``ready``, of what storage replaces without a condition."""
         if self._is_new and self._target.startswith(AUTO_KEY_PREFIX):
             return None  # nobody else has this artifact
         await self._permit(True)

@@ -38,7 +38,7 @@ from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts, hash_opened
 from lamfs.transfer.durable import LogSync, beside, sync_file
-from lamfs.transfer.guard import Guard, Permit, Ready, anybody
+from lamfs.transfer.guard import Guard, Permit, anybody, uptime
 from lamfs.transfer.multipart import Multipart, Segment
 from lamfs.transfer.stale import give_up_lost_move, give_up_move, meant_by, say_left
 from lamfs.transfer.streaming import Streams
@@ -191,18 +191,21 @@ class Steps:
                 registry.journal.add_delete(earlier)
             if artifact is not None:
                 await self._permit(True)
+            looked = uptime()
             if (replaces or earlier is not None) and self._store.kind != "local":
                 # (A local folder syncs them itself before it replaces the old ones.)
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
-                found = await beside(
+                found, is_there = await beside(
                     lambda: self._conflicts.find(entry, artifact, target),
                     lambda: sync_file(self._spool, self._spool.open(src, os.O_RDONLY)),
                 )
             else:
-                found = await self._conflicts.find(entry, artifact, target)
+                found, is_there = await self._conflicts.find(entry, artifact, target)
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
-            guard = Guard(registry, self._store, self._mover, self._permit, entry, artifact, target)
+            guard = Guard(
+                registry, self._store, self._mover, self._permit, entry, artifact, target, looked if is_there else None
+            )
             if not registry.journal.claim_target(entry.id, target):
                 raise StorageError("Another mount has newer bytes of the file.")
             if replaces:
@@ -216,7 +219,7 @@ class Steps:
                         lambda found: self._compare_for_good(entry, found), guard.ready,
                     )  # fmt: skip
                 else:
-                    etag, consumed = await self._send(content, path, target, upload, base, guard.ready)
+                    etag, consumed = await self._send(content, path, target, upload, base, guard)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
                 ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
@@ -361,7 +364,7 @@ class Steps:
             self._busy_objects.discard(key)
 
     async def _send(
-        self, content: ContentHash, path: str, target: str, upload: Upload, base: Revision | None, ready: Ready
+        self, content: ContentHash, path: str, target: str, upload: Upload, base: Revision | None, guard: Guard
     ) -> tuple[str, bool]:
         """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
         assert self.hooks is not None
@@ -370,7 +373,7 @@ class Steps:
         meta = self._registry.commits.put_meta(entry, content)
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
-            over = await ready()
+            over = await guard.ready()
             stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta, if_match=over)
             return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
@@ -380,7 +383,7 @@ class Steps:
                 there = twin.revision
                 # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
                 size = there.size if self._registry.artifacts.with_object(target) is None else None
-                await ready()
+                await guard.look()
                 stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size, meta=meta)
             except (ObjectMissing, ObjectChanged):
                 continue
@@ -390,7 +393,9 @@ class Steps:
             segments = await self._patched(content, upload, base)
             if any(segment.source for segment in segments):
                 try:
-                    etag = await self._multipart.store(entry, content, path, target, segments, upload.moved, ready)
+                    etag = await self._multipart.store(
+                        entry, content, path, target, segments, upload.moved, guard.ready
+                    )
                     return etag, False
                 except (StorageUnavailable, PreconditionFailed):
                     raise
@@ -399,8 +404,8 @@ class Steps:
             await self._fill(entry, upload, base, set(upload.missing))
         if content.size > multipart.MULTIPART_ABOVE:
             segments = [Segment(0, content.size)]
-            return await self._multipart.store(entry, content, path, target, segments, upload.moved, ready), False
-        over = await ready()
+            return await self._multipart.store(entry, content, path, target, segments, upload.moved, guard.ready), False
+        over = await guard.ready()
         return (await self._mover.put(path, target, progress=upload.moved, meta=meta, if_match=over)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:

@@ -10,6 +10,7 @@ import trio
 
 from lamfs.errors import LeaseLost, ObjectChanged, ObjectMissing, StorageUnavailable
 from lamfs.keys import conflict_name
+from lamfs.transfer import guard
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -94,6 +95,43 @@ def test_an_object_that_is_changed_while_a_put_is_on_its_way(
         (found,) = [path for path in await user.actual() if "(conflict " in path]
         assert await user.read(found) == mine
         assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_small_replacement_asks_storage_once(make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    """The look for a conflict counts for a moment: the replacement itself has the ETag. After that it is looked again,
+    since there are servers that do not compare it."""
+    box = make_box("s3")
+    heads: list[str] = []
+    head = box.store.head
+    box.store.head = lambda key: (heads.append(key), head(key))[1]
+    if late:
+        monkeypatch.setattr(guard, "LOOKED_SECONDS", 0.0)
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        assert heads == []
+        await user.write_file("a.csv", b"second!")
+        await user.sync()
+        assert len(heads) == (2 if late else 1)
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_a_file_whose_object_is_gone_can_be_written(make_box: MakeBox, kind: str) -> None:
+    box = make_box(kind)
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        box.store.delete([user.fs.context.registry.artifacts.by_key("a.csv").revision.object_key])  # type: ignore[union-attr]
+        await user.write_file("a.csv", b"second!")
+        await user.sync()
+        assert list(user.fs.context.uploader.failures) == []
 
     box.run(scenario, User())
 

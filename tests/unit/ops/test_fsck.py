@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 from lamfs import config
+from lamfs.errors import StorageForbidden
+from lamfs.hashing import hash_block
 from lamfs.keys import spool_name
 from lamfs.model import ArtifactRecord
-from lamfs.ops import artifacts, damage, fsck, scrub, setup
+from lamfs.ops import artifacts, damage, fsck, recover, scrub, setup, strays
 from lamfs.ops.instance import Instance
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
 from lamfs.storage.root import check_object_key
-from tests.support.ops import write_spool
+from tests.support.ops import make_spool, write_spool
 
 
 @pytest.fixture
@@ -134,6 +136,85 @@ def test_damage_that_is_mended(instance: Instance, record: ArtifactRecord, name:
     assert any(re.search(text, problem) for problem in report.repaired)
     assert fsck.check(instance, data=True).problems == []
     assert artifacts.cache(instance, record).read_text() == "some bytes"
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_bytes_that_are_owed_outlive_the_name_of_their_file(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """A damaged registry has lost the entry of a file that was closed and not stored; storage may be out of reach."""
+    registry = instance.registry
+    ino = registry.names.create(1, "a.csv", 0o100644, 0, 0).ino
+    src = spool_name(ino)
+    path = write_spool(instance, src, "mine")
+    registry.journal.begin_put(ino, src)
+    registry.tree.update(ino, size=4)
+    registry.journal.ready_put(ino)
+    registry.db.execute("DELETE FROM dentry WHERE ino=?", (ino,))
+    assert any(f"inode {ino} has no name" in text for text in fsck.check(instance).problems)
+    with monkeypatch.context() as patch:
+        if not works:
+            patch.setattr(recover, "store_bytes", broken)
+        report = fsck.check(instance, repair=True)
+    place = f"lost+found/inode {ino}"
+    assert any(place in text for text in report.repaired), report
+    assert path.exists() != works
+    assert fsck.check(instance, repair=True, data=True).clean
+    record = registry.artifacts.by_key(place)
+    assert record is not None
+    assert artifacts.cache(instance, record).read_text() == "mine"
+    assert not any("links" in text for text in report.repaired if f"inode {ino} " in text)
+
+
+def broken(*args: object, **kwargs: object) -> str:
+    raise StorageForbidden("The bucket takes nothing.")
+
+
+def test_a_directory_that_has_lost_its_name_keeps_what_is_in_it(instance: Instance, record: ArtifactRecord) -> None:
+    registry = instance.registry
+    folder = registry.tree.parent(record.ino or 0)
+    registry.db.execute("DELETE FROM dentry WHERE ino=?", (folder,))
+    assert not fsck.check(instance).clean
+    report = fsck.check(instance, repair=True)
+    assert report.clean, report.problems
+    found = registry.artifacts.by_key(f"lost+found/inode {folder}/a.txt")
+    assert found is not None
+    assert found.uid == record.uid
+    assert fsck.check(instance, repair=True, data=True).repaired == []
+
+
+def test_a_new_file_that_a_power_cut_has_shortened_is_named(instance: Instance) -> None:
+    registry = instance.registry
+    ino = registry.names.create(1, "a.csv", 0o100644, 0, 0).ino
+    src = spool_name(ino)
+    write_spool(instance, src, "half")
+    registry.journal.begin_put(ino, src)
+    registry.tree.update(ino, size=8)
+    registry.journal.ready_put(ino)
+    registry.db.execute("UPDATE journal SET owner='another-boot:1:1'")
+    report = fsck.check(instance, repair=True)
+    assert report.clean, report.problems
+    assert any("'a.csv' has only 4 of its 8 bytes: the machine went down" in text for text in report.notes)
+    record = registry.artifacts.by_key("a.csv")
+    assert record is not None
+    assert record.size == 4
+
+
+def test_damaged_bytes_that_are_kept_are_not_called_lost(instance: Instance, record: ArtifactRecord) -> None:
+    registry = instance.registry
+    assert record.ino is not None
+    src = spool_name(record.ino)
+    path = write_spool(instance, src, "newer")
+    registry.journal.begin_put(record.ino, src)
+    registry.journal.ready_put(record.ino)
+    entry = registry.journal.put_of(record.ino)
+    assert entry is not None
+    registry.seals.add(entry, 5, hash_block(b"newer"))
+    path.write_text("neweR")
+    report = fsck.check(instance, repair=True)
+    assert any("what is left of them is 'lost+found/a (damaged).txt'" in text for text in report.repaired)
+    assert not any("was missing" in text for text in report.notes)
+    assert registry.rescue.lost() == []
 
 
 def test_bit_rot_is_found_by_reading(instance: Instance, record: ArtifactRecord) -> None:
@@ -261,3 +342,26 @@ def test_odd_objects_and_uploads_of_others(instance: Instance, record: ArtifactR
             assert all("upload" in text for text in report.problems)
         assert sum("cannot be aborted" in text for text in report.problems) == 4
         assert len(report.repaired) == 2
+
+
+def test_stray_spool_files_look_through_all_artifacts_once(
+    instance: Instance, record: ArtifactRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a registry was restored they are many, and so may artifacts be."""
+    looked = 0
+    artifacts_of = type(instance.registry.artifacts)
+    sizes = artifacts_of.sizes
+
+    def counted(self: Any) -> set[int]:
+        nonlocal looked
+        looked += 1
+        return sizes(self)
+
+    monkeypatch.setattr(artifacts_of, "sizes", counted)
+    for number in range(3):
+        write_spool(instance, spool_name(0x12 + number), f"left {number}")
+    write_spool(instance, spool_name(0x22), "some bytes")
+    with make_spool(instance) as spool:
+        kinds = [stray.kind for stray in strays.look(instance.registry, instance.store, spool)]
+    assert sorted(kinds, key=str) == [strays.Kind.DOUBLE] + 3 * [strays.Kind.STRAY]
+    assert looked == 1

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lamfs.errors import ObjectChanged, StorageForbidden
 from lamfs.model import ArtifactRecord, ObjectMeta
-from lamfs.ops import artifacts, damage, fsck, recover, setup
+from lamfs.ops import artifacts, damage, fsck, newer, recover, setup
 from lamfs.ops.instance import Instance
+from lamfs.registry.overlays import base_id
+from lamfs.storage.base import ObjectStat
 from tests.support.ops import write_spool
 
 UID = "0123456789abcdefABCD"
@@ -226,6 +230,77 @@ def test_recovery_does_not_write_over_what_is_unknown(instance: Instance, past: 
     assert fsck.check(instance, repair=True, data=True).clean
 
 
+def owe(instance: Instance, ino: int, text: str, *, virtual: bool = True, base: str | None = None) -> None:
+    """What a mount that is gone had closed, and not stored."""
+    registry = instance.registry
+    src = f"{ino:x}-0123456789ab"
+    write_spool(instance, src, text)
+    registry.journal.begin_put(ino, src, key_is_virtual=virtual, base=base)
+    registry.tree.update(ino, size=len(text))
+    registry.journal.ready_put(ino)
+
+
+def test_recovery_does_not_write_a_new_file_over_what_somebody_else_has_stored(instance: Instance, past: Past) -> None:
+    """A real key: the object may be any program's."""
+    past.put("somebody's", "a.csv", None)
+    inode = instance.registry.names.create(1, "a.csv", 0o100644, 0, 0)
+    owe(instance, inode.ino, "mine", virtual=False)
+    assert recover.finish_puts(instance, strict=True) == 1
+    assert past.read("a.csv") == "mine"
+    assert past.read("lost+found/a.csv") == "somebody's"
+    for _ in range(3):  # first the one moves away, then the other moves in
+        recover.run_owed(instance, strict=True)
+    assert instance.store.get("a.csv") == b"mine"
+    assert past.read("lost+found/a.csv") == "somebody's"
+    assert fsck.check(instance, repair=True, data=True).clean
+
+
+def test_recovery_does_not_write_over_what_is_where_an_artifact_is_going(instance: Instance, past: Past) -> None:
+    """Another machine's revision is at the artifact's own place, which this registry does not say."""
+    record = past.save("one", "a.csv")
+    home = record.revision.object_key
+    elsewhere = f".lamindb/{record.uid}.ab12cd.csv"
+    etag = instance.store.copy(home, elsewhere).etag
+    instance.registry.artifacts.set_object(record.uid, elsewhere, etag)
+    past.put("two", home, ObjectMeta(record.uid, "a.csv", 2, None))
+    assert record.ino is not None
+    owe(instance, record.ino, "three")
+    assert recover.finish_puts(instance, strict=True) == 1
+    assert past.read("a.csv") == "three"
+    assert past.read("lost+found/a (revision 2).csv") == "two"
+    recover.run_owed(instance, strict=True)
+    assert fsck.check(instance, repair=True, data=True).clean
+
+
+def test_recovery_does_not_write_an_overlay_over_what_is_unknown(instance: Instance, past: Past) -> None:
+    """Nothing of the revision below is needed any more: so it goes to lost+found as anything else does."""
+    record = past.save("one", "a.csv")
+    past.forget(record, lambda: past.save("two", "a.csv"))
+    assert record.ino is not None
+    owe(instance, record.ino, "three", base=base_id(record.revision.content))
+    instance.registry.overlays.add(f"{record.ino:x}-0123456789ab", [0])
+    assert recover.finish_puts(instance, strict=True) == 1
+    assert past.read("a.csv") == "three"
+    assert past.read("lost+found/a (revision 2).csv") == "two"
+    assert fsck.check(instance, repair=True, data=True).clean
+
+
+def test_what_cannot_be_kept_now_is_not_written_over(instance: Instance, past: Past) -> None:
+    record = past.save("one", "a.csv")
+    past.forget(record, lambda: past.save("two", "a.csv"))
+    assert record.ino is not None
+    owe(instance, record.ino, "three")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(newer, "_keep", lambda *args: None)  # somebody else is at work there
+        with pytest.raises(ObjectChanged, match="try again later"):
+            recover.finish_puts(instance, strict=True)
+        with pytest.raises(ObjectChanged, match="try again later"):
+            past.save("four", "a.csv")
+    assert b"two" in past.objects()
+    assert recover.finish_puts(instance, strict=True) == 1
+    assert past.read("lost+found/a (revision 2).csv") == "two"
+
+
 def test_what_is_being_written_is_left_alone(instance: Instance, past: Past) -> None:
     record = past.save("one", "a.csv")
     past.put("two", record.revision.object_key, ObjectMeta(record.uid, "a.csv", 2, None))
@@ -254,6 +329,35 @@ def test_an_old_delete_does_not_hit_what_was_stored_since(instance: Instance, pa
     assert instance.store.get(key) == b"used anew"
     assert fsck.check(instance, repair=True).clean
     assert past.read("lost+found/old.csv") == "used anew"
+
+
+def test_an_object_that_storage_shows_to_nobody_keeps_no_other_one(
+    instance: Instance, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is looked at before it is deleted: one of which that is forbidden stays owed by itself."""
+    records = [past.save(name, f"{name}.csv") for name in ("one", "two", "three")]
+    journal = instance.registry.journal
+    for record in records:
+        instance.registry.db.execute("DELETE FROM artifact WHERE uid=?", (record.uid,))
+        journal.add_delete(record.revision.object_key, record.revision.etag)
+    hidden = records[1].revision.object_key
+    store = type(instance.store)
+    head = store.head
+
+    def forbidden(self: Any, key: str) -> ObjectStat:
+        if key == hidden:
+            raise StorageForbidden(f"You may not look at '{key}'.")
+        return head(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "head", forbidden)
+        recover.run_owed(instance)
+        assert [entry.object_key for entry in journal.mine("delete")] == [hidden]
+        with pytest.raises(StorageForbidden):
+            recover.run_owed(instance, strict=True)
+    assert past.objects() == [b"two"]
+    recover.run_owed(instance, strict=True)
+    assert past.objects() == []
 
 
 def test_a_delete_of_what_is_there_is_done(instance: Instance, past: Past) -> None:
