@@ -182,6 +182,7 @@ class Steps:
             target = registry.commits.put_target(entry)
         self._busy_objects.add(target)
         try:
+            artifact = registry.artifacts.by_ino(ino)  # as it is now that nobody else here is at work on the object
             replaces = artifact is not None and artifact.revision.object_key == target
             earlier = entry.object_key if entry.object_key != target else None
             if "doubted" in entry.payload or (earlier and registry.artifacts.with_object(earlier) is not None):

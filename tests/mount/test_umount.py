@@ -155,7 +155,7 @@ def test_a_move_that_storage_refuses_for_good_keeps_no_daemon(linked: MountedIns
     assert "left in the journal, and tried again by the next mount; no bytes are lost" in done.stderr
     assert not is_alive(pid)
     assert not linked.mounted
-    assert "1 move; the next mount does it" in linked.cli("status").stdout
+    assert "1 move, 1 delete; the next mount does it" in linked.cli("status").stdout
     # Once storage is right again, the next mount does it.
     keys = Path(linked.storage.root) / "keys"
     keys.unlink()
@@ -176,7 +176,7 @@ def test_forced_with_a_move_that_storage_refuses_it_ends_soon(linked: MountedIns
     assert not is_alive(pid)
     assert not any(map(is_alive, movers))
     assert time.monotonic() - began < 2 + FEW_SECONDS
-    assert "1 move; the next mount does it" in linked.cli("status").stdout
+    assert "1 move, 1 delete; the next mount does it" in linked.cli("status").stdout
 
 
 def test_a_deletion_that_is_refused_holds_up_no_other(local_instance: MountedInstance) -> None:
@@ -198,9 +198,10 @@ def test_a_deletion_that_is_refused_holds_up_no_other(local_instance: MountedIns
     (hook / "sitecustomize.py").write_text(
         "from lamfs.transfer.client import Mover\n"
         "from lamfs.errors import StorageForbidden\n"
-        "async def delete(self, keys):\n"
-        "    if any('bad' in key for key in keys):\n"
+        "async def delete(self, meant):\n"
+        "    if any('bad' in key for key in meant):\n"
         "        raise StorageForbidden('These credentials may not delete there.')\n"
+        "    return []\n"
         "Mover.delete = delete\n"
     )
     instance.mount(env={"PYTHONPATH": f"{hook}:{ROOT}"})
