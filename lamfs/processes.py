@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import secrets
+import time
 from typing import Literal, NamedTuple
 
 _MARK = re.compile(r"([0-9a-z]{12})-([0-9a-f]{8})-([0-9]{1,12})-([0-9]{1,10})-([0-9]{1,20})-[0-9a-f]{8}")
@@ -20,14 +21,14 @@ def process_id(pid: int | None = None) -> str | None:
     """A name that no other process ever has: boot id, pid and start time (proc(5)). None if the process is gone."""
     pid = os.getpid() if pid is None else pid
     try:
-        boot_id = _boot_id()
+        boot = boot_id()
         with open(f"/proc/{pid}/stat", "rb") as stat:
             fields = stat.read().rpartition(b")")[2].split()
     except OSError:
         return None
     if fields[0] in (b"Z", b"X"):
         return None
-    return f"{boot_id}:{pid}:{int(fields[19])}"
+    return f"{boot}:{pid}:{int(fields[19])}"
 
 
 def is_alive(owner: str | None) -> bool:
@@ -99,6 +100,12 @@ def _here(pid: int) -> Mark:
     return Mark("", boot.replace("-", "")[:8] or "0" * 8, namespace, pid, int(started))
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """A name of the time since this machine was started (random(4))."""
     with open("/proc/sys/kernel/random/boot_id") as boot:
         return boot.read().strip()
+
+
+def uptime() -> float:
+    """Seconds since this machine was started, those included in which it slept (clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

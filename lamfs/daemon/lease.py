@@ -19,6 +19,7 @@ from lamfs.daemon.lock import LockByMover
 from lamfs.errors import LamfsError, LeaseLost, ObjectMissing, StorageUnavailable
 from lamfs.ops import held, lock
 from lamfs.ops.instance import FENCE, Instance
+from lamfs.processes import uptime
 from lamfs.transfer.client import Mover
 
 log = logging.getLogger("lamfs.daemon")
@@ -71,7 +72,7 @@ class Keeper:
     async def permit(self, fresh: bool) -> None:
         """Return when storage may be changed; ``fresh``: storage itself says so. Raises LeaseLost, storage errors."""
         self._check()
-        now = lock.uptime()
+        now = uptime()
         if now >= self._until:
             await self._ask(renew=True)
         elif fresh and now - self._asked > FRESH_SECONDS:
@@ -82,10 +83,10 @@ class Keeper:
             raise LeaseLost(str(self.lost))
 
     async def _ask(self, *, renew: bool) -> None:
-        wanted = lock.uptime()
+        wanted = uptime()
         async with self._lock:
             self._check()
-            if self._asked >= wanted and lock.uptime() < self._until:
+            if self._asked >= wanted and uptime() < self._until:
                 return  # somebody else has asked meanwhile
             if self._failed is not None and self._failed[0] >= wanted:
                 raise type(self._failed[1])(str(self._failed[1]), errno=self._failed[1].errno)
@@ -96,7 +97,7 @@ class Keeper:
                 self._lose(error)
                 raise
             except LamfsError as error:
-                self._failed = lock.uptime(), error
+                self._failed = uptime(), error
                 raise
             except trio.TooSlowError:
                 raise StorageUnavailable("The lock in storage could not be looked at: no answer.") from None
@@ -121,7 +122,7 @@ class Keeper:
         return self._instance.lease(LockByMover(self._mover, self._instance.store.url))
 
     def _prove(self) -> None:
-        note, lease, now = held.read(self._directory), self._lease(), lock.uptime()
+        note, lease, now = held.read(self._directory), self._lease(), uptime()
         lease.prove(self._fence, "" if note is None else note.etag)
         self._asked = now
 

@@ -14,13 +14,14 @@ from lamfs import config
 from lamfs.errors import LamfsError
 from lamfs.jsontext import is_number
 from lamfs.ops import lock
+from lamfs.processes import boot_id, uptime
 
 NOTE, LONG = "lease.json", "held-long"
 
 
 class Note(NamedTuple):
     """The lease as it was written last. ``fence``: its number; ``seconds``: how long it holds from ``at`` on, which is
-    ``lock.uptime()`` of the boot ``boot``; ``etag``: of the lock object."""
+    ``uptime()`` of the boot ``boot``; ``etag``: of the lock object."""
 
     fence: int
     seconds: float
@@ -31,7 +32,7 @@ class Note(NamedTuple):
     @property
     def age(self) -> float:
         """Seconds since it was written; infinite when it was before this machine was started."""
-        age = lock.uptime() - self.at
+        age = uptime() - self.at
         return age if self.boot == boot_id() and age >= 0 else float("inf")
 
     @property
@@ -43,11 +44,6 @@ class Note(NamedTuple):
     def renew_due(self) -> bool:
         """Whether the next command should renew it. (A living mount renews its own.)"""
         return self.age >= min(lock.RENEW_AFTER, self.seconds)
-
-
-def boot_id() -> str:
-    """A name of the time since this machine was started (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def read(directory: Path) -> Note | None:

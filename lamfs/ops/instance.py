@@ -31,6 +31,7 @@ from lamfs.errors import (
 )
 from lamfs.ops import held, kept, lock, written
 from lamfs.ops.lock import Holder, Lease, LockStore
+from lamfs.processes import uptime
 from lamfs.storage import ObjectStore, open_store
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Instance:
         """
         directory = self.settings.directory
         note = held.read(directory)
-        if note is not None and note.holds and lock.uptime() - self._proven < PROVEN_SECONDS:
+        if note is not None and note.holds and uptime() - self._proven < PROVEN_SECONDS:
             return
         lease = self.lease()
         try:
@@ -195,7 +196,7 @@ class Instance:
                     f"This machine does not hold the lock of '{self.settings.slug}', so nothing is written to storage;"
                     f" run 'lamfs connect {self.settings.slug}'."
                 )
-            now = lock.uptime()
+            now = uptime()
             if note.renew_due:
                 seconds = self._seconds()
                 lease.renew(note.fence, seconds)
@@ -211,8 +212,7 @@ class Instance:
         """How long a lease that is taken now holds: while a mount lives, that renews it."""
         from lamfs.ops import mounts
 
-        mounted = any(not record.read_only for record in mounts.live(self.settings))
-        return lock.MOUNT_SECONDS if mounted else lock.LEASE_SECONDS
+        return lock.MOUNT_SECONDS if mounts.is_written(self.settings) else lock.LEASE_SECONDS
 
     def check_own(self) -> None:
         """Raise RegistryError unless the working copy is of the instance and storage that the settings name."""

@@ -30,6 +30,7 @@ from typing import NamedTuple, Protocol
 from lamfs.errors import LeaseLost, Locked, ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
 from lamfs.jsontext import is_number, parse_object
 from lamfs.model import AUTO_KEY_PREFIX
+from lamfs.processes import uptime
 from lamfs.storage.base import ObjectStat
 
 LEASE_SECONDS = 24 * 3600.0
@@ -50,11 +51,6 @@ MAX_FENCE = 1 << 53
 _END = 253_370_764_800.0
 """The year 9999 begins, in seconds since the epoch: Python and the C library can print what comes before."""
 _TRIES = 8
-
-
-def uptime() -> float:
-    """Seconds since this machine was started, those included in which it slept (clock_gettime(2))."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Holder(NamedTuple):
@@ -118,7 +114,7 @@ class Lease:
         self.at = 0.0
 
     def peek(self) -> LeaseState | None:
-        """Who holds it now, or held it until it ran out; None: nobody."""
+        """The machine that holds the lease, or the last one whose lease ran out; None: there is none."""
         found = self._read()
         return found.state if found is not None and found.state.machine else None
 

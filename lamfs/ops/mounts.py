@@ -75,7 +75,7 @@ def remove(directory: Path, pid: int) -> None:
 
 
 def leave_word(directory: Path, text: str) -> None:
-    """What this daemon, which is about to end, could not do after its mount was gone: for who waits for that."""
+    """Note what this daemon, which is about to end, could not do after its mount was gone. 'lamfs umount' reads it."""
     from lamfs.processes import process_id
 
     config.write_json(directory / _LAST_WORD, {"owner": process_id(), "text": text}, durable=False)
@@ -99,6 +99,11 @@ def touch(directory: Path, pid: int) -> None:
 def live(settings: InstanceSettings) -> list[MountRecord]:
     """Mounts of an instance whose daemon lives, oldest first."""
     return _live([settings.mounts_dir])
+
+
+def is_written(settings: InstanceSettings) -> bool:
+    """Whether a mount of an instance lives that is not read-only."""
+    return any(not record.read_only for record in live(settings))
 
 
 def all_live() -> list[MountRecord]:

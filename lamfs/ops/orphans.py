@@ -22,7 +22,7 @@ from lamfs.registry.rules import RETAINED
 from lamfs.storage.base import ObjectStat
 
 PURGE_DAYS = 30
-"""What is younger is not deleted, whoever wants it."""
+"""Younger orphans are never deleted."""
 _DAY_NS = 24 * 3600 * 1_000_000_000
 MOST_ASKED = 10_000
 """So many objects at keys that lamfs has not made up are asked what they are: others may use the storage, too."""

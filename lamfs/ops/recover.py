@@ -158,7 +158,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     """
     from lamfs.ops import mounts
 
-    if any(not record.read_only for record in mounts.live(instance.settings)):
+    if mounts.is_written(instance.settings):
         return 0
     journal = instance.registry.journal
     if not any(entry.op == "put" for entry in journal.entries()):
@@ -406,15 +406,7 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
 
 def _is_free(instance: Instance, target: str) -> bool:
     """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
-    if instance.registry.journal.may_be_ours(target):
-        return True
-    try:
-        instance.store.head(target)
-    except StorageError as error:
-        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
-            return True
-        raise
-    return False
+    return instance.registry.journal.may_be_ours(target) or _etag_at(instance.store, target) is None
 
 
 def _abort(instance: Instance, entry: JournalEntry) -> None:
@@ -444,13 +436,12 @@ def abort_unknown(instance: Instance, object_key: str) -> None:
 
 
 def _is_only_copy(instance: Instance, entry: JournalEntry) -> bool:
-    """Whether a move may have made this object, and what it was made of is gone: then it is no leftover. (The registry
-    has lost its last changes, or the object was damaged.) Raises StorageError."""
-    artifact = instance.registry.artifacts.by_uid(str(entry.payload.get("copy_of", "")))
-    if artifact is None or artifact.revision.object_key == entry.object_key:
+    """Whether this is a move's copy (stale.copied_from), and what it was made of is gone. Raises StorageError."""
+    source = stale.copied_from(instance.registry, entry)
+    if source is None:
         return False
     try:
-        instance.store.head(artifact.revision.object_key)
+        instance.store.head(source)
     except ObjectMissing:
         return True
     return False

@@ -100,7 +100,7 @@ def make(settings: InstanceSettings, registry: Registry, *, read_only: bool = Fa
     Raises also Locked while an older lamfs has the instance mounted: what that has still to store is not where this one
     looks for it.
     """
-    if _is_written(settings):
+    if mounts.is_written(settings):
         for folder in _elsewhere(settings, registry):
             if folder.name == _stem(settings):
                 raise Locked(
@@ -123,7 +123,7 @@ def take_in(settings: InstanceSettings, registry: Registry) -> int:
     a mount writes. Raises StorageError when one cannot be brought in: it is not lost, so nobody must find it missing.
     """
     found = _elsewhere(settings, registry)
-    if not found or _is_written(settings):
+    if not found or mounts.is_written(settings):
         return 0
     count = 0
     with SpoolFolder.make(*settings.spool_place) as spool:
@@ -326,10 +326,6 @@ def _opened(settings: InstanceSettings, name: str) -> Iterator[int]:
 def _scanned(fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
     with os.scandir(fd) as entries:
         yield entries
-
-
-def _is_written(settings: InstanceSettings) -> bool:
-    return any(not record.read_only for record in mounts.live(settings))
 
 
 # -- whose it is ------------------------------------------------------------------------------------------------------

@@ -37,7 +37,9 @@ def look(instance: Instance) -> Finding | None:
         # A full disk of this machine says nothing of the copy.
         return Finding(str(error), problem=error.errno != errno.ENOSPC)
     stores = (
-        "the next 'lamfs umount' stores" if _is_mounted(instance) else "'lamfs close' or 'lamfs fsck --repair' stores"
+        "the next 'lamfs umount' stores"
+        if mounts.is_written(settings)
+        else "'lamfs close' or 'lamfs fsck --repair' stores"
     )
     again = f"{stores} this machine's there again"
     if verdict in (Verdict.FIRST, Verdict.GONE):
@@ -84,10 +86,6 @@ def _newer(instance: Instance, url: str, found: Found | None) -> Finding:
 def mend(instance: Instance) -> bool:
     """Store this machine's registry again. False while a mount writes, which does it when it ends. Raises Locked and
     storage errors as snapshot.push."""
-    if _is_mounted(instance):
+    if mounts.is_written(instance.settings):
         return False
     return snapshot.push(instance, look=True)  # by its ETag alone, what is damaged may be what this machine has stored
-
-
-def _is_mounted(instance: Instance) -> bool:
-    return any(not record.read_only for record in mounts.live(instance.settings))

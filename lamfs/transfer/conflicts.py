@@ -24,6 +24,17 @@ PIECE = 64 << 20
 """Bytes of an object that are fetched at a time."""
 
 
+async def object_at(mover: Mover, key: str) -> ObjectStat | None:
+    """The object at ``key``; None: there is none. A link is none: what is stored replaces it, and not what it leads to;
+    behind a linked folder that is refused by itself. Raises other storage errors."""
+    try:
+        return await mover.head(key)
+    except StorageError as error:
+        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+            return None
+        raise
+
+
 class Conflicts:
     """Finds and settles conflicts of puts."""
 
@@ -48,13 +59,9 @@ class Conflicts:
         own = virtual or self._registry.artifacts.with_object(target) is not None
         if own and artifact is None:
             return None, False  # a name that lamfs has just made
-        try:
-            found = await self._mover.head(target)
-        except StorageError as error:
-            # The put replaces a link, and not what it leads to; behind a linked folder it is refused by itself.
-            if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
-                return None, False
-            raise
+        found = await object_at(self._mover, target)
+        if found is None:
+            return None, False
         if artifact is not None and artifact.revision == Revision(artifact.revision.content, target, found.etag):
             return None, True
         return found, False

@@ -6,15 +6,15 @@ have taken the lease over, and stored something there.
 
 from __future__ import annotations
 
-import errno
-import time
 from collections.abc import Awaitable, Callable
 
-from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.errors import ObjectChanged, PreconditionFailed
 from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, JournalEntry
+from lamfs.processes import uptime
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStore
 from lamfs.transfer.client import Mover
+from lamfs.transfer.conflicts import object_at
 
 Permit = Callable[[bool], Awaitable[None]]
 """Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
@@ -25,11 +25,6 @@ Ready = Callable[[], Awaitable[str | None]]
 
 LOOKED_SECONDS = 2.0
 """So long a look at an object counts before a replacement that storage makes on a condition."""
-
-
-def uptime() -> float:
-    """Seconds, on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def anybody(_: bool) -> None:
@@ -88,18 +83,15 @@ class Guard:
         if self._is_new and self._target.startswith(AUTO_KEY_PREFIX):
             return None  # nobody else has this artifact
         await self._permit(True)
-        try:
-            etag = (await self._mover.head(self._target)).etag
-        except StorageError as error:
-            if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
-                return None  # what replaces a link takes its place, as in Conflicts.find
-            raise
-        if not self._may_be_ours and (self._replaced is None or etag != self._replaced.etag):
+        found = await object_at(self._mover, self._target)
+        if found is None:
+            return None
+        if not self._may_be_ours and (self._replaced is None or found.etag != self._replaced.etag):
             raise PreconditionFailed(
                 f"Somebody else has changed the object {self._store.url(self._target)} while it was stored.",
                 errno=ObjectChanged.errno,
             )
-        return etag
+        return found.etag
 
     def __enter__(self) -> None:
         """Nothing yet."""

@@ -25,6 +25,16 @@ def meant_by(entries: Iterable[JournalEntry]) -> dict[str, set[str] | None]:
     return meant
 
 
+def copied_from(registry: Registry, entry: JournalEntry) -> str | None:
+    """Key of the object of which a move may have made the one that is to be deleted; None: no move has. When that is
+    gone (the registry has lost its last changes, or the object was damaged), this one is no leftover."""
+    uid = entry.payload.get("copy_of")
+    artifact = registry.artifacts.by_uid(str(uid)) if uid is not None else None
+    if artifact is None or artifact.revision.object_key == entry.object_key:
+        return None
+    return artifact.revision.object_key
+
+
 def say_left(url: str) -> None:
     """An object is not the one that was to be deleted."""
     log.warning("The object %s is not the one that was to be deleted, and stays; 'lamfs fsck' says what it is.", url)

@@ -7,7 +7,6 @@ before storage is changed, and before a spool file goes whose row was struck off
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Collection, Iterable
@@ -29,6 +28,7 @@ from lamfs.errors import (
 from lamfs.hashing import MD5_MAX, hash_fd
 from lamfs.keys import check_spool_name
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
+from lamfs.processes import uptime
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size
@@ -36,11 +36,11 @@ from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, damage, multipart, patches
 from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
-from lamfs.transfer.conflicts import Conflicts, hash_opened
+from lamfs.transfer.conflicts import Conflicts, hash_opened, object_at
 from lamfs.transfer.durable import LogSync, beside, sync_file
-from lamfs.transfer.guard import Guard, Permit, anybody, uptime
+from lamfs.transfer.guard import Guard, Permit, anybody
 from lamfs.transfer.multipart import Multipart, Segment
-from lamfs.transfer.stale import give_up_lost_move, give_up_move, meant_by, say_left
+from lamfs.transfer.stale import copied_from, give_up_lost_move, give_up_move, meant_by, say_left
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
@@ -501,15 +501,7 @@ class Steps:
 
     async def _is_free(self, target: str) -> bool:
         """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
-        if self._registry.journal.may_be_ours(target):
-            return True
-        try:
-            await self._mover.head(target)
-        except StorageError as error:
-            if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
-                return True
-            raise
-        return False
+        return self._registry.journal.may_be_ours(target) or await object_at(self._mover, target) is None
 
     async def delete(self, entries: list[JournalEntry]) -> None:
         """Delete objects that no artifact needs, many in one request."""
@@ -548,12 +540,12 @@ class Steps:
             self._busy_objects -= keys
 
     async def _is_only_copy(self, entry: JournalEntry) -> bool:
-        """As recover's."""
-        artifact = self._registry.artifacts.by_uid(str(entry.payload.get("copy_of", "")))
-        if artifact is None or artifact.revision.object_key == entry.object_key:
+        """Whether this is a move's copy (stale.copied_from), and what it was made of is gone. Raises StorageError."""
+        source = copied_from(self._registry, entry)
+        if source is None:
             return False
         try:
-            await self._mover.head(artifact.revision.object_key)
+            await self._mover.head(source)
         except ObjectMissing:
             return True
         return False
