@@ -278,11 +278,21 @@ class MountedInstance:
             lambda: not [pid for pid in watchdog.processes_of(str(self.data_dir)) if is_alive(pid)],
             "all processes of the mount have ended",
         )
+        # The kernel ends the connection after the process, as late as its last descriptor: until then a call gets
+        # ECONNABORTED, or waits.
+        wait_until(lambda: not self.mounted or self._is_dead(), "the kernel says that the mount is dead")
         if not detach:
             return
         if self.mounted:
             subprocess.run(["fusermount3", "-uz", str(self.path)], check=False, capture_output=True, timeout=10)
         wait_until(lambda: not self.mounted, "the dead mount is detached")
+
+    def _is_dead(self) -> bool:
+        try:
+            os.stat(self.path)
+        except OSError as exc:
+            return exc.errno == errno.ENOTCONN
+        return False
 
     def _gone(self, seconds: float) -> None:
         pid, self.pid = self.pid, 0
