@@ -289,7 +289,7 @@ class MountedInstance:
 
     def _is_dead(self) -> bool:
         try:
-            os.stat(self.path)
+            os.statvfs(self.path)  # which the kernel always asks the daemon
         except OSError as exc:
             return exc.errno == errno.ENOTCONN
         return False
