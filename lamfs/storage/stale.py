@@ -11,8 +11,8 @@ import errno
 from collections.abc import Collection, Mapping
 
 from lamfs.errors import ObjectMissing, StorageError
-from lamfs.pool import Pool
 from lamfs.model import AUTO_KEY_PREFIX
+from lamfs.pool import Pool
 from lamfs.storage.base import ObjectStore
 
 JOBS = 8

@@ -1,8 +1,8 @@
 """Somebody else has changed an object that a file is about to be stored over: both are kept. The trio loop only.
 
 What is in storage then becomes the content of the artifact; what was written here becomes a file beside it, ``name
-(conflict <date>)``. It is looked for before a put writes to the object; where an earlier try of the same put may have written
-it, the object has to show that (claims.py).
+(conflict <date>)``. It is looked for before a put writes to the object; where an earlier try of the same put may have
+written it, the object has to show that (claims.py).
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ class Conflicts:
         return (None if claimed and await self.is_own(found, entry) else found), False
 
     async def is_own(self, found: ObjectStat, entry: JournalEntry | None = None) -> bool:
-        """Whether the object that was found is lamfs's own work, though no artifact's row says so: claims.py. ``entry``:
-        the put that may have stored it. Raises storage errors."""
+        """Whether the object that was found is lamfs's own work, though no artifact's row says so (claims.py).
+
+        ``entry``: the put that may have stored it. Raises storage errors."""
         registry = self._registry
         if not registry.journal.is_claimed(found.key):
             return False
