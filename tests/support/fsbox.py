@@ -731,7 +731,7 @@ class User:
 
     async def sync(self) -> None:
         """Nothing is owed any more."""
-        with trio.move_on_after(10):
+        with trio.move_on_after(60):  # a retry may be 8 s away, and the machine busy
             await self.fs.sync_all()
             return
         registry = self.fs.context.registry
