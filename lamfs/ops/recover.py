@@ -8,6 +8,7 @@ row second, stale object last.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -33,7 +34,7 @@ from lamfs.ops import adoption, drafts, messages, newer, overlays, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
+from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over, check_size, in_parts
 from lamfs.storage.stale import delete_meant
 from lamfs.transfer import claims, damage, stale
 
@@ -261,8 +262,8 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
             registry.journal.set_target(entry.id, target)
         sync_log(registry.path)
         meta = registry.commits.put_meta(entry, content)
-        over = replaced(instance, registry.artifacts.by_ino(entry.ino), target)
         try:
+            over = replaceable(instance, registry.artifacts.by_ino(entry.ino), target, claimed=claimed, entry=entry)
             etag = store_bytes(instance, content, spool.path(src), target, meta, consume=True, over=over)
         except PreconditionFailed:
             if not claimed:
@@ -274,11 +275,38 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     return True
 
 
-def replaced(instance: Instance, artifact: ArtifactRecord | None, target: str) -> str | None:
-    """ETag of the object of an artifact that is about to be replaced, as it is now; None: nothing is replaced."""
-    if artifact is None or artifact.revision.object_key != target:
-        return None
-    return _etag_at(instance.store, target)
+def replaceable(
+    instance: Instance,
+    artifact: ArtifactRecord | None,
+    target: str,
+    *,
+    claimed: bool,
+    entry: JournalEntry | None = None,
+) -> Over:
+    """What may be replaced at ``target``, looked at just before it is written.
+
+    ``artifact``: as it was before, None for a new one; ``claimed``: Journal.is_claimed before this work announced the
+    object; ``entry``: the put that may have stored it. Raises PreconditionFailed (somebody else's object is there),
+    storage errors.
+    """
+    if artifact is None and claims.is_private(target):
+        return ANYTHING  # nobody else has this artifact
+    try:
+        found = instance.store.head(target)
+    except StorageError as error:
+        if isinstance(error, ObjectMissing):
+            return NOTHING
+        if error.errno == errno.ELOOP:
+            return ANYTHING  # a link is replaced, and not what it leads to
+        raise
+    before = None if artifact is None else artifact.revision
+    expected = before is not None and (before.object_key, before.etag) == (target, found.etag)
+    if not expected and not (claimed and newer.is_own(instance, found, entry)):
+        raise PreconditionFailed(
+            f"Somebody else has stored something at {instance.store.url(target)} meanwhile; try again.",
+            errno=ObjectChanged.errno,
+        )
+    return Over(found.etag)
 
 
 def _etag_at(store: ObjectStore, object_key: str) -> str | None:
@@ -319,18 +347,18 @@ def store_bytes(
     meta: ObjectMeta,
     *,
     consume: bool = False,
-    over: str | None = None,
+    over: Over = ANYTHING,
 ) -> str:
     """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag.
 
-    ``over``: the ETag of what it may replace (None: whatever is there). Raises PreconditionFailed, storage errors.
+    ``over``: what it may replace. Raises PreconditionFailed, storage errors.
     """
     store = instance.store
     if store.kind != "local":
         etag = copy_twin(instance, content, target, meta)
         if etag is not None:
             return etag
-    return store.put_file(target, path, consume=consume, meta=meta, if_match=over).etag
+    return store.put_file(target, path, consume=consume, meta=meta, **over._asdict()).etag
 
 
 def copy_twin(instance: Instance, content: ContentHash, target: str, meta: ObjectMeta) -> str | None:

@@ -290,6 +290,10 @@ class Commits:
 
     # -- saves (the Python API and the CLI) ---------------------------------------------------------------------
 
+    def save_target(self, record: ArtifactRecord) -> str:
+        """The object key under which a save of ``record`` would be stored now."""
+        return self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, None)
+
     def announce_save(
         self, record: ArtifactRecord, *, foreign: str | None = None, mode: int = 0o644
     ) -> tuple[int, str]:
@@ -301,7 +305,7 @@ class Commits:
         """
         with self._db.transaction():
             home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
-            object_key = self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, None)
+            object_key = self.save_target(record)
             old = self._artifacts.by_uid(record.uid)
             owed = None if old is None or old.ino is None else self._journal.put_of(old.ino)
             if owed is not None and "base" in owed.payload:

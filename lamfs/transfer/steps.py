@@ -376,7 +376,7 @@ class Steps:
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
             over = await guard.ready()
-            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta, if_match=over)
+            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta, over=over)
             return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
@@ -408,7 +408,7 @@ class Steps:
             segments = [Segment(0, content.size)]
             return await self._multipart.store(entry, content, path, target, segments, upload.moved, guard.ready), False
         over = await guard.ready()
-        return (await self._mover.put(path, target, progress=upload.moved, meta=meta, if_match=over)).etag, False
+        return (await self._mover.put(path, target, progress=upload.moved, meta=meta, over=over)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
         """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""

@@ -369,12 +369,21 @@ class S3Store:
             self._key(key), what, upload_id, number, self._key(source), source_etag, offset, length
         )
 
-    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None) -> str:
+    def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        etags: Sequence[str],
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
         what = f"store {self.url(key)}"
+        condition = _condition(if_none_match, if_match)
         try:
-            return self._multipart.complete(self._key(key), what, upload_id, etags, _condition(False, if_match))
+            return self._multipart.complete(self._key(key), what, upload_id, etags, condition)
         except (ObjectChanged, ObjectMissing) as error:
-            if if_match is None:
+            if not condition:
                 raise
             raise _refused(what, if_match) from error
 

@@ -476,3 +476,31 @@ def test_the_copy_that_a_forgotten_move_has_made_is_kept(make_box: MakeBox, kind
         assert registry.journal.entries() == []
 
     box.run(scenario, User())
+
+
+@pytest.mark.parametrize("size", [12, 65 << 20])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_a_new_file_does_not_replace_what_comes_to_its_key_while_it_is_sent(
+    make_box: MakeBox, kind: str, size: int
+) -> None:
+    """Nothing was there when it was looked at for the last time; sending it takes long."""
+    box = make_box(kind, real_keys=True)
+    mine = b"x" * size
+    last = "complete_upload" if kind == "s3" and size > 1 << 20 else "put"
+    keys = ["a.csv"]
+
+    def other(op: str, key: str) -> None:
+        if op == last and key in keys:
+            overwrite(box, keys.pop())
+
+    async def scenario(user: User) -> None:
+        user.mover.failing = other
+        await user.write_file("a.csv", mine)
+        await user.sync()
+        assert keys == []
+        assert await user.read("a.csv") == FOREIGN
+        (found,) = [path for path in await user.actual() if "(conflict " in path]
+        assert await user.read(found) == mine
+        assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())

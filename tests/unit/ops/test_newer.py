@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lamfs.errors import ObjectChanged, StorageForbidden
+from lamfs.errors import ObjectChanged, PreconditionFailed, StorageForbidden
 from lamfs.model import ArtifactRecord, ObjectMeta
 from lamfs.ops import artifacts, damage, fsck, newer, recover, setup
 from lamfs.ops.instance import Instance
@@ -458,3 +458,97 @@ def test_a_move_that_was_done_before_the_registry_lost_its_last_changes(
     report = fsck.check(instance, repair=True)
     assert report.clean, report.problems
     assert past.read("a.txt") == "one"
+
+
+def _kept(instance: Instance, past: Past, text: str) -> None:
+    """What somebody else has stored can be read in lost+found."""
+    records = instance.registry.artifacts.filter(key__startswith="lost+found/")
+    assert text in [past.read(record.key or "") for record in records]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_save_at_a_real_key_keeps_what_somebody_else_has_stored_there(
+    instance: Instance, past: Past, changed: bool
+) -> None:
+    past.put("somebody's", "a.csv", None)
+    if changed:  # a move gave up, for something unknown was at its place
+        record = past.save("mine", "b.csv", virtual=False)
+        instance.registry.names.rename(1, "b.csv", 1, "a.csv")
+        recover.run_owed(instance)
+        assert instance.registry.artifacts.by_uid(record.uid).revision.object_key == "b.csv"  # type: ignore[union-attr]
+    past.save("mine, newer", "a.csv", virtual=False)
+    assert past.read("a.csv") == "mine, newer"
+    assert instance.store.get("a.csv") == b"mine, newer"
+    _kept(instance, past, "somebody's")
+    assert instance.registry.journal.entries() == []
+
+
+def _inode(instance: Instance, key: str) -> int:
+    found = instance.registry.tree.resolve(key)
+    return (found or instance.registry.names.create(1, key, 0o100644, 0, 0)).ino
+
+
+class Late:
+    """A store to which somebody else writes an object just before ours is written there, or just before that is looked
+    at for the last time."""
+
+    def __init__(self, past: Past, when: str) -> None:
+        self._past, self._when, self._store = past, when, past.instance.store
+        self.armed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put_file(self, key: str, path: str, **how: Any) -> Any:
+        if self.armed and self._when == "put":
+            self._foreign()
+        return self._store.put_file(key, path, **how)
+
+    def head(self, key: str) -> Any:
+        if self.armed and self._when == "look":
+            self._foreign()
+        return self._store.head(key)
+
+    def _foreign(self) -> None:
+        self.armed = False
+        path = Path(self._store.url("a.csv"))
+        path.unlink(missing_ok=True)
+        path.write_text("somebody's")
+
+
+@pytest.mark.parametrize("when", ["look", "put"])
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("how", ["save", "recovery"])
+def test_what_is_stored_while_ours_is_on_its_way_stays(
+    instance: Instance, past: Past, monkeypatch: pytest.MonkeyPatch, how: str, new: bool, when: str
+) -> None:
+    """Between the look at an object and its replacement somebody else stores something there."""
+    if not new:
+        past.save("first", "a.csv", virtual=False)
+    late = Late(past, when)
+    other = Instance(instance.settings, store=late)  # type: ignore[arg-type]
+    real = newer.keep_before
+
+    def keep_before(*args: Any) -> None:
+        real(*args)
+        late.armed = True
+
+    monkeypatch.setattr(newer, "keep_before", keep_before)
+    if how == "save":
+        source = Path(instance.store.url("")).parent / "source2"
+        source.write_text("mine, newer")
+        with pytest.raises(PreconditionFailed):
+            artifacts.save(other, source, key="a.csv", virtual=False)
+    else:
+        owe(instance, _inode(instance, "a.csv"), "mine, newer", virtual=False)
+        recover.finish_puts(other)
+        (entry,) = instance.registry.journal.entries()
+        assert entry.error is not None
+        assert not instance.registry.journal.is_claimed("a.csv")
+    assert instance.store.get("a.csv") == b"somebody's"
+    if how == "save":
+        artifacts.save(instance, source, key="a.csv", virtual=False)
+    else:
+        recover.finish_all(instance)
+    assert past.read("a.csv") == "mine, newer"
+    _kept(instance, past, "somebody's")
