@@ -16,7 +16,7 @@ from lamfs.model import ContentHash, JournalEntry, ObjectMeta, Revision
 from lamfs.registry import Committed, Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.transfer import damage
-from lamfs.transfer.client import Mover
+from lamfs.transfer.worker import Worker
 
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
@@ -43,7 +43,7 @@ class Batches:
     def __init__(
         self,
         registry: Registry,
-        mover: Mover,
+        worker: Worker,
         spool: SpoolFolder,
         origin: Provenance,
         *,
@@ -51,7 +51,7 @@ class Batches:
         durable: Callable[[], Awaitable[None]],
     ) -> None:
         self._registry = registry
-        self._mover = mover
+        self._worker = worker
         self._spool = spool
         self._origin = origin
         self._busy = busy
@@ -70,7 +70,7 @@ class Batches:
         self._busy |= targets
         try:
             await self._durable()
-            stored = await self._mover.put_many([(file.path, file.target, file.twin, file.meta) for file in files])
+            stored = await self._worker.put_many([(file.path, file.target, file.twin, file.meta) for file in files])
             with self._registry.db.transaction():
                 for file, found in zip(files, stored, strict=True):
                     entry = file.entry

@@ -14,7 +14,7 @@ from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, JournalEntry
 from lamfs.processes import uptime
 from lamfs.registry import Registry
 from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
-from lamfs.transfer.client import Mover
+from lamfs.transfer.worker import Worker
 
 Permit = Callable[[bool], Awaitable[None]]
 """Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
@@ -50,7 +50,7 @@ class Guard:
         self,
         registry: Registry,
         store: ObjectStore,
-        mover: Mover,
+        worker: Worker,
         permit: Permit,
         entry: JournalEntry,
         artifact: ArtifactRecord | None,
@@ -60,7 +60,7 @@ class Guard:
     ) -> None:
         self._registry = registry
         self._store = store
-        self._mover = mover
+        self._worker = worker
         self._permit = permit
         self._entry = entry
         self._target = target
@@ -87,7 +87,7 @@ class Guard:
             return ANYTHING  # nobody else has this artifact
         await self._permit(True)
         try:
-            found = await self._mover.head(self._target)
+            found = await self._worker.head(self._target)
         except StorageError as error:
             if isinstance(error, ObjectMissing):
                 return NOTHING
