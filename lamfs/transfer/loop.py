@@ -43,7 +43,8 @@ class LoopWaits:
             try:
                 return await work()
             finally:
-                del self._abandonable[ino]
+                if self._abandonable.get(ino) is scope:  # not that of the file's next put, which may have begun
+                    del self._abandonable[ino]
         return None
 
     def abandon(self, ino: int) -> None:
