@@ -466,15 +466,19 @@ def abort_unknown(instance: Instance, object_key: str) -> None:
 
 
 def _is_only_copy(instance: Instance, entry: JournalEntry) -> bool:
-    """Whether this is a move's copy (stale.copied_from), and what it was made of is gone. Raises StorageError."""
-    source = stale.copied_from(instance.registry, entry)
-    if source is None:
-        return False
-    try:
-        instance.store.head(source)
-    except ObjectMissing:
+    """Whether this is a move's copy (stale.copied_from), and what it was made of is gone; or it may be another only
+    copy (stale.only_copy_but_for). Raises StorageError."""
+    registry, store, key = instance.registry, instance.store, entry.object_key or ""
+    source = stale.copied_from(registry, entry)
+    if source is not None and newer.object_at(store, source) is None:
         return True
-    return False
+    if not stale.is_doubted(entry) or newer.object_at(store, key) is None:
+        return False
+    other = stale.only_copy_but_for(registry, entry, store.meta(key))
+    if isinstance(other, bool):
+        return other
+    found = newer.object_at(store, other.object_key)
+    return found is None or found.etag != other.etag
 
 
 def _delete(instance: Instance, strict: bool) -> None:
@@ -487,6 +491,7 @@ def _delete(instance: Instance, strict: bool) -> None:
     for entry in journal.mine("delete"):
         try:
             if _is_only_copy(instance, entry):
+                stale.say_left(instance.store.url(entry.object_key or ""))
                 journal.done(entry.id)
         except StorageError as error:
             unsure.add(entry.id)

@@ -40,7 +40,15 @@ from lamfs.transfer.conflicts import Conflicts, hash_opened, object_at
 from lamfs.transfer.durable import LogSync, beside, sync_file
 from lamfs.transfer.guard import Guard, Permit, anybody
 from lamfs.transfer.multipart import Multipart, Segment
-from lamfs.transfer.stale import copied_from, give_up_lost_move, give_up_move, meant_by, say_left
+from lamfs.transfer.stale import (
+    copied_from,
+    give_up_lost_move,
+    give_up_move,
+    is_doubted,
+    meant_by,
+    only_copy_but_for,
+    say_left,
+)
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
@@ -519,6 +527,7 @@ class Steps:
         meant = meant_by(entries)
         for entry in entries:
             if await self._is_only_copy(entry):
+                say_left(self._store.url(entry.object_key or ""))
                 registry.journal.done(entry.id)
         entries = [entry for entry in entries if registry.journal.get(entry.id) is not None]
         for entry in entries:
@@ -547,15 +556,18 @@ class Steps:
             self._busy_objects -= keys
 
     async def _is_only_copy(self, entry: JournalEntry) -> bool:
-        """Whether this is a move's copy (stale.copied_from), and what it was made of is gone. Raises StorageError."""
+        """Whether this is a move's copy (stale.copied_from), and what it was made of is gone; or it may be another only
+        copy (stale.only_copy_but_for). Raises StorageError."""
         source = copied_from(self._registry, entry)
-        if source is None:
-            return False
-        try:
-            await self._mover.head(source)
-        except ObjectMissing:
+        if source is not None and await object_at(self._mover, source) is None:
             return True
-        return False
+        if not is_doubted(entry) or await object_at(self._mover, entry.object_key or "") is None:
+            return False
+        other = only_copy_but_for(self._registry, entry, await self._mover.meta(entry.object_key or ""))
+        if isinstance(other, bool):
+            return other
+        found = await object_at(self._mover, other.object_key)
+        return found is None or found.etag != other.etag
 
     async def drop(self, entry: JournalEntry) -> None:
         """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""

@@ -13,6 +13,7 @@ from lamfs.model import ArtifactRecord, ObjectMeta
 from lamfs.ops import artifacts, damage, fsck, newer, recover, setup
 from lamfs.ops.instance import Instance
 from lamfs.registry.overlays import base_id
+from lamfs.storage import local
 from lamfs.storage.base import ObjectStat
 from tests.support.ops import make_spool, write_spool
 
@@ -365,7 +366,9 @@ def test_an_old_delete_does_not_hit_what_was_stored_since(instance: Instance, pa
     old = past.save("old", "old.csv")
     instance.registry.names.purge(old.uid)
     key = old.revision.object_key
-    assert [entry.payload for entry in instance.registry.journal.entries()] == [{"etag": old.revision.etag}]
+    assert [entry.payload for entry in instance.registry.journal.entries()] == [
+        {"etag": old.revision.etag, "uid": old.uid}
+    ]
     past.put("used anew", key, ObjectMeta(old.uid, "old.csv", 2, None))
     recover.run_owed(instance, strict=True)
     assert instance.registry.journal.entries() == []
@@ -552,3 +555,51 @@ def test_what_is_stored_while_ours_is_on_its_way_stays(
         recover.finish_all(instance)
     assert past.read("a.csv") == "mine, newer"
     _kept(instance, past, "somebody's")
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+@pytest.mark.parametrize("what", ["renamed and back", "deleted, and saved anew"])
+def test_an_old_delete_does_not_hit_the_same_bytes_that_came_back(
+    instance: Instance, past: Past, monkeypatch: pytest.MonkeyPatch, what: str, virtual: bool
+) -> None:
+    """An old registry owes the deletion of an object by its ETag. Since then the same bytes were stored there again,
+    and what the registry knows instead is gone."""
+    monkeypatch.setattr(local, "etag_of", lambda status: f"{status.st_size:x}")
+    registry = instance.registry
+    record = past.save("one", "a.csv", virtual)
+    at = record.revision.object_key
+    if what == "renamed and back":
+        artifacts._rename(instance, record.uid, "a.txt")
+        for entry in registry.journal.mine("move"):
+            recover._move(instance, entry)
+        past.put("one", at, ObjectMeta(record.uid, "a.csv", 1, None))
+        now = registry.artifacts.by_uid(record.uid)
+        assert now is not None
+        assert now.revision.object_key != at
+        Path(instance.store.url(now.revision.object_key)).unlink()
+    else:
+        registry.names.purge(record.uid)
+        at = "a.csv"
+        if virtual:
+            registry.journal.add_delete(at, record.revision.etag, uid=record.uid)
+        past.put("one", at, ObjectMeta(UID, "a.csv", 1, None))
+    registry.journal.doubt_claims()  # another machine has taken over
+    recover.run_owed(instance, strict=True)
+    assert instance.store.get(at) == b"one"
+    assert registry.journal.entries() == []
+    report = fsck.check(instance, repair=True)
+    assert report.clean, report.problems
+    assert b"one" in past.objects()
+
+
+def test_an_old_delete_of_what_nothing_needs_is_done(instance: Instance, past: Past) -> None:
+    one, two = past.save("one", "a.csv"), past.save("two", "b.csv", virtual=False)
+    three = past.save("three", "c.csv")
+    artifacts._rename(instance, three.uid, "c.txt")
+    for entry in instance.registry.journal.mine("move"):
+        recover._move(instance, entry)
+    for record in (one, two):
+        instance.registry.names.purge(record.uid)
+    instance.registry.journal.doubt_claims()
+    recover.run_owed(instance, strict=True)
+    assert past.objects() == [b"three"]
