@@ -31,12 +31,12 @@ from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, R
 from lamfs.processes import uptime
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore, check_size
+from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, check_size
 from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, claims, damage, multipart, patches
 from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
-from lamfs.transfer.conflicts import Conflicts, hash_opened, object_at
+from lamfs.transfer.conflicts import Conflicts, hash_opened, look, object_at
 from lamfs.transfer.durable import LogSync, beside, sync_file
 from lamfs.transfer.guard import Guard, Permit, anybody
 from lamfs.transfer.multipart import Multipart, Segment
@@ -393,8 +393,10 @@ class Steps:
                 there = twin.revision
                 # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
                 size = there.size if self._registry.artifacts.with_object(target) is None else None
-                await guard.look()
-                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size, meta=meta)
+                over = await guard.look()
+                stat = await self._mover.copy(
+                    there.object_key, target, etag=there.etag, size=size, meta=meta, over=over
+                )
             except (ObjectMissing, ObjectChanged):
                 continue
             return stat.etag, False
@@ -494,14 +496,15 @@ class Steps:
         try:
             await self.hooks.pin(target)
             await self.hooks.pin(before.revision.object_key)
-            if not await self._is_free(target):
+            over = await self._free(target)
+            if over is None:
                 give_up_move(registry, entry, self._store.url(target))
                 return
             registry.commits.begin_move(entry.uid, target)
             await self.durable()
             await self._permit(True)  # what was pinned may have taken long
             stat = await self._mover.copy(
-                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
+                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta, over=over
             )
             registry.commits.moved(entry.id, before, target, stat.etag)
         except (ObjectMissing, ObjectChanged):
@@ -511,12 +514,12 @@ class Steps:
         finally:
             self._busy_objects -= objects
 
-    async def _is_free(self, target: str) -> bool:
-        """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
+    async def _free(self, target: str) -> Over | None:
+        """What a move may replace: nothing, or what lamfs itself may have left there. None: something else is there."""
         if self._registry.journal.is_claimed(target) and claims.is_private(target):
-            return True
-        found = await object_at(self._mover, target)
-        return found is None or await self._conflicts.is_own(found)
+            return ANYTHING
+        found, over = await look(self._mover, target)
+        return over if found is None or await self._conflicts.is_own(found) else None
 
     async def delete(self, entries: list[JournalEntry]) -> None:
         """Delete objects that no artifact needs, many in one request."""

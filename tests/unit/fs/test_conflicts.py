@@ -524,3 +524,26 @@ def test_a_delete_that_another_machine_may_have_overtaken(make_box: MakeBox, the
         assert objects(box) == ({"a.csv": b"first"} if theirs else {})
 
     box.run(scenario, User())
+
+
+def test_a_move_does_not_replace_what_comes_to_its_place_while_it_is_copied(make_box: MakeBox) -> None:
+    """In a folder, where copying takes long."""
+    box = make_box("local", real_keys=True)
+    keys = ["b.csv"]
+
+    def other(op: str, key: str) -> None:
+        if op == "copy" and key in keys:
+            overwrite(box, keys.pop())
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"mine")
+        await user.sync()
+        user.mover.failing = other
+        await user.rename("a.csv", "b.csv")
+        await user.sync()
+        assert keys == []
+        assert await user.read("b.csv") == b"mine"
+        assert objects(box) == {"a.csv": b"mine", "b.csv": FOREIGN}
+        assert user.fs.context.registry.journal.entries() == []
+
+    box.run(scenario, User())

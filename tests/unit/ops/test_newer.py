@@ -512,9 +512,14 @@ class Late:
             self._foreign()
         return self._store.head(key)
 
-    def _foreign(self) -> None:
+    def copy(self, src: str, dst: str, **how: Any) -> Any:
+        if self.armed and self._when == "copy":
+            self._foreign(dst)
+        return self._store.copy(src, dst, **how)
+
+    def _foreign(self, key: str = "a.csv") -> None:
         self.armed = False
-        path = Path(self._store.url("a.csv"))
+        path = Path(self._store.url(key))
         path.unlink(missing_ok=True)
         path.write_text("somebody's")
 
@@ -603,3 +608,16 @@ def test_an_old_delete_of_what_nothing_needs_is_done(instance: Instance, past: P
     instance.registry.journal.doubt_claims()
     recover.run_owed(instance, strict=True)
     assert past.objects() == [b"three"]
+
+
+def test_a_move_of_recovery_does_not_replace_what_comes_to_its_place(instance: Instance, past: Past) -> None:
+    past.save("mine", "a.csv", virtual=False)
+    instance.registry.names.rename(1, "a.csv", 1, "b.csv")
+    late = Late(past, "copy")
+    late.armed = True
+    recover.run_owed(Instance(instance.settings, store=late))  # type: ignore[arg-type]
+    assert not late.armed
+    recover.run_owed(instance, strict=True)
+    assert instance.store.get("b.csv") == b"somebody's"
+    assert past.read("b.csv") == "mine"
+    assert instance.registry.journal.entries() == []
