@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from lamfs import hashing
 from lamfs.errors import ObjectChanged, PreconditionFailed, StorageForbidden
-from lamfs.model import ArtifactRecord, ObjectMeta
+from lamfs.model import BLOCK_SIZE, ArtifactRecord, ObjectMeta
 from lamfs.ops import artifacts, damage, fsck, newer, recover, setup
 from lamfs.ops.instance import Instance
 from lamfs.registry.overlays import base_id
@@ -621,3 +622,20 @@ def test_a_move_of_recovery_does_not_replace_what_comes_to_its_place(instance: I
     assert instance.store.get("b.csv") == b"somebody's"
     assert past.read("b.csv") == "mine"
     assert instance.registry.journal.entries() == []
+
+
+def test_equal_blocks_do_not_make_an_object_ones_own_where_others_are_not_known(instance: Instance, past: Past) -> None:
+    """A put had hashed, and sent, the first part of a large file; then another program stored one of the same size."""
+    registry = instance.registry
+    ino = _inode(instance, "a.csv")
+    mine, theirs = "x" * (BLOCK_SIZE + 4), "x" * BLOCK_SIZE + "else"
+    owe(instance, ino, mine, virtual=False)
+    entry = registry.journal.put_of(ino)
+    assert entry is not None
+    registry.seals.add(entry, len(mine), hashing.hash_block(mine[:BLOCK_SIZE].encode()))
+    registry.journal.set_target(entry.id, "a.csv")
+    past.put(theirs, "a.csv", None)
+    assert not newer.is_own(instance, instance.store.head("a.csv"), entry)
+    assert recover.finish_puts(instance, strict=True) == 1
+    assert past.read("a.csv") == mine
+    assert past.read("lost+found/a.csv") == theirs
