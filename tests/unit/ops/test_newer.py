@@ -639,3 +639,19 @@ def test_equal_blocks_do_not_make_an_object_ones_own_where_others_are_not_known(
     assert recover.finish_puts(instance, strict=True) == 1
     assert past.read("a.csv") == mine
     assert past.read("lost+found/a.csv") == theirs
+
+
+def test_what_a_put_that_was_given_up_may_have_stored_is_not_replaced(instance: Instance, past: Past) -> None:
+    """Its spool file is gone, so what is in storage is the only copy. Then a new file gets the key."""
+    registry = instance.registry
+    ino = _inode(instance, "a.csv")
+    owe(instance, ino, "stored, and not noted", virtual=False)
+    entry = registry.journal.put_of(ino)
+    assert entry is not None
+    assert entry.uid is not None
+    registry.journal.set_target(entry.id, "a.csv")
+    past.put("stored, and not noted", "a.csv", ObjectMeta(entry.uid, "a.csv", 1, None))
+    assert registry.rescue.give_up(entry.id) is not None
+    past.save("new", "a.csv", virtual=False)
+    assert past.read("a.csv") == "new"
+    _kept(instance, past, "stored, and not noted")
