@@ -157,7 +157,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             sync_log(registry.path)
             meta = registry.commits.save_meta(record)
             over = recover.replaceable(instance, before, object_key, claimed=claimed)
-            etag = recover.copy_twin(instance, record.revision.content, object_key, meta)
+            etag = recover.copy_twin(instance, record.revision.content, object_key, meta, over)
             if etag is None:
                 etag = store.put_file(
                     object_key,

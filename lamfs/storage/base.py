@@ -162,8 +162,13 @@ class ObjectStore(Protocol):
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         """Copy within the storage without moving bytes through here. Raises ObjectMissing, ObjectChanged.
+
+        ``if_none_match`` and ``if_match``: as for put_file, of ``dst``, where a copy takes long: in a folder, and of
+        more than 5 GiB in a bucket. (Few servers know conditions of a copy in one request.)
 
         ``meta``: what the copy is to say of itself, instead of what the source says.
 

@@ -247,11 +247,19 @@ class LocalStore:
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         check_object_key(dst, as_path=True)
         with self._open(src, etag) as (source, _):
             said = _said(source) if meta is None else meta
-            return self._store(dst, lambda fd: _copy_all(source, fd, self.url(src), None), meta=said)
+            return self._store(
+                dst,
+                lambda fd: _copy_all(source, fd, self.url(src), None),
+                exclusive=if_none_match,
+                over=if_match,
+                meta=said,
+            )
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:

@@ -360,9 +360,10 @@ class Mover(PartJobs):
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        over: Over = ANYTHING,
     ) -> ObjectStat:
         """Copy an object within the storage: ObjectStore.copy."""
-        message = {"src": src, "dst": dst, "etag": etag, "size": size, "meta": jobs.pack_meta(meta)}
+        message = {"src": src, "dst": dst, "etag": etag, "size": size, "meta": jobs.pack_meta(meta), "over": list(over)}
         return jobs.unpack_stat(await self._call("copy", message))
 
     async def delete(self, meant: Meant) -> list[str]:

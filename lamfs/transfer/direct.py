@@ -145,9 +145,10 @@ class DirectWorker:
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        over: Over = ANYTHING,
     ) -> ObjectStat:
         """Worker.copy."""
-        return self._store.copy(src, dst, etag=etag, size=size, meta=meta)
+        return self._store.copy(src, dst, etag=etag, size=size, meta=meta, **over._asdict())
 
     async def delete(self, meant: Meant) -> list[str]:
         """Worker.delete."""

@@ -6,14 +6,14 @@ have taken the lease over, and stored something there.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Awaitable, Callable
 
-from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.errors import ObjectChanged, PreconditionFailed
 from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, JournalEntry
 from lamfs.processes import uptime
 from lamfs.registry import Registry
-from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
+from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over
+from lamfs.transfer.conflicts import look
 from lamfs.transfer.worker import Worker
 
 Permit = Callable[[bool], Awaitable[None]]
@@ -86,21 +86,16 @@ class Guard:
         if self._is_new and self._target.startswith(AUTO_KEY_PREFIX):
             return ANYTHING  # nobody else has this artifact
         await self._permit(True)
-        try:
-            found = await self._worker.head(self._target)
-        except StorageError as error:
-            if isinstance(error, ObjectMissing):
-                return NOTHING
-            if error.errno == errno.ELOOP:
-                return ANYTHING  # a link is replaced, and not what it leads to
-            raise
+        found, over = await look(self._worker, self._target)
+        if found is None:
+            return over
         expected = self._replaced is not None and found.etag == self._replaced.etag
         if not expected and not (self._was_claimed and await self._is_own(found, self._entry)):
             raise PreconditionFailed(
                 f"Somebody else has changed the object {self._store.url(self._target)} while it was stored.",
                 errno=ObjectChanged.errno,
             )
-        return Over(found.etag)
+        return over
 
     def __enter__(self) -> None:
         """Nothing yet."""

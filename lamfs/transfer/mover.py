@@ -313,7 +313,8 @@ def _put_bytes(server: Server, job: _Job) -> Any:
 def _copy(server: Server, job: _Job) -> Any:
     m = job.message
     meta = jobs.unpack_meta(m.get("meta"))
-    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"], size=m["size"], meta=meta))
+    how = Over(*m["over"])._asdict()
+    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"], size=m["size"], meta=meta, **how))
 
 
 def _delete(server: Server, job: _Job) -> Any:

@@ -95,6 +95,7 @@ class Worker(Protocol):
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        over: Over = ANYTHING,
     ) -> ObjectStat:
         """ObjectStore.copy."""
 

@@ -136,8 +136,17 @@ class MemoryStore:
         return self.metas.get(key)
 
     def copy(
-        self, src: str, dst: str, *, etag: str | None = None, size: int | None = None, meta: Any = None
+        self,
+        src: str,
+        dst: str,
+        *,
+        etag: str | None = None,
+        size: int | None = None,
+        meta: Any = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
+        """As a bucket: without a look at the conditions."""
         self._stat(src, etag)
         self.objects[dst], self.metas[dst] = self.objects[src], meta
         return self._stat(dst)
@@ -356,10 +365,17 @@ class DirectMover:
         return found
 
     async def copy(
-        self, src: str, dst: str, *, etag: str | None = None, size: int | None = None, meta: Any = None
+        self,
+        src: str,
+        dst: str,
+        *,
+        etag: str | None = None,
+        size: int | None = None,
+        meta: Any = None,
+        over: Over = ANYTHING,
     ) -> ObjectStat:
         def work() -> ObjectStat:
-            return self._box.store.copy(src, dst, etag=etag, size=size, meta=meta)
+            return self._box.store.copy(src, dst, etag=etag, size=size, meta=meta, **over._asdict())
 
         found: ObjectStat = await self._job("copy", dst, work)
         return found
