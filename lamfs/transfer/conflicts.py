@@ -44,6 +44,15 @@ async def object_at(worker: Worker, key: str) -> ObjectStat | None:
     return (await look(worker, key))[0]
 
 
+async def is_own(registry: Registry, worker: Worker, found: ObjectStat) -> bool:
+    """Whether the object that was found is lamfs's own work, though no artifact's row says so (claims.py). Raises
+    storage errors."""
+    if not registry.journal.is_claimed(found.key):
+        return False
+    said = None if claims.is_private(found.key) else await worker.meta(found.key)
+    return claims.is_said(registry, found, said)
+
+
 class Conflicts:
     """Finds and settles conflicts of puts."""
 
@@ -75,18 +84,14 @@ class Conflicts:
             return None, True
         return (None if claimed and await self.is_own(found, entry) else found), False
 
-    async def is_own(self, found: ObjectStat, entry: JournalEntry | None = None) -> bool:
-        """Whether the object that was found is lamfs's own work, though no artifact's row says so (claims.py).
-
-        ``entry``: the put that may have stored it. Raises storage errors."""
+    async def is_own(self, found: ObjectStat, entry: JournalEntry) -> bool:
+        """As is_own below; also when the object has the bytes of the put ``entry``."""
         registry = self._registry
-        if not registry.journal.is_claimed(found.key):
-            return False
-        said = None if claims.is_private(found.key) else await self._worker.meta(found.key)
-        if claims.is_said(registry, found, said):
+        if await is_own(registry, self._worker, found):
             return True
-        if entry is None or entry.ino is None or not claims.may_have_bytes(registry, found, entry):
+        if not registry.journal.is_claimed(found.key) or not claims.may_have_bytes(registry, found, entry):
             return False
+        assert entry.ino is not None
         return claims.has_bytes(registry, await self._hash(found, entry.ino), entry)
 
     async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | None:

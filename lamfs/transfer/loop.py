@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import Any, TypeVar
 
 import trio
 
@@ -60,7 +60,7 @@ class LoopWaits:
     async def each(
         self,
         items: Iterable[T],
-        send: Callable[[T], Awaitable[U]],
+        send: Callable[[T], Coroutine[Any, Any, U]],
         done: Callable[[T, U], None],
         at_once: int,
     ) -> None:

@@ -29,22 +29,13 @@ from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, R
 from lamfs.processes import uptime
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, check_size
+from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, claims, damage, multipart, patches
 from lamfs.transfer.batches import Batches
-from lamfs.transfer.conflicts import Conflicts, hash_opened, look, object_at
+from lamfs.transfer.conflicts import Conflicts, hash_opened
 from lamfs.transfer.guard import Guard, Permit, anybody
 from lamfs.transfer.multipart import Multipart, Segment
-from lamfs.transfer.stale import (
-    copied_from,
-    give_up_lost_move,
-    give_up_move,
-    is_doubted,
-    meant_by,
-    only_copy_but_for,
-    say_left,
-)
 from lamfs.transfer.streaming import Streams
 from lamfs.transfer.worker import Waits, Worker
 
@@ -125,6 +116,8 @@ class Steps:
         waits: Waits,
         spool: SpoolFolder,
         origin: Provenance,
+        parts: Multipart,
+        busy: set[str],
         permit: Permit = anybody,
     ) -> None:
         self._registry = registry
@@ -132,11 +125,11 @@ class Steps:
         self._permit = permit
         self._worker = worker
         self._waits = waits
-        self._multipart = Multipart(registry, worker, waits)
+        self._multipart = parts
         self.streams = Streams(registry, self._multipart, spool)
         self._spool = spool
         self._origin = origin
-        self._busy_objects: set[str] = set()
+        self._busy_objects = busy
         self._conflicts = Conflicts(registry, store, worker, spool, origin)
         self.batches = Batches(
             registry, worker, spool, origin, busy=self._busy_objects, durable=lambda: waits.durable()
@@ -455,121 +448,11 @@ class Steps:
             self.hooks.lost(entry.ino, lost.names)
         return Committed(None, current=True)
 
-    async def move(self, entry: JournalEntry) -> None:
-        """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
-        assert self.hooks is not None
-        assert entry.uid is not None
-        registry = self._registry
-        artifact = registry.artifacts.by_uid(entry.uid)
-        owed = None if artifact is None or artifact.ino is None else registry.journal.put_of(artifact.ino)
-        if owed is not None and owed.state == "ready":
-            # New bytes are on their way, and will be stored at the right place themselves.
-            registry.journal.postpone(entry.id, 0.2)
-            return
-        plan = registry.commits.move_plan(entry.uid)
-        if plan is None:
-            if registry.commits.is_home(entry.uid):
-                registry.journal.done(entry.id)
-            else:
-                registry.journal.postpone(entry.id, 0.2)  # its place is taken for now
-            return
-        before, target = plan
-        if target in self._busy_objects or before.revision.object_key in self._busy_objects:
-            registry.journal.postpone(entry.id, 0.05)
-            return
-        objects = {target, before.revision.object_key}
-        self._busy_objects.update(objects)
-        try:
-            await self.hooks.pin(target)
-            await self.hooks.pin(before.revision.object_key)
-            over = await self._free(target)
-            if over is None:
-                give_up_move(registry, entry, self._store.url(target))
-                return
-            registry.commits.begin_move(entry.uid, target)
-            await self._waits.durable()
-            await self._permit(True)  # what was pinned may have taken long
-            stat = await self._worker.copy(
-                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta, over=over
-            )
-            registry.commits.moved(entry.id, before, target, stat.etag)
-        except (ObjectMissing, ObjectChanged):
-            now = registry.artifacts.by_uid(entry.uid)
-            if now is not None and now.revision == before.revision:
-                give_up_lost_move(registry, entry, target, self._store.url(before.revision.object_key))
-        finally:
-            self._busy_objects -= objects
-
-    async def _free(self, target: str) -> Over | None:
-        """What a move may replace: nothing, or what lamfs itself may have left there. None: something else is there."""
-        if self._registry.journal.is_claimed(target) and claims.is_private(target):
-            return ANYTHING
-        found, over = await look(self._worker, target)
-        return over if found is None or await self._conflicts.is_own(found) else None
-
-    async def delete(self, entries: list[JournalEntry]) -> None:
-        """Delete objects that no artifact needs, many in one request."""
-        assert self.hooks is not None
-        registry = self._registry
-        rows: list[JournalEntry] = []
-        keys: set[str] = set()
-        meant = meant_by(entries)
-        for entry in entries:
-            if await self._is_only_copy(entry):
-                say_left(self._store.url(entry.object_key or ""))
-                registry.journal.done(entry.id)
-        entries = [entry for entry in entries if registry.journal.get(entry.id) is not None]
-        for entry in entries:
-            assert entry.object_key is not None
-            if entry.object_key in self._busy_objects or registry.journal.holds(entry.object_key):
-                registry.journal.postpone(entry.id, 0.1)
-            elif registry.artifacts.with_object(entry.object_key) is not None:
-                registry.journal.done(entry.id)
-            else:
-                rows.append(entry)
-                keys.add(entry.object_key)
-        if not keys:
-            return
-        self._busy_objects |= keys
-        try:
-            for key in keys:
-                await self.hooks.pin(key)
-            await self._waits.durable()
-            await self._permit(True)  # what was pinned may have taken long
-            for key in await self._worker.delete({key: meant[key] for key in sorted(keys)}):
-                say_left(self._store.url(key))
-            with registry.db.transaction():
-                for entry in rows:
-                    registry.journal.done(entry.id)
-        finally:
-            self._busy_objects -= keys
-
-    async def _is_only_copy(self, entry: JournalEntry) -> bool:
-        """Whether this is a move's copy (stale.copied_from), and what it was made of is gone; or it may be another only
-        copy (stale.only_copy_but_for). Raises StorageError."""
-        source = copied_from(self._registry, entry)
-        if source is not None and await object_at(self._worker, source) is None:
-            return True
-        if not is_doubted(entry) or await object_at(self._worker, entry.object_key or "") is None:
-            return False
-        other = only_copy_but_for(self._registry, entry, await self._worker.meta(entry.object_key or ""))
-        if isinstance(other, bool):
-            return other
-        found = await object_at(self._worker, other.object_key)
-        return found is None or found.etag != other.etag
-
     async def drop(self, entry: JournalEntry) -> None:
         """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""
         with suppress(InvalidName):
             self._spool.unlink(check_spool_name(entry.src))
         self._registry.journal.done(entry.id)
-
-    async def abort(self, entry: JournalEntry) -> None:
-        """Abort an upload that is needed no more."""
-        if await self._multipart.abort(entry):
-            self._registry.journal.done(entry.id)
-        else:
-            self._registry.journal.postpone(entry.id, 0.2)
 
 
 def what(registry: Registry, entry: JournalEntry) -> str:

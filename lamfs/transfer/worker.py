@@ -7,8 +7,8 @@ jobs, in another process, and the trio loop waits (loop.py); in the CLI, the API
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from lamfs.errors import LamfsError
 from lamfs.model import ContentHash, ObjectMeta, Revision
@@ -158,7 +158,7 @@ class Waits(Protocol):
     async def each(
         self,
         items: Iterable[T],
-        send: Callable[[T], Awaitable[U]],
+        send: Callable[[T], Coroutine[Any, Any, U]],
         done: Callable[[T, U], None],
         at_once: int,
     ) -> None:
