@@ -33,7 +33,7 @@ from lamfs.ops import adoption, drafts, messages, newer, overlays, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
+from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, check_size, in_parts
 from lamfs.storage.stale import delete_meant
 from lamfs.transfer import claims, damage, stale
 
@@ -261,8 +261,8 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
             registry.journal.set_target(entry.id, target)
         sync_log(registry.path)
         meta = registry.commits.put_meta(entry, content)
-        over = replaced(instance, registry.artifacts.by_ino(entry.ino), target)
         try:
+            over = replaceable(instance, registry.artifacts.by_ino(entry.ino), target, claimed=claimed, entry=entry)
             etag = store_bytes(instance, content, spool.path(src), target, meta, consume=True, over=over)
         except PreconditionFailed:
             if not claimed:
@@ -274,11 +274,33 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     return True
 
 
-def replaced(instance: Instance, artifact: ArtifactRecord | None, target: str) -> str | None:
-    """ETag of the object of an artifact that is about to be replaced, as it is now; None: nothing is replaced."""
-    if artifact is None or artifact.revision.object_key != target:
-        return None
-    return _etag_at(instance.store, target)
+def replaceable(
+    instance: Instance,
+    artifact: ArtifactRecord | None,
+    target: str,
+    *,
+    claimed: bool,
+    entry: JournalEntry | None = None,
+) -> Over:
+    """What may be replaced at ``target``, looked at just before it is written.
+
+    ``artifact``: as it was before, None for a new one; ``claimed``: Journal.is_claimed before this work announced the
+    object; ``entry``: the put that may have stored it. Raises PreconditionFailed (somebody else's object is there),
+    storage errors.
+    """
+    if artifact is None and claims.is_private(target):
+        return ANYTHING  # nobody else has this artifact
+    found, over = newer.look_at(instance.store, target)
+    if found is None:
+        return over
+    before = None if artifact is None else artifact.revision
+    expected = before is not None and (before.object_key, before.etag) == (target, found.etag)
+    if not expected and not (claimed and newer.is_own(instance, found, entry)):
+        raise PreconditionFailed(
+            f"Somebody else has stored something at {instance.store.url(target)} meanwhile; try again.",
+            errno=ObjectChanged.errno,
+        )
+    return over
 
 
 def _etag_at(store: ObjectStore, object_key: str) -> str | None:
@@ -319,27 +341,31 @@ def store_bytes(
     meta: ObjectMeta,
     *,
     consume: bool = False,
-    over: str | None = None,
+    over: Over = ANYTHING,
 ) -> str:
     """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag.
 
-    ``over``: the ETag of what it may replace (None: whatever is there). Raises PreconditionFailed, storage errors.
+    ``over``: what it may replace. Raises PreconditionFailed, storage errors.
     """
     store = instance.store
     if store.kind != "local":
-        etag = copy_twin(instance, content, target, meta)
+        etag = copy_twin(instance, content, target, meta, over)
         if etag is not None:
             return etag
-    return store.put_file(target, path, consume=consume, meta=meta, if_match=over).etag
+    return store.put_file(target, path, consume=consume, meta=meta, **over._asdict()).etag
 
 
-def copy_twin(instance: Instance, content: ContentHash, target: str, meta: ObjectMeta) -> str | None:
-    """Copy the object of an artifact with the same bytes, so that they need not be sent; None: there is none."""
+def copy_twin(
+    instance: Instance, content: ContentHash, target: str, meta: ObjectMeta, over: Over = ANYTHING
+) -> str | None:
+    """Copy the object of an artifact with the same bytes, so that they need not be sent; None: there is none. ``over``:
+    what may be replaced."""
     for twin in instance.registry.artifacts.same_content(content, 3):
         if twin.revision.object_key == target:
             continue
         with contextlib.suppress(ObjectMissing, ObjectChanged):
-            return instance.store.copy(twin.revision.object_key, target, etag=twin.revision.etag, meta=meta).etag
+            source, etag = twin.revision.object_key, twin.revision.etag
+            return instance.store.copy(source, target, etag=etag, meta=meta, **over._asdict()).etag
     return None
 
 
@@ -384,7 +410,8 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         before, target = plan
         if registry.journal.claimed(target, entry.uid, entry.id):
             return  # another process is at work there; whoever comes next moves it
-        if not _is_free(instance, target):
+        over = _free(instance, target)
+        if over is None:
             stale.give_up_move(registry, entry, instance.store.url(target))
             return
         registry.commits.begin_move(entry.uid, target)
@@ -392,7 +419,11 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
         sync_log(registry.path)
         try:
             copied = instance.store.copy(
-                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
+                before.revision.object_key,
+                target,
+                etag=before.revision.etag,
+                meta=before.meta,
+                **over._asdict(),
             )
         except (ObjectMissing, ObjectChanged):
             now = registry.artifacts.by_uid(entry.uid)
@@ -405,10 +436,10 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
             return
 
 
-def _is_free(instance: Instance, target: str) -> bool:
-    """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
-    found = newer.object_at(instance.store, target)
-    return found is None or newer.is_own(instance, found)
+def _free(instance: Instance, target: str) -> Over | None:
+    """What a move may replace: nothing, or what lamfs itself may have left there. None: something else is there."""
+    found, over = newer.look_at(instance.store, target)
+    return over if found is None or newer.is_own(instance, found) else None
 
 
 def _abort(instance: Instance, entry: JournalEntry) -> None:
@@ -438,15 +469,19 @@ def abort_unknown(instance: Instance, object_key: str) -> None:
 
 
 def _is_only_copy(instance: Instance, entry: JournalEntry) -> bool:
-    """Whether this is a move's copy (stale.copied_from), and what it was made of is gone. Raises StorageError."""
-    source = stale.copied_from(instance.registry, entry)
-    if source is None:
-        return False
-    try:
-        instance.store.head(source)
-    except ObjectMissing:
+    """Whether this is a move's copy (stale.copied_from), and what it was made of is gone; or it may be another only
+    copy (stale.only_copy_but_for). Raises StorageError."""
+    registry, store, key = instance.registry, instance.store, entry.object_key or ""
+    source = stale.copied_from(registry, entry)
+    if source is not None and newer.object_at(store, source) is None:
         return True
-    return False
+    if not stale.is_doubted(entry) or newer.object_at(store, key) is None:
+        return False
+    other = stale.only_copy_but_for(registry, entry, store.meta(key))
+    if isinstance(other, bool):
+        return other
+    found = newer.object_at(store, other.object_key)
+    return found is None or found.etag != other.etag
 
 
 def _delete(instance: Instance, strict: bool) -> None:
@@ -459,6 +494,7 @@ def _delete(instance: Instance, strict: bool) -> None:
     for entry in journal.mine("delete"):
         try:
             if _is_only_copy(instance, entry):
+                stale.say_left(instance.store.url(entry.object_key or ""))
                 journal.done(entry.id)
         except StorageError as error:
             unsure.add(entry.id)

@@ -24,7 +24,8 @@ Operations:
 
 A row whose payload has ``doubted`` was written before another machine may have had the lease: what is in its object may
 be that one's. So a put's claim is no proof any more that the put has written it, and a delete that does not say which
-object it means deletes nothing.
+object it means deletes nothing. Nor does an ETag alone say it, for equal bytes have the same one in a bucket: the
+object has to be one that nothing needs by what it says of itself, too (transfer/stale.py).
 
 ``owner`` is the process that works on the row; rows of dead processes are taken over. A put is also taken from a
 living one, when its bytes are acknowledged and another process begins to write the file: see begin_put.
@@ -324,16 +325,19 @@ class Journal:
         row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE id=?", (entry_id,))
         return _entry(row) if row else None
 
-    def add_delete(self, object_key: str, etag: str | None = None, *, copy_of: str | None = None) -> None:
+    def add_delete(
+        self, object_key: str, etag: str | None = None, *, copy_of: str | None = None, uid: str | None = None
+    ) -> None:
         """Owe the deletion of an object that no artifact has any more.
 
         ``etag``: the object that is meant, so that another one stays that is there by then. None: whatever is there,
         as also where lamfs may have written since without an artifact's row saying so. ``copy_of``: uid of the artifact
-        whose object is about to be copied there.
+        whose object is about to be copied there. ``uid``: of the artifact that had it.
         """
         if self._db.one("SELECT 1 FROM unsaid WHERE object_key=?", (object_key,)) is not None:
             etag = None
-        payload = {name: value for name, value in (("etag", etag), ("copy_of", copy_of)) if value is not None}
+        known = {"etag": etag, "copy_of": copy_of, "uid": uid}
+        payload = {name: value for name, value in known.items() if value is not None}
         self._add("delete", "ready", object_key=object_key, payload=payload or None)
 
     def add_move(self, uid: str) -> None:

@@ -233,7 +233,7 @@ class Rescue:
         None: there is no such file any more.
 
         The object that the put was to make stays: storage may have got it, and it is the only copy then. No artifact
-        has it, so fsck names it.
+        has it, so fsck names it, and whoever stores something at its key keeps it.
         """
         with self._db.transaction():
             entry = self._journal.get(row)
@@ -243,6 +243,8 @@ class Rescue:
             artifact = self._artifacts.by_ino(entry.ino)
             key = self._tree.path(entry.ino)
             self._journal.done(entry.id)
+            if entry.object_key is not None:
+                self._journal.said(entry.object_key)
             if inode is None:
                 return None
             names: list[tuple[int, str]] = []

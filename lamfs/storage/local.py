@@ -192,7 +192,7 @@ class LocalStore:
         check_object_key(key, as_path=True)
         with self._source(path) as (source, entry):
             takeable = consume and _is_only_name(entry, source)
-            if takeable and not if_none_match and self._take(key, source, entry, if_match, meta):
+            if takeable and self._take(key, source, entry, meta, exclusive=if_none_match, over=if_match):
                 result = _object_stat(key, os.fstat(source))
                 if progress is not None and result.size:
                     progress(result.size)
@@ -247,11 +247,19 @@ class LocalStore:
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         check_object_key(dst, as_path=True)
         with self._open(src, etag) as (source, _):
             said = _said(source) if meta is None else meta
-            return self._store(dst, lambda fd: _copy_all(source, fd, self.url(src), None), meta=said)
+            return self._store(
+                dst,
+                lambda fd: _copy_all(source, fd, self.url(src), None),
+                exclusive=if_none_match,
+                over=if_match,
+                meta=said,
+            )
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -315,8 +323,11 @@ class LocalStore:
 
     # how an object gets into place
 
-    def _take(self, key: str, source: int, entry: Entry, over: str | None, meta: ObjectMeta | None) -> bool:
-        """Rename the file itself into place. False when it cannot be taken and must be copied. ``over``: as _store."""
+    def _take(
+        self, key: str, source: int, entry: Entry, meta: ObjectMeta | None, *, exclusive: bool, over: str | None
+    ) -> bool:
+        """Rename the file itself into place. False when it cannot be taken and must be copied. ``exclusive``, ``over``:
+        as _store."""
         with self._errors_of(key):
             try:
                 os.fchmod(source, 0o600)
@@ -324,8 +335,12 @@ class LocalStore:
                 _stamp(source)
                 sync(source)
                 with self._over(key, over):
-                    self._folder.place(entry, key)
+                    self._folder.place(entry, key, exclusive=exclusive)
+                if exclusive:
+                    entry.unlink()
             except OSError as error:
+                if exclusive and isinstance(error, FileExistsError):
+                    raise self._made_first(key) from None
                 if error.errno in _CANNOT_TAKE:
                     return False
                 raise
@@ -356,9 +371,7 @@ class LocalStore:
             except FileExistsError:
                 if not exclusive:
                     raise
-                raise PreconditionFailed(
-                    f"There is already an object '{key}' in {self.root}; somebody else made it first."
-                ) from None
+                raise self._made_first(key) from None
             return _object_stat(key, os.fstat(fd))
 
     @contextlib.contextmanager
@@ -381,6 +394,9 @@ class LocalStore:
             raise PreconditionFailed(
                 f"The object '{key}' in {self.root} was changed by somebody else; read it again.", errno=errno.ESTALE
             )
+
+    def _made_first(self, key: str) -> PreconditionFailed:
+        return PreconditionFailed(f"There is already an object '{key}' in {self.root}; somebody else made it first.")
 
     def _holds(self, key: str, data: bytes) -> bool:
         """Whether the object is exactly ``data``: then an earlier try of the same write was the one that made it."""

@@ -16,7 +16,7 @@ from lamfs.keys import spool_name
 from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Conflict, Provenance, Registry
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
 from lamfs.transfer import claims
 from lamfs.transfer.client import Mover
 from lamfs.transfer.process import path_of
@@ -25,15 +25,23 @@ PIECE = 64 << 20
 """Bytes of an object that are fetched at a time."""
 
 
-async def object_at(mover: Mover, key: str) -> ObjectStat | None:
-    """The object at ``key``; None: there is none. A link is none: what is stored replaces it, and not what it leads to;
-    behind a linked folder that is refused by itself. Raises other storage errors."""
+async def look(mover: Mover, key: str) -> tuple[ObjectStat | None, Over]:
+    """The object at ``key``, None if there is none, and what replaces it alone. A link is none: what is stored replaces
+    it, and not what it leads to; behind a linked folder that is refused by itself. Raises other storage errors."""
     try:
-        return await mover.head(key)
+        found = await mover.head(key)
     except StorageError as error:
-        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
-            return None
+        if isinstance(error, ObjectMissing):
+            return None, NOTHING
+        if error.errno == errno.ELOOP:
+            return None, ANYTHING
         raise
+    return found, Over(found.etag)
+
+
+async def object_at(mover: Mover, key: str) -> ObjectStat | None:
+    """The object at ``key``, as ``look`` sees it."""
+    return (await look(mover, key))[0]
 
 
 class Conflicts:

@@ -232,7 +232,7 @@ class Multipart:
             if job.check is not None:
                 await job.check(content)
         etags = [job.etags[part.number] for part in job.parts]
-        made = await self._mover.complete_upload(target, upload_id, etags, if_match=await job.ready())
+        made = await self._mover.complete_upload(target, upload_id, etags, await job.ready())
         self._uploads.completed(entry.id)
         return made, content
 

@@ -31,16 +31,24 @@ from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, R
 from lamfs.processes import uptime
 from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore, check_size
+from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, check_size
 from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, claims, damage, multipart, patches
 from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
-from lamfs.transfer.conflicts import Conflicts, hash_opened, object_at
+from lamfs.transfer.conflicts import Conflicts, hash_opened, look, object_at
 from lamfs.transfer.durable import LogSync, beside, sync_file
 from lamfs.transfer.guard import Guard, Permit, anybody
 from lamfs.transfer.multipart import Multipart, Segment
-from lamfs.transfer.stale import copied_from, give_up_lost_move, give_up_move, meant_by, say_left
+from lamfs.transfer.stale import (
+    copied_from,
+    give_up_lost_move,
+    give_up_move,
+    is_doubted,
+    meant_by,
+    only_copy_but_for,
+    say_left,
+)
 from lamfs.transfer.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
@@ -376,7 +384,7 @@ class Steps:
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
             over = await guard.ready()
-            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta, if_match=over)
+            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta, over=over)
             return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
@@ -385,8 +393,10 @@ class Steps:
                 there = twin.revision
                 # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
                 size = there.size if self._registry.artifacts.with_object(target) is None else None
-                await guard.look()
-                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size, meta=meta)
+                over = await guard.look()
+                stat = await self._mover.copy(
+                    there.object_key, target, etag=there.etag, size=size, meta=meta, over=over
+                )
             except (ObjectMissing, ObjectChanged):
                 continue
             return stat.etag, False
@@ -408,7 +418,7 @@ class Steps:
             segments = [Segment(0, content.size)]
             return await self._multipart.store(entry, content, path, target, segments, upload.moved, guard.ready), False
         over = await guard.ready()
-        return (await self._mover.put(path, target, progress=upload.moved, meta=meta, if_match=over)).etag, False
+        return (await self._mover.put(path, target, progress=upload.moved, meta=meta, over=over)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
         """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""
@@ -486,14 +496,15 @@ class Steps:
         try:
             await self.hooks.pin(target)
             await self.hooks.pin(before.revision.object_key)
-            if not await self._is_free(target):
+            over = await self._free(target)
+            if over is None:
                 give_up_move(registry, entry, self._store.url(target))
                 return
             registry.commits.begin_move(entry.uid, target)
             await self.durable()
             await self._permit(True)  # what was pinned may have taken long
             stat = await self._mover.copy(
-                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
+                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta, over=over
             )
             registry.commits.moved(entry.id, before, target, stat.etag)
         except (ObjectMissing, ObjectChanged):
@@ -503,12 +514,12 @@ class Steps:
         finally:
             self._busy_objects -= objects
 
-    async def _is_free(self, target: str) -> bool:
-        """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
+    async def _free(self, target: str) -> Over | None:
+        """What a move may replace: nothing, or what lamfs itself may have left there. None: something else is there."""
         if self._registry.journal.is_claimed(target) and claims.is_private(target):
-            return True
-        found = await object_at(self._mover, target)
-        return found is None or await self._conflicts.is_own(found)
+            return ANYTHING
+        found, over = await look(self._mover, target)
+        return over if found is None or await self._conflicts.is_own(found) else None
 
     async def delete(self, entries: list[JournalEntry]) -> None:
         """Delete objects that no artifact needs, many in one request."""
@@ -519,6 +530,7 @@ class Steps:
         meant = meant_by(entries)
         for entry in entries:
             if await self._is_only_copy(entry):
+                say_left(self._store.url(entry.object_key or ""))
                 registry.journal.done(entry.id)
         entries = [entry for entry in entries if registry.journal.get(entry.id) is not None]
         for entry in entries:
@@ -547,15 +559,18 @@ class Steps:
             self._busy_objects -= keys
 
     async def _is_only_copy(self, entry: JournalEntry) -> bool:
-        """Whether this is a move's copy (stale.copied_from), and what it was made of is gone. Raises StorageError."""
+        """Whether this is a move's copy (stale.copied_from), and what it was made of is gone; or it may be another only
+        copy (stale.only_copy_but_for). Raises StorageError."""
         source = copied_from(self._registry, entry)
-        if source is None:
-            return False
-        try:
-            await self._mover.head(source)
-        except ObjectMissing:
+        if source is not None and await object_at(self._mover, source) is None:
             return True
-        return False
+        if not is_doubted(entry) or await object_at(self._mover, entry.object_key or "") is None:
+            return False
+        other = only_copy_but_for(self._registry, entry, await self._mover.meta(entry.object_key or ""))
+        if isinstance(other, bool):
+            return other
+        found = await object_at(self._mover, other.object_key)
+        return found is None or found.etag != other.etag
 
     async def drop(self, entry: JournalEntry) -> None:
         """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""

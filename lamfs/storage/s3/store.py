@@ -269,6 +269,8 @@ class S3Store:
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         what = f"copy {self.url(src)} to {self.url(dst)}"
         source, target = self._key(src), self._key(dst)
@@ -285,7 +287,14 @@ class S3Store:
         if source == target:
             return found
         if found.size > upload.COPY_LIMIT:
-            new = self._transfers.copy(source, target, what, found.size, found.etag, _saying(meta, _headers(reply)))
+            condition = _condition(if_none_match, if_match)
+            said = _saying(meta, _headers(reply))
+            try:
+                new = self._transfers.copy(source, target, what, found.size, found.etag, said, condition)
+            except (ObjectChanged, ObjectMissing) as error:
+                if not condition or self.head(src).etag != found.etag:
+                    raise
+                raise _refused(what, if_match) from error
         else:
             new = self._copy_at_once(source, target, what, found.etag, _saying(meta, _headers(reply)))
         return ObjectStat(dst, found.size, new, time.time_ns())
@@ -369,12 +378,21 @@ class S3Store:
             self._key(key), what, upload_id, number, self._key(source), source_etag, offset, length
         )
 
-    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None) -> str:
+    def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        etags: Sequence[str],
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
         what = f"store {self.url(key)}"
+        condition = _condition(if_none_match, if_match)
         try:
-            return self._multipart.complete(self._key(key), what, upload_id, etags, _condition(False, if_match))
+            return self._multipart.complete(self._key(key), what, upload_id, etags, condition)
         except (ObjectChanged, ObjectMissing) as error:
-            if if_match is None:
+            if not condition:
                 raise
             raise _refused(what, if_match) from error
 
