@@ -242,8 +242,8 @@ def check_somewhere(
     log.write("scan", machine=machine.name, files=len(found.tree), unreadable=found.unreadable, lost=lost)
     for path, each in found.tree.items():
         known = names.get(each.version.digest)
-        if not path.startswith(f"{LOST}/") or known is None or path.rpartition("/")[2] in known:
-            continue  # somebody knows it by that name
+        if not path.startswith(f"{LOST}/") or known is None or path in model.paths or path.rpartition("/")[2] in known:
+            continue  # somebody knows it by that name, or knew it
         if not log.named([path, *known]):
             raise Violation("unnamed", f"on {machine.name} '{path}' ({each.version}) is there, and nothing says so")
     if lost:
