@@ -98,7 +98,7 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apa
                 return wrote is not None and wrote == own
             with new.db.transaction():
                 left = carry_over(old.db, new.db, apart=apart)
-                known = new.rescue.lost()
+                known = set(new.rescue.lost())
                 for lost in old.rescue.lost():
                     if lost not in known:
                         new.rescue.note_lost(lost)

@@ -428,6 +428,17 @@ def test_missing_spool_files_are_named_by_a_restore(tmp_path: Path, caplog: pyte
     assert keys("ada/default") == ["a.txt", "b.txt"]
 
 
+def test_close_names_what_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    setup.init(str(tmp_path / "store"), "default")
+    with Instance.open("ada/default") as opened:
+        for number in range(5):
+            opened.registry.rescue.note_lost(Lost(f"{number}.bin", "", 7, True, number, ranges=((100, 107),)))
+    setup.close("ada/default")
+    assert "of what was written to '4.bin' last, 7 bytes are lost (bytes 100-106)" in caplog.text
+    assert "'1.bin'" not in caplog.text
+    assert "2 more are lost; 'lamfs status --json' lists what is lost" in caplog.text
+
+
 def test_a_missing_spool_file_that_became_an_object_is_not_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
