@@ -146,7 +146,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         if before is not None:
             newer.keep_before(instance, before, before.revision.object_key)
             before = registry.artifacts.by_uid(record.uid)
-        ours = before is not None and registry.journal.may_be_ours(before.revision.object_key)
+        claimed = before is not None and registry.journal.is_claimed(before.revision.object_key)
         with recover.storage_work:
             entry_id, object_key = registry.commits.announce_save(record, foreign=foreign, mode=mode)
             recover.active.add(entry_id)
@@ -171,7 +171,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             saved = _settle_failed(instance, entry_id)
             if saved is not None:
                 return saved  # the bytes are there: only the reply was lost
-            if isinstance(error, PreconditionFailed) and not ours:
+            if isinstance(error, PreconditionFailed) and not claimed:
                 registry.journal.said(object_key)  # nothing of this save is there, but what somebody else has stored
             if isinstance(error, LamfsError):
                 raise

@@ -15,10 +15,21 @@ from typing import NamedTuple
 
 from lamfs.errors import InvalidName, LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.keys import name_with, root_path
-from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, ContentHash, ObjectMeta, Revision, iso, new_uid, now_ns
+from lamfs.model import (
+    AUTO_KEY_PREFIX,
+    ArtifactRecord,
+    ContentHash,
+    JournalEntry,
+    ObjectMeta,
+    Revision,
+    iso,
+    new_uid,
+    now_ns,
+)
 from lamfs.ops import drafts
 from lamfs.ops.instance import Instance
-from lamfs.storage.base import ObjectStat
+from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.transfer import claims
 
 log = logging.getLogger("lamfs.newer")
 
@@ -226,14 +237,47 @@ def _keep(instance: Instance, other: Other, progress: Callable[[int], None] | No
     return place
 
 
-def keep_before(instance: Instance, record: ArtifactRecord | None, object_key: str) -> None:
+def object_at(store: ObjectStore, object_key: str) -> ObjectStat | None:
+    """The object at ``object_key``; None: there is none. A link is none: what is stored takes its place. Raises other
+    storage errors."""
+    try:
+        return store.head(object_key)
+    except StorageError as error:
+        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
+            return None
+        raise
+
+
+def is_own(instance: Instance, found: ObjectStat, entry: JournalEntry | None = None) -> bool:
+    """Whether an object that was found is lamfs's own work, though no artifact's row says so: claims.py. ``entry``: the
+    put that may have stored it. Raises storage errors."""
+    registry = instance.registry
+    if not registry.journal.is_claimed(found.key):
+        return False
+    said = None if claims.is_private(found.key) else instance.store.meta(found.key)
+    if claims.is_said(registry, found, said):
+        return True
+    if entry is None or not claims.may_have_bytes(registry, found, entry):
+        return False
+    return claims.has_bytes(registry, drafts.hash_object(instance.store, found.key)[0], entry)
+
+
+def keep_before(
+    instance: Instance, record: ArtifactRecord | None, object_key: str, entry: JournalEntry | None = None
+) -> None:
     """Before an object is written: what is in it, and unknown, becomes a file of ``lost+found``, and another object has
-    to be written then if it is not that of ``record``. ``record``: the artifact that is written, if there is one.
+    to be written then if it is not that of ``record``. ``record``: the artifact that is written, if there is one;
+    ``entry``: the put that writes it.
 
     Raises ObjectChanged when that cannot be kept now, and storage errors.
     """
-    if instance.registry.journal.may_be_ours(object_key):
-        return
+    if instance.registry.journal.is_claimed(object_key):
+        found = None if claims.is_private(object_key) else object_at(instance.store, object_key)
+        if found is None or is_own(instance, found, entry):
+            return
+        if entry is not None and entry.object_key == object_key:
+            instance.registry.journal.unclaim(entry.id, object_key)
+            entry.object_key = None
     url = instance.store.url(object_key)
     if record is not None and object_key == record.revision.object_key:
         other = look(instance, record)

@@ -8,7 +8,6 @@ row second, stale object last.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import stat
@@ -36,7 +35,7 @@ from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
 from lamfs.storage.stale import delete_meant
-from lamfs.transfer import damage, stale
+from lamfs.transfer import claims, damage, stale
 
 log = logging.getLogger("lamfs.recover")
 
@@ -252,10 +251,10 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         with spool.opened(src, os.O_RDONLY) as fd:
             os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
         registry.journal.set_base(entry.ino, None)  # it lacks nothing any more
-        newer.keep_before(instance, artifact, registry.commits.put_target(entry))
+        newer.keep_before(instance, artifact, registry.commits.put_target(entry), entry)
         with storage_work:
             target = registry.commits.put_target(entry)
-            ours = registry.journal.may_be_ours(target)
+            claimed = registry.journal.is_claimed(target)
             registry.journal.drop_delete(target)
             if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
                 registry.journal.add_delete(entry.object_key or "")
@@ -266,7 +265,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         try:
             etag = store_bytes(instance, content, spool.path(src), target, meta, consume=True, over=over)
         except PreconditionFailed:
-            if not ours:
+            if not claimed:
                 registry.journal.unclaim(entry.id, target)  # the next try keeps what is there
             raise
         registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
@@ -283,12 +282,8 @@ def replaced(instance: Instance, artifact: ArtifactRecord | None, target: str) -
 
 
 def _etag_at(store: ObjectStore, object_key: str) -> str | None:
-    try:
-        return store.head(object_key).etag
-    except StorageError as error:
-        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
-            return None  # a link is no object: what is stored takes its place
-        raise
+    found = newer.object_at(store, object_key)
+    return None if found is None else found.etag
 
 
 def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry, origin: Provenance) -> bool:
@@ -301,8 +296,14 @@ def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry
         with contextlib.suppress(ObjectMissing, NotFound):
             if artifact is None or artifact.revision.etag != store.head(entry.object_key).etag:
                 content, etag = drafts.hash_object(store, entry.object_key)
-                registry.commits.put(entry.ino, entry.gen, content, entry.object_key, etag, origin)
-                return True
+                said = None if claims.is_private(entry.object_key) else store.meta(entry.object_key)
+                if (
+                    claims.is_private(entry.object_key)
+                    or said is not None
+                    or claims.has_bytes(registry, content, entry)
+                ):
+                    registry.commits.put(entry.ino, entry.gen, content, entry.object_key, etag, origin)
+                    return True
     lost = registry.rescue.give_up(entry.id)
     if lost is not None:
         log.error("%s (%s)", lost.sentence, spool.shown(entry.src or ""))
@@ -406,7 +407,8 @@ def _move(instance: Instance, entry: JournalEntry) -> None:
 
 def _is_free(instance: Instance, target: str) -> bool:
     """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
-    return instance.registry.journal.may_be_ours(target) or _etag_at(instance.store, target) is None
+    found = newer.object_at(instance.store, target)
+    return found is None or newer.is_own(instance, found)
 
 
 def _abort(instance: Instance, entry: JournalEntry) -> None:

@@ -277,6 +277,7 @@ class Commits:
             self._db.execute(
                 "UPDATE journal SET ino=?, uid=?, object_key=NULL WHERE id=?", (copy.ino, new_uid(), entry_id)
             )
+            self._journal.said(object_key)
             self._tree.update(inode.ino, size=content.size, mtime_ns=now, ctime_ns=now, blocks=None)
             self._tree.bump_revision(inode.ino)
             self._changes.entry(parent, beside, copy.ino)

@@ -154,13 +154,23 @@ class Journal:
             (base, ino),
         )
 
-    def may_be_ours(self, object_key: str) -> bool:
-        """Whether lamfs may have written this object without an artifact's row saying so, or is about to."""
+    def is_claimed(self, object_key: str) -> bool:
+        """Whether lamfs may have written this object without an artifact's row saying so, or is about to. What is there
+        may be somebody else's all the same, unless nobody else uses such names (claims.is_private)."""
         return (
             self._db.one(
                 "SELECT 1 FROM journal WHERE object_key=?1 AND payload->>'$.doubted' IS NULL"
                 " UNION ALL SELECT 1 FROM unsaid WHERE object_key=?1 LIMIT 1",
                 (object_key,),
+            )
+            is not None
+        )
+
+    def owes_delete(self, object_key: str, etag: str) -> bool:
+        """Whether this very object is owed its deletion."""
+        return (
+            self._db.one(
+                "SELECT 1 FROM journal WHERE op='delete' AND object_key=? AND payload->>'$.etag'=?", (object_key, etag)
             )
             is not None
         )

@@ -11,13 +11,15 @@ import errno
 from collections.abc import Collection, Mapping
 
 from lamfs.errors import ObjectMissing, StorageError
+from lamfs.model import AUTO_KEY_PREFIX
 from lamfs.pool import Pool
 from lamfs.storage.base import ObjectStore
 
 JOBS = 8
 """Objects that are looked at at a time."""
 Meant = Mapping[str, Collection[str] | None]
-"""Object keys, and the ETags that what is there may have to be deleted; None: whatever it has."""
+"""Object keys, and the ETags that what is there may have to be deleted; None: whatever lamfs has stored there. Under
+``.lamindb/`` it stores everything; elsewhere, what says so of itself (storage/meta.py)."""
 
 
 def delete_meant(store: ObjectStore, meant: Meant) -> list[str]:
@@ -25,7 +27,7 @@ def delete_meant(store: ObjectStore, meant: Meant) -> list[str]:
 
     Raises storage errors; then any number of them are deleted.
     """
-    asked = [key for key, etags in meant.items() if etags is not None]
+    asked = [key for key, etags in meant.items() if etags is not None or not key.startswith(AUTO_KEY_PREFIX)]
     left = set()
     if len(asked) == 1:
         left = {key for key in asked if not _is_meant(store, key, meant[key])}
@@ -42,7 +44,9 @@ def delete_meant(store: ObjectStore, meant: Meant) -> list[str]:
 
 def _is_meant(store: ObjectStore, key: str, etags: Collection[str] | None) -> bool:
     try:
-        return etags is None or store.head(key).etag in etags
+        if etags is not None:
+            return store.head(key).etag in etags
+        return key.startswith(AUTO_KEY_PREFIX) or store.meta(key) is not None
     except StorageError as error:
         # Behind a link, or under a name that cannot be, there is no object; deleting it does nothing.
         if isinstance(error, ObjectMissing) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):

@@ -375,6 +375,10 @@ class Mover(PartJobs):
         """Stat one object. Raises ObjectMissing."""
         return jobs.unpack_stat(await self._call("head", {"key": key}))
 
+    async def meta(self, key: str) -> ObjectMeta | None:
+        """ObjectStore.meta."""
+        return jobs.unpack_meta(await self._call("meta", {"key": key}))
+
     async def get(self, key: str, *, length: int, etag: str | None = None) -> bytes:
         """Up to ``length`` first bytes of an object, through the socket. Raises ObjectMissing, ObjectChanged."""
         return jobs.unpack_bytes(await self._call("get", {"key": key, "length": length, "etag": etag}))

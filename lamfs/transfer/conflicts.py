@@ -1,8 +1,8 @@
 """Somebody else has changed an object that a file is about to be stored over: both are kept. The trio loop only.
 
 What is in storage then becomes the content of the artifact; what was written here becomes a file beside it, ``name
-(conflict <date>)``. It is looked for once, before a put writes to the object for the first time: later the object may
-differ because an earlier try of the same put has written it.
+(conflict <date>)``. It is looked for before a put writes to the object; where an earlier try of the same put may have
+written it, the object has to show that (claims.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Conflict, Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.transfer import claims
 from lamfs.transfer.client import Mover
 from lamfs.transfer.process import path_of
 
@@ -52,8 +53,8 @@ class Conflicts:
     ) -> tuple[ObjectStat | None, bool]:
         """What is at ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing to keep. And
         whether storage has said that it is the artifact's revision."""
-        journal = self._registry.journal
-        if journal.may_be_ours(target):
+        claimed = self._registry.journal.is_claimed(target)
+        if claimed and claims.is_private(target):
             return None, False
         virtual = artifact.key_is_virtual if artifact is not None else bool(entry.payload.get("key_is_virtual", True))
         own = virtual or self._registry.artifacts.with_object(target) is not None
@@ -64,7 +65,21 @@ class Conflicts:
             return None, False
         if artifact is not None and artifact.revision == Revision(artifact.revision.content, target, found.etag):
             return None, True
-        return found, False
+        return (None if claimed and await self.is_own(found, entry) else found), False
+
+    async def is_own(self, found: ObjectStat, entry: JournalEntry | None = None) -> bool:
+        """Whether the object that was found is lamfs's own work, though no artifact's row says so (claims.py).
+
+        ``entry``: the put that may have stored it. Raises storage errors."""
+        registry = self._registry
+        if not registry.journal.is_claimed(found.key):
+            return False
+        said = None if claims.is_private(found.key) else await self._mover.meta(found.key)
+        if claims.is_said(registry, found, said):
+            return True
+        if entry is None or entry.ino is None or not claims.may_have_bytes(registry, found, entry):
+            return False
+        return claims.has_bytes(registry, await self._hash(found, entry.ino), entry)
 
     async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | None:
         """Make the object's bytes the artifact's content, and the put's file one beside it. One transaction.

@@ -12,7 +12,7 @@ from lamfs.errors import ObjectChanged, PreconditionFailed
 from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, JournalEntry
 from lamfs.processes import uptime
 from lamfs.registry import Registry
-from lamfs.storage.base import ObjectStore
+from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import object_at
 
@@ -39,7 +39,7 @@ class Guard:
     """Sees that a put replaces what it set out to replace. Made before the put claims its object.
 
     ``looked``: when (uptime) storage was asked last, and had what is to be replaced (Conflicts.find); None: it was not
-    asked, or had not.
+    asked, or had not. ``is_own``: Conflicts.is_own.
 
     A context manager around the sending: where somebody else has changed the object meanwhile, the put has claimed
     nothing after that, so that the next try finds a conflict, and keeps both.
@@ -55,6 +55,7 @@ class Guard:
         artifact: ArtifactRecord | None,
         target: str,
         looked: float | None,
+        is_own: Callable[[ObjectStat, JournalEntry], Awaitable[bool]],
     ) -> None:
         self._registry = registry
         self._store = store
@@ -66,7 +67,8 @@ class Guard:
         self._replaced = artifact.revision if artifact is not None and artifact.revision.object_key == target else None
         # What an artifact had before may be at its place still, and be what another machine's registry tells of.
         self._is_new = artifact is None
-        self._may_be_ours = registry.journal.may_be_ours(target)
+        self._was_claimed = registry.journal.is_claimed(target)
+        self._is_own = is_own
 
     async def ready(self) -> str | None:
         """A Ready: storage compares the ETag once more, so the object is not looked at again a moment after it was.
@@ -86,7 +88,8 @@ class Guard:
         found = await object_at(self._mover, self._target)
         if found is None:
             return None
-        if not self._may_be_ours and (self._replaced is None or found.etag != self._replaced.etag):
+        expected = self._replaced is not None and found.etag == self._replaced.etag
+        if not expected and not (self._was_claimed and await self._is_own(found, self._entry)):
             raise PreconditionFailed(
                 f"Somebody else has changed the object {self._store.url(self._target)} while it was stored.",
                 errno=ObjectChanged.errno,
@@ -97,5 +100,5 @@ class Guard:
         """Nothing yet."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PreconditionFailed) and not self._may_be_ours:
+        if isinstance(error, PreconditionFailed) and not self._was_claimed:
             self._registry.journal.unclaim(self._entry.id, self._target)

@@ -27,7 +27,7 @@ from lamfs.storage.base import ObjectStat, StorageConfig
 
 Message = dict[str, Any]
 
-READS = frozenset({"fetch", "fetch_stretch", "verify", "get", "head"})
+READS = frozenset({"fetch", "fetch_stretch", "verify", "get", "head", "meta"})
 """Jobs somebody waits for in a read(): the reads pool."""
 CONTROL = frozenset({"put_bytes", "visit"})
 """Small jobs with a deadline (such as renewing the lease): a pool of their own, so that no transfer holds them up."""
@@ -174,6 +174,7 @@ def describe(message: Message) -> str:
         "copy": "copying '{src}' to '{dst}'",
         "delete": "deleting objects",
         "head": "looking up '{key}'",
+        "meta": "looking up '{key}'",
         "get": "reading '{key}'",
         "visit": "looking at {path}",
         "fetch": "fetching '{key}' at byte {offset}",

@@ -324,6 +324,10 @@ def _head(server: Server, job: _Job) -> Any:
     return jobs.pack_stat(server.store.head(job.message["key"]))
 
 
+def _meta(server: Server, job: _Job) -> Any:
+    return jobs.pack_meta(server.store.meta(job.message["key"]))
+
+
 def _get(server: Server, job: _Job) -> Any:
     m = job.message
     return jobs.pack_bytes(server.store.get(m["key"], length=m["length"], etag=m["etag"]))
@@ -449,6 +453,7 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
     "copy": _copy,
     "delete": _delete,
     "head": _head,
+    "meta": _meta,
     "get": _get,
     "fetch": _fetch,
     "fetch_stretch": _fetch_stretch,

@@ -12,7 +12,8 @@ log = logging.getLogger("lamfs.uploader")
 
 
 def meant_by(entries: Iterable[JournalEntry]) -> dict[str, set[str] | None]:
-    """Which objects deletes mean: ETags by object key; None: whatever is there. A doubted one without means none."""
+    """Which objects deletes mean: ETags by object key; None: whatever lamfs has stored there. A doubted one without
+    an ETag means none."""
     meant: dict[str, set[str] | None] = {}
     for entry in entries:
         etag = entry.payload.get("etag")

@@ -33,7 +33,7 @@ from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_o
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
-from lamfs.transfer import batches, damage, multipart, patches
+from lamfs.transfer import batches, claims, damage, multipart, patches
 from lamfs.transfer.batches import Batches
 from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import Conflicts, hash_opened, object_at
@@ -205,8 +205,9 @@ class Steps:
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
             guard = Guard(
-                registry, self._store, self._mover, self._permit, entry, artifact, target, looked if is_there else None
-            )
+                registry, self._store, self._mover, self._permit, entry, artifact, target, looked if is_there else None,
+                self._conflicts.is_own,
+            )  # fmt: skip
             if not registry.journal.claim_target(entry.id, target):
                 raise StorageError("Another mount has newer bytes of the file.")
             if replaces:
@@ -436,6 +437,9 @@ class Steps:
             os.close(local)
             return await self._miss(entry)  # that is what the artifact had before
         content = await hash_opened(self._mover, local)
+        said = None if claims.is_private(key) else await self._mover.meta(key)
+        if not (claims.is_private(key) or said is not None or claims.has_bytes(self._registry, content, entry)):
+            return await self._miss(entry)  # somebody else has stored something there
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
 
     async def _miss(self, entry: JournalEntry) -> Committed | None:
@@ -501,7 +505,10 @@ class Steps:
 
     async def _is_free(self, target: str) -> bool:
         """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
-        return self._registry.journal.may_be_ours(target) or await object_at(self._mover, target) is None
+        if self._registry.journal.is_claimed(target) and claims.is_private(target):
+            return True
+        found = await object_at(self._mover, target)
+        return found is None or await self._conflicts.is_own(found)
 
     async def delete(self, entries: list[JournalEntry]) -> None:
         """Delete objects that no artifact needs, many in one request."""

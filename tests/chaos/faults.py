@@ -559,11 +559,14 @@ def take_over(round: Round) -> None:
     # The registry that was taken is older than what the first machine did last: some of what it shows was replaced or
     # deleted there by then, and promised to nobody any more.
     over = seen - {file.version.digest for file in mine}
+    replaced: set[str] = set()
     for _ in range(round.rng.randint(1, 4)):
         theirs.run(theirs.plan(in_mount=round.rng.random() < 0.7))
     if sleeps:
         first.signal_daemons(signal.SIGCONT)
+        before = {file.version.digest for file in mine}
         mine = rogue(round, mount, excuses)
+        replaced = before - {file.version.digest for file in mine}
         # What a machine without the lease stores over an object is a conflict with what is stored there next: both are
         # kept, and which of them has the name nobody can say before.
         owed = [file for file in theirs.model.claims() if file.version.digest not in over]
@@ -572,8 +575,9 @@ def take_over(round: Round) -> None:
         exact(theirs)
     unmount(second, second.mounts[0])
     second.must("close", SLUG)
-    kept = [file for file in theirs.model.claims() if file.version.digest not in over]
-    ended = seen - {file.version.digest for file in kept}
+    # What the first machine has replaced when it came back, and the second has not touched, may be replaced.
+    kept = [file for file in theirs.model.claims() if file.version.digest not in over | replaced]
+    ended = seen - replaced - {file.version.digest for file in kept}
     claims = [*(file for file in mine if file.version.digest not in ended), *kept]
     # What this machine has only closed may be a few bytes that belong into one of these.
     below = tuple(

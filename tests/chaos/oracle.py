@@ -249,9 +249,24 @@ def check_somewhere(
     if lost:
         raise Violation("lost", f"on {machine.name}, {len(lost)} of {len(list(model.claims()))}: " + "; ".join(lost))
     _check_bytes(machine, found, mixed)
-    tree = {path: each.version for path, each in found.tree.items()}
+    # What an older registry knows, and was deleted for good since, may be in a cache still.
+    cached = {
+        path
+        for path in found.tree.keys() & _gone(machine)
+        if path.rpartition("/")[2] not in names.get(found.tree[path].version.digest, ())
+    }
+    tree = {path: each.version for path, each in found.tree.items() if path not in cached}
     model.rebase(tree, [each.version for each in found.trash], machine.name)
-    model.broken = set(found.unreadable)
+    model.broken = {*found.unreadable, *cached}
+
+
+def _gone(machine: Machine) -> set[str]:
+    """Keys of artifacts whose objects are not in storage."""
+    storage = machine.world.storage
+    there = set(storage.keys())
+    records = machine.json("ls", "--instance", SLUG) or []
+    paths = {record["key"]: record["storage_path"].removeprefix(f"{storage.root}/") for record in records}
+    return {key for key, path in paths.items() if key is not None and path not in there}
 
 
 def _check_bytes(machine: Machine, found: Scan, mixed: frozenset[str]) -> None:

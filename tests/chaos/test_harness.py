@@ -111,6 +111,8 @@ class World:
         self.unreadable: dict[str, str] = {}
         self.trash: list[Found] = []
         monkeypatch.setattr(oracle, "SEEN_SECONDS", 0.0)
+        self.gone: set[str] = set()
+        monkeypatch.setattr(oracle, "_gone", lambda _: self.gone)
         monkeypatch.setattr(oracle, "scan", lambda *_: Scan(self.tree, self.unreadable, self.trash))
 
     def version(self, size: int = 10_000, stream: int = 1) -> Version:
@@ -208,6 +210,22 @@ def test_a_mixture_and_what_cannot_be_read_are_named(world: World) -> None:
     world.somewhere([file(version)])
     assert world.model.broken == {"c.csv"}
     world.exact()
+
+
+def test_what_only_a_cache_has_may_be_read_and_may_not(world: World) -> None:
+    kept, deleted = world.version(), world.version(stream=2)
+    world.show("a", kept)
+    world.show("b", deleted)
+    world.gone = {"a", "b"}
+    world.somewhere([file(kept)])
+    assert world.model.broken == {"b"}
+    world.exact()
+    del world.tree["b"]
+    world.unreadable["b"] = "EIO"
+    world.exact()
+    del world.tree["a"]
+    with broken("lost"):
+        world.exact()
 
 
 def test_old_or_new_and_a_page_of_each_only_where_it_was_written_in_place() -> None:

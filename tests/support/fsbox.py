@@ -44,7 +44,7 @@ from lamfs.errors import (
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
-from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, Revision, now_ns
+from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
@@ -358,6 +358,10 @@ class DirectMover:
     async def delete(self, meant: Meant) -> list[str]:
         left: list[str] = await self._job("delete", next(iter(meant)), lambda: delete_meant(self._box.store, meant))
         return left
+
+    async def meta(self, key: str) -> ObjectMeta | None:
+        await trio.lowlevel.checkpoint()
+        return self._box.store.meta(key)
 
     async def head(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()
@@ -727,7 +731,7 @@ class User:
 
     async def sync(self) -> None:
         """Nothing is owed any more."""
-        with trio.move_on_after(10):
+        with trio.move_on_after(60):  # a retry may be 8 s away, and the machine busy
             await self.fs.sync_all()
             return
         registry = self.fs.context.registry

@@ -21,6 +21,7 @@ def overwrite(box: Box, key: str) -> None:
     """What another program does in the bucket, or in the folder."""
     if box.kind == "s3":
         box.store.objects[key] = FOREIGN
+        box.store.metas.pop(key, None)
     else:
         path = Path(box.store.url(key))
         path.unlink(missing_ok=True)
@@ -239,6 +240,108 @@ def test_an_object_that_nobody_has_registered(make_box: MakeBox, kind: str) -> N
         await user.sync()
         await both(user, "a.csv", b"mine")
         assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())
+
+
+def objects(box: Box) -> dict[str, bytes]:
+    """What is in storage."""
+    if box.kind == "s3":
+        return dict(box.store.objects)
+    root = Path(box.store.url("")).resolve()
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and not path.is_relative_to(root / ".lamindb" / "_spool")
+    }
+
+
+def forget_meta(box: Box, key: str) -> None:
+    """Have an object say nothing of itself, as where the storage keeps no such thing."""
+    if box.kind == "s3":
+        box.store.metas.pop(key)
+    else:
+        os.removexattr(box.store.url(key), "user.lamfs")
+
+
+def start_over(user: User) -> None:
+    """Failures that were meant are no failures; what failed is tried again now."""
+    user.mover.failing = lambda op, key: None
+    user.fs.context.uploader.failures.clear()
+
+
+async def failed(user: User) -> None:
+    with trio.fail_after(20):
+        while not user.fs.context.uploader.failures:
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_a_claim_of_a_real_key_does_not_make_what_is_there_ours(make_box: MakeBox, kind: str, stored: bool) -> None:
+    """A put failed before it stored anything; then another program stores something at its key."""
+    box = make_box(kind, real_keys=True)
+
+    async def scenario(user: User) -> None:
+        if stored:
+            await user.write_file("a.csv", b"first")
+            await user.sync()
+        user.mover.failing = lambda op, _: StorageUnavailable("away") if op == "put" else None
+        await user.write_file("a.csv", b"mine")
+        await failed(user)
+        assert user.fs.context.registry.journal.is_claimed("a.csv")
+        overwrite(box, "a.csv")
+        start_over(user)
+        await user.sync()
+        await both(user, "a.csv", b"mine")
+        assert not user.fs.context.registry.journal.is_claimed("a.csv")
+        assert box.problems(user.fs.context.registry) == []
+        # And whoever deletes the file deletes what it shows.
+        user.fs.context.registry.names.purge(user.uid("a.csv"))
+        await user.sync()
+        assert "a.csv" not in objects(box)
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("metadata", [True, False])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_what_a_put_has_stored_itself_is_no_conflict(make_box: MakeBox, kind: str, metadata: bool) -> None:
+    """The reply was lost. Where objects cannot say whose they are, their bytes tell it."""
+    box = make_box(kind, real_keys=True)
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        user.mover.late = True
+        user.mover.failing = lambda op, _: StorageUnavailable("away") if op == "put" else None
+        await user.write_file("a.csv", b"mine")
+        await failed(user)
+        assert objects(box) == {"a.csv": b"mine"}
+        if not metadata:
+            forget_meta(box, "a.csv")
+        start_over(user)
+        await user.sync()
+        assert await user.actual() == {"a.csv": b"mine"}
+        assert not user.fs.context.uploader.failures
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_what_a_delete_does_not_know_stays(make_box: MakeBox, kind: str) -> None:
+    """A file is deleted whose put claimed its key and stored nothing; another program has stored something there."""
+    box = make_box(kind, real_keys=True)
+
+    async def scenario(user: User) -> None:
+        user.mover.failing = lambda op, _: StorageUnavailable("away") if op == "put" else None
+        await user.write_file("a.csv", b"mine")
+        await failed(user)
+        overwrite(box, "a.csv")
+        await user.unlink("a.csv")
+        start_over(user)
+        await user.sync()
+        assert objects(box) == {"a.csv": FOREIGN}
 
     box.run(scenario, User())
 

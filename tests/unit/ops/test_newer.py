@@ -14,7 +14,7 @@ from lamfs.ops import artifacts, damage, fsck, newer, recover, setup
 from lamfs.ops.instance import Instance
 from lamfs.registry.overlays import base_id
 from lamfs.storage.base import ObjectStat
-from tests.support.ops import write_spool
+from tests.support.ops import make_spool, write_spool
 
 UID = "0123456789abcdefABCD"
 
@@ -253,6 +253,49 @@ def test_recovery_does_not_write_a_new_file_over_what_somebody_else_has_stored(i
     assert instance.store.get("a.csv") == b"mine"
     assert past.read("lost+found/a.csv") == "somebody's"
     assert fsck.check(instance, repair=True, data=True).clean
+
+
+def test_a_claim_of_a_dead_process_does_not_make_what_is_there_its_own(instance: Instance, past: Past) -> None:
+    """It died between the note that it writes the object and the object; then another program stored something."""
+    registry = instance.registry
+    inode = registry.names.create(1, "a.csv", 0o100644, 0, 0)
+    owe(instance, inode.ino, "mine", virtual=False)
+    entry = registry.journal.put_of(inode.ino)
+    assert entry is not None
+    registry.journal.set_target(entry.id, "a.csv")
+    past.put("somebody's", "a.csv", None)
+    assert recover.finish_puts(instance, strict=True) == 1
+    assert past.read("a.csv") == "mine"
+    assert past.read("lost+found/a.csv") == "somebody's"
+
+
+def test_a_spool_file_that_is_gone_is_not_what_somebody_else_has_stored(instance: Instance, past: Past) -> None:
+    """The put was about to be renamed to its key. What is there says of nothing that it is that."""
+    registry = instance.registry
+    for name, meta in (("a.csv", None), ("b.csv", ObjectMeta(UID, "b.csv", 1, None))):
+        inode = registry.names.create(1, name, 0o100644, 0, 0)
+        owe(instance, inode.ino, "mine", virtual=False)
+        entry = registry.journal.put_of(inode.ino)
+        assert entry is not None
+        assert entry.src is not None
+        registry.journal.set_target(entry.id, name)
+        with make_spool(instance) as spool:
+            spool.unlink(entry.src)
+        past.put("what is there", name, meta)
+    recover.finish_puts(instance)
+    assert registry.artifacts.by_key("a.csv") is None
+    assert past.read("b.csv") == "what is there"
+    assert instance.store.get("a.csv") == b"what is there"
+
+
+def test_a_claim_of_a_dead_move_does_not_make_what_is_there_its_own(instance: Instance, past: Past) -> None:
+    record = past.save("mine", "a.csv", virtual=False)
+    instance.registry.names.rename(1, "a.csv", 1, "b.csv")
+    instance.registry.commits.begin_move(record.uid, "b.csv")  # and the process died
+    past.put("somebody's", "b.csv", None)
+    recover.run_owed(instance, strict=True)
+    assert instance.store.get("b.csv") == b"somebody's"
+    assert past.read("b.csv") == "mine"
 
 
 def test_recovery_does_not_write_over_what_is_where_an_artifact_is_going(instance: Instance, past: Past) -> None:

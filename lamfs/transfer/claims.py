@@ -1,0 +1,35 @@
+"""Whether what is in an object that lamfs claimed is lamfs's own, or somebody else's who came first. Any thread.
+
+A claim (Journal.is_claimed) is noted before an object is written, so it outlives a process that dies in between. Under
+``.lamindb/`` nobody but lamfs stores anything. At a real key other programs do: there the object has to say itself that
+lamfs wrote it (storage/meta.py), or has to have the bytes that were to be written.
+"""
+
+from __future__ import annotations
+
+from lamfs.model import AUTO_KEY_PREFIX, ContentHash, JournalEntry, ObjectMeta
+from lamfs.registry import Registry
+from lamfs.storage.base import ObjectStat
+
+
+def is_private(object_key: str) -> bool:
+    """Whether only lamfs stores objects of such names."""
+    return object_key.startswith(AUTO_KEY_PREFIX)
+
+
+def is_said(registry: Registry, found: ObjectStat, said: ObjectMeta | None) -> bool:
+    """Whether a claimed object is known to be lamfs's: it says so (``said``), or is the one whose deletion is owed."""
+    return is_private(found.key) or said is not None or registry.journal.owes_delete(found.key, found.etag)
+
+
+def may_have_bytes(registry: Registry, found: ObjectStat, entry: JournalEntry | None) -> bool:
+    """Whether it is worth to compare the bytes of an object with those of a put (``has_bytes``)."""
+    seal = None if entry is None or entry.src is None else registry.seals.of(entry.src)
+    return seal is not None and seal.size == found.size
+
+
+def has_bytes(registry: Registry, content: ContentHash, entry: JournalEntry) -> bool:
+    """Whether these are the bytes of a put, as far as their hashes were noted. Storage that keeps no metadata cannot
+    show more, nor what lamfs stored before objects said whose they are."""
+    seal = registry.seals.of(entry.src or "")
+    return seal is not None and not seal.broken(content)
