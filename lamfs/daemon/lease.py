@@ -123,8 +123,12 @@ class Keeper:
 
     def _prove(self) -> None:
         note, lease, now = held.read(self._directory), self._lease(), uptime()
-        lease.prove(self._fence, "" if note is None else note.etag)
-        self._asked = now
+        try:
+            lease.prove(self._fence, "" if note is None else note.etag)
+        except LeaseLost:
+            self._renew()  # which takes it again when nobody has it: a renewal that was cut off may leave half a lock
+        else:
+            self._asked = now
 
     def _renew(self) -> None:
         lease, seconds = self._lease(), lock.MOUNT_SECONDS

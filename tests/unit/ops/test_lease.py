@@ -113,6 +113,31 @@ def test_a_command_that_takes_the_lease_first_does_not_end_the_mount(root: Path,
     assert not lost
 
 
+@pytest.mark.parametrize("left", [None, b"", b'{"handle": "al'])
+def test_a_lock_that_is_gone_or_cut_off_is_taken_again_if_nobody_has_used_it(root: Path, left: bytes | None) -> None:
+    """The moving process was killed while it wrote the lock; then a put asks whether it may replace an object."""
+    lost: list[LeaseLost] = []
+
+    async def begin() -> None:
+        with Instance.open(SLUG) as opened:
+            opened.hold_for_mount()
+            keeper = _keeper(opened, lost)
+            await keeper.look()
+            key = opened.lease().key
+            if left is None:
+                opened.store.delete([key])
+            else:
+                opened.store.put_bytes(key, left)
+            keeper._asked = float("-inf")
+            await keeper.permit(fresh=True)
+            state = opened.lease().peek()
+            assert state is not None
+            assert state.machine == config.machine_token()
+
+    trio.run(begin)
+    assert not lost
+
+
 def test_a_mount_whose_storage_goes_away_while_it_takes_the_lease_takes_it_later(root: Path) -> None:
     lost: list[LeaseLost] = []
 
