@@ -23,7 +23,7 @@ from lamfs.fs.room import Room
 from lamfs.fs.state import FileState, Spool
 from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
-from lamfs.registry import Conflict
+from lamfs.registry import Conflict, Lost
 from lamfs.scratch import PROBE_SECONDS
 from lamfs.transfer.uploader import SETTLE
 
@@ -410,9 +410,9 @@ class Spooling:
                 os.dup2(fd, state.spool.fd, inheritable=False)
         return True
 
-    def lost(self, ino: int, names: Iterable[tuple[int, str]]) -> None:
+    def lost(self, ino: int, lost: Lost) -> None:
         """What was written to a file that is not open is lost."""
-        for parent, name in names:
+        for parent, name in lost.names:
             self._c.kernel.entry(parent, name)
             self._c.kernel.attributes(parent)
         self._c.renew(ino)

@@ -29,15 +29,15 @@ from lamfs.errors import (
 )
 from lamfs.keys import check_spool_name
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
-from lamfs.ops import adoption, drafts, messages, newer, overlays, spools
+from lamfs.ops import adoption, alone, messages, newer, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, check_size, in_parts
-from lamfs.transfer import claims, damage
-from lamfs.transfer.direct import DirectWaits, DirectWorker, finish
+from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, in_parts
+from lamfs.transfer import claims
+from lamfs.transfer.direct import finish
 from lamfs.transfer.moves import Moves
-from lamfs.transfer.multipart import Multipart
+from lamfs.transfer.steps import Upload, what
 
 log = logging.getLogger("lamfs.recover")
 
@@ -46,7 +46,12 @@ storage_work = threading.RLock()
 active: set[int] = set()
 """Journal ids of saves that this process is at work on; under ``storage_work``."""
 
+put_work = threading.RLock()
+"""Held while this process finishes puts of processes that are gone."""
+
 RETRY_NS = 5_000_000_000
+TRIES = 4
+"""Times that a put meets somebody else's object before it is left for later."""
 
 
 def finish_all(instance: Instance, *, strict: bool = True) -> None:
@@ -173,7 +178,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
         return 0
     if spool is None:
         return 0  # the disk it is on is not there
-    with spool:
+    with spool, put_work:
         return _finish_puts(instance, spool, strict)
 
 
@@ -227,53 +232,27 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
             return False
     user = instance.user()
     origin = Provenance(user.id if user else None)
-    if not spool.exists(src):
-        return _put_was_renamed(instance, spool, entry, origin)
-    if "doubted" in entry.payload:
-        # What it has stored, if it has, may be another machine's by now: it begins anew.
-        registry.journal.set_target(entry.id, None)
-        entry.object_key = None
-    assert entry.ino is not None
-    check_size(instance.store, spool.stat(src).st_size, registry.tree.path(entry.ino) or src)
-    overlays.complete(instance, entry, spool)
-    with spool.opened(src, os.O_RDONLY) as fd:
-        content = hashing.hash_fd(fd, os.fstat(fd).st_size)
-    if blocks := damage.compare(registry, entry, content):
-        raise damage.error(registry.tree.path(entry.ino) or str(entry.uid), spool.shown(src), blocks)
-    artifact = registry.artifacts.by_ino(entry.ino)
-    if (
-        artifact is not None
-        and content.same_bytes(artifact.revision.content)
-        # Other bytes may have reached the object by a put of which this registry does not know.
-        and _etag_at(instance.store, artifact.revision.object_key) == artifact.revision.etag
-    ):
-        registry.commits.put_unneeded(entry.ino, entry.gen)
-    else:
-        instance.prove()
-        with spool.opened(src, os.O_RDONLY) as fd:
-            os.fdatasync(fd)  # before these bytes replace others, they and the row that says so survive a power cut
-        registry.journal.set_base(entry.ino, None)  # it lacks nothing any more
-        newer.keep_before(instance, artifact, registry.commits.put_target(entry), entry)
-        with storage_work:
-            target = registry.commits.put_target(entry)
-            claimed = registry.journal.is_claimed(target)
-            registry.journal.drop_delete(target)
-            if entry.object_key not in (None, target) and not registry.artifacts.with_object(entry.object_key or ""):
-                registry.journal.add_delete(entry.object_key or "")
-            registry.journal.set_target(entry.id, target)
-        sync_log(registry.path)
-        meta = registry.commits.put_meta(entry, content)
+    steps, told = alone.puts(instance, spool, origin)
+    for _ in range(TRIES):
         try:
-            over = replaceable(instance, registry.artifacts.by_ino(entry.ino), target, claimed=claimed, entry=entry)
-            etag = store_bytes(instance, content, spool.path(src), target, meta, consume=True, over=over)
-        except PreconditionFailed:
-            if not claimed:
-                registry.journal.unclaim(entry.id, target)  # the next try keeps what is there
-            raise
-        registry.commits.put(entry.ino, entry.gen, content, target, etag, origin)
-        sync_log(registry.path)
-    spool.unlink(src)
-    return True
+            committed, consumed = finish(steps.put(entry, Upload(entry)))
+            break
+        except ObjectChanged as error:
+            if told.conflict is None:
+                raise
+            # Both are kept: what the put has is a file of its own now, and is stored as that.
+            messages.warn(str(error))
+            told.conflict = None
+        left = registry.journal.get(entry.id)
+        if left is None:
+            return False
+        entry = left
+    else:
+        raise StorageUnavailable(f"What is stored where '{what(registry, entry)}' goes changes all the time.")
+    sync_log(registry.path)
+    if not consumed and not registry.journal.owes_file(src):
+        spool.unlink(src)
+    return committed.record is not None
 
 
 def replaceable(
@@ -310,53 +289,6 @@ def _etag_at(store: ObjectStore, object_key: str) -> str | None:
     return None if found is None else found.etag
 
 
-def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry, origin: Provenance) -> bool:
-    """The spool file is gone: it was renamed into the storage folder before a crash, or something removed it. Then the
-    file is as it was stored last (Rescue.give_up), and False is returned."""
-    registry, store = instance.registry, instance.store
-    assert entry.ino is not None
-    artifact = registry.artifacts.by_ino(entry.ino)
-    if entry.object_key is not None and store.kind == "local":
-        with contextlib.suppress(ObjectMissing, NotFound):
-            if artifact is None or artifact.revision.etag != store.head(entry.object_key).etag:
-                content, etag = drafts.hash_object(store, entry.object_key)
-                said = None if claims.is_private(entry.object_key) else store.meta(entry.object_key)
-                if (
-                    claims.is_private(entry.object_key)
-                    or said is not None
-                    or claims.has_bytes(registry, content, entry)
-                ):
-                    registry.commits.put(entry.ino, entry.gen, content, entry.object_key, etag, origin)
-                    return True
-    lost = registry.rescue.give_up(entry.id)
-    if lost is not None:
-        log.error("%s (%s)", lost.sentence, spool.shown(entry.src or ""))
-        messages.warn(lost.sentence)
-    return False
-
-
-def store_bytes(
-    instance: Instance,
-    content: ContentHash,
-    path: str,
-    target: str,
-    meta: ObjectMeta,
-    *,
-    consume: bool = False,
-    over: Over = ANYTHING,
-) -> str:
-    """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag.
-
-    ``over``: what it may replace. Raises PreconditionFailed, storage errors.
-    """
-    store = instance.store
-    if store.kind != "local":
-        etag = copy_twin(instance, content, target, meta, over)
-        if etag is not None:
-            return etag
-    return store.put_file(target, path, consume=consume, meta=meta, **over._asdict()).etag
-
-
 def copy_twin(
     instance: Instance, content: ContentHash, target: str, meta: ObjectMeta, over: Over = ANYTHING
 ) -> str | None:
@@ -383,7 +315,7 @@ def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abo
     journal = instance.registry.journal
     with storage_work:
         journal.adopt(wanted)
-        moves = _moves(instance)
+        moves = alone.moves(instance)
         for entry in journal.mine("move", "abort"):
             try:
                 if entry.op == "move" and "move" in wanted:
@@ -396,17 +328,6 @@ def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abo
         problem = _delete(instance, moves, entries) if entries else None
         if problem is not None and strict:
             raise problem
-
-
-def _moves(instance: Instance) -> Moves:
-    """Moves that this thread does itself."""
-    worker, waits = DirectWorker(instance.store), DirectWaits(instance.registry.path, None)
-
-    async def permit(_: bool) -> None:
-        instance.prove()
-
-    parts = Multipart(instance.registry, worker, waits)
-    return Moves(instance.registry, instance.store, worker, waits, permit, parts, set())
 
 
 def _move(instance: Instance, moves: Moves, entry: JournalEntry) -> None:

@@ -27,7 +27,7 @@ from lamfs.hashing import MD5_MAX, hash_fd
 from lamfs.keys import check_spool_name
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.processes import uptime
-from lamfs.registry import Committed, Conflict, Provenance, Registry, is_based_on, missing_blocks
+from lamfs.registry import Committed, Conflict, Lost, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
@@ -76,8 +76,8 @@ class FileHooks(Protocol):
     async def revive(self, ino: int, src: str) -> bool:
         """The spool file ``src`` has lost its name: give its bytes a file of that name again, if it is open here."""
 
-    def lost(self, ino: int, names: Iterable[tuple[int, str]]) -> None:
-        """What was written to an inode last is lost: it is as it was stored last, or has lost these names."""
+    def lost(self, ino: int, lost: Lost) -> None:
+        """What was written to a file last is lost."""
 
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy these blocks of the stored revision ``base`` into the overlay ``src``, which is frozen."""
@@ -119,10 +119,13 @@ class Steps:
         parts: Multipart,
         busy: set[str],
         permit: Permit = anybody,
+        *,
+        hash_first: bool = False,
     ) -> None:
         self._registry = registry
         self._store = store
         self._permit = permit
+        self._hash_first = hash_first
         self._worker = worker
         self._waits = waits
         self._multipart = parts
@@ -270,7 +273,9 @@ class Steps:
 
         One that may have the bytes of an artifact is hashed first: then it need not be sent.
         """
-        if self._store.kind == "local" or base is not None or size <= multipart.MULTIPART_ABOVE or size <= MD5_MAX:
+        if self._hash_first or self._store.kind == "local" or base is not None:
+            return False
+        if size <= multipart.MULTIPART_ABOVE or size <= MD5_MAX:
             return False
         return (artifact is None or artifact.size != size) and not self._registry.artifacts.has_large(size)
 
@@ -445,7 +450,7 @@ class Steps:
         lost = self._registry.rescue.give_up(entry.id)
         if lost is not None:
             log.error("%s (%s)", lost.sentence, entry.src)
-            self.hooks.lost(entry.ino, lost.names)
+            self.hooks.lost(entry.ino, lost)
         return Committed(None, current=True)
 
     async def drop(self, entry: JournalEntry) -> None:

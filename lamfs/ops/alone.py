@@ -1,0 +1,116 @@
+"""Storage work of the CLI, the API and recovery: the same steps as a mount's (transfer/steps.py, transfer/moves.py),
+run by the calling thread. No file is open here that they would have to regard. Any thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterable, Iterator
+
+from lamfs import copying, hashing
+from lamfs.errors import DamagedData
+from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.ops import messages
+from lamfs.ops.instance import Instance
+from lamfs.registry import Conflict, Lost, Provenance, lacks_some, unwritten
+from lamfs.spool import SpoolFolder
+from lamfs.transfer.direct import DirectWaits, DirectWorker
+from lamfs.transfer.guard import Permit
+from lamfs.transfer.moves import Moves
+from lamfs.transfer.multipart import Multipart
+from lamfs.transfer.steps import Steps
+
+
+def puts(instance: Instance, spool: SpoolFolder, origin: Provenance) -> tuple[Steps, NoOpenFiles]:
+    """Puts of one spool, and what they tell."""
+    registry, store = instance.registry, instance.store
+    worker, waits = DirectWorker(store), DirectWaits(registry.path, spool)
+    parts = Multipart(registry, worker, waits)
+    steps = Steps(
+        registry, store, worker, waits, spool, origin, parts, set(), _permit(instance), hash_first=True
+    )  # fmt: skip
+    hooks = steps.hooks = NoOpenFiles(instance, spool)
+    return steps, hooks
+
+
+def moves(instance: Instance) -> Moves:
+    """Moves, deletes and aborts of one instance."""
+    registry, store = instance.registry, instance.store
+    worker, waits = DirectWorker(store), DirectWaits(registry.path, None)
+    parts = Multipart(registry, worker, waits)
+    return Moves(registry, store, worker, waits, _permit(instance), parts, set())
+
+
+def _permit(instance: Instance) -> Permit:
+    async def permit(_: bool) -> None:
+        instance.prove()
+
+    return permit
+
+
+class NoOpenFiles:
+    """FileHooks (transfer/steps.py) where no file is open. ``conflict``: what the last put ended in, if it was one."""
+
+    def __init__(self, instance: Instance, spool: SpoolFolder) -> None:
+        self._instance = instance
+        self._spool = spool
+        self.conflict: Conflict | None = None
+
+    def has_writers(self, ino: int) -> bool:
+        """FileHooks.has_writers, and so on."""
+        return False
+
+    def freeze(self, ino: int, src: str) -> None: ...
+
+    def thaw(self, ino: int, src: str) -> None: ...
+
+    def stored(
+        self, ino: int, src: str, revision: Revision | None, consumed: bool, missing: Collection[int] = ()
+    ) -> None: ...
+
+    @contextlib.contextmanager
+    def storing_many(self) -> Iterator[None]:
+        yield
+
+    def rebased(self, ino: int, revision: Revision) -> None: ...
+
+    def conflicted(self, ino: int, conflict: Conflict) -> None:
+        self.conflict = conflict
+
+    def damaged(self, ino: int, src: str, blocks: Collection[int]) -> None: ...
+
+    async def revive(self, ino: int, src: str) -> bool:
+        return False
+
+    def lost(self, ino: int, lost: Lost) -> None:
+        messages.warn(lost.sentence)
+
+    async def pin(self, object_key: str, *, but: int | None = None) -> None: ...
+
+    async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
+        """FileHooks.fill. What was brought is noted block by block, so the next try goes on from there."""
+        registry = self._instance.registry
+        with self._spool.opened(src, os.O_RDWR) as fd:
+            size = os.fstat(fd).st_size
+            ranges = registry.overlays.ranges(src)
+            for block in sorted(blocks):
+                offset, known = block * BLOCK_SIZE, ranges.get(block, ())
+                if lacks_some(known, size - offset):
+                    data = self._block(base, block)
+                    for place, piece in unwritten(offset, data[: size - offset], known):
+                        copying.write_full(fd, piece, place)
+                os.fdatasync(fd)  # a power cut must not leave zeros where the registry says that bytes are
+                registry.overlays.add(src, [block])
+
+    def _block(self, base: Revision, block: int) -> bytes:
+        """A block of the revision, verified."""
+        store, offset = self._instance.store, block * BLOCK_SIZE
+        length = min(BLOCK_SIZE, base.size - offset)
+        data = store.get(base.object_key, offset=offset, length=length, etag=base.etag)
+        if hashing.hash_block(data) != base.content.block(block):
+            raise DamagedData(
+                f"Block {block} of the object {store.url(base.object_key)} is not what was saved, so what was changed"
+                " beside it cannot be stored; 'lamfs fsck --data' tells more."
+            )
+        return data
