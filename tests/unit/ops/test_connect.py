@@ -28,6 +28,7 @@ from lamfs.ops.instance import Instance
 from lamfs.registry import Lost
 from lamfs.spool import SpoolFolder
 from lamfs.storage.local import LocalStore
+from lamfs.transfer import steps
 from tests.support.ops import machine, write_spool
 
 
@@ -325,8 +326,8 @@ def test_what_somebody_else_has_stored_is_not_replaced_without_a_mount(
             recover.finish_all(opened, strict=False)
         assert opened.registry.journal.entries() == []
     (beside,) = [key for key in keys("ada/default") if key != "a.txt"]
-    assert beside.startswith("lost+found/")
-    assert (read("ada/default", "a.txt"), read("ada/default", beside)) == (text, "theirs")
+    assert beside.startswith("a (conflict ")
+    assert (read("ada/default", "a.txt"), read("ada/default", beside)) == ("theirs", text)
 
 
 def test_a_save_replaces_only_what_it_set_out_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -671,7 +672,7 @@ def test_close_names_what_storage_can_never_take(tmp_path: Path, monkeypatch: py
         if name != "b.txt":
             raise TooLarge(f"'{name}' is too large; cut it.")
 
-    monkeypatch.setattr(recover, "check_size", check)
+    monkeypatch.setattr(steps, "check_size", check)
     for _ in range(2):
         with pytest.raises(
             TooLarge, match=r"'ada/default' cannot be closed yet: 'a.txt' is too large; .* of 'c.txt'\."

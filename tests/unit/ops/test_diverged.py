@@ -138,7 +138,7 @@ def test_what_another_machine_has_stored_and_did_not_live_to_tell_is_kept(tmp_pa
         for _ in range(4):
             recover.finish_all(opened)
     (beside,) = [key for key in keys() if key != "a.txt"]
-    assert (read("a.txt"), read(beside)) == ("mine", "theirs")
+    assert (read("a.txt"), read(beside)) == ("theirs", "mine")
 
 
 @pytest.mark.parametrize("deleted", [False, True])

@@ -16,11 +16,12 @@ from lamfs.errors import StorageError, StorageForbidden
 from lamfs.hashing import hash_block
 from lamfs.keys import spool_name
 from lamfs.model import ArtifactRecord
-from lamfs.ops import artifacts, damage, fsck, recover, scrub, setup, strays
+from lamfs.ops import artifacts, damage, fsck, scrub, setup, strays
 from lamfs.ops.instance import Instance
 from lamfs.spool import SpoolFolder
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
+from lamfs.storage.local import LocalStore
 from lamfs.storage.root import check_object_key
 from tests.support.ops import make_spool, write_spool
 
@@ -155,7 +156,7 @@ def test_bytes_that_are_owed_outlive_the_name_of_their_file(
     assert any(f"inode {ino} has no name" in text for text in fsck.check(instance).problems)
     with monkeypatch.context() as patch:
         if not works:
-            patch.setattr(recover, "store_bytes", broken)
+            patch.setattr(LocalStore, "put_file", broken)
         report = fsck.check(instance, repair=True)
     place = f"lost+found/inode {ino}"
     assert any(place in text for text in report.repaired), report
