@@ -74,9 +74,18 @@ def stray_spool(instance: Instance, record: ArtifactRecord) -> None:
     write_spool(instance, spool_name(0x12), "left")
 
 
+def damage_object(instance: Instance, record: ArtifactRecord) -> None:
+    with object_path(instance, record).open("r+b") as file:
+        file.write(b"X")
+
+
 UNREPAIRED = {
     "gone": (remove_object, r"the object .* of 'd/a.txt' is gone"),
-    "short": (shorten_object, r"has 4 bytes, not 10"),
+    "short": (shorten_object, r"has 4 bytes, not 10: it is damaged, its bytes are not those of revision 1; put .*back"),
+    "damaged": (
+        damage_object,
+        r"is damaged: its bytes are not those of revision 1; put .* or give the file its content",
+    ),
     "dangling entry": (sql("INSERT INTO dentry(parent, name, ino) VALUES(1, 'x', 999)"), "inode 999, which does not"),
     "entry in nowhere": (sql("INSERT INTO dentry(parent, name, ino) VALUES(998, 'x', :ino)"), "directory 998"),
     "no entry": (sql("DELETE FROM dentry WHERE ino=:ino"), "is shown but has no entry"),
@@ -95,7 +104,7 @@ UNREPAIRED = {
     ),
 }
 REPAIRED = {
-    "copied object": (copy_object, "of 'd/a.txt' (was replaced by something else|is another one with the same bytes)"),
+    "copied object": (copy_object, "of 'd/a.txt' (was replaced by a copy with|is another one with) the same bytes"),
     "stray object": (stray_object, "no artifact references"),
     "stray spool": (stray_spool, "nothing owes the file"),
     "links": (sql("UPDATE inode SET nlink=7 WHERE ino=:ino"), "counts 7 links and has 1"),
