@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from lamfs.errors import LamfsError, TooLarge
+from lamfs.errors import LamfsError, LeaseLost, TooLarge
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.ops.mounts import socket_address
@@ -103,7 +103,7 @@ class ControlServer:
             else:
                 reply = {"error": f"This mount knows no command '{name}'; is it of another version of lamfs?"}
         except LamfsError as error:
-            reply = {"error": str(error)}
+            reply = {"error": str(error), "lost": isinstance(error, LeaseLost)}
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
     async def _sync(self, stream: trio.SocketStream, below: object) -> list[str]:
