@@ -186,7 +186,9 @@ class Stats:
                 item = await context.mover.head(record.revision.object_key)
             except LamfsError:
                 continue
-            if (item.size, item.etag) == (record.size, record.revision.etag) and self._changed.pop(place, None):
+            right = (item.size, item.etag) == (record.size, record.revision.etag)
+            if right and place in self._changed:
+                del self._changed[place]
                 log.info("the object %s of '%s' (artifact %s) is right again", found.url, record.place, record.uid)
 
     @staticmethod

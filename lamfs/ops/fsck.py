@@ -23,7 +23,19 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, newer, orphans, recover, scrub, spools, stored_registry, strays, temporaries
+from lamfs.ops import (
+    damage,
+    husks,
+    mounts,
+    newer,
+    orphans,
+    recover,
+    scrub,
+    spools,
+    stored_registry,
+    strays,
+    temporaries,
+)
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
 from lamfs.registry import damaged_blocks, is_alive
@@ -107,6 +119,7 @@ def _check(
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
+    _husks(instance, report, repair)
     _lost(instance, report, repair)
     wrong, shared, unknown = _storage(instance, report, repair, jobs, watcher)
     _orphan_objects(instance, report, unknown, repair, purge, watcher)
@@ -356,6 +369,24 @@ def _lost(instance: Instance, report: Report, repair: bool) -> None:
     folder, count = rescue.found()
     if count:
         report.notes.append(f"tree: '{folder}' has {count} entries; look at them, and move or delete them")
+
+
+def _husks(instance: Instance, report: Report, repair: bool) -> None:
+    """Scratch names whose bytes are elsewhere: on another machine that is as it should be."""
+    registry = instance.registry
+    for husk in husks.find(registry):
+        what = f"tree: '{husk.key}' is a scratch name, and its {husk.inode.size} bytes are not on this machine"
+        if husk.kept is None:
+            report.notes.append(
+                f"{what}, so it cannot be read here; delete the name, unless another machine has the bytes"
+            )
+            continue
+        place = f"{registry.rescue.found()[0]}/{husk.kept}"
+        if repair and husks.mend(registry, husk):
+            report.add(f"tree: '{husk.key}' had lost its bytes, and has those of '{place}' again", True)
+            mounts.poke(instance.settings)
+        else:
+            report.add(f"{what}: they are '{place}'; 'lamfs fsck --repair' gives them back")
 
 
 def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder) -> None:

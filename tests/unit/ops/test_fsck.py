@@ -15,7 +15,7 @@ from lamfs import config
 from lamfs.errors import StorageForbidden
 from lamfs.hashing import hash_block
 from lamfs.keys import spool_name
-from lamfs.model import ArtifactRecord
+from lamfs.model import ROOT_INO, ArtifactRecord
 from lamfs.ops import artifacts, damage, fsck, recover, scrub, setup, strays
 from lamfs.ops.instance import Instance
 from lamfs.storage import open_store
@@ -374,3 +374,34 @@ def test_stray_spool_files_look_through_all_artifacts_once(
         kinds = [stray.kind for stray in strays.look(instance.registry, instance.store, spool)]
     assert sorted(kinds, key=str) == [strays.Kind.DOUBLE] + 3 * [strays.Kind.STRAY]
     assert looked == 1
+
+
+def test_a_scratch_name_whose_bytes_are_in_the_spool(instance: Instance) -> None:
+    """The registry was restored, and has the name alone."""
+    registry = instance.registry
+    inode, src = registry.names.create_file(ROOT_INO, ".z.swp", 0o100640, os.getuid(), os.getgid())
+    registry.tree.update(inode.ino, size=3)
+    registry.db.execute("DELETE FROM journal WHERE ino=?", (inode.ino,))
+    registry.db.execute("DELETE FROM spent")
+    write_spool(instance, src, "abc")
+    lines = [text for text in fsck.check(instance).notes if "'.z.swp' is a scratch name" in text]
+    assert len(lines) == 1
+    assert "its 3 bytes are not on this machine" in lines[0]
+    # So it was left by the mount that came first.
+    with make_spool(instance) as spool:
+        strays.settle(registry, instance.store, spool, instance.settings.directory)
+    recover.finish_puts(instance)
+    kept = f"lost+found/kept z (spool {src}).swp"
+    problems = fsck.check(instance).problems
+    assert any(f"they are '{kept}'; 'lamfs fsck --repair'" in text for text in problems)
+    report = fsck.check(instance, repair=True)
+    assert report.clean
+    assert f"tree: '.z.swp' had lost its bytes, and has those of '{kept}' again" in report.repaired
+    record = registry.artifacts.by_key(".z.swp")
+    assert record is not None
+    assert artifacts.cache(instance, record).read_text() == "abc"
+    again = registry.tree.resolve(".z.swp")
+    assert again is not None
+    assert again.mode == 0o100640
+    assert fsck.check(instance).notes == []
+    assert fsck.check(instance).clean
