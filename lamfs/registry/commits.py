@@ -116,6 +116,15 @@ class Commits:
         same = content is not None and content.same_bytes(artifact.revision.content)
         return ObjectMeta.of(artifact.uid, artifact.key, artifact.number + (not same), content)
 
+    def new_object(self, entry: JournalEntry, content: ContentHash) -> tuple[str, ObjectMeta]:
+        """What put_target and put_meta say of a put row whose file is no artifact yet."""
+        assert entry.ino is not None
+        assert entry.uid is not None
+        key, suffix = self._key_of(entry.ino)
+        virtual = bool(entry.payload.get("key_is_virtual", True))
+        target = self._free_object(entry.uid, suffix, key, virtual, entry.id)
+        return target, ObjectMeta.of(entry.uid, key, 1, content)
+
     def save_meta(self, record: ArtifactRecord) -> ObjectMeta:
         """What the object of an artifact that is about to be saved is to say of itself."""
         old, content = self._artifacts.by_uid(record.uid), record.revision.content
@@ -131,11 +140,10 @@ class Commits:
         return f"{AUTO_KEY_PREFIX}{uid}.{new_uid(6)}{suffix}"
 
     def _key_of(self, ino: int) -> tuple[str | None, str]:
-        names = self._tree.names(ino)
-        if not names:
+        first = self._tree.first_name(ino)
+        if first is None:
             return None, ""
-        parent, name = names[0]
-        return (None if parent == AUTO_INO else self._tree.path(ino)), suffix_of(name)
+        return (None if first[0] == AUTO_INO else self._tree.path_at(*first)), suffix_of(first[1])
 
     def put(
         self,

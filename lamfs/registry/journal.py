@@ -499,21 +499,31 @@ class Journal:
 
     def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort", "drop")) -> list[JournalEntry]:
         """Take over the rows of processes that are gone. Returns them as they were."""
+        left = self.left(ops)
+        return self.take(left) if left else []
+
+    def left(self, ops: Iterable[str]) -> list[JournalEntry]:
+        """What processes that are gone owe of these operations, oldest first."""
         wanted = set(ops)
-        gone = [owner for owner in self._owners() if owner != self.owner and not is_alive(owner)]
-        if not gone:
-            return []
+        gone = [owner for owner in self._owners() if owner != self.owner and not is_alive(owner)] if wanted else []
+        found: list[JournalEntry] = []
+        for owner in gone:
+            rows = self._db.all(f"SELECT {_COLUMNS} FROM journal WHERE owner IS ?", (owner,))
+            found += [entry for entry in map(_entry, rows) if entry.op in wanted]
+        return sorted(found, key=lambda entry: entry.id)
+
+    def take(self, entries: Iterable[JournalEntry]) -> list[JournalEntry]:
+        """Take over rows of ``left``. Returns those that nobody else has taken or changed since, as they were."""
         with self._db.transaction():
-            taken = []
-            for owner in gone:
-                rows = self._db.all(f"SELECT {_COLUMNS} FROM journal WHERE owner IS ?", (owner,))
-                taken += [entry for entry in map(_entry, rows) if entry.op in wanted]
-            taken.sort(key=lambda entry: entry.id)
-            self._db.conn.executemany(
-                "UPDATE journal SET owner=?, next_at=0, state=replace(state, 'held', 'ready') WHERE id=?",
-                [(self.owner, entry.id) for entry in taken],
-            )
-        return taken
+            return [
+                entry
+                for entry in entries
+                if self._db.execute(
+                    "UPDATE journal SET owner=?, next_at=0, state=replace(state, 'held', 'ready')"
+                    " WHERE id=? AND op=? AND owner IS ? AND src IS ? AND gen=?",
+                    (self.owner, entry.id, entry.op, entry.owner, entry.src, entry.gen),
+                ).rowcount
+            ]
 
     def _owners(self) -> list[str | None]:
         """Who owes anything. One step in an index for each of them, however much it is."""

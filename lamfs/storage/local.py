@@ -26,6 +26,7 @@ from lamfs.errors import (
     StorageForbidden,
     StorageReadOnly,
 )
+from lamfs.keys import LOCK_FOLDER, is_probe
 from lamfs.storage import meta as metas
 from lamfs.storage.base import Capabilities, ObjectMeta, ObjectStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.folder import READ, SPOOL_FOLDER, TEMP_FOLDER, Entry, Folder
@@ -282,9 +283,13 @@ class LocalStore:
 
     def temporaries(self) -> Iterator[ObjectStat]:
         with self._errors_of(TEMP_FOLDER):
-            for name, status in self._folder.temporaries():
+            for name, status in self._folder.files(TEMP_FOLDER):
                 if is_utf8(name):
                     yield _object_stat(f"{TEMP_FOLDER}/{name}", status)
+        with self._errors_of(LOCK_FOLDER):
+            for name, status in self._folder.files(LOCK_FOLDER.rstrip("/")):
+                if is_utf8(name) and is_probe(f"{LOCK_FOLDER}{name}"):
+                    yield _object_stat(f"{LOCK_FOLDER}{name}", status)
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return iter(())

@@ -23,9 +23,9 @@ def is_said(registry: Registry, found: ObjectStat, said: ObjectMeta | None) -> b
     return is_private(found.key) or said is not None or registry.journal.owes_delete(found.key, found.etag)
 
 
-def may_have_bytes(registry: Registry, found: ObjectStat, entry: JournalEntry | None) -> bool:
+def may_have_bytes(registry: Registry, found: ObjectStat, entry: JournalEntry) -> bool:
     """Whether it is worth to compare the bytes of an object with those of a put (``has_bytes``)."""
-    seal = None if entry is None else _seal(registry, entry)
+    seal = _seal(registry, entry)
     return seal is not None and seal.size == found.size
 
 

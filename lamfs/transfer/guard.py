@@ -13,8 +13,8 @@ from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, JournalEntry
 from lamfs.processes import uptime
 from lamfs.registry import Registry
 from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over
-from lamfs.transfer.client import Mover
 from lamfs.transfer.conflicts import look
+from lamfs.transfer.worker import Worker
 
 Permit = Callable[[bool], Awaitable[None]]
 """Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
@@ -50,7 +50,7 @@ class Guard:
         self,
         registry: Registry,
         store: ObjectStore,
-        mover: Mover,
+        worker: Worker,
         permit: Permit,
         entry: JournalEntry,
         artifact: ArtifactRecord | None,
@@ -60,7 +60,7 @@ class Guard:
     ) -> None:
         self._registry = registry
         self._store = store
-        self._mover = mover
+        self._worker = worker
         self._permit = permit
         self._entry = entry
         self._target = target
@@ -86,7 +86,7 @@ class Guard:
         if self._is_new and self._target.startswith(AUTO_KEY_PREFIX):
             return ANYTHING  # nobody else has this artifact
         await self._permit(True)
-        found, over = await look(self._mover, self._target)
+        found, over = await look(self._worker, self._target)
         if found is None:
             return over
         expected = self._replaced is not None and found.etag == self._replaced.etag

@@ -22,6 +22,7 @@ from lamfs.errors import (
     StorageReadOnly,
     StorageUnavailable,
 )
+from lamfs.keys import PROBE_PREFIX
 from lamfs.storage.base import Capabilities
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
@@ -29,7 +30,6 @@ from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
 if TYPE_CHECKING:
     from lamfs.storage.s3.store import S3Store
 
-PROBE_PREFIX = ".lamindb/_exclusion/probe-"
 RACERS = 5
 ROUNDS = 4
 """A server that checks first and writes then shows 2 to 4 winners in most rounds of such a race, and passes every

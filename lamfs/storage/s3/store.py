@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from lamfs.copying import open_source
 from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.keys import LOCK_FOLDER, is_probe
 from lamfs.storage.base import (
     Capabilities,
     ObjectMeta,
@@ -27,7 +28,7 @@ from lamfs.storage.meta import PREFIX, as_metadata, from_headers
 from lamfs.storage.osfiles import source_error, write_fetched
 from lamfs.storage.root import check_object_key
 from lamfs.storage.s3 import upload, uploads
-from lamfs.storage.s3.check import PROBE_PREFIX, check_bucket
+from lamfs.storage.s3.check import check_bucket
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.download import Download, Sink, into
 from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
@@ -347,7 +348,7 @@ class S3Store:
         return left if set(left) <= set(batch) else batch
 
     def temporaries(self) -> Iterator[ObjectStat]:
-        return self.list(PROBE_PREFIX)
+        return (item for item in self.list(LOCK_FOLDER) if is_probe(item.key))
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return uploads.unfinished(self._connection, self._base)

@@ -576,8 +576,7 @@ def test_an_old_delete_does_not_hit_the_same_bytes_that_came_back(
     at = record.revision.object_key
     if what == "renamed and back":
         artifacts._rename(instance, record.uid, "a.txt")
-        for entry in registry.journal.mine("move"):
-            recover._move(instance, entry)
+        recover.run_owed(instance, ops=("move",), strict=True)
         past.put("one", at, ObjectMeta(record.uid, "a.csv", 1, None))
         now = registry.artifacts.by_uid(record.uid)
         assert now is not None
@@ -602,8 +601,7 @@ def test_an_old_delete_of_what_nothing_needs_is_done(instance: Instance, past: P
     one, two = past.save("one", "a.csv"), past.save("two", "b.csv", virtual=False)
     three = past.save("three", "c.csv")
     artifacts._rename(instance, three.uid, "c.txt")
-    for entry in instance.registry.journal.mine("move"):
-        recover._move(instance, entry)
+    recover.run_owed(instance, ops=("move",), strict=True)
     for record in (one, two):
         instance.registry.names.purge(record.uid)
     instance.registry.journal.doubt_claims()
