@@ -192,7 +192,9 @@ def close(instance: str | None) -> None:
 def delete_instance(instance: str, force: bool) -> None:
     """Remove an instance.
 
-    Its registry, lock, settings and cache go. Refuses while it holds artifacts, unless --force is given.
+    What is owed to storage is stored first. Then its registry, lock, settings and cache go; objects of artifacts stay
+    in storage, and what storage does not take stays in the spool folder, which is named. Refuses while it holds
+    artifacts, or scratch files with bytes, unless --force is given.
     """
     from lamfs.ops import setup
 

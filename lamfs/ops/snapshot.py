@@ -42,7 +42,7 @@ from lamfs.errors import (
     StorageError,
     StorageFull,
 )
-from lamfs.model import iso
+from lamfs.model import StorageConfig, iso
 from lamfs.ops import diverged, held, kept, messages, working_copy, written
 from lamfs.ops.instance import FENCE, Instance
 from lamfs.registry import Registry
@@ -365,12 +365,24 @@ def ways_back(instance: Instance) -> str:
     where = settings.storage
     words = ["lamfs", "connect", settings.slug]
     if settings not in config.list_instances():
-        words = ["lamfs", "connect", origin.slug, "--storage", where.root]
-        for option, value in (("endpoint-url", where.endpoint_url), ("region", where.region)):
-            words += [f"--{option}", value] if value else []
-        words += ["--path-style"] if where.path_style else []
+        words = ["lamfs", "connect", origin.slug, *_reaching(where)]
     words += ["--restore", "--copy", copy.name]
     return f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {home}"
+
+
+def anew(where: StorageConfig, slug: str | None = None) -> str:
+    """How objects of artifacts whose registry is gone for good are made readable, in words. ``slug``: of the new
+    instance; None: what its storage is called."""
+    words = ["lamfs", "init", *_reaching(where), *([] if slug is None else ["--name", slug.partition("/")[2]]), "--new"]
+    return f"'{shlex.join(words)}' and then 'lamfs fsck --repair' give them names again, in lost+found"
+
+
+def _reaching(where: StorageConfig) -> list[str]:
+    """The options of a command that reach a storage."""
+    words = ["--storage", where.root]
+    for option, value in (("endpoint-url", where.endpoint_url), ("region", where.region)):
+        words += [f"--{option}", value] if value else []
+    return words + (["--path-style"] if where.path_style else [])
 
 
 def newest_good(instance: Instance, id_: uuid.UUID | None = None) -> tuple[kept.Copy, Origin] | None:
