@@ -23,7 +23,19 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, newer, orphans, recover, scrub, spools, stored_registry, strays, temporaries
+from lamfs.ops import (
+    damage,
+    mounts,
+    newer,
+    orphans,
+    recover,
+    scrub,
+    spools,
+    stored_registry,
+    strays,
+    temporaries,
+    unreturned,
+)
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
 from lamfs.registry import damaged_blocks, is_alive
@@ -476,6 +488,8 @@ def _orphan_objects(
             report.add(f"{what}; 'lamfs fsck --repair' puts it into lost+found")
     if repair and left:
         mounts.poke(instance.settings)
+    if not left or repair:
+        unreturned.forget(instance.settings)
 
 
 def _is_key(store: ObjectStore, key: str) -> bool:
