@@ -276,6 +276,9 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for instance in result["instances"]:
         for kept in instance.get("diverged", ()):
             told = f"{len(kept['brought_back'])} artifacts were brought back, {len(kept['left'])} are only in there"
+            if kept["renamed"]:
+                listing = shown(kept["registry"].removesuffix(".lndb") + ".json")
+                told += f", {len(kept['renamed'])} have another name now, which {listing} lists"
             yield f"  KEPT     {shown(kept['registry'])}: {instance['slug']} before another machine took over; {told}"
         if instance.get("unreturned"):
             yield f"  TAKEN OVER  {shown(instance['unreturned'])}"

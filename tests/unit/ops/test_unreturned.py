@@ -10,7 +10,7 @@ import pytest
 
 from lamfs import config
 from lamfs.daemon.first import look
-from lamfs.ops import artifacts, fsck, setup, snapshot, unreturned
+from lamfs.ops import artifacts, diverged, fsck, setup, snapshot, unreturned
 from lamfs.ops.instance import Instance
 from tests.support.commands import quick, quick_json
 from tests.support.ops import machine
@@ -80,6 +80,28 @@ def test_a_mount_says_it_too(root: Path) -> None:
     run_out(root)
     with machine(config.data_dir().parent / "three"), Instance.open(SLUG) as opened:
         assert any("bob on " in notice and "did not give it back" in notice for notice in look(opened, write=True)[0])
+
+
+def test_the_machine_that_died_is_told_where_its_files_are_now(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup.connect(str(root))
+    quick("fsck", "--repair")
+    (found,) = quick("ls").split("\n")[:-1]
+    setup.close(SLUG)
+    with machine(tmp_path / "one"):
+        with caplog.at_level(logging.WARNING, "lamfs"):
+            setup.connect(SLUG)
+        (kept,) = diverged.known(config.load_instance(SLUG))
+        assert (kept["brought_back"], kept["left"]) == ([], [])
+        (renamed,) = kept["renamed"]
+        assert renamed.startswith("'plates/a.txt' (uid ")
+        assert renamed.endswith(f") is '{found}' now")
+        assert f"  renamed: {renamed}" in [record.getMessage() for record in caplog.records]
+        assert "1 have another name now, which " in quick("status")
+        assert "diverged." in quick("status")
+        with Instance.open(SLUG) as opened:
+            assert artifacts.find(opened, found).size == 6
 
 
 def test_nothing_is_said_of_a_lock_that_was_given_back(root: Path, tmp_path: Path) -> None:
