@@ -69,8 +69,8 @@ def init(
 
     It has a registry and a storage, and becomes the current one. An instance that is there already is connected to.
     Where one was whose registry is gone or damaged none is made over it, unless --new is given: the new one then knows
-    none of the artifacts that are there. Credentials for S3 come from where boto3 finds them: the environment, the AWS
-    settings files, a role.
+    none of the artifacts that are there, and 'lamfs fsck --repair' gives their objects names in lost+found. Credentials
+    for S3 come from where boto3 finds them: the environment, the AWS settings files, a role.
     """
     from lamfs.ops import setup
 

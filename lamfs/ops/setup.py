@@ -122,7 +122,7 @@ def _is_free(instance: Instance, new: bool) -> bool:
             there = True
         except DamagedRegistry as error:
             if not new:
-                raise DamagedRegistry(f"{error} {snapshot.ways_back(instance)} {_NEW}") from None
+                raise DamagedRegistry(f"{error} {snapshot.ways_back(instance)} {_anew(settings)}") from None
     if there and new:
         raise InvalidArgument(
             f"The instance '{settings.slug}' is there, and whole, so no new one is made in its place; connect to it,"
@@ -137,13 +137,18 @@ def _is_free(instance: Instance, new: bool) -> bool:
     if traces:
         raise RegistryError(
             f"The storage {settings.storage.root} holds {' and '.join(traces)}, but the registry of the instance"
-            f" '{settings.slug}' is gone, so no new one is made over it. {snapshot.ways_back(instance)} {_NEW}"
+            f" '{settings.slug}' is gone, so no new one is made over it. {snapshot.ways_back(instance)}"
+            f" {_anew(settings)}"
         )
     return True
 
 
-_NEW = "Only if nothing of it is wanted: 'lamfs init --new' makes a new instance, which knows none of what is there."
 _LOCKED = "locked instance (to unlock and push changes to the cloud SQLite file, call: lamfs close)"
+
+
+def _anew(settings: InstanceSettings) -> str:
+    """What to do where no machine has the registry any more, in words."""
+    return f"Only if no machine has it any more: {snapshot.anew(settings.storage, settings.slug)}."
 
 
 def _name_of(root: str) -> str:
@@ -312,9 +317,10 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
     except (StorageReadOnly, StorageForbidden) as error:
         locked = False
         (say or messages.warn)(f"{error} Only reading is possible.")
+    before = None
     if restore or not settings.registry_path.exists():
         try:
-            snapshot.pull(instance, restore=restore, copy=copy)
+            before = snapshot.pull(instance, restore=restore, copy=copy)
         except LamfsError:
             if locked:
                 instance.release_lease()
@@ -324,6 +330,8 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
         instance.hold()
     config.save_instance(settings)
     config.set_current(settings.slug)
+    if before is not None:
+        (say or messages.info)(f"the registry in storage is used; this machine's was put aside as {before}")
     (say or messages.info)(f"connected to instance '{settings.slug}' in {settings.storage.root}")
     for waiting in spools.others(settings, spools.owed(instance.registry)):
         if waiting.kind != "aside" and waiting.sentence not in instance.notices:
@@ -422,7 +430,8 @@ def _lost(where: StorageConfig, store: ObjectStore, problem: RegistryError | Non
     if kept.has_objects(store):
         return RegistryError(
             f"There is no registry in {where.root}, but objects of artifacts are, so one was there: 'lamfs close' on"
-            " the machine that worked with it last stores it again; 'lamfs init' does not bring it back."
+            " the machine that worked with it last stores it again, if that machine has not deleted the instance. If no"
+            f" machine has it any more: {snapshot.anew(where)}."
         )
     return None
 
@@ -507,8 +516,8 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
     if remain:
         whose = "its artifacts" if registry is None else f"{count} artifacts"
         warn(
-            f"the objects of {whose} remain in {settings.storage.root}, not referenced via an artifact;"
-            f" {snapshot.anew(settings.storage, settings.slug)}"
+            f"the objects of {whose} remain in {settings.storage.root}, not referenced via an artifact; if they are"
+            f" wanted: {snapshot.anew(settings.storage, settings.slug)}"
         )
     tell(f"deleted storage record {storage_id(settings.storage.root).hex} ({settings.storage.root})")
     tell(f"deleted instance record {settings.id.hex} ({settings.slug})")
