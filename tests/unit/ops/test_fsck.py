@@ -16,12 +16,13 @@ from lamfs.errors import StorageForbidden
 from lamfs.hashing import hash_block
 from lamfs.keys import spool_name
 from lamfs.model import ArtifactRecord
-from lamfs.ops import artifacts, damage, fsck, recover, scrub, setup, strays
+from lamfs.ops import artifacts, damage, fsck, mounts, recover, scrub, setup, strays
 from lamfs.ops.instance import Instance
+from lamfs.registry import process_id
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
 from lamfs.storage.root import check_object_key
-from tests.support.ops import make_spool, write_spool
+from tests.support.ops import machine, make_spool, write_spool
 
 
 @pytest.fixture
@@ -365,3 +366,28 @@ def test_stray_spool_files_look_through_all_artifacts_once(
         kinds = [stray.kind for stray in strays.look(instance.registry, instance.store, spool)]
     assert sorted(kinds, key=str) == [strays.Kind.DOUBLE] + 3 * [strays.Kind.STRAY]
     assert looked == 1
+
+
+def test_what_is_said_of_work_that_was_left_can_be_done(
+    instance: Instance, record: ArtifactRecord, tmp_path: Path
+) -> None:
+    """By the mount that lives, by the next mount, or not before the machine that has the lock lets it go."""
+    instance.registry.journal.add_move(record.uid)
+    instance.registry.db.execute("UPDATE journal SET owner='x:1:1'")
+    left = f"journal: the move of {record.uid} was left "
+    assert fsck.check(instance).problems == [f"{left}by a process that is gone; mount, or 'lamfs fsck --repair'"]
+    instance.release_lease()
+    with machine(tmp_path / "two"):
+        setup.login("bob")
+        setup.connect(instance.settings.storage.root)
+    (problem,) = fsck.check(instance).problems
+    assert problem.startswith(f"{left}by a process that is gone; as soon as bob on ")
+    assert problem.endswith(", who has the lock, has given it back, or it has run out: mount, or 'lamfs fsck --repair'")
+    config.make_directory(instance.settings.mounts_dir)
+    live = mounts.MountRecord(os.getpid(), process_id() or "", "/mnt/here", instance.settings.slug, "/none", 1)
+    mounts.write(instance.settings.mounts_dir, live)
+    report = fsck.check(instance)
+    assert report.problems == []
+    assert f"{left}to the mount at /mnt/here, which does it" in report.notes
+    instance.registry.db.execute("UPDATE journal SET op='save', object_key='x'")
+    assert any(text.endswith("'lamfs fsck --repair' does it") for text in fsck.check(instance).problems)
