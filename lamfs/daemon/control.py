@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from lamfs.errors import LamfsError, TooLarge
+from lamfs.errors import LamfsError, LeaseLost, TooLarge
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.ops.mounts import socket_address
@@ -25,6 +25,8 @@ from lamfs.ops.mounts import socket_address
 log = logging.getLogger("lamfs.control")
 
 MAX_LINE = 65_536
+LOOK_SECONDS = 1.0
+"""How long storage is asked, for a status, whether what was wrong there still is."""
 MAX_REFUSED = 5
 """Deletions and moves that are named beside files that are too large."""
 
@@ -84,6 +86,8 @@ class ControlServer:
         name = command.get("cmd")
         try:
             if name == "status":
+                with trio.move_on_after(LOOK_SECONDS):
+                    await self._fs.context.stats.look_again(self._fs.context)
                 reply: dict[str, Any] = {"ok": True, "status": self.status()}
             elif name == "poke":
                 self._follower.poke()
@@ -103,7 +107,7 @@ class ControlServer:
             else:
                 reply = {"error": f"This mount knows no command '{name}'; is it of another version of lamfs?"}
         except LamfsError as error:
-            reply = {"error": str(error)}
+            reply = {"error": str(error), "lost": isinstance(error, LeaseLost)}
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
     async def _sync(self, stream: trio.SocketStream, below: object) -> list[str]:

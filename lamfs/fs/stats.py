@@ -188,6 +188,21 @@ class Stats:
         if len(self._changed) > SHOWN:
             del self._changed[next(iter(self._changed))]
 
+    async def look_again(self, context: Context) -> None:
+        """Forget the objects that were changed or gone, and are what the registry knows again: storage is asked."""
+        for place, found in list(self._changed.items()):
+            record = context.registry.artifacts.by_uid(found.uid)
+            if record is None or not self._is_so(context, found.uid, place):
+                continue
+            try:
+                item = await context.mover.head(record.revision.object_key)
+            except LamfsError:
+                continue
+            right = (item.size, item.etag) == (record.size, record.revision.etag)
+            if right and place in self._changed:
+                del self._changed[place]
+                log.info("the object %s of '%s' (artifact %s) is right again", found.url, record.place, record.uid)
+
     @staticmethod
     def _is_so(context: Context, uid: str, place: tuple[str, str]) -> bool:
         """Whether an artifact still has the object, by URL and ETag, that was seen changed."""

@@ -163,6 +163,41 @@ def test_a_machine_that_slept_stops_writing_and_keeps_what_it_has(two: tuple[Mac
     one.cli("close")
 
 
+def test_a_mount_that_has_lost_the_lock_is_unmounted_as_any_other(two: tuple[Machine, Machine]) -> None:
+    """That is no failure, though something is owed: it stays on this machine, which is said once."""
+    one, other = two
+    one.mount()
+    command = [sys.executable, "-c", HOLDER, one.path / "open.txt"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        one.suspend()
+        other.connect()
+        other.saves("theirs.txt", "of the other machine")
+        one.wake()
+        one.expect_log("has lost the lock", "could not .*has lost the lock")
+        wait_until(lambda: is_lost(one), "the mount has noticed")
+        assert holder.communicate("go on\n", timeout=20)[0] == "EROFS EIO\n"
+    assert one.status()["owed"] == {"put": 1}
+    assert "mount again" not in one.status()["notice"]
+    done = one.cli("umount", str(one.path), check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert said.count("has lost the lock") == 1
+    assert "what only this machine has stays here" in said
+    assert "--force" not in said
+    assert done.stdout == f"{one.path} is unmounted.\n"
+    assert not one.mounted
+    other.cli("close")
+    one.expect_log("another machine has taken .* over and gone on", r"lost\+found")
+    other.expect_log(r"lost\+found")  # of a storage folder both have the same spool
+    one.mount()
+    (found,) = (one.path / "lost+found").rglob("open*")
+    assert found.read_bytes() == b"before"
+    one.umount()
+    one.cli("close")
+
+
 def test_a_mount_renews_its_lease_and_one_that_died_is_taken_over(two: tuple[Machine, Machine]) -> None:
     one, other = two
     one.mount()

@@ -37,6 +37,42 @@ def test_a_key_with_a_slash_at_its_end_is_a_directory(root: Path) -> None:
     assert "give 'abs/x'" in refused.stderr
 
 
+def test_a_key_that_is_none_is_misuse_also_for_a_directory(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a").write_text("a")
+    for key in ("/abs", "/", "../x"):
+        refused = run("save", tmp_path / "folder", "--key", key)
+        assert refused.exit_code == 2
+        assert "The key" in refused.stderr
+    assert run("save", tmp_path / "folder", "--key", "there/").exit_code == 0
+    assert quick("ls").split() == ["there/a"]
+
+
+def test_what_save_and_replace_do_is_said_in_words_of_the_command_line(root: Path, tmp_path: Path) -> None:
+    """Not in those of Python: nobody calls save() here, and a record's repr is no sentence."""
+    one, other = tmp_path / "rep.txt", tmp_path / "n"
+    one.write_text("one")
+    other.write_text("two")
+    quick("save", one, "--key", "d/rep.txt")
+    again = run("save", one, "--key", "d/rep.txt")
+    assert "'d/rep.txt' has these bytes already" in again.stderr
+    assert "nothing is changed" in again.stderr
+    described = run("save", one, "--key", "d/rep.txt", "--description", "some text")
+    assert "only its description is changed" in described.stderr
+    replaced = run("save", other, "--key", "d/rep.txt")
+    assert "'d/rep.txt' is there already: its content is replaced" in replaced.stderr
+    renamed = run("replace", "d/rep.txt", other)
+    assert "nothing is changed" in renamed.stderr
+    other.write_text("three")
+    renamed = run("replace", "d/rep.txt", other)
+    assert "its key is now 'd/rep', and not 'd/rep.txt'" in renamed.stderr
+    assert quick("ls").split() == ["d/rep"]
+    for said in (again, described, replaced, renamed):
+        assert said.exit_code == 0
+        assert "save()" not in said.output
+        assert "Artifact(" not in said.output
+
+
 def test_ls_of_what_is_not_there(root: Path) -> None:
     assert run("ls").exit_code == 0
     assert run("ls", "--trash").exit_code == 0
