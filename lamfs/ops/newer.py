@@ -19,7 +19,6 @@ from lamfs.model import (
     AUTO_KEY_PREFIX,
     ArtifactRecord,
     ContentHash,
-    JournalEntry,
     ObjectMeta,
     Revision,
     iso,
@@ -28,8 +27,9 @@ from lamfs.model import (
 )
 from lamfs.ops import drafts
 from lamfs.ops.instance import Instance
-from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
-from lamfs.transfer import claims
+from lamfs.storage.base import ObjectStat, ObjectStore, Over
+from lamfs.transfer import claims, conflicts
+from lamfs.transfer.direct import DirectWorker, finish
 
 log = logging.getLogger("lamfs.newer")
 
@@ -273,54 +273,25 @@ def _keep(instance: Instance, other: Other, progress: Callable[[int], None] | No
 
 
 def look_at(store: ObjectStore, object_key: str) -> tuple[ObjectStat | None, Over]:
-    """The object at ``object_key``, None if there is none, and what replaces it alone. A link is none: what is stored
-    takes its place. Raises other storage errors."""
-    try:
-        found = store.head(object_key)
-    except StorageError as error:
-        if isinstance(error, ObjectMissing):
-            return None, NOTHING
-        if error.errno == errno.ELOOP:
-            return None, ANYTHING
-        raise
-    return found, Over(found.etag)
+    """conflicts.look, by this thread."""
+    return finish(conflicts.look(DirectWorker(store), object_key))
 
 
-def object_at(store: ObjectStore, object_key: str) -> ObjectStat | None:
-    """The object at ``object_key``, as ``look_at`` sees it."""
-    return look_at(store, object_key)[0]
+def is_own(instance: Instance, found: ObjectStat) -> bool:
+    """conflicts.is_own, by this thread."""
+    return finish(conflicts.is_own(instance.registry, DirectWorker(instance.store), found))
 
 
-def is_own(instance: Instance, found: ObjectStat, entry: JournalEntry | None = None) -> bool:
-    """Whether an object that was found is lamfs's own work, though no artifact's row says so: claims.py. ``entry``: the
-    put that may have stored it. Raises storage errors."""
-    registry = instance.registry
-    if not registry.journal.is_claimed(found.key):
-        return False
-    said = None if claims.is_private(found.key) else instance.store.meta(found.key)
-    if claims.is_said(registry, found, said):
-        return True
-    if entry is None or not claims.may_have_bytes(registry, found, entry):
-        return False
-    return claims.has_bytes(registry, drafts.hash_object(instance.store, found.key)[0], entry)
-
-
-def keep_before(
-    instance: Instance, record: ArtifactRecord | None, object_key: str, entry: JournalEntry | None = None
-) -> None:
-    """Before an object is written: what is in it, and unknown, becomes a file of ``lost+found``, and another object has
-    to be written then if it is not that of ``record``. ``record``: the artifact that is written, if there is one;
-    ``entry``: the put that writes it.
+def keep_before(instance: Instance, record: ArtifactRecord | None, object_key: str) -> None:
+    """Before a save writes an object: what is in it, and unknown, becomes a file of ``lost+found``, and another object
+    has to be written then if it is not that of ``record``. ``record``: the artifact that is written, if there is one.
 
     Raises ObjectChanged when that cannot be kept now, and storage errors.
     """
     if instance.registry.journal.is_claimed(object_key):
-        found = None if claims.is_private(object_key) else object_at(instance.store, object_key)
-        if found is None or is_own(instance, found, entry):
+        found = None if claims.is_private(object_key) else look_at(instance.store, object_key)[0]
+        if found is None or is_own(instance, found):
             return
-        if entry is not None and entry.object_key == object_key:
-            instance.registry.journal.unclaim(entry.id, object_key)
-            entry.object_key = None
     url = instance.store.url(object_key)
     if record is not None and object_key == record.revision.object_key:
         other = look(instance, record)

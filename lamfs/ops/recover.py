@@ -261,13 +261,11 @@ def replaceable(
     target: str,
     *,
     claimed: bool,
-    entry: JournalEntry | None = None,
 ) -> Over:
     """What may be replaced at ``target``, looked at just before it is written.
 
     ``artifact``: as it was before, None for a new one; ``claimed``: Journal.is_claimed before this work announced the
-    object; ``entry``: the put that may have stored it. Raises PreconditionFailed (somebody else's object is there),
-    storage errors.
+    object. Raises PreconditionFailed (somebody else's object is there), storage errors.
     """
     if artifact is None and claims.is_private(target):
         return ANYTHING  # nobody else has this artifact
@@ -276,17 +274,12 @@ def replaceable(
         return over
     before = None if artifact is None else artifact.revision
     expected = before is not None and (before.object_key, before.etag) == (target, found.etag)
-    if not expected and not (claimed and newer.is_own(instance, found, entry)):
+    if not expected and not (claimed and newer.is_own(instance, found)):
         raise PreconditionFailed(
             f"Somebody else has stored something at {instance.store.url(target)} meanwhile; try again.",
             errno=ObjectChanged.errno,
         )
     return over
-
-
-def _etag_at(store: ObjectStore, object_key: str) -> str | None:
-    found = newer.object_at(store, object_key)
-    return None if found is None else found.etag
 
 
 def copy_twin(
