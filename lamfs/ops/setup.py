@@ -204,10 +204,18 @@ def _create_registry(instance: Instance) -> None:
 
 
 def ensure_default(*, say: Say | None = None) -> InstanceSettings:
-    """The current instance; without any, the embedded default: ``<user>/default`` in a folder of the data directory."""
+    """The current instance; without any, the embedded default: ``<user>/default`` in a folder of the data directory.
+
+    Raises NotSetUp when somebody wanted another one, and was refused: nobody wants its files in the default one.
+    """
     slug = config.current_slug()
     if slug is not None:
         return config.load_instance(slug)
+    if command := config.refused():
+        raise NotSetUp(
+            f"No instance is the current one, for '{command}' was refused, so nothing else is used in its place; run"
+            " that again when its lock is free, or make another instance with 'lamfs init'."
+        )
     return init(str(config.data_dir() / "storage"), "default", say=say)
 
 
@@ -250,7 +258,12 @@ def connect(
         if not restore:
             instance.refuse_damaged()
         check_storage(instance, write=False)
-        _connect(instance, say, restore=restore, copy=copy)
+        try:
+            _connect(instance, say, restore=restore, copy=copy)
+        except Locked:
+            if config.current_slug() is None and settings not in config.list_instances():
+                config.note_refused(snapshot.connecting(settings))
+            raise
     return settings
 
 

@@ -378,6 +378,12 @@ def anew(where: StorageConfig, slug: str | None = None) -> str:
     return f"'{shlex.join(words)}' and then 'lamfs fsck --repair' give its objects names again, in lost+found"
 
 
+def connecting(settings: InstanceSettings) -> str:
+    """The command that connects to an instance which this machine may not know."""
+    name = [] if settings.slug == settings.registry_slug else ["--name", settings.slug]
+    return shlex.join(["lamfs", "connect", settings.registry_slug, *_reaching(settings.storage), *name])
+
+
 def _reaching(where: StorageConfig) -> list[str]:
     """The options of a command that reach a storage."""
     words = ["--storage", where.root]

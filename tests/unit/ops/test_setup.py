@@ -341,6 +341,23 @@ def test_the_lease_is_renewed_by_the_next_change_after_an_hour(root: Path, tmp_p
         assert json.loads(path.read_text())["boot"] == data["boot"]
 
 
+def test_where_another_instance_was_wanted_and_refused_no_default_one_is_made(root: Path, tmp_path: Path) -> None:
+    with machine(tmp_path / "one"):
+        setup.login("ada")
+        setup.init(str(root), "screens")
+    setup.login("bob")
+    with pytest.raises(Locked):
+        setup.connect(str(root))
+    with pytest.raises(NotSetUp, match=f"'lamfs connect ada/screens --storage {root}' was refused"):
+        setup.ensure_default()
+    assert config.list_instances() == []
+    with machine(tmp_path / "one"):
+        setup.close("ada/screens")
+    setup.connect("ada/screens", storage=str(root))
+    setup.close("ada/screens")
+    assert setup.ensure_default().slug == "bob/default"
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
