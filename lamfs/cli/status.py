@@ -18,11 +18,11 @@ import click
 
 from lamfs.cli import mountpoints
 from lamfs.cli.common import json_option
-from lamfs.cli.output import count_of, print_json, say, shown, size, when, width
+from lamfs.cli.output import print_json, say, shown, size, when, width
 from lamfs.cli.seam import Command
 from lamfs.cli.sync import ask, owed_words
 from lamfs.errors import LamfsError
-from lamfs.printable import one_line
+from lamfs.printable import count_of, one_line
 
 if TYPE_CHECKING:
     from lamfs.config import InstanceSettings
@@ -398,6 +398,6 @@ def _cache_lines(mount: dict[str, Any]) -> Iterator[str]:
         yield f"  blocks   {cache['hits']} from the cache, {cache['misses']} fetched ({size(cache['fetched_bytes'])})"
     damaged = cache.get("damaged", 0) - mount.get("storage_damage_total", 0)
     if damaged > 0:
-        yield f"  damaged  {damaged} blocks in the cache, fetched again"
+        yield f"  damaged  {count_of(damaged, 'block')} in the cache, fetched again"
     if mount.get("io_errors"):
         yield f"  failed   {count_of(mount['io_errors'], 'call')} with EIO, {mount['timeouts']} of them by the timeout"

@@ -275,7 +275,7 @@ def test_a_mount_without_a_storage_that_can_be_written_to(seaweed: Server) -> No
             one.kill9()
             done = one.cli("mount", str(one.path))
             one.pid = one.record().pid
-            assert "the mount is read-only until storage can be written to: 1 files" in done.stderr
+            assert "the mount is read-only until storage can be written to: 1 file is not stored yet" in done.stderr
             assert (one.path / "waits.txt").read_text() == "in the spool"
             assert (one.path / "stored.txt").read_text() == "in storage"
             assert outcome(lambda: (one.path / "new.txt").write_text("x")) == "EROFS"
