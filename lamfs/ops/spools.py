@@ -134,8 +134,8 @@ def take_in(settings: InstanceSettings, registry: Registry) -> int:
             except OSError as error:
                 raise StorageError(
                     f"{count_of(len(folder.names), 'file')} still to be stored by this machine, in {folder.path},"
-                    f" cannot be brought into its spool {spool.folder} ({os.strerror(error.errno or 0)}); they stay there."
-                    " Mend that, and try again.",
+                    f" cannot be brought into its spool {spool.folder} ({os.strerror(error.errno or 0)}); all stays"
+                    " there. Mend that, and try again.",
                     errno=error.errno,
                 ) from error
         spool.sync()
