@@ -368,7 +368,7 @@ def _rescue_lines(instance: dict[str, Any]) -> Iterator[str]:
         count = "1 entry" if found["entries"] == 1 else f"{found['entries']} entries"
         yield (
             f"  FOUND    '{shown(found['folder'])}' of {instance['slug']} has {count}, which nobody knew:"
-            " look at them, and move or delete them"
+            " look at what is there, and move or delete it"
         )
 
 
