@@ -159,6 +159,8 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
         }
         if settings.registry_path.exists() or written.had_one(settings):
             entry |= look_into(settings, mounted=settings.slug in mounted)
+        if unreturned := taken_over(settings):
+            entry["unreturned"] = unreturned
         if any(settings.directory.glob("diverged.*.lndb")):
             entry["diverged"] = known_diverged(settings)
         found.append(entry)
@@ -186,6 +188,15 @@ def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
     except LamfsError as error:
         said = str(error)
         return ({} if mounted else {"error": said}) | ({"damage": [said]} if harmed else {})
+
+
+def taken_over(settings: InstanceSettings) -> str | None:
+    """What is to be said of a machine from which this one took the instance over: ops.unreturned.known."""
+    if not (settings.directory / "unreturned.json").exists():
+        return None  # status starts quickly
+    from lamfs.ops import unreturned
+
+    return unreturned.known(settings)
 
 
 def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
@@ -265,7 +276,12 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for instance in result["instances"]:
         for kept in instance.get("diverged", ()):
             told = f"{len(kept['brought_back'])} artifacts were brought back, {len(kept['left'])} are only in there"
+            if kept["renamed"]:
+                listing = shown(kept["registry"].removesuffix(".lndb") + ".json")
+                told += f", {len(kept['renamed'])} have another name now, which {listing} lists"
             yield f"  KEPT     {shown(kept['registry'])}: {instance['slug']} before another machine took over; {told}"
+        if instance.get("unreturned"):
+            yield f"  TAKEN OVER  {shown(instance['unreturned'])}"
         scratch = instance.get("scratch", [])
         if scratch:
             named = ", ".join(shown(file["key"]) for file in scratch[:MAX_SCRATCH])

@@ -35,6 +35,7 @@ from lamfs.ops import (
     stored_registry,
     strays,
     temporaries,
+    unreturned,
 )
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
@@ -288,16 +289,35 @@ def _keys(instance: Instance, report: Report) -> None:
 
 
 def _journal(instance: Instance, report: Report) -> None:
-    for entry in instance.registry.journal.entries():
+    entries = instance.registry.journal.entries()
+    left = any(entry.state != "scratch" and not is_alive(entry.owner) for entry in entries)
+    mounted = next((record for record in mounts.live(instance.settings) if not record.read_only), None)
+    step = _next_step(instance) if left and mounted is None else "'lamfs fsck --repair' does it"
+    for entry in entries:
         what = f"{entry.op} of {entry.object_key or entry.uid or entry.src or entry.ino}"
         if entry.state == "scratch":
             continue  # in the spool, and nowhere else
-        if not is_alive(entry.owner):
-            report.add(f"journal: the {what} was left by a process that is gone; mount, or 'lamfs fsck --repair'")
+        if not is_alive(entry.owner) and mounted is not None and entry.op != "save":
+            report.notes.append(f"journal: the {what} was left to the mount at {mounted.mountpoint}, which does it")
+        elif not is_alive(entry.owner):
+            report.add(f"journal: the {what} was left by a process that is gone; {step}")
         elif entry.attempts:
             report.add(f"journal: the {what} failed {count_of(entry.attempts, 'time')}: {entry.error}")
         elif entry.owner != instance.registry.journal.owner:
             report.notes.append(f"journal: the {what} is under way")
+
+
+def _next_step(instance: Instance) -> str:
+    """How what dead processes of this machine owe is done, in words."""
+    step = "mount, or 'lamfs fsck --repair'"
+    holder = None
+    with contextlib.suppress(StorageError):
+        holder = instance.lease().peek()
+    if holder is None or instance.lease().is_ours(holder):
+        return step
+    return (
+        f"as soon as {holder.handle} on {holder.host}, who has the lock, has given it back, or it has run out: {step}"
+    )
 
 
 def _spool(instance: Instance, report: Report, repair: bool) -> None:
@@ -515,6 +535,8 @@ def _orphan_objects(
             report.add(f"{what}; 'lamfs fsck --repair' puts it into lost+found")
     if repair and left:
         mounts.poke(instance.settings)
+    if not left or repair:
+        unreturned.forget(instance.settings)
 
 
 def _is_key(store: ObjectStore, key: str) -> bool:

@@ -42,7 +42,7 @@ from lamfs.errors import (
     StorageError,
     StorageFull,
 )
-from lamfs.model import iso
+from lamfs.model import StorageConfig, iso
 from lamfs.ops import diverged, held, kept, messages, working_copy, written
 from lamfs.ops.instance import FENCE, Instance
 from lamfs.printable import count_of
@@ -357,8 +357,8 @@ def ways_back(instance: Instance) -> str:
     """What to do when the copy in storage is of no use, in words. Reads the copies that are kept."""
     good = newest_good(instance)
     home = (
-        "'lamfs close' on the machine that worked with it last stores its registry there again; 'lamfs init' does not"
-        " bring it back."
+        "'lamfs close' on the machine that worked with it last stores its registry there again, if that machine has not"
+        " deleted the instance; 'lamfs init' does not bring it back."
     )
     if good is None:
         return home[0].upper() + home[1:]
@@ -367,12 +367,24 @@ def ways_back(instance: Instance) -> str:
     where = settings.storage
     words = ["lamfs", "connect", settings.slug]
     if settings not in config.list_instances():
-        words = ["lamfs", "connect", origin.slug, "--storage", where.root]
-        for option, value in (("endpoint-url", where.endpoint_url), ("region", where.region)):
-            words += [f"--{option}", value] if value else []
-        words += ["--path-style"] if where.path_style else []
+        words = ["lamfs", "connect", origin.slug, *_reaching(where)]
     words += ["--restore", "--copy", copy.name]
     return f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {home}"
+
+
+def anew(where: StorageConfig, slug: str | None = None) -> str:
+    """How objects of artifacts whose registry is gone for good are made readable, in words. ``slug``: of the new
+    instance; None: what its storage is called."""
+    words = ["lamfs", "init", *_reaching(where), *([] if slug is None else ["--name", slug.partition("/")[2]]), "--new"]
+    return f"'{shlex.join(words)}' and then 'lamfs fsck --repair' give its objects names again, in lost+found"
+
+
+def _reaching(where: StorageConfig) -> list[str]:
+    """The options of a command that reach a storage."""
+    words = ["--storage", where.root]
+    for option, value in (("endpoint-url", where.endpoint_url), ("region", where.region)):
+        words += [f"--{option}", value] if value else []
+    return words + (["--path-style"] if where.path_style else [])
 
 
 def newest_good(instance: Instance, id_: uuid.UUID | None = None) -> tuple[kept.Copy, Origin] | None:
@@ -406,14 +418,15 @@ def copy_key(instance: Instance, name: str) -> str:
 
 def pull(
     instance: Instance, *, restore: bool = False, copy: str | None = None, ahead: bool = False, keep_both: bool = False
-) -> None:
+) -> Path | None:
     """Make the copy in storage the working copy. One that is there is put aside, and what it owes is carried over.
 
     A working copy that comes from what is in storage stays as it is. ``restore``: whatever the working copy is; else it
     has to be of the same instance. ``copy``: the name of a kept one, which is taken instead. ``ahead``: the working
-    copy has changes that nobody else has; they are kept with ``keep_both`` (ops/diverged.py). Raises NotSetUp (there is
-    no copy), InvalidArgument (it is of another instance), Locked (the registry is in use, or ``ahead`` without
-    ``keep_both``), DamagedRegistry, RegistryError (the copy is newer).
+    copy has changes that nobody else has; they are kept with ``keep_both`` (ops/diverged.py). Returns where the old
+    one is now; None: there was none, or it stays. Raises NotSetUp (there is no copy), InvalidArgument (it is of
+    another instance), Locked (the registry is in use, or ``ahead`` without ``keep_both``), DamagedRegistry,
+    RegistryError (the copy is newer).
     """
     from lamfs.registry import intake
 
@@ -427,10 +440,10 @@ def pull(
             _check_origin(instance, origin, url, restore=restore)
         except DamagedRegistry as error:
             if not restore and settings.registry_path.exists() and _has_all(instance, None):
-                return
+                return None
             raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
         if not restore and settings.registry_path.exists() and _has_all(instance, Found(stored, origin)):
-            return
+            return None
         _refuse_ahead(settings, ahead, keep_both)
         try:
             taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
@@ -461,8 +474,6 @@ def pull(
             )
         if ahead and put_aside is not None:
             instance.notices.append(diverged.tell(settings, put_aside, back))
-        if restore and put_aside is not None:
-            messages.info(f"this machine's registry was put aside as {put_aside}")
         working_copy.keep_newest(settings.directory, OVERTAKEN)
         if taken.total:
             _tell(instance, taken, temp, url)
@@ -471,6 +482,7 @@ def pull(
     else:
         _remember(instance, None, None, "")  # it is to be pushed
     written.note(settings, instance.registry, durable=True)
+    return put_aside
 
 
 def _refuse_ahead(settings: InstanceSettings, ahead: bool, keep_both: bool) -> None:

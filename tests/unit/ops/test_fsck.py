@@ -16,13 +16,14 @@ from lamfs.errors import StorageError, StorageForbidden
 from lamfs.hashing import hash_block
 from lamfs.keys import spool_name
 from lamfs.model import ROOT_INO, ArtifactRecord
-from lamfs.ops import artifacts, damage, fsck, recover, scrub, setup, strays
+from lamfs.ops import artifacts, damage, fsck, mounts, recover, scrub, setup, strays
 from lamfs.ops.instance import Instance
+from lamfs.registry import process_id
 from lamfs.spool import SpoolFolder
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
 from lamfs.storage.root import check_object_key
-from tests.support.ops import make_spool, write_spool
+from tests.support.ops import machine, make_spool, write_spool
 
 
 @pytest.fixture
@@ -440,3 +441,28 @@ def test_a_stray_that_cannot_be_looked_at_hinders_no_other(
     assert any(names[1] in text and "it is 'lost+found/" in text for text in report.repaired)
     with make_spool(instance) as spool:
         assert names[0] in spool.names()
+
+
+def test_what_is_said_of_work_that_was_left_can_be_done(
+    instance: Instance, record: ArtifactRecord, tmp_path: Path
+) -> None:
+    """By the mount that lives, by the next mount, or not before the machine that has the lock lets it go."""
+    instance.registry.journal.add_move(record.uid)
+    instance.registry.db.execute("UPDATE journal SET owner='x:1:1'")
+    left = f"journal: the move of {record.uid} was left "
+    assert fsck.check(instance).problems == [f"{left}by a process that is gone; mount, or 'lamfs fsck --repair'"]
+    instance.release_lease()
+    with machine(tmp_path / "two"):
+        setup.login("bob")
+        setup.connect(instance.settings.storage.root)
+    (problem,) = fsck.check(instance).problems
+    assert problem.startswith(f"{left}by a process that is gone; as soon as bob on ")
+    assert problem.endswith(", who has the lock, has given it back, or it has run out: mount, or 'lamfs fsck --repair'")
+    config.make_directory(instance.settings.mounts_dir)
+    live = mounts.MountRecord(os.getpid(), process_id() or "", "/mnt/here", instance.settings.slug, "/none", 1)
+    mounts.write(instance.settings.mounts_dir, live)
+    report = fsck.check(instance)
+    assert report.problems == []
+    assert f"{left}to the mount at /mnt/here, which does it" in report.notes
+    instance.registry.db.execute("UPDATE journal SET op='save', object_key='x'")
+    assert any(text.endswith("'lamfs fsck --repair' does it") for text in fsck.check(instance).problems)
