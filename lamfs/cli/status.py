@@ -275,7 +275,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         yield from dead_lines(dead)
     for instance in result["instances"]:
         for kept in instance.get("diverged", ()):
-            told = f"{len(kept['brought_back'])} artifacts were brought back, {len(kept['left'])} are only in there"
+            back = count_of(len(kept["brought_back"]), "artifact", "was")
+            told = f"{back} brought back, {len(kept['left'])} only in there"
             if kept["renamed"]:
                 listing = shown(kept["registry"].removesuffix(".lndb") + ".json")
                 told += f", {len(kept['renamed'])} have another name now, which {listing} lists"

@@ -153,7 +153,7 @@ def test_a_machine_that_slept_stops_writing_and_keeps_what_it_has(two: tuple[Mac
     assert one.info(str(found.relative_to(one.path)))["uid"] == stored["uid"]
     told = one.cli("status").stdout
     assert "KEPT" in told
-    assert "1 artifacts were brought back" in told
+    assert "1 artifact was brought back" in told
     # What was only in the spool is on this machine still, under whatever name.
     places = [one.path / "lost+found", one.base, Path(one.storage.root) / ".lamindb"]
     files = [path for place in places if place.is_dir() for path in place.rglob("*") if path.is_file()]
