@@ -153,7 +153,7 @@ def test_a_machine_that_slept_stops_writing_and_keeps_what_it_has(two: tuple[Mac
     assert one.info(str(found.relative_to(one.path)))["uid"] == stored["uid"]
     told = one.cli("status").stdout
     assert "KEPT" in told
-    assert "1 artifacts were brought back" in told
+    assert "1 artifact was brought back" in told
     # What was only in the spool is on this machine still, under whatever name.
     places = [one.path / "lost+found", one.base, Path(one.storage.root) / ".lamindb"]
     files = [path for place in places if place.is_dir() for path in place.rglob("*") if path.is_file()]
@@ -275,7 +275,7 @@ def test_a_mount_without_a_storage_that_can_be_written_to(seaweed: Server) -> No
             one.kill9()
             done = one.cli("mount", str(one.path))
             one.pid = one.record().pid
-            assert "the mount is read-only until storage can be written to: 1 files" in done.stderr
+            assert "the mount is read-only until storage can be written to: 1 file is not stored yet" in done.stderr
             assert (one.path / "waits.txt").read_text() == "in the spool"
             assert (one.path / "stored.txt").read_text() == "in storage"
             assert outcome(lambda: (one.path / "new.txt").write_text("x")) == "EROFS"
