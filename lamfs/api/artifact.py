@@ -178,7 +178,8 @@ class Artifact(ArtifactFields):
         """Artifacts that meet all conditions: ``field=value``, ``field__startswith=``, ``__contains``, ``__endswith``,
         ``__gt``, ``__gte``, ``__lt``, ``__lte``, ``__in``. The trash only with ``visibility=``.
 
-        Times are datetimes, dates or texts in ISO 8601; without a time zone they are local. A date is all of its day:
+        Times are datetimes, dates or texts in ISO 8601; without a time zone they are local, while ``created_at``,
+        ``describe()`` and ``lamfs info`` are in UTC. A date is all of its day:
         ``created_at__gt`` is after it, ``__lte`` until its end. Sizes are bytes, or texts such as ``"5 MB"``. Raises
         InvalidArgument for an unknown field or condition, and for a value that is not of the field's type.
         """

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from lamfs.cli.common import instance_option, open_instance, title
-from lamfs.cli.output import Progress, complain, count_of, note, say, shown, size
+from lamfs.cli.output import Progress, complain, note, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import InvalidArgument, LamfsError, NotFound
 from lamfs.keys import check_key
+from lamfs.printable import count_of
 
 if TYPE_CHECKING:
     from lamfs.model import ArtifactRecord

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamfs.cli import mountpoints
-from lamfs.cli.output import OwedProgress, complain, count_of, note, say, shown, size
+from lamfs.cli.common import seconds
+from lamfs.cli.output import OwedProgress, complain, note, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import LamfsError, NotFound
+from lamfs.printable import count_of
 
 if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
@@ -45,9 +47,7 @@ class Pending(LamfsError):
     """,
 )
 @click.argument("path", type=mountpoints.UNTOUCHED, required=False)
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long it may take.  [default: no limit]"
-)
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="How long it may take.  [default: no limit]")
 def sync(path: str | None, timeout: float | None) -> None:
     """Wait until everything is in storage.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lamfs.cli import mountpoints
+from lamfs.cli.common import seconds
 from lamfs.cli.mountpoints import Holder
 from lamfs.cli.output import complain, note, say, shown
 from lamfs.cli.seam import Command
@@ -44,7 +45,7 @@ MAX_HOLDERS = 5
 @click.option("--force", is_flag=True, help="Unmount although files are open, or something cannot be stored.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=seconds,
     metavar="SECONDS",
     help=f"How long storing may take.  [default: no limit; with --force {FORCED_SECONDS:.0f}]",
 )

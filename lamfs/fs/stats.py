@@ -33,8 +33,8 @@ WHEN_GONE = (
     " and run 'lamfs fsck --repair', which takes it when it has the same bytes; or write the file anew, or delete it"
 )
 WHEN_CHANGED = (
-    "not what the registry knows, so it cannot be read: 'lamfs fsck' says what is there, and 'lamfs fsck --repair'"
-    " makes that readable"
+    "not what the registry knows, so it cannot be read: 'lamfs fsck' says what is there and what helps, and 'lamfs fsck"
+    " --repair' makes that readable, unless it is damaged"
 )
 
 

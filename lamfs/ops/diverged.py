@@ -21,6 +21,7 @@ from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, new_uid
 from lamfs.ops import messages
+from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.registry.rules import RETAINED
 from lamfs.storage.base import ObjectStore
@@ -160,8 +161,8 @@ def tell(settings: InstanceSettings, put_aside: Path, kept: Kept) -> str:
     )
     if kept.back or kept.renamed or kept.left:
         notice += (
-            f"; {len(kept.back)} artifacts were brought back, {len(kept.renamed)} have another name now,"
-            f" {len(kept.left)} could not be brought back: {listing} lists them"
+            f"; {count_of(len(kept.back), 'artifact', 'was')} brought back, {len(kept.renamed)} renamed,"
+            f" {len(kept.left)} not brought back: {listing} lists them"
         )
     messages.warn(notice)
     for word, texts in (("brought back", kept.back), ("renamed", kept.renamed), ("not brought back", kept.left)):

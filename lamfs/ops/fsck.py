@@ -39,6 +39,7 @@ from lamfs.ops import (
 )
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
+from lamfs.printable import count_of
 from lamfs.registry import damaged_blocks, is_alive
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
@@ -130,6 +131,8 @@ def _check(
         _data(instance, report, wrong, restart, jobs, watcher)
     for found in damage.known(instance):
         report.add(f"storage: {found.sentence}")
+    # Now: a repair makes artifacts of objects and of spool files.
+    report.artifacts = instance.registry.artifacts.count() + instance.registry.artifacts.count(trash=True)
 
 
 # -- registry ---------------------------------------------------------------------------------------------------------
@@ -267,7 +270,6 @@ def _keys(instance: Instance, report: Report) -> None:
     registry = instance.registry
     pending = {entry.ino for entry in registry.journal.entries() if entry.op == "put"}
     for record in registry.artifacts.filter(visibility=None):
-        report.artifacts += 1
         assert record.ino is not None
         if record.visibility > -1:
             parent = registry.tree.parent(record.ino)
@@ -300,7 +302,7 @@ def _journal(instance: Instance, report: Report) -> None:
         elif not is_alive(entry.owner):
             report.add(f"journal: the {what} was left by a process that is gone; {step}")
         elif entry.attempts:
-            report.add(f"journal: the {what} failed {entry.attempts} times: {entry.error}")
+            report.add(f"journal: the {what} failed {count_of(entry.attempts, 'time')}: {entry.error}")
         elif entry.owner != instance.registry.journal.owner:
             report.notes.append(f"journal: the {what} is under way")
 
@@ -388,7 +390,9 @@ def _lost(instance: Instance, report: Report, repair: bool) -> None:
         rescue.forget_lost()
     folder, count = rescue.found()
     if count:
-        report.notes.append(f"tree: '{folder}' has {count} entries; look at them, and move or delete them")
+        report.notes.append(
+            f"tree: '{folder}' has {count_of(count, 'entry')}; look at what is there, and move or delete it"
+        )
 
 
 def _husks(instance: Instance, report: Report, repair: bool) -> None:
@@ -508,6 +512,7 @@ def _orphan_objects(
     if purge:
         for orphan in orphans.purge(instance, found):
             gone.add(orphan.item.key)
+            report.objects -= 1
             report.add(f"storage: {store.url(orphan.item.key)} ({orphan.told}) was no artifact's, and is deleted", True)
     left = [orphan for orphan in found if orphan.item.key not in gone]
     if repair and watcher is not None and left:
@@ -593,8 +598,8 @@ def _data(
     report.read_bytes = result.bytes
     if result.before:
         report.notes.append(
-            f"data: {result.before} artifacts were found right by an earlier check that did not end, and not read"
-            " again; --restart reads them too"
+            f"data: {count_of(result.before, 'artifact', 'was')} found right by an earlier check that did not"
+            " end, and not read again; --restart reads them too"
         )
     for text in result.unread:
         report.add(f"storage: {text}")

@@ -33,6 +33,7 @@ from lamfs.model import StorageConfig, instance_id, storage_id
 from lamfs.ops import kept, losses, messages, mounts, scratch_files, snapshot, spools, unstored, working_copy, written
 from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
+from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.storage import ObjectStore, parse_root
 from lamfs.transfer import refused
@@ -204,10 +205,18 @@ def _create_registry(instance: Instance) -> None:
 
 
 def ensure_default(*, say: Say | None = None) -> InstanceSettings:
-    """The current instance; without any, the embedded default: ``<user>/default`` in a folder of the data directory."""
+    """The current instance; without any, the embedded default: ``<user>/default`` in a folder of the data directory.
+
+    Raises NotSetUp when somebody wanted another one, and was refused: nobody wants its files in the default one.
+    """
     slug = config.current_slug()
     if slug is not None:
         return config.load_instance(slug)
+    if command := config.refused():
+        raise NotSetUp(
+            f"No instance is the current one, for '{command}' was refused, so nothing else is used in its place; run"
+            " that again when its lock is free, or make another instance with 'lamfs init'."
+        )
     return init(str(config.data_dir() / "storage"), "default", say=say)
 
 
@@ -250,7 +259,12 @@ def connect(
         if not restore:
             instance.refuse_damaged()
         check_storage(instance, write=False)
-        _connect(instance, say, restore=restore, copy=copy)
+        try:
+            _connect(instance, say, restore=restore, copy=copy)
+        except Locked:
+            if config.current_slug() is None and settings not in config.list_instances():
+                config.note_refused(snapshot.connecting(settings))
+            raise
     return settings
 
 
@@ -463,8 +477,8 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
         busy = [entry for entry in owed if entry.op in ("save", "put") and entry.state != "scratch"]
         if busy:
             raise Locked(
-                f"The instance '{settings.slug}' cannot be closed yet: {len(busy)} files are still on their way to"
-                " storage; see 'lamfs status', and try again."
+                f"The instance '{settings.slug}' cannot be closed yet: {count_of(len(busy), 'file', 'is')} still on the"
+                " way to storage; see 'lamfs status', and try again."
             )
         tell(
             f"updating & unlocking cloud SQLite '{settings.storage.root}/{settings.snapshot_key}' of instance"
@@ -517,7 +531,7 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
         instance.close()
     config.remove_instance(settings.slug)
     if remain:
-        whose = "its artifacts" if registry is None else f"{count} artifacts"
+        whose = "its artifacts" if registry is None else count_of(count, "artifact")
         warn(
             f"the objects of {whose} remain in {settings.storage.root}, not referenced via an artifact; if they are"
             f" wanted: {snapshot.anew(settings.storage, settings.slug)}"
@@ -568,7 +582,7 @@ def _refuse_contents(instance: Instance) -> None:
     count = registry.artifacts.count() + registry.artifacts.count(trash=True) + owed
     if count:
         raise NotEmpty(
-            f"The instance '{slug}' still has {count} artifacts (the trash included); delete them first,"
+            f"The instance '{slug}' still has {count_of(count, 'artifact')} (the trash included); delete them first,"
             " or pass --force (force=True) to remove the registry and leave their objects in storage."
         )
     if files := registry.names.scratch_files():

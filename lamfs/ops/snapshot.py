@@ -45,6 +45,7 @@ from lamfs.errors import (
 from lamfs.model import StorageConfig, iso
 from lamfs.ops import diverged, held, kept, messages, working_copy, written
 from lamfs.ops.instance import FENCE, Instance
+from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStat
 
@@ -378,6 +379,12 @@ def anew(where: StorageConfig, slug: str | None = None) -> str:
     return f"'{shlex.join(words)}' and then 'lamfs fsck --repair' give its objects names again, in lost+found"
 
 
+def connecting(settings: InstanceSettings) -> str:
+    """The command that connects to an instance which this machine may not know."""
+    name = [] if settings.slug == settings.registry_slug else ["--name", settings.slug]
+    return shlex.join(["lamfs", "connect", settings.registry_slug, *_reaching(settings.storage), *name])
+
+
 def _reaching(where: StorageConfig) -> list[str]:
     """The options of a command that reach a storage."""
     words = ["--storage", where.root]
@@ -608,9 +615,10 @@ def _tell(instance: Instance, taken: Taken, received: Path, url: str) -> None:
     listing = directory / "left-out.json"
     sentences = [finding.sentence for finding in taken.findings]
     config.write_json(listing, {"registry": url, "kept": str(kept), "total": taken.total, "findings": sentences})
+    were = "was" if taken.total == 1 else "were"
     notice = (
-        f"{taken.total} things in the registry {url} cannot be right, and were left out; {listing} lists them, and the"
-        f" registry is kept as it came in {kept}"
+        f"{count_of(taken.total, 'thing')} in the registry {url} cannot be right, and {were} left out: {listing} lists"
+        f" what; the registry is kept as it came in {kept}"
     )
     instance.notices.append(notice)
     messages.warn(notice)

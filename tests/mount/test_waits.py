@@ -21,8 +21,8 @@ from tests.support.servers import Server
 DATA = b"0123456789abcdef" * 8192
 STALLED = 14
 """More than the requests that were once made of storage at a time."""
-SOON = 2.0
-"""Seconds within which a program that is told to stop has to end."""
+SOON = 20.0
+"""Seconds within which a program that is told to stop has to end, on a busy machine. Storage is waited for longer."""
 
 
 class Stalled:
@@ -154,7 +154,7 @@ def test_other_files_are_read_while_many_stall(stalled: Stalled) -> None:
     assert "f5" in os.listdir(stalled.path)
     os.rename(stalled.path / "moved", stalled.path / "renamed")
     (stalled.path / "new").write_bytes(b"new")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON
     stalled.proxy.clear()
     for process in stalled.started:
         process.communicate(timeout=60)

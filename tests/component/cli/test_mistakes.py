@@ -73,6 +73,33 @@ def test_what_save_and_replace_do_is_said_in_words_of_the_command_line(root: Pat
         assert "Artifact(" not in said.output
 
 
+@pytest.mark.parametrize("command", ["umount", "sync"])
+def test_a_time_that_is_none(root: Path, command: str) -> None:
+    for given in ("x", "-1", "nan"):
+        refused = run(command, "--timeout", given, "/nowhere")
+        assert refused.exit_code == 2
+        assert f"'{given}' is no time; give a number of seconds, such as 30." in refused.stderr
+
+
+def test_a_mount_that_is_refused_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    """The directories that it made are gone again; those that were there stay."""
+    (tmp_path / "there").mkdir()
+    for place in ("new/er/mnt", "there", "there/mnt"):
+        refused = run("mount", tmp_path / place, "--instance", "nope")
+        assert refused.exit_code == 1
+    assert not (tmp_path / "new").exists()
+    assert os.listdir(tmp_path / "there") == []
+
+
+def test_fsck_counts_what_there_is_after_a_repair(root: Path) -> None:
+    (root / ".lamindb").mkdir(exist_ok=True)
+    (root / ".lamindb/0123456789abcdefABCD.csv").write_text("nobody's")
+    repaired = run("fsck", "--repair")
+    assert "clean (1 artifact, 1 object)" in repaired.stdout
+    checked = run("fsck")
+    assert "'lost+found' has 1 entry; look at what is there" in checked.stdout
+
+
 def test_ls_of_what_is_not_there(root: Path) -> None:
     assert run("ls").exit_code == 0
     assert run("ls", "--trash").exit_code == 0

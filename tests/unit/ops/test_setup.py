@@ -341,6 +341,23 @@ def test_the_lease_is_renewed_by_the_next_change_after_an_hour(root: Path, tmp_p
         assert json.loads(path.read_text())["boot"] == data["boot"]
 
 
+def test_where_another_instance_was_wanted_and_refused_no_default_one_is_made(root: Path, tmp_path: Path) -> None:
+    with machine(tmp_path / "one"):
+        setup.login("ada")
+        setup.init(str(root), "screens")
+    setup.login("bob")
+    with pytest.raises(Locked):
+        setup.connect(str(root))
+    with pytest.raises(NotSetUp, match=f"'lamfs connect ada/screens --storage {root}' was refused"):
+        setup.ensure_default()
+    assert config.list_instances() == []
+    with machine(tmp_path / "one"):
+        setup.close("ada/screens")
+    setup.connect("ada/screens", storage=str(root))
+    setup.close("ada/screens")
+    assert setup.ensure_default().slug == "bob/default"
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -380,11 +397,11 @@ def test_delete_counts_the_trash_and_leaves_foreign_objects(root: Path, tmp_path
     with Instance.open(slug) as opened:
         record = artifacts.trash(opened, artifacts.find(opened, "a.txt"))
         path = artifacts.cache(opened, record)
-    with pytest.raises(NotEmpty, match="1 artifacts"):
+    with pytest.raises(NotEmpty, match="1 artifact"):
         setup.delete(slug)
     told: list[str] = []
     setup.delete(slug, force=True, say=told.append)
-    assert told[0].startswith(f"the objects of 1 artifacts remain in {root}, not referenced via an artifact; ")
+    assert told[0].startswith(f"the objects of 1 artifact remain in {root}, not referenced via an artifact; ")
     assert (root / record.revision.object_key).read_text() == "a"
     assert (root / "foreign.txt").exists()
     assert not path.exists()
@@ -496,7 +513,7 @@ def test_what_delete_cannot_store_stays_in_the_spool_and_is_named(
     assert f"the bytes of 2 files that are not in storage are left in {path.parent}" in said
     assert f"'b.txt' (9 bytes): {path}" in said
     assert f"'.b.swp' (7 bytes): {scratch}" in said
-    assert f"the objects of 1 artifacts remain in {root}" in said
+    assert f"the objects of 1 artifact remain in {root}" in said
     assert put_aside_in(settings.directory) == ["registry"]
     assert [known.slug for known in config.list_instances()] == []
     # A new instance of this name has them: its first mount finds them, and knows what they were.
