@@ -19,8 +19,8 @@ PURE = {
     "model", "errors", "keys", "hashing", "jsontext", "permissions", "printable", "processes", "scratch", "sizes",
     "config",
 }  # fmt: skip
-LEAVES = {"beneath", "copying", "pool"}
-"""Descriptors and threads: plain code that imports nothing of lamfs."""
+LEAVES = {"beneath", "copying", "mountinfo", "pool"}
+"""Descriptors, threads and tables of the kernel: plain code that imports nothing of lamfs."""
 BOTTOM = PURE | LEAVES | {"registry", "spool", "storage"}
 MIDDLE = BOTTOM | {"cache", "transfer"}
 
@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"model", "errors", "keys", "hashing", "jsontext", "permissions", "processes", "scratch"},
     "beneath": set(),
     "copying": set(),
+    "mountinfo": set(),
     "spool": {"beneath", "errors", "keys"},
     "pool": set(),
     "registry": PURE,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from lamfs import mountinfo
 from lamfs.errors import FsError
 from lamfs.fs import signals
 from lamfs.fs.stats import Counters
@@ -127,3 +128,9 @@ async def test_who_is_told_to_stop_begins_no_other_call(monkeypatch: pytest.Monk
         await waiting.bounded(trio.lowlevel.checkpoint, 10.0, Caller(7), str)
         assert asked == [7, 7, 7]
         nursery.cancel_scope.cancel()
+
+
+def test_a_mount_whose_path_is_not_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = mountinfo.Mounted("/mnt/é ü", "fuse.lamfs", "lamfs:a/b", "0:300", 41)
+    monkeypatch.setattr(mountinfo, "table", lambda: [there])
+    assert signals.find_mount("/mnt/é ü") == signals.Mount(41, "00:12c")
