@@ -221,7 +221,7 @@ class _Mount:
         operations = Operations(self._fs, shown, xattr=options.xattr)
         session.mount(operations, options.mountpoint, f"lamfs:{options.slug}", _mount_words(options))
         self._place = _mounted_at(options.mountpoint)
-        mount_id, device = self._place or (0, "")
+        mount_id, device = (self._place.id, self._place.device) if self._place is not None else (0, "")
         record = mounts.MountRecord(
             pid=os.getpid(),
             owner=process_id() or "",
