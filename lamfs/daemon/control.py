@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from lamfs.errors import LamfsError, TooLarge
+from lamfs.fs import numbers
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.ops.mounts import socket_address
@@ -151,7 +152,7 @@ class ControlServer:
 
     def status(self) -> dict[str, Any]:
         """What ``lamfs status`` shows of this mount. Sizes in bytes, times ISO 8601."""
-        return self._fs.context.stats.numbers(self._fs.context)
+        return numbers.collect(self._fs.context)
 
 
 def _also(refused: list[str]) -> list[str]:

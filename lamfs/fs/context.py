@@ -87,7 +87,9 @@ class Context:
 
     def __post_init__(self) -> None:
         self.waits = Waits(self.stats.counters)
-        self.cache.on_storage_damage = lambda revision, block: self.stats.damaged(self, revision, block)
+        self.cache.on_storage_damage = lambda revision, block: self.stats.damaged(
+            self.registry, self.store, revision, block
+        )
 
     def inode(self, fino: int) -> Inode:
         """Attributes of the revision that a FUSE inode number stands for.

@@ -16,8 +16,8 @@ from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, ObjectMissing, StorageUnavailable, TransferDied
 from lamfs.fs import sweeps
+from lamfs.fs.counters import Counters
 from lamfs.fs.neighbours import IDLE_SECONDS, SWEEP_SECONDS, Neighbours
-from lamfs.fs.stats import Counters
 from lamfs.fs.walks import MOST_FILES
 from lamfs.model import BLOCK_SIZE
 from lamfs.registry import Provenance, Registry

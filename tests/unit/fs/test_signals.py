@@ -17,7 +17,7 @@ import trio
 from lamfs import mountinfo
 from lamfs.errors import FsError
 from lamfs.fs import signals
-from lamfs.fs.stats import Counters
+from lamfs.fs.counters import Counters
 from lamfs.fs.waits import LONG_SECONDS, Caller, Waits
 from tests.support.mounts import wait_until
 from tests.support.transfer import until
