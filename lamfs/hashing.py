@@ -122,6 +122,13 @@ def hash_range(fd: int, offset: int, length: int, progress: Callable[[int], None
     return ContentHash(length, "", "", bytes(blocks), leaves)
 
 
+def hash_view(block: memoryview) -> ContentHash:
+    """As hash_range, of one block that is in memory."""
+    digest = hash_block(block)
+    leaves = {} if digest == zero_block() else {0: hash_leaves(block)}
+    return ContentHash(len(block), "", "", digest, leaves)
+
+
 def join_ranges(ranges: Iterable[ContentHash], ends: tuple[str, bytes]) -> ContentHash:
     """The ContentHash of a file from those of ranges that follow each other, and what hash_ends says of it."""
     size = 0

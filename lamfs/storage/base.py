@@ -96,17 +96,8 @@ class ObjectStore(Protocol):
         """Read ``length`` bytes (to the end when None) at ``offset``. Short bodies are retried, then
         StorageUnavailable. Raises ObjectMissing, and ObjectChanged when ``etag`` no longer matches."""
 
-    def get_into(
-        self,
-        key: str,
-        fd: int,
-        *,
-        offset: int,
-        length: int,
-        etag: str | None = None,
-        file_offset: int | None = None,
-    ) -> None:
-        """As get, but pwrite into ``fd`` at ``file_offset`` (``offset`` when None) as bytes arrive."""
+    def get_into(self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None) -> None:
+        """As get, but pwrite into ``fd``, at the same ``offset``, as bytes arrive."""
 
     def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
         """As get_into, into memory: as many bytes as it has."""

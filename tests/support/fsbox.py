@@ -108,11 +108,11 @@ class MemoryStore:
         data = self.objects[key]
         return data[offset:] if length is None else data[offset : offset + length]
 
-    def get_into(
-        self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None, file_offset: int | None = None
-    ) -> None:
-        position = offset if file_offset is None else file_offset
-        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), position)
+    def get_into(self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None) -> None:
+        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), offset)
+
+    def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
+        view[:] = self.get(key, offset=offset, length=len(view), etag=etag)
 
     def put_file(
         self,

@@ -112,21 +112,10 @@ class S3Store:
         self._download(key, offset, length, etag, sink)
         return b"".join(chunks)
 
-    def get_into(
-        self,
-        key: str,
-        fd: int,
-        *,
-        offset: int,
-        length: int,
-        etag: str | None = None,
-        file_offset: int | None = None,
-    ) -> None:
-        base = offset if file_offset is None else file_offset
-
+    def get_into(self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None) -> None:
         def sink(body: Any, at: int, count: int) -> int:
             data: bytes = body.read(count)
-            write_fetched(fd, data, base + at)
+            write_fetched(fd, data, offset + at)
             return len(data)
 
         self._whole(key, offset, length, etag, sink)

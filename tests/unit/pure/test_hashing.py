@@ -24,6 +24,7 @@ from lamfs.hashing import (
     hash_folder,
     hash_leaves,
     hash_range,
+    hash_view,
     join_ranges,
     zero_block,
     zero_leaves,
@@ -290,6 +291,14 @@ def test_holes_are_hashed_as_the_zeros_they_are(tmp_path: Path) -> None:
         with pytest.raises(EOFError):
             hash_fd(file.fileno(), size + 64 * 1024 * 1024)
         assert hash_fd(file.fileno(), size) == hash_file(dense)
+
+
+@pytest.mark.parametrize("data", [b"x", pattern(BLOCK_SIZE), pattern(BLOCK_SIZE - 1), bytes(BLOCK_SIZE)])
+def test_a_block_in_memory_hashes_as_a_range_does(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "f").write_bytes(data)
+    with (tmp_path / "f").open("rb") as stream:
+        expected = hash_range(stream.fileno(), 0, len(data))
+    assert hash_view(memoryview(data)) == expected
 
 
 def test_ranges_and_ends_make_the_hash_of_one_pass(tmp_path: Path) -> None:
