@@ -7,7 +7,6 @@ JSON lines on a unix socket (0600, in a 0700 directory) of the user's data direc
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -17,10 +16,12 @@ from typing import Any
 
 import trio
 
+from lamfs import jsonlines
 from lamfs.errors import LamfsError, TooLarge
 from lamfs.fs import numbers
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
+from lamfs.jsonlines import Lines
 from lamfs.ops.mounts import socket_address
 
 log = logging.getLogger("lamfs.control")
@@ -61,17 +62,14 @@ class ControlServer:
         """One client; whatever it does wrong ends its connection and nothing else."""
         try:
             async with stream:
-                buffer = b""
-                while True:
-                    data = await stream.receive_some(MAX_LINE)
-                    if not data:
+                lines = Lines(MAX_LINE)
+                while data := await stream.receive_some(MAX_LINE):
+                    try:
+                        complete = lines.feed(data)
+                    except ValueError:
                         return
-                    buffer += data
-                    *lines, buffer = buffer.split(b"\n")
-                    for line in lines:
+                    for line in complete:
                         await self._answer(stream, line)
-                    if len(buffer) > MAX_LINE:
-                        return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         except Exception:
@@ -80,8 +78,7 @@ class ControlServer:
     async def _answer(self, stream: trio.SocketStream, line: bytes) -> None:
         command: dict[str, Any] = {}
         with contextlib.suppress(ValueError):
-            parsed = json.loads(line)
-            command = parsed if isinstance(parsed, dict) else {}
+            command = jsonlines.decode(line)
         name = command.get("cmd")
         try:
             if name == "status":
@@ -97,7 +94,7 @@ class ControlServer:
             elif name == "sync":
                 reply = {"ok": True, "refused": await self._sync(stream, command.get("below"))}
             elif name == "end":
-                await stream.send_all(b'{"ok": true}\n')
+                await stream.send_all(jsonlines.encode({"ok": True}))
                 log.warning("told to end now; what is owed is stored by the next mount")
                 await self._end_now()
                 return
@@ -105,7 +102,7 @@ class ControlServer:
                 reply = {"error": f"This mount knows no command '{name}'; is it of another version of lamfs?"}
         except LamfsError as error:
             reply = {"error": str(error)}
-        await stream.send_all(json.dumps(reply).encode() + b"\n")
+        await stream.send_all(jsonlines.encode(reply))
 
     async def _sync(self, stream: trio.SocketStream, below: object) -> list[str]:
         """Drain, or store what is ``below`` a key, telling how far it is; ends early when the client goes. What storage
@@ -126,7 +123,7 @@ class ControlServer:
             nonlocal gone
             try:
                 async for rows, size in receive:
-                    await stream.send_all(json.dumps({"progress": {"owed": rows, "bytes": size}}).encode() + b"\n")
+                    await stream.send_all(jsonlines.encode({"progress": {"owed": rows, "bytes": size}}))
             except trio.BrokenResourceError:
                 gone = True
                 nursery.cancel_scope.cancel()
