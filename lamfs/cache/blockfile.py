@@ -49,7 +49,7 @@ _IN_BLOCK = BLOCK_SIZE - 1
 _REGION_SHIFT = REGION_BLOCKS.bit_length() - 1
 
 
-class Owner(Protocol):
+class BlockSource(Protocol):
     """What a BlockFile needs of its cache."""
 
     def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
@@ -101,7 +101,7 @@ class BlockFile:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: BlockSource,
         revision: Revision,
         fd: int,
         ino: int,

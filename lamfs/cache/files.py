@@ -56,7 +56,7 @@ def cache_file(
         index.touch(path)
         return full
     for last in (False, False, True):
-        if store.kind == "local":
+        if store.on_disk:
             _copy_in(store, index, cache_dir, path, revision, progress)
         else:
             _fetch_in(store, index, cache_dir, path, revision, progress, workers, pool)

@@ -381,7 +381,7 @@ def _draft_in_place(
     try:
         content, etag = hash_object(store, object_key)
     except FileMissing:
-        if store.kind == "local":
+        if store.on_disk:
             check_file(url)  # says so when it is there, and no file
         raise
     record = ArtifactRecord(
@@ -440,7 +440,7 @@ def _hash_fetched(store: ObjectStore, found: ObjectStat, progress: Callable[[int
 def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
     """Whether a spool file was perhaps renamed into the storage folder: something is there that is not what its
     ``artifact`` had before, or it cannot be told."""
-    if object_key is None or store.kind != "local":
+    if object_key is None or not store.takes_files:
         return False
     try:
         etag = store.head(object_key).etag

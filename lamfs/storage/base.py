@@ -7,7 +7,7 @@ an object's bytes do; they come without surrounding quotes. Every error is one o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol
 
 from lamfs.errors import TooLarge
 from lamfs.model import ObjectMeta as ObjectMeta
@@ -64,7 +64,20 @@ class ObjectStore(Protocol):
 
     @property
     def kind(self) -> Literal["local", "s3"]:
-        """Which implementation this is."""
+        """Which implementation this is, as the registry notes it. What it can do, the properties below tell."""
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether objects are regular files of this machine: ``open_local`` opens them, their descriptors keep the
+        bytes whatever becomes of the object, and nothing is gained by caching them."""
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether put_file may rename the file into the storage, with ``consume``, so that storing moves no bytes."""
+
+    @property
+    def parts(self) -> MultipartStore | None:
+        """This store, if it takes objects in parts."""
 
     @property
     def cache_name(self) -> str:
@@ -242,5 +255,4 @@ def largest(store: ObjectStore) -> int:
 
 def in_parts(store: ObjectStore) -> MultipartStore | None:
     """The store, if it takes objects in parts."""
-    # Not isinstance: from Python 3.12 on that does not see what LateS3Store hands on.
-    return cast("MultipartStore", store) if store.kind == "s3" else None
+    return store.parts

@@ -58,6 +58,18 @@ class LocalStore:
         return "local"
 
     @property
+    def on_disk(self) -> bool:
+        return True
+
+    @property
+    def takes_files(self) -> bool:
+        return True
+
+    @property
+    def parts(self) -> None:
+        """None: a file is copied or renamed in one go."""
+
+    @property
     def cache_name(self) -> str:
         return self.root.lstrip("/")
 

@@ -80,7 +80,13 @@ class MemoryStore:
     begun_with: dict[str, Any] = field(default_factory=dict)
     config: StorageConfig = StorageConfig("s3://bucket/prefix")  # noqa: RUF009
     kind: str = "s3"
+    on_disk: bool = False
+    takes_files: bool = False
     cache_name: str = "bucket/prefix"
+
+    @property
+    def parts(self) -> MemoryStore:
+        return self
 
     def _stat(self, key: str, etag: str | None = None) -> ObjectStat:
         if key not in self.objects:

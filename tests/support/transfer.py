@@ -83,6 +83,8 @@ class FakeStore:
     objects: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     gets: Counter[tuple[str, int]] = field(default_factory=Counter)
     kind: str = "s3"
+    on_disk: bool = False
+    takes_files: bool = False
     cache_name: str = "bucket/prefix"
 
     def put(self, key: str, data: bytes) -> Revision:

@@ -16,6 +16,7 @@ from lamfs.copying import open_source
 from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
 from lamfs.storage.base import (
     Capabilities,
+    MultipartStore,
     ObjectMeta,
     ObjectStat,
     PartStat,
@@ -70,6 +71,18 @@ class S3Store:
     @property
     def kind(self) -> Literal["s3"]:
         return "s3"
+
+    @property
+    def on_disk(self) -> bool:
+        return False
+
+    @property
+    def takes_files(self) -> bool:
+        return False
+
+    @property
+    def parts(self) -> MultipartStore:
+        return self
 
     @property
     def cache_name(self) -> str:
