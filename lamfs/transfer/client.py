@@ -337,10 +337,6 @@ class Mover(PartJobs):
         reply = await self._call("put_many", {"files": packed})
         return [jobs.unpack_error(each) if isinstance(each, dict) else jobs.unpack_stat(each) for each in reply]
 
-    async def push_file(self, key: str, path: str) -> ObjectStat:
-        """Store a file under ``key`` and leave it where it is (the registry's snapshot)."""
-        return await self.put(path, key)
-
     async def put_bytes(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
     ) -> ObjectStat:

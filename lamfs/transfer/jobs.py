@@ -35,13 +35,6 @@ PARTS = frozenset({"send_part", "copy_part"})
 HASHES = frozenset({"hash", "hash_range", "hash_ends"})
 """What is hashed never waits for storage: a pool of its own, and another for jobs that are marked as ``bulk`` (hashing
 all of a large file)."""
-WRITES = frozenset(
-    {
-        "put", "put_many", "copy", "delete", "clone", "graft",
-        "begin_upload", "complete_upload", "abort_upload", "list_parts", "uploads_of",
-    }
-)  # fmt: skip
-"""Everything else that may take long: the writes pool."""
 
 
 class WholeFile(NamedTuple):

@@ -409,23 +409,6 @@ async def test_filling_a_file_leaves_the_mover_room(rig: Rig) -> None:
         file.close()
 
 
-async def test_a_range_of_blocks_is_filled(rig: Rig) -> None:
-    data = make_bytes(5 * BLOCK_SIZE + 1)
-    revision = rig.store.put("k", data)
-    async with rig.mount() as cache:
-        file = cache.open(revision)
-        fd = await file.fill_range(2, 3)
-        assert sorted(block for _, block in rig.mover.fetches) == [2, 3]
-        assert os.pread(fd, 2 * BLOCK_SIZE, 2 * BLOCK_SIZE) == data[2 * BLOCK_SIZE : 4 * BLOCK_SIZE]
-        assert await file.fill_range(3, 99) == fd, "what is behind the end is not asked for"
-        assert sorted(block for _, block in rig.mover.fetches) == [2, 3, 4, 5]
-        assert await file.fill_range(6, 7) == fd
-        os.truncate(rig.path("k"), BLOCK_SIZE)
-        await file.fill_range(5, 5)
-        assert os.pread(fd, 9, 5 * BLOCK_SIZE) == data[-1:]
-        file.close()
-
-
 # ---- descriptors and space
 
 
@@ -569,7 +552,7 @@ async def test_keys_that_are_in_each_others_way(rig: Rig) -> None:
                 assert await file.read(0, 9) == key.encode()
                 file.close()
             assert rig.path(keys[1]).read_bytes() == keys[1].encode()
-        assert {row.path for row in CacheIndex(rig.dir).least_recent(9)} == {f"{FOLDER}/a/b", f"{FOLDER}/c"}
+        assert {row.path for row, _ in CacheIndex(rig.dir).evictable(9)} == {f"{FOLDER}/a/b", f"{FOLDER}/c"}
         for key in ("../x", "a/../../x", "a//b", "."):
             with pytest.raises(InvalidName):
                 cache.open(rig.store.put(key, b""))

@@ -17,11 +17,9 @@ from lamfs.hashing import (
     MD5_MAX,
     encode_digest,
     hash_block,
-    hash_digests,
     hash_ends,
     hash_fd,
     hash_file,
-    hash_folder,
     hash_leaves,
     hash_range,
     hash_view,
@@ -241,33 +239,6 @@ def test_hash_file_leaves_no_descriptor_open(tmp_path: Path) -> None:
     for _ in range(20):
         hash_file(tmp_path / "file")
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-@given(st.lists(st.binary(min_size=16, max_size=16), max_size=8), st.randoms())
-def test_folder_hash_does_not_depend_on_order(digests: list[bytes], random: object) -> None:
-    expected = b64(hashlib.md5(b"".join(sorted(digests))).digest())
-    shuffled = list(digests)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert hash_digests(shuffled) == hash_digests(iter(digests)) == (expected, "md5-d")
-
-
-def test_folder_hash_is_over_all_files_below_it(tmp_path: Path) -> None:
-    contents = [b"one", b"two", b"", b"one"]
-    for name, data in zip(["a", "sub/b", "sub/deep/c", "copy of a"], contents, strict=True):
-        path = tmp_path / "folder" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    (tmp_path / "folder" / "nothing").mkdir()
-    digests = sorted(hashlib.md5(data).digest() for data in contents)
-    assert hash_folder(tmp_path / "folder") == (b64(hashlib.md5(b"".join(digests)).digest()), "md5-d")
-
-
-def test_folder_hash_sees_content_and_not_names(tmp_path: Path) -> None:
-    for folder, name, data in [("a", "x", b"1"), ("b", "y", b"1"), ("c", "x", b"2")]:
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / name).write_bytes(data)
-    assert hash_folder(tmp_path / "a") == hash_folder(tmp_path / "b")
-    assert hash_folder(tmp_path / "a") != hash_folder(tmp_path / "c")
 
 
 def test_holes_are_hashed_as_the_zeros_they_are(tmp_path: Path) -> None:
