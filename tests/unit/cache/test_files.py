@@ -294,9 +294,7 @@ async def test_a_mount_and_the_api_share_what_they_fetch(s3: Rig) -> None:
         await nursery.start(cache.run)
         file = cache.open(revision)
         await file.read(BLOCK_SIZE, 10)
-        path = await trio.to_thread.run_sync(
-            lambda: cache_file(s3.store, CacheIndex(s3.dir), s3.dir, revision), abandon_on_cancel=False
-        )
+        path = cache_file(s3.store, CacheIndex(s3.dir), s3.dir, revision)
         assert path.read_bytes() == data
         assert os.fstat(file.fd()).st_ino == path.stat().st_ino
         assert all(count == 1 for count in s3.fake.gets.values())
