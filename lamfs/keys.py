@@ -20,6 +20,12 @@ PATH_MAX = 4096
 REAL_KEY_MAX = 1024
 SUFFIX_MAX = 64
 _SPOOL_NAME = re.compile("[0-9a-f]{1,16}-[0-9a-f]{12}")
+LOCK_FOLDER = f"{AUTO_KEY_PREFIX}_exclusion/"
+"""What the keys of locks begin with, and of what ``is_probe``."""
+PROBE_PREFIX = f"{LOCK_FOLDER}probe-"
+"""What the key of an object begins with that asks the storage what it can do."""
+_PROBE = re.compile(rf"{re.escape(LOCK_FOLDER)}(probe-[^/]+|[0-9a-f]{{32}}\.([0-9a-f]{{8}}|[0-9a-z-]+))")
+"""The 8 digits are of older versions."""
 _REGISTRY_KEY = re.compile(r"[0-9a-f]{32}\.lndb")
 OWN_OBJECT = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
 """Object keys that lamfs gives artifacts without a real key."""
@@ -127,6 +133,11 @@ def is_registry_key(object_key: str) -> bool:
 def is_internal(object_key: str) -> bool:
     """Whether an object is none of an artifact, but lamfs's own: a lock, a kept registry, a spool or temporary file."""
     return object_key.startswith(f"{AUTO_KEY_PREFIX}_")
+
+
+def is_probe(object_key: str) -> bool:
+    """Whether an object was made for a moment only, to ask the storage what time it is or what it can do."""
+    return _PROBE.fullmatch(object_key) is not None
 
 
 def check_name(name: bytes) -> str:

@@ -337,8 +337,7 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
     for changed in mount.get("storage_changed", ()):
         yield (
             f"  OBJECT CHANGED  {when(changed['at'])}  {shown(changed['key'])} (uid {changed['uid']}): the object"
-            f" {shown(changed['object'])} is gone, or is not what the registry knows; 'lamfs fsck' says what is there,"
-            " 'lamfs fsck --repair' makes that readable"
+            f" {shown(changed['object'])} is {shown(changed['problem'])}"
         )
     rates = mount.get("rates")
     if rates:

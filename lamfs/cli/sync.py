@@ -51,7 +51,7 @@ def sync(path: str | None, timeout: float | None) -> None:
     With PATH, what is at or below it; else everything in every mount. What mounts and commands that died have left is
     stored by the next mount, and listed by 'lamfs status'.
     """
-    from lamfs.ops import mounts
+    from lamfs.ops import losses, mounts
 
     key = ""
     if path is None:
@@ -73,6 +73,9 @@ def sync(path: str | None, timeout: float | None) -> None:
             failed = True
         else:
             say(f"{shown(os.path.join(record.mountpoint, key) if key else record.mountpoint)}: everything is stored.")
+    for slug in dict.fromkeys(record.slug for record in records):
+        for text in losses.sentences(losses.known(slug)):
+            note(shown(text))
     if failed:
         leave(FAILURE)
 

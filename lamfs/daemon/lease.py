@@ -1,4 +1,5 @@
-"""A mount's lease: renewed while the mount lives, proven before storage is changed. The trio loop only.
+"""A mount's lease: renewed while the mount lives, proven before storage is changed. The Keeper in the trio loop only;
+``renewed`` and ``hand_back`` after it, in the main thread.
 
 The lease holds MOUNT_SECONDS after its last renewal, by a clock that goes on while the machine sleeps: a daemon that
 was suspended notices before it begins anything, and asks storage first. Lost is lost: what another machine did
@@ -10,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -28,8 +30,6 @@ ASK_SECONDS = 180.0
 """How long storage may take to answer."""
 FRESH_SECONDS = 2.0
 """So long storage is not asked again before a delete or a replacement."""
-ENDING_SECONDS = 600.0
-"""How long the lease holds for a mount that ends, while it pushes the registry."""
 
 
 class Keeper:
@@ -123,8 +123,12 @@ class Keeper:
 
     def _prove(self) -> None:
         note, lease, now = held.read(self._directory), self._lease(), uptime()
-        lease.prove(self._fence, "" if note is None else note.etag)
-        self._asked = now
+        try:
+            lease.prove(self._fence, "" if note is None else note.etag)
+        except LeaseLost:
+            self._renew()  # which takes it again when nobody has it: a renewal that was cut off may leave half a lock
+        else:
+            self._asked = now
 
     def _renew(self) -> None:
         lease, seconds = self._lease(), lock.MOUNT_SECONDS
@@ -165,6 +169,33 @@ class Keeper:
             self._instance.close_thread()
         self._fence = state.fence
         return True
+
+
+@contextlib.contextmanager
+def renewed(instance: Instance) -> Iterator[None]:
+    """A mount of this process has ended, and its registry is pushed in the block: the lease that it had is renewed
+    meanwhile, for a minute at a time. If the push fails, or the process dies, it runs out by itself then, and other
+    machines need not wait longer. Raises LeaseLost, storage errors."""
+    prolong(instance, lock.MOUNT_SECONDS)
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(lock.MOUNT_LOOK):
+            try:
+                prolong(instance, lock.MOUNT_SECONDS)
+            except LeaseLost:
+                return  # the push finds out
+            except LamfsError as error:
+                log.info("the lock in storage could not be renewed: %s", error)
+
+    thread = threading.Thread(target=renew, name="lamfs-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+        over.set()
+        thread.join()  # a renewal that is under way must not undo that the lease is given back
+    finally:
+        over.set()
 
 
 def prolong(instance: Instance, seconds: float) -> None:

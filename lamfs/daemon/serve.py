@@ -24,7 +24,7 @@ from lamfs import config, mountinfo
 from lamfs.cache.blocks import BlockCache
 from lamfs.daemon.control import ControlServer
 from lamfs.daemon.first import FirstMover, Looked, look
-from lamfs.daemon.lease import ENDING_SECONDS, Keeper, hand_back, prolong
+from lamfs.daemon.lease import Keeper, hand_back, renewed
 from lamfs.daemon.options import MountOptions
 from lamfs.daemon.recovery import clear_temporaries, take_over
 from lamfs.errors import FsError, LamfsError, LeaseLost
@@ -90,8 +90,8 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
                 if mount.lost is not None:
                     raise mount.lost
                 if not options.read_only and not mount.hurried:
-                    prolong(instance, ENDING_SECONDS)
-                    snapshot.push(instance)
+                    with renewed(instance):
+                        snapshot.push(instance)
                     hand_back(instance)
             except LamfsError as error:
                 if not mount.died:

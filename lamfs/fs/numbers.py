@@ -80,7 +80,13 @@ def collect(context: Context) -> dict[str, Any]:
             for found in stats.damage()
         ],
         "storage_changed": [
-            {"at": iso(found.at), "key": found.key, "uid": found.uid, "object": found.url}
+            {
+                "at": iso(found.at),
+                "key": found.key,
+                "uid": found.uid,
+                "object": found.url,
+                "problem": found.problem,
+            }
             for found in stats.still_changed(registry, context.store)
         ],
         "open_files": sum(state.handles for state in context.states.values()),

@@ -97,7 +97,7 @@ class Spooling:
                     raise FsError(errno.ESTALE) from error
                 if record.revision == before:
                     if not self._c.registry.journal.holds(before.object_key):
-                        self._c.stats.changed(self._c.store, record)
+                        self._c.stats.changed(self._c.store, record, gone=isinstance(error, ObjectMissing))
                         raise
                     # Somebody has stored new bytes there, and is about to say so in the registry.
                     await trio.sleep(RELOOK_PAUSE)

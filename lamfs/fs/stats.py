@@ -26,6 +26,14 @@ SAMPLES = 6
 """Samples that are kept: rates are those of the last 5 s or so."""
 SHOWN = 50
 """Rows of a list that are shown: uploads that wait for another try, damaged blocks."""
+WHEN_GONE = (
+    "gone, so it cannot be read: restore the object from a backup, or from a version of it that the bucket has kept,"
+    " and run 'lamfs fsck --repair', which takes it when it has the same bytes; or write the file anew, or delete it"
+)
+WHEN_CHANGED = (
+    "not what the registry knows, so it cannot be read: 'lamfs fsck' says what is there, and 'lamfs fsck --repair'"
+    " makes that readable"
+)
 
 
 @dataclass(slots=True)
@@ -46,12 +54,18 @@ class Damage:
 
 @dataclass(slots=True)
 class Changed:
-    """A file whose object is gone, or is not what the registry says. ``at``: when that was last seen, ns."""
+    """A file whose object is ``gone``, or is not what the registry says. ``at``: when that was last seen, ns."""
 
     key: str
     uid: str
     url: str
     at: int
+    gone: bool
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the object, and what to do."""
+        return WHEN_GONE if self.gone else WHEN_CHANGED
 
 
 class About(NamedTuple):
@@ -121,16 +135,14 @@ class Stats:
         if len(self._damage) > SHOWN:
             del self._damage[next(iter(self._damage))]
 
-    def changed(self, store: ObjectStore, record: ArtifactRecord) -> None:
-        """The object of an artifact is gone, or not what the registry says: say what to do, once, and remember it."""
+    def changed(self, store: ObjectStore, record: ArtifactRecord, *, gone: bool) -> None:
+        """The object of an artifact is ``gone``, or not what the registry says: say what to do, once, and remember
+        it."""
         url, etag = store.url(record.revision.object_key), record.revision.etag
-        if self._changed.pop((url, etag), None) is None:
-            log.error(
-                "The object %s of '%s' (artifact %s) is gone, or is not what this registry knows, so it cannot be read:"
-                " 'lamfs fsck' says what is there, and 'lamfs fsck --repair' makes that readable.",
-                url, record.place, record.uid,
-            )  # fmt: skip
-        self._changed[url, etag] = Changed(record.place, record.uid, url, now_ns())
+        before = self._changed.pop((url, etag), None)
+        now = self._changed[url, etag] = Changed(record.place, record.uid, url, now_ns(), gone)
+        if before is None or before.gone != gone:
+            log.error("The object %s of '%s' (artifact %s) is %s.", url, record.place, record.uid, now.problem)
         if len(self._changed) > SHOWN:
             del self._changed[next(iter(self._changed))]
 

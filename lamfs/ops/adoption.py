@@ -1,6 +1,6 @@
 """Taking over what processes that are gone had still to store, and giving up what cannot be stored. Synchronous.
 
-Any thread; one transaction.
+Any thread. Storage is asked outside of transactions: nobody waits for the registry while an object is read.
 """
 
 from __future__ import annotations
@@ -10,16 +10,53 @@ import logging
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_spool_name
-from lamfs.model import ArtifactRecord, JournalEntry, now_ns
+from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, now_ns
 from lamfs.ops import drafts, overlays
 from lamfs.registry import Lost, Provenance, Registry, of_another_boot
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 
 log = logging.getLogger("lamfs.recover")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The file of a put in the tree: its ``size`` in bytes, its ``artifact``, and the object that has what was closed
+    last, if it was stored. ``free``: that object is this file's, or no artifact's."""
+
+    size: int
+    artifact: ArtifactRecord | None
+    object_key: str | None
+    free: bool
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the object is the one of the artifact's revision."""
+        return self.artifact is not None and self.artifact.revision.object_key == self.object_key
+
+
+class _Stored(NamedTuple):
+    """What is in the object. ``whole``: it is all that was closed, as far as that is known."""
+
+    content: ContentHash
+    etag: str
+    whole: bool
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was found of a put: ``left`` bytes of its spool file (None: there is none), and what is ``stored`` instead;
+    ``untold``: why that cannot be known now. ``goes_on``: there is nothing to decide."""
+
+    left: int | None
+    goes_on: bool = False
+    stored: _Stored | None = None
+    untold: StorageError | None = None
 
 
 def adopt_puts(
@@ -32,131 +69,207 @@ def adopt_puts(
     although the registry does not say so any more. What was never stored keeps what is left.
     And those that name no spool file, or something that is none: no lamfs has written to that.
     """
-    with registry.db.transaction():
-        return [
-            entry
-            for entry in registry.journal.adopt(ops)
-            if not (_is_foreign(registry, spool, entry) or _is_lost(registry, store, spool, entry))
-        ]
+    wanted = set(ops)
+    taken = registry.journal.adopt(wanted - {"put"})
+    left = registry.journal.left(wanted & {"put"})
+    plain = {entry.id for entry in left if _is_there(registry, spool, entry)}
+    taken += registry.journal.take(entry for entry in left if entry.id in plain)
+    taken += [entry for entry in left if entry.id not in plain and _decide(registry, store, spool, entry)]
+    return sorted(taken, key=lambda entry: entry.id)
 
 
-def _is_foreign(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> bool:
-    """Give a put up that cannot be lamfs's own, by what it names."""
-    if entry.op != "put":
+def _is_there(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> bool:
+    """Whether the spool file of a put has all that it had."""
+    if _foreign(spool, entry) is not None or (left := _left(spool, entry)) is None:
         return False
-    if entry.ino is None:
-        log.error("A row of the journal owes what was written to no file, and is struck off.")
-        registry.journal.done(entry.id)
+    if not of_another_boot(entry.owner):
         return True
+    inode = registry.tree.get(entry.ino or 0)
+    partial = "base" in entry.payload or bool(registry.overlays.ranges(entry.src or ""))
+    return inode is None or (left >= inode.size and not partial)
+
+
+def _left(spool: SpoolFolder, entry: JournalEntry) -> int | None:
+    """Bytes of the spool file of a put; None: there is none. Raises OSError."""
+    assert entry.src is not None
+    try:
+        return spool.stat(entry.src).st_size
+    except FileNotFoundError:
+        return None
+
+
+def _foreign(spool: SpoolFolder, entry: JournalEntry) -> str | None:
+    """Why a put cannot be lamfs's own, by what it names; None: it may be. Raises OSError."""
+    if entry.ino is None:
+        return "it is of no file"
     try:
         spool.exists(check_spool_name(entry.src))
     except (InvalidName, StorageError) as error:
-        name = registry.tree.path(entry.ino) or entry.uid
-        log.error("What the journal owes of '%s' is struck off: %s", name, error)
-        inode = registry.tree.get(entry.ino)
-        if inode is None or not stat.S_ISREG(inode.mode):
-            registry.journal.done(entry.id)
-        else:
-            registry.rescue.give_up(entry.id)
-        return True
+        return str(error)
     except OSError as error:
         log.error("The spool file %s cannot be looked at: %s.", entry.src, error)
-    return False
+        raise
+    return None
 
 
-def _is_lost(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: JournalEntry) -> bool:
-    inode = None if entry.op != "put" or entry.ino is None else registry.tree.get(entry.ino)
-    if inode is None or entry.src is None:
+def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: JournalEntry) -> bool:
+    """Take over a put whose spool file lacks something, or give it up. Whether it is owed on, by this process.
+
+    Storage is asked while nobody waits for the registry, and what comes of it is one transaction with the take-over: a
+    row has its owner, who says whether the machine went down, until it is decided.
+    """
+    foreign = _foreign(spool, entry)
+    if foreign is not None:
+        with registry.db.transaction():
+            if registry.journal.take([entry]):
+                _strike_off(registry, entry, foreign)
         return False
-    went_down = of_another_boot(entry.owner)
-    if not went_down and spool.exists(entry.src):
-        return False
-    if went_down:
-        overlays.keep_durable(registry, entry, inode, spool)
-    left = spool.stat(entry.src).st_size if spool.exists(entry.src) else None
-    artifact = registry.artifacts.by_ino(inode.ino)
-    if left is not None and left >= inode.size:
-        return False
-    if left is None and drafts.may_be_stored(store, entry.object_key, artifact):
-        return False
-    empty = left is None and not inode.size
-    if empty and artifact is not None:
-        os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
-        return False
-    name = registry.tree.path(inode.ino) or entry.uid
-    why = "the machine went down" if went_down else f"its spool file {entry.src} was lost"
+    if of_another_boot(entry.owner):
+        with registry.db.transaction():
+            inode = registry.tree.get(entry.ino or 0)
+            if inode is not None and _is_left(registry, entry):
+                overlays.keep_durable(registry, entry, inode, spool)
+    while True:
+        file = _file(registry, entry)
+        seen = _look(registry, store, entry, file, _left(spool, entry))
+        with registry.db.transaction():
+            if not _is_left(registry, entry):
+                return False  # somebody else has decided
+            if _file(registry, entry) != file:
+                continue
+            registry.journal.take([entry])
+            goes_on = seen.goes_on or file is None or _settle(registry, spool, entry, file, seen)
+        if not goes_on:
+            spool.unlink(entry.src or "")
+        return goes_on
+
+
+def _is_left(registry: Registry, entry: JournalEntry) -> bool:
+    """Whether a row is as it was when its process was found gone."""
+    now = registry.journal.get(entry.id)
+    return now is not None and all(
+        getattr(now, name) == getattr(entry, name) for name in ("op", "ino", "uid", "object_key", "src", "gen", "owner")
+    )
+
+
+def _strike_off(registry: Registry, entry: JournalEntry, why: str) -> None:
+    if entry.ino is None:
+        log.error("A row of the journal owes what was written to no file, and is struck off.")
+        registry.journal.done(entry.id)
+        return
+    log.error("What the journal owes of '%s' is struck off: %s", registry.tree.path(entry.ino) or entry.uid, why)
+    inode = registry.tree.get(entry.ino)
+    if inode is None or not stat.S_ISREG(inode.mode):
+        registry.journal.done(entry.id)
+    else:
+        registry.rescue.give_up(entry.id)
+
+
+def _file(registry: Registry, entry: JournalEntry) -> _File | None:
+    """The file of a put; None: there is none any more."""
+    assert entry.ino is not None
+    inode = registry.tree.get(entry.ino)
+    if inode is None:
+        return None
+    artifact = registry.artifacts.by_ino(entry.ino)
+    key = entry.object_key
+    if key is None and artifact is None:
+        key = registry.commits.put_target(entry)
+    file = _File(inode.size, artifact, key, True)
+    if key is None or file.is_own or registry.artifacts.with_object(key) is None:
+        return file
+    return replace(file, free=False)
+
+
+def _look(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _File | None, left: int | None) -> _Seen:
+    """What there is of a put. Raises storage errors where the artifact's own object cannot be looked at."""
+    if file is None or (left is not None and (left >= file.size or not of_another_boot(entry.owner))):
+        return _Seen(left, goes_on=True)
+    if left is None and drafts.may_be_stored(store, entry.object_key, file.artifact):
+        return _Seen(left, goes_on=True)
+    if left is None and not file.size and file.artifact is not None:
+        return _Seen(left)
     try:
-        whole = _take_stored(registry, store, entry, artifact)
+        return _Seen(left, stored=_stored(registry, store, entry, file))
     except StorageError as error:
-        if artifact is not None and artifact.revision.object_key == entry.object_key:
+        if file.is_own:
             raise
-        log.error("Whether '%s' is in storage cannot be told now: %s", name, error)
-        whole = False
-        if artifact is None and (left or empty):
-            registry.journal.start_over(entry.id)  # what may be there is not written over
-    if whole:
-        log.warning("'%s' was stored before %s.", name, why)
-        spool.unlink(entry.src)
+        return _Seen(left, untold=error)
+
+
+def _stored(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _File) -> _Stored | None:
+    """The spool file of a put is lost, but what was closed may have reached its object, and the registry does not say
+    so: the power was cut before, or it was set back. Then that is the file's content. All of the object is read.
+
+    Raises storage errors.
+    """
+    key, artifact = file.object_key, file.artifact
+    if key is None or not file.free:
+        return None
+    with contextlib.suppress(ObjectMissing, NotFound):
+        if artifact is not None and file.is_own and store.head(key).etag == artifact.revision.etag:
+            return None
+        if not file.is_own:
+            said = store.meta(key)
+            if said is None or said.uid != (entry.uid if artifact is None else artifact.uid):
+                return None  # what was there before is on its way out, or somebody else's
+        content, etag = drafts.hash_object(store, key)
+        seal = registry.seals.of(entry.src or "")
+        if seal is not None:
+            return _Stored(content, etag, not seal.broken(content))
+        # A registry that was set back to when the file was new knows of no bytes that might be missing.
+        new = artifact is None and not file.size
+        return _Stored(content, etag, new and not of_another_boot(entry.owner))
+    return None
+
+
+def _settle(registry: Registry, spool: SpoolFolder, entry: JournalEntry, file: _File, seen: _Seen) -> bool:
+    """Decide on a put of this process, in one transaction with its take-over. Whether it is owed on; if not, its spool
+    file is to be removed."""
+    assert entry.ino is not None
+    assert entry.src is not None
+    left, empty = seen.left, seen.left is None and not file.size
+    if empty and file.artifact is not None:
+        os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
         return True
-    artifact = registry.artifacts.by_ino(inode.ino)
+    name = registry.tree.path(entry.ino) or entry.uid
+    why = "the machine went down" if of_another_boot(entry.owner) else f"its spool file {entry.src} was lost"
+    if seen.untold is not None:
+        log.error("Whether '%s' is in storage cannot be told now: %s", name, seen.untold)
+        if file.artifact is None and (left or empty):
+            registry.journal.start_over(entry.id)  # what may be there is not written over
+    elif seen.stored is not None and _take_stored(registry, entry, file, seen.stored):
+        log.warning("'%s' was stored before %s.", name, why)
+        return False
+    artifact = registry.artifacts.by_ino(entry.ino)
     if artifact is None and empty:
         # It had no bytes that were acknowledged, or its process died between naming a new file and making this one.
         os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
-        return False
+        return True
     if artifact is None and left:
         registry.seals.forget(entry.src)
-        key = registry.tree.path(inode.ino) or entry.src
-        registry.rescue.note_lost(Lost(key, entry.uid or "", inode.size, False, now_ns(), left=left))
-        log.error("Of '%s' %d of %d bytes are left: %s before they were stored.", name, left, inode.size, why)
-        return False
+        key = registry.tree.path(entry.ino) or entry.src
+        registry.rescue.note_lost(Lost(key, entry.uid or "", file.size, False, now_ns(), left=left))
+        log.error("Of '%s' %d of %d bytes are left: %s before they were stored.", name, left, file.size, why)
+        return True
     if artifact is None:
         log.error("'%s' is gone: %s before it was stored.", name, why)
     else:
         log.error("'%s' is as it was stored last: %s before later bytes were stored.", name, why)
     registry.rescue.give_up(entry.id)
-    spool.unlink(entry.src)
-    return True
-
-
-def _take_stored(registry: Registry, store: ObjectStore, entry: JournalEntry, artifact: ArtifactRecord | None) -> bool:
-    """The spool file of a put is lost, but what was closed may have reached its object, and the registry does not say
-    so: the power was cut before, or it was set back. Then that is the file's content. Whether all of it is there, as
-    far as that is known.
-
-    ``artifact``: of the file, before. Raises storage errors.
-    """
-    assert entry.ino is not None
-    assert entry.src is not None
-    key = entry.object_key
-    if key is None and artifact is None:
-        key = registry.commits.put_target(entry)
-    if key is None:
-        return False
-    uid = entry.uid if artifact is None else artifact.uid
-    mine = artifact is not None and artifact.revision.object_key == key
-    if not mine and registry.artifacts.with_object(key) is not None:
-        return False
-    seal = registry.seals.of(entry.src)
-    with contextlib.suppress(ObjectMissing, NotFound):
-        if artifact is not None and (key, store.head(key).etag) == (key if mine else "", artifact.revision.etag):
-            return False
-        if not mine:
-            said = store.meta(key)
-            if said is None or said.uid != uid:
-                return False  # what was there before is on its way out, or somebody else's
-        content, etag = drafts.hash_object(store, key)
-        if seal is not None:
-            whole = not seal.broken(content)
-        else:
-            # A registry that was set back to when the file was new knows of no bytes that might be missing.
-            inode = registry.tree.get(entry.ino)
-            new = artifact is None and inode is not None and not inode.size
-            whole = new and not of_another_boot(entry.owner)
-        if whole and entry.state == "open":
-            registry.journal.ready_put(entry.ino)
-        row = registry.journal.get(entry.id)
-        gen = entry.gen if row is None else row.gen
-        # What is not all of it leaves the row, which is given up then.
-        registry.commits.put(entry.ino, gen if whole else gen - 1, content, key, etag, Provenance(), row=entry.id)
-        return whole
     return False
+
+
+def _take_stored(registry: Registry, entry: JournalEntry, file: _File, stored: _Stored) -> bool:
+    """What is in the object of a put is its file's content. Whether all of it is there: else the row is left."""
+    assert entry.ino is not None
+    assert file.object_key is not None
+    if stored.whole and entry.state == "open":
+        registry.journal.ready_put(entry.ino)
+    row = registry.journal.get(entry.id)
+    gen = entry.gen if row is None else row.gen
+    registry.commits.put(
+        entry.ino, gen if stored.whole else gen - 1, stored.content, file.object_key, stored.etag, Provenance(),
+        row=entry.id,
+    )  # fmt: skip
+    return stored.whole

@@ -118,6 +118,10 @@ def commit(
     else:
         saved = _store(instance, draft, progress)
     recover.run_owed(instance)
+    for _ in range(2):  # what was found at its place makes way first
+        if registry.commits.is_home(saved.uid):
+            break
+        recover.run_owed(instance)
     mounts.poke(instance.settings)
     return registry.artifacts.by_uid(saved.uid) or saved
 
@@ -142,23 +146,26 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
             instance.prove()  # other machines may use the bytes that are replaced
         mode = 0o644 if draft.temporary else draft.path.stat().st_mode & 0o777
         foreign = _foreign(instance, record)
+        _keep_both(instance, record)
         before = registry.artifacts.by_uid(record.uid)
-        if before is not None:
-            newer.keep_before(instance, before, before.revision.object_key)
-            before = registry.artifacts.by_uid(record.uid)
-        claimed = before is not None and registry.journal.is_claimed(before.revision.object_key)
         with recover.storage_work:
+            claimed = registry.journal.is_claimed(registry.commits.save_target(record))
             entry_id, object_key = registry.commits.announce_save(record, foreign=foreign, mode=mode)
             recover.active.add(entry_id)
         record.revision = Revision(record.revision.content, object_key, "")
         try:
             sync_log(registry.path)
             meta = registry.commits.save_meta(record)
-            etag = recover.copy_twin(instance, record.revision.content, object_key, meta)
+            over = recover.replaceable(instance, before, object_key, claimed=claimed)
+            etag = recover.copy_twin(instance, record.revision.content, object_key, meta, over)
             if etag is None:
-                over = recover.replaced(instance, before, object_key)
                 etag = store.put_file(
-                    object_key, str(draft.path), consume=draft.temporary, progress=progress, meta=meta, if_match=over
+                    object_key,
+                    str(draft.path),
+                    consume=draft.temporary,
+                    progress=progress,
+                    meta=meta,
+                    **over._asdict(),
                 ).etag
                 if not draft.temporary and drafts.stamp_of(draft.path) != draft.stamp:
                     # Written to while it was sent: nobody knows what the object holds.
@@ -183,6 +190,21 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         finally:
             recover.active.discard(entry_id)
     raise InvalidArgument(f"The file {draft.path} is being written; save it when that is done.")
+
+
+def _keep_both(instance: Instance, record: ArtifactRecord) -> None:
+    """Before a save: what somebody else has stored where it is to go becomes a file of ``lost+found``.
+
+    Raises ObjectChanged when that cannot be kept now, and storage errors."""
+    registry = instance.registry
+    before = registry.artifacts.by_uid(record.uid)
+    if before is not None:
+        newer.keep_before(instance, before, before.revision.object_key)
+        before = registry.artifacts.by_uid(record.uid)
+    target = registry.commits.save_target(record)
+    if before is not None and before.revision.object_key == target:
+        return
+    newer.keep_before(instance, before, target)
 
 
 def _settle_failed(instance: Instance, entry_id: int) -> ArtifactRecord | None:

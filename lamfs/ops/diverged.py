@@ -19,7 +19,7 @@ from typing import Any
 from lamfs import config
 from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError, ObjectMissing, StorageError, StorageUnavailable
-from lamfs.model import TRASH, ArtifactRecord, new_uid
+from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, new_uid
 from lamfs.ops import messages
 from lamfs.registry import Registry
 from lamfs.registry.rules import RETAINED
@@ -85,11 +85,23 @@ def _bring_back(
     if there is None and record.visibility == TRASH:
         kept.left.append(f"{name}: it was in the trash")
         return
-    holder = new.artifacts.with_object(object_key)
-    if holder is not None or (there is not None and record.revision.content.same_bytes(there.revision.content)):
+    if there is not None and record.revision.content.same_bytes(there.revision.content):
         return  # its bytes have a name
+    holder = new.artifacts.with_object(object_key)
+    if holder is not None and (
+        holder.revision.etag == record.revision.etag
+        or (
+            holder.revision.content.same_bytes(record.revision.content)
+            and new.commits.same_bytes(holder, record.revision.etag)
+        )
+    ):
+        return  # as well
     user = old.people.user(record.created_by_id)
     with new.db.transaction():
+        if holder is not None:
+            # Another artifact's row names the object, of bytes that this machine has written over.
+            elsewhere = f"{AUTO_KEY_PREFIX}{holder.uid}.{new_uid(6)}{holder.suffix}"
+            new.artifacts.set_object(holder.uid, elsewhere, holder.revision.etag)
         author = None if user is None else new.people.ensure_user(user.uid, user.handle, user.email, user.name)
         made = replace(
             record,
@@ -102,6 +114,11 @@ def _bring_back(
         )
         new.commits.save(0, made, record.revision.etag, mode=0o644, uid=os.getuid(), gid=os.getgid())
     kept.back.append(f"{name} as '{made.key}'")
+    if holder is not None:
+        kept.left.append(
+            f"'{holder.place}' (uid {holder.uid}): what the other machine has stored was replaced by what was stored"
+            " from here"
+        )
 
 
 def _is_whole(store: ObjectStore, record: ArtifactRecord) -> bool:

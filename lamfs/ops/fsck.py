@@ -371,9 +371,12 @@ def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder
         if stray.kind is strays.Kind.UNTOLD:
             report.notes.append(text)
             continue
-        if stray.kind is strays.Kind.STRAY:
+        stays = repair and stray.kind is strays.Kind.STRAY and stray.key is None
+        if stays:
+            text += "; it cannot be looked at, and stays there"
+        elif stray.kind is strays.Kind.STRAY:
             text += f"; it is '{stray.key}' now" if stray.key else "; 'lamfs fsck --repair' puts it into lost+found"
-        report.add(text, repair)
+        report.add(text, repair and not stays)
 
 
 # -- storage ----------------------------------------------------------------------------------------------------------

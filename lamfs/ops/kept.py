@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lamfs.errors import InvalidName, ObjectMissing
-from lamfs.keys import OWN_OBJECT, is_internal, is_registry_key
+from lamfs.keys import LOCK_FOLDER, OWN_OBJECT, is_internal, is_registry_key
 from lamfs.model import AUTO_KEY_PREFIX
 from lamfs.storage.base import ObjectStat, ObjectStore
 
@@ -100,7 +100,7 @@ def traces(store: ObjectStore, instance: uuid.UUID) -> list[str]:
     if copies(store, instance):
         words.append("kept copies of its registry")
     with contextlib.suppress(ObjectMissing):
-        store.head(f"{AUTO_KEY_PREFIX}_exclusion/{instance.hex}")
+        store.head(f"{LOCK_FOLDER}{instance.hex}")
         words.append("its lock")
     if has_objects(store) and not _has_registry(store):
         words.append("objects of artifacts")

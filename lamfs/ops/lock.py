@@ -27,9 +27,10 @@ import time
 import uuid
 from typing import NamedTuple, Protocol
 
+from lamfs import config
 from lamfs.errors import LeaseLost, Locked, ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
 from lamfs.jsontext import is_number, parse_object
-from lamfs.model import AUTO_KEY_PREFIX
+from lamfs.keys import LOCK_FOLDER
 from lamfs.processes import uptime
 from lamfs.storage.base import ObjectStat
 
@@ -109,7 +110,7 @@ class Lease:
         self._store = store
         self._holder = Holder(_as_name(holder.handle), _as_name(holder.host), holder.machine)
         self._slug = slug or instance.hex
-        self.key = f"{AUTO_KEY_PREFIX}_exclusion/{instance.hex}"
+        self.key = f"{LOCK_FOLDER}{instance.hex}"
         self.etag = ""
         self.at = 0.0
 
@@ -232,7 +233,7 @@ class Lease:
 
     def _age(self, found: _Found) -> float:
         """Seconds since the lock was written, by the clock of the storage."""
-        name = f"{self.key}.{secrets.token_hex(4)}"
+        name = f"{self.key}.{config.temporary_name()}"  # a probe
         try:
             now = self._written(self._store.put_bytes(name, b"What time is it?"), ask=True)
         finally:

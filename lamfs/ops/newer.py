@@ -28,7 +28,7 @@ from lamfs.model import (
 )
 from lamfs.ops import drafts
 from lamfs.ops.instance import Instance
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
 from lamfs.transfer import claims
 
 log = logging.getLogger("lamfs.newer")
@@ -237,15 +237,23 @@ def _keep(instance: Instance, other: Other, progress: Callable[[int], None] | No
     return place
 
 
-def object_at(store: ObjectStore, object_key: str) -> ObjectStat | None:
-    """The object at ``object_key``; None: there is none. A link is none: what is stored takes its place. Raises other
-    storage errors."""
+def look_at(store: ObjectStore, object_key: str) -> tuple[ObjectStat | None, Over]:
+    """The object at ``object_key``, None if there is none, and what replaces it alone. A link is none: what is stored
+    takes its place. Raises other storage errors."""
     try:
-        return store.head(object_key)
+        found = store.head(object_key)
     except StorageError as error:
-        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
-            return None
+        if isinstance(error, ObjectMissing):
+            return None, NOTHING
+        if error.errno == errno.ELOOP:
+            return None, ANYTHING
         raise
+    return found, Over(found.etag)
+
+
+def object_at(store: ObjectStore, object_key: str) -> ObjectStat | None:
+    """The object at ``object_key``, as ``look_at`` sees it."""
+    return look_at(store, object_key)[0]
 
 
 def is_own(instance: Instance, found: ObjectStat, entry: JournalEntry | None = None) -> bool:

@@ -11,39 +11,61 @@ import os
 
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData, ObjectChanged, StorageError
-from lamfs.model import BLOCK_SIZE, Inode, JournalEntry, Revision
+from lamfs.model import BLOCK_SIZE, Inode, JournalEntry, Revision, now_ns
 from lamfs.ops.instance import Instance
-from lamfs.registry import Registry, is_based_on, lacks_some, missing_blocks, unwritten
+from lamfs.registry import Lost, Registry, is_based_on, lacks_some, missing_blocks, unwritten
 from lamfs.spool import SpoolFolder
 
 log = logging.getLogger("lamfs.recover")
 
 
 def keep_durable(registry: Registry, entry: JournalEntry, inode: Inode, spool: SpoolFolder) -> None:
-    """The machine went down: of the ranges of a put's spool file only those that are durable are there.
+    """The machine went down: of the ranges of a put's spool file only those that are durable are there. The others are
+    noted as lost, in one transaction.
 
     Where the stored revision ends within a block, and what was appended there is lost, the file ends there again.
     """
     assert entry.src is not None
-    name = registry.tree.path(inode.ino)
-    if registry.overlays.keep_durable(entry.src):
+    with registry.db.transaction():
+        lost = registry.overlays.keep_durable(entry.src)
+        if lost:
+            registry.seals.forget(entry.src)
+        size = int(str(entry.payload.get("base", "0")).partition(":")[0])
+        before = inode.size
+        if not _ends_at(registry, entry.src, before, size):
+            size = before
+        artifact = registry.artifacts.by_ino(inode.ino)
+        key = registry.tree.path(inode.ino) or entry.uid or entry.src
+        uid = entry.uid if artifact is None else artifact.uid
+        noted = Lost(key, uid or "", before, True, now_ns())
+        within = tuple((start, min(end, size)) for start, end in lost if start < size)
+        if within:
+            _note(registry, noted._replace(size=sum(end - start for start, end in within), ranges=within))
+        if size == before:
+            return
+        _note(registry, noted._replace(left=size))
+        inode.size = size
         registry.seals.forget(entry.src)
-        log.error("What was written to '%s' last is lost: the machine went down.", name)
-    size = int(str(entry.payload.get("base", "0")).partition(":")[0])
-    block, end = divmod(size, BLOCK_SIZE)
-    if not end or inode.size <= size or block in registry.overlays.present(entry.src):
-        return
-    if any(start <= end and stop == BLOCK_SIZE for start, stop in registry.overlays.ranges(entry.src).get(block, ())):
-        return
-    log.error("'%s' ends at byte %d again: the machine went down before more was stored.", name, size)
-    inode.size = size
-    registry.seals.forget(entry.src)
-    registry.tree.update(inode.ino, size=size)
-    registry.tree.bump_revision(inode.ino)
-    registry.changes.content(inode.ino)
-    with contextlib.suppress(FileNotFoundError), spool.opened(entry.src, os.O_RDWR) as fd:
-        if os.fstat(fd).st_size > size:
-            os.ftruncate(fd, size)
+        registry.tree.update(inode.ino, size=size)
+        registry.tree.bump_revision(inode.ino)
+        registry.changes.content(inode.ino)
+        with contextlib.suppress(FileNotFoundError), spool.opened(entry.src, os.O_RDWR) as fd:
+            if os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)
+
+
+def _note(registry: Registry, lost: Lost) -> None:
+    registry.rescue.note_lost(lost)
+    log.error("%s.", lost.sentence)
+
+
+def _ends_at(registry: Registry, src: str, size: int, base: int) -> bool:
+    """Whether an overlay of ``size`` bytes lacks what follows the ``base`` bytes of its revision, within a block."""
+    block, end = divmod(base, BLOCK_SIZE)
+    if not end or size <= base or block in registry.overlays.present(src):
+        return False
+    ranges = registry.overlays.ranges(src).get(block, ())
+    return not any(start <= end and stop == BLOCK_SIZE for start, stop in ranges)
 
 
 def complete(instance: Instance, entry: JournalEntry, spool: SpoolFolder) -> None:

@@ -33,9 +33,11 @@ from lamfs.ops import adoption, drafts, messages, newer, overlays, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore, check_size, in_parts
-from lamfs.storage.stale import delete_meant
-from lamfs.transfer import claims, damage, stale
+from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, check_size, in_parts
+from lamfs.transfer import claims, damage
+from lamfs.transfer.direct import DirectWaits, DirectWorker, finish
+from lamfs.transfer.moves import Moves
+from lamfs.transfer.multipart import Multipart
 
 log = logging.getLogger("lamfs.recover")
 
@@ -261,8 +263,8 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
             registry.journal.set_target(entry.id, target)
         sync_log(registry.path)
         meta = registry.commits.put_meta(entry, content)
-        over = replaced(instance, registry.artifacts.by_ino(entry.ino), target)
         try:
+            over = replaceable(instance, registry.artifacts.by_ino(entry.ino), target, claimed=claimed, entry=entry)
             etag = store_bytes(instance, content, spool.path(src), target, meta, consume=True, over=over)
         except PreconditionFailed:
             if not claimed:
@@ -274,11 +276,33 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     return True
 
 
-def replaced(instance: Instance, artifact: ArtifactRecord | None, target: str) -> str | None:
-    """ETag of the object of an artifact that is about to be replaced, as it is now; None: nothing is replaced."""
-    if artifact is None or artifact.revision.object_key != target:
-        return None
-    return _etag_at(instance.store, target)
+def replaceable(
+    instance: Instance,
+    artifact: ArtifactRecord | None,
+    target: str,
+    *,
+    claimed: bool,
+    entry: JournalEntry | None = None,
+) -> Over:
+    """What may be replaced at ``target``, looked at just before it is written.
+
+    ``artifact``: as it was before, None for a new one; ``claimed``: Journal.is_claimed before this work announced the
+    object; ``entry``: the put that may have stored it. Raises PreconditionFailed (somebody else's object is there),
+    storage errors.
+    """
+    if artifact is None and claims.is_private(target):
+        return ANYTHING  # nobody else has this artifact
+    found, over = newer.look_at(instance.store, target)
+    if found is None:
+        return over
+    before = None if artifact is None else artifact.revision
+    expected = before is not None and (before.object_key, before.etag) == (target, found.etag)
+    if not expected and not (claimed and newer.is_own(instance, found, entry)):
+        raise PreconditionFailed(
+            f"Somebody else has stored something at {instance.store.url(target)} meanwhile; try again.",
+            errno=ObjectChanged.errno,
+        )
+    return over
 
 
 def _etag_at(store: ObjectStore, object_key: str) -> str | None:
@@ -319,27 +343,31 @@ def store_bytes(
     meta: ObjectMeta,
     *,
     consume: bool = False,
-    over: str | None = None,
+    over: Over = ANYTHING,
 ) -> str:
     """Get a file's bytes to an object: copied where storage has them already, else sent. Returns the ETag.
 
-    ``over``: the ETag of what it may replace (None: whatever is there). Raises PreconditionFailed, storage errors.
+    ``over``: what it may replace. Raises PreconditionFailed, storage errors.
     """
     store = instance.store
     if store.kind != "local":
-        etag = copy_twin(instance, content, target, meta)
+        etag = copy_twin(instance, content, target, meta, over)
         if etag is not None:
             return etag
-    return store.put_file(target, path, consume=consume, meta=meta, if_match=over).etag
+    return store.put_file(target, path, consume=consume, meta=meta, **over._asdict()).etag
 
 
-def copy_twin(instance: Instance, content: ContentHash, target: str, meta: ObjectMeta) -> str | None:
-    """Copy the object of an artifact with the same bytes, so that they need not be sent; None: there is none."""
+def copy_twin(
+    instance: Instance, content: ContentHash, target: str, meta: ObjectMeta, over: Over = ANYTHING
+) -> str | None:
+    """Copy the object of an artifact with the same bytes, so that they need not be sent; None: there is none. ``over``:
+    what may be replaced."""
     for twin in instance.registry.artifacts.same_content(content, 3):
         if twin.revision.object_key == target:
             continue
         with contextlib.suppress(ObjectMissing, ObjectChanged):
-            return instance.store.copy(twin.revision.object_key, target, etag=twin.revision.etag, meta=meta).etag
+            source, etag = twin.revision.object_key, twin.revision.etag
+            return instance.store.copy(source, target, etag=etag, meta=meta, **over._asdict()).etag
     return None
 
 
@@ -355,75 +383,62 @@ def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abo
     journal = instance.registry.journal
     with storage_work:
         journal.adopt(wanted)
+        moves = _moves(instance)
         for entry in journal.mine("move", "abort"):
-            if entry.op not in wanted:
-                continue
-            if entry.op == "move":
-                try:
-                    _move(instance, entry)
-                except LamfsError as error:
-                    _trouble(instance, entry, error, strict)
-            elif entry.op == "abort":
-                try:
-                    _abort(instance, entry)
-                except LamfsError as error:
-                    _trouble(instance, entry, error, strict)
-        if "delete" in wanted:
-            _delete(instance, strict)
+            try:
+                if entry.op == "move" and "move" in wanted:
+                    _move(instance, moves, entry)
+                elif entry.op == "abort" and "abort" in wanted:
+                    finish(moves.abort(entry))
+            except LamfsError as error:
+                _trouble(instance, entry, error, strict)
+        entries = journal.mine("delete") if "delete" in wanted else []
+        problem = _delete(instance, moves, entries) if entries else None
+        if problem is not None and strict:
+            raise problem
 
 
-def _move(instance: Instance, entry: JournalEntry) -> None:
+def _moves(instance: Instance) -> Moves:
+    """Moves that this thread does itself."""
+    worker, waits = DirectWorker(instance.store), DirectWaits(instance.registry.path, None)
+
+    async def permit(_: bool) -> None:
+        instance.prove()
+
+    parts = Multipart(instance.registry, worker, waits)
+    return Moves(instance.registry, instance.store, worker, waits, permit, parts, set())
+
+
+def _move(instance: Instance, moves: Moves, entry: JournalEntry) -> None:
+    """Bring an object all the way home, as far as nobody is in the way."""
     registry = instance.registry
     assert entry.uid is not None
-    for _ in range(8):
-        plan = registry.commits.move_plan(entry.uid)
-        if plan is None:
-            if registry.commits.is_home(entry.uid):
-                registry.journal.done(entry.id)
-            return
-        before, target = plan
-        if registry.journal.claimed(target, entry.uid, entry.id):
-            return  # another process is at work there; whoever comes next moves it
-        if not _is_free(instance, target):
-            stale.give_up_move(registry, entry, instance.store.url(target))
-            return
-        registry.commits.begin_move(entry.uid, target)
-        instance.prove()
-        sync_log(registry.path)
-        try:
-            copied = instance.store.copy(
-                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
-            )
-        except (ObjectMissing, ObjectChanged):
-            now = registry.artifacts.by_uid(entry.uid)
-            if now is not None and now.revision == before.revision:
-                stale.give_up_lost_move(registry, entry, target, instance.store.url(before.revision.object_key))
-                return
-            continue  # it got new bytes meanwhile
-        registry.commits.moved(entry.id, before, target, copied.etag)
-        if registry.journal.get(entry.id) is None:
-            return
+    while registry.journal.get(entry.id) is not None:
+        before = registry.artifacts.by_uid(entry.uid)
+        finish(moves.move(entry))
+        if before == registry.artifacts.by_uid(entry.uid):
+            return  # whoever comes next moves it
 
 
-def _is_free(instance: Instance, target: str) -> bool:
-    """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
-    found = newer.object_at(instance.store, target)
-    return found is None or newer.is_own(instance, found)
-
-
-def _abort(instance: Instance, entry: JournalEntry) -> None:
-    """Abort an upload that is needed no more; where somebody is at work, whoever comes next does it."""
-    registry, store = instance.registry, instance.store
-    assert entry.object_key is not None
-    instance.prove()
-    upload_id = entry.payload.get("upload_id")
-    if upload_id is None and registry.journal.holds(entry.object_key):
-        return
-    if upload_id is None:
-        abort_unknown(instance, entry.object_key)
-    else:
-        store.abort_upload(entry.object_key, str(upload_id))
-    registry.journal.done(entry.id)
+def _delete(instance: Instance, moves: Moves, entries: list[JournalEntry]) -> LamfsError | None:
+    """Delete what these rows mean, and strike them off; what stopped one of them. What storage refuses of one object
+    keeps no other one."""
+    journal = instance.registry.journal
+    try:
+        finish(moves.delete(entries))
+    except LamfsError as error:
+        if isinstance(error, StorageError) and not error.retryable and len({entry.object_key for entry in entries}) > 1:
+            keys = dict.fromkeys(entry.object_key for entry in entries)
+            for key in keys:
+                problem = _delete(instance, moves, [entry for entry in entries if entry.object_key == key])
+                if isinstance(problem, StorageUnavailable):
+                    return problem  # the others would have to wait for nothing, too
+            return error
+        for entry in entries:
+            if journal.get(entry.id) is not None:
+                _trouble(instance, entry, error, False)
+        return error
+    return None
 
 
 def abort_unknown(instance: Instance, object_key: str) -> None:
@@ -435,79 +450,3 @@ def abort_unknown(instance: Instance, object_key: str) -> None:
     for upload_id in store.uploads_of(object_key):
         if upload_id not in known:
             store.abort_upload(object_key, upload_id)
-
-
-def _is_only_copy(instance: Instance, entry: JournalEntry) -> bool:
-    """Whether this is a move's copy (stale.copied_from), and what it was made of is gone. Raises StorageError."""
-    source = stale.copied_from(instance.registry, entry)
-    if source is None:
-        return False
-    try:
-        instance.store.head(source)
-    except ObjectMissing:
-        return True
-    return False
-
-
-def _delete(instance: Instance, strict: bool) -> None:
-    registry = instance.registry
-    journal = registry.journal
-    entries: dict[str, list[JournalEntry]] = {}
-    if not journal.mine("delete"):
-        return
-    unsure: set[int] = set()
-    for entry in journal.mine("delete"):
-        try:
-            if _is_only_copy(instance, entry):
-                journal.done(entry.id)
-        except StorageError as error:
-            unsure.add(entry.id)
-            _trouble(instance, entry, error, strict)
-    with registry.db.transaction():
-        for entry in journal.mine("delete"):
-            if entry.object_key is None or entry.id in unsure:
-                continue
-            if registry.artifacts.with_object(entry.object_key) is not None:
-                journal.done(entry.id)
-            elif not journal.holds(entry.object_key):
-                entries.setdefault(entry.object_key, []).append(entry)
-    if not entries:
-        return
-    # From here on other processes do not choose these names: the rows are those of a living process.
-    try:
-        sync_log(registry.path)
-        instance.prove()
-    except LamfsError as error:
-        for rows in entries.values():
-            for entry in rows:
-                _trouble(instance, entry, error, False)
-        if strict:
-            raise
-        return
-    problem = _delete_objects(instance, entries)
-    if problem is not None and strict:
-        raise problem
-
-
-def _delete_objects(instance: Instance, entries: dict[str, list[JournalEntry]]) -> LamfsError | None:
-    """Delete what these rows mean, by object key, and strike them off; what stopped one of them. What storage refuses
-    of one object keeps no other one."""
-    journal = instance.registry.journal
-    every = [entry for rows in entries.values() for entry in rows]
-    try:
-        for key in delete_meant(instance.store, stale.meant_by(every)):
-            stale.say_left(instance.store.url(key))
-    except LamfsError as error:
-        if len(entries) > 1 and isinstance(error, StorageError) and not error.retryable:
-            for key, rows in entries.items():
-                problem = _delete_objects(instance, {key: rows})
-                if isinstance(problem, StorageUnavailable):
-                    return problem  # the others would have to wait for nothing, too
-            return error
-        for entry in every:
-            _trouble(instance, entry, error, False)
-        return error
-    with instance.registry.db.transaction():
-        for entry in every:
-            journal.done(entry.id)
-    return None

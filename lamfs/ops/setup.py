@@ -30,7 +30,7 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_registry_key
 from lamfs.model import StorageConfig, instance_id, storage_id
-from lamfs.ops import kept, messages, mounts, scratch_files, snapshot, spools, working_copy, written
+from lamfs.ops import kept, losses, messages, mounts, scratch_files, snapshot, spools, working_copy, written
 from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
 from lamfs.registry import Registry
@@ -464,6 +464,9 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
         snapshot.push(instance)
         instance.release_lease()
         files = instance.registry.names.scratch_files()
+        lost = instance.registry.rescue.lost()
+    for text in losses.sentences(lost):
+        messages.warn(text)
     if files:
         tell(scratch_files.sentence(files))
     if config.current_slug() == settings.slug:

@@ -216,7 +216,8 @@ def _check_fence(instance: Instance, found: Found | None) -> None:
     if found is not None and found.origin is not None and found.origin.fence > own:
         raise LeaseLost(
             f"The registry {instance.store.url(key)} was written by another machine that took the lock over, so"
-            f" this machine's does not replace it; run 'lamfs connect {slug}'."
+            f" this machine's does not replace it, and stays as it is. 'lamfs connect {slug} --restore' takes the one"
+            " in storage and puts this machine's aside."
         )
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamfs import hashing
-from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing
+from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.keys import root_path, spool_inode, spool_name, suffix_of
-from lamfs.model import ContentHash, JournalEntry
+from lamfs.model import TRASH, ContentHash, JournalEntry
 from lamfs.registry import Registry, aside, damaged_blocks
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
@@ -39,7 +39,7 @@ class Kind(enum.Enum):
 
 @dataclass(slots=True)
 class Stray:
-    """One spool file that nothing owes. ``key``: where a stray is now, in ``lost+found``."""
+    """One spool file that nothing owes. ``key``: where a stray is now, in ``lost+found``; None: it is in the spool."""
 
     src: str
     kind: Kind
@@ -80,7 +80,11 @@ def settle(registry: Registry, store: ObjectStore, spool: SpoolFolder, directory
         if stray.kind is Kind.STRAY:
             if told is None:
                 told = _told(directory)
-            stray.key = keep(registry, store, spool, stray.src, told.get(stray.src))
+            try:
+                stray.key = keep(registry, store, spool, stray.src, told.get(stray.src))
+            except (StorageError, OSError) as error:
+                log.error("the spool file %s, which nothing owes, cannot be looked at, and stays: %s", stray.src, error)
+                continue
             log.warning("the spool file %s was owed to nobody: its %d bytes are '%s'", stray.src, stray.size, stray.key)
         elif stray.kind is Kind.UNTOLD:
             log.info("the spool file %s %s; it stays until it can", stray.src, stray.kind.value)
@@ -89,7 +93,7 @@ def settle(registry: Registry, store: ObjectStore, spool: SpoolFolder, directory
     for name in spool.drafts():
         spool.drop_draft(name)
     registry.journal.forget_spent(spool.names())
-    count = sum(stray.kind is Kind.STRAY for stray in found)
+    count = sum(stray.key is not None for stray in found)
     if count:
         folder = registry.tree.path(registry.rescue.folder())
         log.warning(
@@ -99,7 +103,8 @@ def settle(registry: Registry, store: ObjectStore, spool: SpoolFolder, directory
 
 
 def keep(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str, told: aside.Told | None = None) -> str:
-    """Make a file in ``lost+found`` of a spool file that nothing owes; its key there."""
+    """Make a file in ``lost+found`` of a spool file that nothing owes; its key there. Raises StorageError and OSError,
+    and nothing has changed, when it cannot be looked at."""
     status = spool.stat(src)
     inode = registry.tree.get(spool_inode(src))
     key = told.key if told is not None else None
@@ -185,9 +190,11 @@ def _has_data(fd: int) -> bool:
 
 
 def _is_stored(registry: Registry, store: ObjectStore, content: ContentHash) -> bool | None:
-    """Whether storage has these bytes, as an artifact's revision; None when it cannot be asked."""
+    """Whether storage has these bytes, as an artifact's revision outside of the trash; None when it cannot be asked."""
     told: bool | None = False
     for record in registry.artifacts.same_content(content):
+        if record.visibility == TRASH:
+            continue  # nobody misses that, until it is gone
         try:
             if store.head(record.revision.object_key).etag == record.revision.etag:
                 return True

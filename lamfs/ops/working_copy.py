@@ -98,7 +98,7 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apa
                 return wrote is not None and wrote == own
             with new.db.transaction():
                 left = carry_over(old.db, new.db, apart=apart)
-                known = new.rescue.lost()
+                known = set(new.rescue.lost())
                 for lost in old.rescue.lost():
                     if lost not in known:
                         new.rescue.note_lost(lost)
@@ -123,7 +123,16 @@ def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: M
     if spool is not None:
         with spool:
             there = set(spool.names())
-            kept = [(told, strays.keep(new, store, spool, src, told)) for src, told in left.items() if src in there]
+            for src, told in left.items():
+                if src not in there:
+                    continue
+                try:
+                    kept.append((told, strays.keep(new, store, spool, src, told)))
+                except (StorageError, OSError) as error:
+                    messages.warn(
+                        f"what was not stored of '{told.key or told.uid}' cannot be looked at, and is no file of"
+                        f" lost+found: {error} The spool file is put aside"
+                    )
         missing = {src: told for src, told in left.items() if src not in there}
     for src, told in missing.items():
         _miss(new, store, src, told)

@@ -116,6 +116,15 @@ class Commits:
         same = content is not None and content.same_bytes(artifact.revision.content)
         return ObjectMeta.of(artifact.uid, artifact.key, artifact.number + (not same), content)
 
+    def new_object(self, entry: JournalEntry, content: ContentHash) -> tuple[str, ObjectMeta]:
+        """What put_target and put_meta say of a put row whose file is no artifact yet."""
+        assert entry.ino is not None
+        assert entry.uid is not None
+        key, suffix = self._key_of(entry.ino)
+        virtual = bool(entry.payload.get("key_is_virtual", True))
+        target = self._free_object(entry.uid, suffix, key, virtual, entry.id)
+        return target, ObjectMeta.of(entry.uid, key, 1, content)
+
     def save_meta(self, record: ArtifactRecord) -> ObjectMeta:
         """What the object of an artifact that is about to be saved is to say of itself."""
         old, content = self._artifacts.by_uid(record.uid), record.revision.content
@@ -131,11 +140,10 @@ class Commits:
         return f"{AUTO_KEY_PREFIX}{uid}.{new_uid(6)}{suffix}"
 
     def _key_of(self, ino: int) -> tuple[str | None, str]:
-        names = self._tree.names(ino)
-        if not names:
+        first = self._tree.first_name(ino)
+        if first is None:
             return None, ""
-        parent, name = names[0]
-        return (None if parent == AUTO_INO else self._tree.path(ino)), suffix_of(name)
+        return (None if first[0] == AUTO_INO else self._tree.path_at(*first)), suffix_of(first[1])
 
     def put(
         self,
@@ -192,7 +200,7 @@ class Commits:
                 made = not content.leaves  # which nobody is to keep in memory
             elif artifact.revision != revision:
                 if artifact.revision.object_key != object_key:
-                    self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag)
+                    self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag, uid=artifact.uid)
                 same = content.same_bytes(artifact.revision.content)
                 self._artifacts.set_revision(artifact.uid, revision, updated_at=artifact.updated_at if same else now)
             self._journal.said(object_key)
@@ -264,7 +272,7 @@ class Commits:
             artifact = self._artifacts.by_ino(inode.ino)
             if artifact is not None:
                 if artifact.revision.object_key != object_key:
-                    self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag)
+                    self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag, uid=artifact.uid)
                 self._artifacts.set_revision(artifact.uid, revision, updated_at=now)
             else:
                 key, suffix = self._key_of(inode.ino)
@@ -290,6 +298,10 @@ class Commits:
 
     # -- saves (the Python API and the CLI) ---------------------------------------------------------------------
 
+    def save_target(self, record: ArtifactRecord) -> str:
+        """The object key under which a save of ``record`` would be stored now."""
+        return self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, None)
+
     def announce_save(
         self, record: ArtifactRecord, *, foreign: str | None = None, mode: int = 0o644
     ) -> tuple[int, str]:
@@ -301,7 +313,7 @@ class Commits:
         """
         with self._db.transaction():
             home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
-            object_key = self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, None)
+            object_key = self.save_target(record)
             old = self._artifacts.by_uid(record.uid)
             owed = None if old is None or old.ino is None else self._journal.put_of(old.ino)
             if owed is not None and "base" in owed.payload:
@@ -342,7 +354,7 @@ class Commits:
                 assert old.ino is not None
                 record.ino = old.ino
                 if old.revision.object_key != object_key:
-                    self._journal.add_delete(old.revision.object_key, old.revision.etag)
+                    self._journal.add_delete(old.revision.object_key, old.revision.etag, uid=old.uid)
                 self._artifacts.set_revision(record.uid, revision, updated_at=now)
                 self._artifacts.update(
                     record.uid, description=record.description, accessor=record.accessor, suffix=record.suffix,
@@ -450,7 +462,7 @@ class Commits:
                 return False  # what begin_move owes is done
             self._journal.drop_delete(object_key)
             self._artifacts.set_object(before.uid, object_key, etag)
-            self._journal.add_delete(before.revision.object_key, before.revision.etag)
+            self._journal.add_delete(before.revision.object_key, before.revision.etag, uid=before.uid)
             if object_key == self._artifacts.home(now):
                 self._journal.done(entry_id)
             if now.ino is not None:

@@ -99,12 +99,13 @@ class Identity:
             self._artifacts.remove(source.uid)
             self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
             if dropped.object_key is None and same:
-                self._journal.add_delete(source.revision.object_key, source.revision.etag)
+                self._journal.add_delete(source.revision.object_key, source.revision.etag, uid=source.uid)
             else:
                 self._artifacts.set_revision(artifact.uid, source.revision)
                 sure = dropped.object_key is None or dropped.doubted
                 # The stale object goes, or the move writes over it if it still leads there when it comes.
-                self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag if sure else None)
+                etag = artifact.revision.etag if sure else None
+                self._journal.add_delete(artifact.revision.object_key, etag, uid=artifact.uid)
                 self._journal.add_move(artifact.uid)
         self._artifacts.update(artifact.uid, ino=ino)
         description = self._tree.take_xattr(ino, DESCRIPTION_XATTR)
@@ -176,7 +177,7 @@ class Identity:
         self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (copy.uid,))
         self._artifacts.remove(copy.uid)
         xattrs = self._tree.remove_inode(inode.ino)
-        self._journal.add_delete(copy.revision.object_key, dropped.meant(copy.revision))
+        self._journal.add_delete(copy.revision.object_key, dropped.meant(copy.revision), uid=copy.uid)
         return Removed(inode, spool=dropped.src, row_gone=True, xattrs=xattrs)
 
     def is_scratch(self, ino: int) -> bool:

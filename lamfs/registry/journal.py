@@ -24,7 +24,8 @@ Operations:
 
 A row whose payload has ``doubted`` was written before another machine may have had the lease: what is in its object may
 be that one's. So a put's claim is no proof any more that the put has written it, and a delete that does not say which
-object it means deletes nothing.
+object it means deletes nothing. Nor does an ETag alone say it, for equal bytes have the same one in a bucket: the
+object has to be one that nothing needs by what it says of itself, too (transfer/stale.py).
 
 ``owner`` is the process that works on the row; rows of dead processes are taken over. A put is also taken from a
 living one, when its bytes are acknowledged and another process begins to write the file: see begin_put.
@@ -324,16 +325,19 @@ class Journal:
         row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE id=?", (entry_id,))
         return _entry(row) if row else None
 
-    def add_delete(self, object_key: str, etag: str | None = None, *, copy_of: str | None = None) -> None:
+    def add_delete(
+        self, object_key: str, etag: str | None = None, *, copy_of: str | None = None, uid: str | None = None
+    ) -> None:
         """Owe the deletion of an object that no artifact has any more.
 
         ``etag``: the object that is meant, so that another one stays that is there by then. None: whatever is there,
         as also where lamfs may have written since without an artifact's row saying so. ``copy_of``: uid of the artifact
-        whose object is about to be copied there.
+        whose object is about to be copied there. ``uid``: of the artifact that had it.
         """
         if self._db.one("SELECT 1 FROM unsaid WHERE object_key=?", (object_key,)) is not None:
             etag = None
-        payload = {name: value for name, value in (("etag", etag), ("copy_of", copy_of)) if value is not None}
+        known = {"etag": etag, "copy_of": copy_of, "uid": uid}
+        payload = {name: value for name, value in known.items() if value is not None}
         self._add("delete", "ready", object_key=object_key, payload=payload or None)
 
     def add_move(self, uid: str) -> None:
@@ -495,21 +499,31 @@ class Journal:
 
     def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort", "drop")) -> list[JournalEntry]:
         """Take over the rows of processes that are gone. Returns them as they were."""
+        left = self.left(ops)
+        return self.take(left) if left else []
+
+    def left(self, ops: Iterable[str]) -> list[JournalEntry]:
+        """What processes that are gone owe of these operations, oldest first."""
         wanted = set(ops)
-        gone = [owner for owner in self._owners() if owner != self.owner and not is_alive(owner)]
-        if not gone:
-            return []
+        gone = [owner for owner in self._owners() if owner != self.owner and not is_alive(owner)] if wanted else []
+        found: list[JournalEntry] = []
+        for owner in gone:
+            rows = self._db.all(f"SELECT {_COLUMNS} FROM journal WHERE owner IS ?", (owner,))
+            found += [entry for entry in map(_entry, rows) if entry.op in wanted]
+        return sorted(found, key=lambda entry: entry.id)
+
+    def take(self, entries: Iterable[JournalEntry]) -> list[JournalEntry]:
+        """Take over rows of ``left``. Returns those that nobody else has taken or changed since, as they were."""
         with self._db.transaction():
-            taken = []
-            for owner in gone:
-                rows = self._db.all(f"SELECT {_COLUMNS} FROM journal WHERE owner IS ?", (owner,))
-                taken += [entry for entry in map(_entry, rows) if entry.op in wanted]
-            taken.sort(key=lambda entry: entry.id)
-            self._db.conn.executemany(
-                "UPDATE journal SET owner=?, next_at=0, state=replace(state, 'held', 'ready') WHERE id=?",
-                [(self.owner, entry.id) for entry in taken],
-            )
-        return taken
+            return [
+                entry
+                for entry in entries
+                if self._db.execute(
+                    "UPDATE journal SET owner=?, next_at=0, state=replace(state, 'held', 'ready')"
+                    " WHERE id=? AND op=? AND owner IS ? AND src IS ? AND gen=?",
+                    (self.owner, entry.id, entry.op, entry.owner, entry.src, entry.gen),
+                ).rowcount
+            ]
 
     def _owners(self) -> list[str | None]:
         """Who owes anything. One step in an index for each of them, however much it is."""

@@ -424,7 +424,7 @@ class Namespace:
             self._artifacts.remove(uid)
             self._tree.remove_inode(artifact.ino)
             if storage:
-                self._journal.add_delete(artifact.revision.object_key, dropped.meant(artifact.revision))
+                self._journal.add_delete(artifact.revision.object_key, dropped.meant(artifact.revision), uid=uid)
             self._changes.record(artifact.ino)
             return artifact
 

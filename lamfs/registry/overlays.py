@@ -68,6 +68,19 @@ def unwritten(offset: int, data: bytes, ranges: Ranges) -> Iterator[tuple[int, m
         yield offset + start, view[start:end]
 
 
+def _without(ranges: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What of ``ranges`` is not in ``taken``; both are in order."""
+    out = tuple(taken)
+    for start, end in ranges:
+        at = start
+        for first, last in out:
+            if at < min(first, end):
+                yield at, min(first, end)
+            at = max(at, last)
+        if at < end:
+            yield at, end
+
+
 class Overlays:
     """Which blocks are present in the overlays of one Database."""
 
@@ -105,12 +118,23 @@ class Overlays:
         with self._db.transaction() as conn:
             conn.executemany("UPDATE overlay SET durable=? WHERE src=? AND block=? AND ranges IS NOT NULL", rows)
 
-    def keep_durable(self, src: str) -> bool:
-        """The power was cut: of ranges only those that are durable are in ``src``. Whether others are lost."""
+    def keep_durable(self, src: str) -> list[tuple[int, int]]:
+        """The power was cut: of ranges only those that are durable are in ``src``. Start and end, in the file, of what
+        is lost: in order, and without touching one another; the last block's may go on behind the file's end."""
+        lost: list[tuple[int, int]] = []
         with self._db.transaction() as conn:
-            lost = conn.execute(
-                "SELECT 1 FROM overlay WHERE src=? AND ranges IS NOT NULL AND ranges IS NOT durable LIMIT 1", (src,)
-            ).fetchone()
+            rows = conn.execute(
+                "SELECT block, ranges, durable FROM overlay WHERE src=? AND ranges IS NOT NULL"
+                " AND ranges IS NOT durable ORDER BY block",
+                (src,),
+            ).fetchall()
+            for block, written, durable in rows:
+                for start, end in _without(json.loads(written), json.loads(durable or "[]")):
+                    start, end = start + block * BLOCK_SIZE, end + block * BLOCK_SIZE
+                    if lost and lost[-1][1] == start:
+                        lost[-1] = lost[-1][0], end
+                    else:
+                        lost.append((start, end))
             conn.execute("DELETE FROM overlay WHERE src=? AND ranges IS NOT NULL AND durable IS NULL", (src,))
             conn.execute("UPDATE overlay SET ranges=durable WHERE src=? AND ranges IS NOT NULL", (src,))
-        return lost is not None
+        return lost

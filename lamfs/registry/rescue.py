@@ -6,11 +6,12 @@ from storage is mended by lostfound.py, which puts things into the same folder.)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lamfs.keys import suffix_of
 from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, new_uid, now_ns
@@ -24,15 +25,21 @@ from lamfs.registry.tree import Tree
 
 NAME_MAX = 255
 """Bytes of a name."""
-LOST = 1000
+LOST = 100_000
 """Lost files that are remembered, the last ones."""
-LOST_META = "lost"
-"""Row of the meta table that has them."""
+LOST_META = "lost:"
+"""Keys of the meta table that have them: with a number, in order."""
+_LOST_END = "lost;"
+_LOST_LIST = "lost"
+"""Row of the meta table in which older versions have all of them."""
+RANGES = 16
+"""Lost ranges of a file that are remembered one by one, the first ones."""
 
 
 class Lost(NamedTuple):
     """A file whose last bytes, ``size`` of them, are lost since ``at`` (ns since the epoch): it is as it was ``stored``
-    last, or is gone with its ``names`` (directory and name). ``left``: bytes that it has; None: as just said."""
+    last, or is gone with its ``names`` (directory and name). ``left``: bytes that it has; None: as just said.
+    ``ranges``: where the lost bytes were (start and end of the first RANGES pieces) in a file that has all others."""
 
     key: str
     uid: str
@@ -41,10 +48,19 @@ class Lost(NamedTuple):
     at: int
     names: Sequence[tuple[int, str]] = ()
     left: int | None = None
+    ranges: tuple[tuple[int, int], ...] = ()
 
     @property
     def sentence(self) -> str:
         """For people."""
+        if self.ranges:
+            first = self.ranges[:RANGES]
+            where = ", ".join(f"{start}-{end - 1}" for start, end in first)
+            more = " and more" if sum(end - start for start, end in first) < self.size else ""
+            return (
+                f"of what was written to '{self.key}' last, {self.size} bytes are lost (bytes {where}{more}): the"
+                " machine went down before they were stored; there is what was there before"
+            )
         if self.left is not None:
             return (
                 f"'{self.key}' has only {self.left} of its {self.size} bytes: the machine went down, or its spool file"
@@ -233,7 +249,7 @@ class Rescue:
         None: there is no such file any more.
 
         The object that the put was to make stays: storage may have got it, and it is the only copy then. No artifact
-        has it, so fsck names it.
+        has it, so fsck names it, and whoever stores something at its key keeps it.
         """
         with self._db.transaction():
             entry = self._journal.get(row)
@@ -243,6 +259,8 @@ class Rescue:
             artifact = self._artifacts.by_ino(entry.ino)
             key = self._tree.path(entry.ino)
             self._journal.done(entry.id)
+            if entry.object_key is not None:
+                self._journal.said(entry.object_key)
             if inode is None:
                 return None
             names: list[tuple[int, str]] = []
@@ -262,27 +280,46 @@ class Rescue:
 
     def note_lost(self, lost: Lost) -> None:
         """Remember what is lost, for ``lost``."""
-        known = [*self.lost(), lost][-LOST:]
-        rows = [[one.key, one.uid, one.size, one.stored, one.at, one.left] for one in known]
-        self._db.set_meta(LOST_META, json.dumps(rows))
+        with self._db.transaction():
+            last = self._db.one(
+                "SELECT key FROM meta WHERE key>=? AND key<? ORDER BY key DESC LIMIT 1", (LOST_META, _LOST_END)
+            )
+            number = 1 if last is None else int(last[0].removeprefix(LOST_META)) + 1
+            row = [lost.key, lost.uid, lost.size, lost.stored, lost.at, lost.left, lost.ranges[:RANGES]]
+            self._db.set_meta(_lost_key(number), json.dumps(row))
+            self._db.execute("DELETE FROM meta WHERE key>=? AND key<=?", (LOST_META, _lost_key(max(0, number - LOST))))
 
     def lost(self) -> list[Lost]:
         """Files whose last bytes were lost with their spool file, oldest first, as long as nobody has forgotten it."""
-        try:
-            rows = json.loads(self._db.get_meta(LOST_META, "[]"))
-            return [Lost(*row[:5])._replace(left=row[5] if len(row) > 5 else None) for row in rows]
-        except (TypeError, ValueError):
-            return []
+        found: list[Lost] = []
+        with contextlib.suppress(TypeError, ValueError):
+            found += map(_lost, json.loads(self._db.get_meta(_LOST_LIST, "[]")))
+        for (row,) in self._db.all(
+            "SELECT value FROM meta WHERE key>=? AND key<? ORDER BY key", (LOST_META, _LOST_END)
+        ):
+            with contextlib.suppress(TypeError, ValueError):
+                found.append(_lost(json.loads(row)))
+        return found
 
     def forget_lost(self) -> None:
         """Somebody has been told what is lost."""
-        self._db.set_meta(LOST_META, "[]")
+        self._db.execute("DELETE FROM meta WHERE key>=? AND key<?", (_LOST_LIST, _LOST_END))
 
     def found(self) -> tuple[str, int]:
         """Name of the folder for what is found, and how many entries it has; none without one."""
         name, ino = find_folder(self._db)
         row = None if ino is None else self._db.one("SELECT count(*) FROM dentry WHERE parent=?", (ino,))
         return name, int(row[0]) if row is not None else 0
+
+
+def _lost_key(number: int) -> str:
+    return f"{LOST_META}{number:016d}"
+
+
+def _lost(row: list[Any]) -> Lost:
+    left, ranges = (*row[5:7], None, None)[:2]
+    pieces = tuple((int(start), int(end)) for start, end in ranges or ())
+    return Lost(*row[:5])._replace(left=left, ranges=pieces)
 
 
 def _clean(wanted: str) -> str:

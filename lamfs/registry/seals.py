@@ -25,6 +25,11 @@ class Seal(NamedTuple):
     size: int
     blocks: bytes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the hashes of all blocks are known."""
+        return UNKNOWN not in self.blocks
+
     def knows(self, number: int, count: int = 1) -> bool:
         """Whether the hashes of ``count`` blocks from ``number`` on are known."""
         return all(self.blocks[32 * at : 32 * at + 32] != UNKNOWN for at in range(number, number + count))
@@ -59,14 +64,14 @@ class Seals:
         current = "FROM journal WHERE id=? AND op='put' AND src=? AND gen=? AND state IN ('ready', 'scratch')"
         which = (entry.id, entry.src, entry.gen)
         start, end = 32 * first, 32 * first + len(blocks)
+        insert = f"INSERT OR IGNORE INTO seal(src, size, blocks) SELECT src, ?, ? {current}"
+        after = bytes(max(32 * -(-size // BLOCK_SIZE) - end, 0))
+        if not start and not after and self._db.execute(insert, (size, blocks, *which)).rowcount:
+            return  # one statement for each small file
         with self._db.transaction():
             old = self.of(entry.src or "")
             if old is None:
-                after = bytes(max(32 * -(-size // BLOCK_SIZE) - end, 0))
-                self._db.execute(
-                    f"INSERT INTO seal(src, size, blocks) SELECT src, ?, ? {current}",
-                    (size, bytes(start) + blocks + after, *which),
-                )
+                self._db.execute(insert, (size, bytes(start) + blocks + after, *which))
             elif old.size == size and (more := _joined(old.blocks[start:end], blocks)) != old.blocks[start:end]:
                 self._db.execute(
                     f"UPDATE seal SET blocks=? WHERE src=? AND EXISTS (SELECT 1 {current})",

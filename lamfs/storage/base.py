@@ -45,6 +45,18 @@ class Capabilities(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
+class Over(NamedTuple):
+    """What a write may replace: the object with the ETag ``if_match``, or with ``if_none_match`` nothing; else whatever
+    is there."""
+
+    if_match: str | None = None
+    if_none_match: bool = False
+
+
+ANYTHING = Over()
+NOTHING = Over(if_none_match=True)
+
+
 class PartStat(NamedTuple):
     """One part of an unfinished upload: ``number`` from 1, ``size`` in bytes, ``etag``."""
 
@@ -154,8 +166,13 @@ class ObjectStore(Protocol):
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         """Copy within the storage without moving bytes through here. Raises ObjectMissing, ObjectChanged.
+
+        ``if_none_match`` and ``if_match``: as for put_file, of ``dst``, where a copy takes long: in a folder, and of
+        more than 5 GiB in a bucket. (Few servers know conditions of a copy in one request.)
 
         ``meta``: what the copy is to say of itself, instead of what the source says.
 
@@ -219,11 +236,19 @@ class MultipartStore(Protocol):
         Raises ObjectChanged when the source has another ETag by now, ObjectMissing when it is gone.
         """
 
-    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None) -> str:
+    def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        etags: Sequence[str],
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
         """Make the object of parts 1 to ``len(etags)``; returns its ETag. What is completed already counts as done.
 
-        With ``if_match`` only over the object with that ETag, where the server knows such a condition; else
-        PreconditionFailed."""
+        With ``if_match`` only over the object with that ETag, with ``if_none_match`` only when there is none, where the
+        server knows such a condition; else PreconditionFailed."""
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Drop an upload with its parts; one that is gone already is no error."""

@@ -195,14 +195,14 @@ class Folder:
         """Remove TEMP_FOLDER if it is empty; whoever wants it next makes it again."""
         self.prune(_TEMP)
 
-    def temporaries(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Name and status of each file that is on its way to its name, or was never to come there."""
+    def files(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+        """Name and status of each file in a folder; in that of temporary files, but for the lock of writers."""
         try:
-            with self.entries(TEMP_FOLDER) as found:
+            with self.entries(folder) as found:
                 for each in found:
                     with contextlib.suppress(FileNotFoundError):
                         status = each.stat(follow_symlinks=False)
-                        if each.name != _LOCK and stat.S_ISREG(status.st_mode):
+                        if (folder, each.name) != (TEMP_FOLDER, _LOCK) and stat.S_ISREG(status.st_mode):
                             yield each.name, status
         except (FileNotFoundError, NotADirectoryError):
             return

@@ -132,8 +132,12 @@ class LateS3Store:
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
-        return self._store().copy(src, dst, etag=etag, size=size, meta=meta)
+        return self._store().copy(
+            src, dst, etag=etag, size=size, meta=meta, if_none_match=if_none_match, if_match=if_match
+        )
 
     def delete(self, keys: Iterable[str]) -> None:
         self._store().delete(keys)
@@ -169,8 +173,16 @@ class LateS3Store:
     ) -> str:
         return self._store().copy_part(key, upload_id, number, source, source_etag, offset, length)
 
-    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None) -> str:
-        return self._store().complete_upload(key, upload_id, etags, if_match=if_match)
+    def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        etags: Sequence[str],
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        return self._store().complete_upload(key, upload_id, etags, if_none_match=if_none_match, if_match=if_match)
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         self._store().abort_upload(key, upload_id)

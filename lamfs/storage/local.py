@@ -26,6 +26,7 @@ from lamfs.errors import (
     StorageForbidden,
     StorageReadOnly,
 )
+from lamfs.keys import LOCK_FOLDER, is_probe
 from lamfs.storage import meta as metas
 from lamfs.storage.base import Capabilities, ObjectMeta, ObjectStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.folder import READ, SPOOL_FOLDER, TEMP_FOLDER, Entry, Folder
@@ -194,7 +195,7 @@ class LocalStore:
         check_object_key(key, as_path=True)
         with self._source(path) as (source, entry):
             takeable = consume and _is_only_name(entry, source)
-            if takeable and not if_none_match and self._take(key, source, entry, if_match, meta):
+            if takeable and self._take(key, source, entry, meta, exclusive=if_none_match, over=if_match):
                 result = _object_stat(key, os.fstat(source))
                 if progress is not None and result.size:
                     progress(result.size)
@@ -249,11 +250,19 @@ class LocalStore:
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         check_object_key(dst, as_path=True)
         with self._open(src, etag) as (source, _):
             said = _said(source) if meta is None else meta
-            return self._store(dst, lambda fd: _copy_all(source, fd, self.url(src), None), meta=said)
+            return self._store(
+                dst,
+                lambda fd: _copy_all(source, fd, self.url(src), None),
+                exclusive=if_none_match,
+                over=if_match,
+                meta=said,
+            )
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -276,9 +285,13 @@ class LocalStore:
 
     def temporaries(self) -> Iterator[ObjectStat]:
         with self._errors_of(TEMP_FOLDER):
-            for name, status in self._folder.temporaries():
+            for name, status in self._folder.files(TEMP_FOLDER):
                 if is_utf8(name):
                     yield _object_stat(f"{TEMP_FOLDER}/{name}", status)
+        with self._errors_of(LOCK_FOLDER):
+            for name, status in self._folder.files(LOCK_FOLDER.rstrip("/")):
+                if is_utf8(name) and is_probe(f"{LOCK_FOLDER}{name}"):
+                    yield _object_stat(f"{LOCK_FOLDER}{name}", status)
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return iter(())
@@ -317,8 +330,11 @@ class LocalStore:
 
     # how an object gets into place
 
-    def _take(self, key: str, source: int, entry: Entry, over: str | None, meta: ObjectMeta | None) -> bool:
-        """Rename the file itself into place. False when it cannot be taken and must be copied. ``over``: as _store."""
+    def _take(
+        self, key: str, source: int, entry: Entry, meta: ObjectMeta | None, *, exclusive: bool, over: str | None
+    ) -> bool:
+        """Rename the file itself into place. False when it cannot be taken and must be copied. ``exclusive``, ``over``:
+        as _store."""
         with self._errors_of(key):
             try:
                 os.fchmod(source, 0o600)
@@ -326,8 +342,12 @@ class LocalStore:
                 _stamp(source)
                 sync(source)
                 with self._over(key, over):
-                    self._folder.place(entry, key)
+                    self._folder.place(entry, key, exclusive=exclusive)
+                if exclusive:
+                    entry.unlink()
             except OSError as error:
+                if exclusive and isinstance(error, FileExistsError):
+                    raise self._made_first(key) from None
                 if error.errno in _CANNOT_TAKE:
                     return False
                 raise
@@ -358,9 +378,7 @@ class LocalStore:
             except FileExistsError:
                 if not exclusive:
                     raise
-                raise PreconditionFailed(
-                    f"There is already an object '{key}' in {self.root}; somebody else made it first."
-                ) from None
+                raise self._made_first(key) from None
             return _object_stat(key, os.fstat(fd))
 
     @contextlib.contextmanager
@@ -383,6 +401,9 @@ class LocalStore:
             raise PreconditionFailed(
                 f"The object '{key}' in {self.root} was changed by somebody else; read it again.", errno=errno.ESTALE
             )
+
+    def _made_first(self, key: str) -> PreconditionFailed:
+        return PreconditionFailed(f"There is already an object '{key}' in {self.root}; somebody else made it first.")
 
     def _holds(self, key: str, data: bytes) -> bool:
         """Whether the object is exactly ``data``: then an earlier try of the same write was the one that made it."""

@@ -16,7 +16,7 @@ from lamfs.model import ContentHash, JournalEntry, ObjectMeta, Revision
 from lamfs.registry import Committed, Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.transfer import damage
-from lamfs.transfer.client import Mover
+from lamfs.transfer.worker import Worker
 
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
@@ -43,7 +43,7 @@ class Batches:
     def __init__(
         self,
         registry: Registry,
-        mover: Mover,
+        worker: Worker,
         spool: SpoolFolder,
         origin: Provenance,
         *,
@@ -51,7 +51,7 @@ class Batches:
         durable: Callable[[], Awaitable[None]],
     ) -> None:
         self._registry = registry
-        self._mover = mover
+        self._worker = worker
         self._spool = spool
         self._origin = origin
         self._busy = busy
@@ -70,7 +70,7 @@ class Batches:
         self._busy |= targets
         try:
             await self._durable()
-            stored = await self._mover.put_many([(file.path, file.target, file.twin, file.meta) for file in files])
+            stored = await self._worker.put_many([(file.path, file.target, file.twin, file.meta) for file in files])
             with self._registry.db.transaction():
                 for file, found in zip(files, stored, strict=True):
                     entry = file.entry
@@ -97,7 +97,6 @@ class Batches:
                     continue
                 if not self._registry.journal.claim_target(entry.id, file.target):
                     continue
-                self._registry.seals.add(entry, file.content.size, file.content.blocks)
                 files.append(file)
                 targets.add(file.target)
         return files
@@ -112,17 +111,16 @@ class Batches:
         try:
             with self._spool.opened(entry.src, os.O_RDONLY) as fd:
                 size = os.fstat(fd).st_size
-                if size > SMALL or registry.artifacts.by_ino(entry.ino) is not None:
+                if size > SMALL or registry.artifacts.has_ino(entry.ino):
                     return None
                 content = hash_fd(fd, size)
         except (InvalidName, StorageError, OSError, EOFError):
             return None
-        if not damage.is_sound(registry, entry, content):
-            return None
-        target = registry.commits.put_target(entry)
+        target, meta = registry.commits.new_object(entry, content)
         if target in self._busy or entry.object_key not in (None, target):
+            return None
+        if not damage.seal(registry, entry, content):
             return None
         twins = registry.artifacts.same_content(content, 1)
         twin = twins[0].revision if twins else None
-        meta = registry.commits.put_meta(entry, content)
         return _Small(entry, self._spool.path(entry.src), content, target, twin, meta)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lamfs.model import AUTO_KEY_PREFIX, ContentHash, JournalEntry, ObjectMeta
 from lamfs.registry import Registry
+from lamfs.registry.seals import Seal
 from lamfs.storage.base import ObjectStat
 
 
@@ -22,14 +23,21 @@ def is_said(registry: Registry, found: ObjectStat, said: ObjectMeta | None) -> b
     return is_private(found.key) or said is not None or registry.journal.owes_delete(found.key, found.etag)
 
 
-def may_have_bytes(registry: Registry, found: ObjectStat, entry: JournalEntry | None) -> bool:
+def may_have_bytes(registry: Registry, found: ObjectStat, entry: JournalEntry) -> bool:
     """Whether it is worth to compare the bytes of an object with those of a put (``has_bytes``)."""
-    seal = None if entry is None or entry.src is None else registry.seals.of(entry.src)
+    seal = _seal(registry, entry)
     return seal is not None and seal.size == found.size
 
 
 def has_bytes(registry: Registry, content: ContentHash, entry: JournalEntry) -> bool:
-    """Whether these are the bytes of a put, as far as their hashes were noted. Storage that keeps no metadata cannot
-    show more, nor what lamfs stored before objects said whose they are."""
-    seal = registry.seals.of(entry.src or "")
+    """Whether these are the bytes of a put. Storage that keeps no metadata cannot show more, nor what lamfs stored
+    before objects said whose they are."""
+    seal = _seal(registry, entry)
     return seal is not None and not seal.broken(content)
+
+
+def _seal(registry: Registry, entry: JournalEntry) -> Seal | None:
+    """The hashes of a put's file, if all are noted: they are before an object is made of it, and what is known of some
+    blocks says nothing of the others."""
+    seal = None if entry.src is None else registry.seals.of(entry.src)
+    return seal if seal is not None and seal.knows(0, len(seal.blocks) // 32) else None

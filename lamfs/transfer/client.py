@@ -21,7 +21,7 @@ import trio
 from lamfs import jsonlines
 from lamfs.errors import LamfsError, StorageError, TransferDied
 from lamfs.model import ContentHash, ObjectMeta, Revision
-from lamfs.storage.base import ObjectStat, StorageConfig
+from lamfs.storage.base import ANYTHING, ObjectStat, Over, StorageConfig
 from lamfs.storage.stale import Meant
 from lamfs.transfer import beats, jobs
 from lamfs.transfer.jobs import Message
@@ -319,10 +319,10 @@ class Mover(PartJobs):
         consume: bool = False,
         progress: Progress | None = None,
         meta: ObjectMeta | None = None,
-        if_match: str | None = None,
+        over: Over = ANYTHING,
     ) -> ObjectStat:
         """Store a file under ``key``: ObjectStore.put_file. ``progress`` gets byte counts, about 10 a second."""
-        message = {"path": path, "key": key, "consume": consume, "meta": jobs.pack_meta(meta), "if_match": if_match}
+        message = {"path": path, "key": key, "consume": consume, "meta": jobs.pack_meta(meta), "over": list(over)}
         return jobs.unpack_stat(await self._call("put", message, paths=("path",), progress=progress))
 
     async def put_many(
@@ -357,9 +357,10 @@ class Mover(PartJobs):
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        over: Over = ANYTHING,
     ) -> ObjectStat:
         """Copy an object within the storage: ObjectStore.copy."""
-        message = {"src": src, "dst": dst, "etag": etag, "size": size, "meta": jobs.pack_meta(meta)}
+        message = {"src": src, "dst": dst, "etag": etag, "size": size, "meta": jobs.pack_meta(meta), "over": list(over)}
         return jobs.unpack_stat(await self._call("copy", message))
 
     async def delete(self, meant: Meant) -> list[str]:

@@ -16,35 +16,52 @@ from lamfs.keys import spool_name
 from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Conflict, Provenance, Registry
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, ObjectStore
+from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
 from lamfs.transfer import claims
-from lamfs.transfer.client import Mover
 from lamfs.transfer.process import path_of
+from lamfs.transfer.worker import Worker
 
 PIECE = 64 << 20
 """Bytes of an object that are fetched at a time."""
 
 
-async def object_at(mover: Mover, key: str) -> ObjectStat | None:
-    """The object at ``key``; None: there is none. A link is none: what is stored replaces it, and not what it leads to;
-    behind a linked folder that is refused by itself. Raises other storage errors."""
+async def look(worker: Worker, key: str) -> tuple[ObjectStat | None, Over]:
+    """The object at ``key``, None if there is none, and what replaces it alone. A link is none: what is stored replaces
+    it, and not what it leads to; behind a linked folder that is refused by itself. Raises other storage errors."""
     try:
-        return await mover.head(key)
+        found = await worker.head(key)
     except StorageError as error:
-        if isinstance(error, ObjectMissing) or error.errno == errno.ELOOP:
-            return None
+        if isinstance(error, ObjectMissing):
+            return None, NOTHING
+        if error.errno == errno.ELOOP:
+            return None, ANYTHING
         raise
+    return found, Over(found.etag)
+
+
+async def object_at(worker: Worker, key: str) -> ObjectStat | None:
+    """The object at ``key``, as ``look`` sees it."""
+    return (await look(worker, key))[0]
+
+
+async def is_own(registry: Registry, worker: Worker, found: ObjectStat) -> bool:
+    """Whether the object that was found is lamfs's own work, though no artifact's row says so (claims.py). Raises
+    storage errors."""
+    if not registry.journal.is_claimed(found.key):
+        return False
+    said = None if claims.is_private(found.key) else await worker.meta(found.key)
+    return claims.is_said(registry, found, said)
 
 
 class Conflicts:
     """Finds and settles conflicts of puts."""
 
     def __init__(
-        self, registry: Registry, store: ObjectStore, mover: Mover, spool: SpoolFolder, origin: Provenance
+        self, registry: Registry, store: ObjectStore, worker: Worker, spool: SpoolFolder, origin: Provenance
     ) -> None:
         self._registry = registry
         self._store = store
-        self._mover = mover
+        self._worker = worker
         self._spool = spool
         self._origin = origin
 
@@ -60,25 +77,21 @@ class Conflicts:
         own = virtual or self._registry.artifacts.with_object(target) is not None
         if own and artifact is None:
             return None, False  # a name that lamfs has just made
-        found = await object_at(self._mover, target)
+        found = await object_at(self._worker, target)
         if found is None:
             return None, False
         if artifact is not None and artifact.revision == Revision(artifact.revision.content, target, found.etag):
             return None, True
         return (None if claimed and await self.is_own(found, entry) else found), False
 
-    async def is_own(self, found: ObjectStat, entry: JournalEntry | None = None) -> bool:
-        """Whether the object that was found is lamfs's own work, though no artifact's row says so (claims.py).
-
-        ``entry``: the put that may have stored it. Raises storage errors."""
+    async def is_own(self, found: ObjectStat, entry: JournalEntry) -> bool:
+        """As is_own below; also when the object has the bytes of the put ``entry``."""
         registry = self._registry
-        if not registry.journal.is_claimed(found.key):
-            return False
-        said = None if claims.is_private(found.key) else await self._mover.meta(found.key)
-        if claims.is_said(registry, found, said):
+        if await is_own(registry, self._worker, found):
             return True
-        if entry is None or entry.ino is None or not claims.may_have_bytes(registry, found, entry):
+        if not registry.journal.is_claimed(found.key) or not claims.may_have_bytes(registry, found, entry):
             return False
+        assert entry.ino is not None
         return claims.has_bytes(registry, await self._hash(found, entry.ino), entry)
 
     async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | None:
@@ -94,8 +107,8 @@ class Conflicts:
     async def _hash(self, found: ObjectStat, ino: int) -> ContentHash:
         local = self._store.open_local(found.key)
         if local is not None:
-            content = await hash_opened(self._mover, local)
-            if (await self._mover.head(found.key)).etag != found.etag:
+            content = await hash_opened(self._worker, local)
+            if (await self._worker.head(found.key)).etag != found.etag:
                 name = self._store.url(found.key)
                 raise ObjectChanged(f"The object {name} is being written by somebody else; it is tried again.")
             return content
@@ -106,18 +119,18 @@ class Conflicts:
             os.ftruncate(fd, found.size)
             for offset in range(0, found.size, PIECE):
                 length = min(PIECE, found.size - offset)
-                await self._mover.fetch(
+                await self._worker.fetch(
                     found.key, etag=found.etag, offset=offset, length=length, path=path, digest=None
                 )
-            return await self._mover.hash(path) if found.size else hash_fd(fd, 0)
+            return await self._worker.hash(path) if found.size else hash_fd(fd, 0)
         finally:
             os.close(fd)
             self._spool.drop_draft(name)
 
 
-async def hash_opened(mover: Mover, fd: int) -> ContentHash:
+async def hash_opened(worker: Worker, fd: int) -> ContentHash:
     """Hash a file that is open here, and close it."""
     try:
-        return await mover.hash(path_of(fd))
+        return await worker.hash(path_of(fd))
     finally:
         os.close(fd)

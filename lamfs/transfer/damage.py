@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from lamfs.errors import StorageError
 from lamfs.model import ContentHash, JournalEntry
-from lamfs.registry import Registry, damaged_blocks
+from lamfs.registry import Registry, Seal, damaged_blocks
 
 
 def compare(registry: Registry, entry: JournalEntry, content: ContentHash) -> list[int] | None:
@@ -21,17 +21,26 @@ def compare(registry: Registry, entry: JournalEntry, content: ContentHash) -> li
         return sorted(known)
     blocks = [] if seal is None else seal.broken(content)
     if not blocks:
-        registry.seals.add(entry, content.size, content.blocks)
+        _seal(registry, entry, content, seal)
     if set(blocks) != known:
         registry.seals.set_damaged(entry.id, blocks)
     return blocks if blocks or known else None
 
 
-def is_sound(registry: Registry, entry: JournalEntry, content: ContentHash) -> bool:
-    """Whether a spool file is what it was when it was closed, as far as that is known; nothing is noted."""
+def seal(registry: Registry, entry: JournalEntry, content: ContentHash) -> bool:
+    """Make the hashes of a spool file its seal. False, and nothing is noted, when it is not what it was when it was
+    closed, as far as that is known."""
     assert entry.src is not None
-    seal = registry.seals.of(entry.src)
-    return not damaged_blocks(entry) if seal is None else not seal.broken(content)
+    known = registry.seals.of(entry.src)
+    if damaged_blocks(entry) if known is None else known.broken(content):
+        return False
+    _seal(registry, entry, content, known)
+    return True
+
+
+def _seal(registry: Registry, entry: JournalEntry, content: ContentHash, known: Seal | None) -> None:
+    if known is None or not known.is_whole:
+        registry.seals.add(entry, content.size, content.blocks)
 
 
 def error(name: str, path: str, blocks: Collection[int]) -> StorageError:

@@ -12,15 +12,15 @@ from lamfs.errors import ObjectChanged, PreconditionFailed
 from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, JournalEntry
 from lamfs.processes import uptime
 from lamfs.registry import Registry
-from lamfs.storage.base import ObjectStat, ObjectStore
-from lamfs.transfer.client import Mover
-from lamfs.transfer.conflicts import object_at
+from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over
+from lamfs.transfer.conflicts import look
+from lamfs.transfer.worker import Worker
 
 Permit = Callable[[bool], Awaitable[None]]
 """Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
 other machines may use. Raises why not."""
-Ready = Callable[[], Awaitable[str | None]]
-"""Awaited just before an object is made: the ETag of the one that it may replace; None: whatever is there."""
+Ready = Callable[[], Awaitable[Over]]
+"""Awaited just before an object is made: what it may replace."""
 
 
 LOOKED_SECONDS = 2.0
@@ -31,8 +31,9 @@ async def anybody(_: bool) -> None:
     """A Permit where nobody else can have the lease (unit tests)."""
 
 
-async def over_anything() -> None:
+async def over_anything() -> Over:
     """A Ready of an object that nobody else writes."""
+    return ANYTHING
 
 
 class Guard:
@@ -49,7 +50,7 @@ class Guard:
         self,
         registry: Registry,
         store: ObjectStore,
-        mover: Mover,
+        worker: Worker,
         permit: Permit,
         entry: JournalEntry,
         artifact: ArtifactRecord | None,
@@ -59,7 +60,7 @@ class Guard:
     ) -> None:
         self._registry = registry
         self._store = store
-        self._mover = mover
+        self._worker = worker
         self._permit = permit
         self._entry = entry
         self._target = target
@@ -70,31 +71,31 @@ class Guard:
         self._was_claimed = registry.journal.is_claimed(target)
         self._is_own = is_own
 
-    async def ready(self) -> str | None:
+    async def ready(self) -> Over:
         """A Ready: storage compares the ETag once more, so the object is not looked at again a moment after it was.
 
         Raises LeaseLost, PreconditionFailed (somebody else's object is there), storage errors.
         """
         if self._replaced is not None and self._looked is not None and uptime() - self._looked < LOOKED_SECONDS:
             await self._permit(True)
-            return self._replaced.etag
+            return Over(self._replaced.etag)
         return await self.look()
 
-    async def look(self) -> str | None:
+    async def look(self) -> Over:
         """As ``ready``, of what storage replaces without a condition."""
         if self._is_new and self._target.startswith(AUTO_KEY_PREFIX):
-            return None  # nobody else has this artifact
+            return ANYTHING  # nobody else has this artifact
         await self._permit(True)
-        found = await object_at(self._mover, self._target)
+        found, over = await look(self._worker, self._target)
         if found is None:
-            return None
+            return over
         expected = self._replaced is not None and found.etag == self._replaced.etag
         if not expected and not (self._was_claimed and await self._is_own(found, self._entry)):
             raise PreconditionFailed(
                 f"Somebody else has changed the object {self._store.url(self._target)} while it was stored.",
                 errno=ObjectChanged.errno,
             )
-        return found.etag
+        return over
 
     def __enter__(self) -> None:
         """Nothing yet."""

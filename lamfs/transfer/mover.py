@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from lamfs import copying, hashing, jsonlines
 from lamfs.errors import InvalidArgument, LamfsError, StorageError
 from lamfs.storage import open_store, signs
-from lamfs.storage.base import in_parts
+from lamfs.storage.base import Over, in_parts
 from lamfs.storage.stale import delete_meant
 from lamfs.transfer import fetching, jobs
 from lamfs.transfer.become import become_mover, give_memory_back
@@ -293,7 +293,7 @@ def _put(server: Server, job: _Job) -> Any:
             consume=m.get("consume", False),
             progress=job.progress(),
             meta=jobs.unpack_meta(m.get("meta")),
-            if_match=m.get("if_match"),
+            **Over(*m["over"])._asdict(),
         )
     )
 
@@ -313,7 +313,8 @@ def _put_bytes(server: Server, job: _Job) -> Any:
 def _copy(server: Server, job: _Job) -> Any:
     m = job.message
     meta = jobs.unpack_meta(m.get("meta"))
-    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"], size=m["size"], meta=meta))
+    how = Over(*m["over"])._asdict()
+    return jobs.pack_stat(server.store.copy(m["src"], m["dst"], etag=m["etag"], size=m["size"], meta=meta, **how))
 
 
 def _delete(server: Server, job: _Job) -> Any:
@@ -425,7 +426,7 @@ def _copy_part(server: Server, job: _Job) -> Any:
 
 def _complete_upload(server: Server, job: _Job) -> Any:
     m = job.message
-    return server.parts.complete_upload(m["key"], m["upload_id"], m["etags"], if_match=m["if_match"])
+    return server.parts.complete_upload(m["key"], m["upload_id"], m["etags"], **Over(*m["over"])._asdict())
 
 
 def _abort_upload(server: Server, job: _Job) -> Any:

@@ -12,15 +12,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import trio
-
 from lamfs.errors import InvalidArgument, LamfsError, StorageError, StorageUnavailable, UploadGone
 from lamfs.hashing import join_ranges
 from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
 from lamfs.registry import PartRecord, Registry, UploadRecord
 from lamfs.registry.seals import UNKNOWN
-from lamfs.transfer.client import Mover
 from lamfs.transfer.guard import Ready, over_anything
+from lamfs.transfer.worker import Waits, Worker
 
 Progress = Callable[[int], None]
 
@@ -134,10 +132,11 @@ class _Job:
 class Multipart:
     """Stores files in parts. Loop only; any number of files at once, one task each."""
 
-    def __init__(self, registry: Registry, mover: Mover) -> None:
+    def __init__(self, registry: Registry, worker: Worker, waits: Waits) -> None:
         self._registry = registry
         self._uploads = registry.uploads
-        self._mover = mover
+        self._worker = worker
+        self._waits = waits
         self._busy: dict[int, str] = {}
 
     def is_busy(self, upload_id: str) -> bool:
@@ -227,12 +226,12 @@ class Multipart:
         await self._move(job, upload_id)
         content = job.content
         if content is None:
-            ends = await self._mover.hash_ends(job.path, job.size)
+            ends = await self._worker.hash_ends(job.path, job.size)
             content = join_ranges((job.hashes[part.number] for part in job.parts), ends)
             if job.check is not None:
                 await job.check(content)
         etags = [job.etags[part.number] for part in job.parts]
-        made = await self._mover.complete_upload(target, upload_id, etags, if_match=await job.ready())
+        made = await self._worker.complete_upload(target, upload_id, etags, await job.ready())
         self._uploads.completed(entry.id)
         return made, content
 
@@ -247,7 +246,7 @@ class Multipart:
     async def _hash(self, job: _Job, part: Part) -> ContentHash:
         """The hashes of a part of a file that was not hashed before; it is sealed."""
         if part.number not in job.hashes:
-            job.hashes[part.number] = await self._mover.hash_range(job.path, part.offset, part.length)
+            job.hashes[part.number] = await self._worker.hash_range(job.path, part.offset, part.length)
             self._seal(job, [part])
         return job.hashes[part.number]
 
@@ -278,18 +277,18 @@ class Multipart:
         if record.upload_id is None:
             # It may have begun, and its id was lost: the row claims this key, so nobody else's can be there.
             known = self._uploads.known(target)
-            for upload_id in await self._mover.uploads_of(target):
+            for upload_id in await self._worker.uploads_of(target):
                 if upload_id not in known:
-                    await self._mover.abort_upload(target, upload_id)
+                    await self._worker.abort_upload(target, upload_id)
         return record
 
     async def begin(self, entry: JournalEntry, target: str) -> str:
         """Begin the upload that was announced for a row; its id. It is busy from now on, until ``release``."""
         # Without a hash: the upload may be gone on with when the file has other bytes.
         meta = self._registry.commits.put_meta(entry, None)
-        upload_id = self._busy[entry.id] = await self._mover.begin_upload(target, meta)
+        upload_id = self._busy[entry.id] = await self._worker.begin_upload(target, meta)
         if not self._uploads.begun(entry.id, upload_id):
-            await self._mover.abort_upload(target, upload_id)
+            await self._worker.abort_upload(target, upload_id)
             raise _overtaken()
         return upload_id
 
@@ -299,7 +298,7 @@ class Multipart:
         """Number, size and ETag of the parts that storage has, of some servers also those that were replaced; None: the
         upload is gone, perhaps because it is complete."""
         try:
-            return {(part.number, part.size, part.etag) for part in await self._mover.list_parts(target, upload_id)}
+            return {(part.number, part.size, part.etag) for part in await self._worker.list_parts(target, upload_id)}
         except UploadGone:
             if all_known:
                 return None
@@ -312,46 +311,37 @@ class Multipart:
 
     async def _move(self, job: _Job, upload_id: str) -> None:
         """Get the parts that are not there to storage. After an error no new one begins."""
-        error: LamfsError | None = None
-        todo = iter([part for part in job.parts if part.number not in job.etags])
 
-        async def work(queue: Iterator[Part]) -> None:
-            nonlocal error
-            for part in queue:
-                try:
-                    await self._move_one(job, upload_id, part)
-                except LamfsError as problem:
-                    error = error or problem
-                if error is not None:
-                    return
+        async def send(part: Part) -> tuple[bytes, str]:
+            return await self._move_one(job, upload_id, part)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(WINDOW, len(job.parts) - len(job.etags))):
-                nursery.start_soon(work, todo)
-        if error is not None:
-            raise error
+        def done(part: Part, sent: tuple[bytes, str]) -> None:
+            blocks, etag = sent
+            self.record(job.entry.id, upload_id, part, blocks, etag)
+            job.got(part, etag)
 
-    async def _move_one(self, job: _Job, upload_id: str, part: Part) -> None:
+        await self._waits.each([part for part in job.parts if part.number not in job.etags], send, done, WINDOW)
+
+    async def _move_one(self, job: _Job, upload_id: str, part: Part) -> tuple[bytes, str]:
+        """Copy or send a part; the digests of its blocks, and its ETag."""
         if part.source is not None:
             assert job.content is not None
-            etag = await self._mover.copy_part(
+            etag = await self._worker.copy_part(
                 job.target, upload_id, part.number, *part.source, part.offset, part.length
             )
-            blocks = digests(job.content, part)
-        else:
-            # The bytes that were hashed are in memory then when they are sent.
-            blocks = (await self._hash(job, part)).blocks if job.content is None else digests(job.content, part)
-            with _counted(job) as count:
-                etag, _ = await self._mover.send_part(
-                    job.target, upload_id, part.number, job.path, part.offset, part.length, progress=count
-                )
-        self.record(job.entry.id, upload_id, part, blocks, etag)
-        job.got(part, etag)
+            return digests(job.content, part), etag
+        # The bytes that were hashed are in memory then when they are sent.
+        blocks = (await self._hash(job, part)).blocks if job.content is None else digests(job.content, part)
+        with _counted(job) as count:
+            etag, _ = await self._worker.send_part(
+                job.target, upload_id, part.number, job.path, part.offset, part.length, progress=count
+            )
+        return blocks, etag
 
     async def send(self, entry_id: int, target: str, upload_id: str, part: Part, path: str) -> ContentHash:
         """Hash, send and record a part of a file that is still being written. Raises also StorageError when the row is
         gone."""
-        etag, hashes = await self._mover.send_part(
+        etag, hashes = await self._worker.send_part(
             target, upload_id, part.number, path, part.offset, part.length, hashed=True
         )
         assert hashes is not None
@@ -371,14 +361,14 @@ class Multipart:
         if upload_id is not None:
             if self.is_busy(str(upload_id)):
                 return False
-            await self._mover.abort_upload(key, str(upload_id))
+            await self._worker.abort_upload(key, str(upload_id))
             return True
         if self._registry.journal.holds(key):
             return False
         known = self._uploads.known(key)
-        for found in await self._mover.uploads_of(key):
+        for found in await self._worker.uploads_of(key):
             if found not in known:
-                await self._mover.abort_upload(key, found)
+                await self._worker.abort_upload(key, found)
         return True
 
 

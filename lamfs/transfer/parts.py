@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lamfs.model import ContentHash, ObjectMeta
-from lamfs.storage.base import PartStat
+from lamfs.storage.base import ANYTHING, Over, PartStat
 from lamfs.transfer.jobs import Message, pack_meta, unpack_bytes, unpack_content
 
 
@@ -76,11 +76,9 @@ class PartJobs:
         }
         return str(await self._call("copy_part", message))
 
-    async def complete_upload(
-        self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None
-    ) -> str:
+    async def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], over: Over = ANYTHING) -> str:
         """Make the object of all parts; its ETag."""
-        message = {"key": key, "upload_id": upload_id, "etags": list(etags), "if_match": if_match}
+        message = {"key": key, "upload_id": upload_id, "etags": list(etags), "over": list(over)}
         return str(await self._call("complete_upload", message))
 
     async def abort_upload(self, key: str, upload_id: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import heapq
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,8 +27,9 @@ from lamfs.transfer.client import Mover
 
 log = logging.getLogger("lamfs.uploader")
 
-AFTER = 0.2
-"""Seconds after a close; the upload of a file that need not wait begins sooner."""
+AFTER = 2.0
+"""Seconds after a close. The upload of a file that need not wait begins sooner, and so do those of a program that makes
+a thousand files in a second: these wait until it has come to its end (pacing.py), and it has the loop for itself."""
 UPLOAD = 2.0
 """Seconds that an upload under way has to hash a file by itself."""
 SMALL = 64 << 10
@@ -83,7 +85,8 @@ class Sealing:
     def _ask(self, ino: int, seconds: float, *, late: bool) -> None:
         turn = self._asked[ino] = _Turn(trio.current_time() + seconds, ino, late)
         heapq.heappush(self._turns, turn)
-        self._work.set()
+        if self._turns[0] is turn:
+            self._work.set()
 
     async def run(self) -> None:
         """Seal until cancelled, first what an earlier process has left."""
@@ -106,16 +109,13 @@ class Sealing:
         while True:
             while self._turns and self._asked.get(self._turns[0].ino) is not self._turns[0]:
                 heapq.heappop(self._turns)  # it was closed again: its turn comes later
+            if self._turns and self._turns[0].at <= trio.current_time():
+                turn = heapq.heappop(self._turns)
+                del self._asked[turn.ino]
+                return turn
             self._work = trio.Event()
-            if not self._turns:
+            with trio.move_on_at(self._turns[0].at if self._turns else math.inf):
                 await self._work.wait()
-                continue
-            turn = self._turns[0]
-            with trio.move_on_at(turn.at):
-                await self._work.wait()
-                continue
-            del self._asked[turn.ino]
-            return heapq.heappop(self._turns)
 
     async def _seal(self, turn: _Turn) -> None:
         entry = self._waiting(turn.ino)
@@ -123,7 +123,7 @@ class Sealing:
             return
         seals = self._registry.seals
         seal = seals.of(entry.src)
-        if seal is not None and UNKNOWN not in seal.blocks:
+        if seal is not None and seal.is_whole:
             return
         if self._busy(turn.ino, entry.src) and (not turn.late or self._hashing(turn.ino)):
             self._ask(turn.ino, UPLOAD, late=True)

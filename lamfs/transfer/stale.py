@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from lamfs.model import JournalEntry
+from lamfs.keys import OWN_OBJECT
+from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, JournalEntry, ObjectMeta, Revision
 from lamfs.registry import Registry
+from lamfs.transfer import claims
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -34,6 +36,27 @@ def copied_from(registry: Registry, entry: JournalEntry) -> str | None:
     if artifact is None or artifact.revision.object_key == entry.object_key:
         return None
     return artifact.revision.object_key
+
+
+def is_doubted(entry: JournalEntry) -> bool:
+    """Whether a delete says which object it means, but another machine may have had the lease since."""
+    return "doubted" in entry.payload and isinstance(entry.payload.get("etag"), str)
+
+
+def only_copy_but_for(registry: Registry, entry: JournalEntry, said: ObjectMeta | None) -> Revision | bool:
+    """Whether a doubted delete may mean the only copy of something: its bytes may have come back to the same key, with
+    the same ETag, by work of which this registry does not know. ``said``: what the object says of itself.
+
+    A Revision: it is needed unless storage has that.
+    """
+    key, meant = entry.object_key or "", entry.payload.get("uid")
+    uid = said.uid if said is not None else None
+    if uid is None and OWN_OBJECT.fullmatch(key):
+        uid = key.removeprefix(AUTO_KEY_PREFIX)[:ARTIFACT_UID_LEN]
+    artifact = registry.artifacts.by_uid(uid) if uid is not None else None
+    if artifact is not None:
+        return artifact.revision
+    return (uid is None or uid != meant) and not claims.is_private(key)
 
 
 def say_left(url: str) -> None:

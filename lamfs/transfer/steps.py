@@ -14,8 +14,6 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import trio
-
 from lamfs.errors import (
     InvalidArgument,
     InvalidName,
@@ -35,13 +33,11 @@ from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
 from lamfs.transfer import batches, claims, damage, multipart, patches
 from lamfs.transfer.batches import Batches
-from lamfs.transfer.client import Mover
-from lamfs.transfer.conflicts import Conflicts, hash_opened, object_at
-from lamfs.transfer.durable import LogSync, beside, sync_file
+from lamfs.transfer.conflicts import Conflicts, hash_opened
 from lamfs.transfer.guard import Guard, Permit, anybody
 from lamfs.transfer.multipart import Multipart, Segment
-from lamfs.transfer.stale import copied_from, give_up_lost_move, give_up_move, meant_by, say_left
 from lamfs.transfer.streaming import Streams
+from lamfs.transfer.worker import Waits, Worker
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -116,24 +112,28 @@ class Steps:
         self,
         registry: Registry,
         store: ObjectStore,
-        mover: Mover,
+        worker: Worker,
+        waits: Waits,
         spool: SpoolFolder,
         origin: Provenance,
+        parts: Multipart,
+        busy: set[str],
         permit: Permit = anybody,
     ) -> None:
         self._registry = registry
         self._store = store
         self._permit = permit
-        self._mover = mover
-        self._multipart = Multipart(registry, mover)
+        self._worker = worker
+        self._waits = waits
+        self._multipart = parts
         self.streams = Streams(registry, self._multipart, spool)
         self._spool = spool
         self._origin = origin
-        self._busy_objects: set[str] = set()
-        self._hashing: dict[int, trio.CancelScope] = {}
-        self._conflicts = Conflicts(registry, store, mover, spool, origin)
-        self.durable = LogSync(registry.db)
-        self.batches = Batches(registry, mover, spool, origin, busy=self._busy_objects, durable=lambda: self.durable())
+        self._busy_objects = busy
+        self._conflicts = Conflicts(registry, store, worker, spool, origin)
+        self.batches = Batches(
+            registry, worker, spool, origin, busy=self._busy_objects, durable=lambda: waits.durable()
+        )
         self.hooks: FileHooks | None = None
 
     async def put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool]:
@@ -160,15 +160,12 @@ class Steps:
         upload.size = self._spool.stat(entry.src).st_size
         content: ContentHash | None = None
         if not self._is_hashed_as_sent(upload.size, base, artifact):
-            with trio.CancelScope() as scope:
-                self._hashing[ino] = scope
-                try:
-                    content = await self._hash(entry.src, base.content if base is not None else None, upload)
-                finally:
-                    del self._hashing[ino]
-                upload.size = content.size
-            if scope.cancelled_caught:
+            content = await self._waits.unless_abandoned(
+                ino, lambda: self._hash(src, base.content if base is not None else None, upload)
+            )
+            if content is None:
                 raise StorageError("The file was deleted while it was hashed.")
+            upload.size = content.size
             artifact = registry.artifacts.by_ino(ino)
         if content is not None:
             self._compare(entry, content)
@@ -178,7 +175,7 @@ class Steps:
                 return unneeded, False
         target = registry.commits.put_target(entry)
         while target in self._busy_objects:
-            await trio.sleep(0.01)
+            await self._waits.pause(0.01)
             target = registry.commits.put_target(entry)
         self._busy_objects.add(target)
         try:
@@ -196,23 +193,23 @@ class Steps:
             if (replaces or earlier is not None) and self._store.kind != "local":
                 # (A local folder syncs them itself before it replaces the old ones.)
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
-                found, is_there = await beside(
+                found, is_there = await self._waits.beside(
                     lambda: self._conflicts.find(entry, artifact, target),
-                    lambda: sync_file(self._spool, self._spool.open(src, os.O_RDONLY)),
+                    lambda: self._waits.sync_file(self._spool.open(src, os.O_RDONLY)),
                 )
             else:
                 found, is_there = await self._conflicts.find(entry, artifact, target)
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
+            seen = looked if is_there else None
             guard = Guard(
-                registry, self._store, self._mover, self._permit, entry, artifact, target, looked if is_there else None,
-                self._conflicts.is_own,
-            )  # fmt: skip
+                registry, self._store, self._worker, self._permit, entry, artifact, target, seen, self._conflicts.is_own
+            )
             if not registry.journal.claim_target(entry.id, target):
                 raise StorageError("Another mount has newer bytes of the file.")
             if replaces:
                 await self.hooks.pin(target, but=ino if base is not None else None)
-            await self.durable()
+            await self._waits.durable()
             with guard:
                 if content is None:
                     consumed = False
@@ -227,7 +224,7 @@ class Steps:
                 ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
             )
             if not consumed:
-                await self.durable()
+                await self._waits.durable()
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
@@ -247,7 +244,7 @@ class Steps:
     async def _compare_for_good(self, entry: JournalEntry, content: ContentHash) -> None:
         """As _compare; what is known of the file then survives a power cut."""
         self._compare(entry, content)
-        await self.durable()
+        await self._waits.durable()
 
     async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
         """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""
@@ -285,16 +282,6 @@ class Steps:
         except (OSError, InvalidName, StorageError):
             return batches.SMALL + 1
 
-    def is_hashing(self, ino: int) -> bool:
-        """Whether all of a file is being hashed before it is sent."""
-        return ino in self._hashing
-
-    def abandon(self, ino: int) -> None:
-        """The inode is gone: do not go on hashing it. What is being sent already is finished, and deleted then."""
-        scope = self._hashing.get(ino)
-        if scope is not None:
-            scope.cancel()
-
     def _base(self, entry: JournalEntry) -> Revision | None:
         """The stored revision over which a spool file is an overlay. Raises StorageError when it is gone."""
         if "base" not in entry.payload:
@@ -320,7 +307,7 @@ class Steps:
             # A crash between storing an earlier overlay and saying so leaves the object newer than the base. What this
             # one lacks is in there all the same, as each block's hash proves; once it is here nothing else is needed.
             blocks = set(upload.missing)
-            found = await self._mover.head(base.object_key)
+            found = await self._worker.head(base.object_key)
             newer = Revision(base.content, base.object_key, found.etag)
             await self.hooks.fill(entry.ino, entry.src, newer, blocks)
         upload.missing -= blocks
@@ -339,10 +326,10 @@ class Steps:
                 raise StorageError("The file became shorter while it was hashed; it is tried again.") from error
         bulk = size > multipart.MULTIPART_ABOVE
         if base is None:
-            return await self._mover.hash(path, bulk=bulk)
+            return await self._worker.hash(path, bulk=bulk)
         known = {block: base.block(block) for block in upload.missing}
         head, ends = patches.known(size, upload.missing, base)
-        return await self._mover.hash(path, bulk=bulk, known=known, head=head, ends=ends)
+        return await self._worker.hash(path, bulk=bulk, known=known, head=head, ends=ends)
 
     async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
         """The artifact has these bytes already: strike the row off, if storage has them too.
@@ -352,10 +339,10 @@ class Steps:
         assert entry.ino is not None
         key = revision.object_key
         while key in self._busy_objects:
-            await trio.sleep(0.01)
+            await self._waits.pause(0.01)
         self._busy_objects.add(key)
         try:
-            stat = await self._mover.head(key)
+            stat = await self._worker.head(key)
             now = self._registry.artifacts.by_ino(entry.ino)
             if stat.etag != revision.etag or now is None or now.revision != revision:
                 return None
@@ -376,7 +363,7 @@ class Steps:
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
             over = await guard.ready()
-            stat = await self._mover.put(path, target, consume=consume, progress=upload.moved, meta=meta, if_match=over)
+            stat = await self._worker.put(path, target, consume=consume, progress=upload.moved, meta=meta, over=over)
             return stat.etag, consume
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
@@ -385,8 +372,10 @@ class Steps:
                 there = twin.revision
                 # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
                 size = there.size if self._registry.artifacts.with_object(target) is None else None
-                await guard.look()
-                stat = await self._mover.copy(there.object_key, target, etag=there.etag, size=size, meta=meta)
+                over = await guard.look()
+                stat = await self._worker.copy(
+                    there.object_key, target, etag=there.etag, size=size, meta=meta, over=over
+                )
             except (ObjectMissing, ObjectChanged):
                 continue
             return stat.etag, False
@@ -408,7 +397,7 @@ class Steps:
             segments = [Segment(0, content.size)]
             return await self._multipart.store(entry, content, path, target, segments, upload.moved, guard.ready), False
         over = await guard.ready()
-        return (await self._mover.put(path, target, progress=upload.moved, meta=meta, if_match=over)).etag, False
+        return (await self._worker.put(path, target, progress=upload.moved, meta=meta, over=over)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
         """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""
@@ -436,8 +425,8 @@ class Steps:
         if artifact is not None and (artifact.revision.object_key, artifact.revision.etag) == (key, etag):
             os.close(local)
             return await self._miss(entry)  # that is what the artifact had before
-        content = await hash_opened(self._mover, local)
-        said = None if claims.is_private(key) else await self._mover.meta(key)
+        content = await hash_opened(self._worker, local)
+        said = None if claims.is_private(key) else await self._worker.meta(key)
         if not (claims.is_private(key) or said is not None or claims.has_bytes(self._registry, content, entry)):
             return await self._miss(entry)  # somebody else has stored something there
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
@@ -459,116 +448,11 @@ class Steps:
             self.hooks.lost(entry.ino, lost.names)
         return Committed(None, current=True)
 
-    async def move(self, entry: JournalEntry) -> None:
-        """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
-        assert self.hooks is not None
-        assert entry.uid is not None
-        registry = self._registry
-        artifact = registry.artifacts.by_uid(entry.uid)
-        owed = None if artifact is None or artifact.ino is None else registry.journal.put_of(artifact.ino)
-        if owed is not None and owed.state == "ready":
-            # New bytes are on their way, and will be stored at the right place themselves.
-            registry.journal.postpone(entry.id, 0.2)
-            return
-        plan = registry.commits.move_plan(entry.uid)
-        if plan is None:
-            if registry.commits.is_home(entry.uid):
-                registry.journal.done(entry.id)
-            else:
-                registry.journal.postpone(entry.id, 0.2)  # its place is taken for now
-            return
-        before, target = plan
-        if target in self._busy_objects or before.revision.object_key in self._busy_objects:
-            registry.journal.postpone(entry.id, 0.05)
-            return
-        objects = {target, before.revision.object_key}
-        self._busy_objects.update(objects)
-        try:
-            await self.hooks.pin(target)
-            await self.hooks.pin(before.revision.object_key)
-            if not await self._is_free(target):
-                give_up_move(registry, entry, self._store.url(target))
-                return
-            registry.commits.begin_move(entry.uid, target)
-            await self.durable()
-            await self._permit(True)  # what was pinned may have taken long
-            stat = await self._mover.copy(
-                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta
-            )
-            registry.commits.moved(entry.id, before, target, stat.etag)
-        except (ObjectMissing, ObjectChanged):
-            now = registry.artifacts.by_uid(entry.uid)
-            if now is not None and now.revision == before.revision:
-                give_up_lost_move(registry, entry, target, self._store.url(before.revision.object_key))
-        finally:
-            self._busy_objects -= objects
-
-    async def _is_free(self, target: str) -> bool:
-        """Whether nothing is where an object is to be moved but what lamfs itself may have left there."""
-        if self._registry.journal.is_claimed(target) and claims.is_private(target):
-            return True
-        found = await object_at(self._mover, target)
-        return found is None or await self._conflicts.is_own(found)
-
-    async def delete(self, entries: list[JournalEntry]) -> None:
-        """Delete objects that no artifact needs, many in one request."""
-        assert self.hooks is not None
-        registry = self._registry
-        rows: list[JournalEntry] = []
-        keys: set[str] = set()
-        meant = meant_by(entries)
-        for entry in entries:
-            if await self._is_only_copy(entry):
-                registry.journal.done(entry.id)
-        entries = [entry for entry in entries if registry.journal.get(entry.id) is not None]
-        for entry in entries:
-            assert entry.object_key is not None
-            if entry.object_key in self._busy_objects or registry.journal.holds(entry.object_key):
-                registry.journal.postpone(entry.id, 0.1)
-            elif registry.artifacts.with_object(entry.object_key) is not None:
-                registry.journal.done(entry.id)
-            else:
-                rows.append(entry)
-                keys.add(entry.object_key)
-        if not keys:
-            return
-        self._busy_objects |= keys
-        try:
-            for key in keys:
-                await self.hooks.pin(key)
-            await self.durable()
-            await self._permit(True)  # what was pinned may have taken long
-            for key in await self._mover.delete({key: meant[key] for key in sorted(keys)}):
-                say_left(self._store.url(key))
-            with registry.db.transaction():
-                for entry in rows:
-                    registry.journal.done(entry.id)
-        finally:
-            self._busy_objects -= keys
-
-    async def _is_only_copy(self, entry: JournalEntry) -> bool:
-        """Whether this is a move's copy (stale.copied_from), and what it was made of is gone. Raises StorageError."""
-        source = copied_from(self._registry, entry)
-        if source is None:
-            return False
-        try:
-            await self._mover.head(source)
-        except ObjectMissing:
-            return True
-        return False
-
     async def drop(self, entry: JournalEntry) -> None:
         """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""
         with suppress(InvalidName):
             self._spool.unlink(check_spool_name(entry.src))
         self._registry.journal.done(entry.id)
-
-    async def abort(self, entry: JournalEntry) -> None:
-        """Abort an upload that is needed no more."""
-        if await self._multipart.abort(entry):
-            self._registry.journal.done(entry.id)
-        else:
-            self._registry.journal.postpone(entry.id, 0.2)
 
 
 def what(registry: Registry, entry: JournalEntry) -> str:

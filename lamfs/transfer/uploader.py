@@ -27,6 +27,9 @@ from lamfs.transfer.beats import Beat
 from lamfs.transfer.client import Mover
 from lamfs.transfer.durable import Folding, Settling
 from lamfs.transfer.guard import Permit, anybody
+from lamfs.transfer.loop import LoopWaits
+from lamfs.transfer.moves import Moves
+from lamfs.transfer.multipart import Multipart
 from lamfs.transfer.pacing import Pace
 from lamfs.transfer.puts import Puts
 from lamfs.transfer.sealing import Sealing
@@ -110,10 +113,14 @@ class Uploader:
         self._registry = registry
         self._store = store
         self._permit = permit
-        self._steps = Steps(registry, store, mover, spool, origin, permit)
+        self._waits = LoopWaits(registry, spool)
+        busy: set[str] = set()
+        parts = Multipart(registry, mover, self._waits)
+        self._steps = Steps(registry, store, mover, self._waits, spool, origin, parts, busy, permit)
+        self._moves = Moves(registry, store, mover, self._waits, permit, parts, busy)
         self.puts = Puts(registry, self._steps, spool)
         self.settling = Settling(registry, spool)
-        self.sealing = Sealing(registry, mover, spool, self.is_uploading, self._steps.is_hashing)
+        self.sealing = Sealing(registry, mover, spool, self.is_uploading, self._waits.may_abandon)
         self._wanted = self.puts.wanted
         self.beat = Beat()
         """All that is done for the journal ..."""
@@ -146,6 +153,7 @@ class Uploader:
     def attach(self, hooks: FileHooks) -> None:
         """Connect the open files; before ``run``."""
         self._steps.hooks = hooks
+        self._moves.pin = hooks.pin
 
     # -- what the file system says ------------------------------------------------------------------------------
 
@@ -185,7 +193,7 @@ class Uploader:
 
     def abandon(self, ino: int) -> None:
         """The inode is gone, and its bytes are owed no more."""
-        self._steps.abandon(ino)
+        self._waits.abandon(ino)
         self._steps.streams.forget(ino)
         self._look_again(ino)
 
@@ -299,7 +307,7 @@ class Uploader:
 
     async def durable(self) -> None:
         """Return when everything committed before survives a power cut. Raises RegistryError."""
-        await self._steps.durable()
+        await self._waits.durable()
 
     def can_drain(self) -> bool:
         """Whether something is owed that can be stored now: not only files that are still being written."""
@@ -567,13 +575,13 @@ class Uploader:
         return True
 
     async def _delete(self, entries: list[JournalEntry]) -> None:
-        await self._steps.delete(entries)
+        await self._moves.delete(entries)
 
     async def _move(self, entries: list[JournalEntry]) -> None:
-        await self._steps.move(entries[0])
+        await self._moves.move(entries[0])
 
     async def _drop(self, entries: list[JournalEntry]) -> None:
         await self._steps.drop(entries[0])
 
     async def _abort(self, entries: list[JournalEntry]) -> None:
-        await self._steps.abort(entries[0])
+        await self._moves.abort(entries[0])

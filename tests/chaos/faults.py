@@ -549,6 +549,7 @@ def take_over(round: Round) -> None:
     damage(round, "take-over of a sleeping machine" if sleeps else "take-over of a dead machine")
     theirs = Round(round.world, Model(), round.sizes, round.rng)
     theirs.holder, theirs.model.versions, theirs.model.counts = second, round.model.versions, round.model.counts
+    theirs.model.paths = round.model.paths
     excuses = excuse_doubts(round, doubts)
     mine = round.model.claims()
     in_storage = [file for file in mine if file.stored]

@@ -121,6 +121,8 @@ class Model:
         self.trash: list[File] = []
         self.versions: dict[str, Version] = {}
         """Every content that anybody ever tried to write, by digest."""
+        self.paths: set[str] = set()
+        """Every path that was ever predicted."""
         self.changed_by: dict[str, str] = {}
         """Who changed a path last: a mount, or a machine's command."""
         self.broken: set[str] = set()
@@ -145,6 +147,7 @@ class Model:
                 self.tree.pop(path, None)
             else:
                 self.tree[path] = file
+                self.paths.add(path)
         self.trash = [file for file in self.trash if file not in stage.restored]
         self.trash += [file for file in stage.trashed if file.stored and not file.version.opaque]
 
@@ -186,6 +189,7 @@ class Model:
             path: File(version, names.get(version.digest, frozenset()) | {path.rpartition("/")[2]}, machine, True)
             for path, version in tree.items()
         }
+        self.paths |= tree.keys()
         self.trash = [
             File(version, names.get(version.digest, frozenset()), machine, True)
             for version in trash

@@ -242,13 +242,13 @@ def check_somewhere(
     log.write("scan", machine=machine.name, files=len(found.tree), unreadable=found.unreadable, lost=lost)
     for path, each in found.tree.items():
         known = names.get(each.version.digest)
-        if not path.startswith(f"{LOST}/") or known is None or path.rpartition("/")[2] in known:
-            continue  # somebody knows it by that name
+        if not path.startswith(f"{LOST}/") or known is None or path in model.paths or path.rpartition("/")[2] in known:
+            continue  # somebody knows it by that name, or knew it
         if not log.named([path, *known]):
             raise Violation("unnamed", f"on {machine.name} '{path}' ({each.version}) is there, and nothing says so")
     if lost:
         raise Violation("lost", f"on {machine.name}, {len(lost)} of {len(list(model.claims()))}: " + "; ".join(lost))
-    _check_bytes(machine, found, mixed)
+    _check_bytes(machine, found, mixed, model.paths)
     # What an older registry knows, and was deleted for good since, may be in a cache still.
     cached = {
         path
@@ -269,13 +269,14 @@ def _gone(machine: Machine) -> set[str]:
     return {key for key, path in paths.items() if key is not None and path not in there}
 
 
-def _check_bytes(machine: Machine, found: Scan, mixed: frozenset[str]) -> None:
-    """No file under a name of its own holds a mixture, or what nobody wrote, unless some message says so."""
+def _check_bytes(machine: Machine, found: Scan, mixed: frozenset[str], paths: set[str]) -> None:
+    """No file under a name of its own holds a mixture, or what nobody wrote, unless some message says so. ``paths``:
+    every one that ever was. A registry that was set back to when one was made knows it as empty."""
     log = machine.world.log
     for path, each in found.tree.items():
         name = path.rpartition("/")[2]
         kept = path.startswith(f"{LOST}/") or "(conflict " in name or path in mixed
-        if each.known or (kept and not each.garbage):
+        if each.known or (kept and not each.garbage) or (not each.version.size and path in paths):
             continue
         if not log.named([name, path]):
             raise Violation("mixture", f"on {machine.name} '{path}' holds {describe(each)}, and nothing says so")

@@ -114,7 +114,7 @@ def test_a_later_revision_than_the_registry_knows(
         store.put_file(record.revision.object_key, str(tmp_path / "later"), meta=meta)
     finally:
         store.close()
-    mount.expect_log(r"is gone, or is not what this registry knows.*'lamfs fsck --repair' makes that readable")
+    mount.expect_log(r"is not what the registry knows.*'lamfs fsck --repair' makes that readable")
     with pytest.raises(OSError) as caught:
         path.read_bytes()
     assert caught.value.errno in (errno.ESTALE, errno.EIO)
@@ -130,3 +130,34 @@ def test_a_later_revision_than_the_registry_knows(
         stream.write(b"!")
     mount.remount(empty_cache=True)
     assert path.read_bytes() == b"two, and longer!"
+
+
+def test_an_object_that_is_gone_and_comes_back(
+    mount: MountedInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No repair makes it readable: what does is said, and is true."""
+    for name in [name for name in mount.env if name.startswith("AWS_")]:
+        monkeypatch.setenv(name, mount.env[name])
+    path = mount.path / "a.csv"
+    path.write_bytes(b"one")
+    mount.sync()
+    mount.remount(empty_cache=True)
+    store = open_store(mount.storage)
+    try:
+        with mount.registry() as registry:
+            record = registry.artifacts.by_uid(mount.info("a.csv")["uid"])
+        assert record is not None
+        store.delete([record.revision.object_key])
+        mount.expect_log(r"is gone, so it cannot be read: restore the object from a backup")
+        mount.expect_log("(?i)there is no (such )?object")
+        with pytest.raises(OSError) as caught:
+            path.read_bytes()
+        assert caught.value.errno in (errno.ESTALE, errno.EIO)
+        assert "is gone, so it cannot be read: restore" in mount.cli("status").stdout
+        assert "is gone" in mount.cli("fsck", "--repair", check=False).stdout
+        (tmp_path / "backup").write_bytes(b"one")
+        store.put_file(record.revision.object_key, str(tmp_path / "backup"))
+    finally:
+        store.close()
+    mount.cli("fsck", "--repair")
+    assert path.read_bytes() == b"one"

@@ -47,7 +47,7 @@ from lamfs.keys import object_key_for
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
+from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
 from lamfs.storage.stale import Meant, delete_meant
 from lamfs.transfer.guard import Permit, anybody
@@ -96,7 +96,9 @@ class MemoryStore:
             raise ObjectChanged(f"the object '{key}' changed")
         return ObjectStat(key, len(self.objects[key]), found, 0)
 
-    def _require(self, key: str, etag: str | None) -> None:
+    def _require(self, key: str, nothing: bool, etag: str | None) -> None:
+        if nothing and key in self.objects:
+            raise PreconditionFailed(f"the object '{key}' is there")
         if etag is not None and (key not in self.objects or _md5(self.objects[key]) != etag):
             raise PreconditionFailed(f"the object '{key}' changed")
 
@@ -128,9 +130,10 @@ class MemoryStore:
         consume: bool = False,
         progress: Any = None,
         meta: Any = None,
+        if_none_match: bool = False,
         if_match: str | None = None,
     ) -> ObjectStat:
-        self._require(key, if_match)
+        self._require(key, if_none_match, if_match)
         self.objects[key], self.metas[key] = Path(path).read_bytes(), meta
         return self._stat(key)
 
@@ -139,8 +142,17 @@ class MemoryStore:
         return self.metas.get(key)
 
     def copy(
-        self, src: str, dst: str, *, etag: str | None = None, size: int | None = None, meta: Any = None
+        self,
+        src: str,
+        dst: str,
+        *,
+        etag: str | None = None,
+        size: int | None = None,
+        meta: Any = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
+        """As a bucket: without a look at the conditions."""
         self._stat(src, etag)
         self.objects[dst], self.metas[dst] = self.objects[src], meta
         return self._stat(dst)
@@ -182,14 +194,22 @@ class MemoryStore:
         self.sent.append(number)
         return _md5(data)
 
-    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None) -> str:
+    def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        etags: Sequence[str],
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
         try:
             parts = self._parts(key, upload_id)
         except UploadGone:
             if key in self.objects and self.made.get(upload_id) == (list(etags), self._stat(key).etag):
                 return self._stat(key).etag
             raise
-        self._require(key, if_match)
+        self._require(key, if_none_match, if_match)
         assert [_md5(parts[number]) for number in range(1, len(etags) + 1)] == list(etags)
         self.objects[key] = b"".join(parts[number] for number in range(1, len(etags) + 1))
         del self.unfinished[upload_id]
@@ -270,10 +290,10 @@ class DirectMover:
         consume: bool = False,
         progress: Any = None,
         meta: Any = None,
-        if_match: str | None = None,
+        over: Over = ANYTHING,
     ) -> ObjectStat:
         def work() -> ObjectStat:
-            return self._box.store.put_file(key, path, consume=consume, meta=meta, if_match=if_match)
+            return self._box.store.put_file(key, path, consume=consume, meta=meta, **over._asdict())
 
         found: ObjectStat = await self._job("put", key, work)
         return found
@@ -333,11 +353,9 @@ class DirectMover:
 
         return str(await self._job("copy_part", key, work))
 
-    async def complete_upload(
-        self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None
-    ) -> str:
+    async def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], over: Over = ANYTHING) -> str:
         def work() -> str:
-            return str(self._box.store.complete_upload(key, upload_id, etags, if_match=if_match))
+            return str(self._box.store.complete_upload(key, upload_id, etags, **over._asdict()))
 
         return str(await self._job("complete_upload", key, work))
 
@@ -353,10 +371,17 @@ class DirectMover:
         return found
 
     async def copy(
-        self, src: str, dst: str, *, etag: str | None = None, size: int | None = None, meta: Any = None
+        self,
+        src: str,
+        dst: str,
+        *,
+        etag: str | None = None,
+        size: int | None = None,
+        meta: Any = None,
+        over: Over = ANYTHING,
     ) -> ObjectStat:
         def work() -> ObjectStat:
-            return self._box.store.copy(src, dst, etag=etag, size=size, meta=meta)
+            return self._box.store.copy(src, dst, etag=etag, size=size, meta=meta, **over._asdict())
 
         found: ObjectStat = await self._job("copy", dst, work)
         return found

@@ -21,11 +21,11 @@ from lamfs.errors import (
     StorageReadOnly,
     StorageUnavailable,
 )
+from lamfs.keys import PROBE_PREFIX
 from lamfs.storage.base import Capabilities, ObjectStore
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
 
-PROBE_PREFIX = ".lamindb/_exclusion/probe-"
 RACERS = 5
 ROUNDS = 4
 """A server that checks first and writes then shows 2 to 4 winners in most rounds of such a race, and passes every

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from lamfs.copying import open_source
 from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.keys import LOCK_FOLDER, is_probe
 from lamfs.storage.base import (
     Capabilities,
     MultipartStore,
@@ -28,7 +29,7 @@ from lamfs.storage.meta import PREFIX, as_metadata, from_headers
 from lamfs.storage.osfiles import source_error, write_fetched
 from lamfs.storage.root import check_object_key
 from lamfs.storage.s3 import upload, uploads
-from lamfs.storage.s3.check import PROBE_PREFIX, check_bucket
+from lamfs.storage.s3.check import check_bucket
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.download import Download, Sink, into
 from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
@@ -271,6 +272,8 @@ class S3Store:
         etag: str | None = None,
         size: int | None = None,
         meta: ObjectMeta | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
     ) -> ObjectStat:
         what = f"copy {self.url(src)} to {self.url(dst)}"
         source, target = self._key(src), self._key(dst)
@@ -287,7 +290,14 @@ class S3Store:
         if source == target:
             return found
         if found.size > upload.COPY_LIMIT:
-            new = self._transfers.copy(source, target, what, found.size, found.etag, _saying(meta, _headers(reply)))
+            condition = _condition(if_none_match, if_match)
+            said = _saying(meta, _headers(reply))
+            try:
+                new = self._transfers.copy(source, target, what, found.size, found.etag, said, condition)
+            except (ObjectChanged, ObjectMissing) as error:
+                if not condition or self.head(src).etag != found.etag:
+                    raise
+                raise _refused(what, if_match) from error
         else:
             new = self._copy_at_once(source, target, what, found.etag, _saying(meta, _headers(reply)))
         return ObjectStat(dst, found.size, new, time.time_ns())
@@ -340,7 +350,7 @@ class S3Store:
         return left if set(left) <= set(batch) else batch
 
     def temporaries(self) -> Iterator[ObjectStat]:
-        return self.list(PROBE_PREFIX)
+        return (item for item in self.list(LOCK_FOLDER) if is_probe(item.key))
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return uploads.unfinished(self._connection, self._base)
@@ -371,12 +381,21 @@ class S3Store:
             self._key(key), what, upload_id, number, self._key(source), source_etag, offset, length
         )
 
-    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], *, if_match: str | None = None) -> str:
+    def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        etags: Sequence[str],
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
         what = f"store {self.url(key)}"
+        condition = _condition(if_none_match, if_match)
         try:
-            return self._multipart.complete(self._key(key), what, upload_id, etags, _condition(False, if_match))
+            return self._multipart.complete(self._key(key), what, upload_id, etags, condition)
         except (ObjectChanged, ObjectMissing) as error:
-            if if_match is None:
+            if not condition:
                 raise
             raise _refused(what, if_match) from error
 

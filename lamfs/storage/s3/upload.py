@@ -235,15 +235,24 @@ class Transfers:
         upload_id = self._begin(key, what, said)
         return self._transfer(key, what, upload_id, part, size, PART_SIZE, progress, condition)
 
-    def copy(self, source: str, key: str, what: str, size: int, etag: str, said: dict[str, Any]) -> str:
+    def copy(
+        self,
+        source: str,
+        key: str,
+        what: str,
+        size: int,
+        etag: str,
+        said: dict[str, Any],
+        condition: dict[str, str] | None = None,
+    ) -> str:
         """Copy an object over COPY_LIMIT within the bucket, in parts, which leaves behind what the source says of
-        itself. Returns the new object's ETag. ``said``: see Connection.saying."""
+        itself. Returns the new object's ETag. ``said``: see Connection.saying. ``condition``: on what is there."""
 
         def part(number: int, offset: int, length: int) -> str:
             return self.copy_part(key, what, upload_id, number, source, etag, offset, length)
 
         upload_id = self._begin(key, what, said)
-        return self._transfer(key, what, upload_id, part, size, COPY_PART_SIZE, None)
+        return self._transfer(key, what, upload_id, part, size, COPY_PART_SIZE, None, condition)
 
     def copy_part(
         self, key: str, what: str, upload_id: str, number: int, source: str, etag: str, offset: int, length: int

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lamfs import config
 from lamfs.errors import (
     DamagedData,
     InvalidName,
@@ -443,6 +444,18 @@ def test_check_proves_and_leaves_nothing(store: ObjectStore) -> None:
     assert list(store.list()) == []
     assert store.check(write=False).warnings == ()
     assert list(store.list()) == []
+
+
+def test_what_was_made_to_ask_something_is_temporary(store: ObjectStore) -> None:
+    lock = f".lamindb/_exclusion/{'0' * 32}"
+    probes = [f"{lock}.0123abcd", f"{lock}.{config.temporary_name()}", ".lamindb/_exclusion/probe-x"]
+    for key in (lock, f"{lock}x", *probes):
+        store.put_bytes(key, b"x")
+    found = [item.key for item in store.temporaries()]
+    assert sorted(found) == sorted(probes)
+    store.delete(found)
+    assert list(store.temporaries()) == []
+    assert store.head(lock).size == 1
 
 
 def test_check_beside_objects(store: ObjectStore) -> None:

@@ -75,6 +75,20 @@ def test_consuming_is_a_rename(local: LocalStore, folder: Path, make_file: MakeF
     assert local.url("k/file") == f"{folder}/k/file"
 
 
+def test_a_file_is_taken_to_where_nothing_is(local: LocalStore, folder: Path, make_file: MakeFile) -> None:
+    source = make_file(b"spooled")
+    inode = source.stat().st_ino
+    local.put_file("k/file", str(source), consume=True, if_none_match=True)
+    status = (folder / "k/file").stat()
+    assert (status.st_ino, status.st_nlink) == (inode, 1)
+    assert not source.exists()
+    other = make_file(b"another one")
+    with pytest.raises(PreconditionFailed):
+        local.put_file("k/file", str(other), consume=True, if_none_match=True)
+    assert local.get("k/file") == b"spooled"
+    assert other.read_bytes() == b"another one"
+
+
 def test_a_file_with_two_names_is_not_taken(local: LocalStore, folder: Path, make_file: MakeFile) -> None:
     """Who writes through the other name must not change the object."""
     source = make_file(b"shared")

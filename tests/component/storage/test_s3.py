@@ -196,6 +196,16 @@ def test_parts_become_an_object_on_a_condition(
     new = parts.complete_upload("k", upload, etags, if_match=old)
     assert lost.hits == 1
     assert store.get("k", etag=new) == data
+    upload = parts.begin_upload("k")
+    etags = [parts.send_part("k", upload, 1, path, 0, len(data) - 1)]
+    with pytest.raises(PreconditionFailed, match="is there already"):
+        parts.complete_upload("k", upload, etags, if_none_match=True)
+    upload = parts.begin_upload("n")
+    etags = [parts.send_part("n", upload, 1, path, 0, len(data))]
+    lost = seaweed_proxy.add("lost_reply", method="POST", path="uploadId=")
+    assert store.get("n", etag=parts.complete_upload("n", upload, etags, if_none_match=True)) == data
+    assert store.get("k", etag=new) == data
+    assert lost.hits == 1
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from lamfs.cli import main, sync
 from lamfs.model import StorageConfig, iso, now_ns
 from lamfs.mountinfo import Mounted
 from lamfs.ops import mounts
-from lamfs.registry import process_id
+from lamfs.registry import Lost, Registry, process_id
 
 Answer = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
 
@@ -101,6 +102,17 @@ def test_sync_waits_for_the_word_of_the_daemon(daemon) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{made.record.mountpoint}: everything is stored.\n"
     assert CliRunner().invoke(main, ["sync", f"{made.record.mountpoint}/some/key"]).exit_code == 0
+
+
+def test_sync_names_what_is_lost(daemon) -> None:
+    made = daemon(lambda command: [{"ok": True}])
+    with contextlib.closing(Registry(made.settings.registry_path, create=True)) as registry:
+        registry.db.set_meta("slug", "a/b")
+        registry.db.set_meta("uid", "x")
+        registry.rescue.note_lost(Lost("a.bin", "", 7, True, 1, ranges=((100, 107),)))
+    result = CliRunner().invoke(main, ["sync"])
+    assert result.exit_code == 0
+    assert "LOST: of what was written to 'a.bin' last, 7 bytes are lost (bytes 100-106)" in result.stderr
 
 
 def test_the_error_of_the_daemon_is_told(daemon) -> None:

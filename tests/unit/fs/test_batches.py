@@ -47,6 +47,26 @@ def test_a_batch_is_two_transactions(make_box: MakeBox) -> None:
     live(box, scenario)
 
 
+def test_a_file_of_a_batch_is_looked_at_once(make_box: MakeBox) -> None:
+    """Its key and its artifact are looked up once to announce the object, and once to commit it; its seal is looked up
+    once, and noted once."""
+    box = make_box("s3")
+    statements: list[str] = []
+
+    async def scenario(user: User) -> None:
+        await make(user)
+        user.fs.context.uploader._hurry += 1
+        user.fs.context.registry.db.conn.set_trace_callback(statements.append)
+        await user.sync()
+        user.fs.context.registry.db.conn.set_trace_callback(None)
+
+    live(box, scenario)
+    asked = [text for text in statements if not text.startswith("--")]  # not what triggers do
+    for words, most in (("FROM dentry WHERE ino", 2), (" seal", 2), ("FROM artifact WHERE ino", 3)):
+        count = sum(words in text for text in asked)
+        assert count <= most * FILES, (words, count)
+
+
 def test_equal_bytes_are_copied_and_replaced_files_are_stored_alone(make_box: MakeBox) -> None:
     """What is in storage is copied there, and an artifact that is replaced keeps its uid."""
     box = make_box("s3")

@@ -10,6 +10,7 @@ import trio
 
 from lamfs.errors import LeaseLost, ObjectChanged, ObjectMissing, StorageUnavailable
 from lamfs.keys import conflict_name
+from lamfs.model import ObjectMeta
 from lamfs.transfer import guard
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
@@ -474,5 +475,75 @@ def test_the_copy_that_a_forgotten_move_has_made_is_kept(make_box: MakeBox, kind
         await user.sync()
         assert box.store.get(now.revision.object_key) == b"first"
         assert registry.journal.entries() == []
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("size", [12, 65 << 20])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_a_new_file_does_not_replace_what_comes_to_its_key_while_it_is_sent(
+    make_box: MakeBox, kind: str, size: int
+) -> None:
+    """Nothing was there when it was looked at for the last time; sending it takes long."""
+    box = make_box(kind, real_keys=True)
+    mine = b"x" * size
+    last = "complete_upload" if kind == "s3" and size > 1 << 20 else "put"
+    keys = ["a.csv"]
+
+    def other(op: str, key: str) -> None:
+        if op == last and key in keys:
+            overwrite(box, keys.pop())
+
+    async def scenario(user: User) -> None:
+        user.mover.failing = other
+        await user.write_file("a.csv", mine)
+        await user.sync()
+        assert keys == []
+        assert await user.read("a.csv") == FOREIGN
+        (found,) = [path for path in await user.actual() if "(conflict " in path]
+        assert await user.read(found) == mine
+        assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_a_delete_that_another_machine_may_have_overtaken(make_box: MakeBox, theirs: bool) -> None:
+    """Equal bytes have the same ETag in a bucket: the object says whether it is the one that was meant."""
+    box = make_box("s3", real_keys=True)
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        context = user.fs.context
+        context.registry.names.purge(user.uid("a.csv"))
+        context.registry.journal.doubt_claims()
+        if theirs:
+            box.store.metas["a.csv"] = ObjectMeta("0123456789abcdefABCD", "a.csv", 1, None)
+        await user.sync()
+        assert objects(box) == ({"a.csv": b"first"} if theirs else {})
+
+    box.run(scenario, User())
+
+
+def test_a_move_does_not_replace_what_comes_to_its_place_while_it_is_copied(make_box: MakeBox) -> None:
+    """In a folder, where copying takes long."""
+    box = make_box("local", real_keys=True)
+    keys = ["b.csv"]
+
+    def other(op: str, key: str) -> None:
+        if op == "copy" and key in keys:
+            overwrite(box, keys.pop())
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"mine")
+        await user.sync()
+        user.mover.failing = other
+        await user.rename("a.csv", "b.csv")
+        await user.sync()
+        assert keys == []
+        assert await user.read("b.csv") == b"mine"
+        assert objects(box) == {"a.csv": b"mine", "b.csv": FOREIGN}
+        assert user.fs.context.registry.journal.entries() == []
 
     box.run(scenario, User())

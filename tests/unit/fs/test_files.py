@@ -534,8 +534,8 @@ def test_who_waits_for_a_version_is_not_told_of_the_one_before(make_box: MakeBox
     box = make_box("s3")
 
     async def scenario(user: User) -> None:
-        steps = user.fs.context.uploader._steps
-        durable, calls = steps.durable, 0
+        waits = user.fs.context.uploader._waits
+        durable, calls = waits.durable, 0
         stored, release = trio.Event(), trio.Event()
 
         async def slow() -> None:
@@ -546,7 +546,7 @@ def test_who_waits_for_a_version_is_not_told_of_the_one_before(make_box: MakeBox
                 await release.wait()
             await durable()
 
-        steps.durable = slow  # type: ignore[assignment]
+        waits.durable = slow  # type: ignore[assignment]
 
         async def second() -> None:
             await user.fsync(two)

@@ -199,7 +199,7 @@ async def _pieces(box: Box, user: User) -> None:
     changed = box.base / "changed"
     changed.write_bytes(CHANGED)
     registry = user.fs.context.registry
-    store = multipart.Multipart(registry, user.mover)  # type: ignore[arg-type]
+    store = multipart.Multipart(registry, user.mover, user.fs.context.uploader._waits)  # type: ignore[arg-type]
     entry_id = registry.journal.add_save(uid, "elsewhere", {})
     entry = registry.journal.get(entry_id)
     assert entry is not None

@@ -8,6 +8,7 @@ in either case, and nothing is left over.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -22,6 +23,7 @@ import trio
 from lamfs import hashing
 from lamfs.errors import StorageUnavailable
 from lamfs.fs import overlay
+from lamfs.registry import Registry
 from lamfs.transfer import patches
 from lamfs.transfer.durable import sync_file
 from tests.support.fsbox import Box, Crash, Open, User
@@ -335,6 +337,14 @@ def test_an_append_that_was_not_noted_as_durable(
     power, user = make_power("s3", disk), Witness()
     assert power.run(scenario, user, 0)  # type: ignore[arg-type]
     power.check(user)
+    with contextlib.closing(Registry(power.box.base / "registry.lndb")) as registry:
+        lost = registry.rescue.lost()
+    assert {one.key for one in lost} == {"big"}
+    assert [one.ranges[0] for one in lost if one.ranges] == [(100, 107)]
+    assert "are lost (bytes 100-106" in lost[0].sentence
+    cut = [(one.left, one.size) for one in lost if one.left is not None]
+    whole = len(LARGE) + len(before) + apart + len(b"patched")
+    assert cut == ([] if before else [(len(LARGE), whole)])
 
 
 @pytest.mark.usefixtures("small_is_large")

@@ -146,7 +146,7 @@ def test_a_file_whose_next_upload_has_begun_stays_frozen(make_box: MakeBox) -> N
     async def main() -> None:
         async with box.living() as fs:
             uploader, mover = fs.context.uploader, cast(Any, fs.context.mover)
-            durable, blocked, synced = uploader._steps.durable, trio.Event(), trio.Event()
+            durable, blocked, synced = uploader._waits.durable, trio.Event(), trio.Event()
 
             async def slow() -> None:
                 if fs.context.registry.journal.put_of(fino) is None:  # stored, and the row struck off
@@ -154,7 +154,7 @@ def test_a_file_whose_next_upload_has_begun_stays_frozen(make_box: MakeBox) -> N
                     await synced.wait()
                 await durable()
 
-            uploader._steps.durable = slow  # type: ignore[assignment]
+            uploader._waits.durable = slow  # type: ignore[assignment]
             handle, fino, _ = fs.files.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
             await fs.files.write(handle, 0, b"one")
             await fs.flush(handle)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lamfs.errors import StorageUnavailable
-from lamfs.model import JournalEntry
-from lamfs.ops import adoption, artifacts, recover, setup
+from lamfs.model import ContentHash, JournalEntry
+from lamfs.ops import adoption, artifacts, drafts, recover, setup
 from lamfs.ops.instance import Instance
+from lamfs.processes import process_id
+from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
+from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import LocalStore
 
 
@@ -83,3 +87,81 @@ def test_while_storage_is_away_it_becomes_another_object(
     recover.finish_all(instance)
     assert read(instance) == ""
     assert (tmp_path / "store" / target).read_text() == "all of it"
+
+
+def hook_hash(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
+    """Something happens while an object is hashed."""
+    hash_object = drafts.hash_object
+
+    def hashed(store: ObjectStore, object_key: str) -> tuple[ContentHash, str]:
+        meanwhile()
+        return hash_object(store, object_key)
+
+    monkeypatch.setattr(drafts, "hash_object", hashed)
+
+
+def test_the_registry_can_be_written_while_an_object_is_read(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_it(instance, begin(instance), tmp_path / "a", "all of it")
+    other = Registry(instance.settings.registry_path)
+    other.db.execute("PRAGMA busy_timeout=0")
+    hook_hash(monkeypatch, lambda: other.db.set_meta("written", 1))
+    take_over(instance)
+    assert other.db.get_meta("written") == 1
+    other.close()
+    assert read(instance) == "all of it"
+
+
+def test_what_another_process_has_taken_over_meanwhile_is_left_to_it(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = begin(instance)
+    store_it(instance, entry, tmp_path / "a", "all of it")
+    other = Registry(instance.settings.registry_path)
+    other.journal.owner = process_id(os.getppid()) or ""
+    hook_hash(monkeypatch, lambda: other.journal.adopt() and None)
+    with SpoolFolder.make(*instance.settings.spool_place) as spool:
+        assert adoption.adopt_puts(instance.registry, instance.store, spool) == []
+    assert [(row.id, row.owner) for row in other.journal.entries()] == [(entry.id, other.journal.owner)]
+    other.close()
+
+
+def test_a_file_that_has_other_content_meanwhile_is_looked_at_again(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = begin(instance)
+    store_it(instance, entry, tmp_path / "a", "all of it")
+    assert entry.ino is not None
+    ino, looks = entry.ino, 0
+
+    def meanwhile() -> None:
+        nonlocal looks
+        looks += 1
+        instance.registry.tree.update(ino, size=5)  # so what is in the object is perhaps not all of it
+
+    hook_hash(monkeypatch, meanwhile)
+    take_over(instance)
+    assert looks == 2
+    (lost,) = instance.registry.rescue.lost()
+    assert (lost.key, lost.size) == ("a.txt", 5)
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["same boot", "after a power cut"])
+def test_a_crash_while_an_object_is_read_changes_nothing(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    """Who owed the row says whether the machine went down, so it is the owner until that was decided."""
+    entry = begin(instance, here=here)
+    store_it(instance, entry, tmp_path / "a", "all of it")
+
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, SpoolFolder.make(*instance.settings.spool_place) as spool:
+        hook_hash(patched, crash)
+        with pytest.raises(KeyboardInterrupt):
+            adoption.adopt_puts(instance.registry, instance.store, spool)
+    assert instance.registry.journal.entries() == [entry]
+    take_over(instance)
+    assert read(instance) == "all of it"

@@ -13,11 +13,20 @@ from typing import Any
 import pytest
 
 from lamfs import config
-from lamfs.errors import DamagedRegistry, InvalidArgument, LamfsError, PreconditionFailed, RegistryError, TooLarge
+from lamfs.errors import (
+    DamagedRegistry,
+    InvalidArgument,
+    LamfsError,
+    PreconditionFailed,
+    RegistryError,
+    StorageError,
+    TooLarge,
+)
 from lamfs.model import StorageConfig, instance_id
 from lamfs.ops import artifacts, fsck, recover, setup, snapshot, working_copy
 from lamfs.ops.instance import Instance
 from lamfs.registry import Lost
+from lamfs.spool import SpoolFolder
 from lamfs.storage.local import LocalStore
 from tests.support.ops import machine, write_spool
 
@@ -367,6 +376,33 @@ def test_restore_does_not_replace_what_another_machine_has_stored_since(
     assert f"what was not stored of 'a.txt' is 'lost+found/a (spool {src}).txt'" in caplog.text
 
 
+def test_a_spool_file_that_cannot_be_looked_at_hinders_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup.init(str(tmp_path / "store"), "default")
+    save("ada/default", tmp_path, "a.txt", "first")
+    with Instance.open("ada/default") as opened:
+        snapshot.push(opened)
+    owe("ada/default", "a.txt", "5-aaaaaaaaaaaa", "second")
+    bad, good = (owe("ada/default", key, "", f"of {key}") for key in ("bad.txt", "good.txt"))
+    status = SpoolFolder.stat
+
+    def fails(self: SpoolFolder, name: str) -> os.stat_result:
+        if name == bad:
+            raise StorageError("It is not what it was.")
+        return status(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SpoolFolder, "stat", fails)
+        setup.connect("ada/default", restore=True)
+    assert "what was not stored of 'bad.txt' cannot be looked at" in caplog.text
+    with Instance.open("ada/default") as opened:
+        recover.finish_all(opened)
+    assert read("ada/default", "a.txt") == "second"
+    assert read("ada/default", f"lost+found/good (spool {good}).txt") == "of good.txt"
+    assert [path.read_text() for path in tmp_path.rglob(bad)] == ["of bad.txt"]
+
+
 def test_another_file_of_the_same_number_is_not_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A put of a file that only this machine knows must not go into the file that another one made meanwhile."""
     root = tmp_path / "store"
@@ -426,6 +462,17 @@ def test_missing_spool_files_are_named_by_a_restore(tmp_path: Path, caplog: pyte
     assert read("ada/default", "a.txt") == "first"
     assert read("ada/default", "b.txt") == "first"
     assert keys("ada/default") == ["a.txt", "b.txt"]
+
+
+def test_close_names_what_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    setup.init(str(tmp_path / "store"), "default")
+    with Instance.open("ada/default") as opened:
+        for number in range(5):
+            opened.registry.rescue.note_lost(Lost(f"{number}.bin", "", 7, True, number, ranges=((100, 107),)))
+    setup.close("ada/default")
+    assert "of what was written to '4.bin' last, 7 bytes are lost (bytes 100-106)" in caplog.text
+    assert "'1.bin'" not in caplog.text
+    assert "2 more are lost; 'lamfs status --json' lists what is lost" in caplog.text
 
 
 def test_a_missing_spool_file_that_became_an_object_is_not_lost(

@@ -10,8 +10,8 @@ import pytest
 
 from lamfs import config
 from lamfs.errors import LamfsError, LeaseLost
-from lamfs.model import ROOT_INO
-from lamfs.ops import artifacts, diverged, fsck, held, lock, recover, setup, snapshot, working_copy
+from lamfs.model import ROOT_INO, ArtifactRecord, Revision, new_uid
+from lamfs.ops import artifacts, diverged, drafts, fsck, held, lock, recover, setup, snapshot, working_copy
 from lamfs.ops import instance as instance_module
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
@@ -186,6 +186,42 @@ def test_an_object_of_another_machine_is_not_deleted_for_what_a_put_may_have_lef
 def test_what_only_this_machine_has_is_kept(root: Path) -> None:
     setup.connect(SLUG)
     check(root)
+
+
+@pytest.mark.parametrize("theirs", ["theirs", "mine"], ids=["other bytes", "the same bytes"])
+def test_what_this_machine_wrote_into_an_object_that_another_one_names_is_kept(
+    root: Path, tmp_path: Path, theirs: str
+) -> None:
+    """It was on its way when the lease was lost, and arrived after the other machine had stored a file of that key."""
+    (tmp_path / "theirs").write_text(theirs)
+    with machine(tmp_path / "two"):
+        setup.connect(str(root))
+        with Instance.open(SLUG) as opened:
+            other = artifacts.save(opened, tmp_path / "theirs", key="x.txt", virtual=False)
+        setup.close(SLUG)
+    (tmp_path / "mine").write_text("mine")
+    with Instance.open(SLUG) as opened:
+        opened.store.put_file("x.txt", str(tmp_path / "mine"))
+        content, etag = drafts.hash_object(opened.store, "x.txt")
+        assert etag != other.revision.etag
+        mine = ArtifactRecord(
+            uid=new_uid(), key="x.txt", suffix=".txt", revision=Revision(content, "x.txt", etag), key_is_virtual=False
+        )
+        opened.registry.commits.save(0, mine, etag, mode=0o644, uid=os.getuid(), gid=os.getgid())
+    setup.connect(SLUG)
+    (kept,) = diverged.known(config.load_instance(SLUG))
+    if theirs == "mine":
+        assert read("x.txt") == "mine"
+        return
+    (place,) = [key for key in keys() if key.startswith("lost+found/") and key.endswith("/x.txt")]
+    assert read(place) == "mine"
+    assert any(place in text for text in kept["brought_back"])
+    assert any(f"'x.txt' (uid {other.uid})" in text for text in kept["left"])
+    with Instance.open(SLUG) as opened:
+        for _ in range(3):
+            recover.finish_all(opened)
+        assert any("'x.txt' is gone" in text for text in fsck.check(opened, repair=True).problems)
+    assert read(place) == "mine"
 
 
 @pytest.mark.parametrize(

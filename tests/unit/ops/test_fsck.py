@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from lamfs import config
-from lamfs.errors import StorageForbidden
+from lamfs.errors import StorageError, StorageForbidden
 from lamfs.hashing import hash_block
 from lamfs.keys import spool_name
 from lamfs.model import ArtifactRecord
 from lamfs.ops import artifacts, damage, fsck, recover, scrub, setup, strays
 from lamfs.ops.instance import Instance
+from lamfs.spool import SpoolFolder
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
 from lamfs.storage.root import check_object_key
@@ -366,3 +367,37 @@ def test_stray_spool_files_look_through_all_artifacts_once(
         kinds = [stray.kind for stray in strays.look(instance.registry, instance.store, spool)]
     assert sorted(kinds, key=str) == [strays.Kind.DOUBLE] + 3 * [strays.Kind.STRAY]
     assert looked == 1
+
+
+def test_the_bytes_of_an_artifact_in_the_trash_are_kept_all_the_same(
+    instance: Instance, record: ArtifactRecord
+) -> None:
+    """The trash is emptied, and nobody would know that something else had them."""
+    artifacts.trash(instance, record)
+    write_spool(instance, spool_name(0x22), "some bytes")
+    with make_spool(instance) as spool:
+        (stray,) = strays.settle(instance.registry, instance.store, spool, instance.settings.directory)
+    assert stray.kind is strays.Kind.STRAY
+    assert stray.key is not None
+    assert instance.registry.tree.resolve(stray.key) is not None
+
+
+def test_a_stray_that_cannot_be_looked_at_hinders_no_other(
+    instance: Instance, record: ArtifactRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [spool_name(0x22), spool_name(0x23)]
+    for name in names:
+        write_spool(instance, name, f"only {name}")
+    status = SpoolFolder.stat
+
+    def fails(self: SpoolFolder, name: str) -> os.stat_result:
+        if name == names[0]:
+            raise StorageError("It is not what it was.")
+        return status(self, name)
+
+    monkeypatch.setattr(SpoolFolder, "stat", fails)
+    report = fsck.check(instance, repair=True)
+    assert any(names[0] in text and "stays there" in text for text in report.problems)
+    assert any(names[1] in text and "it is 'lost+found/" in text for text in report.repaired)
+    with make_spool(instance) as spool:
+        assert names[0] in spool.names()

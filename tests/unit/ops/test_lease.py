@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from click.testing import CliRunner
 
 from lamfs import config
-from lamfs.daemon.lease import Keeper
+from lamfs.cli import main
+from lamfs.daemon.lease import Keeper, hand_back, renewed
 from lamfs.errors import LamfsError, LeaseLost, StorageUnavailable
 from lamfs.ops import artifacts, held, lock, setup, snapshot
-from lamfs.ops.instance import Instance
+from lamfs.ops.instance import FENCE, Instance
+from tests.support.mounts import wait_until
 from tests.support.ops import BadStore, machine
 
 SLUG = "ada/one"
@@ -102,6 +108,31 @@ def test_a_command_that_takes_the_lease_first_does_not_end_the_mount(root: Path,
                 artifacts.save(other, tmp_path / "file", key="a.txt")
             await keeper.look()
             await keeper.permit(fresh=True)
+
+    trio.run(begin)
+    assert not lost
+
+
+@pytest.mark.parametrize("left", [None, b"", b'{"handle": "al'])
+def test_a_lock_that_is_gone_or_cut_off_is_taken_again_if_nobody_has_used_it(root: Path, left: bytes | None) -> None:
+    """The moving process was killed while it wrote the lock; then a put asks whether it may replace an object."""
+    lost: list[LeaseLost] = []
+
+    async def begin() -> None:
+        with Instance.open(SLUG) as opened:
+            opened.hold_for_mount()
+            keeper = _keeper(opened, lost)
+            await keeper.look()
+            key = opened.lease().key
+            if left is None:
+                opened.store.delete([key])
+            else:
+                opened.store.put_bytes(key, left)
+            keeper._asked = float("-inf")
+            await keeper.permit(fresh=True)
+            state = opened.lease().peek()
+            assert state is not None
+            assert state.machine == config.machine_token()
 
     trio.run(begin)
     assert not lost
@@ -219,3 +250,83 @@ def test_what_is_saved_while_another_registry_is_fetched_is_not_put_aside(
         opened.hold_for_mount()
         keys = {one.key.rpartition("/")[2] for one in opened.registry.artifacts.filter() if one.key is not None}
         assert keys == {"theirs.txt", "ours.txt"}
+
+
+def seconds_of(opened: Instance) -> float:
+    state = opened.lease().peek()
+    assert state is not None
+    return state.seconds
+
+
+def test_a_mount_whose_last_push_fails_holds_the_lease_for_a_minute(root: Path) -> None:
+    with Instance.open(SLUG) as opened:
+        opened.hold_for_mount()
+        with contextlib.suppress(StorageUnavailable), renewed(opened):
+            assert seconds_of(opened) == lock.MOUNT_SECONDS
+            raise StorageUnavailable("The registry cannot be stored.")
+        assert seconds_of(opened) == lock.MOUNT_SECONDS
+
+
+def test_the_lease_is_renewed_while_the_last_push_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "MOUNT_LOOK", 0.01)
+    with Instance.open(SLUG) as opened:
+        opened.hold_for_mount()
+        with renewed(opened):
+            tokens = set()
+
+            def look() -> bool:
+                state = opened.lease().peek()
+                assert state is not None
+                assert state.seconds == lock.MOUNT_SECONDS
+                tokens.add(state.token)
+                return len(tokens) > 2
+
+            wait_until(look, "it was renewed twice")
+        hand_back(opened)
+        assert opened.lease().peek() is None
+        assert held.read(opened.settings.directory) is None
+        with machine(root.parent / "two"):
+            setup.connect(str(root))
+
+
+def test_nothing_is_pushed_when_another_machine_has_the_lease_in_the_end(root: Path) -> None:
+    with Instance.open(SLUG) as opened:
+        opened.hold_for_mount()
+        note = held.read(opened.settings.directory)
+        assert note is not None
+        opened.lease().release()
+        with machine(root.parent / "two"):
+            setup.connect(str(root))
+        with pytest.raises(LeaseLost), renewed(opened):
+            raise AssertionError("the registry is pushed")
+
+
+def test_a_registry_of_a_later_lease_is_taken_by_the_command_that_is_named(root: Path, tmp_path: Path) -> None:
+    """The lock was set back, so this machine has it, and another one has stored its registry under a later number."""
+    (tmp_path / "file").write_text("x")
+    with machine(tmp_path / "two"):
+        setup.connect(str(root))
+        with Instance.open(SLUG) as opened:
+            opened.release_lease()
+            opened.registry.db.set_meta(FENCE, 40)
+            artifacts.save(opened, tmp_path / "file", key="theirs.txt")
+            snapshot.push(opened)
+    (root / ".lamindb" / "_exclusion" / config.load_instance(SLUG).id.hex).unlink()
+    with Instance.open(SLUG) as opened:
+        opened.take_lease(catch_up=False)
+        note = held.read(opened.settings.directory)
+        assert note is not None
+        assert note.fence < 40
+        opened.registry.db.set_meta(FENCE, note.fence)
+    with Instance.open(SLUG) as opened:
+        artifacts.save(opened, tmp_path / "file", key="ours.txt")
+        with pytest.raises(LeaseLost) as refused:
+            snapshot.push(opened)
+        command = re.search(r"'lamfs (connect .*?)'", str(refused.value))
+    assert command is not None
+    result = CliRunner().invoke(main, shlex.split(command[1]))
+    assert result.exit_code == 0, result.output
+    with Instance.open(SLUG) as opened:
+        assert [record.key for record in opened.registry.artifacts.filter()] == ["theirs.txt"]
+        artifacts.save(opened, tmp_path / "file", key="ours.txt")
+        assert snapshot.push(opened)

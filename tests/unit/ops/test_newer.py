@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from lamfs.errors import ObjectChanged, StorageForbidden
-from lamfs.model import ArtifactRecord, ObjectMeta
+from lamfs import hashing
+from lamfs.errors import ObjectChanged, PreconditionFailed, StorageForbidden
+from lamfs.model import BLOCK_SIZE, ArtifactRecord, ObjectMeta
 from lamfs.ops import artifacts, damage, fsck, newer, recover, setup
 from lamfs.ops.instance import Instance
 from lamfs.registry.overlays import base_id
+from lamfs.storage import local
 from lamfs.storage.base import ObjectStat
 from tests.support.ops import make_spool, write_spool
 
@@ -365,7 +367,9 @@ def test_an_old_delete_does_not_hit_what_was_stored_since(instance: Instance, pa
     old = past.save("old", "old.csv")
     instance.registry.names.purge(old.uid)
     key = old.revision.object_key
-    assert [entry.payload for entry in instance.registry.journal.entries()] == [{"etag": old.revision.etag}]
+    assert [entry.payload for entry in instance.registry.journal.entries()] == [
+        {"etag": old.revision.etag, "uid": old.uid}
+    ]
     past.put("used anew", key, ObjectMeta(old.uid, "old.csv", 2, None))
     recover.run_owed(instance, strict=True)
     assert instance.registry.journal.entries() == []
@@ -458,3 +462,194 @@ def test_a_move_that_was_done_before_the_registry_lost_its_last_changes(
     report = fsck.check(instance, repair=True)
     assert report.clean, report.problems
     assert past.read("a.txt") == "one"
+
+
+def _kept(instance: Instance, past: Past, text: str) -> None:
+    """What somebody else has stored can be read in lost+found."""
+    records = instance.registry.artifacts.filter(key__startswith="lost+found/")
+    assert text in [past.read(record.key or "") for record in records]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_save_at_a_real_key_keeps_what_somebody_else_has_stored_there(
+    instance: Instance, past: Past, changed: bool
+) -> None:
+    past.put("somebody's", "a.csv", None)
+    if changed:  # a move gave up, for something unknown was at its place
+        record = past.save("mine", "b.csv", virtual=False)
+        instance.registry.names.rename(1, "b.csv", 1, "a.csv")
+        recover.run_owed(instance)
+        assert instance.registry.artifacts.by_uid(record.uid).revision.object_key == "b.csv"  # type: ignore[union-attr]
+    past.save("mine, newer", "a.csv", virtual=False)
+    assert past.read("a.csv") == "mine, newer"
+    assert instance.store.get("a.csv") == b"mine, newer"
+    _kept(instance, past, "somebody's")
+    assert instance.registry.journal.entries() == []
+
+
+def _inode(instance: Instance, key: str) -> int:
+    found = instance.registry.tree.resolve(key)
+    return (found or instance.registry.names.create(1, key, 0o100644, 0, 0)).ino
+
+
+class Late:
+    """A store to which somebody else writes an object just before ours is written there, or just before that is looked
+    at for the last time."""
+
+    def __init__(self, past: Past, when: str) -> None:
+        self._past, self._when, self._store = past, when, past.instance.store
+        self.armed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put_file(self, key: str, path: str, **how: Any) -> Any:
+        if self.armed and self._when == "put":
+            self._foreign()
+        return self._store.put_file(key, path, **how)
+
+    def head(self, key: str) -> Any:
+        if self.armed and self._when == "look":
+            self._foreign()
+        return self._store.head(key)
+
+    def copy(self, src: str, dst: str, **how: Any) -> Any:
+        if self.armed and self._when == "copy":
+            self._foreign(dst)
+        return self._store.copy(src, dst, **how)
+
+    def _foreign(self, key: str = "a.csv") -> None:
+        self.armed = False
+        path = Path(self._store.url(key))
+        path.unlink(missing_ok=True)
+        path.write_text("somebody's")
+
+
+@pytest.mark.parametrize("when", ["look", "put"])
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("how", ["save", "recovery"])
+def test_what_is_stored_while_ours_is_on_its_way_stays(
+    instance: Instance, past: Past, monkeypatch: pytest.MonkeyPatch, how: str, new: bool, when: str
+) -> None:
+    """Between the look at an object and its replacement somebody else stores something there."""
+    if not new:
+        past.save("first", "a.csv", virtual=False)
+    late = Late(past, when)
+    other = Instance(instance.settings, store=late)  # type: ignore[arg-type]
+    real = newer.keep_before
+
+    def keep_before(*args: Any) -> None:
+        real(*args)
+        late.armed = True
+
+    monkeypatch.setattr(newer, "keep_before", keep_before)
+    if how == "save":
+        source = Path(instance.store.url("")).parent / "source2"
+        source.write_text("mine, newer")
+        with pytest.raises(PreconditionFailed):
+            artifacts.save(other, source, key="a.csv", virtual=False)
+    else:
+        owe(instance, _inode(instance, "a.csv"), "mine, newer", virtual=False)
+        recover.finish_puts(other)
+        (entry,) = instance.registry.journal.entries()
+        assert entry.error is not None
+        assert not instance.registry.journal.is_claimed("a.csv")
+    assert instance.store.get("a.csv") == b"somebody's"
+    if how == "save":
+        artifacts.save(instance, source, key="a.csv", virtual=False)
+    else:
+        recover.finish_all(instance)
+    assert past.read("a.csv") == "mine, newer"
+    _kept(instance, past, "somebody's")
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+@pytest.mark.parametrize("what", ["renamed and back", "deleted, and saved anew"])
+def test_an_old_delete_does_not_hit_the_same_bytes_that_came_back(
+    instance: Instance, past: Past, monkeypatch: pytest.MonkeyPatch, what: str, virtual: bool
+) -> None:
+    """An old registry owes the deletion of an object by its ETag. Since then the same bytes were stored there again,
+    and what the registry knows instead is gone."""
+    monkeypatch.setattr(local, "etag_of", lambda status: f"{status.st_size:x}")
+    registry = instance.registry
+    record = past.save("one", "a.csv", virtual)
+    at = record.revision.object_key
+    if what == "renamed and back":
+        artifacts._rename(instance, record.uid, "a.txt")
+        recover.run_owed(instance, ops=("move",), strict=True)
+        past.put("one", at, ObjectMeta(record.uid, "a.csv", 1, None))
+        now = registry.artifacts.by_uid(record.uid)
+        assert now is not None
+        assert now.revision.object_key != at
+        Path(instance.store.url(now.revision.object_key)).unlink()
+    else:
+        registry.names.purge(record.uid)
+        at = "a.csv"
+        if virtual:
+            registry.journal.add_delete(at, record.revision.etag, uid=record.uid)
+        past.put("one", at, ObjectMeta(UID, "a.csv", 1, None))
+    registry.journal.doubt_claims()  # another machine has taken over
+    recover.run_owed(instance, strict=True)
+    assert instance.store.get(at) == b"one"
+    assert registry.journal.entries() == []
+    report = fsck.check(instance, repair=True)
+    assert report.clean, report.problems
+    assert b"one" in past.objects()
+
+
+def test_an_old_delete_of_what_nothing_needs_is_done(instance: Instance, past: Past) -> None:
+    one, two = past.save("one", "a.csv"), past.save("two", "b.csv", virtual=False)
+    three = past.save("three", "c.csv")
+    artifacts._rename(instance, three.uid, "c.txt")
+    recover.run_owed(instance, ops=("move",), strict=True)
+    for record in (one, two):
+        instance.registry.names.purge(record.uid)
+    instance.registry.journal.doubt_claims()
+    recover.run_owed(instance, strict=True)
+    assert past.objects() == [b"three"]
+
+
+def test_a_move_of_recovery_does_not_replace_what_comes_to_its_place(instance: Instance, past: Past) -> None:
+    past.save("mine", "a.csv", virtual=False)
+    instance.registry.names.rename(1, "a.csv", 1, "b.csv")
+    late = Late(past, "copy")
+    late.armed = True
+    recover.run_owed(Instance(instance.settings, store=late))  # type: ignore[arg-type]
+    assert not late.armed
+    recover.run_owed(instance, strict=True)
+    assert instance.store.get("b.csv") == b"somebody's"
+    assert past.read("b.csv") == "mine"
+    assert instance.registry.journal.entries() == []
+
+
+def test_equal_blocks_do_not_make_an_object_ones_own_where_others_are_not_known(instance: Instance, past: Past) -> None:
+    """A put had hashed, and sent, the first part of a large file; then another program stored one of the same size."""
+    registry = instance.registry
+    ino = _inode(instance, "a.csv")
+    mine, theirs = "x" * (BLOCK_SIZE + 4), "x" * BLOCK_SIZE + "else"
+    owe(instance, ino, mine, virtual=False)
+    entry = registry.journal.put_of(ino)
+    assert entry is not None
+    registry.seals.add(entry, len(mine), hashing.hash_block(mine[:BLOCK_SIZE].encode()))
+    registry.journal.set_target(entry.id, "a.csv")
+    past.put(theirs, "a.csv", None)
+    assert not newer.is_own(instance, instance.store.head("a.csv"), entry)
+    assert recover.finish_puts(instance, strict=True) == 1
+    assert past.read("a.csv") == mine
+    assert past.read("lost+found/a.csv") == theirs
+
+
+def test_what_a_put_that_was_given_up_may_have_stored_is_not_replaced(instance: Instance, past: Past) -> None:
+    """Its spool file is gone, so what is in storage is the only copy. Then a new file gets the key."""
+    registry = instance.registry
+    ino = _inode(instance, "a.csv")
+    owe(instance, ino, "stored, and not noted", virtual=False)
+    entry = registry.journal.put_of(ino)
+    assert entry is not None
+    assert entry.uid is not None
+    registry.journal.set_target(entry.id, "a.csv")
+    past.put("stored, and not noted", "a.csv", ObjectMeta(entry.uid, "a.csv", 1, None))
+    assert registry.rescue.give_up(entry.id) is not None
+    past.save("new", "a.csv", virtual=False)
+    assert past.read("a.csv") == "new"
+    _kept(instance, past, "stored, and not noted")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lamfs.config import data_dir
 from lamfs.model import ArtifactRecord, ObjectMeta
-from lamfs.ops import artifacts, drafts, fsck, orphans, setup
+from lamfs.ops import artifacts, drafts, fsck, orphans, setup, temporaries
 from lamfs.ops.instance import Instance
-from lamfs.storage.base import in_parts
+from lamfs.processes import state_of
+from lamfs.storage.base import ObjectStat, in_parts
 from tests.support.ops import BadStore
 
 DAY = 24 * 3600
@@ -269,6 +272,44 @@ def test_temporaries_of_dead_processes_are_removed_and_named(instance: Instance,
     fsck.check(instance)
     assert [path.name for path in folder.iterdir()] == [living.name]
     assert in_parts(instance.store) is None
+
+
+def test_what_a_lock_was_compared_with_is_removed(instance: Instance) -> None:
+    """A process that was killed while it asked the storage what time it is has left it."""
+    from lamfs import config
+
+    dead, other = f"{config.machine_mark()}-deadbeef-1-1-1-00000000", "0" * 12 + "-deadbeef-1-1-1-00000000"
+    instance.hold()
+    lease = instance.lease()
+    put = instance.store.put_bytes
+
+    def killed(key: str, data: bytes, **how: Any) -> ObjectStat:
+        put(key, data, **how)
+        made.append(key)
+        raise KeyboardInterrupt
+
+    made: list[str] = []
+    found = lease._read()
+    assert found is not None
+    lease._store = SimpleNamespace(put_bytes=killed, delete=lambda keys: None)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        lease._age(found)
+    own, _, mark = made[0].rpartition(".")
+    assert own == lease.key
+    assert state_of(mark, config.machine_mark()) == "alive"
+    names = [f"{lease.key}.{dead}", f"{lease.key}.{other}", f"{lease.key}.0123abcd", f"{lease.key}x", made[0]]
+    for name in names:
+        put(name, b"What time is it?")
+    swept = temporaries.sweep(instance)
+    (removed,) = swept.removed
+    assert dead in removed
+    assert instance.lease().peek() is not None
+    folder = Path(instance.settings.storage.root)
+    assert sorted(name for name in names if (folder / name).exists()) == sorted(names[1:])
+    for name in names[1:]:
+        os.utime(folder / name, (1e9, 1e9))
+    temporaries.sweep(instance)
+    assert sorted(name for name in names if (folder / name).exists()) == sorted(names[3:])
 
 
 def test_a_dead_copy_in_the_cache_is_removed(instance: Instance, tmp_path: Path) -> None:

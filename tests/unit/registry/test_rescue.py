@@ -10,7 +10,7 @@ import pytest
 
 from lamfs.keys import spool_name
 from lamfs.model import ROOT_INO
-from lamfs.registry import Registry
+from lamfs.registry import Lost, Registry, rescue
 from lamfs.scratch import DEFAULT, matcher
 from tests.unit.registry.conftest import Hands
 
@@ -106,3 +106,57 @@ def test_what_is_given_up_leaves_the_object_that_it_may_be_in(registry: Registry
     assert not lost.stored
     assert registry.tree.resolve("a") is None
     assert registry.journal.entries() == []
+
+
+def test_losses_are_remembered_in_order_and_the_last_of_them(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rescue, "LOST", 12)
+    whole = Lost("a", "u", 7, True, 1, ranges=((4, 6), (9, 14)))
+    for number in range(20):
+        registry.rescue.note_lost(whole._replace(at=number))
+    registry.rescue.note_lost(Lost("b", "", 9, False, 20, left=4))
+    known = registry.rescue.lost()
+    assert [one.at for one in known] == list(range(9, 21))
+    assert known[0] == whole._replace(at=9)
+    assert known[-1] == Lost("b", "", 9, False, 20, left=4)
+    registry.rescue.forget_lost()
+    assert registry.rescue.lost() == []
+    registry.rescue.note_lost(whole)
+    assert registry.rescue.lost() == [whole]
+
+
+def test_what_an_older_version_has_noted_is_lost_too(registry: Registry) -> None:
+    registry.db.set_meta("lost", '[["a", "u", 7, true, 1], ["b", "", 9, false, 2, 4]]')
+    registry.rescue.note_lost(Lost("c", "", 1, False, 3))
+    assert [(one.key, one.left) for one in registry.rescue.lost()] == [("a", None), ("b", 4), ("c", None)]
+    registry.rescue.forget_lost()
+    assert registry.rescue.lost() == []
+
+
+def test_a_loss_is_noted_without_reading_the_others(registry: Registry) -> None:
+    loss, ticks = Lost("a", "u", 7, True, 1), 0
+
+    def tick() -> int:
+        nonlocal ticks
+        ticks += 1
+        return 0
+
+    def steps() -> int:
+        nonlocal ticks
+        ticks = 0
+        registry.rescue.note_lost(loss)
+        return ticks
+
+    registry.db.conn.set_progress_handler(tick, 1)
+    try:
+        few = steps()
+        with registry.db.transaction():
+            for _ in range(2000):
+                registry.rescue.note_lost(loss)
+        assert steps() < 2 * few
+    finally:
+        registry.db.conn.set_progress_handler(None, 0)
+    size = registry.db.one("SELECT max(length(value)) FROM meta")
+    assert size is not None
+    assert size[0] < 1000

@@ -1,0 +1,164 @@
+"""Moves, deletes and aborts: the storage work that brings no new bytes. Steps that do no I/O themselves (worker.py).
+
+The order is as in steps.py: object first, registry row second, stale object last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from lamfs.errors import ObjectChanged, ObjectMissing
+from lamfs.model import JournalEntry
+from lamfs.registry import Registry
+from lamfs.storage.base import ANYTHING, ObjectStore, Over
+from lamfs.transfer import claims
+from lamfs.transfer.conflicts import is_own, look, object_at
+from lamfs.transfer.guard import Permit
+from lamfs.transfer.multipart import Multipart
+from lamfs.transfer.stale import (
+    copied_from,
+    give_up_lost_move,
+    give_up_move,
+    is_doubted,
+    meant_by,
+    only_copy_but_for,
+    say_left,
+)
+from lamfs.transfer.worker import Waits, Worker
+
+
+async def nobody_reads(object_key: str) -> None:
+    """A ``pin`` where no file is open."""
+
+
+class Moves:
+    """Does one row of the journal at a time, deletes many at once. ``busy``: the objects that are being written by this
+    process. ``pin``: the object is about to be replaced or deleted: fetch what open handles still need of it."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: ObjectStore,
+        worker: Worker,
+        waits: Waits,
+        permit: Permit,
+        parts: Multipart,
+        busy: set[str],
+        pin: Callable[[str], Awaitable[None]] = nobody_reads,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._worker = worker
+        self._waits = waits
+        self._permit = permit
+        self._multipart = parts
+        self._busy = busy
+        self.pin = pin
+
+    async def move(self, entry: JournalEntry) -> None:
+        """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
+        assert entry.uid is not None
+        registry = self._registry
+        artifact = registry.artifacts.by_uid(entry.uid)
+        owed = None if artifact is None or artifact.ino is None else registry.journal.put_of(artifact.ino)
+        if owed is not None and owed.state == "ready":
+            # New bytes are on their way, and will be stored at the right place themselves.
+            registry.journal.postpone(entry.id, 0.2)
+            return
+        plan = registry.commits.move_plan(entry.uid)
+        if plan is None:
+            if registry.commits.is_home(entry.uid):
+                registry.journal.done(entry.id)
+            else:
+                registry.journal.postpone(entry.id, 0.2)  # its place is taken for now
+            return
+        before, target = plan
+        if target in self._busy or before.revision.object_key in self._busy:
+            registry.journal.postpone(entry.id, 0.05)
+            return
+        objects = {target, before.revision.object_key}
+        self._busy.update(objects)
+        try:
+            await self.pin(target)
+            await self.pin(before.revision.object_key)
+            over = await self._free(target)
+            if over is None:
+                give_up_move(registry, entry, self._store.url(target))
+                return
+            registry.commits.begin_move(entry.uid, target)
+            await self._waits.durable()
+            await self._permit(True)  # what was pinned may have taken long
+            stat = await self._worker.copy(
+                before.revision.object_key, target, etag=before.revision.etag, meta=before.meta, over=over
+            )
+            registry.commits.moved(entry.id, before, target, stat.etag)
+        except (ObjectMissing, ObjectChanged):
+            now = registry.artifacts.by_uid(entry.uid)
+            if now is not None and now.revision == before.revision:
+                give_up_lost_move(registry, entry, target, self._store.url(before.revision.object_key))
+        finally:
+            self._busy -= objects
+
+    async def _free(self, target: str) -> Over | None:
+        """What a move may replace: nothing, or what lamfs itself may have left there. None: something else is there."""
+        if self._registry.journal.is_claimed(target) and claims.is_private(target):
+            return ANYTHING
+        found, over = await look(self._worker, target)
+        return over if found is None or await is_own(self._registry, self._worker, found) else None
+
+    async def delete(self, entries: list[JournalEntry]) -> None:
+        """Delete objects that no artifact needs, many in one request."""
+        registry = self._registry
+        rows: list[JournalEntry] = []
+        keys: set[str] = set()
+        meant = meant_by(entries)
+        for entry in entries:
+            if await self._is_only_copy(entry):
+                say_left(self._store.url(entry.object_key or ""))
+                registry.journal.done(entry.id)
+        entries = [entry for entry in entries if registry.journal.get(entry.id) is not None]
+        for entry in entries:
+            assert entry.object_key is not None
+            if entry.object_key in self._busy or registry.journal.holds(entry.object_key):
+                registry.journal.postpone(entry.id, 0.1)
+            elif registry.artifacts.with_object(entry.object_key) is not None:
+                registry.journal.done(entry.id)
+            else:
+                rows.append(entry)
+                keys.add(entry.object_key)
+        if not keys:
+            return
+        self._busy |= keys
+        try:
+            for key in keys:
+                await self.pin(key)
+            await self._waits.durable()
+            await self._permit(True)  # what was pinned may have taken long
+            for key in await self._worker.delete({key: meant[key] for key in sorted(keys)}):
+                say_left(self._store.url(key))
+            with registry.db.transaction():
+                for entry in rows:
+                    registry.journal.done(entry.id)
+        finally:
+            self._busy -= keys
+
+    async def _is_only_copy(self, entry: JournalEntry) -> bool:
+        """Whether this is a move's copy (stale.copied_from), and what it was made of is gone; or it may be another only
+        copy (stale.only_copy_but_for). Raises StorageError."""
+        source = copied_from(self._registry, entry)
+        if source is not None and await object_at(self._worker, source) is None:
+            return True
+        if not is_doubted(entry) or await object_at(self._worker, entry.object_key or "") is None:
+            return False
+        other = only_copy_but_for(self._registry, entry, await self._worker.meta(entry.object_key or ""))
+        if isinstance(other, bool):
+            return other
+        found = await object_at(self._worker, other.object_key)
+        return found is None or found.etag != other.etag
+
+    async def abort(self, entry: JournalEntry) -> None:
+        """Abort an upload that is needed no more."""
+        if await self._multipart.abort(entry):
+            self._registry.journal.done(entry.id)
+        else:
+            self._registry.journal.postpone(entry.id, 0.2)
