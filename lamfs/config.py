@@ -397,6 +397,21 @@ def set_current(slug: str | None) -> None:
             (config_dir() / "current.json").unlink()
     else:
         write_json(config_dir() / "current.json", {"slug": slug})
+        (config_dir() / _REFUSED).unlink(missing_ok=True)
+
+
+_REFUSED = "refused.json"
+
+
+def note_refused(command: str) -> None:
+    """Somebody wanted an instance that was locked, by this command. It is noted until an instance is chosen."""
+    write_json(config_dir() / _REFUSED, {"command": command})
+
+
+def refused() -> str | None:
+    """The command of ``note_refused``; None: no instance was refused since one was chosen. Raises NotSetUp."""
+    data = read_json(config_dir() / _REFUSED)
+    return str(data["command"]) if data and data.get("command") else None
 
 
 def scratch_names() -> tuple[str, ...]:

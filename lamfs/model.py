@@ -155,6 +155,12 @@ class ObjectMeta:
         """The same of an artifact's revision."""
         return cls(uid, key, revision, None if content is None else f"{content.hash_type}:{content.hash}")
 
+    def is_revision_of(self, known: ObjectMeta) -> bool:
+        """Whether it says what the registry knows of a revision, under whatever key that had."""
+        return None not in (known.revision, known.hash) and (self.uid, self.revision, self.hash) == (
+            known.uid, known.revision, known.hash,
+        )  # fmt: skip
+
 
 @dataclass(slots=True)
 class ArtifactRecord:

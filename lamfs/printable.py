@@ -1,4 +1,4 @@
-"""Text of others as it may go to a terminal or a log: it stays on its line and commands the terminal nothing. Pure.
+"""Text as it may go to a terminal or a log: that of others stays on its line and commands the terminal nothing. Pure.
 
 Names, messages of servers and rows of a registry may hold escape sequences. Surrogates stay: they are bytes of file
 names that are not UTF-8, and leave as those bytes.
@@ -13,6 +13,7 @@ from typing import Any
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Controls of terminals (C0, DEL and C1: ECMA-48), other ends of a line, and what turns the direction of the text
 around (Unicode Standard Annex #9), so that a line shows what it does not say."""
+_MANY = {"is": "are", "was": "were", "has": "have"}
 _BUT_LINES = re.compile(CONTROL.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
 
 
@@ -29,6 +30,14 @@ def lines(text: str) -> str:
 def in_json(text: str) -> str:
     """JSON text with the control characters that JSON lets pass in a string written as JSON writes the others."""
     return _BUT_LINES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def count_of(number: int, noun: str, verb: str = "") -> str:
+    """``1 file``, ``2 files``, ``3 entries``; with ``is``, ``was`` or ``has``, the verb as well: ``2 files were``."""
+    if number == 1:
+        return f"1 {noun} {verb}".rstrip()
+    many = f"{noun[:-1]}ies" if noun.endswith("try") else f"{noun}s"
+    return f"{number} {many} {_MANY.get(verb, verb)}".rstrip()
 
 
 class LogFormatter(logging.Formatter):

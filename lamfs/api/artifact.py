@@ -20,7 +20,8 @@ from lamfs.api.fields import ArtifactFields
 from lamfs.api.paths import object_path
 from lamfs.api.queryset import QuerySet
 from lamfs.api.settings import settings
-from lamfs.errors import InvalidArgument, NotFound
+from lamfs.api.strict import check_text
+from lamfs.errors import InvalidArgument, LamfsError, NotFound
 from lamfs.keys import check_key, key_with_suffix, object_key_for, suffix_of
 from lamfs.model import ArtifactRecord
 from lamfs.ops import artifacts, drafts, folders, messages
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     PathLike = str | os.PathLike[str] | S3Path
 
+NAMED = 10
+"""Files that cannot be read and are named in one error."""
 NO_RUN = "no run & transform get linked, consider calling ln.track()"
 
 
@@ -57,11 +60,22 @@ class Artifact(ArtifactFields):
     ) -> None:
         if (path is None) == (data is None):
             raise InvalidArgument("Pass one path (or one DataFrame as data).")
-        source = path if path is not None else data
+        check_text("key", key)
+        check_text("description", description)
+        check_text("accessor", accessor)
+        self._make(path if path is not None else data, key, description, accessor, _origin(run))
+
+    def _make(
+        self,
+        source: Any,
+        key: str | None,
+        description: str | None,
+        accessor: str | None,
+        origin: Provenance,
+    ) -> None:
         if frames.is_frame(source) and accessor is None:
             messages.warn("data is a DataFrame, please use .from_df()")
             accessor = "DataFrame"
-        origin = _origin(run)
         if frames.is_frame(source) and key is not None and suffix_of(key) != ".parquet":
             raise InvalidArgument(
                 f"The suffix '{suffix_of(key)}' of the provided key is incorrect, it should be '.parquet'."
@@ -77,6 +91,7 @@ class Artifact(ArtifactFields):
                 accessor=accessor,
                 temporary=temporary,
             )
+            _tell_new(draft)
             self._begin(draft, file if temporary else None)
 
     # -- making -------------------------------------------------------------------------------------------------
@@ -102,18 +117,38 @@ class Artifact(ArtifactFields):
         """One artifact for each file below a folder, with keys below ``key`` (the folder's name unless given).
 
         They are not saved yet. Links are left out with a warning; ``follow_links`` takes what they lead to. Raises
-        InvalidArgument when ``path`` is not a folder, or when something in it cannot be read.
+        InvalidArgument when ``path`` is not a folder, and when something in it cannot be read: then the error names
+        all of that (the first 10), and nothing is made.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise InvalidArgument(f"from_dir takes the path of a folder, not {type(path).__name__}.")
+        check_text("key", key)
         folder = Path(os.path.abspath(os.path.expanduser(path)))
         if not folder.is_dir():
             raise InvalidArgument(f"{folder} is no directory; Artifact(path) makes an artifact of a file.")
         inside = drafts.key_in_storage(state.instance().store, folder) is not None
         base = key.rstrip("/") if key is not None else folder.name
+        problems: list[LamfsError] = []
+        files = []
+        for file, relative in folders.files_below(
+            folder, follow_links=follow_links, left_out=_left_out, failed=problems.append
+        ):
+            problem = folders.unreadable(file)
+            problems += [] if problem is None else [problem]
+            files.append((file, relative))
+        if problems:
+            named = " ".join(str(problem) for problem in problems[:NAMED])
+            more = f" And {len(problems) - NAMED} more." if len(problems) > NAMED else ""
+            raise InvalidArgument(f"{named}{more}", errno=problems[0].errno)
+        origin = _origin(run) if files else Provenance()
         found = []
-        for file, relative in folders.files_below(folder, follow_links=follow_links, left_out=_left_out):
+        for file, relative in files:
+            artifact = cls.__new__(cls)
             name = None if inside and key is None else f"{base}/{relative}"
-            found.append(cls(file, key=name, run=run))
-        messages.info(f"made {len(found)} artifacts of {folder} with key '{base}/'; save each with .save()")
+            artifact._make(file, name, None, None, origin)
+            found.append(artifact)
+        count = f"{len(found)} artifact{'s' if len(found) != 1 else ''}"
+        messages.info(f"made {count} of {folder} with key '{base}/'; save each with .save()")
         return found
 
     @classmethod
@@ -127,6 +162,8 @@ class Artifact(ArtifactFields):
         """The artifact of a uid (or the beginning of one, 8 characters or more), or of a key. Raises NotFound."""
         if (uid is None) == (key is None):
             raise InvalidArgument("Pass a uid, or key='…'.")
+        check_text("uid", uid)
+        check_text("key", key)
         here = state.instance()
         if key is not None:
             found = here.registry.artifacts.by_key(check_key(key))
@@ -141,7 +178,8 @@ class Artifact(ArtifactFields):
         """Artifacts that meet all conditions: ``field=value``, ``field__startswith=``, ``__contains``, ``__endswith``,
         ``__gt``, ``__gte``, ``__lt``, ``__lte``, ``__in``. The trash only with ``visibility=``.
 
-        Times are datetimes, dates or texts in ISO 8601; without a time zone they are local. A date is all of its day:
+        Times are datetimes, dates or texts in ISO 8601; without a time zone they are local, while ``created_at``,
+        ``describe()`` and ``lamfs info`` are in UTC. A date is all of its day:
         ``created_at__gt`` is after it, ``__lte`` until its end. Sizes are bytes, or texts such as ``"5 MB"``. Raises
         InvalidArgument for an unknown field or condition, and for a value that is not of the field's type.
         """
@@ -166,7 +204,7 @@ class Artifact(ArtifactFields):
 
     def replace(self, path: PathLike | Any = None, *, data: Any = None, run: Run | None = None) -> Artifact:
         """Replace the content by a file's or a DataFrame's, upon ``save()``. uid, description and accessor stay; a new
-        suffix changes the key. Equal content: nothing happens. Returns the artifact.
+        suffix changes the key, with a warning. Equal content: nothing happens. Returns the artifact.
 
         Raises InvalidArgument (a ValueError) for a path in the storage, or when the new key is taken.
         """
@@ -182,6 +220,10 @@ class Artifact(ArtifactFields):
                 draft = drafts.draft_replace(
                     here, self._record, file, key=self._new_key, origin=origin, temporary=temporary
                 )
+                if draft.pending and draft.replaces is not None:
+                    _tell_key(draft.replaces.key, draft.record)
+                elif not draft.pending:
+                    _tell_new(draft)
                 draft.record.description = self._record.description
             if self._new_key is not None:
                 self._new_key = draft.record.key
@@ -207,6 +249,8 @@ class Artifact(ArtifactFields):
             accessor=record.accessor,
             temporary=temporary,
         )
+        _tell_key(record.key, draft.record)
+        _tell_new(draft)
         if draft.replaces is None and draft.pending:
             draft.record.uid = record.uid
         return draft
@@ -288,6 +332,7 @@ class Artifact(ArtifactFields):
 
     def restore(self, key: str | None = None) -> Artifact:
         """Back from the trash, to where it was or to ``key``. Raises AlreadyExists, NotFound."""
+        check_text("key", key)
         self._record = artifacts.restore(state.instance(), self._record, key)
         return self
 
@@ -306,6 +351,31 @@ class Artifact(ArtifactFields):
         return drafts.text_of(self._record)
 
 
+def _tell_new(draft: Draft) -> None:
+    """Say what a file turned out to be: the content of an artifact that is there, or a new one for that."""
+    before, now = draft.replaces, draft.record
+    if before is None:
+        return
+    if draft.pending:
+        messages.warn(f"artifact with key '{now.key}' exists: its content will be replaced upon `save()`")
+        return
+    messages.info(f"returning existing artifact with same hash: {drafts.text_of(before)}")
+    if now.description != before.description:
+        messages.warn(f"updated description from {before.description} to {now.description}")
+
+
+def _tell_key(before: str | None, now: ArtifactRecord) -> None:
+    """Say that the key follows the suffix of a new file."""
+    if before in (None, now.key):
+        return
+    if now.key_is_virtual:
+        messages.warn(f"the suffix follows the new file: its key is now '{now.key}', upon `save()`, and not '{before}'")
+    else:
+        messages.warn(
+            f"replacing the file will replace key '{before}' with '{now.key}' and delete '{before}' upon `save()`"
+        )
+
+
 def _left_out(path: str, why: str) -> None:
     messages.warn(f"left out, {why}: {path}")
 
@@ -314,6 +384,8 @@ def _origin(run: Run | None) -> Provenance:
     """What new content is linked to; warns when that is nothing."""
     origin = state.provenance()
     if run is not None:
+        if not isinstance(run, Run):
+            raise InvalidArgument(f"run is a run, as ln.track() makes it, not {type(run).__name__}.")
         return Provenance(origin.user_id, run.id, run.transform_id)
     if origin.run_id is None:
         messages.warn(NO_RUN)

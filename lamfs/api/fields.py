@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from lamfs.api import state
-from lamfs.api.strict import Strict
+from lamfs.api.strict import Strict, check_text
 from lamfs.errors import InvalidArgument
 from lamfs.keys import check_key, into, root_path, suffix_of
 from lamfs.model import ArtifactRecord
@@ -36,12 +36,13 @@ class ArtifactFields(Strict):
         """The path in the registry's tree; None: auto-managed. Set it and call ``save()``, which renames as ``mv`` in a
         mount does: directories are made, the suffix is the new key's, the object of a real key follows. A key that ends
         with ``/`` is a directory, into which it goes by its own name. Raises InvalidName (a ValueError), and
-        InvalidArgument for None, because a key can only be changed.
+        InvalidArgument for what is no text, also for None, because a key can only be changed.
         """
         return self._record.key
 
     @key.setter
     def key(self, key: str | None) -> None:
+        check_text("key", key)
         if key is None:
             if self._record.key is None:
                 return
@@ -52,11 +53,12 @@ class ArtifactFields(Strict):
 
     @property
     def description(self) -> str | None:
-        """A text; set it and call ``save()``."""
+        """A text or None; set it and call ``save()``. Raises InvalidArgument for anything else."""
         return self._record.description
 
     @description.setter
     def description(self, text: str | None) -> None:
+        check_text("description", text)
         self._record.description = text
 
     @property

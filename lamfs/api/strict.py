@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 
+from lamfs.errors import InvalidArgument
+
 
 class Strict:
     """Only attributes that the class knows can be set."""
@@ -16,3 +18,9 @@ class Strict:
             hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(known))}."
             raise AttributeError(f"{kind} has no '{name}' that could be set; {hint}")
         super().__setattr__(name, value)
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise InvalidArgument for what is neither a text nor None."""
+    if not isinstance(value, str | None):
+        raise InvalidArgument(f"{name} is a text, not {type(value).__name__}; {value!r} cannot be used.")

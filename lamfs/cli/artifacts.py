@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from lamfs.cli.common import instance_option, open_instance, title
-from lamfs.cli.output import Progress, complain, count_of, note, say, shown, size
+from lamfs.cli.output import Progress, complain, note, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import InvalidArgument, LamfsError, NotFound
+from lamfs.keys import check_key
+from lamfs.printable import count_of
 
 if TYPE_CHECKING:
     from lamfs.model import ArtifactRecord
+    from lamfs.ops.drafts import Draft
 
 
 @click.command(
@@ -47,11 +50,12 @@ def save(
         if not os.path.isdir(path):
             with Progress(path, os.stat(path).st_size) as progress:
                 record = artifacts.save(
-                    opened, path, key=key, description=description, virtual=not real_key, progress=progress.add
-                )
+                    opened, path, key=key, description=description, virtual=not real_key, progress=progress.add,
+                    tell=tell_save,
+                )  # fmt: skip
             say(f"{record.uid}  {title(record)}")
             return
-        base = os.path.basename(os.path.realpath(path)) if key is None else key.rstrip("/")
+        base = os.path.basename(os.path.realpath(path)) if key is None else check_key(key.rstrip("/") or key)
         saved = failed = 0
         problems: list[LamfsError] = []
         for file, relative in folders.files_below(
@@ -59,7 +63,12 @@ def save(
         ):
             try:
                 record = artifacts.save(
-                    opened, file, key=f"{base}/{relative}", description=description, virtual=not real_key
+                    opened,
+                    file,
+                    key=f"{base}/{relative}",
+                    description=description,
+                    virtual=not real_key,
+                    tell=tell_save,
                 )
             except LamfsError as error:
                 complain(f"{shown(str(file))}: {error}")
@@ -75,6 +84,32 @@ def save(
             leave(FAILURE)
 
 
+def tell_save(draft: Draft) -> None:
+    """Say that an artifact has the bytes already, or that it gets them as its new content."""
+    before = draft.replaces
+    if before is None:
+        return
+    if draft.pending:
+        note(f"'{title(before)}' is there already: its content is replaced (artifact {before.uid}).")
+        return
+    text = f"'{title(before)}' has these bytes already (artifact {before.uid})"
+    if draft.record.description == before.description:
+        note(f"{text}: nothing is changed.")
+    else:
+        note(f"{text}: only its description is changed.")
+
+
+def tell_replaced(draft: Draft) -> None:
+    """Say that nothing was replaced, or that the key is another one now."""
+    if not draft.pending:
+        tell_save(draft)
+    elif draft.replaces is not None and draft.record.key != draft.replaces.key:
+        note(
+            f"The suffix follows the new file: its key is now '{title(draft.record)}', and not"
+            f" '{title(draft.replaces)}'."
+        )
+
+
 def leave_out(path: str, why: str) -> None:
     """Say that something in a directory is not saved."""
     note(f"left out, {why}: {shown(path)}")
@@ -88,14 +123,17 @@ def replace(artifact: str, path: str, instance: str | None) -> None:
     """Replace the content of an artifact.
 
     ARTIFACT gets the content of the file PATH; its uid, description and provenance stay. When the suffix changes, the
-    key changes with it. ARTIFACT is a key, a uid or a path in a mount.
+    key changes with it, which is said. ARTIFACT is a key, a uid or a path in a mount.
     """
     from lamfs.ops import artifacts
 
     with open_instance(instance, [artifact]) as opened:
         uid = artifacts.find(opened, artifact).uid
+        drafts: list[Draft] = []
         with Progress(path, os.stat(path).st_size) as progress:
-            record = artifacts.replace(opened, uid, path, progress=progress.add)
+            record = artifacts.replace(opened, uid, path, progress=progress.add, tell=drafts.append)
+        for draft in drafts:
+            tell_replaced(draft)
         say(f"{record.uid}  {title(record)}")
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from lamfs.cli.common import instance_option, open_instance, title
-from lamfs.cli.output import Progress, complain, count_of, say, say_path, shown, size
+from lamfs.cli.output import Progress, complain, say, say_path, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import InvalidArgument, NotFound
+from lamfs.printable import count_of
 
 if TYPE_CHECKING:
     from lamfs.model import ArtifactRecord

@@ -8,9 +8,10 @@ import dataclasses
 import click
 
 from lamfs.cli.common import instance_option, json_option, open_instance
-from lamfs.cli.output import Progress, count_of, note, print_json, say, shown, size
+from lamfs.cli.output import Progress, note, print_json, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import InvalidArgument
+from lamfs.printable import count_of
 
 
 @click.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -67,6 +68,17 @@ def slug_of_paths(names: Iterable[str]) -> str | None:
             " commands."
         )
     return next(iter(slugs), None)
+
+
+def seconds(text: str) -> float:
+    """The type of an option that is a time in seconds, 0 or more. Raises BadParameter for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise click.BadParameter(f"'{shown(text)}' is no time; give a number of seconds, such as 30.")
+    return number
 
 
 def place(record: ArtifactRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import click
@@ -9,10 +10,11 @@ import click
 from lamfs import mountinfo
 from lamfs.cli import mountpoints
 from lamfs.cli.common import instance_option
-from lamfs.cli.output import Progress, complain, count_of, note, say, shown, size
+from lamfs.cli.output import Progress, complain, note, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave, leave_at_once
 from lamfs.cli.umount import OTHERS, bury_at, live_mount
 from lamfs.errors import AlreadyExists, InvalidArgument, NotSetUp
+from lamfs.printable import count_of
 
 MAX_FAILED = 10
 
@@ -83,17 +85,25 @@ def mount(
         )
     path = mountpoints.absolute(mountpoint)
     clear_the_way(path)
-    mountpoints.prepare(path, empty=not adopt)
-    # The folder that the mount is going to hide.
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if adopt else None
-    options.slug = choose_instance(instance)
-    options.mountpoint = path
+    made = mountpoints.prepare(path, empty=not adopt)
+    try:
+        # The folder that the mount is going to hide.
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if adopt else None
+        options.slug = choose_instance(instance)
+        options.mountpoint = path
 
-    from lamfs.daemon import launch
+        from lamfs.daemon import launch
 
-    if foreground:
-        leave(launch.run_foreground(options))
-    pid = launch.launch(options, warn=note)
+        if foreground:
+            code = launch.run_foreground(options)
+            made = made if code else []
+            leave(code)
+        pid = launch.launch(options, warn=note)
+    except BaseException:
+        for directory in made:  # nobody else has anything in there
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+        raise
     say(f"{options.slug} is mounted at {shown(path)}{' read-only' if options.read_only else ''} (pid {pid}).")
     say(f"Unmount it with: lamfs umount {shown(path)}")
     if folder is not None:

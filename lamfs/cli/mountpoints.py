@@ -81,8 +81,9 @@ def is_dead(path: str) -> bool:
     return False
 
 
-def prepare(path: str, *, empty: bool = True) -> None:
-    """Make sure ``path`` is a directory, and ``empty``, making it (mode 0700) when there is none.
+def prepare(path: str, *, empty: bool = True) -> list[str]:
+    """Make sure ``path`` is a directory, and ``empty``, making it (mode 0700) when there is none. Returns the
+    directories that were made, the innermost first.
 
     Raises NotSetUp (not a directory, or it cannot be made), NotEmpty, AlreadyExists (inside a lamfs mount),
     InvalidArgument (where lamfs keeps its own files).
@@ -98,6 +99,10 @@ def prepare(path: str, *, empty: bool = True) -> None:
         # The cache may be deleted at any time: with a mount in it that would delete every artifact.
         if f"{path}/".startswith(f"{os.path.realpath(directory)}/"):
             raise InvalidArgument(f"{path} is where lamfs keeps its {what} ({directory}); mount elsewhere.")
+    made, above = [], path
+    while not os.path.lexists(above):
+        made.append(above)
+        above = os.path.dirname(above)
     try:
         os.makedirs(path, mode=0o700)
     except FileExistsError:
@@ -114,6 +119,7 @@ def prepare(path: str, *, empty: bool = True) -> None:
                 f"{path} is not empty; a mount would hide what is in it. Choose an empty directory, or have what is in"
                 " it moved into the mount with --adopt."
             )
+    return made
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from lamfs.printable import in_json, lines, one_line
+from lamfs.printable import count_of, in_json, lines, one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -78,13 +78,6 @@ def when(time_: int | str) -> str:
     """Nanoseconds since the epoch, or ISO 8601, as local date and time."""
     moment = datetime.fromisoformat(time_) if isinstance(time_, str) else datetime.fromtimestamp(time_ / 1e9)
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def count_of(number: int, noun: str) -> str:
-    """``1 file``, ``2 files``, ``3 entries``."""
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number} {noun[:-1]}ies" if noun.endswith("try") else f"{number} {noun}s"
 
 
 def width(text: str) -> int:

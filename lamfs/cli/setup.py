@@ -69,8 +69,8 @@ def init(
 
     It has a registry and a storage, and becomes the current one. An instance that is there already is connected to.
     Where one was whose registry is gone or damaged none is made over it, unless --new is given: the new one then knows
-    none of the artifacts that are there. Credentials for S3 come from where boto3 finds them: the environment, the AWS
-    settings files, a role.
+    none of the artifacts that are there, and 'lamfs fsck --repair' gives their objects names in lost+found. Credentials
+    for S3 come from where boto3 finds them: the environment, the AWS settings files, a role.
     """
     from lamfs.ops import setup
 
@@ -192,7 +192,9 @@ def close(instance: str | None) -> None:
 def delete_instance(instance: str, force: bool) -> None:
     """Remove an instance.
 
-    Its registry, lock, settings and cache go. Refuses while it holds artifacts, unless --force is given.
+    What is owed to storage is stored first. Then its registry, lock, settings and cache go; objects of artifacts stay
+    in storage, and what storage does not take stays in the spool folder, which is named. Refuses while it holds
+    artifacts, or scratch files with bytes, unless --force is given.
     """
     from lamfs.ops import setup
 

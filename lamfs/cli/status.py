@@ -19,11 +19,11 @@ import click
 from lamfs import mountinfo
 from lamfs.cli import mountpoints
 from lamfs.cli.common import json_option
-from lamfs.cli.output import count_of, print_json, say, shown, size, when, width
+from lamfs.cli.output import print_json, say, shown, size, when, width
 from lamfs.cli.seam import Command
 from lamfs.cli.sync import ask, owed_words
 from lamfs.errors import LamfsError
-from lamfs.printable import one_line
+from lamfs.printable import count_of, one_line
 
 if TYPE_CHECKING:
     from lamfs.config import InstanceSettings
@@ -160,6 +160,8 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
         }
         if settings.registry_path.exists() or written.had_one(settings):
             entry |= look_into(settings, mounted=settings.slug in mounted)
+        if unreturned := taken_over(settings):
+            entry["unreturned"] = unreturned
         if any(settings.directory.glob("diverged.*.lndb")):
             entry["diverged"] = known_diverged(settings)
         found.append(entry)
@@ -187,6 +189,15 @@ def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
     except LamfsError as error:
         said = str(error)
         return ({} if mounted else {"error": said}) | ({"damage": [said]} if harmed else {})
+
+
+def taken_over(settings: InstanceSettings) -> str | None:
+    """What is to be said of a machine from which this one took the instance over: ops.unreturned.known."""
+    if not (settings.directory / "unreturned.json").exists():
+        return None  # status starts quickly
+    from lamfs.ops import unreturned
+
+    return unreturned.known(settings)
 
 
 def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
@@ -265,8 +276,14 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         yield from dead_lines(dead)
     for instance in result["instances"]:
         for kept in instance.get("diverged", ()):
-            told = f"{len(kept['brought_back'])} artifacts were brought back, {len(kept['left'])} are only in there"
+            back = count_of(len(kept["brought_back"]), "artifact", "was")
+            told = f"{back} brought back, {len(kept['left'])} only in there"
+            if kept["renamed"]:
+                listing = shown(kept["registry"].removesuffix(".lndb") + ".json")
+                told += f", {len(kept['renamed'])} have another name now, which {listing} lists"
             yield f"  KEPT     {shown(kept['registry'])}: {instance['slug']} before another machine took over; {told}"
+        if instance.get("unreturned"):
+            yield f"  TAKEN OVER  {shown(instance['unreturned'])}"
         scratch = instance.get("scratch", [])
         if scratch:
             named = ", ".join(shown(file["key"]) for file in scratch[:MAX_SCRATCH])
@@ -369,7 +386,7 @@ def _rescue_lines(instance: dict[str, Any]) -> Iterator[str]:
         count = "1 entry" if found["entries"] == 1 else f"{found['entries']} entries"
         yield (
             f"  FOUND    '{shown(found['folder'])}' of {instance['slug']} has {count}, which nobody knew:"
-            " look at them, and move or delete them"
+            " look at what is there, and move or delete it"
         )
 
 
@@ -399,6 +416,6 @@ def _cache_lines(mount: dict[str, Any]) -> Iterator[str]:
         yield f"  blocks   {cache['hits']} from the cache, {cache['misses']} fetched ({size(cache['fetched_bytes'])})"
     damaged = cache.get("damaged", 0) - mount.get("storage_damage_total", 0)
     if damaged > 0:
-        yield f"  damaged  {damaged} blocks in the cache, fetched again"
+        yield f"  damaged  {count_of(damaged, 'block')} in the cache, fetched again"
     if mount.get("io_errors"):
         yield f"  failed   {count_of(mount['io_errors'], 'call')} with EIO, {mount['timeouts']} of them by the timeout"

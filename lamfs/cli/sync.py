@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import sys
 import threading
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lamfs.cli import mountpoints
-from lamfs.cli.output import OwedProgress, complain, count_of, note, say, shown, size
+from lamfs.cli.common import seconds
+from lamfs.cli.output import OwedProgress, complain, note, say, shown, size
 from lamfs.cli.seam import FAILURE, Command, leave
 from lamfs.errors import LamfsError, NotFound
+from lamfs.printable import count_of
 
 if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
@@ -42,29 +47,29 @@ class Pending(LamfsError):
     """,
 )
 @click.argument("path", type=mountpoints.UNTOUCHED, required=False)
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long it may take.  [default: no limit]"
-)
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="How long it may take.  [default: no limit]")
 def sync(path: str | None, timeout: float | None) -> None:
     """Wait until everything is in storage.
 
     With PATH, what is at or below it; else everything in every mount. What mounts and commands that died have left is
-    stored by the next mount, and listed by 'lamfs status'.
+    stored by the next mount; without PATH it is named, and the exit code is 1.
     """
     from lamfs.ops import losses, mounts
 
     key = ""
+    failed = False
     if path is None:
         records = mounts.all_live()
-        if not records:
-            say("No mount is alive, so none owes anything; 'lamfs status' shows what dead ones have left.")
-            return
+        for problem in left_behind({record.slug for record in records if not record.read_only}):
+            complain(problem)
+            failed = True
+        if not records and not failed:
+            say("No mount is alive, and nothing waits to be stored.")
     else:
         found = mounts.find_by_path(os.path.expanduser(path)) if path else None
         if found is None:
             raise NotFound(f"'{path}' is not in a living mount; 'lamfs status' lists the mounts.")
         records, key = [found[0]], found[1]
-    failed = False
     for record in records:
         try:
             note_refused(sync_mount(record, timeout, key))
@@ -78,6 +83,34 @@ def sync(path: str | None, timeout: float | None) -> None:
             note(shown(text))
     if failed:
         leave(FAILURE)
+
+
+def left_behind(mounted: Collection[str]) -> list[str]:
+    """A sentence for each instance that no mount stores, though bytes of it wait to be stored, or nobody knows whether
+    some do. ``mounted``: instances that a mount stores."""
+    from lamfs import config
+    from lamfs.ops import mounts, written
+
+    found = []
+    places = {dead.record.slug: dead.record.mountpoint for dead in mounts.all_dead() if not dead.record.read_only}
+    for settings in config.list_instances():
+        slug = settings.slug
+        if slug in mounted or not settings.registry_path.exists():
+            continue
+        try:
+            with contextlib.closing(written.open_registry(settings)) as registry:
+                owed, owed_bytes = registry.journal.owed(), registry.journal.owed_bytes()
+        except LamfsError as error:
+            found.append(str(error))
+            continue
+        if not owed.get("put") and not owed.get("save"):
+            continue
+        words = ["lamfs", "mount", "--instance", slug, *([places[slug]] if slug in places else [])]
+        found.append(
+            f"{slug} is not mounted, and owes storage {owed_words(owed, owed_bytes)}; '{shlex.join(words)}' stores it,"
+            f" 'lamfs close {slug}' does without a mount."
+        )
+    return found
 
 
 def sync_mount(record: MountRecord, timeout: float | None = None, key: str = "", *, give_up: str = "") -> list[str]:

@@ -15,11 +15,12 @@ import click
 
 from lamfs import mountinfo
 from lamfs.cli import mountpoints
+from lamfs.cli.common import seconds
 from lamfs.cli.mountpoints import Holder
 from lamfs.cli.output import complain, note, say, shown
 from lamfs.cli.seam import Command
 from lamfs.cli.sync import AGAIN_SECONDS, Pending, ask, last_error, note_refused, owed_words, sync_mount
-from lamfs.errors import LamfsError, NotFound
+from lamfs.errors import LamfsError, LeaseLost, NotFound
 
 if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
@@ -45,7 +46,7 @@ MAX_HOLDERS = 5
 @click.option("--force", is_flag=True, help="Unmount although files are open, or something cannot be stored.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=seconds,
     metavar="SECONDS",
     help=f"How long storing may take.  [default: no limit; with --force {FORCED_SECONDS:.0f}]",
 )
@@ -78,15 +79,21 @@ def umount(mountpoint: str, force: bool, timeout: float | None) -> None:
 
 
 def unmount(record: MountRecord, force: bool, timeout: float | None) -> None:
-    """Unmount a living mount. Raises LamfsError when it stays mounted, or its daemon does not end."""
+    """Unmount a living mount. Raises LamfsError when it stays mounted, or its daemon does not end.
+
+    What a mount that has lost the lock still owes cannot be stored by it: it stays on this machine, which is said.
+    """
     path = record.mountpoint
     give_up = (
         f"Ctrl-C stops waiting, not the mount; 'lamfs umount --force {shown(path)}' leaves them in the spool: nothing"
         " is lost, the next mount stores them."
     )
-    problem = None
+    problem = lost = None
     try:
         note_refused(sync_mount(record, timeout, give_up="" if force else give_up))
+    except LeaseLost as error:
+        lost = error
+        note(shown(str(error)))
     except LamfsError as error:
         if not force:
             raise LamfsError(
@@ -108,9 +115,9 @@ def unmount(record: MountRecord, force: bool, timeout: float | None) -> None:
     if users:
         note(f"In use by {names(users)}: what was written there is kept, and from now on it gets errors.")
     if force:
-        end(record, timeout or 0.0, graceful=problem is None)
+        end(record, timeout or 0.0, graceful=problem is None, said=lost is not None)
     else:
-        wait_for_end(record, timeout)
+        wait_for_end(record, timeout, said=lost is not None)
     if isinstance(problem, Pending):
         note("What is not stored waits in the spool: nothing is lost, and the next mount stores it.")
     say(f"{shown(path)} is unmounted.")
@@ -183,21 +190,22 @@ def bury_at(path: str) -> bool:
 # -- the daemon's end -------------------------------------------------------------------------------------------------
 
 
-def wait_for_end(record: MountRecord, timeout: float | None = None) -> None:
-    """Wait until the daemon of an unmounted mount has ended, and say why it has not.
+def wait_for_end(record: MountRecord, timeout: float | None = None, *, said: bool = False) -> None:
+    """Wait until the daemon of an unmounted mount has ended, and say why it has not. ``said``: that it has lost the
+    lock is known.
 
     Raises LamfsError when it still lives after ``timeout`` seconds, and when it could not store the registry.
     """
     from lamfs.ops import mounts
 
     began = time.time()
-    said, say_at = "", began
+    told, say_at = "", began
     try:
         while not mounts.wait_gone(record, timeout=LOOK_SECONDS if timeout is None else min(LOOK_SECONDS, timeout)):
             why = reason(record, began)
-            if why != said or time.time() >= say_at:
+            if why != told or time.time() >= say_at:
                 note(why)
-                said, say_at = why, time.time() + AGAIN_SECONDS
+                told, say_at = why, time.time() + AGAIN_SECONDS
             if timeout is not None and time.time() - began >= timeout:
                 raise LamfsError(
                     f"{record.mountpoint} is unmounted, but its daemon (pid {record.pid}) still lives after {timeout:g}"
@@ -206,14 +214,22 @@ def wait_for_end(record: MountRecord, timeout: float | None = None) -> None:
     except KeyboardInterrupt:
         note(f"The daemon (pid {record.pid}) goes on, and ends when nothing keeps it any more.")
         raise
-    word = mounts.last_word(record)
+    word = last_word(record, said=said)
     if word is not None:
-        raise LamfsError(undone(record, word))
+        raise LamfsError(word)
 
 
-def undone(record: MountRecord, word: str) -> str:
-    """What a daemon could not do after its mount was gone."""
-    return f"{record.mountpoint} is unmounted, but the registry was not stored: {word}"
+def last_word(record: MountRecord, *, said: bool) -> str | None:
+    """What a daemon could not do after its mount was gone. That it had lost the lock is no failure, and is said here,
+    unless it was ``said``."""
+    from lamfs.ops import mounts
+
+    word = mounts.last_word(record)
+    if isinstance(word, LeaseLost):
+        if not said:
+            note(shown(str(word)))
+        return None
+    return f"{record.mountpoint} is unmounted, but the registry was not stored: {word}" if word is not None else None
 
 
 def reason(record: MountRecord, since: float) -> str:
@@ -250,8 +266,9 @@ def reason(record: MountRecord, since: float) -> str:
     return f"The daemon (pid {record.pid}) is about to end; {force}."
 
 
-def end(record: MountRecord, seconds: float, *, graceful: bool) -> None:
-    """End the daemon of an unmounted mount; ``graceful``: it has ``seconds`` to come to its end by itself."""
+def end(record: MountRecord, seconds: float, *, graceful: bool, said: bool = False) -> None:
+    """End the daemon of an unmounted mount; ``graceful``: it has ``seconds`` to come to its end by itself. ``said``: as
+    for ``wait_for_end``."""
     from lamfs.ops import ending, mounts
 
     if graceful and not mounts.wait_gone(record, timeout=min(LOOK_SECONDS, seconds)):
@@ -259,9 +276,9 @@ def end(record: MountRecord, seconds: float, *, graceful: bool) -> None:
         mounts.wait_gone(record, timeout=seconds)
     if ending.end(record):
         note(f"Its daemon (pid {record.pid}) did not end, and was killed.")
-    word = mounts.last_word(record)
+    word = last_word(record, said=said)
     if word is not None:
-        complain(undone(record, word))
+        complain(word)
     for dead in mounts.all_dead():
         if dead.record.owner == record.owner:
             mounts.bury(dead)

@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from lamfs import jsonlines
-from lamfs.errors import LamfsError, TooLarge
+from lamfs.errors import LamfsError, LeaseLost, TooLarge
 from lamfs.fs import numbers
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
@@ -27,6 +27,8 @@ from lamfs.ops.mounts import socket_address
 log = logging.getLogger("lamfs.control")
 
 MAX_LINE = 65_536
+LOOK_SECONDS = 1.0
+"""How long storage is asked, for a status, whether what was wrong there still is."""
 MAX_REFUSED = 5
 """Deletions and moves that are named beside files that are too large."""
 
@@ -82,6 +84,9 @@ class ControlServer:
         name = command.get("cmd")
         try:
             if name == "status":
+                context = self._fs.context
+                with trio.move_on_after(LOOK_SECONDS):
+                    await context.stats.look_again(context.registry, context.store, context.mover)
                 reply: dict[str, Any] = {"ok": True, "status": self.status()}
             elif name == "poke":
                 self._follower.poke()
@@ -101,7 +106,7 @@ class ControlServer:
             else:
                 reply = {"error": f"This mount knows no command '{name}'; is it of another version of lamfs?"}
         except LamfsError as error:
-            reply = {"error": str(error)}
+            reply = {"error": str(error), "lost": isinstance(error, LeaseLost)}
         await stream.send_all(jsonlines.encode(reply))
 
     async def _sync(self, stream: trio.SocketStream, below: object) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from lamfs import config
 from lamfs.daemon.options import MountOptions
 from lamfs.errors import LamfsError, StorageForbidden, StorageReadOnly, StorageUnavailable
+from lamfs.printable import count_of
 from lamfs.storage.root import is_s3
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ def look(instance: Instance, *, write: bool) -> Looked:
         if not waiting:
             raise
         trouble = (
-            f"{error} So the mount is read-only until storage can be written to: {waiting} files that are not stored"
-            " yet wait in the spool, can be read, and are tried again."
+            f"{error} So the mount is read-only until storage can be written to: {count_of(waiting, 'file', 'is')} not"
+            " stored yet: what is in the spool can be read, and is tried again."
         )
         return Looked((trouble, *instance.notices), trouble, refused=True)
     return Looked((*found, *instance.notices))

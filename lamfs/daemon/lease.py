@@ -108,8 +108,9 @@ class Keeper:
     def _lose(self, error: LeaseLost) -> None:
         name = self._instance.settings.slug
         self.lost = LeaseLost(
-            f"{error} The mount is read-only from now on. Unmount it, and mount again: then"
-            f" the registry of '{name}' in storage is used, and what only this machine has gets names in lost+found."
+            f"{error} The mount is read-only from now on. When it is unmounted ('lamfs umount'), what only this machine"
+            f" has stays here; the next mount uses the registry of '{name}' in storage, and gives that names in"
+            " lost+found."
         )
         log.error("%s", self.lost)
         with contextlib.suppress(OSError):

@@ -95,7 +95,7 @@ def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], No
                     hand_back(instance)
             except LamfsError as error:
                 if not mount.died:
-                    mounts.leave_word(instance.settings.mounts_dir, str(error))
+                    mounts.leave_word(instance.settings.mounts_dir, error)
                 raise
             finally:
                 # Until here 'lamfs umount' finds the process that it waits for.

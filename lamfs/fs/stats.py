@@ -17,6 +17,7 @@ from lamfs.fs.counters import Counters
 from lamfs.model import ArtifactRecord, Revision, now_ns
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStore
+from lamfs.transfer.client import Mover
 
 log = logging.getLogger("lamfs.fs")
 
@@ -31,8 +32,8 @@ WHEN_GONE = (
     " and run 'lamfs fsck --repair', which takes it when it has the same bytes; or write the file anew, or delete it"
 )
 WHEN_CHANGED = (
-    "not what the registry knows, so it cannot be read: 'lamfs fsck' says what is there, and 'lamfs fsck --repair'"
-    " makes that readable"
+    "not what the registry knows, so it cannot be read: 'lamfs fsck' says what is there and what helps, and 'lamfs fsck"
+    " --repair' makes that readable, unless it is damaged"
 )
 
 
@@ -146,16 +147,31 @@ class Stats:
         if len(self._changed) > SHOWN:
             del self._changed[next(iter(self._changed))]
 
+    async def look_again(self, registry: Registry, store: ObjectStore, mover: Mover) -> None:
+        """Forget the objects that were changed or gone, and are what the registry knows again: storage is asked."""
+        for place, found in list(self._changed.items()):
+            record = registry.artifacts.by_uid(found.uid)
+            if record is None or not _has_object(store, record, place):
+                continue
+            try:
+                item = await mover.head(record.revision.object_key)
+            except LamfsError:
+                continue
+            right = (item.size, item.etag) == (record.size, record.revision.etag)
+            if right and place in self._changed:
+                del self._changed[place]
+                log.info("the object %s of '%s' (artifact %s) is right again", found.url, record.place, record.uid)
+
     def damage(self) -> list[Damage]:
         """Blocks that were found damaged, the latest last."""
         return list(self._damage.values())
 
     def still_changed(self, registry: Registry, store: ObjectStore) -> list[Changed]:
         """What was seen changed, but for artifacts that have another object by now."""
-        return [found for place, found in self._changed.items() if _has_object(registry, store, found.uid, place)]
+        records = {found.uid: registry.artifacts.by_uid(found.uid) for found in self._changed.values()}
+        return [found for place, found in self._changed.items() if _has_object(store, records[found.uid], place)]
 
 
-def _has_object(registry: Registry, store: ObjectStore, uid: str, place: tuple[str, str]) -> bool:
-    """Whether an artifact has the object with this URL and ETag."""
-    record = registry.artifacts.by_uid(uid)
+def _has_object(store: ObjectStore, record: ArtifactRecord | None, place: tuple[str, str]) -> bool:
+    """Whether an artifact, if it is there still, has the object with this URL and ETag."""
     return record is not None and (store.url(record.revision.object_key), record.revision.etag) == place

@@ -60,13 +60,16 @@ def save(
     transform: int | None = None,
     virtual: bool = True,
     progress: Progress | None = None,
+    tell: Callable[[Draft], None] | None = None,
 ) -> ArtifactRecord:
     """Save a file as an artifact, or as the new content of the artifact that has the key. ``run``, ``transform``: row
-    ids. Raises as drafts.draft_new and commit do."""
+    ids. ``tell`` is told what will be done. Raises as drafts.draft_new and commit do."""
     origin = Provenance(_user_id(instance), run, transform)
     if key is None and description is None and run is None:
         description = Path(path).name
     draft = drafts.draft_new(instance, path, key=key, description=description, origin=origin, virtual=virtual)
+    if tell is not None:
+        tell(draft)
     return commit(instance, draft, progress=progress)
 
 
@@ -78,9 +81,13 @@ def replace(
     run: int | None = None,
     transform: int | None = None,
     progress: Progress | None = None,
+    tell: Callable[[Draft], None] | None = None,
 ) -> ArtifactRecord:
-    """Replace the content of an artifact by a file. Raises as drafts.draft_replace and commit do."""
+    """Replace the content of an artifact by a file. ``tell`` is told what will be done. Raises as drafts.draft_replace
+    and commit do."""
     draft = drafts.draft_replace(instance, by_uid(instance, uid), path, origin=Provenance(None, run, transform))
+    if tell is not None:
+        tell(draft)
     return commit(instance, draft, progress=progress)
 
 

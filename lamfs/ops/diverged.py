@@ -3,8 +3,8 @@
 Another machine took the lease over while this one had changes that were not in storage's copy. Its registry is taken;
 this machine's is put aside as ``diverged.<time>.lndb`` and never removed. Artifacts that only that one knows, and whose
 objects are in storage as they were stored, get names in ``lost+found/<time>/`` of the new one, where they keep uid and
-hash. What cannot be brought back is named in ``diverged.<time>.json`` beside it. (Files that were never stored are the
-journal's: working_copy.replace.)
+hash. What cannot be brought back, and what has another name by now, is named in ``diverged.<time>.json`` beside it.
+(Files that were never stored are the journal's: working_copy.replace.)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, new_uid
 from lamfs.ops import messages
+from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.registry.rules import RETAINED
 from lamfs.storage.base import ObjectStore
@@ -33,9 +34,11 @@ SAID = 10
 
 @dataclass(slots=True)
 class Kept:
-    """Sentences. ``back``: what has a name in the new registry; ``left``: what is only in the one put aside."""
+    """Sentences. ``back``: what has a name in the new registry; ``left``: what is only in the one put aside;
+    ``renamed``: what the new one has by another name."""
 
     back: list[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
@@ -47,6 +50,7 @@ def bring_back(store: ObjectStore, old: Registry, new: Registry) -> Kept:
     for record in old.artifacts.filter(visibility=None):
         there = new.artifacts.by_uid(record.uid)
         if there is not None and there.revision == record.revision:
+            _note_name(kept, record, there)
             continue
         try:
             _bring_back(store, old, new, record, there, folder, kept)
@@ -86,6 +90,7 @@ def _bring_back(
         kept.left.append(f"{name}: it was in the trash")
         return
     if there is not None and record.revision.content.same_bytes(there.revision.content):
+        _note_name(kept, record, there)
         return  # its bytes have a name
     holder = new.artifacts.with_object(object_key)
     if holder is not None and (
@@ -95,6 +100,7 @@ def _bring_back(
             and new.commits.same_bytes(holder, record.revision.etag)
         )
     ):
+        _note_name(kept, record, there or holder)
         return  # as well
     user = old.people.user(record.created_by_id)
     with new.db.transaction():
@@ -121,6 +127,16 @@ def _bring_back(
         )
 
 
+def _note_name(kept: Kept, record: ArtifactRecord, there: ArtifactRecord | None) -> None:
+    """Say where what had a name here is now: a repair on the other machine makes files of lost+found."""
+    if there is None or record.visibility == TRASH:
+        return
+    if there.visibility == TRASH:
+        kept.renamed.append(f"'{record.place}' (uid {record.uid}) is in the trash now")
+    elif there.key != record.key:
+        kept.renamed.append(f"'{record.place}' (uid {record.uid}) is '{there.place}' now")
+
+
 def _is_whole(store: ObjectStore, record: ArtifactRecord) -> bool:
     """Whether the object of a record is there as it was stored."""
     try:
@@ -136,26 +152,31 @@ def _is_whole(store: ObjectStore, record: ArtifactRecord) -> bool:
 def tell(settings: InstanceSettings, put_aside: Path, kept: Kept) -> str:
     """Say what became of what this machine alone had, and write it down. Returns the sentence."""
     listing = put_aside.with_suffix(".json")
-    config.write_json(listing, {"registry": str(put_aside), "brought_back": kept.back, "left": kept.left})
+    config.write_json(
+        listing, {"registry": str(put_aside), "brought_back": kept.back, "renamed": kept.renamed, "left": kept.left}
+    )
     notice = (
         f"another machine has taken '{settings.slug}' over and gone on: its registry is used now, and this machine's,"
         f" which had changes that nobody else has, is kept as {put_aside}"
     )
-    if kept.back or kept.left:
-        notice += f"; {len(kept.back)} artifacts were brought back, {len(kept.left)} could not be: {listing} lists them"
+    if kept.back or kept.renamed or kept.left:
+        notice += (
+            f"; {count_of(len(kept.back), 'artifact', 'was')} brought back, {len(kept.renamed)} renamed,"
+            f" {len(kept.left)} not brought back: {listing} lists them"
+        )
     messages.warn(notice)
-    for sentence in [f"brought back: {text}" for text in kept.back[:SAID]] + [
-        f"not brought back: {text}" for text in kept.left[:SAID]
-    ]:
-        messages.warn(f"  {sentence}")
+    for word, texts in (("brought back", kept.back), ("renamed", kept.renamed), ("not brought back", kept.left)):
+        for text in texts[:SAID]:
+            messages.warn(f"  {word}: {text}")
     return notice
 
 
 def known(settings: InstanceSettings) -> list[dict[str, Any]]:
-    """What was put aside on this machine, oldest first: ``registry`` (its path), ``brought_back`` and ``left``."""
+    """What was put aside on this machine, oldest first: ``registry`` (its path), and sentences: ``brought_back``,
+    ``renamed``, ``left``."""
     found = []
     for path in sorted(settings.directory.glob(f"{DIVERGED}.*.lndb")):
-        entry: dict[str, Any] = {"registry": str(path), "brought_back": [], "left": []}
+        entry: dict[str, Any] = {"registry": str(path), "brought_back": [], "renamed": [], "left": []}
         with contextlib.suppress(LamfsError):  # damaged: the registry is there all the same
             entry |= config.read_json(path.with_suffix(".json"), 64 << 20) or {}
         found.append(entry)

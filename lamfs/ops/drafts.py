@@ -20,7 +20,7 @@ from lamfs import config, copying, hashing
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_key, into, key_with_suffix, root_path, suffix_of
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, Revision, new_uid
-from lamfs.ops import messages, mounts
+from lamfs.ops import mounts
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry import Provenance
@@ -54,7 +54,8 @@ class Draft:
 
     ``path`` None: nothing is to be stored (the record is that of an existing artifact, or with ``etag`` that of an
     object which is in storage already). ``temporary``: the file is ours and may be taken. ``stamp``: what stat(2) said
-    when the file was hashed. ``replaces``: the artifact's record before. ``copy``: holds the file at ``path`` when
+    when the file was hashed. ``replaces``: the artifact's record before, also when nothing is to be stored because it
+    has these bytes. ``copy``: holds the file at ``path`` when
     that is a copy of the one that was given.
     """
 
@@ -115,7 +116,6 @@ def draft_new(
         if there is not None:
             if content.same_bytes(there.revision.content):
                 return _existing(there, description)
-            messages.warn(f"artifact with key '{key}' exists: its content will be replaced upon `save()`")
             record = replace(
                 there,
                 revision=Revision(content, "", ""),
@@ -171,11 +171,6 @@ def draft_replace(
                 f"Replacing '{current.key}' by a '{record.suffix}' file would change its key to '{record.key}', which"
                 " is taken; rename or delete what is there."
             )
-        if not current.key_is_virtual:
-            messages.warn(
-                f"replacing the file will replace key '{current.key}' with '{record.key}' and delete '{current.key}'"
-                " upon `save()`"
-            )
     if origin is not None:
         _link(record, origin)
     return Draft(record, _read_from(copy, source), stamp, temporary, replaces=current, copy=copy)
@@ -190,11 +185,9 @@ def _link(record: ArtifactRecord, origin: Provenance) -> None:
 
 
 def _existing(record: ArtifactRecord, description: str | None) -> Draft:
-    messages.info(f"returning existing artifact with same hash: {text_of(record)}")
-    if description is not None and description != record.description:
-        messages.warn(f"updated description from {record.description} to {description}")
-        record.description = description
-    return Draft(record)
+    """The draft of an artifact that has the bytes already: no more than its description changes."""
+    now = replace(record, description=record.description if description is None else description)
+    return Draft(now, replaces=record)
 
 
 def text_of(record: ArtifactRecord) -> str:

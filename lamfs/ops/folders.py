@@ -29,6 +29,15 @@ def files_below(
     yield from _walk(os.fspath(folder), "", follow_links, left_out, failed or _raise, ())
 
 
+def unreadable(path: str | os.PathLike[str]) -> InvalidArgument | None:
+    """Why a file cannot be read; None: it can be opened."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        return _unreadable(os.fspath(path), error)
+    return None
+
+
 def _raise(error: LamfsError) -> None:
     raise error
 

@@ -23,9 +23,23 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
-from lamfs.ops import damage, mounts, newer, orphans, recover, scrub, spools, stored_registry, strays, temporaries
+from lamfs.ops import (
+    damage,
+    husks,
+    mounts,
+    newer,
+    orphans,
+    recover,
+    scrub,
+    spools,
+    stored_registry,
+    strays,
+    temporaries,
+    unreturned,
+)
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
+from lamfs.printable import count_of
 from lamfs.registry import damaged_blocks, is_alive
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
@@ -107,6 +121,7 @@ def _check(
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
+    _husks(instance, report, repair)
     _lost(instance, report, repair)
     wrong, shared, unknown = _storage(instance, report, repair, jobs, watcher)
     _orphan_objects(instance, report, unknown, repair, purge, watcher)
@@ -116,6 +131,8 @@ def _check(
         _data(instance, report, wrong, restart, jobs, watcher)
     for found in damage.known(instance):
         report.add(f"storage: {found.sentence}")
+    # Now: a repair makes artifacts of objects and of spool files.
+    report.artifacts = instance.registry.artifacts.count() + instance.registry.artifacts.count(trash=True)
 
 
 # -- registry ---------------------------------------------------------------------------------------------------------
@@ -253,7 +270,6 @@ def _keys(instance: Instance, report: Report) -> None:
     registry = instance.registry
     pending = {entry.ino for entry in registry.journal.entries() if entry.op == "put"}
     for record in registry.artifacts.filter(visibility=None):
-        report.artifacts += 1
         assert record.ino is not None
         if record.visibility > -1:
             parent = registry.tree.parent(record.ino)
@@ -273,16 +289,35 @@ def _keys(instance: Instance, report: Report) -> None:
 
 
 def _journal(instance: Instance, report: Report) -> None:
-    for entry in instance.registry.journal.entries():
+    entries = instance.registry.journal.entries()
+    left = any(entry.state != "scratch" and not is_alive(entry.owner) for entry in entries)
+    mounted = next((record for record in mounts.live(instance.settings) if not record.read_only), None)
+    step = _next_step(instance) if left and mounted is None else "'lamfs fsck --repair' does it"
+    for entry in entries:
         what = f"{entry.op} of {entry.object_key or entry.uid or entry.src or entry.ino}"
         if entry.state == "scratch":
             continue  # in the spool, and nowhere else
-        if not is_alive(entry.owner):
-            report.add(f"journal: the {what} was left by a process that is gone; mount, or 'lamfs fsck --repair'")
+        if not is_alive(entry.owner) and mounted is not None and entry.op != "save":
+            report.notes.append(f"journal: the {what} was left to the mount at {mounted.mountpoint}, which does it")
+        elif not is_alive(entry.owner):
+            report.add(f"journal: the {what} was left by a process that is gone; {step}")
         elif entry.attempts:
-            report.add(f"journal: the {what} failed {entry.attempts} times: {entry.error}")
+            report.add(f"journal: the {what} failed {count_of(entry.attempts, 'time')}: {entry.error}")
         elif entry.owner != instance.registry.journal.owner:
             report.notes.append(f"journal: the {what} is under way")
+
+
+def _next_step(instance: Instance) -> str:
+    """How what dead processes of this machine owe is done, in words."""
+    step = "mount, or 'lamfs fsck --repair'"
+    holder = None
+    with contextlib.suppress(StorageError):
+        holder = instance.lease().peek()
+    if holder is None or instance.lease().is_ours(holder):
+        return step
+    return (
+        f"as soon as {holder.handle} on {holder.host}, who has the lock, has given it back, or it has run out: {step}"
+    )
 
 
 def _spool(instance: Instance, report: Report, repair: bool) -> None:
@@ -355,7 +390,27 @@ def _lost(instance: Instance, report: Report, repair: bool) -> None:
         rescue.forget_lost()
     folder, count = rescue.found()
     if count:
-        report.notes.append(f"tree: '{folder}' has {count} entries; look at them, and move or delete them")
+        report.notes.append(
+            f"tree: '{folder}' has {count_of(count, 'entry')}; look at what is there, and move or delete it"
+        )
+
+
+def _husks(instance: Instance, report: Report, repair: bool) -> None:
+    """Scratch names whose bytes are elsewhere: on another machine that is as it should be."""
+    registry = instance.registry
+    for husk in husks.find(registry):
+        what = f"tree: '{husk.key}' is a scratch name, and its {husk.inode.size} bytes are not on this machine"
+        if husk.kept is None:
+            report.notes.append(
+                f"{what}, so it cannot be read here; delete the name, unless another machine has the bytes"
+            )
+            continue
+        place = f"{registry.rescue.found()[0]}/{husk.kept}"
+        if repair and husks.mend(registry, husk):
+            report.add(f"tree: '{husk.key}' had lost its bytes, and has those of '{place}' again", True)
+            mounts.poke(instance.settings)
+        else:
+            report.add(f"{what}: they are '{place}'; 'lamfs fsck --repair' gives them back")
 
 
 def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder) -> None:
@@ -457,6 +512,7 @@ def _orphan_objects(
     if purge:
         for orphan in orphans.purge(instance, found):
             gone.add(orphan.item.key)
+            report.objects -= 1
             report.add(f"storage: {store.url(orphan.item.key)} ({orphan.told}) was no artifact's, and is deleted", True)
     left = [orphan for orphan in found if orphan.item.key not in gone]
     if repair and watcher is not None and left:
@@ -479,6 +535,8 @@ def _orphan_objects(
             report.add(f"{what}; 'lamfs fsck --repair' puts it into lost+found")
     if repair and left:
         mounts.poke(instance.settings)
+    if not left or repair:
+        unreturned.forget(instance.settings)
 
 
 def _is_key(store: ObjectStore, key: str) -> bool:
@@ -540,8 +598,8 @@ def _data(
     report.read_bytes = result.bytes
     if result.before:
         report.notes.append(
-            f"data: {result.before} artifacts were found right by an earlier check that did not end, and not read"
-            " again; --restart reads them too"
+            f"data: {count_of(result.before, 'artifact', 'was')} found right by an earlier check that did not"
+            " end, and not read again; --restart reads them too"
         )
     for text in result.unread:
         report.add(f"storage: {text}")

@@ -281,6 +281,12 @@ class Instance:
                     self.registry.db.set_meta(FENCE, state.fence)
         held.write(directory, state.fence, seconds, lease)
         self._proven = lease.at
+        if lease.before is not None:
+            from lamfs.ops import messages, unreturned
+
+            sentence = unreturned.note(self.settings, self.store, lease.before)
+            self.notices.append(sentence)
+            messages.warn(sentence)
         if not ours:
             from lamfs.ops import spools
 

@@ -49,7 +49,7 @@ LOCK_BYTES = 64 << 10
 MAX_TEXT = 255
 """Characters of a name in a lock."""
 MAX_FENCE = 1 << 53
-_END = 253_370_764_800.0
+MAX_SINCE = 253_370_764_800.0
 """The year 9999 begins, in seconds since the epoch: Python and the C library can print what comes before."""
 _TRIES = 8
 
@@ -104,7 +104,8 @@ class _Found(NamedTuple):
 
 class Lease:
     """The lock object of one instance. ``etag`` and ``at`` tell of the last ``acquire``, ``renew`` or ``prove``: the
-    object's ETag, and ``uptime()`` from which on the lease holds."""
+    object's ETag, and ``uptime()`` from which on the lease holds. ``before``: the machine from which the last
+    ``acquire`` took the lease over, for it had run out and was not given back."""
 
     def __init__(self, store: LockStore, instance: uuid.UUID, holder: Holder, *, slug: str = "") -> None:
         self._store = store
@@ -113,6 +114,7 @@ class Lease:
         self.key = f"{LOCK_FOLDER}{instance.hex}"
         self.etag = ""
         self.at = 0.0
+        self.before: LeaseState | None = None
 
     def peek(self) -> LeaseState | None:
         """The machine that holds the lease, or the last one whose lease ran out; None: there is none."""
@@ -141,6 +143,7 @@ class Lease:
             after = self.peek()
             if after is not None and self.is_ours(after):
                 self.etag, self.at = stat.etag, at
+                self.before = found.state if found is not None and found.state.machine and not ours else None
                 return after, ours
         state = self.peek()
         if state is not None and not self.is_ours(state):
@@ -289,7 +292,7 @@ def _parse(body: bytes) -> LeaseState:
     except (ValueError, KeyError):
         return _NO_LOCK
     fence, seconds = data.get("fence", 0), data.get("seconds", 0)
-    if not all(map(_is_name, texts)) or not all(is_number(value, 0, _END) for value in (*times, seconds)):
+    if not all(map(_is_name, texts)) or not all(is_number(value, 0, MAX_SINCE) for value in (*times, seconds)):
         return _NO_LOCK
     if not isinstance(fence, int) or not is_number(fence, 0, MAX_FENCE):
         return _NO_LOCK

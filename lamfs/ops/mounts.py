@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from lamfs import config, jsonlines
 from lamfs.config import InstanceSettings
-from lamfs.errors import LamfsError, NotSetUp
+from lamfs.errors import LamfsError, LeaseLost, NotSetUp
 from lamfs.jsonlines import Lines
 
 SOCKET_PATH_MAX = 100
@@ -74,20 +74,27 @@ def remove(directory: Path, pid: int) -> None:
             (directory / f"{pid}.{suffix}").unlink()
 
 
-def leave_word(directory: Path, text: str) -> None:
-    """Note what this daemon, which is about to end, could not do after its mount was gone. 'lamfs umount' reads it."""
+def leave_word(directory: Path, error: LamfsError) -> None:
+    """Note why this daemon, which is about to end, could not store the registry after its mount was gone. 'lamfs
+    umount' reads it."""
     from lamfs.processes import process_id
 
-    config.write_json(directory / _LAST_WORD, {"owner": process_id(), "text": text}, durable=False)
+    word = {"owner": process_id(), "text": str(error), "lost": isinstance(error, LeaseLost)}
+    config.write_json(directory / _LAST_WORD, word, durable=False)
 
 
-def last_word(record: MountRecord) -> str | None:
-    """What the daemon of a mount could not do at its end (``leave_word``); None: all was done."""
+def last_word(record: MountRecord) -> LamfsError | None:
+    """Why the daemon of a mount could not store the registry at its end (``leave_word``); None: all was done."""
     with contextlib.suppress(NotSetUp):
         data = config.read_json(Path(record.socket).parent / _LAST_WORD) or {}
         if data.get("owner") == record.owner:
-            return str(data.get("text"))
+            return _error(str(data.get("text")), data)
     return None
+
+
+def _error(text: str, said: dict[str, Any]) -> LamfsError:
+    """What a daemon has said went wrong."""
+    return LeaseLost(text) if said.get("lost") else LamfsError(text, errno=said.get("errno"))
 
 
 def touch(directory: Path, pid: int) -> None:
@@ -231,8 +238,8 @@ def request(
 ) -> dict[str, Any]:
     """Give a daemon a command and return its reply. ``timeout``: seconds without a word from it.
 
-    ``on_progress`` gets what ``{"progress": …}`` lines hold. Raises LamfsError with the daemon's own sentence, and
-    MountSilent when it does not answer or hangs up.
+    ``on_progress`` gets what ``{"progress": …}`` lines hold. Raises LamfsError with the daemon's own sentence,
+    LeaseLost when it may not store anything any more, and MountSilent when it does not answer or hangs up.
     """
     try:
         with socket.socket(socket.AF_UNIX) as channel:
@@ -245,7 +252,7 @@ def request(
                     if on_progress is not None:
                         on_progress(reply["progress"])
                 elif reply.get("error"):
-                    raise LamfsError(str(reply["error"]), errno=reply.get("errno"))
+                    raise _error(str(reply["error"]), reply)
                 else:
                     return reply
     except (OSError, ValueError) as error:

@@ -33,6 +33,9 @@ from lamfs.transfer import claims
 
 log = logging.getLogger("lamfs.newer")
 
+READ_MOST = 256 << 20
+"""Bytes that a check without a repair reads, in all, to tell damaged objects from copies."""
+
 
 class Other(NamedTuple):
     """An object that is not the revision of ``record``, and what it says of itself."""
@@ -154,9 +157,13 @@ def find(
         if meta is not None and (meta.uid not in latest or (latest[meta.uid][1].revision or 0) < (meta.revision or 0)):
             latest[meta.uid] = item, meta
     seen = []
+    budget = READ_MOST
     for each in wrong:
         record = each.record
         other = look(instance, record)
+        if other is not None and other.is_itself and other.is_same_number:
+            budget -= other.item.size if other.item.size == record.size else 0
+            each = Wrong(record, _changed(instance, other, each.problem, read=budget >= 0))
         if other is None and record.uid in latest:
             other = Other(record, *latest[record.uid])
         if other is not None and not (other.is_later or (other.is_elsewhere and other.is_same_number)):
@@ -164,6 +171,34 @@ def find(
             other = None if other.is_elsewhere or other.is_itself or shared else other
         seen.append(Seen(each, other, "" if other is None else instance.store.url(other.item.key)))
     return seen
+
+
+def _changed(instance: Instance, other: Other, problem: str, *, read: bool) -> str:
+    """What is wrong with an object that says it is the very revision which the registry knows. ``read``: tell by its
+    bytes, if its size does not. Raises StorageUnavailable."""
+    record, item, _ = other
+    right = None if item.size == record.size else False
+    if right is None and read:
+        try:
+            content, etag = drafts.hash_object(instance.store, item.key)
+            right = content.same_bytes(record.revision.content) if etag == item.etag else None
+        except StorageUnavailable:
+            raise
+        except LamfsError as error:
+            return f"was changed, and cannot be read now: {error}"
+    if right is None:
+        return (
+            f"was changed, and says that it is revision {record.number}: it is damaged, or a copy; 'lamfs fsck"
+            " --repair' looks which"
+        )
+    if right:
+        return "was replaced by a copy with the same bytes; 'lamfs fsck --repair' takes that"
+    damaged = f"its bytes are not those of revision {record.number}"
+    text = f"is damaged: {damaged}" if item.size == record.size else f"{problem}: it is damaged, {damaged}"
+    return (
+        f"{text}; put the object back from a backup, or give the file its content anew ('lamfs replace', or write it):"
+        " what is in the object goes to lost+found then"
+    )
 
 
 def mend(instance: Instance, seen: Seen, progress: Callable[[int], None] | None = None) -> Mended:

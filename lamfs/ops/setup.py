@@ -30,9 +30,10 @@ from lamfs.errors import (
 )
 from lamfs.keys import is_registry_key
 from lamfs.model import StorageConfig, instance_id, storage_id
-from lamfs.ops import kept, losses, messages, mounts, scratch_files, snapshot, spools, working_copy, written
+from lamfs.ops import kept, losses, messages, mounts, scratch_files, snapshot, spools, unstored, working_copy, written
 from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
+from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.storage import ObjectStore, parse_root
 from lamfs.transfer import refused
@@ -122,7 +123,7 @@ def _is_free(instance: Instance, new: bool) -> bool:
             there = True
         except DamagedRegistry as error:
             if not new:
-                raise DamagedRegistry(f"{error} {snapshot.ways_back(instance)} {_NEW}") from None
+                raise DamagedRegistry(f"{error} {snapshot.ways_back(instance)} {_anew(settings)}") from None
     if there and new:
         raise InvalidArgument(
             f"The instance '{settings.slug}' is there, and whole, so no new one is made in its place; connect to it,"
@@ -137,13 +138,18 @@ def _is_free(instance: Instance, new: bool) -> bool:
     if traces:
         raise RegistryError(
             f"The storage {settings.storage.root} holds {' and '.join(traces)}, but the registry of the instance"
-            f" '{settings.slug}' is gone, so no new one is made over it. {snapshot.ways_back(instance)} {_NEW}"
+            f" '{settings.slug}' is gone, so no new one is made over it. {snapshot.ways_back(instance)}"
+            f" {_anew(settings)}"
         )
     return True
 
 
-_NEW = "Only if nothing of it is wanted: 'lamfs init --new' makes a new instance, which knows none of what is there."
 _LOCKED = "locked instance (to unlock and push changes to the cloud SQLite file, call: lamfs close)"
+
+
+def _anew(settings: InstanceSettings) -> str:
+    """What to do where no machine has the registry any more, in words."""
+    return f"Only if no machine has it any more: {snapshot.anew(settings.storage, settings.slug)}."
 
 
 def _name_of(root: str) -> str:
@@ -199,10 +205,18 @@ def _create_registry(instance: Instance) -> None:
 
 
 def ensure_default(*, say: Say | None = None) -> InstanceSettings:
-    """The current instance; without any, the embedded default: ``<user>/default`` in a folder of the data directory."""
+    """The current instance; without any, the embedded default: ``<user>/default`` in a folder of the data directory.
+
+    Raises NotSetUp when somebody wanted another one, and was refused: nobody wants its files in the default one.
+    """
     slug = config.current_slug()
     if slug is not None:
         return config.load_instance(slug)
+    if command := config.refused():
+        raise NotSetUp(
+            f"No instance is the current one, for '{command}' was refused, so nothing else is used in its place; run"
+            " that again when its lock is free, or make another instance with 'lamfs init'."
+        )
     return init(str(config.data_dir() / "storage"), "default", say=say)
 
 
@@ -245,7 +259,12 @@ def connect(
         if not restore:
             instance.refuse_damaged()
         check_storage(instance, write=False)
-        _connect(instance, say, restore=restore, copy=copy)
+        try:
+            _connect(instance, say, restore=restore, copy=copy)
+        except Locked:
+            if config.current_slug() is None and settings not in config.list_instances():
+                config.note_refused(snapshot.connecting(settings))
+            raise
     return settings
 
 
@@ -312,9 +331,10 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
     except (StorageReadOnly, StorageForbidden) as error:
         locked = False
         (say or messages.warn)(f"{error} Only reading is possible.")
+    before = None
     if restore or not settings.registry_path.exists():
         try:
-            snapshot.pull(instance, restore=restore, copy=copy)
+            before = snapshot.pull(instance, restore=restore, copy=copy)
         except LamfsError:
             if locked:
                 instance.release_lease()
@@ -324,6 +344,8 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
         instance.hold()
     config.save_instance(settings)
     config.set_current(settings.slug)
+    if before is not None:
+        (say or messages.info)(f"the registry in storage is used; this machine's was put aside as {before}")
     (say or messages.info)(f"connected to instance '{settings.slug}' in {settings.storage.root}")
     for waiting in spools.others(settings, spools.owed(instance.registry)):
         if waiting.kind != "aside" and waiting.sentence not in instance.notices:
@@ -422,7 +444,8 @@ def _lost(where: StorageConfig, store: ObjectStore, problem: RegistryError | Non
     if kept.has_objects(store):
         return RegistryError(
             f"There is no registry in {where.root}, but objects of artifacts are, so one was there: 'lamfs close' on"
-            " the machine that worked with it last stores it again; 'lamfs init' does not bring it back."
+            " the machine that worked with it last stores it again, if that machine has not deleted the instance. If no"
+            f" machine has it any more: {snapshot.anew(where)}."
         )
     return None
 
@@ -454,8 +477,8 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
         busy = [entry for entry in owed if entry.op in ("save", "put") and entry.state != "scratch"]
         if busy:
             raise Locked(
-                f"The instance '{settings.slug}' cannot be closed yet: {len(busy)} files are still on their way to"
-                " storage; see 'lamfs status', and try again."
+                f"The instance '{settings.slug}' cannot be closed yet: {count_of(len(busy), 'file', 'is')} still on the"
+                " way to storage; see 'lamfs status', and try again."
             )
         tell(
             f"updating & unlocking cloud SQLite '{settings.storage.root}/{settings.snapshot_key}' of instance"
@@ -477,25 +500,26 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
 def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
     """Remove an instance: registry, lock, settings, and this machine's working copy and cache.
 
-    Objects of artifacts stay in storage. Raises NotEmpty without ``force`` while artifacts remain, the trash included;
-    Locked while it is mounted, in use, or another machine's.
+    What is owed to storage is stored first; what storage does not take stays in the spool folder, and is named. Objects
+    of artifacts stay in storage. Raises NotEmpty without ``force`` while artifacts, the trash included, or scratch
+    files with bytes remain; Locked while it is mounted, in use, or another machine's; storage errors.
     """
     settings = config.load_instance(slug)
     _refuse_while_mounted(settings, "deleted")
-    root = settings.storage.root
-    tell = say or messages.info
+    tell, warn = say or messages.info, say or messages.warn
     with Instance(settings) as instance:
-        if not force:
-            instance.refuse_damaged()
-        instance.take_lease()
+        readable = _is_readable(instance, force)
+        instance.take_lease(catch_up=readable)
         if not settings.registry_path.exists() and not written.had_one(settings) and snapshot.exists(instance):
             snapshot.pull(instance)
-        count = _contents(instance, force)
-        if count and not force:
-            raise NotEmpty(
-                f"The instance '{settings.slug}' still has {count} artifacts (the trash included); delete them first,"
-                " or pass --force (force=True) to remove the registry and leave their objects in storage."
-            )
+            readable = True
+        if readable:
+            if not force:
+                _refuse_contents(instance)
+            unstored.store(instance)
+        registry = instance.registry if readable else None
+        count = 0 if registry is None else registry.artifacts.count() + registry.artifacts.count(trash=True)
+        remain = bool(count) or (registry is None and kept.has_objects(instance.store))
         with instance.alone("deleted"):
             instance.store.delete([settings.snapshot_key])
             kept.remove(instance.store, settings.id)
@@ -503,42 +527,69 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
             instance.cache_index.forget_below(instance.store.cache_name)
             shutil.rmtree(cached, ignore_errors=True)
             instance.release_lease(forget=True)
-            _remove_spool(settings, say)
-            shutil.rmtree(settings.directory, ignore_errors=True)
+            _clear_machine(instance, warn)
         instance.close()
     config.remove_instance(settings.slug)
-    if count:
-        (say or messages.warn)(f"the objects of {count} artifacts remain in {root}, not referenced via an artifact")
-    tell(f"deleted storage record {storage_id(root).hex} ({root})")
+    if remain:
+        whose = "its artifacts" if registry is None else count_of(count, "artifact")
+        warn(
+            f"the objects of {whose} remain in {settings.storage.root}, not referenced via an artifact; if they are"
+            f" wanted: {snapshot.anew(settings.storage, settings.slug)}"
+        )
+    tell(f"deleted storage record {storage_id(settings.storage.root).hex} ({settings.storage.root})")
     tell(f"deleted instance record {settings.id.hex} ({settings.slug})")
 
 
-def _remove_spool(settings: InstanceSettings, say: Say | None) -> None:
-    """Remove the spool's files, and say what stays in its folder in storage, or of it, because it is not lamfs's."""
+def _clear_machine(instance: Instance, warn: Say) -> None:
+    """Remove what this machine has of an instance, and say what stays: bytes that are nowhere else, and in a spool
+    folder in storage, or of it, what is not lamfs's."""
+    settings = instance.settings
+    left: list[unstored.Left] = []
+    strangers: list[str] = []
+    known = True
     try:
-        spools.forget(settings)
-        left = spool.remove(*settings.spool_place)
+        left = unstored.sort_out(settings, instance.store)
+        if not left:
+            spools.forget(settings)
+            strangers = spool.remove(*settings.spool_place)
     except (StorageError, OSError) as error:
-        (say or messages.warn)(f"the spool is left where it is: {error}")
-        return
-    for sentence in spools.sentences(settings):
-        (say or messages.warn)(f"left where it is: {sentence}")
-    if left and settings.storage.root.startswith("/"):
-        (say or messages.warn)(f"left where it is, because lamfs has not made it: {', '.join(left)}")
+        known = False
+        warn(f"the spool is left where it is: {error}")
+    registry = unstored.clear(settings, keep=bool(left) or not known)
+    for sentence in (*unstored.sentences(left, registry), *spools.sentences(settings)):
+        warn(sentence if sentence.startswith(" ") else f"left where it is: {sentence}")
+    if strangers and settings.storage.root.startswith("/"):
+        warn(f"left where it is, because lamfs has not made it: {', '.join(strangers)}")
 
 
-def _contents(instance: Instance, force: bool) -> int:
-    """Artifacts of all visibilities, and files that are still to become some. With ``force`` 0 when nobody knows."""
+def _is_readable(instance: Instance, force: bool) -> bool:
+    """Whether the registry is there, and can be read; with ``force`` a damaged one is no error."""
     try:
-        registry = instance.registry
+        _ = instance.registry
     except NotSetUp:
-        return 0
+        return False
     except DamagedRegistry:
         if force:
-            return 0
+            return False
         raise
+    return True
+
+
+def _refuse_contents(instance: Instance) -> None:
+    """Raise NotEmpty when an instance has artifacts, or files that are to become some, or scratch files with bytes."""
+    registry, slug = instance.registry, instance.settings.slug
     owed = sum(1 for entry in registry.journal.entries() if entry.op in ("put", "save") and entry.state != "scratch")
-    return registry.artifacts.count() + registry.artifacts.count(trash=True) + owed
+    count = registry.artifacts.count() + registry.artifacts.count(trash=True) + owed
+    if count:
+        raise NotEmpty(
+            f"The instance '{slug}' still has {count_of(count, 'artifact')} (the trash included); delete them first,"
+            " or pass --force (force=True) to remove the registry and leave their objects in storage."
+        )
+    if files := registry.names.scratch_files():
+        raise NotEmpty(
+            f"The instance '{slug}' still has files: {scratch_files.sentence(files)} Or pass --force (force=True),"
+            " which leaves their bytes in the spool folder."
+        )
 
 
 def _refuse_while_mounted(settings: InstanceSettings, what: str) -> None:

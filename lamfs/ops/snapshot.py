@@ -42,9 +42,10 @@ from lamfs.errors import (
     StorageError,
     StorageFull,
 )
-from lamfs.model import iso
+from lamfs.model import StorageConfig, iso
 from lamfs.ops import diverged, held, kept, messages, working_copy, written
 from lamfs.ops.instance import FENCE, Instance
+from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStat
 
@@ -356,8 +357,8 @@ def ways_back(instance: Instance) -> str:
     """What to do when the copy in storage is of no use, in words. Reads the copies that are kept."""
     good = newest_good(instance)
     home = (
-        "'lamfs close' on the machine that worked with it last stores its registry there again; 'lamfs init' does not"
-        " bring it back."
+        "'lamfs close' on the machine that worked with it last stores its registry there again, if that machine has not"
+        " deleted the instance; 'lamfs init' does not bring it back."
     )
     if good is None:
         return home[0].upper() + home[1:]
@@ -366,12 +367,30 @@ def ways_back(instance: Instance) -> str:
     where = settings.storage
     words = ["lamfs", "connect", settings.slug]
     if settings not in config.list_instances():
-        words = ["lamfs", "connect", origin.slug, "--storage", where.root]
-        for option, value in (("endpoint-url", where.endpoint_url), ("region", where.region)):
-            words += [f"--{option}", value] if value else []
-        words += ["--path-style"] if where.path_style else []
+        words = ["lamfs", "connect", origin.slug, *_reaching(where)]
     words += ["--restore", "--copy", copy.name]
     return f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {home}"
+
+
+def anew(where: StorageConfig, slug: str | None = None) -> str:
+    """How objects of artifacts whose registry is gone for good are made readable, in words. ``slug``: of the new
+    instance; None: what its storage is called."""
+    words = ["lamfs", "init", *_reaching(where), *([] if slug is None else ["--name", slug.partition("/")[2]]), "--new"]
+    return f"'{shlex.join(words)}' and then 'lamfs fsck --repair' give its objects names again, in lost+found"
+
+
+def connecting(settings: InstanceSettings) -> str:
+    """The command that connects to an instance which this machine may not know."""
+    name = [] if settings.slug == settings.registry_slug else ["--name", settings.slug]
+    return shlex.join(["lamfs", "connect", settings.registry_slug, *_reaching(settings.storage), *name])
+
+
+def _reaching(where: StorageConfig) -> list[str]:
+    """The options of a command that reach a storage."""
+    words = ["--storage", where.root]
+    for option, value in (("endpoint-url", where.endpoint_url), ("region", where.region)):
+        words += [f"--{option}", value] if value else []
+    return words + (["--path-style"] if where.path_style else [])
 
 
 def newest_good(instance: Instance, id_: uuid.UUID | None = None) -> tuple[kept.Copy, Origin] | None:
@@ -405,14 +424,15 @@ def copy_key(instance: Instance, name: str) -> str:
 
 def pull(
     instance: Instance, *, restore: bool = False, copy: str | None = None, ahead: bool = False, keep_both: bool = False
-) -> None:
+) -> Path | None:
     """Make the copy in storage the working copy. One that is there is put aside, and what it owes is carried over.
 
     A working copy that comes from what is in storage stays as it is. ``restore``: whatever the working copy is; else it
     has to be of the same instance. ``copy``: the name of a kept one, which is taken instead. ``ahead``: the working
-    copy has changes that nobody else has; they are kept with ``keep_both`` (ops/diverged.py). Raises NotSetUp (there is
-    no copy), InvalidArgument (it is of another instance), Locked (the registry is in use, or ``ahead`` without
-    ``keep_both``), DamagedRegistry, RegistryError (the copy is newer).
+    copy has changes that nobody else has; they are kept with ``keep_both`` (ops/diverged.py). Returns where the old
+    one is now; None: there was none, or it stays. Raises NotSetUp (there is no copy), InvalidArgument (it is of
+    another instance), Locked (the registry is in use, or ``ahead`` without ``keep_both``), DamagedRegistry,
+    RegistryError (the copy is newer).
     """
     from lamfs.registry import intake
 
@@ -426,10 +446,10 @@ def pull(
             _check_origin(instance, origin, url, restore=restore)
         except DamagedRegistry as error:
             if not restore and settings.registry_path.exists() and _has_all(instance, None):
-                return
+                return None
             raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
         if not restore and settings.registry_path.exists() and _has_all(instance, Found(stored, origin)):
-            return
+            return None
         _refuse_ahead(settings, ahead, keep_both)
         try:
             taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
@@ -460,8 +480,6 @@ def pull(
             )
         if ahead and put_aside is not None:
             instance.notices.append(diverged.tell(settings, put_aside, back))
-        if restore and put_aside is not None:
-            messages.info(f"this machine's registry was put aside as {put_aside}")
         working_copy.keep_newest(settings.directory, OVERTAKEN)
         if taken.total:
             _tell(instance, taken, temp, url)
@@ -470,6 +488,7 @@ def pull(
     else:
         _remember(instance, None, None, "")  # it is to be pushed
     written.note(settings, instance.registry, durable=True)
+    return put_aside
 
 
 def _refuse_ahead(settings: InstanceSettings, ahead: bool, keep_both: bool) -> None:
@@ -596,9 +615,10 @@ def _tell(instance: Instance, taken: Taken, received: Path, url: str) -> None:
     listing = directory / "left-out.json"
     sentences = [finding.sentence for finding in taken.findings]
     config.write_json(listing, {"registry": url, "kept": str(kept), "total": taken.total, "findings": sentences})
+    were = "was" if taken.total == 1 else "were"
     notice = (
-        f"{taken.total} things in the registry {url} cannot be right, and were left out; {listing} lists them, and the"
-        f" registry is kept as it came in {kept}"
+        f"{count_of(taken.total, 'thing')} in the registry {url} cannot be right, and {were} left out: {listing} lists"
+        f" what; the registry is kept as it came in {kept}"
     )
     instance.notices.append(notice)
     messages.warn(notice)

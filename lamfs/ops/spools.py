@@ -33,6 +33,7 @@ from lamfs.jsontext import parse_object
 from lamfs.keys import is_spool_name, spool_inode, spool_name
 from lamfs.model import iso
 from lamfs.ops import messages, mounts
+from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
 
@@ -132,9 +133,9 @@ def take_in(settings: InstanceSettings, registry: Registry) -> int:
                 count += _bring(settings, spool, folder)
             except OSError as error:
                 raise StorageError(
-                    f"{len(folder.names)} files that this machine has still to store are in {folder.path}, and cannot"
-                    f" be brought into its spool {spool.folder} ({os.strerror(error.errno or 0)}); they stay there."
-                    " Mend that, and try again.",
+                    f"{count_of(len(folder.names), 'file')} still to be stored by this machine, in {folder.path},"
+                    f" cannot be brought into its spool {spool.folder} ({os.strerror(error.errno or 0)}); all stays"
+                    " there. Mend that, and try again.",
                     errno=error.errno,
                 ) from error
         spool.sync()

@@ -20,6 +20,7 @@ from lamfs import hashing
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.keys import root_path, spool_inode, spool_name, suffix_of
 from lamfs.model import TRASH, ContentHash, JournalEntry
+from lamfs.printable import count_of
 from lamfs.registry import Registry, aside, damaged_blocks
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
@@ -97,7 +98,9 @@ def settle(registry: Registry, store: ObjectStore, spool: SpoolFolder, directory
     if count:
         folder = registry.tree.path(registry.rescue.folder())
         log.warning(
-            "%d files that the journal did not know are in '%s': look at them, and move or delete them", count, folder
+            "%s that the journal did not know: look into '%s', and move or delete what is there",
+            count_of(count, "file"),
+            folder,
         )
     return found
 

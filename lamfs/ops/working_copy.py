@@ -17,6 +17,7 @@ from lamfs.errors import LamfsError, NotSetUp, ObjectMissing, RegistryError, Sto
 from lamfs.keys import root_path
 from lamfs.model import ArtifactRecord, now_ns
 from lamfs.ops import drafts, messages, spools, strays
+from lamfs.printable import count_of
 from lamfs.registry import Lost, Registry
 from lamfs.registry.aside import Told
 from lamfs.registry.carry import carry_over
@@ -138,8 +139,8 @@ def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: M
         _miss(new, store, src, told)
     if kept:
         messages.warn(
-            f"{len(kept)} files that were not stored yet are not in the registry that is used now; their bytes are in"
-            f" '{root_path(kept[0][1])[0]}' of the tree: look at them, and move or delete them"
+            f"{count_of(len(kept), 'file')} not stored yet: the registry that is used now does not know of this, and"
+            f" the bytes are in '{root_path(kept[0][1])[0]}' of the tree; look at them, and move or delete them"
         )
     for told, key in kept[:SAID]:
         messages.warn(f"  what was not stored of '{told.key or told.uid}' is '{key}'")
@@ -206,8 +207,8 @@ def _spool_aside(settings: InstanceSettings, fresh: Path | None) -> Iterator[Non
             for name in strays:
                 spool.unlink(name)
             messages.warn(
-                f"{len(strays)} files that were not stored yet are not in the registry that is used now; their bytes"
-                f" are in {kept.folder}, and the registry that was put aside says which they are"
+                f"{count_of(len(strays), 'file')} not stored yet: the registry that is used now does not know of this,"
+                f" and the bytes are in {kept.folder}, and the registry that was put aside says which they are"
             )
 
 

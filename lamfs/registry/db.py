@@ -241,10 +241,13 @@ def _check_file(path: Path, name: str | None) -> None:
 
 
 def damaged(path: Path, what: str, name: str | None = None) -> DamagedRegistry:
-    """The error that says what is wrong with the file at ``path``, and the way back. ``name``: the instance."""
+    """The error that says what is wrong with the file at ``path``, and the way back. ``name``: the instance; None: of
+    the way back another one tells, or somebody is on it."""
+    if name is None:
+        return DamagedRegistry(f"The registry {path} is damaged ({what}).")
     return DamagedRegistry(
-        f"The registry {path} is damaged ({what}); 'lamfs connect {name or 'OWNER/NAME'} --restore' takes the copy in"
-        " storage, and puts this one aside."
+        f"The registry {path} is damaged ({what}); 'lamfs connect {name} --restore' takes the copy in storage, and puts"
+        " this one aside."
     )
 
 

@@ -373,6 +373,16 @@ class Namespace:
         """Key and size in bytes of each file that is scratch, and holds bytes: they are on this machine only."""
         return [(self._tree.path(ino) or f"inode {ino}", size) for ino, size in self._journal.scratch_files()]
 
+    def unread_scratch(self) -> list[Inode]:
+        """Files that are scratch, and whose bytes this registry knows nowhere: on another machine, if anywhere."""
+        rows = self._db.all(
+            f"SELECT i.ino FROM inode i WHERE i.mode & {0o170000} = {stat.S_IFREG} AND i.size>0"
+            " AND NOT EXISTS (SELECT 1 FROM artifact a WHERE a.ino=i.ino)"
+            " AND NOT EXISTS (SELECT 1 FROM journal j WHERE j.op='put' AND j.ino=i.ino) ORDER BY i.ino"
+        )
+        found = [self._tree.get(ino) for (ino,) in rows if self.is_scratch(ino)]
+        return [inode for inode in found if inode is not None]
+
     # -- the trash ----------------------------------------------------------------------------------------------
 
     def trash(self, uid: str) -> list[Removed]:

@@ -3,23 +3,29 @@
 What is in storage then becomes the content of the artifact; what was written here becomes a file beside it, ``name
 (conflict <date>)``. It is looked for before a put writes to the object; where an earlier try of the same put may have
 written it, the object has to show that (claims.py).
+
+An object that says it is the very revision that the registry knows, and has other bytes, is nobody's revision but
+damage: the put goes on, and the damaged bytes become a file of ``lost+found``.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 
 from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
 from lamfs.hashing import hash_fd
-from lamfs.keys import spool_name
-from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
+from lamfs.keys import name_with, root_path, spool_name
+from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, ContentHash, JournalEntry, Revision, iso, new_uid, now_ns
 from lamfs.registry import Conflict, Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
 from lamfs.transfer import claims
 from lamfs.transfer.process import path_of
 from lamfs.transfer.worker import Worker
+
+log = logging.getLogger("lamfs.conflicts")
 
 PIECE = 64 << 20
 """Bytes of an object that are fetched at a time."""
@@ -94,15 +100,51 @@ class Conflicts:
         assert entry.ino is not None
         return claims.has_bytes(registry, await self._hash(found, entry.ino), entry)
 
-    async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | None:
+    async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | str | None:
         """Make the object's bytes the artifact's content, and the put's file one beside it. One transaction.
 
-        None when the put has come to its end meanwhile. Raises ObjectChanged when the object changes again, storage
-        errors, OSError.
+        If they are damaged bytes of what was stored, they become a file of ``lost+found`` instead, whose key is
+        returned: the put can go on, to another object. None when the put has come to its end meanwhile. Raises
+        ObjectChanged when the object changes again, storage errors, OSError.
         """
         assert entry.ino is not None
         content = await self._hash(found, entry.ino)
+        artifact = self._registry.artifacts.by_ino(entry.ino)
+        if artifact is not None and await self._is_damage(artifact, found, content):
+            return self._keep_damage(entry, artifact, found, content)
         return self._registry.commits.conflict(entry.id, content, found.key, found.etag, self._origin)
+
+    async def _is_damage(self, artifact: ArtifactRecord, found: ObjectStat, content: ContentHash) -> bool:
+        """Whether an object says that it is the artifact's revision, and has other bytes."""
+        if artifact.revision.object_key != found.key or content.same_bytes(artifact.revision.content):
+            return False
+        said = await self._worker.meta(found.key)
+        return said is not None and said.is_revision_of(artifact.meta)
+
+    def _keep_damage(
+        self, entry: JournalEntry, artifact: ArtifactRecord, found: ObjectStat, content: ContentHash
+    ) -> str | None:
+        if entry.object_key == found.key:
+            self._registry.journal.unclaim(entry.id, found.key)
+            entry.object_key = None
+        name = name_with(root_path(artifact.place)[1], f"revision {artifact.number}")
+        record = ArtifactRecord(
+            uid=new_uid(), key=None, suffix="", revision=Revision(content, found.key, found.etag),
+            created_by_id=self._origin.user_id, created_at=now_ns(), updated_at=now_ns(), number=artifact.number,
+            description=f"was {artifact.place}, revision {artifact.number}, of the artifact {artifact.uid}, found"
+            f" {iso(now_ns())[:10]}; its bytes are not those that were stored ({artifact.meta.hash})",
+        )  # fmt: skip
+        elsewhere = f"{AUTO_KEY_PREFIX}{artifact.uid}.{new_uid(6)}{artifact.suffix}"
+        place = self._registry.rescue.keep_object(
+            (name, name_with(name, artifact.uid)), record, mtime_ns=found.mtime_ns, instead=(artifact, elsewhere)
+        )
+        if place is not None:
+            log.warning(
+                "The object %s of '%s' (uid %s) was damaged: its bytes were not those of revision %d. They are '%s'"
+                " now; the new content of the file takes their place.",
+                self._store.url(found.key), artifact.place, artifact.uid, artifact.number, place,
+            )  # fmt: skip
+        return place
 
     async def _hash(self, found: ObjectStat, ino: int) -> ContentHash:
         local = self._store.open_local(found.key)

@@ -146,15 +146,23 @@ class Moves:
         """Whether this is a move's copy (stale.copied_from), and what it was made of is gone; or it may be another only
         copy (stale.only_copy_but_for). Raises StorageError."""
         source = copied_from(self._registry, entry)
-        if source is not None and await object_at(self._worker, source) is None:
+        if source is not None and await self._is_gone(source):
             return True
-        if not is_doubted(entry) or await object_at(self._worker, entry.object_key or "") is None:
+        if not is_doubted(entry) or await self._is_gone(entry.object_key or ""):
             return False
         other = only_copy_but_for(self._registry, entry, await self._worker.meta(entry.object_key or ""))
         if isinstance(other, bool):
             return other
         found = await object_at(self._worker, other.object_key)
         return found is None or found.etag != other.etag
+
+    async def _is_gone(self, object_key: str) -> bool:
+        """Whether there is no such object. Raises StorageError where that cannot be told: behind a linked folder."""
+        try:
+            await self._worker.head(object_key)
+        except ObjectMissing:
+            return True
+        return False
 
     async def abort(self, entry: JournalEntry) -> None:
         """Abort an upload that is needed no more."""

@@ -138,6 +138,12 @@ class Steps:
 
     async def put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool]:
         """Store the spool file of a put row; the outcome, and whether the file was taken (renamed) into storage."""
+        while (done := await self._put(entry, upload)) is None:
+            pass
+        return done
+
+    async def _put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool] | None:
+        """One try of ``put``; None when what was in the way has left: it can be tried again at once."""
         assert self.hooks is not None
         assert entry.ino is not None
         assert entry.src is not None
@@ -201,6 +207,7 @@ class Steps:
                 found, is_there = await self._conflicts.find(entry, artifact, target)
             if found is not None:
                 await self._keep_both(entry, upload, base, found)
+                return None
             seen = looked if is_there else None
             guard = Guard(
                 registry, self._store, self._worker, self._permit, entry, artifact, target, seen, self._conflicts.is_own
@@ -247,7 +254,8 @@ class Steps:
         await self._waits.durable()
 
     async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
-        """Somebody else has changed the object: give the file's bytes a name beside it. Always raises ObjectChanged."""
+        """Somebody else has changed the object: give the file's bytes a name beside it, and raise ObjectChanged. If it
+        is only damaged, it has left when this returns."""
         assert self.hooks is not None
         assert entry.ino is not None
         name = what(self._registry, entry)
@@ -255,9 +263,12 @@ class Steps:
             await self.hooks.pin(base.object_key)
             await self._fill(entry, upload, base, set(upload.missing))
             self._registry.journal.set_base(entry.ino, None)
+            entry.payload.pop("base", None)
         conflict = await self._conflicts.settle(entry, found)
         if conflict is None:
-            raise ObjectChanged(f"'{name}' was deleted while it was stored.")
+            raise ObjectChanged(f"'{name}' was deleted or written while it was stored.")
+        if isinstance(conflict, str):
+            return
         self.hooks.conflicted(entry.ino, conflict)
         place = self._registry.tree.path(conflict.ino) or conflict.name
         raise ObjectChanged(

@@ -57,7 +57,7 @@ def lose_log(instance: MountedInstance) -> None:
 
 
 def test_bytes_that_the_registry_does_not_know_are_in_lost_and_found(instance: MountedInstance) -> None:
-    instance.expect_log("was owed to nobody", "files that the journal did not know")
+    instance.expect_log("was owed to nobody", "that the journal did not know")
     instance.mount()
     hold_uploads(instance)
     (instance.path / "a.csv").write_bytes(b"somebody's only copy")

@@ -79,7 +79,7 @@ def test_nothing_is_lost_when_another_machine_takes_over(one: Machine, other: Ma
     other.cli("close")
 
     one.expect_log(
-        "files that were not stored yet",
+        "files? not stored yet",
         "what was not stored of .* is .lost.found/",
         "has taken .* over and gone on",
         "not brought back: .both.txt.",

@@ -153,13 +153,48 @@ def test_a_machine_that_slept_stops_writing_and_keeps_what_it_has(two: tuple[Mac
     assert one.info(str(found.relative_to(one.path)))["uid"] == stored["uid"]
     told = one.cli("status").stdout
     assert "KEPT" in told
-    assert "1 artifacts were brought back" in told
+    assert "1 artifact was brought back" in told
     # What was only in the spool is on this machine still, under whatever name.
     places = [one.path / "lost+found", one.base, Path(one.storage.root) / ".lamindb"]
     files = [path for place in places if place.is_dir() for path in place.rglob("*") if path.is_file()]
     assert any(path.stat().st_size == 6 and path.read_bytes() == b"before" for path in files)
     one.umount()
     assert one.fsck() == []
+    one.cli("close")
+
+
+def test_a_mount_that_has_lost_the_lock_is_unmounted_as_any_other(two: tuple[Machine, Machine]) -> None:
+    """That is no failure, though something is owed: it stays on this machine, which is said once."""
+    one, other = two
+    one.mount()
+    command = [sys.executable, "-c", HOLDER, one.path / "open.txt"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        one.suspend()
+        other.connect()
+        other.saves("theirs.txt", "of the other machine")
+        one.wake()
+        one.expect_log("has lost the lock", "could not .*has lost the lock")
+        wait_until(lambda: is_lost(one), "the mount has noticed")
+        assert holder.communicate("go on\n", timeout=20)[0] == "EROFS EIO\n"
+    assert one.status()["owed"] == {"put": 1}
+    assert "mount again" not in one.status()["notice"]
+    done = one.cli("umount", str(one.path), check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert said.count("has lost the lock") == 1
+    assert "what only this machine has stays here" in said
+    assert "--force" not in said
+    assert done.stdout == f"{one.path} is unmounted.\n"
+    assert not one.mounted
+    other.cli("close")
+    one.expect_log("another machine has taken .* over and gone on", r"lost\+found")
+    other.expect_log(r"lost\+found")  # of a storage folder both have the same spool
+    one.mount()
+    (found,) = (one.path / "lost+found").rglob("open*")
+    assert found.read_bytes() == b"before"
+    one.umount()
     one.cli("close")
 
 
@@ -240,7 +275,7 @@ def test_a_mount_without_a_storage_that_can_be_written_to(seaweed: Server) -> No
             one.kill9()
             done = one.cli("mount", str(one.path))
             one.pid = one.record().pid
-            assert "the mount is read-only until storage can be written to: 1 files" in done.stderr
+            assert "the mount is read-only until storage can be written to: 1 file is not stored yet" in done.stderr
             assert (one.path / "waits.txt").read_text() == "in the spool"
             assert (one.path / "stored.txt").read_text() == "in storage"
             assert outcome(lambda: (one.path / "new.txt").write_text("x")) == "EROFS"

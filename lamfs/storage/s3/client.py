@@ -64,12 +64,14 @@ def quoted(etag: str) -> str:
 class Patience:
     """How long one operation goes on trying. Used by one thread.
 
-    Ends after ATTEMPTS tries, or when ``timeout`` seconds have passed, since the last sign of progress.
+    Ends after ATTEMPTS tries, or when ``timeout`` seconds have passed, since the last sign of progress; a try that
+    would outlast that, if it were as long without an answer as the one before, is not begun.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._count_from(time.monotonic())
+        self._began = time.monotonic()
+        self._count_from(self._began)
 
     def progressed(self, count: int) -> None:
         """So many bytes have arrived: count from here, unless they and those before came more slowly than is borne."""
@@ -86,11 +88,14 @@ class Patience:
     def wait(self, error: StorageUnavailable) -> None:
         """Sleep before the next try, or raise ``error`` when there shall be none."""
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
-        if self._attempt >= ATTEMPTS or time.monotonic() + pause >= self._deadline:
+        now = time.monotonic()
+        silent = now - max(self._began, self._since)
+        if self._attempt >= ATTEMPTS or now + pause + silent >= self._deadline:
             raise error
         log.info("Attempt %d failed, trying again in %.1f s: %s", self._attempt, pause, error)
         self._attempt += 1
         time.sleep(pause)
+        self._began = time.monotonic()
 
 
 class Connection:

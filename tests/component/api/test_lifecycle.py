@@ -145,7 +145,7 @@ def test_the_lifecycle(place: Place, files: Path, caplog: pytest.LogCaptureFixtu
     assert path_in_storage.exists()
     with Instance.open() as instance:
         assert fsck.check(instance, data=True).problems == []
-    with pytest.raises(NotEmpty, match="1 artifacts"):
+    with pytest.raises(NotEmpty, match="1 artifact"):
         ln.setup.delete(slug)
     artifact.delete(permanent=True, storage=True)
     path_in_storage.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,18 +93,86 @@ def test_links_in_a_folder(store: Place, tmp_path: Path, caplog: pytest.LogCaptu
 def test_a_folder_that_cannot_be_read_is_an_error(
     store: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "folder/secret").mkdir(parents=True)
-    (tmp_path / "folder/a").write_text("a")
-    listed = os.listdir
+    """Everything that cannot be read is named, and nothing is made."""
+    folder = tmp_path / "folder"
+    (folder / "secret").mkdir(parents=True)
+    (folder / "a").write_text("a")
+    for number in range(12):
+        (folder / f"hidden{number:02}").write_text("b")
+    listed, opened = os.listdir, os.open
 
     def refuse(path: str) -> list[str]:  # as for anybody but root
         if str(path).endswith("secret"):
             raise PermissionError(13, "Permission denied", path)
         return listed(path)
 
+    def refuse_file(path: object, *words: int, **options: int) -> int:
+        if "hidden" in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        return opened(path, *words, **options)  # type: ignore[arg-type]
+
     monkeypatch.setattr("lamfs.ops.folders.os.listdir", refuse)
     with pytest.raises(InvalidArgument, match="secret cannot be read"):
-        ln.Artifact.from_dir(tmp_path / "folder")
+        ln.Artifact.from_dir(folder)
+    monkeypatch.setattr("lamfs.ops.folders.os.open", refuse_file)
+    with pytest.raises(InvalidArgument) as caught:
+        ln.Artifact.from_dir(folder)
+    said = str(caught.value)
+    assert [f"hidden{number:02} cannot be read" in said for number in range(12)] == [True] * 10 + [False] * 2
+    assert said.endswith(" And 3 more.")
+    assert caught.value.errno == 13
+    assert len(ln.Artifact.filter()) == 0
+
+
+def test_a_folder_without_a_run_is_said_once(store: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "folder" / name).write_text(name)
+    assert len(ln.Artifact.from_dir(tmp_path / "folder")) == 3
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("no run & transform" in line for line in said) == 1
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/a").write_text("a")
+    ln.Artifact.from_dir(tmp_path / "one")
+    assert "made 1 artifact of" in caplog.text
+
+
+def test_values_of_a_wrong_type_are_refused_at_once(store: Place, files: Path) -> None:
+    artifact = ln.Artifact(files / "iris.csv", key="a.csv").save()
+    wrong: Any = 5
+    for attempt in (
+        lambda: ln.Artifact(files / "iris.csv", key=wrong),
+        lambda: ln.Artifact(files / "iris.csv", description=wrong),
+        lambda: ln.Artifact(files / "iris.csv", key="b.csv", accessor=wrong),
+        lambda: ln.Artifact(files / "iris.csv", key="b.csv", run=wrong),
+        lambda: ln.Artifact.from_dir(wrong),
+        lambda: ln.Artifact.from_dir(files, key=wrong),
+        lambda: ln.Artifact.get(wrong),
+        lambda: ln.Artifact.get(key=wrong),
+        lambda: artifact.restore(key=wrong),
+        lambda: setattr(artifact, "key", wrong),
+        lambda: setattr(artifact, "description", wrong),
+    ):
+        with pytest.raises(InvalidArgument, match="int"):
+            attempt()
+    assert (artifact.key, artifact.description) == ("a.csv", None)
+    artifact.description = None
+    assert artifact.save().key == "a.csv"
+
+
+def test_a_replacement_that_changes_the_key_says_so(
+    store: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "rep.txt").write_text("one")
+    (tmp_path / "n").write_text("two")
+    artifact = ln.Artifact(tmp_path / "rep.txt", key="d/rep.txt").save()
+    artifact.replace(tmp_path / "n")
+    assert "its key is now 'd/rep', upon `save()`, and not 'd/rep.txt'" in caplog.text
+    assert artifact.save().key == "d/rep"
+    caplog.clear()
+    (tmp_path / "m").write_text("three")
+    artifact.replace(tmp_path / "m").save()
+    assert "its key is now" not in caplog.text
 
 
 def test_an_artifact_of_the_bucket_is_not_written_by_its_path(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -174,6 +175,41 @@ def test_a_damaged_working_copy_is_refused_and_the_one_in_storage_brought_back(
     quick("connect", SLUG, "--restore")
     assert keys() == ["a.txt"]
     assert read("a.txt") == "first"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("place", ["folder"], indirect=True)
+def test_a_restore_says_where_the_registry_before_is(
+    place: Place, tmp_path: Path, damaged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = begin(place, tmp_path)
+    if damaged:
+        for suffix in ("-wal", "-shm"):
+            Path(f"{settings.registry_path}{suffix}").unlink(missing_ok=True)
+        settings.registry_path.write_bytes(b"rubbish" * 1000)
+    said = quick("connect", SLUG, "--restore")
+    (kept_at,) = re.findall(r"this machine's was put aside as (\S+)", said)
+    assert Path(kept_at).exists()
+    told = said + "".join(record.getMessage() for record in caplog.records)
+    assert "OWNER/NAME" not in told
+    assert "--restore" not in told, "it is being done"
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"], indirect=True)
+def test_the_way_back_after_a_delete_is_the_one_that_works(place: Place, tmp_path: Path) -> None:
+    begin(place, tmp_path)
+    quick("delete-instance", SLUG, "--force")
+    way = shlex.join(["lamfs", "init", "--storage", place.storage.root, *place.options])
+    for words in (("connect", place.storage.root, *place.options),
+                  ("init", "--storage", place.storage.root, "--name", "one", *place.options)):  # fmt: skip
+        said = quick(*words, code=1)
+        assert "if that machine has not deleted the instance" in said
+        named = " --name one" if words[0] == "init" else ""
+        assert f"'{way}{named} --new' and then 'lamfs fsck --repair' give its objects names again" in said
+    quick(*shlex.split(way)[1:], "--name", "one", "--new")
+    quick("fsck", "--repair")
+    found = quick("ls", "--json")
+    assert sorted(read(one["key"]) for one in json.loads(found)) == ["first", "second"]
 
 
 def quick_json_failing(*words: str) -> str:

@@ -281,7 +281,7 @@ def test_another_machine_connects_once_it_is_closed(
 
 def test_an_instance_with_artifacts_is_removed_by_force_only(root: Path) -> None:
     quick("save", FILES / "iris.csv", "--key", "a.csv")
-    assert "1 artifacts" in quick("delete-instance", "testuser1/store", code=1)
+    assert "1 artifact" in quick("delete-instance", "testuser1/store", code=1)
     quick("delete-instance", "testuser1/store", "--force")
     assert quick_json("instances") == []
     assert "There is no instance" in quick("delete-instance", "testuser1/store", code=1)

@@ -37,6 +37,69 @@ def test_a_key_with_a_slash_at_its_end_is_a_directory(root: Path) -> None:
     assert "give 'abs/x'" in refused.stderr
 
 
+def test_a_key_that_is_none_is_misuse_also_for_a_directory(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a").write_text("a")
+    for key in ("/abs", "/", "../x"):
+        refused = run("save", tmp_path / "folder", "--key", key)
+        assert refused.exit_code == 2
+        assert "The key" in refused.stderr
+    assert run("save", tmp_path / "folder", "--key", "there/").exit_code == 0
+    assert quick("ls").split() == ["there/a"]
+
+
+def test_what_save_and_replace_do_is_said_in_words_of_the_command_line(root: Path, tmp_path: Path) -> None:
+    """Not in those of Python: nobody calls save() here, and a record's repr is no sentence."""
+    one, other = tmp_path / "rep.txt", tmp_path / "n"
+    one.write_text("one")
+    other.write_text("two")
+    quick("save", one, "--key", "d/rep.txt")
+    again = run("save", one, "--key", "d/rep.txt")
+    assert "'d/rep.txt' has these bytes already" in again.stderr
+    assert "nothing is changed" in again.stderr
+    described = run("save", one, "--key", "d/rep.txt", "--description", "some text")
+    assert "only its description is changed" in described.stderr
+    replaced = run("save", other, "--key", "d/rep.txt")
+    assert "'d/rep.txt' is there already: its content is replaced" in replaced.stderr
+    renamed = run("replace", "d/rep.txt", other)
+    assert "nothing is changed" in renamed.stderr
+    other.write_text("three")
+    renamed = run("replace", "d/rep.txt", other)
+    assert "its key is now 'd/rep', and not 'd/rep.txt'" in renamed.stderr
+    assert quick("ls").split() == ["d/rep"]
+    for said in (again, described, replaced, renamed):
+        assert said.exit_code == 0
+        assert "save()" not in said.output
+        assert "Artifact(" not in said.output
+
+
+@pytest.mark.parametrize("command", ["umount", "sync"])
+def test_a_time_that_is_none(root: Path, command: str) -> None:
+    for given in ("x", "-1", "nan"):
+        refused = run(command, "--timeout", given, "/nowhere")
+        assert refused.exit_code == 2
+        assert f"'{given}' is no time; give a number of seconds, such as 30." in refused.stderr
+
+
+def test_a_mount_that_is_refused_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    """The directories that it made are gone again; those that were there stay."""
+    (tmp_path / "there").mkdir()
+    for place in ("new/er/mnt", "there", "there/mnt"):
+        refused = run("mount", tmp_path / place, "--instance", "nope")
+        assert refused.exit_code == 1
+    assert not (tmp_path / "new").exists()
+    assert os.listdir(tmp_path / "there") == []
+
+
+def test_fsck_counts_what_there_is_after_a_repair(root: Path) -> None:
+    (root / ".lamindb").mkdir(exist_ok=True)
+    (root / ".lamindb/0123456789abcdefABCD.csv").write_text("nobody's")
+    repaired = run("fsck", "--repair")
+    assert "clean (1 artifact, 1 object)" in repaired.stdout
+    checked = run("fsck")
+    assert "'lost+found' has 1 entry; look at what is there" in checked.stdout
+
+
 def test_ls_of_what_is_not_there(root: Path) -> None:
     assert run("ls").exit_code == 0
     assert run("ls", "--trash").exit_code == 0

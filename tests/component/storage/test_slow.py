@@ -119,3 +119,20 @@ def test_only_progress_that_is_fast_enough_renews_patience(
     except StorageUnavailable:
         pass
     assert done == tries
+
+
+@pytest.mark.parametrize(("silence", "tries"), [(27.0, 2), (0.0, client.ATTEMPTS), (70.0, 1)])
+def test_a_server_that_is_silent_is_not_waited_for_longer_than_an_operation_may_take(
+    silence: float, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """'lamfs delete-instance' waited for 82 s: a third try was begun at the end of the second."""
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.append(now.pop() + seconds))
+    monkeypatch.setattr(client, "time", clock)
+    patience = client.Patience(60)
+    for _ in range(tries - 1):
+        now[0] += silence
+        patience.wait(StorageUnavailable("no"))
+    now[0] += silence
+    with pytest.raises(StorageUnavailable):
+        patience.wait(StorageUnavailable("no"))

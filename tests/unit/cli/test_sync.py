@@ -18,8 +18,10 @@ from lamfs import config, mountinfo
 from lamfs.cli import main, sync
 from lamfs.model import StorageConfig, iso, now_ns
 from lamfs.mountinfo import Mounted
-from lamfs.ops import mounts
+from lamfs.ops import mounts, setup
+from lamfs.ops.instance import Instance
 from lamfs.registry import Lost, Registry, process_id
+from tests.support.ops import write_spool
 
 Answer = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
 
@@ -194,6 +196,41 @@ def test_status_shows_what_the_daemon_says(daemon, monkeypatch: pytest.MonkeyPat
     assert data["instances"] == [
         {"slug": "a/b", "storage": made.settings.storage.root, "current": False, "mounted": True}
     ]
+
+
+def owe(slug: str) -> None:
+    with Instance.open(slug) as opened:
+        inode, src = opened.registry.names.create_file(1, "a.txt", 0o100644, 0, 0)
+        opened.registry.journal.ready_put(inode.ino)
+        opened.registry.db.execute("UPDATE journal SET owner='x:1:1'")
+        write_spool(opened, src, "only here")
+
+
+def test_what_a_dead_mount_owes_is_not_called_stored(tmp_path: Path) -> None:
+    settings = setup.init(str(tmp_path / "store"), "one", say=lambda _: None)
+    clean = CliRunner().invoke(main, ["sync"])
+    assert (clean.exit_code, clean.stdout) == (0, "No mount is alive, and nothing waits to be stored.\n")
+    owe(settings.slug)
+    result = CliRunner().invoke(main, ["sync"])
+    assert result.exit_code == 1
+    assert f"{settings.slug} is not mounted, and owes storage 1 put" in result.stderr
+    assert f"'lamfs mount --instance {settings.slug}' stores it" in result.stderr
+    # Where it was mounted is where it is mounted again.
+    config.make_directory(settings.mounts_dir)
+    mounts.write(settings.mounts_dir, mounts.MountRecord(1, "x:1:1", "/some/where", settings.slug, "/none", 1))
+    assert f"'lamfs mount --instance {settings.slug} /some/where'" in CliRunner().invoke(main, ["sync"]).stderr
+    assert "owes storage" not in CliRunner().invoke(main, ["close", settings.slug]).stderr
+    assert CliRunner().invoke(main, ["sync"]).exit_code == 0
+
+
+def test_a_living_mount_does_not_hide_what_another_instance_owes(daemon, tmp_path: Path) -> None:
+    made = daemon(lambda command: [{"ok": True}])
+    settings = setup.init(str(tmp_path / "other"), "one", say=lambda _: None)
+    owe(settings.slug)
+    result = CliRunner().invoke(main, ["sync"])
+    assert result.exit_code == 1
+    assert result.stdout == f"{made.record.mountpoint}: everything is stored.\n"
+    assert settings.slug in result.stderr
 
 
 @pytest.mark.parametrize(

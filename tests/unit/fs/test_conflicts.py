@@ -60,6 +60,56 @@ def test_an_object_that_was_changed_meanwhile(make_box: MakeBox, kind: str, real
     box.run(scenario, User())
 
 
+def damage_in_place(box: Box, key: str, damaged: bytes) -> None:
+    """What a bad disk or ``dd`` does: other bytes, while all that the object says of itself stays."""
+    if box.kind == "s3":
+        box.store.objects[key] = damaged
+    else:
+        Path(box.store.url(key)).write_bytes(damaged)
+
+
+@pytest.mark.parametrize("how", ["by fsync", "in a part"])
+@pytest.mark.parametrize("real_keys", [False, True])
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_damage_of_the_stored_revision_is_no_conflict(
+    make_box: MakeBox, caplog: pytest.LogCaptureFixture, kind: str, real_keys: bool, how: str
+) -> None:
+    """What is written replaces the content as ever; the damaged bytes are kept aside, and the log says it."""
+    box = make_box(kind, real_keys=real_keys)
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        registry = user.fs.context.registry
+        uid, key = user.uid("a.csv"), user.revision("a.csv").object_key
+        if how == "in a part":
+            opened = await user.open("a.csv", os.O_RDWR)
+            await user.pwrite(opened, b"mine, longer", 0)
+            damage_in_place(box, key, b"fXrst")
+            await user.close(opened)
+        else:
+            damage_in_place(box, key, b"fXrst")
+            opened = await user.open("a.csv", os.O_RDWR | os.O_TRUNC)
+            await user.pwrite(opened, b"mine, longer", 0)
+            await user.fsync(opened)
+            await user.close(opened)
+        await user.sync()
+        assert not user.fs.context.uploader.failures
+        assert await user.read("a.csv") == b"mine, longer"
+        assert await user.read("lost+found/a (revision 1).csv") == b"fXrst"
+        assert sorted(await user.actual()) == ["a.csv", "lost+found", "lost+found/a (revision 1).csv"]
+        assert user.uid("a.csv") == uid
+        kept = registry.artifacts.by_key("lost+found/a (revision 1).csv")
+        assert kept is not None
+        assert "its bytes are not those that were stored" in (kept.description or "")
+        assert box.problems(registry) == []
+        text = caplog.text
+        assert key in text
+        assert "was damaged: its bytes were not those of revision 1" in text
+
+    box.run(scenario, User())
+
+
 @pytest.mark.parametrize("when", ["before it is sent", "while it is sent"])
 @pytest.mark.parametrize("size", [12, 65 << 20])
 @pytest.mark.parametrize("kind", ["s3", "local"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import trio.testing
 
 from lamfs.cli import status
 from lamfs.daemon.control import ControlServer
+from lamfs.errors import LamfsError
 from lamfs.fs.numbers import collect
 from lamfs.model import ROOT_INO
 from lamfs.registry import Registry
@@ -76,3 +78,29 @@ def test_status_shows_what_is_not_tried_again(make_box: MakeBox, monkeypatch: py
         await user.unlink("a")
 
     make_box("s3").run(scenario, User())
+
+
+def test_status_forgets_an_object_that_is_there_again(make_box: MakeBox, tmp_path: Any) -> None:
+    """It was gone when somebody read it; later it is what the registry knows, and nobody reads it again."""
+    box = make_box("local")
+    nobody: Any = None
+
+    async def shown(user: User) -> list[str]:
+        ours, theirs = trio.testing.memory_stream_pair()
+        stream: Any = theirs
+        await ControlServer(tmp_path / "s", user.fs, nobody, nobody)._answer(stream, b'{"cmd": "status"}')
+        return [found["key"] for found in json.loads(await ours.receive_some())["status"]["storage_changed"]]
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a", b"some bytes")
+        await user.sync()
+        path = box.store.url(user.revision("a").object_key)
+        os.rename(path, f"{path}.aside")
+        with pytest.raises(LamfsError):
+            await user.read("a")
+        assert await shown(user) == ["a"]
+        os.rename(f"{path}.aside", path)
+        assert await shown(user) == []
+        assert await user.read("a") == b"some bytes"
+
+    box.run(scenario, User())

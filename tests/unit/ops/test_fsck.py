@@ -15,14 +15,15 @@ from lamfs import config
 from lamfs.errors import StorageError, StorageForbidden
 from lamfs.hashing import hash_block
 from lamfs.keys import spool_name
-from lamfs.model import ArtifactRecord
-from lamfs.ops import artifacts, damage, fsck, recover, scrub, setup, strays
+from lamfs.model import ROOT_INO, ArtifactRecord
+from lamfs.ops import artifacts, damage, fsck, mounts, recover, scrub, setup, strays
 from lamfs.ops.instance import Instance
+from lamfs.registry import process_id
 from lamfs.spool import SpoolFolder
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
 from lamfs.storage.root import check_object_key
-from tests.support.ops import make_spool, write_spool
+from tests.support.ops import machine, make_spool, write_spool
 
 
 @pytest.fixture
@@ -75,9 +76,18 @@ def stray_spool(instance: Instance, record: ArtifactRecord) -> None:
     write_spool(instance, spool_name(0x12), "left")
 
 
+def damage_object(instance: Instance, record: ArtifactRecord) -> None:
+    with object_path(instance, record).open("r+b") as file:
+        file.write(b"X")
+
+
 UNREPAIRED = {
     "gone": (remove_object, r"the object .* of 'd/a.txt' is gone"),
-    "short": (shorten_object, r"has 4 bytes, not 10"),
+    "short": (shorten_object, r"has 4 bytes, not 10: it is damaged, its bytes are not those of revision 1; put .*back"),
+    "damaged": (
+        damage_object,
+        r"is damaged: its bytes are not those of revision 1; put .* or give the file its content",
+    ),
     "dangling entry": (sql("INSERT INTO dentry(parent, name, ino) VALUES(1, 'x', 999)"), "inode 999, which does not"),
     "entry in nowhere": (sql("INSERT INTO dentry(parent, name, ino) VALUES(998, 'x', :ino)"), "directory 998"),
     "no entry": (sql("DELETE FROM dentry WHERE ino=:ino"), "is shown but has no entry"),
@@ -96,7 +106,7 @@ UNREPAIRED = {
     ),
 }
 REPAIRED = {
-    "copied object": (copy_object, "of 'd/a.txt' (was replaced by something else|is another one with the same bytes)"),
+    "copied object": (copy_object, "of 'd/a.txt' (was replaced by a copy with|is another one with) the same bytes"),
     "stray object": (stray_object, "no artifact references"),
     "stray spool": (stray_spool, "nothing owes the file"),
     "links": (sql("UPDATE inode SET nlink=7 WHERE ino=:ino"), "counts 7 links and has 1"),
@@ -369,6 +379,37 @@ def test_stray_spool_files_look_through_all_artifacts_once(
     assert looked == 1
 
 
+def test_a_scratch_name_whose_bytes_are_in_the_spool(instance: Instance) -> None:
+    """The registry was restored, and has the name alone."""
+    registry = instance.registry
+    inode, src = registry.names.create_file(ROOT_INO, ".z.swp", 0o100640, os.getuid(), os.getgid())
+    registry.tree.update(inode.ino, size=3)
+    registry.db.execute("DELETE FROM journal WHERE ino=?", (inode.ino,))
+    registry.db.execute("DELETE FROM spent")
+    write_spool(instance, src, "abc")
+    lines = [text for text in fsck.check(instance).notes if "'.z.swp' is a scratch name" in text]
+    assert len(lines) == 1
+    assert "its 3 bytes are not on this machine" in lines[0]
+    # So it was left by the mount that came first.
+    with make_spool(instance) as spool:
+        strays.settle(registry, instance.store, spool, instance.settings.directory)
+    recover.finish_puts(instance)
+    kept = f"lost+found/kept z (spool {src}).swp"
+    problems = fsck.check(instance).problems
+    assert any(f"they are '{kept}'; 'lamfs fsck --repair'" in text for text in problems)
+    report = fsck.check(instance, repair=True)
+    assert report.clean
+    assert f"tree: '.z.swp' had lost its bytes, and has those of '{kept}' again" in report.repaired
+    record = registry.artifacts.by_key(".z.swp")
+    assert record is not None
+    assert artifacts.cache(instance, record).read_text() == "abc"
+    again = registry.tree.resolve(".z.swp")
+    assert again is not None
+    assert again.mode == 0o100640
+    assert fsck.check(instance).notes == []
+    assert fsck.check(instance).clean
+
+
 def test_the_bytes_of_an_artifact_in_the_trash_are_kept_all_the_same(
     instance: Instance, record: ArtifactRecord
 ) -> None:
@@ -401,3 +442,28 @@ def test_a_stray_that_cannot_be_looked_at_hinders_no_other(
     assert any(names[1] in text and "it is 'lost+found/" in text for text in report.repaired)
     with make_spool(instance) as spool:
         assert names[0] in spool.names()
+
+
+def test_what_is_said_of_work_that_was_left_can_be_done(
+    instance: Instance, record: ArtifactRecord, tmp_path: Path
+) -> None:
+    """By the mount that lives, by the next mount, or not before the machine that has the lock lets it go."""
+    instance.registry.journal.add_move(record.uid)
+    instance.registry.db.execute("UPDATE journal SET owner='x:1:1'")
+    left = f"journal: the move of {record.uid} was left "
+    assert fsck.check(instance).problems == [f"{left}by a process that is gone; mount, or 'lamfs fsck --repair'"]
+    instance.release_lease()
+    with machine(tmp_path / "two"):
+        setup.login("bob")
+        setup.connect(instance.settings.storage.root)
+    (problem,) = fsck.check(instance).problems
+    assert problem.startswith(f"{left}by a process that is gone; as soon as bob on ")
+    assert problem.endswith(", who has the lock, has given it back, or it has run out: mount, or 'lamfs fsck --repair'")
+    config.make_directory(instance.settings.mounts_dir)
+    live = mounts.MountRecord(os.getpid(), process_id() or "", "/mnt/here", instance.settings.slug, "/none", 1)
+    mounts.write(instance.settings.mounts_dir, live)
+    report = fsck.check(instance)
+    assert report.problems == []
+    assert f"{left}to the mount at /mnt/here, which does it" in report.notes
+    instance.registry.db.execute("UPDATE journal SET op='save', object_key='x'")
+    assert any(text.endswith("'lamfs fsck --repair' does it") for text in fsck.check(instance).problems)

@@ -189,7 +189,7 @@ def test_damage_of_the_revision_itself_stays_damage(instance: Instance, past: Pa
     (Path(instance.settings.storage.root) / record.revision.object_key).write_text("some")
     for repair in (False, True):
         (line,) = fsck.check(instance, repair=repair).problems
-        assert "has 4 bytes, not 10 (artifact" in line
+        assert "has 4 bytes, not 10: it is damaged, its bytes are not those of revision 1; put" in line
     assert past.keys() == ["a.csv"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from lamfs import config
+from lamfs.daemon.recovery import take_over
 from lamfs.errors import (
     InvalidArgument,
+    LamfsError,
     LeaseLost,
     Locked,
     NotEmpty,
@@ -22,13 +25,15 @@ from lamfs.errors import (
     PreconditionFailed,
     StorageForbidden,
     StorageMissing,
+    StorageUnavailable,
+    TooLarge,
 )
 from lamfs.model import instance_id
-from lamfs.ops import artifacts, fsck, lock, mounts, setup, snapshot
+from lamfs.ops import artifacts, fsck, lock, mounts, recover, setup, snapshot, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import process_id
 from lamfs.storage import StorageConfig, open_store
-from tests.support.ops import machine
+from tests.support.ops import machine, write_spool
 
 
 @pytest.fixture
@@ -336,6 +341,23 @@ def test_the_lease_is_renewed_by_the_next_change_after_an_hour(root: Path, tmp_p
         assert json.loads(path.read_text())["boot"] == data["boot"]
 
 
+def test_where_another_instance_was_wanted_and_refused_no_default_one_is_made(root: Path, tmp_path: Path) -> None:
+    with machine(tmp_path / "one"):
+        setup.login("ada")
+        setup.init(str(root), "screens")
+    setup.login("bob")
+    with pytest.raises(Locked):
+        setup.connect(str(root))
+    with pytest.raises(NotSetUp, match=f"'lamfs connect ada/screens --storage {root}' was refused"):
+        setup.ensure_default()
+    assert config.list_instances() == []
+    with machine(tmp_path / "one"):
+        setup.close("ada/screens")
+    setup.connect("ada/screens", storage=str(root))
+    setup.close("ada/screens")
+    assert setup.ensure_default().slug == "bob/default"
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -375,11 +397,11 @@ def test_delete_counts_the_trash_and_leaves_foreign_objects(root: Path, tmp_path
     with Instance.open(slug) as opened:
         record = artifacts.trash(opened, artifacts.find(opened, "a.txt"))
         path = artifacts.cache(opened, record)
-    with pytest.raises(NotEmpty, match="1 artifacts"):
+    with pytest.raises(NotEmpty, match="1 artifact"):
         setup.delete(slug)
     told: list[str] = []
     setup.delete(slug, force=True, say=told.append)
-    assert told[0] == f"the objects of 1 artifacts remain in {root}, not referenced via an artifact"
+    assert told[0].startswith(f"the objects of 1 artifact remain in {root}, not referenced via an artifact; ")
     assert (root / record.revision.object_key).read_text() == "a"
     assert (root / "foreign.txt").exists()
     assert not path.exists()
@@ -434,3 +456,135 @@ def test_a_folder_in_the_place_of_the_storage_is_not_written_to(root: Path, tmp_
     away.rename(root)
     save(settings.slug, tmp_path, "b", "two")
     assert read(settings.slug, "b") == "two"
+
+
+# -- what storage does not have ---------------------------------------------------------------------------------------
+
+
+def owe(slug: str, key: str, text: str, *, scratch: bool = False) -> Path:
+    """A new file that a mount which was killed has left in this machine's spool: its path there."""
+    with Instance.open(slug) as opened:
+        inode, src = opened.registry.names.create_file(1, key, 0o100644, 0, 0)
+        opened.registry.journal.ready_put(inode.ino, scratch=scratch)
+        opened.registry.db.execute("UPDATE journal SET owner='x:1:1' WHERE src=?", (src,))
+        opened.registry.tree.update(inode.ino, size=len(text))
+        return write_spool(opened, src, text)
+
+
+def refuse_to_store(monkeypatch: pytest.MonkeyPatch, error: LamfsError) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(recover, "store_bytes", refuse)
+
+
+def put_aside_in(directory: Path) -> list[str]:
+    return sorted(path.name.partition(".")[0] for path in directory.iterdir())
+
+
+def test_delete_stores_first_what_is_owed(root: Path, tmp_path: Path) -> None:
+    slug = setup.init(str(root), "a").slug
+    save(slug, tmp_path, "a.txt", "a")
+    path = owe(slug, "b.txt", "only here")
+    with pytest.raises(NotEmpty):
+        setup.delete(slug)
+    assert path.read_text() == "only here"
+    told: list[str] = []
+    setup.delete(slug, force=True, say=told.append)
+    stored = sorted(file.read_text() for file in (root / ".lamindb").iterdir() if file.is_file())
+    assert stored == ["a", "only here"]
+    assert told[0].startswith(f"the objects of 2 artifacts remain in {root}, not referenced via an artifact; ")
+
+
+def test_what_delete_cannot_store_stays_in_the_spool_and_is_named(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = setup.init(str(root), "a")
+    slug = settings.slug
+    save(slug, tmp_path, "a.txt", "a")
+    path = owe(slug, "b.txt", "only here")
+    scratch = owe(slug, ".b.swp", "scratch", scratch=True)
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        refuse_to_store(patch, StorageForbidden("no."))
+        setup.delete(slug, force=True, say=told.append)
+    assert (path.read_text(), scratch.read_text()) == ("only here", "scratch")
+    said = "\n".join(told)
+    assert f"the bytes of 2 files that are not in storage are left in {path.parent}" in said
+    assert f"'b.txt' (9 bytes): {path}" in said
+    assert f"'.b.swp' (7 bytes): {scratch}" in said
+    assert f"the objects of 1 artifact remain in {root}" in said
+    assert put_aside_in(settings.directory) == ["registry"]
+    assert [known.slug for known in config.list_instances()] == []
+    # A new instance of this name has them: its first mount finds them, and knows what they were.
+    setup.init(str(root), "a", new=True)
+    with Instance.open(slug) as opened:
+        with spools.make(opened.settings, opened.registry) as spool:
+            take_over(opened, spool)
+        recover.finish_all(opened)
+        found = {str(one.key): artifacts.cache(opened, one).read_text() for one in opened.registry.artifacts.filter()}
+    assert sorted(found.values()) == ["only here", "scratch"]
+    assert any("/b (" in key for key in found)
+
+
+def test_a_delete_while_storage_is_away_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slug = setup.init(str(root), "a").slug
+    path = owe(slug, "b.txt", "only here")
+    with monkeypatch.context() as patch:
+        refuse_to_store(patch, StorageUnavailable("It is away; try again."))
+        with pytest.raises(StorageUnavailable):
+            setup.delete(slug, force=True)
+    assert path.read_text() == "only here"
+    setup.close(slug)
+    assert read(slug, "b.txt") == "only here"
+
+
+def test_scratch_files_with_bytes_are_not_deleted_silently(root: Path) -> None:
+    settings = setup.init(str(root), "a")
+    path = owe(settings.slug, ".b.swp", "x", scratch=True)
+    with pytest.raises(NotEmpty, match=r"'\.b\.swp' is on this machine only, with 1 bytes.*--force"):
+        setup.delete(settings.slug)
+    told: list[str] = []
+    setup.delete(settings.slug, force=True, say=told.append)
+    assert path.read_text() == "x"
+    assert any(str(path) in text for text in told)
+
+
+def test_a_spool_of_a_registry_that_cannot_be_read_is_left(root: Path) -> None:
+    settings = setup.init(str(root), "a")
+    path = owe(settings.slug, "b.txt", "only here")
+    settings.registry_path.write_bytes(b"rubbish")
+    for suffix in ("-wal", "-shm"):
+        Path(f"{settings.registry_path}{suffix}").unlink(missing_ok=True)
+    told: list[str] = []
+    setup.delete(settings.slug, force=True, say=told.append)
+    assert path.read_text() == "only here"
+    assert any(str(path) in text for text in told)
+    assert put_aside_in(settings.directory) == ["registry"]
+
+
+def test_the_bytes_of_a_bucket_s_instance_stay_in_the_data_directory(
+    seaweed_config: StorageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = seaweed_config
+    settings = setup.init(
+        where.root, "a", endpoint_url=where.endpoint_url, region=where.region, path_style=where.path_style
+    )
+    path = owe(settings.slug, "b.txt", "only here")
+    (settings.directory / "spool.20250101T000000.abcd").mkdir()
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        refuse_to_store(patch, TooLarge("It is too large."))
+        setup.delete(settings.slug, force=True, say=told.append)
+    assert path.read_text() == "only here"
+    assert any(str(path) in text for text in told)
+    assert put_aside_in(settings.directory) == ["registry", "spool"]
+    # What storage takes is stored, and nothing stays here.
+    settings = setup.init(
+        where.root, "c", endpoint_url=where.endpoint_url, region=where.region, path_style=where.path_style, new=True
+    )
+    owe(settings.slug, "b.txt", "only here, too")
+    setup.delete(settings.slug, force=True)
+    assert not settings.directory.exists()
+    with contextlib.closing(open_store(where)) as store:
+        assert b"only here, too" in {store.get(one.key, length=one.size) for one in store.list()}

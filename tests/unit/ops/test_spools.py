@@ -226,7 +226,9 @@ def test_what_cannot_be_brought_in_is_not_found_missing(
 
     with monkeypatch.context() as patch:
         patch.setattr(SpoolFolder, "receive", full)
-        with pytest.raises(StorageError, match=rf"1 files .* are in {shared}, and cannot be brought .*No space left"):
+        with pytest.raises(
+            StorageError, match=rf"1 file still to be stored .*in {shared}, cannot be brought .*No space left"
+        ):
             mount()
         with pytest.raises(StorageError, match="No space left"):
             setup.connect(SLUG, restore=True)

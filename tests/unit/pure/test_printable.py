@@ -10,7 +10,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamfs.printable import LogFormatter, in_json, lines, one_line
+from lamfs.printable import LogFormatter, count_of, in_json, lines, one_line
 
 EVIL = "a\x1b[31mb\x9bc\x7f\r\u2028\u202ed\u2066\x00\b\x0c"
 
@@ -59,3 +59,10 @@ def test_a_traceback_is_told_from_records() -> None:
     assert rest[0] == "    Traceback (most recent call last):"
     assert rest[-1] == r"    lamfs: all is well\x1b[2J"
     assert all(line.startswith("    ") and is_harmless(line) for line in rest)
+
+
+def test_counted_words() -> None:
+    assert [count_of(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    assert [count_of(number, "entry") for number in (1, 2)] == ["1 entry", "2 entries"]
+    assert [count_of(number, "file", "is") for number in (1, 2)] == ["1 file is", "2 files are"]
+    assert [count_of(number, "artifact", "was") for number in (1, 2)] == ["1 artifact was", "2 artifacts were"]
