@@ -252,7 +252,7 @@ def test_a_file_that_is_cut_while_it_is_copied_is_not_taken_for_whole(
     with machine(tmp_path / "copy"):
         with monkeypatch.context() as patch:
             patch.setattr(copying, "copy_fd", cut)
-            with pytest.raises(StorageError, match=r"cannot be brought into its spool .*; they stay there"):
+            with pytest.raises(StorageError, match=r"cannot be brought into its spool .*Input/output error"):
                 mount()
         assert not list(own_spool().iterdir())
         mount()
