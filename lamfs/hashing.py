@@ -1,4 +1,4 @@
-"""Content hashes: LaminDB's (md5, sha1-fl, md5-d), and lamfs's own BLAKE3 of blocks and leaves. Any thread.
+"""Content hashes: LaminDB's (md5, sha1-fl), and lamfs's own BLAKE3 of blocks and leaves. Any thread.
 
 Plain functions.
 
@@ -13,7 +13,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -122,6 +121,13 @@ def hash_range(fd: int, offset: int, length: int, progress: Callable[[int], None
     return ContentHash(length, "", "", bytes(blocks), leaves)
 
 
+def hash_view(block: memoryview) -> ContentHash:
+    """As hash_range, of one block that is in memory."""
+    digest = hash_block(block)
+    leaves = {} if digest == zero_block() else {0: hash_leaves(block)}
+    return ContentHash(len(block), "", "", digest, leaves)
+
+
 def join_ranges(ranges: Iterable[ContentHash], ends: tuple[str, bytes]) -> ContentHash:
     """The ContentHash of a file from those of ranges that follow each other, and what hash_ends says of it."""
     size = 0
@@ -216,18 +222,3 @@ def hash_file(path: str | os.PathLike[str], progress: Callable[[int], None] | No
         return hash_fd(fd, os.fstat(fd).st_size, progress)
     finally:
         os.close(fd)
-
-
-def hash_digests(digests: Iterable[bytes]) -> tuple[str, str]:
-    """``md5-d`` of a folder from its files' md5 digests (16 bytes each): order does not matter."""
-    return encode_digest(hashlib.md5(b"".join(sorted(digests))).digest()), "md5-d"
-
-
-def hash_folder(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """``(hash, "md5-d")`` of a folder: md5 over the sorted md5 digests of all regular files below it."""
-    digests = []
-    for file in Path(path).rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "md5").digest())
-    return hash_digests(digests)

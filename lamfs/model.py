@@ -39,8 +39,8 @@ AUTO_INO = 2
 DESCRIPTION_XATTR = "user.lamfs.description"
 """The one extended attribute of lamfs's own that can be written; a file that is not stored yet has it as any other."""
 
-SHOWN, ARCHIVED, TRASH = 1, 0, -1
-"""Artifact visibility (LaminDB's VisibilityChoice)."""
+SHOWN, TRASH = 1, -1
+"""Artifact visibility (LaminDB's VisibilityChoice, whose 0, archived, lamfs keeps and never sets)."""
 
 
 def new_uid(length: int = ARTIFACT_UID_LEN) -> str:

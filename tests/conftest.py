@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.support.mounts",
     "tests.support.servers_fixtures",
     "tests.support.confined",
+    "tests.support.clock",
 ]
 
 

@@ -174,7 +174,7 @@ class Artifact(ArtifactFields):
         return cls._of(artifacts.by_uid_prefix(here, uid))
 
     @classmethod
-    def filter(cls, **conditions: Any) -> QuerySet:
+    def filter(cls, **conditions: Any) -> QuerySet[Artifact]:
         """Artifacts that meet all conditions: ``field=value``, ``field__startswith=``, ``__contains``, ``__endswith``,
         ``__gt``, ``__gte``, ``__lt``, ``__lte``, ``__in``. The trash only with ``visibility=``.
 

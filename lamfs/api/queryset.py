@@ -5,41 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from lamfs.api.fields import ArtifactFields
 from lamfs.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lamfs.api.artifact import Artifact
+A = TypeVar("A", bound=ArtifactFields)
 
 
-class QuerySet(list["Artifact"]):
+class QuerySet(list[A]):
     """Artifacts found at one moment, oldest first. An ordinary list besides."""
 
-    def all(self) -> QuerySet:
+    def all(self) -> QuerySet[A]:
         """All of them."""
         return self
 
-    def one(self) -> Artifact:
+    def one(self) -> A:
         """The only one. Raises NotFound when there is none, InvalidArgument when there are more."""
         found = self.one_or_none()
         if found is None:
             raise NotFound("No artifact meets these conditions.")
         return found
 
-    def one_or_none(self) -> Artifact | None:
+    def one_or_none(self) -> A | None:
         """The only one, or None. Raises InvalidArgument when there are more."""
         if len(self) > 1:
             raise InvalidArgument(f"{len(self)} artifacts meet these conditions; name one more closely.")
         return self[0] if self else None
 
-    def first(self) -> Artifact | None:
+    def first(self) -> A | None:
         """The oldest, or None."""
         return self[0] if self else None
 
-    def last(self) -> Artifact | None:
+    def last(self) -> A | None:
         """The newest, or None."""
         return self[-1] if self else None
 

@@ -49,7 +49,7 @@ _IN_BLOCK = BLOCK_SIZE - 1
 _REGION_SHIFT = REGION_BLOCKS.bit_length() - 1
 
 
-class Owner(Protocol):
+class BlockSource(Protocol):
     """What a BlockFile needs of its cache."""
 
     def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
@@ -101,7 +101,7 @@ class BlockFile:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: BlockSource,
         revision: Revision,
         fd: int,
         ino: int,
@@ -316,31 +316,15 @@ class BlockFile:
 
         They stay until the last user of the file is gone.
         """
-        self._keep(range(len(self.state)))
+        if self.homeless:
+            raise StorageFull(f"There is no room in the cache for '{self.revision.object_key}'; make room on its disk.")
+        self.kept.update(range(len(self.state)))
         if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
             self._distrust(0, len(self.state) - 1)
         self._forget_lost(0, len(self.state) - 1)
         if self.todo:
             await self._bring(0, self._size, True)
         return self._fd
-
-    async def fill_range(self, first_block: int, last_block: int) -> int:
-        """Bring and verify these blocks, the last one too; returns the descriptor of the file. As fill."""
-        first, last = max(first_block, 0), min(last_block, len(self.state) - 1)
-        if first > last:
-            return self._fd
-        self._keep(range(first, last + 1))
-        if os.fstat(self._fd).st_size != self._size:  # somebody cut the cache file
-            self._distrust(0, len(self.state) - 1)
-        self._forget_lost(first, last)
-        if self.state.find(ABSENT, first, last + 1) >= 0 or self.state.find(PRESENT, first, last + 1) >= 0:
-            await self._bring(first * BLOCK_SIZE, (last + 1) * BLOCK_SIZE, True)
-        return self._fd
-
-    def _keep(self, blocks: range) -> None:
-        if self.homeless:
-            raise StorageFull(f"There is no room in the cache for '{self.revision.object_key}'; make room on its disk.")
-        self.kept.update(blocks)
 
     async def _bring(self, offset: int, end: int, whole: bool) -> None:
         """Bring and verify what bytes ``offset`` to ``end`` touch."""

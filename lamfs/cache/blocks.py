@@ -72,7 +72,7 @@ class BlockCache:
         self._store = store
         self._index = index
         self._dir = cache_dir
-        self._local = store.kind == "local"
+        self._local = store.on_disk
         self._files: dict[str, dict[str, BlockFile]] = {}
         self._idle: OrderedDict[BlockFile, None] = OrderedDict()
         self._remembered: OrderedDict[tuple[str, str], tuple[tuple[int, int], ContentHash, bytearray]] = OrderedDict()

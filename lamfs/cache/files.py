@@ -21,6 +21,8 @@ from lamfs.model import BLOCK_SIZE, Revision
 from lamfs.pool import Pool
 from lamfs.storage.base import ObjectStore, Progress
 from lamfs.storage.local import etag_of
+from lamfs.transfer import buffers
+from lamfs.transfer.fetching import fetch_right
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def cache_file(
         index.touch(path)
         return full
     for last in (False, False, True):
-        if store.kind == "local":
+        if store.on_disk:
             _copy_in(store, index, cache_dir, path, revision, progress)
         else:
             _fetch_in(store, index, cache_dir, path, revision, progress, workers, pool)
@@ -133,7 +135,7 @@ def _spread(
             for block in blocks:
                 brought(bring(block))
         finally:
-            copying.drop_scratch()
+            buffers.own().drop()
     else:
         with Pool(min(workers, len(blocks)), "cache-file") as own:
             _spread(bring, brought, blocks, workers, own)
@@ -150,17 +152,15 @@ def _bring(store: ObjectStore, fd: int, revision: Revision, block: int, present:
         if len(data) == length and hash_block(data) == digest:
             return block
         log.warning("Block %d of the cache file %s is damaged; fetching it again.", block, full)
-    scratch = copying.scratch(min(revision.size, BLOCK_SIZE))
-    for _ in range(2):  # wrong once may be the way here; wrong twice is storage
-        store.get_into(revision.object_key, scratch.fd, offset=offset, length=length, etag=revision.etag, file_offset=0)
-        with scratch.view(length) as view:
-            if hash_block(view) == digest:
-                try:
-                    copying.write_full(fd, view, offset)
-                except OSError as error:
-                    raise sparse.cache_error(error, full) from error
-                return block
-    raise _damaged(store, revision, block)
+    with buffers.own().view(length) as view:
+        key, etag = revision.object_key, revision.etag
+        if not fetch_right(store, key, etag, offset, view, lambda data: hash_block(data) == digest):
+            raise _damaged(store, revision, block)
+        try:
+            copying.write_full(fd, view, offset)
+        except OSError as error:
+            raise sparse.cache_error(error, full) from error
+    return block
 
 
 def _copy_in(
@@ -183,7 +183,8 @@ def _copy_in(
             ino = sparse.ino_of(os.fstat(dst))
             # a row, so that a copy which is never finished is evicted some day
             index.reset(temporary, sparse.tag(revision), revision.size, ino=ino, full=True)
-            copying.copy_fd(src, dst)
+            with contextlib.suppress(EOFError):  # the check says that the object has changed
+                copying.copy_fd(src, dst)
             _check_copy(store, src, dst, revision, progress)
             floor = sparse.make_way(index, cache_dir, path)
             os.rename(partial, full)

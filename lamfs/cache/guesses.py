@@ -40,7 +40,7 @@ Failed = Callable[[Revision], None]
 """Told of a guess that came to nothing."""
 
 
-class Owner(Protocol):
+class SmallFileFetcher(Protocol):
     """What Guesses need of the cache's Flights."""
 
     nursery: trio.Nursery | None
@@ -68,7 +68,7 @@ class Guesses:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: SmallFileFetcher,
         store: ObjectStore,
         mover: BlockMover,
         index: CacheIndex,
@@ -178,7 +178,7 @@ class Guesses:
 class _Batch:
     """Some files on their way."""
 
-    def __init__(self, owner: Owner, index: CacheIndex, files: list[tuple[BlockFile, Failed]]) -> None:
+    def __init__(self, owner: SmallFileFetcher, index: CacheIndex, files: list[tuple[BlockFile, Failed]]) -> None:
         self.files = files
         self._owner = owner
         self._index = index

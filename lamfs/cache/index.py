@@ -121,18 +121,6 @@ class CacheIndex:
 
         return self._do(work, 0)
 
-    def least_recent(self, count: int) -> list[CachedFile]:
-        """The ``count`` files used longest ago, oldest first."""
-
-        def work(db: sqlite3.Connection) -> list[CachedFile]:
-            rows = db.execute(
-                "SELECT path, etag, ino, size, bitmap, bytes, mtime_ns, floor_ns FROM file ORDER BY used LIMIT ?",
-                (count,),
-            )
-            return [CachedFile(os.fsdecode(row[0]), *row[1:]) for row in rows]
-
-        return self._do(work, [])
-
     def evictable(self, count: int) -> list[tuple[CachedFile, int]]:
         """The ``count`` files, or regions of larger files that are not complete, used longest ago, oldest first.
 

@@ -29,7 +29,7 @@ STRIDES = 3
 _IN_BLOCK = BLOCK_SIZE - 1
 
 
-class Owner(Protocol):
+class Prefetcher(Protocol):
     """What a Reader needs of the cache's Flights."""
 
     prefetch_blocks: int
@@ -72,7 +72,7 @@ class Reader:
 
     __slots__ = ("_distance", "_equal", "_owner", "_runs", "wishes")
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Prefetcher) -> None:
         self._owner = owner
         self._runs: list[Run] = []
         """The one that was used last comes first."""

@@ -22,7 +22,7 @@ STRETCH = 2
 wished for. One connection to a distant server is slow: large stretches would leave too few of them."""
 
 
-class Owner(Protocol):
+class BlockFetcher(Protocol):
     """What a stretch needs of the cache's Flights."""
 
     nursery: trio.Nursery | None
@@ -47,7 +47,7 @@ def around(file: BlockFile, block: int) -> range:
     return range(block, end)
 
 
-async def fly(owner: Owner, mover: BlockMover, file: BlockFile, flights: dict[int, Flight]) -> None:
+async def fly(owner: BlockFetcher, mover: BlockMover, file: BlockFile, flights: dict[int, Flight]) -> None:
     """Bring blocks that follow each other, each of which lands when it has come.
 
     What must be done when bytes are wrong, the disk is full or the moving process dies is done for each by itself.

@@ -7,6 +7,7 @@ import os
 
 import click
 
+from lamfs import mountinfo
 from lamfs.cli import mountpoints
 from lamfs.cli.common import instance_option
 from lamfs.cli.output import Progress, complain, note, say, shown, size
@@ -137,7 +138,7 @@ def move_in(folder: int, path: str) -> None:
 
 def clear_the_way(path: str) -> None:
     """See that nothing is mounted at ``path``; unmount what a dead daemon has left. Raises AlreadyExists."""
-    mounted = mountpoints.at(path)
+    mounted = mountinfo.at(path)
     if mounted is None:
         bury_at(path)
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 import subprocess
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from lamfs import config
+from lamfs import config, mountinfo
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotEmpty, NotSetUp
 
 if TYPE_CHECKING:
@@ -32,49 +31,12 @@ UNMOUNT_SECONDS = 30.0
 FLUSH_SECONDS = 2.0
 
 
-class Mounted(NamedTuple):
-    """One line of mountinfo: where, the file system's type and source, its device (major:minor), the mount's id."""
-
-    path: str
-    fstype: str
-    source: str
-    device: str = ""
-    id: int = 0
-
-    @property
-    def is_lamfs(self) -> bool:
-        """Whether lamfs mounted this."""
-        return self.fstype == "fuse.lamfs" or (self.fstype.startswith("fuse") and self.source == "lamfs")
-
-
-def table(path: str = "/proc/self/mountinfo") -> list[Mounted]:
-    """All mounts, the later ones on top of the earlier ones. Format: proc_pid_mountinfo(5)."""
-    mounts = []
-    with open(path, "rb") as lines:
-        for line in lines:
-            before, _, after = line.partition(b" - ")
-            fields, rest = before.split(), after.split()
-            place, fstype, source = _plain(fields[4]), _plain(rest[0]), _plain(rest[1])
-            mounts.append(Mounted(place, fstype, source, fields[2].decode(), int(fields[0])))
-    return mounts
-
-
-def _plain(field: bytes) -> str:
-    """A field without its octal escapes."""
-    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))
-
-
-def at(path: str) -> Mounted | None:
-    """What is mounted at just this path."""
-    return next((mounted for mounted in reversed(table()) if mounted.path == path), None)
-
-
 def detached(records: list[MountRecord]) -> set[int]:
     """The pids of the daemons whose mount has left the tree, and that live on because of open files or owed work.
 
     ``records`` oldest first: of several at one place the newest is the one that is there.
     """
-    there = {mounted.path for mounted in table() if mounted.is_lamfs}
+    there = {mounted.path for mounted in mountinfo.table() if mounted.is_lamfs}
     newest = {record.mountpoint: record.pid for record in records}
     return {
         record.pid for record in records if record.mountpoint not in there or newest[record.mountpoint] != record.pid
@@ -91,12 +53,14 @@ def absolute(path: str) -> str:
     path = os.path.abspath(os.path.expanduser(path))
     parent, name = os.path.split(path)
     spelled = os.path.join(os.path.realpath(parent), name) if name else path
-    return spelled if at(spelled) else os.path.realpath(spelled)
+    return spelled if mountinfo.at(spelled) else os.path.realpath(spelled)
 
 
-def around(path: str) -> Mounted | None:
+def around(path: str) -> mountinfo.Mounted | None:
     """The lamfs mount that ``path`` is inside of."""
-    return next((mounted for mounted in table() if mounted.is_lamfs and path.startswith(f"{mounted.path}/")), None)
+    return next(
+        (mounted for mounted in mountinfo.table() if mounted.is_lamfs and path.startswith(f"{mounted.path}/")), None
+    )
 
 
 def is_dead(path: str) -> bool:
@@ -176,7 +140,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
         raise NotSetUp("The program fusermount3 is missing; install the package fuse3.") from None
     except subprocess.TimeoutExpired:
         raise LamfsError(f"fusermount3 did not end within {UNMOUNT_SECONDS:.0f} s; is {path} stuck?") from None
-    if done.returncode == 0 or at(path) is None:
+    if done.returncode == 0 or mountinfo.at(path) is None:
         return
     said = os.fsdecode(done.stderr).strip().removeprefix("fusermount3: ")
     if "not found in /etc/mtab" in said:
@@ -228,7 +192,9 @@ def elsewhere(device: str) -> list[Holder]:
         name = f"/proc/{pid}/mountinfo"
         with contextlib.suppress(OSError, ValueError, IndexError), open(name, "rb") as text:
             if line in text.read():
-                return next((found.path for found in table(name) if found.device == device and found.is_lamfs), None)
+                return next(
+                    (found.path for found in mountinfo.table(name) if found.device == device and found.is_lamfs), None
+                )
         return None
 
     return _find(place) if device else []

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lamfs import mountinfo
 from lamfs.cli import mountpoints
 from lamfs.cli.common import json_option
 from lamfs.cli.output import print_json, say, shown, size, when, width
@@ -126,7 +127,7 @@ def dead_status(dead: DeadMount) -> dict[str, Any]:
     from lamfs.model import iso
 
     record = dead.record
-    place = mountpoints.at(record.mountpoint)
+    place = mountinfo.at(record.mountpoint)
     written = 0
     if place is None:
         with contextlib.suppress(OSError), os.scandir(record.mountpoint) as entries:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lamfs import mountinfo
 from lamfs.cli import mountpoints
 from lamfs.cli.common import seconds
 from lamfs.cli.mountpoints import Holder
@@ -65,7 +66,7 @@ def umount(mountpoint: str, force: bool, timeout: float | None) -> None:
         unmount(record, force, timeout)
         return
     left = leaving(path)
-    if not left or mountpoints.at(path) is not None:
+    if not left or mountinfo.at(path) is not None:
         clear_dead(path)
     for each in left:
         note(f"The mount at {shown(path)} has left the tree already, but its daemon (pid {each.pid}) lives on.")
@@ -155,7 +156,7 @@ def leaving(path: str) -> list[MountRecord]:
 
 def clear_dead(path: str) -> None:
     """Unmount what a dead daemon has left at ``path``. Raises NotFound when there is no lamfs mount."""
-    mounted = mountpoints.at(path)
+    mounted = mountinfo.at(path)
     if mounted is None:
         outer = mountpoints.around(path)
         if outer is not None:

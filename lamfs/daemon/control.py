@@ -7,7 +7,6 @@ JSON lines on a unix socket (0600, in a 0700 directory) of the user's data direc
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -17,9 +16,12 @@ from typing import Any
 
 import trio
 
+from lamfs import jsonlines
 from lamfs.errors import LamfsError, LeaseLost, TooLarge
+from lamfs.fs import numbers
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
+from lamfs.jsonlines import Lines
 from lamfs.ops.mounts import socket_address
 
 log = logging.getLogger("lamfs.control")
@@ -62,17 +64,14 @@ class ControlServer:
         """One client; whatever it does wrong ends its connection and nothing else."""
         try:
             async with stream:
-                buffer = b""
-                while True:
-                    data = await stream.receive_some(MAX_LINE)
-                    if not data:
+                lines = Lines(MAX_LINE)
+                while data := await stream.receive_some(MAX_LINE):
+                    try:
+                        complete = lines.feed(data)
+                    except ValueError:
                         return
-                    buffer += data
-                    *lines, buffer = buffer.split(b"\n")
-                    for line in lines:
+                    for line in complete:
                         await self._answer(stream, line)
-                    if len(buffer) > MAX_LINE:
-                        return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
         except Exception:
@@ -81,13 +80,13 @@ class ControlServer:
     async def _answer(self, stream: trio.SocketStream, line: bytes) -> None:
         command: dict[str, Any] = {}
         with contextlib.suppress(ValueError):
-            parsed = json.loads(line)
-            command = parsed if isinstance(parsed, dict) else {}
+            command = jsonlines.decode(line)
         name = command.get("cmd")
         try:
             if name == "status":
+                context = self._fs.context
                 with trio.move_on_after(LOOK_SECONDS):
-                    await self._fs.context.stats.look_again(self._fs.context)
+                    await context.stats.look_again(context.registry, context.store, context.mover)
                 reply: dict[str, Any] = {"ok": True, "status": self.status()}
             elif name == "poke":
                 self._follower.poke()
@@ -100,7 +99,7 @@ class ControlServer:
             elif name == "sync":
                 reply = {"ok": True, "refused": await self._sync(stream, command.get("below"))}
             elif name == "end":
-                await stream.send_all(b'{"ok": true}\n')
+                await stream.send_all(jsonlines.encode({"ok": True}))
                 log.warning("told to end now; what is owed is stored by the next mount")
                 await self._end_now()
                 return
@@ -108,7 +107,7 @@ class ControlServer:
                 reply = {"error": f"This mount knows no command '{name}'; is it of another version of lamfs?"}
         except LamfsError as error:
             reply = {"error": str(error), "lost": isinstance(error, LeaseLost)}
-        await stream.send_all(json.dumps(reply).encode() + b"\n")
+        await stream.send_all(jsonlines.encode(reply))
 
     async def _sync(self, stream: trio.SocketStream, below: object) -> list[str]:
         """Drain, or store what is ``below`` a key, telling how far it is; ends early when the client goes. What storage
@@ -129,7 +128,7 @@ class ControlServer:
             nonlocal gone
             try:
                 async for rows, size in receive:
-                    await stream.send_all(json.dumps({"progress": {"owed": rows, "bytes": size}}).encode() + b"\n")
+                    await stream.send_all(jsonlines.encode({"progress": {"owed": rows, "bytes": size}}))
             except trio.BrokenResourceError:
                 gone = True
                 nursery.cancel_scope.cancel()
@@ -155,7 +154,7 @@ class ControlServer:
 
     def status(self) -> dict[str, Any]:
         """What ``lamfs status`` shows of this mount. Sizes in bytes, times ISO 8601."""
-        return self._fs.context.stats.numbers(self._fs.context)
+        return numbers.collect(self._fs.context)
 
 
 def _also(refused: list[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
 import logging
 import logging.handlers
 import os
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from lamfs import config
+from lamfs import config, jsonlines
 from lamfs.daemon.first import FirstMover, close_files_but
 from lamfs.daemon.options import MountOptions
 from lamfs.errors import LamfsError
@@ -66,7 +65,7 @@ def launch(options: MountOptions, *, warn: Callable[[str], None] = log.warning) 
         os.kill(pid, signal.SIGTERM)
         raise
     try:
-        reply = json.loads(line)
+        reply = jsonlines.decode(line)
     except ValueError:
         reply = {}
     if reply.get("ready"):
@@ -101,7 +100,7 @@ def _background(options: MountOptions, writing: int) -> int:
         close_files_but(writing)
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=2)
     except (OSError, LamfsError) as error:
-        reply.write(json.dumps({"error": str(error), "errno": error.errno}).encode() + b"\n")
+        reply.write(jsonlines.encode({"error": str(error), "errno": error.errno}))
         return 1
     return _run(options, handler, reply)
 
@@ -129,7 +128,7 @@ def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | Non
     def answer(message: dict[str, object]) -> None:
         nonlocal reply
         if reply is not None:
-            reply.write(json.dumps(message).encode() + b"\n")
+            reply.write(jsonlines.encode(message))
             reply.close()
             reply = None
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lamfs.errors import InvalidArgument
 from lamfs.sizes import parse_size
@@ -42,15 +41,6 @@ class MountOptions:
     debug: bool = False
     fuse: tuple[str, ...] = ()
     """Words handed to the kernel as they are (``noatime``, ``nodev``, ``nosuid``, ``noexec`` …)."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> MountOptions:
-        """Back from ``to_json``."""
-        return cls(**{**data, "fuse": tuple(data.get("fuse", ()))})
 
 
 OPPOSITES = {"noatime": "atime", "noexec": "exec", "sync": "async"}

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import logging
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import trio
 
-from lamfs import config
+from lamfs import config, mountinfo
 from lamfs.cache.blocks import BlockCache
 from lamfs.daemon.control import ControlServer
 from lamfs.daemon.first import FirstMover, Looked, look
@@ -135,7 +134,7 @@ class _Mount:
         """An error has ended it: the mount stays in the tree without a daemon, and its record tells whose it was."""
         self._announced = False
         self._served = False
-        self._place: tuple[int, str] | None = None
+        self._place: mountinfo.Mounted | None = None
         self._storing = trio.CancelScope()
         self._serving = trio.CancelScope()
         self._draining = trio.CancelScope()
@@ -221,8 +220,8 @@ class _Mount:
         shown = Shown(options.uid, options.gid, options.umask)
         operations = Operations(self._fs, shown, xattr=options.xattr)
         session.mount(operations, options.mountpoint, f"lamfs:{options.slug}", _mount_words(options))
-        self._place = _in_table(options.mountpoint)
-        mount_id, device = self._place or (0, "")
+        self._place = _mounted_at(options.mountpoint)
+        mount_id, device = (self._place.id, self._place.device) if self._place is not None else (0, "")
         record = mounts.MountRecord(
             pid=os.getpid(),
             owner=process_id() or "",
@@ -326,7 +325,7 @@ class _Mount:
 
     def _is_in_tree(self) -> bool:
         """Whether our mount is at its place still, and not another one, made after ours left the tree."""
-        return _in_table(self._options.mountpoint) == self._place
+        return _mounted_at(self._options.mountpoint) == self._place
 
     async def _unmount(self) -> None:
         if not self._is_in_tree():
@@ -446,39 +445,27 @@ def _raise_readahead(mountpoint: str) -> None:
     It also reads as much around each page fault of a mapping, so more would make random access to one expensive, and
     look like the begin of a sequence to the reader that foresees (lamfs.cache.readers, SURE).
     """
-    device = _device(mountpoint)
-    if device is not None:
-        _tell_kernel(f"/sys/class/bdi/{device}/read_ahead_kb", READAHEAD_KIB)
+    mounted = _mounted_at(mountpoint)
+    if mounted is not None:
+        _tell_kernel(f"/sys/class/bdi/{mounted.device}/read_ahead_kb", READAHEAD_KIB)
 
 
 def _raise_background(mountpoint: str) -> None:
     """The kernel has only 12 requests of its readahead under way: a few files that stall would hold up all others."""
-    device = _device(mountpoint)
-    if device is not None:
-        folder = f"/sys/fs/fuse/connections/{device.partition(':')[2]}"
+    mounted = _mounted_at(mountpoint)
+    if mounted is not None:
+        folder = f"/sys/fs/fuse/connections/{mounted.device.partition(':')[2]}"
         _tell_kernel(f"{folder}/max_background", BACKGROUND)
         _tell_kernel(f"{folder}/congestion_threshold", BACKGROUND * 3 // 4)
 
 
-def _device(mountpoint: str) -> str | None:
-    """``major:minor`` of what is mounted there."""
-    found = _in_table(mountpoint)
-    return found[1] if found is not None else None
-
-
-def _in_table(mountpoint: str) -> tuple[int, str] | None:
-    """Id of the mount that is there, on top of others, and ``major:minor`` of its file system."""
-    found = None
+def _mounted_at(mountpoint: str) -> mountinfo.Mounted | None:
+    """What is mounted there, on top of others."""
     try:
-        with open("/proc/self/mountinfo", "rb") as table:
-            for line in table:
-                fields = line.split()
-                place = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), fields[4])
-                if os.fsdecode(place) == mountpoint:
-                    found = int(fields[0]), fields[2].decode()
+        return mountinfo.at(mountpoint)
     except (OSError, ValueError) as error:
         log.debug("the mount is not found in the kernel's table: %s", error)
-    return found
+        return None
 
 
 def _tell_kernel(path: str, value: int) -> None:

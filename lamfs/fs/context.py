@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import stat
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -22,8 +21,6 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.transfer.client import Mover
 from lamfs.transfer.uploader import Uploader
-
-log = logging.getLogger("lamfs.fs")
 
 S_IFMT = 0o170000
 """The bits of a mode that say what kind of node it is: inode(7)."""
@@ -87,7 +84,9 @@ class Context:
 
     def __post_init__(self) -> None:
         self.waits = Waits(self.stats.counters)
-        self.cache.on_storage_damage = lambda revision, block: self.stats.damaged(self, revision, block)
+        self.cache.on_storage_damage = lambda revision, block: self.stats.damaged(
+            self.registry, self.store, revision, block
+        )
 
     def inode(self, fino: int) -> Inode:
         """Attributes of the revision that a FUSE inode number stands for.

@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from lamfs.errors import FsError
+from lamfs.fs import numbers
 from lamfs.fs.contents import Contents
 from lamfs.fs.context import Context
+from lamfs.fs.counters import Counters
 from lamfs.fs.exposition import metrics_text, stats_text
 from lamfs.fs.nodes import CONTROL_BASE
-from lamfs.fs.stats import Counters
 from lamfs.model import AUTO_INO, ROOT_INO, Inode, now_ns
 
 NAME = b".lamfs"
@@ -143,8 +144,8 @@ class Control:
     def _content(self, number: int) -> bytes:
         """What a file holds now. Raises FsError(ESTALE) when what it told about is gone since it was opened."""
         if number >= _STATS:
-            numbers = self._c.stats.numbers(self._c)
-            return (stats_text if number == _STATS else metrics_text)(numbers).encode(errors="surrogateescape")
+            text = stats_text if number == _STATS else metrics_text
+            return text(numbers.collect(self._c)).encode(errors="surrogateescape")
         inode = self._c.registry.tree.get(self._subject(number))
         if inode is None:
             raise FsError(errno.ESTALE)

@@ -247,7 +247,7 @@ class FileSystem:
     def statfs(self) -> Space:
         """Size and free space of the storage: the disk of a local folder; a bucket has no end, so 1 PiB is free."""
         files, used = self._totals()
-        if self.context.store.kind == "local":
+        if self.context.store.on_disk:
             info = os.statvfs(self.context.store.config.root)
             return Space(info.f_frsize, info.f_blocks, info.f_bavail, files + info.f_favail, info.f_favail)
         used = (used + 4095) // 4096

@@ -80,7 +80,7 @@ class Follower:
             with trio.move_on_after(pause):
                 await self._poke.wait()
             try:
-                self._c.stats.sample(self._c)
+                self._c.stats.sample(self._c.cache.fetched_bytes, self._c.uploader.puts.stored_bytes)
                 changed = self.look()
                 if changed or trio.current_time() >= adopt_at:
                     adopt_at = trio.current_time() + ADOPT_INTERVAL

@@ -24,7 +24,7 @@ from lamfs.registry.siblings import Place, Siblings
 
 if TYPE_CHECKING:
     from lamfs.cache.blocks import BlockCache
-    from lamfs.fs.stats import Counters
+    from lamfs.fs.counters import Counters
     from lamfs.model import Revision
     from lamfs.registry import Registry
 

@@ -48,7 +48,7 @@ class Overlays:
 
     def can_start(self, state: FileState, want: int) -> bool:
         """Whether a file whose first ``want`` bytes are needed may be written as an overlay."""
-        return self._c.store.kind != "local" and want > ABOVE and state.revision is not None
+        return self._c.store.parts is not None and want > ABOVE and state.revision is not None
 
     def start(self, spool: Spool, base: Revision) -> None:
         """Make an empty spool file an overlay of a revision, all of it: it is cut when what that needs has come."""

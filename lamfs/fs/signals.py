@@ -12,6 +12,8 @@ import re
 import signal
 from typing import NamedTuple
 
+from lamfs import mountinfo
+
 _FIELD = re.compile(rb"^(State|Tgid|PPid|SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t(\w+)", re.MULTILINE)
 _QUIET = (b"SigPnd:\t0000000000000000", b"ShdPnd:\t0000000000000000")
 _HARMLESS = ("SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU")
@@ -95,14 +97,11 @@ def descends(pid: int, ancestor: int) -> bool:
 
 def find_mount(mountpoint: str) -> Mount | None:
     """The topmost mount at a path."""
-    found = None
-    with open("/proc/self/mountinfo") as table:
-        for line in table:
-            fields = line.split()
-            if fields[4].encode().decode("unicode_escape").encode("latin-1") == os.fsencode(mountpoint):
-                major, minor = map(int, fields[2].split(":"))
-                found = Mount(int(fields[0]), f"{major:02x}:{minor:02x}")
-    return found
+    mounted = mountinfo.at(mountpoint)
+    if mounted is None:
+        return None
+    major, minor = map(int, mounted.device.split(":"))
+    return Mount(mounted.id, f"{major:02x}:{minor:02x}")
 
 
 def holds(pid: int, mount: Mount, ino: int) -> bool:

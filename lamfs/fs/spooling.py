@@ -48,7 +48,7 @@ class Spooling:
             limit=policy.spool_limit,
             floor=policy.spool_free,
             timeout=policy.timeout,
-            waits=context.store.kind != "local",
+            waits=not context.store.takes_files,
             make_room=context.cache.make_room,
         )
         self.overlays = Overlays(context, self.read_stored)
@@ -97,7 +97,7 @@ class Spooling:
                     raise FsError(errno.ESTALE) from error
                 if record.revision == before:
                     if not self._c.registry.journal.holds(before.object_key):
-                        self._c.stats.changed(self._c, record, gone=isinstance(error, ObjectMissing))
+                        self._c.stats.changed(self._c.store, record, gone=isinstance(error, ObjectMissing))
                         raise
                     # Somebody has stored new bytes there, and is about to say so in the registry.
                     await trio.sleep(RELOOK_PAUSE)
@@ -114,7 +114,7 @@ class Spooling:
     def keep_stored(self, state: FileState) -> None:
         """As open_stored, when that keeps the bytes whatever comes: in a local folder the descriptor does, and a cache
         file that is open already."""
-        if state.spool is None and (self._c.store.kind == "local" or self._c.cache.is_open(state.revision)):
+        if state.spool is None and (self._c.store.on_disk or self._c.cache.is_open(state.revision)):
             with contextlib.suppress(StorageError):
                 self.open_stored(state)
 
@@ -470,7 +470,7 @@ class Spooling:
 
         ``but``: an inode whose overlay of that revision is what is being stored.
         """
-        if self._c.store.kind == "local":
+        if self._c.store.on_disk:
             return  # their descriptors keep the old file
         for state in list(self._c.states.values()):
             if state.revision is not None and state.revision.object_key == object_key:

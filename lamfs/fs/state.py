@@ -163,8 +163,3 @@ class Handle:
     reader: Reader
     opener: int = 0
     failed: tuple[float, float] | None = None
-
-    def check_readable(self) -> None:
-        """Raise EBADF when it was opened for writing only (the kernel does not let such reads through)."""
-        if not self.readable and not self.writable:
-            raise FsError(errno.EBADF)

@@ -20,7 +20,7 @@ import trio
 
 from lamfs.errors import FsError
 from lamfs.fs import signals
-from lamfs.fs.stats import Counters
+from lamfs.fs.counters import Counters
 
 log = logging.getLogger("lamfs.fs")
 

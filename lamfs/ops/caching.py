@@ -198,4 +198,4 @@ def evict(instance: Instance, records: Iterable[ArtifactRecord]) -> tuple[int, i
 
 def copies(instance: Instance) -> bool:
     """Whether caching an artifact makes a mount's reads faster: not where storage is a folder of this machine."""
-    return instance.store.kind != "local"
+    return not instance.store.on_disk

@@ -25,6 +25,7 @@ from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry import Provenance
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size
+from lamfs.transfer import buffers
 
 READERS = 8
 """Blocks of an object that are read at a time."""
@@ -373,7 +374,7 @@ def _draft_in_place(
     try:
         content, etag = hash_object(store, object_key)
     except FileMissing:
-        if store.kind == "local":
+        if store.on_disk:
             check_file(url)  # says so when it is there, and no file
         raise
     record = ArtifactRecord(
@@ -412,12 +413,11 @@ def _hash_fetched(store: ObjectStore, found: ObjectStat, progress: Callable[[int
 
         def fetch(offset: int) -> ContentHash:
             length = min(BLOCK_SIZE, size - offset)
-            scratch = copying.scratch(BLOCK_SIZE)
-            store.get_into(found.key, scratch.fd, offset=offset, length=length, etag=found.etag, file_offset=0)
-            if offset < hashing.MD5_MAX or offset + length > size - hashing.MD5_MAX:
-                with scratch.view(length) as view:
+            with buffers.own().view(length) as view:
+                store.get_view(found.key, view, offset=offset, etag=found.etag)
+                if offset < hashing.MD5_MAX or offset + length > size - hashing.MD5_MAX:
                     copying.write_full(ends.fileno(), view, offset)
-            return hashing.hash_range(scratch.fd, 0, length)
+                return hashing.hash_view(view)
 
         parts: dict[int, ContentHash] = {}
         with Pool(READERS, "lamfs-hash") as pool:
@@ -433,7 +433,7 @@ def _hash_fetched(store: ObjectStore, found: ObjectStat, progress: Callable[[int
 def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
     """Whether a spool file was perhaps renamed into the storage folder: something is there that is not what its
     ``artifact`` had before, or it cannot be told."""
-    if object_key is None or store.kind != "local":
+    if object_key is None or not store.takes_files:
         return False
     try:
         etag = store.head(object_key).etag

@@ -542,7 +542,7 @@ def _orphan_objects(
 def _is_key(store: ObjectStore, key: str) -> bool:
     """Whether an object may be called so. Others may use the storage too, and store what lamfs cannot even ask for."""
     try:
-        check_object_key(key, as_path=store.kind == "local")
+        check_object_key(key, as_path=store.on_disk)
     except InvalidName:
         return False
     return True

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import socket
 import stat
@@ -19,9 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lamfs import config
+from lamfs import config, jsonlines
 from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError, LeaseLost, NotSetUp
+from lamfs.jsonlines import Lines
 
 SOCKET_PATH_MAX = 100
 """Bytes; sun_path of unix(7) has 108."""
@@ -246,8 +246,8 @@ def request(
             channel.settimeout(timeout)
             with socket_address(record.socket) as address:
                 channel.connect(address)
-            channel.sendall(json.dumps(command).encode() + b"\n")
-            for reply in _lines(channel):
+            channel.sendall(jsonlines.encode(command))
+            for reply in _replies(channel):
                 if "progress" in reply:
                     if on_progress is not None:
                         on_progress(reply["progress"])
@@ -268,22 +268,11 @@ def request(
     )
 
 
-def _lines(channel: socket.socket) -> Iterator[dict[str, Any]]:
-    buffer = bytearray()
-    while True:
-        data = channel.recv(65536)
-        if not data:
-            return
-        buffer += data
-        if len(buffer) > _MAX_LINE:
-            raise ValueError("the reply has no end")
-        *lines, rest = bytes(buffer).split(b"\n")
-        buffer = bytearray(rest)
-        for line in filter(None, lines):
-            reply = json.loads(line)
-            if not isinstance(reply, dict):
-                raise ValueError("the reply is no object")
-            yield reply
+def _replies(channel: socket.socket) -> Iterator[dict[str, Any]]:
+    lines = Lines(_MAX_LINE)
+    while data := channel.recv(65536):
+        for line in filter(None, lines.feed(data)):
+            yield jsonlines.decode(line)
 
 
 def poke(settings: InstanceSettings, *, timeout: float = 0.5) -> None:

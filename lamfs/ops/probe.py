@@ -32,6 +32,6 @@ def check_storage(instance: Instance, *, write: bool) -> Capabilities:
         and 0 <= now_ns() - at < BELIEVED_NS
     )
     found = instance.store.check(write=write, exclusive=proven)
-    if write and found.create_exclusive and not proven and instance.store.kind != "local":
+    if write and found.create_exclusive and not proven and not instance.store.on_disk:
         config.write_json(path, {**server, "exclusive_at": now_ns()})
     return found

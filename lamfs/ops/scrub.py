@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lamfs import copying, hashing
+from lamfs import hashing
 from lamfs.errors import LamfsError, Locked, ObjectChanged, ObjectMissing
 from lamfs.model import BLOCK_SIZE, ArtifactRecord
 from lamfs.ops import damage
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
+from lamfs.transfer import buffers
+from lamfs.transfer.fetching import fetch_right
 
 JOBS = 8
 """Blocks that are read at a time; each takes BLOCK_SIZE of memory."""
@@ -279,16 +281,12 @@ def has_its_bytes(instance: Instance, record: ArtifactRecord, etag: str, jobs: i
 
 
 def _is_right(instance: Instance, record: ArtifactRecord, block: int) -> bool:
-    """Read one block of an object. Wrong once may be the way here; wrong twice is storage. Raises storage errors."""
+    """Read one block of an object. Raises storage errors."""
     revision = record.revision
     offset = block * BLOCK_SIZE
-    length = min(BLOCK_SIZE, revision.size - offset)
-    scratch = copying.scratch(BLOCK_SIZE)
-    for _ in range(2):
-        instance.store.get_into(
-            revision.object_key, scratch.fd, offset=offset, length=length, etag=revision.etag, file_offset=0
-        )
-        with scratch.view(length) as view:
-            if hashing.hash_block(view) == revision.content.block(block):
-                return True
-    return False
+    digest = revision.content.block(block)
+    with buffers.own().view(min(BLOCK_SIZE, revision.size - offset)) as view:
+        return fetch_right(
+            instance.store, revision.object_key, revision.etag, offset, view,
+            lambda data: hashing.hash_block(data) == digest,
+        )  # fmt: skip

@@ -216,7 +216,10 @@ def _copy(spool: SpoolFolder, name: str, folder: int) -> None:
         draft = spool_name(spool_inode(name))
         target = spool.open_draft(draft)
         try:
-            copying.copy_fd(source, target)
+            try:
+                copying.copy_fd(source, target)
+            except EOFError:  # somebody cuts it now: what is left would be taken for all of it
+                raise OSError(errno.EIO, os.strerror(errno.EIO), name) from None
             os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
             os.fsync(target)
             spool.finish_draft_as(draft, name)

@@ -223,7 +223,7 @@ def _may_be_partial(registry: Registry, store: ObjectStore, spool: SpoolFolder, 
     if registry.overlays.present(src) or registry.overlays.ranges(src):
         return True
     artifact = registry.artifacts.by_ino(spool_inode(src))
-    if store.kind == "local" or artifact is None or artifact.size <= hashing.MD5_MAX:
+    if store.parts is None or artifact is None or artifact.size <= hashing.MD5_MAX:
         return False
     with spool.opened(src, os.O_RDONLY) as fd:
         return os.lseek(fd, 0, os.SEEK_HOLE) < os.fstat(fd).st_size

@@ -44,7 +44,7 @@ def sweep(instance: Instance, *, everywhere: bool = False) -> Swept:
     """
     swept = Swept()
     store = instance.store
-    for item in store.temporaries() if everywhere or store.kind == "local" else ():
+    for item in store.temporaries() if everywhere or store.on_disk else ():
         _judge(swept, store.url(item.key), item.size, item.mtime_ns, partial(store.delete, [item.key]))
     for path in _beside(instance):
         _sweep_file(swept, path)

@@ -28,7 +28,6 @@ _TEXT = {
 OPERATORS = (*_TEXT, *_COMPARE, "in")
 
 _TEXTS = frozenset({"uid", "key", "suffix", "description", "accessor", "hash", "hash_type", "object_key", "etag"})
-_NUMBERS = frozenset({"id", "storage_id", "created_by_id", "run_id", "transform_id", "ino", "visibility"})
 _TIMES = frozenset({"created_at", "updated_at"})
 FIELDS = (
     "id", "uid", "storage_id", "key", "suffix", "description", "accessor", "size", "hash", "hash_type", "object_key",

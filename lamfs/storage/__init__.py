@@ -5,8 +5,6 @@ What speaks to S3 is imported when the first S3 storage is used, so ``import lam
 
 from __future__ import annotations
 
-from typing import cast
-
 from lamfs.storage.base import Capabilities, ObjectStat, ObjectStore, StorageConfig
 from lamfs.storage.late import LateS3Store
 from lamfs.storage.root import is_s3, parse_root
@@ -20,7 +18,7 @@ def open_store(config: StorageConfig) -> ObjectStore:
     Close it when done. Raises InvalidArgument for a root that is not in normal form.
     """
     if is_s3(config.root):
-        return cast("ObjectStore", LateS3Store(config))
+        return LateS3Store(config)
     from lamfs.storage.local import LocalStore
 
     return LocalStore(config)

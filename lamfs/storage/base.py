@@ -7,7 +7,7 @@ an object's bytes do; they come without surrounding quotes. Every error is one o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol
 
 from lamfs.errors import TooLarge
 from lamfs.model import ObjectMeta as ObjectMeta
@@ -76,7 +76,20 @@ class ObjectStore(Protocol):
 
     @property
     def kind(self) -> Literal["local", "s3"]:
-        """Which implementation this is."""
+        """Which implementation this is, as the registry notes it. What it can do, the properties below tell."""
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether objects are regular files of this machine: ``open_local`` opens them, their descriptors keep the
+        bytes whatever becomes of the object, and nothing is gained by caching them."""
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether put_file may rename the file into the storage, with ``consume``, so that storing moves no bytes."""
+
+    @property
+    def parts(self) -> MultipartStore | None:
+        """This store, if it takes objects in parts."""
 
     @property
     def cache_name(self) -> str:
@@ -108,17 +121,8 @@ class ObjectStore(Protocol):
         """Read ``length`` bytes (to the end when None) at ``offset``. Short bodies are retried, then
         StorageUnavailable. Raises ObjectMissing, and ObjectChanged when ``etag`` no longer matches."""
 
-    def get_into(
-        self,
-        key: str,
-        fd: int,
-        *,
-        offset: int,
-        length: int,
-        etag: str | None = None,
-        file_offset: int | None = None,
-    ) -> None:
-        """As get, but pwrite into ``fd`` at ``file_offset`` (``offset`` when None) as bytes arrive."""
+    def get_into(self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None) -> None:
+        """As get, but pwrite into ``fd``, at the same ``offset``, as bytes arrive."""
 
     def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
         """As get_into, into memory: as many bytes as it has."""
@@ -276,5 +280,4 @@ def largest(store: ObjectStore) -> int:
 
 def in_parts(store: ObjectStore) -> MultipartStore | None:
     """The store, if it takes objects in parts."""
-    # Not isinstance: from Python 3.12 on that does not see what LateS3Store hands on.
-    return cast("MultipartStore", store) if store.kind == "s3" else None
+    return store.parts

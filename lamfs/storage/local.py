@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from lamfs import permissions
-from lamfs.copying import open_source, write_full
+from lamfs.copying import copy_fd, open_source, write_full
 from lamfs.errors import (
     LamfsError,
     ObjectChanged,
@@ -30,8 +30,9 @@ from lamfs.keys import LOCK_FOLDER, is_probe
 from lamfs.storage import meta as metas
 from lamfs.storage.base import Capabilities, ObjectMeta, ObjectStat, Progress, StorageConfig, UnfinishedUpload
 from lamfs.storage.folder import READ, SPOOL_FOLDER, TEMP_FOLDER, Entry, Folder
-from lamfs.storage.osfiles import copy_contents, source_error, storage_error, sync, write_fetched
+from lamfs.storage.osfiles import source_error, storage_error, sync, write_fetched
 from lamfs.storage.root import check_object_key, is_utf8
+from lamfs.storage.signs import sign
 
 READ_CHUNK = 1 << 20
 
@@ -56,6 +57,18 @@ class LocalStore:
     @property
     def kind(self) -> Literal["local"]:
         return "local"
+
+    @property
+    def on_disk(self) -> bool:
+        return True
+
+    @property
+    def takes_files(self) -> bool:
+        return True
+
+    @property
+    def parts(self) -> None:
+        """None: a file is copied or renamed in one go."""
 
     @property
     def cache_name(self) -> str:
@@ -107,22 +120,11 @@ class LocalStore:
             end = size if length is None else min(size, offset + length)
             return b"".join(_chunks(fd, offset, end, end - offset))
 
-    def get_into(
-        self,
-        key: str,
-        fd: int,
-        *,
-        offset: int,
-        length: int,
-        etag: str | None = None,
-        file_offset: int | None = None,
-    ) -> None:
-        position = offset if file_offset is None else file_offset
+    def get_into(self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None) -> None:
         end = offset + length
         with self._open(key, etag) as (source, size):
             for chunk in _chunks(source, offset, min(end, size), READ_CHUNK):
-                write_fetched(fd, chunk, position)
-                position += len(chunk)
+                write_fetched(fd, chunk, offset)
                 offset += len(chunk)
         if offset < end:
             raise self._ends(key, end)
@@ -504,7 +506,12 @@ def _said(fd: int) -> ObjectMeta | None:
 
 
 def _copy_all(source: int, target: int, name: str, progress: Progress | None) -> None:
+    def moved(count: int) -> None:
+        sign()
+        if progress is not None:
+            progress(count)
+
     try:
-        copy_contents(source, target, os.fstat(source).st_size, progress)
+        copy_fd(source, target, moved)
     except EOFError as error:
         raise StorageError(f"'{name}' became shorter while it was stored ({error}); store it again.") from error

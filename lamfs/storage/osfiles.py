@@ -1,4 +1,4 @@
-"""Local files as storage handles them: OSError into domain errors (the one seam), and copying whole files.
+"""Local files as storage handles them: OSError into domain errors (the one seam), and making them durable.
 
 Plain functions without state, for any thread.
 """
@@ -6,9 +6,7 @@ Plain functions without state, for any thread.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-from collections.abc import Callable
 
 from lamfs import copying
 from lamfs.errors import (
@@ -21,12 +19,6 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.storage.signs import sign
-
-FICLONE = 0x40049409
-"""ioctl of linux/fs.h: share the extents of another file (btrfs, XFS, bcachefs)."""
-
-COPY_CHUNK = 4 << 20
-"""Bytes per copy_file_range or read, so that progress shows."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
@@ -45,12 +37,6 @@ _GONE_AWAY = frozenset(
     }
 )
 """What a network or FUSE file system below the folder answers while its server is away."""
-
-_NO_RANGE_COPY = frozenset(
-    {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EBADF, errno.ETXTBSY, errno.EIO}
-)
-"""copy_file_range refuses: another kind of file system, an old kernel, a seccomp filter, or procfs. An EIO that is
-real comes again from the plain read."""
 
 
 def storage_error(error: OSError, name: str, root: str) -> LamfsError:
@@ -120,76 +106,6 @@ def write_fetched(fd: int, data: bytes | memoryview, offset: int) -> None:
             f"Fetched data cannot be written to the cache: {os.strerror(number)}; look at the cache directory.",
             errno=number,
         ) from error
-
-
-def copy_contents(source: int, target: int, size: int, progress: Callable[[int], None] | None = None) -> None:
-    """Make the empty file ``target`` hold the first ``size`` bytes of ``source`` (both open descriptors).
-
-    Shares extents where the file system can, else copies inside the kernel, else through this process; holes stay
-    holes. ``progress`` gets byte counts that add up to ``size``. Moves the file offset of ``source``. Raises OSError,
-    and EOFError when the source is shorter than ``size``.
-    """
-    if os.fstat(source).st_size == size and _clone(source, target):
-        if progress is not None and size:
-            progress(size)
-        return
-    os.ftruncate(target, size)
-    position = 0
-    in_kernel = True
-    while position < size:
-        start, end = _next_extent(source, position, size)
-        if progress is not None and start > position:
-            progress(start - position)
-        position = start
-        while position < end:
-            want = min(COPY_CHUNK, end - position)
-            done = _copy_in_kernel(source, target, position, want) if in_kernel else 0
-            if done == 0:
-                in_kernel = False
-                done = _copy_through(source, target, position, want)
-            position += done
-            sign()
-            if progress is not None:
-                progress(done)
-
-
-def _clone(source: int, target: int) -> bool:
-    try:
-        fcntl.ioctl(target, FICLONE, source)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise
-        return False
-    return True
-
-
-def _next_extent(fd: int, position: int, size: int) -> tuple[int, int]:
-    """Bounds of the next data at or after ``position``; ``(size, size)`` when only a hole follows."""
-    try:
-        start = os.lseek(fd, position, os.SEEK_DATA)
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-    except OSError as error:
-        if error.errno == errno.ENXIO and os.fstat(fd).st_size >= size:
-            return size, size
-        return position, size  # no such seek here, or the file is shorter: the copy finds out
-    return min(start, size), min(end, size)
-
-
-def _copy_in_kernel(source: int, target: int, position: int, want: int) -> int:
-    try:
-        return os.copy_file_range(source, target, want, position, position)
-    except OSError as error:
-        if error.errno not in _NO_RANGE_COPY:
-            raise
-        return 0
-
-
-def _copy_through(source: int, target: int, position: int, want: int) -> int:
-    data = os.pread(source, want, position)
-    if not data:
-        raise EOFError(f"the file ended at byte {position}")
-    copying.write_full(target, data, position)
-    return len(data)
 
 
 def sync(fd: int) -> None:

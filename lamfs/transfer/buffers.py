@@ -1,9 +1,10 @@
-"""Memory for the blocks that are fetched or verified at the time. Thread-safe."""
+"""Memory for the blocks that are fetched, verified or hashed at the time. Thread-safe."""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+import threading
 from collections.abc import Iterator
 
 from lamfs.model import BLOCK_SIZE
@@ -36,3 +37,14 @@ class Buffers:
     def drop(self) -> None:
         """Give the memory back that nobody uses."""
         self._free.clear()
+
+
+_thread = threading.local()
+
+
+def own() -> Buffers:
+    """This thread's own Buffers: their memory goes with the thread, or by ``drop``."""
+    found: Buffers | None = getattr(_thread, "buffers", None)
+    if found is None:
+        found = _thread.buffers = Buffers()
+    return found

@@ -18,6 +18,7 @@ from typing import Any
 
 import trio
 
+from lamfs import jsonlines
 from lamfs.errors import LamfsError, StorageError, TransferDied
 from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, StorageConfig
@@ -154,7 +155,7 @@ class Mover(PartJobs):
         """Serve one process until its socket ends, or until cancelled; it is gone when this returns."""
         self._outbox = bytearray()
         self._sock, self.pid = sock, process.pid
-        self._post(jobs.encode(jobs.pack_config(self.config)))
+        self._post(jsonlines.encode(jobs.pack_config(self.config)))
         self._up.set()
         task_status.started()
         try:
@@ -178,7 +179,7 @@ class Mover(PartJobs):
             job.finish()
 
     async def _read_loop(self, sock: socket.socket) -> None:
-        lines = jobs.Lines()
+        lines = jsonlines.Lines()
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
@@ -191,7 +192,7 @@ class Mover(PartJobs):
                 return
             for line in lines.feed(data):
                 try:
-                    self._answer(jobs.decode(line))
+                    self._answer(jsonlines.decode(line))
                 except (ValueError, KeyError):
                     log.exception("The moving process wrote what is no answer; ending it.")
                     return
@@ -273,13 +274,13 @@ class Mover(PartJobs):
         job = self._jobs[ident] = _Job(op, fds, progress)
         if job.beat is not None:
             message["alive"] = True
-        self._post(jobs.encode(message))
+        self._post(jsonlines.encode(message))
         try:
             await job.done.wait()
         except trio.Cancelled:
             job.progress = None
             if ident in self._jobs and self._sock is not None:
-                self._post(jobs.encode({"cancel": ident}))
+                self._post(jsonlines.encode({"cancel": ident}))
             raise
         if job.error is not None:
             raise job.error
@@ -335,10 +336,6 @@ class Mover(PartJobs):
         ]
         reply = await self._call("put_many", {"files": packed})
         return [jobs.unpack_error(each) if isinstance(each, dict) else jobs.unpack_stat(each) for each in reply]
-
-    async def push_file(self, key: str, path: str) -> ObjectStat:
-        """Store a file under ``key`` and leave it where it is (the registry's snapshot)."""
-        return await self.put(path, key)
 
     async def put_bytes(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
@@ -458,7 +455,7 @@ class Mover(PartJobs):
             given[ident] = self._jobs[ident] = job = _Job("fetch", fds, None, partial(then, number))
             if job.beat is not None:
                 message["alive"] = True
-            lines.append(jobs.encode(message))
+            lines.append(jsonlines.encode(message))
         self._post(b"".join(lines))
         try:
             await last.wait()
@@ -466,7 +463,7 @@ class Mover(PartJobs):
             for ident, job in given.items():
                 job.then = None
                 if ident in self._jobs and self._sock is not None:
-                    self._post(jobs.encode({"cancel": ident}))
+                    self._post(jsonlines.encode({"cancel": ident}))
             raise
 
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:

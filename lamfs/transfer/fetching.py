@@ -1,6 +1,6 @@
-"""Fetching in the moving process: what has come is checked in memory, and only then written. Any thread.
+"""Fetching: what has come is checked in memory, and only then written. Any thread.
 
-Plain functions. A message is that of a job, as lamfs.transfer.client sends it.
+Plain functions. A message is that of a job of the moving process, as lamfs.transfer.client sends it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,18 @@ from lamfs.transfer.buffers import Buffers
 from lamfs.transfer.jobs import Message
 
 
+def fetch_right(
+    store: ObjectStore, key: str, etag: str, offset: int, data: memoryview, is_right: Callable[[memoryview], bool]
+) -> bool:
+    """Fill ``data`` with a range of an object; whether it ``is_right``. Wrong once may be the way here, and is fetched
+    again; wrong twice is storage. Raises as ObjectStore.get."""
+    for _ in range(2):
+        store.get_view(key, data, offset=offset, etag=etag)
+        if is_right(data):
+            return True
+    return False
+
+
 def fetch(store: ObjectStore, buffers: Buffers, message: Message, fd: int) -> None:
     """Write a range of an object into the file ``fd``: as Mover.fetch, whose errors it raises, and OSError."""
     m = message
@@ -23,12 +35,9 @@ def fetch(store: ObjectStore, buffers: Buffers, message: Message, fd: int) -> No
         store.get_into(key, fd, offset=offset, length=length, etag=etag)
         return
     with buffers.view(length) as data:
-        for _ in range(2):  # wrong once may be the way here; wrong twice is storage
-            store.get_view(key, data, offset=offset, etag=etag)
-            if _is_right(m, data):
-                copying.write_full(fd, data, offset)
-                return
-    raise _damaged(store, m, offset, length)
+        if not fetch_right(store, key, etag, offset, data, lambda view: _is_right(m, view)):
+            raise _damaged(store, m, offset, length)
+        copying.write_full(fd, data, offset)
 
 
 def _is_right(message: Message, data: memoryview) -> bool:

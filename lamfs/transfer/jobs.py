@@ -1,6 +1,6 @@
-"""The language between the daemon and its moving process: framing, jobs, replies, errors. Pure, any thread.
+"""The language between the daemon and its moving process: jobs, replies, errors. Pure, any thread.
 
-Newline-delimited JSON both ways over one stream socket.
+Lines of JSON (jsonlines.py) both ways over one stream socket.
 
 - The daemon's first line is the StorageConfig. Then one line per job, ``{"id": 7, "op": "fetch", …}``, or
   ``{"cancel": 7}``: nobody waits for job 7 any more; it is skipped when it has not begun. It is answered all the same.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import errno
-import json
 from typing import Any, NamedTuple
 
 import lamfs.errors
@@ -36,13 +35,6 @@ PARTS = frozenset({"send_part", "copy_part"})
 HASHES = frozenset({"hash", "hash_range", "hash_ends"})
 """What is hashed never waits for storage: a pool of its own, and another for jobs that are marked as ``bulk`` (hashing
 all of a large file)."""
-WRITES = frozenset(
-    {
-        "put", "put_many", "copy", "delete", "clone", "graft",
-        "begin_upload", "complete_upload", "abort_upload", "list_parts", "uploads_of",
-    }
-)  # fmt: skip
-"""Everything else that may take long: the writes pool."""
 
 
 class WholeFile(NamedTuple):
@@ -53,11 +45,6 @@ class WholeFile(NamedTuple):
     length: int
     path: str
     digest: bytes
-
-
-def encode(message: Message) -> bytes:
-    """One message as one line."""
-    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def fetch(
@@ -73,33 +60,6 @@ def fetch(
         "digest": None if digest is None else digest.hex(),
         "leaves": None if leaves is None else leaves.hex(),
     }
-
-
-def decode(line: bytes) -> Message:
-    """The message in one line. Raises ValueError when it is not a JSON object."""
-    message = json.loads(line)
-    if not isinstance(message, dict):
-        raise ValueError(f"not a message: {line[:80]!r}")
-    return message
-
-
-class Lines:
-    """Cuts a byte stream into lines, in time linear in the bytes. One reader owns it."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take what the socket gave; return the lines that it completed, without their newline."""
-        if b"\n" not in data:
-            self._parts.append(data)
-            return []
-        lines = data.split(b"\n")
-        if self._parts:
-            lines[0] = b"".join((*self._parts, lines[0]))
-        rest = lines.pop()
-        self._parts = [rest] if rest else []
-        return lines
 
 
 def pack_bytes(data: bytes) -> str:

@@ -322,7 +322,7 @@ class Uploader:
     async def run(self) -> None:
         """Work until cancelled. What is under way then is finished by the next mount."""
         async with trio.open_nursery() as nursery:
-            if self._store.kind != "local":
+            if self._store.parts is not None:
                 self._steps.streams.start(nursery)
             nursery.start_soon(Folding(self._registry.db).run)
             nursery.start_soon(self.settling.run)
@@ -411,7 +411,7 @@ class Uploader:
     def _is_small(self, entry: JournalEntry, size: int) -> bool:
         """Whether a put may be done in a batch: of a new file."""
         assert entry.ino is not None
-        if size > batches.SMALL or self._store.kind == "local" or entry.id in self.puts.alone:
+        if size > batches.SMALL or self._store.takes_files or entry.id in self.puts.alone:
             return False
         return not (self._steps.streams.sends(entry.ino) or self._registry.artifacts.has_ino(entry.ino))
 

@@ -80,7 +80,13 @@ class MemoryStore:
     begun_with: dict[str, Any] = field(default_factory=dict)
     config: StorageConfig = StorageConfig("s3://bucket/prefix")  # noqa: RUF009
     kind: str = "s3"
+    on_disk: bool = False
+    takes_files: bool = False
     cache_name: str = "bucket/prefix"
+
+    @property
+    def parts(self) -> MemoryStore:
+        return self
 
     def _stat(self, key: str, etag: str | None = None) -> ObjectStat:
         if key not in self.objects:
@@ -110,11 +116,11 @@ class MemoryStore:
         data = self.objects[key]
         return data[offset:] if length is None else data[offset : offset + length]
 
-    def get_into(
-        self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None, file_offset: int | None = None
-    ) -> None:
-        position = offset if file_offset is None else file_offset
-        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), position)
+    def get_into(self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None) -> None:
+        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), offset)
+
+    def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
+        view[:] = self.get(key, offset=offset, length=len(view), etag=etag)
 
     def put_file(
         self,

@@ -83,6 +83,8 @@ class FakeStore:
     objects: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     gets: Counter[tuple[str, int]] = field(default_factory=Counter)
     kind: str = "s3"
+    on_disk: bool = False
+    takes_files: bool = False
     cache_name: str = "bucket/prefix"
 
     def put(self, key: str, data: bytes) -> Revision:
@@ -106,11 +108,11 @@ class FakeStore:
             raise ObjectChanged(f"the object '{key}' changed")
         return data[offset:] if length is None else data[offset : offset + length]
 
-    def get_into(
-        self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None, file_offset: int | None = None
-    ) -> None:
-        data = self.get(key, offset=offset, length=length, etag=etag)
-        os.pwrite(fd, data, offset if file_offset is None else file_offset)
+    def get_into(self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None) -> None:
+        os.pwrite(fd, self.get(key, offset=offset, length=length, etag=etag), offset)
+
+    def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
+        view[:] = self.get(key, offset=offset, length=len(view), etag=etag)
 
     def head(self, key: str) -> ObjectStat:
         etag, data = self.objects[key]

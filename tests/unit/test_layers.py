@@ -16,11 +16,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "lamfs"
 
 PURE = {
-    "model", "errors", "keys", "hashing", "jsontext", "permissions", "printable", "processes", "scratch", "sizes",
-    "config",
+    "model", "errors", "keys", "hashing", "jsonlines", "jsontext", "permissions", "printable", "processes", "scratch",
+    "sizes", "config",
 }  # fmt: skip
-LEAVES = {"beneath", "copying", "pool"}
-"""Descriptors and threads: plain code that imports nothing of lamfs."""
+LEAVES = {"beneath", "copying", "mountinfo", "pool"}
+"""Descriptors, threads and tables of the kernel: plain code that imports nothing of lamfs."""
 BOTTOM = PURE | LEAVES | {"registry", "spool", "storage"}
 MIDDLE = BOTTOM | {"cache", "transfer"}
 
@@ -32,12 +32,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "permissions": {"errors"},
     "scratch": {"errors"},
     "sizes": {"errors"},
+    "jsonlines": set(),
     "jsontext": set(),
     "printable": set(),
     "processes": set(),
-    "config": {"model", "errors", "keys", "hashing", "jsontext", "permissions", "processes", "scratch"},
+    "config": {"model", "errors", "keys", "hashing", "jsonlines", "jsontext", "permissions", "processes", "scratch"},
     "beneath": set(),
     "copying": set(),
+    "mountinfo": set(),
     "spool": {"beneath", "errors", "keys"},
     "pool": set(),
     "registry": PURE,
@@ -103,6 +105,12 @@ def is_type_checking(node: ast.AST) -> bool:
     )
 
 
+def is_module(root: Path, name: list[str]) -> bool:
+    """Whether an absolute name (``["lamfs", "fs", "files"]``) is a module or package below the package's root."""
+    path = root.joinpath(*name[1:])
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
 def modules_named(node: ast.AST, package: list[str], root: Path) -> Iterator[str]:
     """Absolute names of the modules that one syntax node imports."""
     if isinstance(node, ast.Import):
@@ -110,13 +118,11 @@ def modules_named(node: ast.AST, package: list[str], root: Path) -> Iterator[str
     elif isinstance(node, ast.ImportFrom):
         base = package[: len(package) - node.level + 1] if node.level else []
         full = [*base, *(node.module.split(".") if node.module else [])]
-        if full != [root.name]:
+        # `from lamfs.fs import x`: a module x of lamfs.fs, or a name from lamfs/fs/__init__.py.
+        inner = {alias.name for alias in node.names if full[:1] == [root.name] and is_module(root, [*full, alias.name])}
+        yield from (".".join([*full, name]) for name in sorted(inner))
+        if any(alias.name not in inner for alias in node.names):
             yield ".".join(full)
-            return
-        # `from lamfs import x`: a module x of lamfs, or a name from lamfs/__init__.py.
-        for alias in node.names:
-            is_module = (root / alias.name).is_dir() or (root / f"{alias.name}.py").is_file()
-            yield f"{root.name}.{alias.name}" if is_module else root.name
     elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name in ("import_module", "__import__") and isinstance(node.args[0].value, str):
@@ -162,8 +168,77 @@ def problems(root: Path) -> list[str]:
     return found
 
 
+def modules_of(root: Path) -> dict[str, set[str]]:
+    """Every module of the package, and the modules of the package that it imports, wherever in it."""
+    files = {}
+    for file in root.rglob("*.py"):
+        parts = [root.name, *file.relative_to(root).with_suffix("").parts]
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return {
+        name: {item.module for item in imports_of(root, file) if item.module in files} for name, file in files.items()
+    }
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """The modules that a module imports, directly or by way of others."""
+    found: set[str] = set()
+    ahead = list(graph[start])
+    while ahead:
+        name = ahead.pop()
+        if name not in found:
+            found.add(name)
+            ahead.extend(graph[name])
+    return found
+
+
+def cycles(root: Path) -> list[list[str]]:
+    """Groups of modules that import each other, each sorted."""
+    graph = modules_of(root)
+    below = {name: reachable(graph, name) for name in graph}
+    groups = {tuple(sorted(other for other in below[name] if name in below[other])) for name in graph}
+    return sorted(list(group) for group in groups if group)
+
+
+OPS_RING = {
+    f"lamfs.ops.{name}"
+    for name in (
+        "adoption", "artifacts", "drafts", "instance", "newer", "overlays", "recover", "snapshot", "working_copy",
+    )
+}  # fmt: skip
+"""The one cycle that is left. It may shrink; when it is gone, so does this exception."""
+
+
 def test_every_import_of_lamfs_points_down() -> None:
     assert problems(PACKAGE) == []
+
+
+def test_no_modules_of_a_package_import_each_other() -> None:
+    assert [group for group in cycles(PACKAGE) if not set(group) <= OPS_RING] == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("from lamfs.fs.b import B", "from lamfs.fs.a import A"),
+        ("from lamfs.fs import b", "from lamfs.fs import a"),
+        ("from . import b", "from .a import A"),
+        ("import lamfs.fs.b", "def f():\n    from lamfs.fs.a import A"),
+        ("from lamfs.fs.b import B", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import lamfs.fs.a"),
+        ("from lamfs.fs.c import C", "from lamfs.fs.a import A"),
+    ],
+)
+def test_the_reader_sees_a_cycle(tmp_path: Path, one: str, other: str) -> None:
+    root = make_package(tmp_path, "fs/a.py", one)
+    (root / "fs" / "b.py").write_text(other)
+    (root / "fs" / "c.py").write_text("from lamfs.fs.b import B")
+    found = ["lamfs.fs.a", "lamfs.fs.b", *(["lamfs.fs.c"] if ".c" in one else [])]
+    assert cycles(root) == [found]
+
+
+def test_a_package_and_its_modules_make_no_cycle_by_their_names_alone(tmp_path: Path) -> None:
+    root = make_package(tmp_path, "fs/a.py", "from lamfs.fs.b import B\nfrom lamfs import model")
+    (root / "fs" / "b.py").write_text("import trio")
+    assert cycles(root) == []
 
 
 def test_the_reader_finds_the_package_and_its_imports() -> None:

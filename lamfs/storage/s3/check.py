@@ -10,7 +10,6 @@ import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from lamfs import config
 from lamfs.errors import (
@@ -23,12 +22,9 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.keys import PROBE_PREFIX
-from lamfs.storage.base import Capabilities
+from lamfs.storage.base import Capabilities, ObjectStore
 from lamfs.storage.s3.client import Connection, bare, quoted
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
-
-if TYPE_CHECKING:
-    from lamfs.storage.s3.store import S3Store
 
 RACERS = 5
 ROUNDS = 4
@@ -55,7 +51,7 @@ _NOT_READ_GUARDED = (
 )
 
 
-def check_bucket(store: S3Store, connection: Connection, *, write: bool, exclusive: bool = False) -> Capabilities:
+def check_bucket(store: ObjectStore, connection: Connection, *, write: bool, exclusive: bool = False) -> Capabilities:
     """The check of ObjectStore. Without ``write`` only reading is tried, and the write capabilities count as unproven.
     With ``exclusive`` there is no race, since one was won before.
 
@@ -104,7 +100,7 @@ def check_bucket(store: S3Store, connection: Connection, *, write: bool, exclusi
     )
 
 
-def _first_write(store: S3Store, key: str, url: str) -> str:
+def _first_write(store: ObjectStore, key: str, url: str) -> str:
     try:
         return store.put_bytes(key, b"lamfs looks what this storage can do").etag
     except StorageError as error:
@@ -116,7 +112,7 @@ def _first_write(store: S3Store, key: str, url: str) -> str:
         raise
 
 
-def _race(store: S3Store, keys: list[str]) -> bool:
+def _race(store: ObjectStore, keys: list[str]) -> bool:
     """Whether each of ``keys`` gets exactly one creator when RACERS threads try at the same time."""
     patience = store.config.timeout * 2
     ready = threading.Barrier(RACERS * len(keys))

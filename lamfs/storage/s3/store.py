@@ -17,6 +17,7 @@ from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, Stora
 from lamfs.keys import LOCK_FOLDER, is_probe
 from lamfs.storage.base import (
     Capabilities,
+    MultipartStore,
     ObjectMeta,
     ObjectStat,
     PartStat,
@@ -73,6 +74,18 @@ class S3Store:
         return "s3"
 
     @property
+    def on_disk(self) -> bool:
+        return False
+
+    @property
+    def takes_files(self) -> bool:
+        return False
+
+    @property
+    def parts(self) -> MultipartStore:
+        return self
+
+    @property
     def cache_name(self) -> str:
         return f"{self._bucket}/{self._base}".rstrip("/")
 
@@ -113,21 +126,10 @@ class S3Store:
         self._download(key, offset, length, etag, sink)
         return b"".join(chunks)
 
-    def get_into(
-        self,
-        key: str,
-        fd: int,
-        *,
-        offset: int,
-        length: int,
-        etag: str | None = None,
-        file_offset: int | None = None,
-    ) -> None:
-        base = offset if file_offset is None else file_offset
-
+    def get_into(self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None) -> None:
         def sink(body: Any, at: int, count: int) -> int:
             data: bytes = body.read(count)
-            write_fetched(fd, data, base + at)
+            write_fetched(fd, data, offset + at)
             return len(data)
 
         self._whole(key, offset, length, etag, sink)

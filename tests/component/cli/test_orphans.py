@@ -28,12 +28,12 @@ MIB = 1 << 20
 SLOW = """
 import sys, time
 from pathlib import Path
-from lamfs.storage import osfiles
+from lamfs import copying
 from lamfs.storage.s3.client import Connection
 from lamfs.cli import main
 
 begun = Path(sys.argv.pop(1))
-copy, once = osfiles._copy_in_kernel, Connection.once
+copy, once = copying._copy_in_kernel, Connection.once
 
 def slow_copy(*args):
     done = copy(*args)
@@ -48,7 +48,7 @@ def slow_once(self, operation, *args, **params):
         time.sleep(1)
     return found
 
-osfiles._copy_in_kernel, Connection.once = slow_copy, slow_once
+copying._copy_in_kernel, Connection.once = slow_copy, slow_once
 main(prog_name="lamfs")
 """
 

@@ -91,7 +91,7 @@ store = open_store(StorageConfig("s3://bucket/root", endpoint_url=sys.argv[1], r
                                  timeout=1.0))
 store.prepare()
 if sys.argv[2] == "botocore":
-    store._connection._client(False)
+    store._store()._connection._client(False)
 before = peak()
 for call in sys.argv[3:]:
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lamfs import config
+from lamfs import config, copying
 from lamfs.errors import (
     InvalidName,
     LamfsError,
@@ -31,9 +31,10 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.processes import state_of
-from lamfs.storage import StorageConfig, osfiles
+from lamfs.storage import StorageConfig
 from lamfs.storage import folder as folder_module
 from lamfs.storage.local import LocalStore, etag_of
+from lamfs.storage.signs import told
 
 MakeFile = Callable[[bytes], Path]
 TEMP = ".lamindb/_tmp"
@@ -47,7 +48,7 @@ def names(folder: Path) -> set[str]:
 @pytest.fixture
 def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copy in steps of 64 KiB."""
-    monkeypatch.setattr(osfiles, "COPY_CHUNK", 1 << 16)
+    monkeypatch.setattr(copying, "COPY_CHUNK", 1 << 16)
 
 
 def test_rights(local: LocalStore, folder: Path, make_file: MakeFile) -> None:
@@ -207,11 +208,19 @@ def test_copies_without_help_of_the_kernel(
         def refuse(*_: object) -> int:
             raise OSError(refusal, os.strerror(refusal))
 
-        monkeypatch.setattr(osfiles.os, "copy_file_range", refuse)
+        monkeypatch.setattr(copying.os, "copy_file_range", refuse)
     moved: list[int] = []
     local.put_file("k", str(make_file(data)), progress=moved.append)
     assert local.get("k") == data
     assert sum(moved) == len(data)
+
+
+@pytest.mark.usefixtures("small_copies")
+def test_a_copy_gives_signs_of_life_where_nobody_counts(local: LocalStore, make_file: MakeFile) -> None:
+    signs: list[None] = []
+    with told(lambda: signs.append(None)):
+        local.put_file("k", str(make_file(os.urandom(300_001))))
+    assert len(signs) >= 5
 
 
 @pytest.mark.usefixtures("small_copies")

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from lamfs.errors import InvalidArgument, InvalidName
 from lamfs.storage import StorageConfig, open_store, parse_root
-from lamfs.storage.base import in_parts
+from lamfs.storage.base import MultipartStore, ObjectStore, in_parts
+from lamfs.storage.late import LateS3Store
 from lamfs.storage.local import LocalStore
 from lamfs.storage.root import check_object_key, is_s3, split_s3
+from lamfs.storage.s3 import S3Store
 
 
 @pytest.mark.parametrize(
@@ -103,3 +105,20 @@ def test_the_root_says_which_store(tmp_path: Path) -> None:
     assert in_parts(s3) is s3
     assert s3._made is None  # type: ignore[attr-defined]  # nothing of all this needs more than the name
     s3.close()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "store"),
+    [(ObjectStore, LocalStore), (ObjectStore, S3Store), (ObjectStore, LateS3Store),
+     (MultipartStore, S3Store), (MultipartStore, LateS3Store)],
+)  # fmt: skip
+def test_a_store_has_each_method_itself(protocol: type, store: type) -> None:
+    """None is made up as it is asked for, where no reader and no type checker would see it."""
+    assert {name for name in vars(protocol) if not name.startswith("_")} <= set(vars(store))
+    assert "__getattr__" not in vars(store)
+
+
+def test_what_a_storage_can_do(tmp_path: Path) -> None:
+    for root, is_folder in ((str(tmp_path), True), ("s3://bucket", False)):
+        store = open_store(StorageConfig(root))
+        assert (store.on_disk, store.takes_files, store.parts is None) == (is_folder,) * 3

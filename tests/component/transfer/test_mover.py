@@ -132,7 +132,7 @@ async def test_each_job_does_what_the_store_does(mover: Mover, config: StorageCo
     assert await mover.get("lock", length=1 << 24) == b"me"
     with pytest.raises(PreconditionFailed):
         await mover.put_bytes("lock", b"you", if_none_match=True)
-    pushed = await mover.push_file("snapshot", str(file))
+    pushed = await mover.put(str(file), "snapshot")
     assert pushed.size == len(data)
     await mover.put(str(file), "taken", consume=True)
     assert open_store(config).get("taken") == data

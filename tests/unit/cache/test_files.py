@@ -191,7 +191,7 @@ def test_what_is_being_fetched_is_the_last_that_a_mount_would_evict(s3: Rig) -> 
         s3.file(old, progress=interrupt, workers=1)
     s3.file(s3.put("young", b"y"))
     newest: list[str] = []
-    s3.file(old, progress=lambda _: newest.append(s3.index.least_recent(5)[-1].path))
+    s3.file(old, progress=lambda _: newest.append(s3.index.evictable(5)[-1][0].path))
     assert [os.path.basename(path) for path in newest] == ["old", "old"]
 
 
@@ -267,7 +267,7 @@ def test_a_copy_that_was_never_finished_is_evicted_some_day(tmp_path: Path, monk
             rig.file(revision, progress=lambda count: (_ for _ in ()).throw(KeyboardInterrupt))
     [left] = os.listdir(cache_path(rig.dir, rig.store, "d"))
     assert left.startswith(".lamfs-")
-    evict(rig.index, rig.dir, [row.path for row in rig.index.least_recent(5)])
+    evict(rig.index, rig.dir, [row.path for row, _ in rig.index.evictable(5)])
     assert not cache_path(rig.dir, rig.store, "d").exists()
 
 
@@ -294,9 +294,7 @@ async def test_a_mount_and_the_api_share_what_they_fetch(s3: Rig) -> None:
         await nursery.start(cache.run)
         file = cache.open(revision)
         await file.read(BLOCK_SIZE, 10)
-        path = await trio.to_thread.run_sync(
-            lambda: cache_file(s3.store, CacheIndex(s3.dir), s3.dir, revision), abandon_on_cancel=False
-        )
+        path = cache_file(s3.store, CacheIndex(s3.dir), s3.dir, revision)
         assert path.read_bytes() == data
         assert os.fstat(file.fd()).st_ino == path.stat().st_ino
         assert all(count == 1 for count in s3.fake.gets.values())

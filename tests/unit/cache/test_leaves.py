@@ -190,7 +190,7 @@ async def test_a_block_that_is_on_its_way_is_waited_for(rig: Rig) -> None:
     async with rig.mount() as cache:
         file = cache.open(revision)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(file.fill_range, 0, 0)
+            nursery.start_soon(file.read, 0, BLOCK_SIZE)
             await until(lambda: rig.mover.fetching == 1)
             nursery.start_soon(file.read, 5 * LEAF_SIZE, 10)
             await trio.testing.wait_all_tasks_blocked()

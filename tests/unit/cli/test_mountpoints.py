@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lamfs import mountinfo
 from lamfs.cli import mountpoints
-from lamfs.cli.mountpoints import Mounted
 from lamfs.errors import AlreadyExists, InvalidArgument, NotEmpty, NotSetUp
+from lamfs.mountinfo import Mounted
 from lamfs.ops.mounts import MountRecord
 
 TABLE = (
@@ -27,8 +28,8 @@ TABLE = (
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mounted]:
     (tmp_path / "mountinfo").write_bytes(TABLE)
-    found = mountpoints.table(str(tmp_path / "mountinfo"))
-    monkeypatch.setattr(mountpoints, "table", lambda: found)
+    found = mountinfo.table(str(tmp_path / "mountinfo"))
+    monkeypatch.setattr(mountinfo, "table", lambda: found)
     return found
 
 
@@ -43,10 +44,10 @@ def test_mountinfo_is_read_with_its_escapes_and_optional_fields(table: list[Moun
 
 
 def test_the_topmost_mount_counts(table: list[Mounted]) -> None:
-    found = mountpoints.at("/mnt")
+    found = mountinfo.at("/mnt")
     assert found is not None
     assert found.source == "lamfs:c/d"
-    assert mountpoints.at("/mnt/x") is None
+    assert mountinfo.at("/mnt/x") is None
 
 
 def test_nothing_is_mounted_inside_a_mount(table: list[Mounted]) -> None:
@@ -85,7 +86,7 @@ def test_a_daemon_that_lives_on_without_its_mount_is_told_from_the_one_that_is_t
 
 
 def test_the_real_table_has_proc() -> None:
-    found = mountpoints.at("/proc")
+    found = mountinfo.at("/proc")
     assert found is not None
     assert found.fstype == "proc"
 
@@ -97,7 +98,7 @@ def test_symlinks_are_followed_but_not_into_a_mount(tmp_path: Path, monkeypatch:
     assert mountpoints.absolute(f"{tmp_path}/link/m") == f"{tmp_path}/real/m"
     assert mountpoints.absolute(f"{tmp_path}/last") == f"{tmp_path}/real/inner"
     # A link where a mount is said to be stays as it is: it is not looked at.
-    monkeypatch.setattr(mountpoints, "table", lambda: [Mounted(f"{tmp_path}/last", "fuse.lamfs", "lamfs:a/b")])
+    monkeypatch.setattr(mountinfo, "table", lambda: [Mounted(f"{tmp_path}/last", "fuse.lamfs", "lamfs:a/b")])
     assert mountpoints.absolute(f"{tmp_path}/last") == f"{tmp_path}/last"
     monkeypatch.chdir(tmp_path / "real")
     assert mountpoints.absolute("../link") == f"{tmp_path}/real"

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lamfs import config
-from lamfs.cli import main, mountpoints, sync
-from lamfs.cli.mountpoints import Mounted
+from lamfs import config, mountinfo
+from lamfs.cli import main, sync
 from lamfs.model import StorageConfig, iso, now_ns
+from lamfs.mountinfo import Mounted
 from lamfs.ops import mounts, setup
 from lamfs.ops.instance import Instance
 from lamfs.registry import Lost, Registry, process_id
@@ -178,7 +178,7 @@ def test_status_shows_what_the_daemon_says(daemon, monkeypatch: pytest.MonkeyPat
             open_files=2,
         )
     )
-    monkeypatch.setattr(mountpoints, "table", lambda: [Mounted(made.record.mountpoint, "fuse.lamfs", "lamfs:a/b")])
+    monkeypatch.setattr(mountinfo, "table", lambda: [Mounted(made.record.mountpoint, "fuse.lamfs", "lamfs:a/b")])
     lines = CliRunner().invoke(main, ["status"]).stdout.splitlines()
     assert lines[0].startswith(f"a/b at {made.record.mountpoint} (pid {os.getpid()}, since ")
     assert "  owed     2 puts (3.0 MiB), 1 delete" in lines
@@ -189,7 +189,7 @@ def test_status_shows_what_the_daemon_says(daemon, monkeypatch: pytest.MonkeyPat
     assert data["mounts"][0]["owed"] == {"put": 2, "delete": 1}
     assert data["mounts"][0]["answers"] is True
     assert data["mounts"][0]["detached"] is False
-    monkeypatch.setattr(mountpoints, "table", list)
+    monkeypatch.setattr(mountinfo, "table", list)
     lines = CliRunner().invoke(main, ["status"]).stdout.splitlines()
     assert lines[0].startswith(f"a/b unmounted from {made.record.mountpoint} (pid {os.getpid()}, since ")
     assert lines[0].endswith("its daemon ends when its files are closed and everything is stored")

@@ -1,16 +1,15 @@
-"""Copies keep bytes and holes, by whichever way the file system allows; scratch memory goes when its thread does."""
+"""Copies keep bytes and holes, by whichever way the file system allows."""
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
 from lamfs import copying
-from tests.support.transfer import make_bytes, open_fds
+from tests.support.transfer import make_bytes
 
 MIB = 1 << 20
 
@@ -80,28 +79,25 @@ def test_a_real_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert info.value.errno == errno.ENOSPC
 
 
-def test_scratch_is_kept_by_its_thread_and_goes_with_it() -> None:
-    before = open_fds()
-    seen: list[int] = []
+@pytest.mark.parametrize("refused", ["nothing", "copy_file_range"])
+def test_a_source_that_becomes_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    sparse(tmp_path / "source", 300_000, {0: 300_000})
+    monkeypatch.setattr(copying.fcntl, "ioctl", refuse)
+    monkeypatch.setattr(copying, "COPY_CHUNK", 1 << 16)
+    if refused == "copy_file_range":
+        monkeypatch.setattr(copying.os, "copy_file_range", refuse)
+    with (tmp_path / "source").open("rb") as src, (tmp_path / "target").open("w+b") as dst:
+        with pytest.raises(EOFError, match="ended at byte 100000"):
+            copying.copy_fd(src.fileno(), dst.fileno(), lambda _: os.truncate(tmp_path / "source", 100_000))
+    assert (tmp_path / "target").stat().st_size == 300_000
 
-    def work() -> None:
-        scratch = copying.scratch(1000)
-        os.pwrite(scratch.fd, b"abc", 5)
-        with scratch.view(8) as view:
-            assert bytes(view) == bytes(5) + b"abc"
-        assert copying.scratch(10) is scratch
-        assert copying.scratch(2000) is not scratch
-        seen.append(open_fds())
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen[0] > before
-    assert open_fds() == before
-    copying.scratch(10)
-    copying.drop_scratch()
-    copying.drop_scratch()
-    assert open_fds() == before
+def test_progress_adds_up_to_the_size_with_holes(tmp_path: Path) -> None:
+    sparse(tmp_path / "source", 9 * MIB + 1, {4 * MIB + 5: 100})
+    told: list[int] = []
+    with (tmp_path / "source").open("rb") as src, (tmp_path / "target").open("w+b") as dst:
+        copying.copy_fd(src.fileno(), dst.fileno(), told.append)
+    assert sum(told) == 9 * MIB + 1
 
 
 def test_a_link_is_not_opened_but_an_open_file_is(tmp_path: Path) -> None:

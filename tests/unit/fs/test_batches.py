@@ -153,14 +153,14 @@ def test_uploads_wait_while_many_files_are_made(make_box: MakeBox, monkeypatch: 
     async def scenario(user: User) -> None:
         puts = user.fs.context.uploader.puts
         await make(user)
-        await trio.sleep(0.2)
+        await trio.testing.wait_all_tasks_blocked(0.02)
         assert puts.stored_files == 0
         opened = await user.create("urgent")
         await user.pwrite(opened, b"urgent", 0)
         await user.fsync(opened)
         assert puts.stored_files == 1
         await user.close(opened)
-        await trio.sleep(0.2)
+        await trio.testing.wait_all_tasks_blocked(0.02)
         assert puts.stored_files == 1
         await user.sync()
         assert puts.stored_files == FILES + 1

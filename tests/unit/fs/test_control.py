@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from lamfs.errors import FsError
-from lamfs.fs import contents
+from lamfs.fs import contents, numbers
 from lamfs.fs.contents import LIMIT, OVERHEAD, SHARED_SECONDS, Contents
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.fs.nodes import CONTROL_BASE
@@ -301,7 +301,7 @@ def test_the_numbers_show_what_was_done_before(make_box: MakeBox, monkeypatch: p
     async def scenario(user: User) -> None:
         fs = user.fs
         made = 0
-        numbers = fs.context.stats.numbers
+        made_by = numbers.collect
 
         async def read() -> dict[str, str]:
             handle = await fs.open(control(fs, "stats"), os.O_RDONLY)
@@ -314,9 +314,9 @@ def test_the_numbers_show_what_was_done_before(make_box: MakeBox, monkeypatch: p
         def counted(context: object) -> dict[str, object]:
             nonlocal made
             made += 1
-            return numbers(fs.context)
+            return made_by(fs.context)
 
-        monkeypatch.setattr(fs.context.stats, "numbers", counted)
+        monkeypatch.setattr(numbers, "collect", counted)
         await read()
         await read()
         assert made == 1

@@ -16,13 +16,15 @@ from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, ObjectMissing, StorageUnavailable, TransferDied
 from lamfs.fs import sweeps
+from lamfs.fs.counters import Counters
 from lamfs.fs.neighbours import IDLE_SECONDS, SWEEP_SECONDS, Neighbours
-from lamfs.fs.stats import Counters
 from lamfs.fs.walks import MOST_FILES
 from lamfs.model import BLOCK_SIZE
 from lamfs.registry import Provenance, Registry
 from tests.support.transfer import FakeMover, FakeStore
 from tests.unit.registry.conftest import Hands
+
+pytestmark = pytest.mark.usefixtures("jumping_clock")
 
 KIB = 1 << 10
 
@@ -178,8 +180,7 @@ async def test_a_part_of_a_large_directory_brings_nothing(rig: Rig, monkeypatch:
     async with rig.mount():
         read = await read_until_swept(rig, paths)
         assert len(paths) // 2 <= read < len(paths)
-        for sweep in rig.neighbours._sweeps.values():
-            sweep.last -= SWEEP_SECONDS + 1
+        await trio.sleep(SWEEP_SECONDS + 1)
         await rig.read("other")
         assert rig.neighbours._swept == 0
     assert rig.counted.prefetched_wasted >= 1
@@ -201,8 +202,7 @@ async def test_a_program_that_stops_wastes_no_more_than_it_used(rig: Rig) -> Non
         await rig.read_all(paths[:10])
         assert 0 < rig.waste() <= 12
         assert rig.counted.prefetched_wasted == 0
-        for walk in rig.neighbours._walks:
-            walk.last -= IDLE_SECONDS + 1
+        await trio.sleep(IDLE_SECONDS + 1)
         await rig.read("z")
         assert rig.counted.prefetched_wasted == rig.waste()
         assert rig.neighbours._bytes == 0

@@ -14,6 +14,7 @@ import trio.testing
 from lamfs.cli import status
 from lamfs.daemon.control import ControlServer
 from lamfs.errors import LamfsError
+from lamfs.fs.numbers import collect
 from lamfs.model import ROOT_INO
 from lamfs.registry import Registry
 from lamfs.storage import base
@@ -70,7 +71,7 @@ def test_status_shows_what_is_not_tried_again(make_box: MakeBox, monkeypatch: py
             patch.setattr(base, "LARGEST_OBJECT", 99_999)
             await user.write_file("a", b"x" * 100_000)
             await user.fs.context.uploader.drain()
-        numbers = user.fs.context.stats.numbers(user.fs.context)
+        numbers = collect(user.fs.context)
         assert numbers["retrying"] == 1
         (line,) = status._retry_lines(numbers)
         assert line.startswith("  refused  put a, not tried again: 'a' has ")

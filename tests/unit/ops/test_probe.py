@@ -15,6 +15,7 @@ from lamfs.storage.base import Capabilities
 
 class Fake:
     kind = "s3"
+    on_disk = False
     exclusive = True
 
     def __init__(self) -> None:

@@ -34,7 +34,7 @@ class CountingStore(BadStore):
         self.busy = self.most = 0
         self._lock = threading.Lock()
 
-    def get_into(self, key: str, fd: int, *, offset: int, **rest: object) -> None:
+    def get_view(self, key: str, view: memoryview, *, offset: int, etag: str | None = None) -> None:
         with self._lock:
             if not key.endswith(".lndb"):  # fsck looks at the registry's copy too
                 self.reads[key, offset // BLOCK_SIZE] += 1
@@ -43,7 +43,7 @@ class CountingStore(BadStore):
         try:
             if key in self.away:
                 raise StorageUnavailable("The storage is away; try again.")
-            self._store.get_into(key, fd, offset=offset, **rest)  # type: ignore[arg-type]
+            self._store.get_view(key, view, offset=offset, etag=etag)
         finally:
             with self._lock:
                 self.busy -= 1

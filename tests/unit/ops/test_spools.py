@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lamfs import config
+from lamfs import config, copying
 from lamfs.daemon.recovery import take_over
 from lamfs.errors import Locked, StorageError
 from lamfs.keys import spool_name
@@ -237,6 +237,26 @@ def test_what_cannot_be_brought_in_is_not_found_missing(
     assert (shared / owed).read_text() == "only here"
     mount()
     assert contents() == {"new.txt": "only here"}
+
+
+def test_a_file_that_is_cut_while_it_is_copied_is_not_taken_for_whole(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owe("new.txt", "closed before the copy")
+    for name, place in (("config", config.config_dir()), ("data", config.data_dir()), ("cache", config.cache_dir())):
+        shutil.copytree(place, tmp_path / "copy" / name)
+
+    def cut(*_: object) -> None:
+        raise EOFError("the file ended at byte 3")
+
+    with machine(tmp_path / "copy"):
+        with monkeypatch.context() as patch:
+            patch.setattr(copying, "copy_fd", cut)
+            with pytest.raises(StorageError, match=r"cannot be brought into its spool .*Input/output error"):
+                mount()
+        assert not list(own_spool().iterdir())
+        mount()
+        assert contents() == {"new.txt": "closed before the copy"}
 
 
 # -- the spool that machines had in common ----------------------------------------------------------------------------

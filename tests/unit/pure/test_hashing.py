@@ -17,13 +17,12 @@ from lamfs.hashing import (
     MD5_MAX,
     encode_digest,
     hash_block,
-    hash_digests,
     hash_ends,
     hash_fd,
     hash_file,
-    hash_folder,
     hash_leaves,
     hash_range,
+    hash_view,
     join_ranges,
     zero_block,
     zero_leaves,
@@ -242,33 +241,6 @@ def test_hash_file_leaves_no_descriptor_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@given(st.lists(st.binary(min_size=16, max_size=16), max_size=8), st.randoms())
-def test_folder_hash_does_not_depend_on_order(digests: list[bytes], random: object) -> None:
-    expected = b64(hashlib.md5(b"".join(sorted(digests))).digest())
-    shuffled = list(digests)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert hash_digests(shuffled) == hash_digests(iter(digests)) == (expected, "md5-d")
-
-
-def test_folder_hash_is_over_all_files_below_it(tmp_path: Path) -> None:
-    contents = [b"one", b"two", b"", b"one"]
-    for name, data in zip(["a", "sub/b", "sub/deep/c", "copy of a"], contents, strict=True):
-        path = tmp_path / "folder" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    (tmp_path / "folder" / "nothing").mkdir()
-    digests = sorted(hashlib.md5(data).digest() for data in contents)
-    assert hash_folder(tmp_path / "folder") == (b64(hashlib.md5(b"".join(digests)).digest()), "md5-d")
-
-
-def test_folder_hash_sees_content_and_not_names(tmp_path: Path) -> None:
-    for folder, name, data in [("a", "x", b"1"), ("b", "y", b"1"), ("c", "x", b"2")]:
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / name).write_bytes(data)
-    assert hash_folder(tmp_path / "a") == hash_folder(tmp_path / "b")
-    assert hash_folder(tmp_path / "a") != hash_folder(tmp_path / "c")
-
-
 def test_holes_are_hashed_as_the_zeros_they_are(tmp_path: Path) -> None:
     size = 96 * 1024 * 1024 + 5
     sparse, dense = tmp_path / "sparse", tmp_path / "dense"
@@ -290,6 +262,14 @@ def test_holes_are_hashed_as_the_zeros_they_are(tmp_path: Path) -> None:
         with pytest.raises(EOFError):
             hash_fd(file.fileno(), size + 64 * 1024 * 1024)
         assert hash_fd(file.fileno(), size) == hash_file(dense)
+
+
+@pytest.mark.parametrize("data", [b"x", pattern(BLOCK_SIZE), pattern(BLOCK_SIZE - 1), bytes(BLOCK_SIZE)])
+def test_a_block_in_memory_hashes_as_a_range_does(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "f").write_bytes(data)
+    with (tmp_path / "f").open("rb") as stream:
+        expected = hash_range(stream.fileno(), 0, len(data))
+    assert hash_view(memoryview(data)) == expected
 
 
 def test_ranges_and_ends_make_the_hash_of_one_pass(tmp_path: Path) -> None:

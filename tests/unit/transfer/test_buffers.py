@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import threading
+import weakref
+
 import pytest
 
 from lamfs.model import BLOCK_SIZE
+from lamfs.transfer import buffers as module
 from lamfs.transfer.buffers import Buffers
 
 
@@ -36,3 +41,20 @@ def test_more_than_a_block_is_not_kept() -> None:
     with buffers.view(BLOCK_SIZE + 1) as view:
         assert len(view) == BLOCK_SIZE + 1
     assert not buffers._free
+
+
+def test_a_threads_own_memory_goes_with_it() -> None:
+    seen: list[weakref.ref[mmap.mmap]] = []
+
+    def work() -> None:
+        own = module.own()
+        assert module.own() is own is not mine
+        with own.view(10):
+            pass
+        seen.append(weakref.ref(own._free[0]))
+
+    mine = module.own()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen[0]() is None

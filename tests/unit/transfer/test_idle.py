@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lamfs import jsonlines
 from lamfs.storage.base import StorageConfig
 from lamfs.transfer import jobs, mover
 
@@ -23,11 +24,11 @@ def test_memory_is_given_back_once_after_each_job(tmp_path: Path, monkeypatch: p
         server = mover.Server(theirs)
         serving = threading.Thread(target=server.run)
         serving.start()
-        ours.sendall(jobs.encode(jobs.pack_config(StorageConfig(str(tmp_path)))))
+        ours.sendall(jsonlines.encode(jobs.pack_config(StorageConfig(str(tmp_path)))))
         for number in (1, 2):
             job = {"id": number, "op": "verify", "path": str(file), "offset": 0, "length": 3, "digest": "00"}
-            ours.sendall(jobs.encode(job))
-            assert jobs.decode(ours.recv(1 << 16)) == {"id": number, "ok": False}
+            ours.sendall(jsonlines.encode(job))
+            assert jsonlines.decode(ours.recv(1 << 16)) == {"id": number, "ok": False}
             assert given.acquire(timeout=10)
             assert server.buffers._free == []
         assert not given.acquire(timeout=0.1)
