@@ -25,7 +25,7 @@ from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
 from lamfs.errors import LamfsError, StorageError, StorageFull, StorageUnavailable
 from lamfs.hashing import hash_block, hash_leaf, hash_leaves
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
-from lamfs.transfer.beats import Beat
+from lamfs.mover.beats import Beat
 
 OLD_SECONDS = 0.5
 """Who came so much later than a flight began does not take its failure for an answer."""

@@ -18,11 +18,11 @@ from lamfs.cache.index import TEMPORARY, CacheIndex
 from lamfs.errors import DamagedData, ObjectChanged, StorageError
 from lamfs.hashing import hash_block
 from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.mover import buffers
+from lamfs.mover.fetching import fetch_right
 from lamfs.pool import Pool
 from lamfs.storage.base import ObjectStore, Progress
 from lamfs.storage.local import etag_of
-from lamfs.transfer import buffers
-from lamfs.transfer.fetching import fetch_right
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from lamfs.cache.readers import Reader
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Dense, Flight, Leaves
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
+from lamfs.mover import beats, jobs
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
-from lamfs.transfer import beats, jobs
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from lamfs.cache.moving import ATTEMPTS, BlockMover
 from lamfs.cache.states import ABSENT, Flight
 from lamfs.errors import DamagedData, LamfsError, TransferDied
 from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.mover import beats, jobs
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer import beats, jobs
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from lamfs.errors import LamfsError, TransferDied
-from lamfs.transfer import jobs
+from lamfs.mover import jobs
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class BlockMover(Protocol):
-    """What the cache wants of lamfs.transfer.client.Mover."""
+    """What the cache wants of lamfs.mover.client.Mover."""
 
     async def fetch(
         self,

@@ -13,7 +13,7 @@ from lamfs.cache.moving import BlockMover
 from lamfs.cache.states import ABSENT, Flight
 from lamfs.errors import DamagedData, LamfsError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE
-from lamfs.transfer import beats
+from lamfs.mover import beats
 
 log = logging.getLogger(__name__)
 

@@ -40,8 +40,6 @@ class FirstMover:
         """Start it. It ends when our end of its socket is closed. Raises NotSetUp, OSError."""
         looks = is_s3(config.load_instance(self._options.slug).storage.root)
         # Loaded before the fork: both need it, and have it once.
-        import lamfs.ops.instance
-        import lamfs.transfer.mover  # noqa: F401
 
         self.sock, theirs = socket.socketpair()
         reading, writing = os.pipe()
@@ -79,8 +77,8 @@ class FirstMover:
 
 def _become_mover(options: MountOptions, sock: socket.socket, report: int | None) -> NoReturn:
     """The rest of this process's life. ``report``: where it says how the storage looks; None: it does not look."""
-    from lamfs.transfer.become import become_mover
-    from lamfs.transfer.mover import serve
+    from lamfs.mover.become import become_mover
+    from lamfs.mover.server import serve
 
     become_mover()
     close_files_but(sock.fileno(), -1 if report is None else report)

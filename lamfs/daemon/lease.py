@@ -19,10 +19,10 @@ import trio
 from lamfs import config
 from lamfs.daemon.lock import LockByMover
 from lamfs.errors import LamfsError, LeaseLost, ObjectMissing, StorageUnavailable
+from lamfs.mover.client import Mover
 from lamfs.ops import held, lock
 from lamfs.ops.instance import FENCE, Instance
 from lamfs.processes import uptime
-from lamfs.transfer.client import Mover
 
 log = logging.getLogger("lamfs.daemon")
 

@@ -7,8 +7,8 @@ from functools import partial
 
 import trio
 
+from lamfs.mover.client import Mover
 from lamfs.storage.base import ObjectStat
-from lamfs.transfer.client import Mover
 
 
 class LockByMover:

@@ -36,13 +36,13 @@ from lamfs.fs.stats import About, Stats
 from lamfs.fuse import session
 from lamfs.fuse.operations import Kernel, Operations, Shown
 from lamfs.model import now_ns
+from lamfs.mover.client import Mover
+from lamfs.mover.process import Forked
 from lamfs.ops import mounts, recover, snapshot, spools, written
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, process_id
 from lamfs.spool import SpoolFolder
-from lamfs.transfer.client import Mover
-from lamfs.transfer.process import Forked
-from lamfs.transfer.uploader import Uploader
+from lamfs.work.uploader import Uploader
 
 log = logging.getLogger("lamfs.daemon")
 

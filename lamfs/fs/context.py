@@ -16,11 +16,11 @@ from lamfs.fs.state import FileState
 from lamfs.fs.stats import Stats
 from lamfs.fs.waits import Waits
 from lamfs.model import Inode, JournalEntry
+from lamfs.mover.client import Mover
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer.client import Mover
-from lamfs.transfer.uploader import Uploader
+from lamfs.work.uploader import Uploader
 
 S_IFMT = 0o170000
 """The bits of a mode that say what kind of node it is: inode(7)."""

@@ -23,10 +23,11 @@ from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, JournalEntry, now_ns
+from lamfs.mover import beats
 from lamfs.registry import damaged_blocks
 from lamfs.storage.base import largest
-from lamfs.transfer import beats, streaming
-from lamfs.transfer.durable import sync_file
+from lamfs.work import streaming
+from lamfs.work.durable import sync_file
 
 SYNC_TASKS = 64
 """Files that are waited for at a time when everything below a directory is to be stored; as many can be stored at once.

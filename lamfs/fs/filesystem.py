@@ -23,7 +23,7 @@ from lamfs.fs.nodes import CONTROL_BASE
 from lamfs.fs.spooling import Spooling
 from lamfs.fs.xattrs import Xattrs
 from lamfs.model import ROOT_INO, Inode, now_ns
-from lamfs.transfer import refused
+from lamfs.work import refused
 
 PIB = 1 << 50
 COUNT_SHARE = 50

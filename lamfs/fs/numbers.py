@@ -8,7 +8,7 @@ from typing import Any
 from lamfs.fs.context import Context
 from lamfs.fs.stats import SHOWN
 from lamfs.model import iso
-from lamfs.transfer.steps import what
+from lamfs.work.steps import what
 
 
 def collect(context: Context) -> dict[str, Any]:

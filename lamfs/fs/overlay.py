@@ -21,8 +21,8 @@ from lamfs.fs.context import Context
 from lamfs.fs.state import FileState, Spool
 from lamfs.hashing import MD5_MAX
 from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
+from lamfs.mover import beats
 from lamfs.registry import Ranges, add_range, base_id, is_based_on, lacks_some, missing_blocks, unwritten
-from lamfs.transfer import beats
 
 ABOVE = MD5_MAX
 """Only files of more bytes become overlays: the hash of a smaller one needs all of its bytes at each change."""

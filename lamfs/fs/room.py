@@ -17,7 +17,7 @@ import trio
 
 from lamfs.errors import FsError
 from lamfs.spool import SpoolFolder
-from lamfs.transfer.uploader import Uploader
+from lamfs.work.uploader import Uploader
 
 RESERVE = 8 << 20
 """Bytes of the disk that are left to the registry: its write-ahead log (4 MiB) and what it grows while it drains."""

@@ -25,7 +25,7 @@ from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
 from lamfs.registry import Conflict, Lost
 from lamfs.scratch import PROBE_SECONDS
-from lamfs.transfer.uploader import SETTLE
+from lamfs.work.uploader import SETTLE
 
 log = logging.getLogger("lamfs.fs")
 

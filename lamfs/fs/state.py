@@ -17,10 +17,10 @@ from lamfs.cache import holes
 from lamfs.cache.blocks import BlockFile, Reader
 from lamfs.errors import FsError, ObjectMissing, StorageMissing
 from lamfs.model import BLOCK_SIZE, Inode, Revision
+from lamfs.mover.beats import Beat
 from lamfs.registry import Ranges
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer.beats import Beat
 
 
 class Spool:

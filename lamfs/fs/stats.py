@@ -15,9 +15,9 @@ from typing import NamedTuple
 from lamfs.errors import LamfsError
 from lamfs.fs.counters import Counters
 from lamfs.model import ArtifactRecord, Revision, now_ns
+from lamfs.mover.client import Mover
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer.client import Mover
 
 log = logging.getLogger("lamfs.fs")
 

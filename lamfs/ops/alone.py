@@ -1,4 +1,4 @@
-"""Storage work of the CLI, the API and recovery: the same steps as a mount's (transfer/steps.py, transfer/moves.py),
+"""Storage work of the CLI, the API and recovery: the same steps as a mount's (work/steps.py, work/moves.py),
 run by the calling thread. No file is open here that they would have to regard. Any thread, one at a time.
 """
 
@@ -15,11 +15,11 @@ from lamfs.ops import messages
 from lamfs.ops.instance import Instance
 from lamfs.registry import Conflict, Lost, Provenance, lacks_some, unwritten
 from lamfs.spool import SpoolFolder
-from lamfs.transfer.direct import DirectWaits, DirectWorker
-from lamfs.transfer.guard import Permit
-from lamfs.transfer.moves import Moves
-from lamfs.transfer.multipart import Multipart
-from lamfs.transfer.steps import Steps
+from lamfs.work.direct import DirectWaits, DirectWorker
+from lamfs.work.guard import Permit
+from lamfs.work.moves import Moves
+from lamfs.work.multipart import Multipart
+from lamfs.work.steps import Steps
 
 
 def puts(instance: Instance, spool: SpoolFolder, origin: Provenance) -> tuple[Steps, NoOpenFiles]:
@@ -50,7 +50,7 @@ def _permit(instance: Instance) -> Permit:
 
 
 class NoOpenFiles:
-    """FileHooks (transfer/steps.py) where no file is open. ``conflict``: what the last put ended in, if it was one."""
+    """FileHooks (work/steps.py) where no file is open. ``conflict``: what the last put ended in, if it was one."""
 
     def __init__(self, instance: Instance, spool: SpoolFolder) -> None:
         self._instance = instance

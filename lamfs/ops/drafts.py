@@ -20,12 +20,12 @@ from lamfs import config, copying, hashing
 from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_key, into, key_with_suffix, root_path, suffix_of
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, Revision, new_uid
+from lamfs.mover import buffers
 from lamfs.ops import mounts
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry import Provenance
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size
-from lamfs.transfer import buffers
 
 READERS = 8
 """Blocks of an object that are read at a time."""

@@ -28,8 +28,8 @@ from lamfs.model import (
 from lamfs.ops import drafts
 from lamfs.ops.instance import Instance
 from lamfs.storage.base import ObjectStat, ObjectStore, Over
-from lamfs.transfer import claims, conflicts
-from lamfs.transfer.direct import DirectWorker, finish
+from lamfs.work import claims, conflicts
+from lamfs.work.direct import DirectWorker, finish
 
 log = logging.getLogger("lamfs.newer")
 

@@ -34,10 +34,10 @@ from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, in_parts
-from lamfs.transfer import claims
-from lamfs.transfer.direct import finish
-from lamfs.transfer.moves import Moves
-from lamfs.transfer.steps import Upload, what
+from lamfs.work import claims
+from lamfs.work.direct import finish
+from lamfs.work.moves import Moves
+from lamfs.work.steps import Upload, what
 
 log = logging.getLogger("lamfs.recover")
 

@@ -21,11 +21,11 @@ from typing import Protocol
 from lamfs import hashing
 from lamfs.errors import LamfsError, Locked, ObjectChanged, ObjectMissing
 from lamfs.model import BLOCK_SIZE, ArtifactRecord
+from lamfs.mover import buffers
+from lamfs.mover.fetching import fetch_right
 from lamfs.ops import damage
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
-from lamfs.transfer import buffers
-from lamfs.transfer.fetching import fetch_right
 
 JOBS = 8
 """Blocks that are read at a time; each takes BLOCK_SIZE of memory."""

@@ -36,7 +36,7 @@ from lamfs.ops.probe import check_storage
 from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.storage import ObjectStore, parse_root
-from lamfs.transfer import refused
+from lamfs.work import refused
 
 Say = Callable[[str], None]
 

@@ -25,7 +25,7 @@ Operations:
 A row whose payload has ``doubted`` was written before another machine may have had the lease: what is in its object may
 be that one's. So a put's claim is no proof any more that the put has written it, and a delete that does not say which
 object it means deletes nothing. Nor does an ETag alone say it, for equal bytes have the same one in a bucket: the
-object has to be one that nothing needs by what it says of itself, too (transfer/stale.py).
+object has to be one that nothing needs by what it says of itself, too (work/stale.py).
 
 ``owner`` is the process that works on the row; rows of dead processes are taken over. A put is also taken from a
 living one, when its bytes are acknowledged and another process begins to write the file: see begin_put.

@@ -237,7 +237,7 @@ def test_when_storage_takes_nothing_the_files_stay(local_instance: MountedInstan
     hook = instance.base / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
-        "from lamfs.transfer.steps import Steps\n"
+        "from lamfs.work.steps import Steps\n"
         "from lamfs.errors import StorageUnavailable\n"
         "async def put(self, entry, upload):\n"
         "    raise StorageUnavailable('The disk is full of sand.')\n"

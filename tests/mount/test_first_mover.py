@@ -65,7 +65,7 @@ def test_it_is_a_fork_and_has_its_connection_when_the_mount_is_there(
     assert read == ["GET"]
     os.kill(first, signal.SIGKILL)
     [second] = wait_until(lambda: set(movers(children(instance.pid))) - {first}, "there is another")
-    assert b"lamfs.transfer.mover" in command(second)
+    assert b"lamfs.mover.server" in command(second)
     assert (instance.path / "two").read_bytes() == b"two"
     instance.remount()
     [third] = movers(children(instance.pid))

@@ -196,7 +196,7 @@ def test_a_deletion_that_is_refused_holds_up_no_other(local_instance: MountedIns
     hook = instance.base / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
-        "from lamfs.transfer.client import Mover\n"
+        "from lamfs.mover.client import Mover\n"
         "from lamfs.errors import StorageForbidden\n"
         "async def delete(self, meant):\n"
         "    if any('bad' in key for key in meant):\n"
@@ -217,7 +217,7 @@ def test_a_deletion_that_is_refused_holds_up_no_other(local_instance: MountedIns
 
 
 REFUSING = (
-    "from lamfs.transfer.steps import Steps\n"
+    "from lamfs.work.steps import Steps\n"
     "from lamfs.errors import StorageError\n"
     "async def put(self, entry, upload):\n"
     "    raise StorageError('The server takes no file of this size.')\n"

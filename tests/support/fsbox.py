@@ -50,8 +50,8 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
 from lamfs.storage.stale import Meant, delete_meant
-from lamfs.transfer.guard import Permit, anybody
-from lamfs.transfer.uploader import Uploader
+from lamfs.work.guard import Permit, anybody
+from lamfs.work.uploader import Uploader
 from tests.support.tree import check_tree
 
 

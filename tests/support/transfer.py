@@ -18,9 +18,9 @@ import trio
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, ObjectMissing
 from lamfs.hashing import encode_digest, hash_block, hash_leaves
 from lamfs.model import BLOCK_SIZE, ContentHash, Revision
+from lamfs.mover import jobs
+from lamfs.mover.client import Mover
 from lamfs.storage.base import ObjectStat, StorageConfig
-from lamfs.transfer import jobs
-from lamfs.transfer.client import Mover
 
 
 @functools.lru_cache(maxsize=16)

@@ -18,9 +18,9 @@ from lamfs.cache.files import cache_file
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, ObjectChanged, StorageUnavailable
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, ContentHash, Revision
+from lamfs.mover.client import Mover
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStore, StorageConfig
-from lamfs.transfer.client import Mover
 from tests.support.servers import SeaweedServer
 from tests.support.transfer import content_of, make_bytes, open_fds, running_mover
 

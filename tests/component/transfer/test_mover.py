@@ -32,12 +32,12 @@ from lamfs.errors import (
     TransferDied,
 )
 from lamfs.model import BLOCK_SIZE, ContentHash, Revision, instance_id
+from lamfs.mover import process
+from lamfs.mover.client import Mover
+from lamfs.mover.jobs import WholeFile
 from lamfs.ops import lock
 from lamfs.storage import open_store
 from lamfs.storage.base import StorageConfig
-from lamfs.transfer import process
-from lamfs.transfer.client import Mover
-from lamfs.transfer.jobs import WholeFile
 from tests.support.transfer import content_of, fds_on, gone, make_bytes, running_mover, until
 
 
@@ -418,7 +418,7 @@ async def test_it_ends_when_the_daemon_is_killed(config: StorageConfig, tmp_path
     script = (
         "import sys, trio\n"
         "from lamfs.storage.base import StorageConfig\n"
-        "from lamfs.transfer.client import Mover\n"
+        "from lamfs.mover.client import Mover\n"
         "async def main():\n"
         "    mover = Mover(StorageConfig(sys.argv[1]))\n"
         "    async with trio.open_nursery() as nursery:\n"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lamfs.errors import ObjectChanged, ObjectMissing, UploadGone
+from lamfs.mover.client import Mover
 from lamfs.storage import StorageConfig, open_store
 from lamfs.storage.s3 import S3Store
-from lamfs.transfer.client import Mover
 from tests.support.proxy import FaultProxy
 from tests.support.servers_fixtures import through
 from tests.support.transfer import content_of, make_bytes, running_mover

@@ -11,10 +11,10 @@ import signal
 import sys
 
 POINTS = {
-    "put": ("lamfs.transfer.client", "Mover", "put"),
-    "copy": ("lamfs.transfer.client", "Mover", "copy"),
-    "delete": ("lamfs.transfer.client", "Mover", "delete"),
-    "hash": ("lamfs.transfer.client", "Mover", "hash"),
+    "put": ("lamfs.mover.client", "Mover", "put"),
+    "copy": ("lamfs.mover.client", "Mover", "copy"),
+    "delete": ("lamfs.mover.client", "Mover", "delete"),
+    "hash": ("lamfs.mover.client", "Mover", "hash"),
     "commit": ("lamfs.registry.commits", "Commits", "put"),
     "moved": ("lamfs.registry.commits", "Commits", "moved"),
     "acknowledge": ("lamfs.fs.spooling", "Spooling", "acknowledge"),
@@ -79,6 +79,6 @@ class _Finder(importlib.abc.MetaPathFinder):
         setattr(owner, self.function, wrapped)
 
 
-if "LAMFS_TEST_CRASH" in os.environ and "lamfs.transfer.mover" not in sys.orig_argv:
+if "LAMFS_TEST_CRASH" in os.environ and "lamfs.mover.server" not in sys.orig_argv:
     _point, _, _skip = os.environ["LAMFS_TEST_CRASH"].partition(":")
     sys.meta_path.insert(0, _Finder(_point, int(_skip)))

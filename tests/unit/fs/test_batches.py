@@ -12,7 +12,7 @@ import trio.testing
 
 from lamfs.errors import LamfsError, StorageError, StorageUnavailable
 from lamfs.model import ROOT_INO
-from lamfs.transfer import pacing
+from lamfs.work import pacing
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 

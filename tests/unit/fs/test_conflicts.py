@@ -11,7 +11,7 @@ import trio
 from lamfs.errors import LeaseLost, ObjectChanged, ObjectMissing, StorageUnavailable
 from lamfs.keys import conflict_name
 from lamfs.model import ObjectMeta
-from lamfs.transfer import guard
+from lamfs.work import guard
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 

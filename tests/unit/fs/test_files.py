@@ -283,7 +283,7 @@ def test_a_registry_that_cannot_note_a_failure_ends_nothing(box: Box, monkeypatc
             noted += 1
             raise RegistryError("The disk is full.", errno=errno.ENOSPC)
 
-        monkeypatch.setattr("lamfs.transfer.uploader.RETRY_UNNOTED", 0.01)
+        monkeypatch.setattr("lamfs.work.uploader.RETRY_UNNOTED", 0.01)
         journal.failed = full  # type: ignore[method-assign]
         user.mover.failing = lambda op, key: StorageUnavailable("away")
         await user.write_file("a", b"x")

@@ -8,8 +8,8 @@ import pytest
 
 from lamfs.errors import InvalidArgument, StorageUnavailable
 from lamfs.model import BLOCK_SIZE
-from lamfs.transfer import multipart
-from lamfs.transfer.multipart import Segment, plan
+from lamfs.work import multipart
+from lamfs.work.multipart import Segment, plan
 from tests.support.fsbox import Box, User
 from tests.support.transfer import make_bytes
 from tests.unit.fs.conftest import MakeBox

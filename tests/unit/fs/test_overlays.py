@@ -17,7 +17,7 @@ from lamfs.fs import overlay
 from lamfs.model import BLOCK_SIZE
 from lamfs.ops import recover
 from lamfs.registry import Registry
-from lamfs.transfer import patches
+from lamfs.work import patches
 from tests.support.fsbox import Box, Crash, User
 from tests.unit.fs.conftest import MakeBox
 

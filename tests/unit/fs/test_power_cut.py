@@ -24,8 +24,8 @@ from lamfs import hashing
 from lamfs.errors import StorageUnavailable
 from lamfs.fs import overlay
 from lamfs.registry import Registry
-from lamfs.transfer import patches
-from lamfs.transfer.durable import sync_file
+from lamfs.work import patches
+from lamfs.work.durable import sync_file
 from tests.support.fsbox import Box, Crash, Open, User
 from tests.unit.fs import test_crashes as crashes
 from tests.unit.fs.conftest import MakeBox

@@ -18,7 +18,7 @@ from lamfs.fs.numbers import collect
 from lamfs.model import ROOT_INO
 from lamfs.registry import Registry
 from lamfs.storage import base
-from lamfs.transfer import refused
+from lamfs.work import refused
 from tests.support.fsbox import User
 from tests.unit.fs.conftest import MakeBox
 

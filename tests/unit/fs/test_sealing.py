@@ -17,7 +17,7 @@ from lamfs.fs import overlay
 from lamfs.model import BLOCK_SIZE
 from lamfs.registry import Registry, Seal
 from lamfs.registry.seals import UNKNOWN
-from lamfs.transfer import multipart, patches, sealing, steps
+from lamfs.work import multipart, patches, sealing, steps
 from tests.support.fsbox import Box, User
 from tests.support.transfer import make_bytes, until
 from tests.unit.fs.conftest import MakeBox

@@ -12,7 +12,7 @@ import trio.testing
 from lamfs import hashing
 from lamfs.fs.filesystem import FileSystem
 from lamfs.model import BLOCK_SIZE
-from lamfs.transfer import multipart, steps, streaming
+from lamfs.work import multipart, steps, streaming
 from tests.support.fsbox import Box, Open, User
 from tests.support.transfer import make_bytes, until
 from tests.unit.fs.conftest import MakeBox

@@ -28,7 +28,7 @@ from lamfs.ops.instance import Instance
 from lamfs.registry import Lost
 from lamfs.spool import SpoolFolder
 from lamfs.storage.local import LocalStore
-from lamfs.transfer import steps
+from lamfs.work import steps
 from tests.support.ops import machine, write_spool
 
 

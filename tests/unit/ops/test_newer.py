@@ -16,8 +16,8 @@ from lamfs.ops.instance import Instance
 from lamfs.registry.overlays import base_id
 from lamfs.storage import local
 from lamfs.storage.base import ObjectStat
-from lamfs.transfer import guard
-from lamfs.transfer.conflicts import Conflicts
+from lamfs.work import guard
+from lamfs.work.conflicts import Conflicts
 from tests.support.ops import make_spool, write_spool
 
 UID = "0123456789abcdefABCD"

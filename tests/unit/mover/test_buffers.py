@@ -9,8 +9,8 @@ import weakref
 import pytest
 
 from lamfs.model import BLOCK_SIZE
-from lamfs.transfer import buffers as module
-from lamfs.transfer.buffers import Buffers
+from lamfs.mover import buffers as module
+from lamfs.mover.buffers import Buffers
 
 
 def test_memory_is_used_again_and_given_back() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from lamfs.keys import OWN_OBJECT
 from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, JournalEntry, ObjectMeta, Revision
 from lamfs.registry import Registry
-from lamfs.transfer import claims
+from lamfs.work import claims
 
 log = logging.getLogger("lamfs.uploader")
 

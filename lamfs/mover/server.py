@@ -1,5 +1,5 @@
 """The moving process of a mount: S3, hashing and copying happen here. The first one is a fork of the daemon, later ones
-are ``python -m lamfs.transfer.mover FD``.
+are ``python -m lamfs.mover.server FD``.
 
 Threads: the main thread reads jobs and never writes to the socket, so the daemon can always send, whatever the
 workers do; workers answer under one lock. So a daemon that is slow to read stalls workers, never the reading of jobs,
@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lamfs import copying, hashing, jsonlines
 from lamfs.errors import InvalidArgument, LamfsError, StorageError
+from lamfs.mover import fetching, jobs
+from lamfs.mover.become import become_mover, give_memory_back
+from lamfs.mover.buffers import Buffers
+from lamfs.mover.jobs import Message
+from lamfs.mover.storing import SmallFiles
 from lamfs.storage import open_store, signs
 from lamfs.storage.base import Over, in_parts
 from lamfs.storage.stale import delete_meant
-from lamfs.transfer import fetching, jobs
-from lamfs.transfer.become import become_mover, give_memory_back
-from lamfs.transfer.buffers import Buffers
-from lamfs.transfer.jobs import Message
-from lamfs.transfer.storing import SmallFiles
 
 if TYPE_CHECKING:
     from lamfs.storage.base import MultipartStore, ObjectStore

@@ -19,21 +19,22 @@ import trio
 
 from lamfs.errors import FsError, LamfsError, StorageError, TooLarge, TransferDied
 from lamfs.model import JournalEntry, now_ns
+from lamfs.mover import beats
+from lamfs.mover.beats import Beat
+from lamfs.mover.client import Mover
 from lamfs.registry import Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer import batches, beats, multipart
-from lamfs.transfer.beats import Beat
-from lamfs.transfer.client import Mover
-from lamfs.transfer.durable import Folding, Settling
-from lamfs.transfer.guard import Permit, anybody
-from lamfs.transfer.loop import LoopWaits
-from lamfs.transfer.moves import Moves
-from lamfs.transfer.multipart import Multipart
-from lamfs.transfer.pacing import Pace
-from lamfs.transfer.puts import Puts
-from lamfs.transfer.sealing import Sealing
-from lamfs.transfer.steps import FileHooks, Steps, what
+from lamfs.work import batches, multipart
+from lamfs.work.durable import Folding, Settling
+from lamfs.work.guard import Permit, anybody
+from lamfs.work.loop import LoopWaits
+from lamfs.work.moves import Moves
+from lamfs.work.multipart import Multipart
+from lamfs.work.pacing import Pace
+from lamfs.work.puts import Puts
+from lamfs.work.sealing import Sealing
+from lamfs.work.steps import FileHooks, Steps, what
 
 log = logging.getLogger("lamfs.uploader")
 

@@ -11,8 +11,8 @@ import trio
 
 from lamfs.errors import RegistryError
 from lamfs.registry import Registry
-from lamfs.transfer import durable
-from lamfs.transfer.durable import LogSync, beside
+from lamfs.work import durable
+from lamfs.work.durable import LogSync, beside
 
 
 @pytest.fixture

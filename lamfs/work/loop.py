@@ -10,7 +10,7 @@ import trio
 from lamfs.errors import LamfsError
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
-from lamfs.transfer.durable import LogSync, beside, sync_file
+from lamfs.work.durable import LogSync, beside, sync_file
 
 T = TypeVar("T")
 U = TypeVar("U")

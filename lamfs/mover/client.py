@@ -21,12 +21,12 @@ import trio
 from lamfs import jsonlines
 from lamfs.errors import LamfsError, StorageError, TransferDied
 from lamfs.model import ContentHash, ObjectMeta, Revision
+from lamfs.mover import beats, jobs
+from lamfs.mover.jobs import Message
+from lamfs.mover.parts import PartJobs
+from lamfs.mover.process import END_TIMEOUT, Forked, end, environment, hold
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, StorageConfig
 from lamfs.storage.stale import Meant
-from lamfs.transfer import beats, jobs
-from lamfs.transfer.jobs import Message
-from lamfs.transfer.parts import PartJobs
-from lamfs.transfer.process import END_TIMEOUT, Forked, end, environment, hold
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Mover(PartJobs):
         try:
             with theirs:
                 process = await trio.lowlevel.open_process(
-                    [sys.executable, "-m", "lamfs.transfer.mover", str(theirs.fileno())],
+                    [sys.executable, "-m", "lamfs.mover.server", str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                     stdin=subprocess.DEVNULL,

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 from lamfs import copying, hashing
 from lamfs.errors import InvalidArgument, LamfsError, ObjectChanged, ObjectMissing, StorageUnavailable
 from lamfs.model import ContentHash, ObjectMeta, Revision
+from lamfs.mover import fetching, jobs
+from lamfs.mover.buffers import Buffers
 from lamfs.pool import Pool
 from lamfs.registry import sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, MultipartStore, ObjectStat, ObjectStore, Over, PartStat, in_parts
 from lamfs.storage.stale import Meant, delete_meant
-from lamfs.transfer import fetching, jobs
-from lamfs.transfer.buffers import Buffers
-from lamfs.transfer.worker import Progress
+from lamfs.work.worker import Progress
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -31,13 +31,13 @@ from lamfs.registry import Committed, Conflict, Lost, Provenance, Registry, is_b
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
-from lamfs.transfer import batches, claims, damage, multipart, patches
-from lamfs.transfer.batches import Batches
-from lamfs.transfer.conflicts import Conflicts, hash_opened
-from lamfs.transfer.guard import Guard, Permit, anybody
-from lamfs.transfer.multipart import Multipart, Segment
-from lamfs.transfer.streaming import Streams
-from lamfs.transfer.worker import Waits, Worker
+from lamfs.work import batches, claims, damage, multipart, patches
+from lamfs.work.batches import Batches
+from lamfs.work.conflicts import Conflicts, hash_opened
+from lamfs.work.guard import Guard, Permit, anybody
+from lamfs.work.multipart import Multipart, Segment
+from lamfs.work.streaming import Streams
+from lamfs.work.worker import Waits, Worker
 
 log = logging.getLogger("lamfs.uploader")
 

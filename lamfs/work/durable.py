@@ -14,10 +14,10 @@ from typing import TypeVar
 import trio
 
 from lamfs.errors import LamfsError, RegistryError
+from lamfs.mover import beats
 from lamfs.registry import LOG_PAGES, Registry, fold_log, sync_log
 from lamfs.registry.db import Database
 from lamfs.spool import SpoolFolder
-from lamfs.transfer import beats
 
 log = logging.getLogger("lamfs.uploader")
 

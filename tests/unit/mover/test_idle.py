@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from lamfs import jsonlines
+from lamfs.mover import jobs
+from lamfs.mover import server as mover
 from lamfs.storage.base import StorageConfig
-from lamfs.transfer import jobs, mover
 
 
 def test_memory_is_given_back_once_after_each_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

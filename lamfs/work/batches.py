@@ -15,8 +15,8 @@ from lamfs.hashing import hash_fd
 from lamfs.model import ContentHash, JournalEntry, ObjectMeta, Revision
 from lamfs.registry import Committed, Provenance, Registry
 from lamfs.spool import SpoolFolder
-from lamfs.transfer import damage
-from lamfs.transfer.worker import Worker
+from lamfs.work import damage
+from lamfs.work.worker import Worker
 
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from lamfs import copying
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageUnavailable
+from lamfs.mover import jobs
 from lamfs.storage.base import ObjectMeta, ObjectStat, ObjectStore
-from lamfs.transfer import jobs
 
 DISTANT = 0.01
 """Seconds. Storage that has never taken a small file sooner than that is waited for, not worked for: ..."""

@@ -18,12 +18,12 @@ from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
 from lamfs.hashing import hash_fd
 from lamfs.keys import name_with, root_path, spool_name
 from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, ContentHash, JournalEntry, Revision, iso, new_uid, now_ns
+from lamfs.mover.process import path_of
 from lamfs.registry import Conflict, Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
-from lamfs.transfer import claims
-from lamfs.transfer.process import path_of
-from lamfs.transfer.worker import Worker
+from lamfs.work import claims
+from lamfs.work.worker import Worker
 
 log = logging.getLogger("lamfs.conflicts")
 

@@ -9,7 +9,7 @@ import trio.testing
 
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
-from lamfs.transfer.loop import LoopWaits
+from lamfs.work.loop import LoopWaits
 
 
 def test_two_puts_of_one_file_can_be_abandoned_and_end_in_any_order(tmp_path: Path) -> None:

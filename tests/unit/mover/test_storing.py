@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lamfs.errors import InvalidArgument, ObjectMissing, StorageUnavailable
+from lamfs.mover import jobs, storing
+from lamfs.mover.storing import File, SmallFiles
 from lamfs.storage.base import ObjectStat
-from lamfs.transfer import jobs, storing
-from lamfs.transfer.storing import File, SmallFiles
 
 FILES: list[File] = [(f"/spool/{number}", f"k{number}", None, None) for number in range(8)]
 

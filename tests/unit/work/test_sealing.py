@@ -9,7 +9,7 @@ import trio
 import trio.abc
 import trio.testing
 
-from lamfs.transfer import sealing
+from lamfs.work import sealing
 
 
 class Sealed(sealing.Sealing):

@@ -11,11 +11,11 @@ from lamfs.errors import ObjectChanged, ObjectMissing
 from lamfs.model import JournalEntry
 from lamfs.registry import Registry
 from lamfs.storage.base import ANYTHING, ObjectStore, Over
-from lamfs.transfer import claims
-from lamfs.transfer.conflicts import is_own, look, object_at
-from lamfs.transfer.guard import Permit
-from lamfs.transfer.multipart import Multipart
-from lamfs.transfer.stale import (
+from lamfs.work import claims
+from lamfs.work.conflicts import is_own, look, object_at
+from lamfs.work.guard import Permit
+from lamfs.work.multipart import Multipart
+from lamfs.work.stale import (
     copied_from,
     give_up_lost_move,
     give_up_move,
@@ -24,7 +24,7 @@ from lamfs.transfer.stale import (
     only_copy_but_for,
     say_left,
 )
-from lamfs.transfer.worker import Waits, Worker
+from lamfs.work.worker import Waits, Worker
 
 
 async def nobody_reads(object_key: str) -> None:

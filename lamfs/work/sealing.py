@@ -20,10 +20,10 @@ import trio
 from lamfs.errors import LamfsError
 from lamfs.hashing import hash_block, zero_block
 from lamfs.model import BLOCK_SIZE, JournalEntry
+from lamfs.mover.client import Mover
 from lamfs.registry import Registry
 from lamfs.registry.seals import UNKNOWN
 from lamfs.spool import SpoolFolder
-from lamfs.transfer.client import Mover
 
 log = logging.getLogger("lamfs.uploader")
 

@@ -17,8 +17,8 @@ from lamfs.hashing import join_ranges
 from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
 from lamfs.registry import PartRecord, Registry, UploadRecord
 from lamfs.registry.seals import UNKNOWN
-from lamfs.transfer.guard import Ready, over_anything
-from lamfs.transfer.worker import Waits, Worker
+from lamfs.work.guard import Ready, over_anything
+from lamfs.work.worker import Waits, Worker
 
 Progress = Callable[[int], None]
 

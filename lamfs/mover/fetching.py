@@ -1,6 +1,6 @@
 """Fetching: what has come is checked in memory, and only then written. Any thread.
 
-Plain functions. A message is that of a job of the moving process, as lamfs.transfer.client sends it.
+Plain functions. A message is that of a job of the moving process, as lamfs.mover.client sends it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 from lamfs import copying, hashing
 from lamfs.errors import DamagedData
+from lamfs.mover import jobs
+from lamfs.mover.buffers import Buffers
+from lamfs.mover.jobs import Message
 from lamfs.storage.base import ObjectStore
-from lamfs.transfer import jobs
-from lamfs.transfer.buffers import Buffers
-from lamfs.transfer.jobs import Message
 
 
 def fetch_right(

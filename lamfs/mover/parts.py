@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lamfs.model import ContentHash, ObjectMeta
+from lamfs.mover.jobs import Message, pack_meta, unpack_bytes, unpack_content
 from lamfs.storage.base import ANYTHING, Over, PartStat
-from lamfs.transfer.jobs import Message, pack_meta, unpack_bytes, unpack_content
 
 
 class PartJobs:

@@ -14,10 +14,11 @@ import trio
 
 from lamfs.errors import LamfsError
 from lamfs.model import ContentHash, JournalEntry
+from lamfs.mover import beats
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
-from lamfs.transfer import beats, multipart
-from lamfs.transfer.multipart import Multipart, Part, part_size
+from lamfs.work import multipart
+from lamfs.work.multipart import Multipart, Part, part_size
 
 log = logging.getLogger("lamfs.uploader")
 

@@ -11,8 +11,8 @@ import pytest
 from lamfs import errors, jsonlines
 from lamfs.errors import FsError, LamfsError, StorageError, StorageFull
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, ContentHash
+from lamfs.mover import jobs
 from lamfs.storage.base import ObjectStat, StorageConfig
-from lamfs.transfer import jobs
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LamfsError)]
 
@@ -60,7 +60,7 @@ def test_values_survive() -> None:
 
 
 def test_every_job_has_one_pool_and_a_handler() -> None:
-    from lamfs.transfer import mover
+    from lamfs.mover import server as mover
 
     pools = [jobs.READS, jobs.PARTS, jobs.HASHES, jobs.CONTROL]
     named = frozenset().union(*pools)
@@ -69,7 +69,7 @@ def test_every_job_has_one_pool_and_a_handler() -> None:
 
 
 def test_nothing_is_hashed_behind_what_waits_for_storage() -> None:
-    from lamfs.transfer.mover import _HANDLERS, Server
+    from lamfs.mover.server import _HANDLERS, Server
 
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -13,8 +13,8 @@ from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, JournalEntry
 from lamfs.processes import uptime
 from lamfs.registry import Registry
 from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over
-from lamfs.transfer.conflicts import look
-from lamfs.transfer.worker import Worker
+from lamfs.work.conflicts import look
+from lamfs.work.worker import Worker
 
 Permit = Callable[[bool], Awaitable[None]]
 """Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that

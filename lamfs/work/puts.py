@@ -13,7 +13,7 @@ from lamfs.errors import LamfsError, StorageUnavailable
 from lamfs.model import JournalEntry
 from lamfs.registry import Committed, Registry
 from lamfs.spool import SpoolFolder
-from lamfs.transfer.steps import Steps, Upload
+from lamfs.work.steps import Steps, Upload
 
 log = logging.getLogger("lamfs.uploader")
 
