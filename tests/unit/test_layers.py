@@ -203,7 +203,8 @@ def cycles(root: Path) -> list[list[str]]:
 OPS_RING = {
     f"lamfs.ops.{name}"
     for name in (
-        "adoption", "alone", "artifacts", "drafts", "instance", "newer", "overlays", "recover", "snapshot", "working_copy",
+        "adoption", "alone", "artifacts", "drafts", "instance", "newer", "overlays", "recover", "snapshot",
+        "working_copy",
     )
 }  # fmt: skip
 """The one cycle that is left. It may shrink; when it is gone, so does this exception."""
