@@ -375,7 +375,8 @@ class Steps:
             consume = not self.hooks.has_writers(entry.ino)
             over = await guard.ready()
             stat = await self._worker.put(path, target, consume=consume, progress=upload.moved, meta=meta, over=over)
-            return stat.etag, consume
+            # It is copied where it cannot be taken: a crash may have left it another name.
+            return stat.etag, consume and not self._spool.exists(check_spool_name(entry.src))
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
                 continue
