@@ -28,8 +28,9 @@ from lamfs.model import (
 )
 from lamfs.ops import drafts
 from lamfs.ops.instance import Instance
-from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
-from lamfs.transfer import claims
+from lamfs.storage.base import ObjectStat, ObjectStore, Over
+from lamfs.transfer import claims, conflicts
+from lamfs.transfer.direct import DirectWorker, finish
 
 log = logging.getLogger("lamfs.newer")
 
@@ -273,17 +274,8 @@ def _keep(instance: Instance, other: Other, progress: Callable[[int], None] | No
 
 
 def look_at(store: ObjectStore, object_key: str) -> tuple[ObjectStat | None, Over]:
-    """The object at ``object_key``, None if there is none, and what replaces it alone. A link is none: what is stored
-    takes its place. Raises other storage errors."""
-    try:
-        found = store.head(object_key)
-    except StorageError as error:
-        if isinstance(error, ObjectMissing):
-            return None, NOTHING
-        if error.errno == errno.ELOOP:
-            return None, ANYTHING
-        raise
-    return found, Over(found.etag)
+    """conflicts.look, by this thread."""
+    return finish(conflicts.look(DirectWorker(store), object_key))
 
 
 def object_at(store: ObjectStore, object_key: str) -> ObjectStat | None:
@@ -295,12 +287,11 @@ def is_own(instance: Instance, found: ObjectStat, entry: JournalEntry | None = N
     """Whether an object that was found is lamfs's own work, though no artifact's row says so: claims.py. ``entry``: the
     put that may have stored it. Raises storage errors."""
     registry = instance.registry
-    if not registry.journal.is_claimed(found.key):
-        return False
-    said = None if claims.is_private(found.key) else instance.store.meta(found.key)
-    if claims.is_said(registry, found, said):
+    if finish(conflicts.is_own(registry, DirectWorker(instance.store), found)):
         return True
-    if entry is None or not claims.may_have_bytes(registry, found, entry):
+    if entry is None or not registry.journal.is_claimed(found.key):
+        return False
+    if not claims.may_have_bytes(registry, found, entry):
         return False
     return claims.has_bytes(registry, drafts.hash_object(instance.store, found.key)[0], entry)
 
@@ -326,7 +317,7 @@ def keep_before(
         other = look(instance, record)
         if other is not None and _keep(instance, other) is None:
             raise ObjectChanged(f"Somebody else has changed the object {url}, or is writing its file; try again later.")
-    elif record is not None or not object_key.startswith(AUTO_KEY_PREFIX):  # else: a name that was just made
+    elif record is not None or not claims.is_private(object_key):  # else: a name that was just made
         _keep_unknown(instance, object_key)
 
 

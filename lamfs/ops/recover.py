@@ -28,7 +28,7 @@ from lamfs.errors import (
     TooLarge,
 )
 from lamfs.keys import check_spool_name
-from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
+from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
 from lamfs.ops import adoption, drafts, messages, newer, overlays, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
@@ -117,7 +117,7 @@ def _undo_save(instance: Instance, entry: JournalEntry) -> None:
     """
     assert entry.object_key is not None
     delete = True
-    if not entry.object_key.startswith(AUTO_KEY_PREFIX):
+    if not claims.is_private(entry.object_key):
         # Other programs store things at such keys, too, before or after: only what says that it is this artifact's is.
         delete = False
         with contextlib.suppress(ObjectMissing):
@@ -321,11 +321,7 @@ def _put_was_renamed(instance: Instance, spool: SpoolFolder, entry: JournalEntry
             if artifact is None or artifact.revision.etag != store.head(entry.object_key).etag:
                 content, etag = drafts.hash_object(store, entry.object_key)
                 said = None if claims.is_private(entry.object_key) else store.meta(entry.object_key)
-                if (
-                    claims.is_private(entry.object_key)
-                    or said is not None
-                    or claims.has_bytes(registry, content, entry)
-                ):
+                if claims.is_put(registry, entry.object_key, said, content, entry):
                     registry.commits.put(entry.ino, entry.gen, content, entry.object_key, etag, origin)
                     return True
     lost = registry.rescue.give_up(entry.id)
@@ -417,7 +413,7 @@ def _move(instance: Instance, moves: Moves, entry: JournalEntry) -> None:
         before = registry.artifacts.by_uid(entry.uid)
         finish(moves.move(entry))
         if before == registry.artifacts.by_uid(entry.uid):
-            return  # whoever comes next moves it
+            return  # the next process moves it
 
 
 def _delete(instance: Instance, moves: Moves, entries: list[JournalEntry]) -> LamfsError | None:

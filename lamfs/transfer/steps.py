@@ -439,7 +439,7 @@ class Steps:
             return await self._miss(entry)  # that is what the artifact had before
         content = await hash_opened(self._worker, local)
         said = None if claims.is_private(key) else await self._worker.meta(key)
-        if not (claims.is_private(key) or said is not None or claims.has_bytes(self._registry, content, entry)):
+        if not claims.is_put(self._registry, key, said, content, entry):
             return await self._miss(entry)  # somebody else has stored something there
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
 
