@@ -36,7 +36,7 @@ class ArtifactFields(Strict):
         """The path in the registry's tree; None: auto-managed. Set it and call ``save()``, which renames as ``mv`` in a
         mount does: directories are made, the suffix is the new key's, the object of a real key follows. A key that ends
         with ``/`` is a directory, into which it goes by its own name. Raises InvalidName (a ValueError), and
-        InvalidArgument for what is no text, also for None, because a key can only be changed.
+        InvalidArgument unless it is a str: a key can be changed, but not removed.
         """
         return self._record.key
 

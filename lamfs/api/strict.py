@@ -21,6 +21,6 @@ class Strict:
 
 
 def check_text(name: str, value: object) -> None:
-    """Raise InvalidArgument for what is neither a text nor None."""
+    """Raise InvalidArgument unless ``value`` is a str or None."""
     if not isinstance(value, str | None):
         raise InvalidArgument(f"{name} is a text, not {type(value).__name__}; {value!r} cannot be used.")

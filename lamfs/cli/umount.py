@@ -220,8 +220,8 @@ def wait_for_end(record: MountRecord, timeout: float | None = None, *, said: boo
 
 
 def last_word(record: MountRecord, *, said: bool) -> str | None:
-    """What a daemon could not do after its mount was gone. That it had lost the lock is no failure, and is said here,
-    unless it was ``said``."""
+    """What a daemon failed to do after its mount was gone. A lost lock is not a failure: this prints it, unless it was
+    ``said`` before, and returns None."""
     from lamfs.ops import mounts
 
     word = mounts.last_word(record)

@@ -115,8 +115,8 @@ def _foreign(spool: SpoolFolder, entry: JournalEntry) -> str | None:
 def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: JournalEntry) -> bool:
     """Take over a put whose spool file lacks something, or give it up. Whether it is owed on, by this process.
 
-    Storage is asked while nobody waits for the registry, and what comes of it is one transaction with the take-over: a
-    row has its owner, who says whether the machine went down, until it is decided.
+    Storage is asked outside of any transaction. One transaction then takes the row over and writes the decision: until
+    that, the row keeps its old owner, which tells whether the machine went down.
     """
     foreign = _foreign(spool, entry)
     if foreign is not None:

@@ -1,4 +1,4 @@
-"""Bytes that are lost, which whoever stores the rest is told. Synchronous."""
+"""Names lost bytes to the command that stores the rest. Synchronous."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ def keep_before(instance: Instance, record: ArtifactRecord | None, object_key: s
         other = look(instance, record)
         if other is not None and _keep(instance, other) is None:
             raise ObjectChanged(f"Somebody else has changed the object {url}, or is writing its file; try again later.")
-    elif record is not None or not object_key.startswith(AUTO_KEY_PREFIX):  # else: a name that was just made
+    elif record is not None or not claims.is_private(object_key):  # else: a name that was just made
         _keep_unknown(instance, object_key)
 
 

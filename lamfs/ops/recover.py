@@ -28,7 +28,7 @@ from lamfs.errors import (
     TooLarge,
 )
 from lamfs.keys import check_spool_name
-from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
+from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
 from lamfs.ops import adoption, alone, messages, newer, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
@@ -122,7 +122,7 @@ def _undo_save(instance: Instance, entry: JournalEntry) -> None:
     """
     assert entry.object_key is not None
     delete = True
-    if not entry.object_key.startswith(AUTO_KEY_PREFIX):
+    if not claims.is_private(entry.object_key):
         # Other programs store things at such keys, too, before or after: only what says that it is this artifact's is.
         delete = False
         with contextlib.suppress(ObjectMissing):
@@ -331,7 +331,7 @@ def _move(instance: Instance, moves: Moves, entry: JournalEntry) -> None:
         before = registry.artifacts.by_uid(entry.uid)
         finish(moves.move(entry))
         if before == registry.artifacts.by_uid(entry.uid):
-            return  # whoever comes next moves it
+            return  # the next process moves it
 
 
 def _delete(instance: Instance, moves: Moves, entries: list[JournalEntry]) -> LamfsError | None:

@@ -563,7 +563,7 @@ def _clear_machine(instance: Instance, warn: Say) -> None:
 
 
 def _is_readable(instance: Instance, force: bool) -> bool:
-    """Whether the registry is there, and can be read; with ``force`` a damaged one is no error."""
+    """Whether the registry exists and can be read. A damaged one raises, unless ``force``."""
     try:
         _ = instance.registry
     except NotSetUp:

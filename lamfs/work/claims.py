@@ -36,6 +36,14 @@ def has_bytes(registry: Registry, content: ContentHash, entry: JournalEntry) -> 
     return seal is not None and not seal.broken(content)
 
 
+def is_put(
+    registry: Registry, object_key: str, said: ObjectMeta | None, content: ContentHash, entry: JournalEntry
+) -> bool:
+    """Whether the object that a put claimed, with these bytes, is what the put stored. ``said``: by the object itself;
+    it need not be asked where only lamfs stores anything (``is_private``)."""
+    return is_private(object_key) or said is not None or has_bytes(registry, content, entry)
+
+
 def _seal(registry: Registry, entry: JournalEntry) -> Seal | None:
     """The hashes of a put's file, if all are noted: they are before an object is made of it, and what is known of some
     blocks says nothing of the others."""

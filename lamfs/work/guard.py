@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from lamfs.errors import ObjectChanged, PreconditionFailed
-from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, JournalEntry
+from lamfs.model import ArtifactRecord, JournalEntry
 from lamfs.processes import uptime
 from lamfs.registry import Registry
 from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over
+from lamfs.work import claims
 from lamfs.work.conflicts import look
 from lamfs.work.worker import Worker
 
@@ -83,7 +84,7 @@ class Guard:
 
     async def look(self) -> Over:
         """As ``ready``, of what storage replaces without a condition."""
-        if self._is_new and self._target.startswith(AUTO_KEY_PREFIX):
+        if self._is_new and claims.is_private(self._target):
             return ANYTHING  # nobody else has this artifact
         await self._permit(True)
         found, over = await look(self._worker, self._target)

@@ -380,7 +380,8 @@ class Steps:
             consume = not self.hooks.has_writers(entry.ino)
             over = await guard.ready()
             stat = await self._worker.put(path, target, consume=consume, progress=upload.moved, meta=meta, over=over)
-            return stat.etag, consume
+            # It is copied where it cannot be taken: a crash may have left it another name.
+            return stat.etag, consume and not self._spool.exists(check_spool_name(entry.src))
         for twin in self._registry.artifacts.same_content(content, 3):
             if twin.revision.object_key == target:
                 continue
@@ -443,7 +444,7 @@ class Steps:
             return await self._miss(entry)  # that is what the artifact had before
         content = await hash_opened(self._worker, local)
         said = None if claims.is_private(key) else await self._worker.meta(key)
-        if not (claims.is_private(key) or said is not None or claims.has_bytes(self._registry, content, entry)):
+        if not claims.is_put(self._registry, key, said, content, entry):
             return await self._miss(entry)  # somebody else has stored something there
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
 

@@ -64,8 +64,8 @@ def quoted(etag: str) -> str:
 class Patience:
     """How long one operation goes on trying. Used by one thread.
 
-    Ends after ATTEMPTS tries, or when ``timeout`` seconds have passed, since the last sign of progress; a try that
-    would outlast that, if it were as long without an answer as the one before, is not begun.
+    Ends after ATTEMPTS tries, or when ``timeout`` seconds have passed, since the last sign of progress. A third try
+    that would outlast that, if it were as long without an answer as the one before, is not begun.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -89,7 +89,7 @@ class Patience:
         """Sleep before the next try, or raise ``error`` when there shall be none."""
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
         now = time.monotonic()
-        silent = now - max(self._began, self._since)
+        silent = now - max(self._began, self._since) if self._attempt > 1 else 0.0
         if self._attempt >= ATTEMPTS or now + pause + silent >= self._deadline:
             raise error
         log.info("Attempt %d failed, trying again in %.1f s: %s", self._attempt, pause, error)

@@ -379,6 +379,25 @@ def test_what_a_put_has_stored_itself_is_no_conflict(make_box: MakeBox, kind: st
     box.run(scenario, User())
 
 
+def test_a_spool_file_that_a_folder_cannot_take_is_removed_once_it_is_stored(make_box: MakeBox) -> None:
+    """A process died when the file had its name in the storage folder, and still that in the spool."""
+    box = make_box("local", real_keys=True)
+
+    async def scenario(user: User) -> None:
+        user.mover.failing = lambda op, _: StorageUnavailable("away") if op == "put" else None
+        await user.write_file("a.csv", b"mine")
+        await failed(user)
+        (src,) = box.spool.iterdir()
+        os.setxattr(src, "user.lamfs", b"0123456789abcdefABCD 1 - =a.csv")
+        os.link(src, box.store.url("a.csv"))
+        start_over(user)
+        await user.sync()
+        assert await user.actual() == {"a.csv": b"mine"}
+        assert list(box.spool.iterdir()) == []
+
+    box.run(scenario, User())
+
+
 @pytest.mark.parametrize("kind", ["s3", "local"])
 def test_what_a_delete_does_not_know_stays(make_box: MakeBox, kind: str) -> None:
     """A file is deleted whose put claimed its key and stored nothing; another program has stored something there."""
