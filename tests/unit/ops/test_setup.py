@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -33,6 +34,7 @@ from lamfs.ops import artifacts, fsck, lock, mounts, recover, setup, snapshot, s
 from lamfs.ops.instance import Instance
 from lamfs.registry import process_id
 from lamfs.storage import StorageConfig, open_store
+from lamfs.work.steps import Steps
 from tests.support.ops import machine, write_spool
 
 
@@ -472,10 +474,10 @@ def owe(slug: str, key: str, text: str, *, scratch: bool = False) -> Path:
 
 
 def refuse_to_store(monkeypatch: pytest.MonkeyPatch, error: LamfsError) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    async def refuse(*_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(recover, "store_bytes", refuse)
+    monkeypatch.setattr(Steps, "put", refuse)
 
 
 def put_aside_in(directory: Path) -> list[str]:
