@@ -125,6 +125,27 @@ def object_key_for(uid: str, suffix: str, key: str | None, key_is_virtual: bool)
     return key
 
 
+def revision_key(uid: str, suffix: str, number: int) -> str:
+    """Object key of revision ``number`` of an artifact, if ``.lamindb/{uid}{suffix}`` was used before: see
+    docs/decisions/one-object-per-revision.md."""
+    return f"{AUTO_KEY_PREFIX}{uid}.{number}{suffix}"
+
+
+def is_private(object_key: str) -> bool:
+    """Whether only lamfs stores objects of such names."""
+    return object_key.startswith(AUTO_KEY_PREFIX)
+
+
+def is_in_place(object_key: str, uid: str, suffix: str, key: str | None, key_is_virtual: bool) -> bool:
+    """Whether the object of an artifact is where its key and suffix say: at its real key, else below ``.lamindb/``
+    under the name of any of its revisions."""
+    place = object_key_for(uid, suffix, key, key_is_virtual)
+    if object_key == place or not is_private(place):
+        return object_key == place
+    name = object_key.removeprefix(f"{AUTO_KEY_PREFIX}{uid}.")
+    return name != object_key and name.endswith(suffix) and name[: len(name) - len(suffix)].isdecimal()
+
+
 def is_registry_key(object_key: str) -> bool:
     """Whether an object key is that of a registry: ``{instance id hex}.lndb``."""
     return _REGISTRY_KEY.fullmatch(object_key) is not None

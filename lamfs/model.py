@@ -184,6 +184,8 @@ class ArtifactRecord:
     id: int | None = None
     number: int = 1
     """Of the revision: 1 is the first, and other bytes are the next one."""
+    used: tuple[str, ...] = ()
+    """Suffixes with which ``.lamindb/{uid}{suffix}`` has named an object of an earlier revision."""
 
     @property
     def meta(self) -> ObjectMeta:

@@ -67,13 +67,13 @@ class SmallFiles:
         return outcomes + [future.result() for future in begun]
 
     def _put(self, store: ObjectStore, path: str, key: str, twin: Twin | None, meta: ObjectMeta | None) -> ObjectStat:
-        """Store a file, or copy within storage the object that has its bytes, if that is there."""
+        """Store a new file, or copy within storage the object that has its bytes, if that is there."""
         began = time.monotonic()
         found: ObjectStat | None = None
         if twin is not None:
             with contextlib.suppress(ObjectMissing, ObjectChanged):
-                found = store.copy(twin[0], key, etag=twin[1], size=twin[2], meta=meta)
+                found = store.copy(twin[0], key, etag=twin[1], size=twin[2], meta=meta, if_none_match=True)
         if found is None:
-            found = store.put_file(key, path, meta=meta)
+            found = store.put_file(key, path, meta=meta, if_none_match=True)
         self._quickest = min(self._quickest, time.monotonic() - began)
         return found

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from lamfs.errors import InvalidName, LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
-from lamfs.keys import name_with, root_path
+from lamfs.keys import is_private, name_with, root_path
 from lamfs.model import (
     AUTO_KEY_PREFIX,
     ArtifactRecord,
@@ -28,7 +28,7 @@ from lamfs.model import (
 from lamfs.ops import drafts
 from lamfs.ops.instance import Instance
 from lamfs.storage.base import ObjectStat, ObjectStore, Over
-from lamfs.work import claims, conflicts
+from lamfs.work import conflicts
 from lamfs.work.direct import DirectWorker, finish
 
 log = logging.getLogger("lamfs.newer")
@@ -289,7 +289,7 @@ def keep_before(instance: Instance, record: ArtifactRecord | None, object_key: s
     Raises ObjectChanged when that cannot be kept now, and storage errors.
     """
     if instance.registry.journal.is_claimed(object_key):
-        found = None if claims.is_private(object_key) else look_at(instance.store, object_key)[0]
+        found = None if is_private(object_key) else look_at(instance.store, object_key)[0]
         if found is None or is_own(instance, found):
             return
     url = instance.store.url(object_key)
@@ -297,7 +297,7 @@ def keep_before(instance: Instance, record: ArtifactRecord | None, object_key: s
         other = look(instance, record)
         if other is not None and _keep(instance, other) is None:
             raise ObjectChanged(f"Somebody else has changed the object {url}, or is writing its file; try again later.")
-    elif record is not None or not claims.is_private(object_key):  # else: a name that was just made
+    elif record is not None or not is_private(object_key):  # else: a name that was just made
         _keep_unknown(instance, object_key)
 
 

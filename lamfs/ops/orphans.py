@@ -56,7 +56,7 @@ class Found:
 def used(instance: Instance) -> set[str]:
     """Object keys that an artifact or a journal row names now."""
     db = instance.registry.db
-    return {row[0] for row in db.all("SELECT object_key FROM artifact UNION SELECT object_key FROM journal")}
+    return {row[0] for row in db.all("SELECT object_key FROM revision UNION SELECT object_key FROM journal")}
 
 
 def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs: int) -> Found:

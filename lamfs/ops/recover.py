@@ -27,14 +27,13 @@ from lamfs.errors import (
     StorageUnavailable,
     TooLarge,
 )
-from lamfs.keys import check_spool_name
+from lamfs.keys import check_spool_name, is_private
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
 from lamfs.ops import adoption, alone, messages, newer, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import Provenance, record_from_payload, sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, in_parts
-from lamfs.work import claims
 from lamfs.work.direct import finish
 from lamfs.work.moves import Moves
 from lamfs.work.steps import Upload, what
@@ -122,7 +121,7 @@ def _undo_save(instance: Instance, entry: JournalEntry) -> None:
     """
     assert entry.object_key is not None
     delete = True
-    if not claims.is_private(entry.object_key):
+    if not is_private(entry.object_key):
         # Other programs store things at such keys, too, before or after: only what says that it is this artifact's is.
         delete = False
         with contextlib.suppress(ObjectMissing):
@@ -267,7 +266,7 @@ def replaceable(
     ``artifact``: as it was before, None for a new one; ``claimed``: Journal.is_claimed before this work announced the
     object. Raises PreconditionFailed (somebody else's object is there), storage errors.
     """
-    if artifact is None and claims.is_private(target):
+    if artifact is None and is_private(target):
         return ANYTHING  # nobody else has this artifact
     found, over = newer.look_at(instance.store, target)
     if found is None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from lamfs.model import ArtifactRecord, iso, new_uid
 from lamfs.processes import is_alive, of_another_boot, process_id
-from lamfs.registry.artifacts import Artifacts
+from lamfs.registry.artifacts import Artifacts, Provenance
 from lamfs.registry.changes import Change, ChangeLog
-from lamfs.registry.commits import Commits, Committed, Conflict, Provenance, record_from_payload
+from lamfs.registry.commits import Commits, Committed, Conflict, record_from_payload
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal

@@ -5,22 +5,26 @@ Changes of several rows belong into ``Database.transaction()``; namespace.py and
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from lamfs.hashing import zero_block, zero_leaves
-from lamfs.keys import object_key_for
+from lamfs.keys import is_in_place, is_private, object_key_for, revision_key
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, ContentHash, Revision, now_ns
 from lamfs.registry.conditions import clause
 from lamfs.registry.db import Database
 
 _COLUMNS = (
-    "id, uid, storage_id, key, suffix, description, accessor, size, hash, hash_type, blocks, object_key, etag,"
-    " visibility, key_is_virtual, created_by_id, run_id, transform_id, created_at, updated_at, ino, head, number"
+    "a.id, a.uid, a.storage_id, a.key, a.suffix, a.description, a.accessor, r.size, r.hash, r.hash_type, r.blocks,"
+    " r.object_key, r.etag, a.visibility, a.key_is_virtual, a.created_by_id, a.run_id, a.transform_id, a.created_at,"
+    " a.updated_at, a.ino, r.head, r.number, a.used"
 )
-_FIELDS = tuple(name.strip() for name in _COLUMNS.split(","))
+NOW = "artifact a JOIN revision r ON r.id=a.revision_id AND a.id=r.artifact_id"
+"""Artifacts with the revision that they have now. (By the second condition SQLite gets from either to the other.)"""
 _MARK = 8
 """Bytes of the block's own hash before its leaf hashes: rows of content that was replaced are known by them."""
 _RENAMES = "(SELECT json_group_array(json_array(old, new)) FROM (SELECT old, new FROM rekey ORDER BY id))"
@@ -28,6 +32,15 @@ FEW = 100
 """Artifacts below a directory whose keys follow its rename at once."""
 STEP, PAUSE = 2000, 0.005
 """Keys that follow in one transaction, and seconds in between for others who want to write."""
+
+
+@dataclass(slots=True)
+class Provenance:
+    """Who and what a new artifact, or a revision, is linked to."""
+
+    user_id: int | None = None
+    run_id: int | None = None
+    transform_id: int | None = None
 
 
 class Artifacts:
@@ -97,12 +110,13 @@ class Artifacts:
 
     def trashed(self, key: str) -> ArtifactRecord | None:
         """The artifact in the trash that had this key, the last one thrown away first."""
-        return self._one("key=? AND visibility=-1 ORDER BY updated_at DESC, id DESC", key)
+        return self._one("key=? AND visibility=-1 ORDER BY a.updated_at DESC, a.id DESC", key)
 
     def same_content(self, content: ContentHash, limit: int = -1) -> list[ArtifactRecord]:
         """Artifacts with exactly these bytes, whatever their visibility, the ``limit`` oldest first (-1: all)."""
         rows = self._db.all(
-            f"SELECT {_COLUMNS}, {_RENAMES} FROM artifact WHERE hash=? AND size=? AND blocks=? ORDER BY id LIMIT ?",
+            f"SELECT {_COLUMNS}, {_RENAMES} FROM {NOW} WHERE r.hash=? AND r.size=? AND r.blocks=?"
+            " ORDER BY a.id LIMIT ?",
             (content.hash, content.size, content.blocks, limit),
         )
         return [_record_now(row) for row in rows]
@@ -110,11 +124,11 @@ class Artifacts:
     def has_large(self, size: int) -> bool:
         """Whether there is an artifact of ``size`` bytes, which are more than 64 MiB."""
         # 'size>67108864' is what lets SQLite use the index of large ones.
-        return self._db.one("SELECT 1 FROM artifact WHERE size=? AND size>67108864 LIMIT 1", (size,)) is not None
+        return self._db.one("SELECT 1 FROM revision WHERE size=? AND size>67108864 LIMIT 1", (size,)) is not None
 
     def sizes(self) -> set[int]:
         """The sizes in bytes that artifacts have. Looks at all rows."""
-        return {row[0] for row in self._db.all("SELECT DISTINCT size FROM artifact")}
+        return {row[0] for row in self._db.all("SELECT DISTINCT size FROM revision")}
 
     def with_object(self, object_key: str) -> ArtifactRecord | None:
         """The artifact whose bytes are in this object now."""
@@ -129,7 +143,21 @@ class Artifacts:
         if record.visibility == TRASH and (at.startswith(AUTO_KEY_PREFIX) or not self._is_wanted(at)):
             return at
         key = None if record.visibility == TRASH else record.key
-        return object_key_for(record.uid, record.suffix, key, record.key_is_virtual)
+        if is_in_place(at, record.uid, record.suffix, key, record.key_is_virtual):
+            return at
+        place = object_key_for(record.uid, record.suffix, key, record.key_is_virtual)
+        return next(self.private_keys(record, record.number)) if is_private(place) else place
+
+    def private_keys(self, record: ArtifactRecord, number: int) -> Iterator[str]:
+        """Object keys below ``.lamindb/`` for revision ``number`` of an artifact, the right one first: without a number
+        if no earlier revision has had that name. The artifact's own object has none of them."""
+        plain, at = object_key_for(record.uid, record.suffix, None, True), record.revision.object_key
+        if record.suffix not in record.used and at != plain:
+            yield plain
+        for more in itertools.count(number):
+            name = revision_key(record.uid, record.suffix, more)
+            if name != at:
+                yield name
 
     def _is_wanted(self, key: str) -> bool:
         """Whether a living artifact has a real key that is this one, or that cannot exist beside it in a folder."""
@@ -147,13 +175,13 @@ class Artifacts:
         clause, params = _conflicts("object_key", object_key)
         rows = self._db.all(
             # Its own object is in the way too when one of the two would have to be a folder: 'a' on its way to 'a/a'.
-            f"SELECT {_COLUMNS}, {_RENAMES} FROM artifact WHERE ({clause}) AND NOT (uid=? AND object_key=?) LIMIT 1000",
+            f"SELECT {_COLUMNS}, {_RENAMES} FROM {NOW} WHERE ({clause}) AND NOT (uid=? AND object_key=?) LIMIT 1000",
             (*params, uid, object_key),
         )
         return [_record_now(row) for row in rows]
 
     def _one(self, where: str, *params: Any) -> ArtifactRecord | None:
-        row = self._db.one(f"SELECT {_COLUMNS}, {_RENAMES} FROM artifact WHERE {where} LIMIT 1", params)
+        row = self._db.one(f"SELECT {_COLUMNS}, {_RENAMES} FROM {NOW} WHERE {where} LIMIT 1", params)
         return None if row is None else _record_now(row)
 
     def leaves(self, revision: Revision, block: int) -> bytes | None:
@@ -165,7 +193,8 @@ class Artifacts:
         if digest == zero_block():
             return zero_leaves()
         for (hashes,) in self._db.all(
-            "SELECT hashes FROM leaf WHERE block=? AND artifact_id IN (SELECT id FROM artifact WHERE object_key=?)",
+            "SELECT hashes FROM leaf WHERE block=?"
+            " AND artifact_id IN (SELECT artifact_id FROM revision WHERE object_key=?)",
             (block, revision.object_key),
         ):
             if hashes.startswith(digest[:_MARK]):
@@ -187,7 +216,7 @@ class Artifacts:
                 params += found.params
         self.settle()
         where = " AND ".join(clauses) or "1"
-        for row in self._db.all(f"SELECT {_COLUMNS} FROM artifact WHERE {where} ORDER BY id", params):
+        for row in self._db.all(f"SELECT {_COLUMNS} FROM {NOW} WHERE {where} ORDER BY a.id", params):
             yield _record(row)
 
     def count(self, *, trash: bool = False) -> int:
@@ -199,33 +228,55 @@ class Artifacts:
 
     def total_bytes(self) -> int:
         """Sum of the sizes of all artifacts, the trash included, in bytes."""
-        row = self._db.one("SELECT coalesce(sum(size), 0) FROM artifact")
+        row = self._db.one(f"SELECT coalesce(sum(r.size), 0) FROM {NOW}")
         assert row is not None
         return int(row[0])
 
     # -- changing -----------------------------------------------------------------------------------------------
 
     def insert(self, record: ArtifactRecord) -> int:
-        """Add a row (``record.ino`` must be set); fills in id and times. Returns the id."""
+        """Add a row (``record.ino`` must be set) and one for its revision; fills in id and times. Returns the id."""
         self._make_way(record.key)
         now = now_ns()
         record.created_at = record.created_at or now
         record.updated_at = record.updated_at or now
-        content = record.revision.content
+        revision_id = self._next_revision()
         cursor = self._db.execute(
-            f"INSERT INTO artifact({_COLUMNS}) VALUES({','.join('?' * len(_FIELDS))})",
+            "INSERT INTO artifact(uid, storage_id, key, suffix, description, accessor, visibility, key_is_virtual,"
+            " created_by_id, run_id, transform_id, created_at, updated_at, ino, revision_id, used)"
+            " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
-                None, record.uid, record.storage_id, record.key, record.suffix, record.description, record.accessor,
-                content.size, content.hash, content.hash_type, content.blocks,
-                record.revision.object_key, record.revision.etag,
+                record.uid, record.storage_id, record.key, record.suffix, record.description, record.accessor,
                 record.visibility, int(record.key_is_virtual), record.created_by_id, record.run_id,
-                record.transform_id, record.created_at, record.updated_at, record.ino, content.head, record.number,
+                record.transform_id, record.created_at, record.updated_at, record.ino, revision_id, _json(record.used),
             ),
         )  # fmt: skip
         record.id = cursor.lastrowid
         assert record.id is not None
-        self._put_leaves(record.id, content)
+        self._insert_revision(
+            revision_id, record.id, record.number, record.revision, record.updated_at,
+            Provenance(record.created_by_id, record.run_id),
+        )  # fmt: skip
+        self._put_leaves(record.id, record.revision.content)
         return record.id
+
+    def _next_revision(self) -> int:
+        row = self._db.one("SELECT coalesce(max(id), 0) + 1 FROM revision")
+        assert row is not None
+        return int(row[0])
+
+    def _insert_revision(
+        self, id_: int, artifact_id: int, number: int, revision: Revision, created_at: int, origin: Provenance
+    ) -> None:
+        content = revision.content
+        self._db.execute(
+            "INSERT INTO revision(id, artifact_id, number, size, hash, hash_type, blocks, head, object_key, etag,"
+            " created_at, created_by_id, run_id) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                id_, artifact_id, number, content.size, content.hash, content.hash_type, content.blocks, content.head,
+                revision.object_key, revision.etag, created_at, origin.user_id, origin.run_id,
+            ),
+        )  # fmt: skip
 
     def _put_leaves(self, id_: int, content: ContentHash) -> None:
         """Store the leaf hashes that ``content`` has; of other blocks those stay that are there."""
@@ -240,25 +291,58 @@ class Artifacts:
         self._db.execute("DELETE FROM leaf WHERE artifact_id=?", (target,))
         self._db.execute("UPDATE leaf SET artifact_id=? WHERE artifact_id=?", (target, source))
 
-    def set_revision(self, uid: str, revision: Revision, *, updated_at: int | None = None) -> None:
-        """Point a row at new bytes, which are its next revision if they are other ones. ``updated_at=None``: now."""
+    def set_revision(
+        self, uid: str, revision: Revision, *, updated_at: int | None = None, origin: Provenance | None = None
+    ) -> None:
+        """Point an artifact at new bytes, which are its next revision if they are other ones. ``updated_at=None``: now.
+        ``origin``: who has made them."""
+        record = self.by_uid(uid)
+        if record is None:
+            return
+        assert record.id is not None
+        at = now_ns() if updated_at is None else updated_at
+        if revision.content.same_bytes(record.revision.content):
+            self._set_content(record, revision)
+            self.update(uid, updated_at=at)
+        else:
+            new = self._next_revision()
+            self._insert_revision(new, record.id, record.number + 1, revision, at, origin or Provenance())
+            self._db.execute("DELETE FROM revision WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)", (uid,))
+            self._db.execute(
+                "UPDATE artifact SET revision_id=?, updated_at=?, used=? WHERE uid=?",
+                (new, at, _json(_used(record, revision.object_key)), uid),
+            )
+        self._db.execute("DELETE FROM leaf WHERE artifact_id=? AND block>=?", (record.id, revision.block_count()))
+        self._put_leaves(record.id, revision.content)
+
+    def _set_content(self, record: ArtifactRecord, revision: Revision) -> None:
+        """The bytes of an artifact's revision are the same, but what is known of them may be more."""
         content = revision.content
         self._db.execute(
-            "UPDATE artifact SET number=number+(size<>?1 OR blocks<>?4), size=?1, hash=?2, hash_type=?3, blocks=?4,"
-            " head=?5, object_key=?6, etag=?7, updated_at=?8 WHERE uid=?9",
-            (
-                content.size, content.hash, content.hash_type, content.blocks, content.head,
-                revision.object_key, revision.etag, now_ns() if updated_at is None else updated_at, uid,
-            ),
-        )  # fmt: skip
-        row = self._db.one("SELECT id FROM artifact WHERE uid=?", (uid,))
-        if row is not None:
-            self._db.execute("DELETE FROM leaf WHERE artifact_id=? AND block>=?", (row[0], revision.block_count()))
-            self._put_leaves(row[0], content)
+            "UPDATE revision SET hash=?, hash_type=?, head=coalesce(?, head)"
+            " WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)",
+            (content.hash, content.hash_type, content.head, record.uid),
+        )
+        self.set_object(record.uid, revision.object_key, revision.etag)
 
     def set_object(self, uid: str, object_key: str, etag: str) -> None:
         """Note that the same bytes are in another object now, or in a copy that has taken its place."""
-        self._db.execute("UPDATE artifact SET object_key=?, etag=? WHERE uid=?", (object_key, etag, uid))
+        record = self.by_uid(uid)
+        if record is None:
+            return
+        self._db.execute(
+            "UPDATE revision SET object_key=?, etag=? WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)",
+            (object_key, etag, uid),
+        )
+        used = _used(record, object_key)
+        if used != record.used:
+            self._db.execute("UPDATE artifact SET used=? WHERE uid=?", (_json(used), uid))
+
+    def set_number(self, uid: str, number: int) -> None:
+        """The revision that an artifact has is its ``number``-th: as its object says."""
+        self._db.execute(
+            "UPDATE revision SET number=? WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)", (number, uid)
+        )
 
     def update(self, uid: str, /, **columns: Any) -> None:
         """Set other columns of a row (key, suffix, description, accessor, visibility, ino, run_id …)."""
@@ -272,6 +356,7 @@ class Artifacts:
     def remove(self, uid: str) -> None:
         """Delete a row for good."""
         self._db.execute("DELETE FROM leaf WHERE artifact_id=(SELECT id FROM artifact WHERE uid=?)", (uid,))
+        self._db.execute("DELETE FROM revision WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)", (uid,))
         self._db.execute("DELETE FROM artifact WHERE uid=?", (uid,))
 
     def rekey(self, old: str, new: str) -> list[str]:
@@ -304,6 +389,18 @@ class Artifacts:
         return True
 
 
+def _used(record: ArtifactRecord, object_key: str) -> tuple[str, ...]:
+    """ArtifactRecord.used when the artifact's bytes are in ``object_key`` from now on."""
+    at, suffix = record.revision.object_key, record.revision.object_key.removeprefix(f"{AUTO_KEY_PREFIX}{record.uid}")
+    if object_key == at or suffix == at or suffix.startswith(f".{record.number}.") or suffix == f".{record.number}":
+        return record.used
+    return tuple(dict.fromkeys([*record.used, suffix]))
+
+
+def _json(used: tuple[str, ...]) -> str | None:
+    return json.dumps(used) if used else None
+
+
 def _below(key: str) -> tuple[str, str]:
     """The range of keys below a directory's: '0' is the character after '/', so it is what starts with 'key/'."""
     return f"{key}/", f"{key}0"
@@ -332,7 +429,8 @@ def _record_now(row: tuple[Any, ...]) -> ArtifactRecord:
 
 def _record(row: tuple[Any, ...]) -> ArtifactRecord:
     (id_, uid, storage_id, key, suffix, description, accessor, size, hash_, hash_type, blocks, object_key, etag,
-     visibility, virtual, created_by, run, transform, created_at, updated_at, ino, head, number) = row  # fmt: skip
+     visibility, virtual, created_by, run, transform, created_at, updated_at, ino, head, number,
+     used) = row  # fmt: skip
     return ArtifactRecord(
         uid=uid,
         key=key,
@@ -351,4 +449,5 @@ def _record(row: tuple[Any, ...]) -> ArtifactRecord:
         ino=ino,
         id=id_,
         number=number,
+        used=tuple(json.loads(used)) if used else (),
     )

@@ -11,6 +11,7 @@ import stat
 from typing import Any
 
 from lamfs.model import ContentHash
+from lamfs.registry.artifacts import NOW
 from lamfs.registry.aside import Told
 from lamfs.registry.db import Database
 from lamfs.registry.overlays import base_id
@@ -68,7 +69,7 @@ def carry_over(old: Database, new: Database, *, apart: bool = False) -> dict[str
 
 def _is_rewritten(old: Database, new: Database, ino: int) -> bool:
     """Whether the artifact of a file has another revision in ``new``."""
-    query = "SELECT size, hash, blocks, object_key, etag FROM artifact WHERE ino=?"
+    query = f"SELECT r.size, r.hash, r.blocks, r.object_key, r.etag FROM {NOW} WHERE a.ino=?"
     return old.one(query, (ino,)) != new.one(query, (ino,))
 
 
@@ -76,7 +77,7 @@ def _same_base(new: Database, ino: int, payload: dict[str, Any]) -> bool:
     """Whether a spool file lies over nothing, or over what its artifact has in ``new``."""
     if "base" not in payload:
         return True
-    row = new.one("SELECT size, hash, hash_type, blocks FROM artifact WHERE ino=?", (ino,))
+    row = new.one(f"SELECT r.size, r.hash, r.hash_type, r.blocks FROM {NOW} WHERE a.ino=?", (ino,))
     return row is not None and payload["base"] == base_id(ContentHash(row[0], row[1], row[2], bytes(row[3])))
 
 
@@ -116,7 +117,7 @@ def _carry_deletes(old: Database, new: Database) -> None:
     for columns in rows:
         object_key = columns[4]
         needed = new.one(
-            "SELECT 1 FROM artifact WHERE object_key=?1 UNION ALL SELECT 1 FROM journal WHERE object_key=?1 LIMIT 1",
+            "SELECT 1 FROM revision WHERE object_key=?1 UNION ALL SELECT 1 FROM journal WHERE object_key=?1 LIMIT 1",
             (object_key,),
         )
         if needed is None:

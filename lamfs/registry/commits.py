@@ -6,16 +6,26 @@ journal row off, and owes the deletion of the object that has become stale.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from lamfs.errors import AlreadyExists, NotFound
-from lamfs.keys import conflict_name, key_with_suffix, object_key_for, suffix_of
+from lamfs.keys import (
+    conflict_name,
+    is_in_place,
+    is_private,
+    key_with_suffix,
+    object_key_for,
+    revision_key,
+    suffix_of,
+)
 from lamfs.model import (
     AUTO_INO,
-    AUTO_KEY_PREFIX,
     BLOCK_SIZE,
     DESCRIPTION_XATTR,
     TRASH,
@@ -27,7 +37,7 @@ from lamfs.model import (
     new_uid,
     now_ns,
 )
-from lamfs.registry.artifacts import Artifacts
+from lamfs.registry.artifacts import Artifacts, Provenance
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
 from lamfs.registry.journal import Journal
@@ -58,15 +68,6 @@ class Conflict:
     name: str
 
 
-@dataclass(slots=True)
-class Provenance:
-    """Who and what a new artifact is linked to."""
-
-    user_id: int | None = None
-    run_id: int | None = None
-    transform_id: int | None = None
-
-
 class Commits:
     """Writes the outcome of storage work into one Database."""
 
@@ -90,10 +91,11 @@ class Commits:
     # -- puts (the mount) ---------------------------------------------------------------------------------------
 
     def put_target(self, entry: JournalEntry) -> str:
-        """The object key under which the content of a put row belongs now.
+        """The object key under which the content of a put row belongs now: the artifact's real key, or a name that no
+        revision of it has had. What an earlier try has begun to store goes on there.
 
-        The artifact's own place, unless another artifact's bytes are still in there (its relocation is owed), or
-        another process is at work on it: then another one, and a move follows.
+        Where another artifact's bytes are still at the real key (its relocation is owed), or another process is at
+        work on it: a name below ``.lamindb/``, and a move follows.
         """
         assert entry.ino is not None
         assert entry.uid is not None
@@ -104,7 +106,7 @@ class Commits:
             uid = entry.uid
             key, suffix = self._key_of(entry.ino)
             virtual = bool(entry.payload.get("key_is_virtual", True))
-        return self._free_object(uid, suffix, key, virtual, entry.id)
+        return self._free_object(uid, suffix, key, virtual, artifact, entry)
 
     def put_meta(self, entry: JournalEntry, content: ContentHash | None) -> ObjectMeta:
         """What the object of a put row is to say of itself. ``content``: its bytes, where they are known before they
@@ -122,7 +124,7 @@ class Commits:
         assert entry.uid is not None
         key, suffix = self._key_of(entry.ino)
         virtual = bool(entry.payload.get("key_is_virtual", True))
-        target = self._free_object(entry.uid, suffix, key, virtual, entry.id)
+        target = self._free_object(entry.uid, suffix, key, virtual, None, entry)
         return target, ObjectMeta.of(entry.uid, key, 1, content)
 
     def save_meta(self, record: ArtifactRecord) -> ObjectMeta:
@@ -131,13 +133,46 @@ class Commits:
         number = 1 if old is None else old.number + (not content.same_bytes(old.revision.content))
         return ObjectMeta.of(record.uid, record.key, number, content)
 
-    def _free_object(self, uid: str, suffix: str, key: str | None, virtual: bool, entry_id: int | None) -> str:
-        """Where new bytes of an artifact may be written now: its home, else ``.lamindb/{uid}{suffix}``, else a name
-        beside that. Not where another artifact's bytes are, nor where storage work of others is under way."""
-        for object_key in (object_key_for(uid, suffix, key, virtual), object_key_for(uid, suffix, None, True)):
-            if not self._artifacts.in_the_way(object_key, uid) and not self._journal.claimed(object_key, uid, entry_id):
-                return object_key
-        return f"{AUTO_KEY_PREFIX}{uid}.{new_uid(6)}{suffix}"
+    def _free_object(
+        self,
+        uid: str,
+        suffix: str,
+        key: str | None,
+        virtual: bool,
+        known: ArtifactRecord | None,
+        entry: JournalEntry | None,
+    ) -> str:
+        """Where new bytes of an artifact are written: to its real key, else to a name below ``.lamindb/``. Not where
+        another artifact's bytes are, nor where storage work of others is under way. ``known``: the artifact as it is;
+        ``entry``: the put that writes them."""
+        row = None if entry is None else entry.id
+        place = object_key_for(uid, suffix, key, virtual)
+        if not is_private(place) and not (
+            self._artifacts.in_the_way(place, uid) or self._journal.claimed(place, uid, row)
+        ):
+            return place
+        begun = None if entry is None or "doubted" in entry.payload else entry.object_key
+        if (
+            begun is not None
+            and is_in_place(begun, uid, suffix, None, True)
+            and self._artifacts.with_object(begun) is None
+        ):
+            return begun
+        names: Iterator[str]
+        if known is None:
+            plain = object_key_for(uid, suffix, None, True)
+            names = itertools.chain([plain], (revision_key(uid, suffix, more) for more in itertools.count(2)))
+        else:
+            names = self._artifacts.private_keys(dataclasses.replace(known, suffix=suffix), known.number + 1)
+        return next(name for name in names if self._is_free(name, uid, row))
+
+    def _is_free(self, name: str, uid: str, row: int | None) -> bool:
+        """Whether no artifact, and no storage work but that of row ``row``, has this object."""
+        return (
+            self._artifacts.with_object(name) is None
+            and not self._journal.claimed(name, uid, row)
+            and not self._journal.owes_any_delete(name)
+        )
 
     def _key_of(self, ino: int) -> tuple[str | None, str]:
         first = self._tree.first_name(ino)
@@ -202,7 +237,9 @@ class Commits:
                 if artifact.revision.object_key != object_key:
                     self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag, uid=artifact.uid)
                 same = content.same_bytes(artifact.revision.content)
-                self._artifacts.set_revision(artifact.uid, revision, updated_at=artifact.updated_at if same else now)
+                self._artifacts.set_revision(
+                    artifact.uid, revision, updated_at=artifact.updated_at if same else now, origin=origin
+                )
             self._journal.said(object_key)
             self._move_home(artifact, object_key)
             # Scratch only now: it is an artifact all the same, when its only bytes have gone to storage.
@@ -273,7 +310,7 @@ class Commits:
             if artifact is not None:
                 if artifact.revision.object_key != object_key:
                     self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag, uid=artifact.uid)
-                self._artifacts.set_revision(artifact.uid, revision, updated_at=now)
+                self._artifacts.set_revision(artifact.uid, revision, updated_at=now, origin=origin)
             else:
                 key, suffix = self._key_of(inode.ino)
                 self._artifacts.insert(
@@ -300,7 +337,8 @@ class Commits:
 
     def save_target(self, record: ArtifactRecord) -> str:
         """The object key under which a save of ``record`` would be stored now."""
-        return self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, None)
+        known = self._artifacts.by_uid(record.uid)
+        return self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, known, None)
 
     def announce_save(
         self, record: ArtifactRecord, *, foreign: str | None = None, mode: int = 0o644
@@ -355,7 +393,8 @@ class Commits:
                 record.ino = old.ino
                 if old.revision.object_key != object_key:
                     self._journal.add_delete(old.revision.object_key, old.revision.etag, uid=old.uid)
-                self._artifacts.set_revision(record.uid, revision, updated_at=now)
+                origin = Provenance(record.created_by_id, record.run_id, record.transform_id)
+                self._artifacts.set_revision(record.uid, revision, updated_at=now, origin=origin)
                 self._artifacts.update(
                     record.uid, description=record.description, accessor=record.accessor, suffix=record.suffix,
                     run_id=record.run_id, transform_id=record.transform_id,
@@ -409,7 +448,7 @@ class Commits:
     def move_plan(self, uid: str) -> tuple[ArtifactRecord, str] | None:
         """Where the object of an artifact has to go: its record and the object key to copy to; None: nowhere.
 
-        When another artifact's bytes are still at the destination, the plan is ``.lamindb/{uid}{suffix}``, so that
+        When another artifact's bytes are still at the destination, the plan is a name below ``.lamindb/``, so that
         cycles of renames (a→b, b→a) come apart; the rest of the way stays owed.
         """
         artifact = self._artifacts.by_uid(uid)
@@ -421,7 +460,9 @@ class Commits:
             return None
         if self._journal.claimed(at, uid, None, moves=False):
             return None
-        for target in (home, object_key_for(uid, artifact.suffix, None, True)):
+        others_have = self._artifacts.with_object
+        aside = (name for name in self._artifacts.private_keys(artifact, artifact.number) if others_have(name) is None)
+        for target in (home,) if is_private(at) and not is_private(home) else (home, next(aside)):
             others = self._artifacts.in_the_way(target, uid)
             if others:
                 for other in others:
@@ -429,7 +470,7 @@ class Commits:
                         # Nothing else would make what is in the trash, or was found where it is, give way.
                         self._journal.add_move(other.uid)
                 continue
-            return None if target == at or self._journal.claimed(target, uid, None, moves=False) else (artifact, target)
+            return None if self._journal.claimed(target, uid, None, moves=False) else (artifact, target)
         return None
 
     def is_home(self, uid: str) -> bool:
@@ -486,7 +527,7 @@ class Commits:
                 return False
             same = revision.content.same_bytes(now.revision.content)
             self._artifacts.set_revision(now.uid, revision, updated_at=now.updated_at if same else mtime_ns)
-            self._artifacts.update(now.uid, number=number)
+            self._artifacts.set_number(now.uid, number)
             self._journal.said(revision.object_key)
             if not same:
                 self._tree.update(now.ino, size=revision.size, mtime_ns=mtime_ns, ctime_ns=now_ns(), blocks=None)

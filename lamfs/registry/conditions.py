@@ -36,8 +36,11 @@ FIELDS = (
 )  # fmt: skip
 
 
+_OF_REVISION = frozenset({"size", "hash", "hash_type", "object_key", "etag"})
+
+
 class Clause(NamedTuple):
-    """A condition in SQL, and its parameters."""
+    """A condition in SQL over ``artifact a`` and its ``revision r``, and its parameters."""
 
     sql: str
     params: list[Any]
@@ -63,19 +66,23 @@ def clause(name: str, value: object) -> Clause:
     if word and word not in OPERATORS:
         raise InvalidArgument(f"'{name}': '{word}' is no condition on a field; choose one of {', '.join(OPERATORS)}.")
     if value is None and not word:
-        return Clause(f"{field} IS NULL", [])
+        return Clause(f"{_column(field)} IS NULL", [])
     if word == "in":
         return _among(name, field, value)
     if word in _TEXT:
         if field not in _TEXTS:
             raise InvalidArgument(f"'{name}' asks for a part of a text, which '{field}' is not; {_can(field)}.")
         text = _text(name, value)
-        return Clause(_TEXT[word].format(field), [text] * _TEXT[word].count("?"))
+        return Clause(_TEXT[word].format(_column(field)), [text] * _TEXT[word].count("?"))
     if field in _TIMES:
         return _compare_times(field, word, _span(name, value))
     if word and field == "key_is_virtual":
         raise InvalidArgument(f"'{name}' cannot be asked, for that field is True or False; use key_is_virtual=True.")
-    return Clause(f"{field} {_COMPARE.get(word, '=')} ?", [_parser(field)(name, value)])
+    return Clause(f"{_column(field)} {_COMPARE.get(word, '=')} ?", [_parser(field)(name, value)])
+
+
+def _column(field: str) -> str:
+    return f"{'r' if field in _OF_REVISION else 'a'}.{field}"
 
 
 def _can(field: str) -> str:
@@ -95,17 +102,20 @@ def _among(name: str, field: str, value: object) -> Clause:
         )
     parse = _parser(field)
     # One parameter, however many values there are: SQLite takes no more than 32,766.
-    return Clause(f"{field} IN (SELECT value FROM json_each(?))", [json.dumps([parse(name, one) for one in values])])
+    return Clause(
+        f"{_column(field)} IN (SELECT value FROM json_each(?))", [json.dumps([parse(name, one) for one in values])]
+    )
 
 
 def _compare_times(field: str, word: str, span: Span) -> Clause:
     if not word:
-        return Clause(f"({field} >= ? AND {field} < ?)", [span.begin, span.end])
+        column = _column(field)
+        return Clause(f"({column} >= ? AND {column} < ?)", [span.begin, span.end])
     # After a day means after its end, and up to a day means with all of it.
     sign, bound = {"gt": (">=", span.end), "gte": (">=", span.begin), "lt": ("<", span.begin), "lte": ("<", span.end)}[
         word
     ]
-    return Clause(f"{field} {sign} ?", [bound])
+    return Clause(f"{_column(field)} {sign} ?", [bound])
 
 
 # -- values -----------------------------------------------------------------------------------------------------------

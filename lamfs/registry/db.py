@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from lamfs.errors import DamagedRegistry, LamfsError, NotSetUp, RegistryError
 
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 
 LOG_PAGES = 1000
 """Pages (of 4 KiB) in the write-ahead log from which on a commit folds it into the file itself: SQLite's default."""

@@ -9,7 +9,7 @@ import dataclasses
 import stat
 from dataclasses import dataclass, field
 
-from lamfs.keys import object_key_for, suffix_of
+from lamfs.keys import is_in_place, suffix_of
 from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, TRASH, ArtifactRecord, Inode, new_uid, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
@@ -204,7 +204,7 @@ class Identity:
         if key == artifact.key and suffix == artifact.suffix:
             return
         self._artifacts.update(artifact.uid, key=key, suffix=suffix)
-        if object_key_for(artifact.uid, suffix, key, artifact.key_is_virtual) != artifact.revision.object_key:
+        if not is_in_place(artifact.revision.object_key, artifact.uid, suffix, key, artifact.key_is_virtual):
             self._journal.add_move(artifact.uid)
 
 

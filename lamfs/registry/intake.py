@@ -24,7 +24,7 @@ from lamfs.registry.db import Database, translated
 from lamfs.registry.lostfound import Finding, reattach
 from lamfs.registry.origins import PUSHES, Origin
 from lamfs.registry.received import Received
-from lamfs.registry.rules import INO_GIVEN, RETAINED_KEY, ROW_MAX, Column, rule, tables
+from lamfs.registry.rules import INO_GIVEN, RETAINED_KEY, REVISIONS, ROW_MAX, Column, rule, tables
 
 SHOWN = 1000
 """Most findings that are kept; of more only their number."""
@@ -103,7 +103,7 @@ class _Intake:
         self._src = received
         self._origin = origin
         self._place = place
-        self._tables = tables(place.kind)
+        self._tables = tables(place.kind, origin.version)
         self.findings: list[Finding] = []
         self.count = 0
         self.unnamed: set[int] = set()
@@ -132,6 +132,8 @@ class _Intake:
             present = {row[1] for row in self._src.all(f"PRAGMA main.table_info({table})")}
             if present:
                 self._copy(table, [name for name in columns if name in present])
+        if self._origin.version >= REVISIONS:
+            self._revisions()
         self._meta()
         self._storage(self._place)
         self._not_stored()
@@ -209,6 +211,26 @@ class _Intake:
             f" FROM src.artifact NOT INDEXED WHERE {right} AND uid NOT IN (SELECT uid FROM main.artifact)"
         )
 
+    def _revisions(self) -> None:
+        """An artifact has a revision, and a revision is one artifact's. An artifact whose revision was left out has no
+        content, and is left out too; so is all but the first of those that name the same one."""
+        change = self._src.change
+        change(
+            "CREATE TEMP TABLE of_revision AS SELECT min(a.id) AS id, r.id AS revision_id FROM main.artifact a"
+            " JOIN main.revision r ON r.id=a.revision_id GROUP BY r.id"
+        )
+        without = "FROM main.artifact WHERE id NOT IN (SELECT id FROM temp.of_revision)"
+        for uid, ino in self._src.all(f"SELECT uid, ino {without} ORDER BY id"):
+            self.unread.add(ino)
+            self.found("artifact", f"'{uid}'", "it has no revision that is right, so it was left out")
+        change(f"DELETE {without}")
+        change("CREATE INDEX temp.of_it ON of_revision(revision_id)")
+        change(
+            "UPDATE main.revision SET artifact_id="
+            "coalesce((SELECT id FROM temp.of_revision o WHERE o.revision_id=revision.id), 0)"
+        )
+        change("DELETE FROM main.revision WHERE artifact_id=0")
+
     # -- the small things ---------------------------------------------------------------------------------------
 
     def _meta(self) -> None:
@@ -247,11 +269,16 @@ class _Intake:
         for table, column, other in (
             ("transform", "created_by_id", "user"), ("run", "created_by_id", "user"),
             ("artifact", "created_by_id", "user"), ("artifact", "run_id", "run"),
-            ("artifact", "transform_id", "transform"),
+            ("artifact", "transform_id", "transform"), ("revision", "created_by_id", "user"),
+            ("revision", "run_id", "run"),
         ):  # fmt: skip
+            columns = [row[1] for row in self._src.all(f"PRAGMA main.table_info({table})")]
+            if not columns:
+                continue
+            named = "uid" if "uid" in columns else "object_key"
             where = f"{column} IS NOT NULL AND {column} NOT IN (SELECT id FROM main.{other})"
-            for (uid,) in self._src.all(f"SELECT uid FROM main.{table} WHERE {where} LIMIT {SHOWN}"):
-                self.found(table, f"'{uid}'", f"its {column} names no {other} that is there, and was not taken")
+            for (name,) in self._src.all(f"SELECT {named} FROM main.{table} WHERE {where} LIMIT {SHOWN}"):
+                self.found(table, f"'{name}'", f"its {column} names no {other} that is there, and was not taken")
             change(f"UPDATE main.{table} SET {column}=NULL WHERE {where}")
         change("DELETE FROM main.symlink WHERE ino NOT IN (SELECT ino FROM main.inode)")
         change("DELETE FROM main.xattr WHERE ino NOT IN (SELECT ino FROM main.inode)")
@@ -262,7 +289,8 @@ class _Intake:
         """What another machine has still to store is on that machine: here a file shows what is stored of it. One that
         is not stored at all keeps its name: what reads it is told that its bytes are elsewhere."""
         change = self._src.change
-        stored = "(SELECT a.size FROM main.artifact a WHERE a.ino=inode.ino)"
+        row = " JOIN main.revision r ON r.id=a.revision_id" if self._origin.version >= REVISIONS else ""
+        stored = f"(SELECT size FROM main.artifact a{row} WHERE a.ino=inode.ino)"
         blocks = ", blocks=NULL" if self._origin.version >= 2 else ""
         change(f"UPDATE main.inode SET size={stored}, revision=revision+1{blocks} WHERE size<>{stored}")
 

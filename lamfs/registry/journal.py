@@ -176,6 +176,11 @@ class Journal:
             is not None
         )
 
+    def owes_any_delete(self, object_key: str) -> bool:
+        """Whether anybody is to delete what is, or may be, in this object."""
+        row = self._db.one("SELECT 1 FROM journal WHERE op='delete' AND object_key=? LIMIT 1", (object_key,))
+        return row is not None
+
     def doubt_claims(self) -> None:
         """Another machine may have had the lease meanwhile: what is in objects that this one was to write, or to delete
         whatever they are, may be its."""

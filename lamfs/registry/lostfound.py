@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from lamfs.keys import suffix_of
 from lamfs.model import AUTO_INO, ROOT_INO, now_ns
+from lamfs.registry.artifacts import NOW
 from lamfs.registry.db import Database
 
 NAME = "lost+found"
@@ -117,7 +118,7 @@ class _Tree:
                 place = self._attach(ino, name)
                 yield Finding("dentry", f"'{name}' in directory {parent}", "there is no such directory", place)
         missing = self._db.all(
-            "SELECT id, uid, size FROM artifact a WHERE NOT EXISTS"
+            f"SELECT a.id, a.uid, r.size FROM {NOW} WHERE NOT EXISTS"
             f" (SELECT 1 FROM inode i WHERE i.ino=a.ino AND i.{_REGULAR})"
         )
         now = now_ns()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lamfs.errors import AlreadyExists, FsError, InvalidArgument, InvalidName, NotFound
-from lamfs.keys import check_key, into, object_key_for, root_path, spool_name, suffix_of
+from lamfs.keys import check_key, into, is_in_place, root_path, spool_name, suffix_of
 from lamfs.model import AUTO_INO, AUTO_KEY_PREFIX, ROOT_INO, SHOWN, TRASH, ArtifactRecord, Inode, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
@@ -416,7 +416,7 @@ class Namespace:
             suffix = artifact.suffix if key is None else suffix_of(root_path(key)[1])
             self.place(inode, key, artifact.uid, suffix)
             self._artifacts.update(uid, visibility=SHOWN, key=key, suffix=suffix, updated_at=now_ns())
-            if object_key_for(uid, suffix, key, artifact.key_is_virtual) != artifact.revision.object_key:
+            if not is_in_place(artifact.revision.object_key, uid, suffix, key, artifact.key_is_virtual):
                 self._journal.add_move(uid)
             return self._artifact(uid)
 

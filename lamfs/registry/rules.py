@@ -31,6 +31,8 @@ ROW_MAX = 1 << 53
 """Highest id of any row: leaves AUTOINCREMENT room for good."""
 TEXT_MAX = 1 << 20
 """Bytes of a description, of a key (a tree may be deeper than PATH_MAX), and of text without a rule of its own."""
+REVISIONS = 13
+"""Version of the schema from which on a revision has a row of its own."""
 RETAINED = "retained:"
 """Keys of the meta table with this and an object key: somebody wanted the object to stay without an artifact."""
 _INT_MAX = (1 << 63) - 1
@@ -119,6 +121,10 @@ _KINDS = ", ".join(
 _MODE = f"({_integer(0, 0o177777)} AND {{0}} & {0o170000} IN ({_KINDS}))"
 _BLOCKS = f"(typeof(blocks)='blob' AND length(blocks)=32*((size+{BLOCK_SIZE - 1})/{BLOCK_SIZE}))"
 _XATTR = f"({_blob(0, 1 << 16)} AND CASE name WHEN '{DESCRIPTION_XATTR}' THEN lamfs_utf8({{0}}) ELSE 1 END)"
+_USED = (
+    f"CASE WHEN {_text(2, TEXT_MAX)} THEN CASE WHEN json_valid({{0}}) THEN CASE WHEN json_type({{0}})='array'"
+    " THEN NOT EXISTS (SELECT 1 FROM json_each({0}) WHERE type<>'text') END END END"
+)
 _LEAVES = 8 + BLOCK_SIZE // LEAF_SIZE * LEAF_HASH
 _PAYLOAD = (
     f"CASE WHEN {_ascii(' -~', 2, 4096)} AND {{0}} GLOB '{{{{*' AND instr(substr({{0}}, 2), '{{{{')=0"
@@ -137,6 +143,12 @@ RETAINED_KEY = (
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 _REFERENCE = Column(_or_null(_ID), "NULL")
+_CONTENT = {
+    "size": Column(_integer(0, _INT_MAX - BLOCK_SIZE)), "hash": Column(_HASH),
+    "hash_type": Column("({0} IN ('md5', 'sha1-fl', 'md5-d'))"), "blocks": Column(_BLOCKS),
+    "object_key": Column(_OBJECT_KEY), "etag": Column(_ETAG), "head": Column(_or_null(_blob(20, 20)), "NULL"),
+    "number": Column(_integer(1, ROW_MAX), "1"),
+}  # fmt: skip
 
 TABLES: dict[str, dict[str, Column]] = {
     "user": {
@@ -171,18 +183,19 @@ TABLES: dict[str, dict[str, Column]] = {
     "dentry": {"id": Column(_ID), "parent": Column(_INO), "name": Column(_NAME), "ino": Column(_INO)},
     "symlink": {"ino": Column(_INO), "target": Column(f"({_blob(1, 4095)} AND instr({{0}}, x'00')=0)")},
     "xattr": {"ino": Column(_INO), "name": Column(_text(1, 255)), "value": Column(_XATTR)},
+    "revision": {
+        "id": Column(_ID), "artifact_id": Column(_ID), **_CONTENT,
+        "created_at": Column(_TIME, "0"), "created_by_id": _REFERENCE, "run_id": _REFERENCE,
+    },
     "artifact": {
         "id": Column(_ID), "uid": Column(_uid(ARTIFACT_UID_LEN)), "storage_id": Column(_ID),
         "key": Column(_or_null(_KEY), "NULL"), "suffix": Column(_SUFFIX, "''"),
         "description": Column(_or_null(_text(0, TEXT_MAX)), "NULL"),
         "accessor": Column(_or_null(_text(0, 256)), "NULL"),
-        "size": Column(_integer(0, _INT_MAX - BLOCK_SIZE)), "hash": Column(_HASH),
-        "hash_type": Column("({0} IN ('md5', 'sha1-fl', 'md5-d'))"), "blocks": Column(_BLOCKS),
-        "object_key": Column(_OBJECT_KEY), "etag": Column(_ETAG),
         "visibility": Column(_integer(-1, 1), "1"), "key_is_virtual": Column(_integer(0, 1), "1"),
         "created_by_id": _REFERENCE, "run_id": _REFERENCE, "transform_id": _REFERENCE,
         "created_at": Column(_TIME, "0"), "updated_at": Column(_TIME, "0"), "ino": Column(_INO, "-id"),
-        "head": Column(_or_null(_blob(20, 20)), "NULL"), "number": Column(_integer(1, ROW_MAX), "1"),
+        "revision_id": Column(_ID), "used": Column(_or_null(_USED), "NULL"),
     },
     "leaf": {"artifact_id": Column(_ID), "block": Column(_integer(0, ROW_MAX)), "hashes": Column(_blob(8, _LEAVES))},
     "journal": {
@@ -207,16 +220,18 @@ moves and aborts.
 """
 
 
-def tables(kind: str) -> dict[str, dict[str, Column]]:
-    """TABLES for a storage of a kind. In a folder (``local``) an object's key is a path, so it has no empty part and no
+def tables(kind: str, version: int) -> dict[str, dict[str, Column]]:
+    """TABLES of a schema's version, for a storage of a kind. Before version 13 a revision had no row of its own. In a folder (``local``) an object's key is a path, so it has no empty part and no
     ``.``: of another name nothing can be there, and not even be deleted."""
+    found = {name: columns for name, columns in TABLES.items() if version >= REVISIONS or name != "revision"}
+    if version < REVISIONS:
+        found["artifact"] = {**found["artifact"], **_CONTENT}
     if kind != "local":
-        return TABLES
+        return found
     path = "({0} IS NULL OR (instr('/'||{0}||'/', '//')=0 AND instr('/'||{0}||'/', '/./')=0))"
-    found = dict(TABLES)
-    for table in ("artifact", "journal"):
-        key = TABLES[table]["object_key"]
-        found[table] = {**TABLES[table], "object_key": key._replace(rule=f"({key.rule} AND {path})")}
+    for table in ("revision" if version >= REVISIONS else "artifact", "journal"):
+        key = found[table]["object_key"]
+        found[table] = {**found[table], "object_key": key._replace(rule=f"({key.rule} AND {path})")}
     return found
 
 

@@ -240,6 +240,49 @@ def spool_files(db: Database) -> None:
     db.execute("ALTER TABLE artifact ADD COLUMN number INTEGER NOT NULL DEFAULT 1")
 
 
+_REVISIONS = (
+    """CREATE TABLE revision(
+        id INTEGER PRIMARY KEY, artifact_id INTEGER NOT NULL, number INTEGER NOT NULL,
+        size INTEGER NOT NULL, hash TEXT NOT NULL, hash_type TEXT NOT NULL, blocks BLOB NOT NULL, head BLOB,
+        object_key TEXT NOT NULL, etag TEXT NOT NULL, created_at INTEGER NOT NULL,
+        created_by_id INTEGER REFERENCES user(id), run_id INTEGER REFERENCES run(id))
+    """,
+    "INSERT INTO revision(artifact_id, number, size, hash, hash_type, blocks, head, object_key, etag, created_at,"
+    " created_by_id, run_id) SELECT id, number, size, hash, hash_type, blocks, head, object_key, etag, updated_at,"
+    " created_by_id, run_id FROM artifact ORDER BY id",
+    """CREATE TABLE artifact_now(
+        id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, storage_id INTEGER NOT NULL REFERENCES storage(id),
+        key TEXT, suffix TEXT NOT NULL, description TEXT, accessor TEXT,
+        visibility INTEGER NOT NULL DEFAULT 1, key_is_virtual INTEGER NOT NULL DEFAULT 1,
+        created_by_id INTEGER REFERENCES user(id), run_id INTEGER REFERENCES run(id),
+        transform_id INTEGER REFERENCES transform(id),
+        created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, ino INTEGER NOT NULL UNIQUE,
+        revision_id INTEGER NOT NULL, used TEXT)
+    """,
+    # Which names an artifact has used is not known: of what was written before, those that it may have.
+    "INSERT INTO artifact_now SELECT a.id, a.uid, a.storage_id, a.key, a.suffix, a.description, a.accessor,"
+    " a.visibility, a.key_is_virtual, a.created_by_id, a.run_id, a.transform_id, a.created_at, a.updated_at, a.ino,"
+    " r.id, CASE WHEN a.number=1 AND a.object_key IN ('.lamindb/'||a.uid||a.suffix, a.key) THEN NULL"
+    " ELSE json_array(a.suffix) END FROM artifact a JOIN revision r ON r.artifact_id=a.id ORDER BY a.id",
+    "DROP TABLE artifact",
+    "ALTER TABLE artifact_now RENAME TO artifact",
+    "CREATE UNIQUE INDEX artifact_key ON artifact(key) WHERE visibility > -1 AND key IS NOT NULL",
+    "CREATE INDEX artifact_trash ON artifact(updated_at) WHERE visibility = -1",
+    "CREATE INDEX artifact_real ON artifact(key) WHERE key_is_virtual=0 AND visibility>-1",
+    "CREATE INDEX revision_hash ON revision(hash)",
+    "CREATE INDEX revision_object ON revision(object_key)",
+    "CREATE INDEX revision_large ON revision(size) WHERE size > 67108864",
+)
+
+
+@migrations()
+def revisions(db: Database) -> None:
+    """Version 13: a revision has a row of its own, and an artifact refers to the one that it has now. ``used``: JSON
+    list, ArtifactRecord.used."""
+    for statement in _REVISIONS:
+        db.execute(statement)
+
+
 def apply(conn: sqlite3.Connection, version: int | None = None) -> None:
     """Bring the tables of a connection, inside of its write transaction, to a version; None: db.SCHEMA_VERSION."""
     order = [migration.name for migration in migrations._migrations]

@@ -13,8 +13,9 @@ from lamfs.model import ContentHash, Revision
 from lamfs.registry.db import Database
 
 _SELECT = (
-    "SELECT d.id, d.name, d.ino, i.mode, a.size, a.hash, a.hash_type, a.blocks, a.object_key, a.etag"
-    " FROM dentry d JOIN inode i ON i.ino=d.ino LEFT JOIN artifact a ON a.ino=d.ino AND a.size<=? WHERE d.parent=?"
+    "SELECT d.id, d.name, d.ino, i.mode, r.size, r.hash, r.hash_type, r.blocks, r.object_key, r.etag"
+    " FROM dentry d JOIN inode i ON i.ino=d.ino LEFT JOIN artifact a ON a.ino=d.ino"
+    " LEFT JOIN revision r ON r.id=a.revision_id AND r.size<=? WHERE d.parent=?"
 )
 _BY_NAME = f"{_SELECT} AND d.name>? ORDER BY d.name LIMIT ?"
 _BY_COOKIE = f"{_SELECT} AND d.id>? ORDER BY d.id LIMIT ?"

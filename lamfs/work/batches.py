@@ -10,7 +10,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from lamfs.errors import InvalidName, LamfsError, StorageError
+from lamfs.errors import InvalidName, LamfsError, PreconditionFailed, StorageError
 from lamfs.hashing import hash_fd
 from lamfs.model import ContentHash, JournalEntry, ObjectMeta, Revision
 from lamfs.registry import Committed, Provenance, Registry
@@ -74,6 +74,8 @@ class Batches:
             with self._registry.db.transaction():
                 for file, found in zip(files, stored, strict=True):
                     entry = file.entry
+                    if isinstance(found, PreconditionFailed):
+                        continue  # there is such an object already: Steps.put sees whose
                     if isinstance(found, LamfsError):
                         outcomes[entry.id] = found
                         continue

@@ -7,15 +7,11 @@ lamfs wrote it (storage/meta.py), or has to have the bytes that were to be writt
 
 from __future__ import annotations
 
-from lamfs.model import AUTO_KEY_PREFIX, ContentHash, JournalEntry, ObjectMeta
+from lamfs.keys import is_private
+from lamfs.model import ContentHash, JournalEntry, ObjectMeta
 from lamfs.registry import Registry
 from lamfs.registry.seals import Seal
 from lamfs.storage.base import ObjectStat
-
-
-def is_private(object_key: str) -> bool:
-    """Whether only lamfs stores objects of such names."""
-    return object_key.startswith(AUTO_KEY_PREFIX)
 
 
 def is_said(registry: Registry, found: ObjectStat, said: ObjectMeta | None) -> bool:

@@ -16,7 +16,7 @@ import os
 
 from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
 from lamfs.hashing import hash_fd
-from lamfs.keys import name_with, root_path, spool_name
+from lamfs.keys import is_private, name_with, root_path, spool_name
 from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, ContentHash, JournalEntry, Revision, iso, new_uid, now_ns
 from lamfs.mover.process import path_of
 from lamfs.registry import Conflict, Provenance, Registry
@@ -55,7 +55,7 @@ async def is_own(registry: Registry, worker: Worker, found: ObjectStat) -> bool:
     storage errors."""
     if not registry.journal.is_claimed(found.key):
         return False
-    said = None if claims.is_private(found.key) else await worker.meta(found.key)
+    said = None if is_private(found.key) else await worker.meta(found.key)
     return claims.is_said(registry, found, said)
 
 
@@ -74,21 +74,14 @@ class Conflicts:
     async def find(
         self, entry: JournalEntry, artifact: ArtifactRecord | None, target: str
     ) -> tuple[ObjectStat | None, bool]:
-        """What is at ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing to keep. And
-        whether storage has said that it is the artifact's revision."""
-        claimed = self._registry.journal.is_claimed(target)
-        if claimed and claims.is_private(target):
-            return None, False
-        virtual = artifact.key_is_virtual if artifact is not None else bool(entry.payload.get("key_is_virtual", True))
-        own = virtual or self._registry.artifacts.with_object(target) is not None
-        if own and artifact is None:
-            return None, False  # a name that lamfs has just made
+        """What is at the real key ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing
+        to keep. And whether storage has said that it is the artifact's revision."""
         found = await object_at(self._worker, target)
         if found is None:
             return None, False
         if artifact is not None and artifact.revision == Revision(artifact.revision.content, target, found.etag):
             return None, True
-        return (None if claimed and await self.is_own(found, entry) else found), False
+        return (None if await self.is_own(found, entry) else found), False
 
     async def is_own(self, found: ObjectStat, entry: JournalEntry) -> bool:
         """As is_own below; also when the object has the bytes of the put ``entry``."""
@@ -98,7 +91,7 @@ class Conflicts:
         if not registry.journal.is_claimed(found.key) or not claims.may_have_bytes(registry, found, entry):
             return False
         assert entry.ino is not None
-        return claims.has_bytes(registry, await self._hash(found, entry.ino), entry)
+        return claims.has_bytes(registry, await self.hash(found, entry.ino), entry)
 
     async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | str | None:
         """Make the object's bytes the artifact's content, and the put's file one beside it. One transaction.
@@ -108,7 +101,7 @@ class Conflicts:
         ObjectChanged when the object changes again, storage errors, OSError.
         """
         assert entry.ino is not None
-        content = await self._hash(found, entry.ino)
+        content = await self.hash(found, entry.ino)
         artifact = self._registry.artifacts.by_ino(entry.ino)
         if artifact is not None and await self._is_damage(artifact, found, content):
             return self._keep_damage(entry, artifact, found, content)
@@ -146,7 +139,11 @@ class Conflicts:
             )  # fmt: skip
         return place
 
-    async def _hash(self, found: ObjectStat, ino: int) -> ContentHash:
+    async def hash(self, found: ObjectStat, ino: int) -> ContentHash:
+        """The hashes of an object's bytes, all of which are read. ``ino`` names the file into which they are fetched.
+
+        Raises ObjectChanged, storage errors, OSError.
+        """
         local = self._store.open_local(found.key)
         if local is not None:
             content = await hash_opened(self._worker, local)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from lamfs.errors import ObjectChanged, PreconditionFailed
+from lamfs.keys import is_private
 from lamfs.model import ArtifactRecord, JournalEntry
 from lamfs.processes import uptime
 from lamfs.registry import Registry
-from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over
-from lamfs.work import claims
+from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
 from lamfs.work.conflicts import look
 from lamfs.work.worker import Worker
 
@@ -40,8 +40,8 @@ async def over_anything() -> Over:
 class Guard:
     """Sees that a put replaces what it set out to replace. Made before the put claims its object.
 
-    ``looked``: when (uptime) storage was asked last, and had what is to be replaced (Conflicts.find); None: it was not
-    asked, or had not. ``is_own``: Conflicts.is_own.
+    ``was_claimed``: an earlier try may have made the object. ``looked``: when (uptime) storage was asked last, and had
+    what is to be replaced (Conflicts.find); None: it was not asked, or had not. ``is_own``: Conflicts.is_own.
 
     A context manager around the sending: where somebody else has changed the object meanwhile, the put has claimed
     nothing after that, so that the next try finds a conflict, and keeps both.
@@ -69,7 +69,7 @@ class Guard:
         self._replaced = artifact.revision if artifact is not None and artifact.revision.object_key == target else None
         # What an artifact had before may be at its place still, and be what another machine's registry tells of.
         self._is_new = artifact is None
-        self._was_claimed = registry.journal.is_claimed(target)
+        self.was_claimed = registry.journal.is_claimed(target)
         self._is_own = is_own
 
     async def ready(self) -> Over:
@@ -84,14 +84,15 @@ class Guard:
 
     async def look(self) -> Over:
         """As ``ready``, of what storage replaces without a condition."""
-        if self._is_new and claims.is_private(self._target):
-            return ANYTHING  # nobody else has this artifact
-        await self._permit(True)
+        if not (self._is_new and is_private(self._target)):  # nobody else has a new artifact
+            await self._permit(True)
+        if is_private(self._target):
+            return NOTHING  # no revision has had this name
         found, over = await look(self._worker, self._target)
         if found is None:
             return over
         expected = self._replaced is not None and found.etag == self._replaced.etag
-        if not expected and not (self._was_claimed and await self._is_own(found, self._entry)):
+        if not expected and not (self.was_claimed and await self._is_own(found, self._entry)):
             raise PreconditionFailed(
                 f"Somebody else has changed the object {self._store.url(self._target)} while it was stored.",
                 errno=ObjectChanged.errno,
@@ -102,5 +103,5 @@ class Guard:
         """Nothing yet."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PreconditionFailed) and not self._was_claimed:
+        if isinstance(error, PreconditionFailed) and not self.was_claimed:
             self._registry.journal.unclaim(self._entry.id, self._target)

@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable
 from lamfs.errors import ObjectChanged, ObjectMissing
 from lamfs.model import JournalEntry
 from lamfs.registry import Registry
-from lamfs.storage.base import ANYTHING, ObjectStore, Over
-from lamfs.work import claims
+from lamfs.storage.base import ObjectStore, Over
 from lamfs.work.conflicts import is_own, look, object_at
 from lamfs.work.guard import Permit
 from lamfs.work.multipart import Multipart
@@ -101,8 +100,6 @@ class Moves:
 
     async def _free(self, target: str) -> Over | None:
         """What a move may replace: nothing, or what lamfs itself may have left there. None: something else is there."""
-        if self._registry.journal.is_claimed(target) and claims.is_private(target):
-            return ANYTHING
         found, over = await look(self._worker, target)
         return over if found is None or await is_own(self._registry, self._worker, found) else None
 

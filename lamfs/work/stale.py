@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from lamfs.keys import OWN_OBJECT
+from lamfs.keys import OWN_OBJECT, is_private
 from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, JournalEntry, ObjectMeta, Revision
 from lamfs.registry import Registry
-from lamfs.work import claims
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -56,7 +55,7 @@ def only_copy_but_for(registry: Registry, entry: JournalEntry, said: ObjectMeta 
     artifact = registry.artifacts.by_uid(uid) if uid is not None else None
     if artifact is not None:
         return artifact.revision
-    return (uid is None or uid != meant) and not claims.is_private(key)
+    return (uid is None or uid != meant) and not is_private(key)
 
 
 def say_left(url: str) -> None:

@@ -24,7 +24,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.hashing import MD5_MAX, hash_fd
-from lamfs.keys import check_spool_name
+from lamfs.keys import check_spool_name, is_private
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.processes import uptime
 from lamfs.registry import Committed, Conflict, Lost, Provenance, Registry, is_based_on, missing_blocks
@@ -33,7 +33,7 @@ from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
 from lamfs.work import batches, claims, damage, multipart, patches
 from lamfs.work.batches import Batches
-from lamfs.work.conflicts import Conflicts, hash_opened
+from lamfs.work.conflicts import Conflicts, hash_opened, object_at
 from lamfs.work.guard import Guard, Permit, anybody
 from lamfs.work.multipart import Multipart, Segment
 from lamfs.work.streaming import Streams
@@ -199,7 +199,9 @@ class Steps:
             if artifact is not None:
                 await self._permit(True)
             looked = uptime()
-            if (replaces or earlier is not None) and self._store.kind != "local":
+            if is_private(target):
+                found, is_there = None, False
+            elif (replaces or earlier is not None) and self._store.kind != "local":
                 # (A local folder syncs them itself before it replaces the old ones.)
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
                 found, is_there = await self._waits.beside(
@@ -220,15 +222,21 @@ class Steps:
             if replaces:
                 await self.hooks.pin(target, but=ino if base is not None else None)
             await self._waits.durable()
-            with guard:
-                if content is None:
-                    consumed = False
-                    etag, content = await self._multipart.store_unhashed(
-                        entry, upload.size, path, target, upload.known, upload.moved,
-                        lambda found: self._compare_for_good(entry, found), guard.ready,
-                    )  # fmt: skip
-                else:
-                    etag, consumed = await self._send(content, path, target, upload, base, guard)
+            try:
+                with guard:
+                    if content is None:
+                        consumed = False
+                        etag, content = await self._multipart.store_unhashed(
+                            entry, upload.size, path, target, upload.known, upload.moved,
+                            lambda found: self._compare_for_good(entry, found), guard.ready,
+                        )  # fmt: skip
+                    else:
+                        etag, consumed = await self._send(content, path, target, upload, base, guard)
+            except PreconditionFailed:
+                if not is_private(target):
+                    raise
+                committed = await self._taken(entry, upload, base, target, content, ours=guard.was_claimed)
+                return None if committed is None else (committed, False)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
                 ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
@@ -238,6 +246,44 @@ class Steps:
         finally:
             self._busy_objects.discard(target)
         return committed, consumed
+
+    async def _taken(
+        self,
+        entry: JournalEntry,
+        upload: Upload,
+        base: Revision | None,
+        target: str,
+        content: ContentHash | None,
+        *,
+        ours: bool,
+    ) -> Committed | None:
+        """There is an object already under a name that no revision has had. With the put's bytes it is the put's: the
+        answer was lost. With others it is what an earlier try has made (``ours``), and goes; or it is the work of
+        another machine, which is kept. None: the put can be tried again, with another name.
+
+        Raises ObjectChanged when it cannot, storage errors.
+        """
+        assert entry.ino is not None
+        assert entry.src is not None
+        journal = self._registry.journal
+        found = await object_at(self._worker, target)
+        if found is None:
+            raise ObjectChanged(f"The object {self._store.url(target)} was there, and is gone; it is tried again.")
+        there = await self._conflicts.hash(found, entry.ino)
+        if content is None:
+            content = await self._hash(entry.src, None, upload)
+        if there.same_bytes(content):
+            return self._registry.commits.put(
+                entry.ino, entry.gen, content, target, found.etag, self._origin, row=entry.id
+            )
+        if not ours:
+            await self._keep_both(entry, upload, base, found)
+            return None
+        with self._registry.db.transaction():
+            journal.unclaim(entry.id, target)
+            journal.add_delete(target, found.etag)
+        entry.object_key = None
+        return None
 
     def _compare(self, entry: JournalEntry, content: ContentHash) -> None:
         """See that a spool file has the bytes with which it was closed. Raises StorageError."""
@@ -443,7 +489,7 @@ class Steps:
             os.close(local)
             return await self._miss(entry)  # that is what the artifact had before
         content = await hash_opened(self._worker, local)
-        said = None if claims.is_private(key) else await self._worker.meta(key)
+        said = None if is_private(key) else await self._worker.meta(key)
         if not claims.is_put(self._registry, key, said, content, entry):
             return await self._miss(entry)  # somebody else has stored something there
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)

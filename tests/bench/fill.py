@@ -54,13 +54,15 @@ def fill_registry(instance_dir: Path, count: int, per_directory: int | None = 10
             entry(parent, name, ino)
             uid = f"fill{ino:016}"
             db.execute(
-                "INSERT INTO artifact(uid, storage_id, key, suffix, size, hash, hash_type, blocks, object_key, etag,"
-                " created_at, updated_at, ino) VALUES(?, 1, ?, '.csv', ?, ?, 'md5', ?, ?, ?, ?, ?, ?)",
-                (
-                    uid, f"{key}/{name}", SIZE, f"{ino:022}", ino.to_bytes(32), f".lamindb/{uid}.csv", f"{ino:x}",
-                    now, now, ino,
-                ),
-            )  # fmt: skip
+                "INSERT INTO artifact(id, uid, storage_id, key, suffix, created_at, updated_at, ino, revision_id)"
+                " VALUES(?, ?, 1, ?, '.csv', ?, ?, ?, ?)",
+                (ino, uid, f"{key}/{name}", now, now, ino, ino),
+            )
+            db.execute(
+                "INSERT INTO revision(id, artifact_id, number, size, hash, hash_type, blocks, object_key, etag,"
+                " created_at) VALUES(?, ?, 1, ?, ?, 'md5', ?, ?, ?, ?)",
+                (ino, ino, SIZE, f"{ino:022}", ino.to_bytes(32), f".lamindb/{uid}.csv", f"{ino:x}", now),
+            )
 
     below = directories(count, per_directory)
     top = inode(stat.S_IFDIR | 0o755, 2 + len(below), 0)

@@ -25,6 +25,7 @@ import pytest
 from lamfs import hashing
 from lamfs.keys import spool_name
 from lamfs.model import ContentHash, StorageConfig, instance_id
+from lamfs.registry.artifacts import NOW
 from lamfs.registry.overlays import base_id
 from tests.support import crafted
 from tests.support.confined import MARKER, MEMORY_MIB, SECONDS, Ended, Machine
@@ -125,7 +126,7 @@ def wants_the_home(conn: sqlite3.Connection, machine: Machine) -> None:
         conn.execute("UPDATE inode SET size=? WHERE ino=?", (os.path.getsize(key), ino))
     # What a file of the tree has, with a file of the home laid over it: writing goes there.
     for name, src in ((VICTIM[6], f"{home}/.bashrc"), (VICTIM[7], f"{home}/Documents/letter.txt")):
-        (blocks,) = conn.execute("SELECT blocks FROM artifact WHERE key=?", (name,)).fetchone()
+        (blocks,) = conn.execute(f"SELECT blocks FROM {NOW} WHERE key=?", (name,)).fetchone()
         content = ContentHash(len(VICTIMS[name]), "", "", blocks)
         payload = json.dumps({"base": base_id(content)})
         conn.execute(
@@ -231,7 +232,8 @@ def takes_links(conn: sqlite3.Connection, machine: Machine) -> None:
     which is a link to ~/.ssh."""
     content = hashing.hash_file(machine.home / ".ssh/id_rsa")
     conn.execute(
-        "UPDATE artifact SET size=?, hash=?, hash_type=?, blocks=? WHERE key=?",
+        "UPDATE revision SET size=?, hash=?, hash_type=?, blocks=?"
+        " WHERE id=(SELECT revision_id FROM artifact WHERE key=?)",
         (content.size, content.hash, content.hash_type, content.blocks, VICTIM[0]),
     )
     conn.execute("UPDATE inode SET size=? WHERE ino=?", (content.size, ino_of(conn, VICTIM[0])))
@@ -256,7 +258,7 @@ def put_links(good: Good, machine: Machine) -> Path:
 
     def attack(conn: sqlite3.Connection, machine: Machine) -> None:
         takes_links(conn, machine)
-        keys.extend(conn.execute("SELECT object_key FROM artifact WHERE key=?", (VICTIM[0],)).fetchone())
+        keys.extend(conn.execute(f"SELECT object_key FROM {NOW} WHERE key=?", (VICTIM[0],)).fetchone())
 
     store = put(good, machine, attack)
     (store / "keys").symlink_to(machine.home / ".ssh")

@@ -438,7 +438,7 @@ class Good:
                 if path.is_file() and not key.startswith(".lamindb/_") and key != REGISTRY:
                     etags.append((store.put_bytes(key, path.read_bytes()).etag, key))
             with contextlib.closing(sqlite3.connect(crafted)) as conn:
-                conn.executemany("UPDATE artifact SET etag=? WHERE object_key=?", etags)
+                conn.executemany("UPDATE revision SET etag=? WHERE object_key=?", etags)
                 conn.commit()
             change(crafted)
             store.put_file(REGISTRY, str(crafted))

@@ -34,7 +34,18 @@ def check_tree(registry: Registry) -> list[str]:
                 else:
                     pending.append(ino)
             reached.add(ino)
-    artifacts = {row[0]: row[1:] for row in db.all("SELECT ino, uid, key, visibility, suffix, size FROM artifact")}
+    rows = db.all(
+        "SELECT a.ino, a.uid, a.key, a.visibility, a.suffix, r.size FROM artifact a"
+        " JOIN revision r ON r.id=a.revision_id AND r.artifact_id=a.id"
+    )
+    artifacts = {row[0]: row[1:] for row in rows}
+    for (uid,) in db.all(
+        "SELECT uid FROM artifact a WHERE NOT EXISTS"
+        " (SELECT 1 FROM revision r WHERE r.id=a.revision_id AND r.artifact_id=a.id)"
+    ):
+        found.append(f"artifact {uid} has no revision")
+    for (key,) in db.all("SELECT object_key FROM revision WHERE id NOT IN (SELECT revision_id FROM artifact)"):
+        found.append(f"the revision in {key} is no artifact's")
     owed = {row[0] for row in db.all("SELECT ino FROM journal WHERE op='put'")}
     for ino, (mode, nlink) in inodes.items():
         count = len(names.get(ino, []))

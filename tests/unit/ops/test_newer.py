@@ -53,7 +53,8 @@ class Past:
         done = work()
         content = record.revision.content
         db.execute(
-            "UPDATE artifact SET size=?, hash=?, blocks=?, object_key=?, etag=?, number=? WHERE uid=?",
+            "UPDATE revision SET size=?, hash=?, blocks=?, object_key=?, etag=?, number=?"
+            " WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)",
             (content.size, content.hash, content.blocks, record.revision.object_key, record.revision.etag,
              record.number, record.uid),
         )  # fmt: skip
@@ -448,7 +449,7 @@ def test_a_move_that_was_done_before_the_registry_lost_its_last_changes(
     assert now.revision.object_key != record.revision.object_key
     assert instance.store.get(now.revision.object_key) == b"one"
     instance.registry.db.execute(
-        "UPDATE artifact SET object_key=?, etag=? WHERE uid=?",
+        "UPDATE revision SET object_key=?, etag=? WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)",
         (record.revision.object_key, record.revision.etag, record.uid),
     )
     instance.registry.journal.add_move(record.uid)

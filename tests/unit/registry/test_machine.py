@@ -256,10 +256,10 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_two_artifacts_share_an_object(self) -> None:
-        rows = self.registry.db.all("SELECT object_key FROM artifact GROUP BY object_key HAVING count(*) > 1")
+        rows = self.registry.db.all("SELECT object_key FROM revision GROUP BY object_key HAVING count(*) > 1")
         assert rows == []
         stale = self.registry.db.all(
-            "SELECT j.object_key FROM journal j JOIN artifact a USING(object_key) WHERE j.op='delete'"
+            "SELECT j.object_key FROM journal j JOIN revision r USING(object_key) WHERE j.op='delete'"
         )
         # Owed from before, and struck off when its turn comes: only what is in use now matters, see Steps.delete.
         assert all(self.registry.artifacts.with_object(row[0]) is not None for row in stale)
