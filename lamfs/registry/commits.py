@@ -279,6 +279,8 @@ class Commits:
             current = entry.gen == gen and entry.state in ("ready", "scratch")
             artifact = self._artifacts.by_ino(ino)
             if current:
+                if entry.object_key is not None and is_private(entry.object_key) and "doubted" not in entry.payload:
+                    self._drop_object(entry.object_key)  # an earlier try may have stored other bytes there
                 self._journal.done(entry.id)
                 if artifact is not None:
                     self._tree.update(ino, size=artifact.size)

@@ -221,7 +221,9 @@ moves and aborts.
 
 
 def tables(kind: str, version: int) -> dict[str, dict[str, Column]]:
-    """TABLES of a schema's version, for a storage of a kind. Before version 13 a revision had no row of its own. In a folder (``local``) an object's key is a path, so it has no empty part and no
+    """TABLES of a schema's version, for a storage of a kind. Before REVISIONS artifacts have the columns of theirs.
+
+    In a folder (``local``) an object's key is a path, so it has no empty part and no
     ``.``: of another name nothing can be there, and not even be deleted."""
     found = {name: columns for name, columns in TABLES.items() if version >= REVISIONS or name != "revision"}
     if version < REVISIONS:

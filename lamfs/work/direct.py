@@ -20,7 +20,7 @@ from lamfs.mover.buffers import Buffers
 from lamfs.pool import Pool
 from lamfs.registry import sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ANYTHING, MultipartStore, ObjectStat, ObjectStore, Over, PartStat, in_parts
+from lamfs.storage.base import ANYTHING, NOTHING, MultipartStore, ObjectStat, ObjectStore, Over, PartStat, in_parts
 from lamfs.storage.stale import Meant, delete_meant
 from lamfs.work.worker import Progress
 
@@ -134,8 +134,8 @@ class DirectWorker:
     async def _put_or_copy(self, path: str, key: str, twin: Revision | None, meta: ObjectMeta | None) -> ObjectStat:
         if twin is not None:
             with contextlib.suppress(ObjectMissing, ObjectChanged):
-                return await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size, meta=meta)
-        return await self.put(path, key, meta=meta)
+                return await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size, meta=meta, over=NOTHING)
+        return await self.put(path, key, meta=meta, over=NOTHING)
 
     async def copy(
         self,

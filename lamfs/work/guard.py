@@ -73,26 +73,31 @@ class Guard:
         self._is_own = is_own
 
     async def ready(self) -> Over:
-        """A Ready: storage compares the ETag once more, so the object is not looked at again a moment after it was.
+        """A Ready: storage itself sees that the object is still what it was a moment ago, so it is not looked at again.
 
         Raises LeaseLost, PreconditionFailed (somebody else's object is there), storage errors.
         """
+        if is_private(self._target):
+            if not self._is_new:  # nobody else has a new artifact
+                await self._permit(True)
+            return NOTHING
         if self._replaced is not None and self._looked is not None and uptime() - self._looked < LOOKED_SECONDS:
             await self._permit(True)
             return Over(self._replaced.etag)
         return await self.look()
 
     async def look(self) -> Over:
-        """As ``ready``, of what storage replaces without a condition."""
-        if not (self._is_new and is_private(self._target)):  # nobody else has a new artifact
-            await self._permit(True)
-        if is_private(self._target):
-            return NOTHING  # no revision has had this name
+        """As ``ready``, of what storage replaces without a condition: a copy."""
+        private = is_private(self._target)
+        if private and self._is_new:
+            return NOTHING
+        await self._permit(True)
         found, over = await look(self._worker, self._target)
         if found is None:
             return over
         expected = self._replaced is not None and found.etag == self._replaced.etag
-        if not expected and not (self.was_claimed and await self._is_own(found, self._entry)):
+        own = not private and self.was_claimed and await self._is_own(found, self._entry)
+        if not expected and not own:
             raise PreconditionFailed(
                 f"Somebody else has changed the object {self._store.url(self._target)} while it was stored.",
                 errno=ObjectChanged.errno,

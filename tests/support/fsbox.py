@@ -43,11 +43,11 @@ from lamfs.errors import (
 )
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
-from lamfs.keys import object_key_for
+from lamfs.keys import is_in_place
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, StorageConfig
+from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, Over, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
 from lamfs.storage.stale import Meant, delete_meant
 from lamfs.work.guard import Permit, anybody
@@ -306,7 +306,7 @@ class DirectMover:
                     with contextlib.suppress(ObjectMissing, ObjectChanged):
                         found.append(await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size, meta=meta))
                         continue
-                found.append(await self.put(path, key, meta=meta))
+                found.append(await self.put(path, key, meta=meta, over=NOTHING))
             except LamfsError as error:
                 found.append(error)
         return found
@@ -606,9 +606,9 @@ class Box:
             blocks = b"".join(hashing.hash_block(data[at : at + BLOCK_SIZE]) for at in range(0, len(data), BLOCK_SIZE))
             if blocks != record.revision.content.blocks or len(data) != record.size:
                 found.append(f"object {key} of {record.key}: {data[:40]!r} is not what was saved")
-            home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
-            if key != home and record.visibility != TRASH:
-                found.append(f"object of {record.key} is at {key}, not at {home}")
+            right = is_in_place(key, record.uid, record.suffix, record.key, record.key_is_virtual)
+            if not right and record.visibility != TRASH:
+                found.append(f"object of {record.key} is at {key}")
         found += [f"object {key} is nobody's" for key in sorted(objects - wanted.keys())]
         found += [f"upload {upload}" for upload in getattr(self.store, "unfinished", {})]
         found += [f"record of an upload: {row}" for row in registry.db.all("SELECT * FROM upload")]

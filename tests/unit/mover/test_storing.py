@@ -24,7 +24,7 @@ class Store:
         self.away = away
         self.asked: list[str] = []
 
-    def put_file(self, key: str, path: str, *, meta: Any = None) -> ObjectStat:
+    def put_file(self, key: str, path: str, *, if_none_match: bool, meta: Any = None) -> ObjectStat:
         self.asked.append(key)
         if key in self.away:
             raise StorageUnavailable(f"{key}: no answer")
@@ -32,7 +32,7 @@ class Store:
             self.together.wait(10)
         return ObjectStat(key, len(path), "e-" + key, 0)
 
-    def copy(self, src: str, dst: str, *, etag: str, size: int, meta: Any = None) -> ObjectStat:
+    def copy(self, src: str, dst: str, *, etag: str, size: int, if_none_match: bool, meta: Any = None) -> ObjectStat:
         if src == "gone":
             raise ObjectMissing("it is gone")
         return ObjectStat(dst, size, f"copy of {src} {etag}", 0)
@@ -101,7 +101,7 @@ def test_all_have_ended_when_one_fails_as_nobody_expects(monkeypatch: pytest.Mon
     stored: list[str] = []
 
     class Odd(Store):
-        def put_file(self, key: str, path: str, *, meta: Any = None) -> ObjectStat:
+        def put_file(self, key: str, path: str, *, if_none_match: bool, meta: Any = None) -> ObjectStat:
             if key == "k1":
                 goes_on.set()
                 raise RuntimeError("odd")
@@ -117,7 +117,7 @@ def test_all_have_ended_when_one_fails_as_nobody_expects(monkeypatch: pytest.Mon
 
 def test_a_spool_file_that_is_gone_is_its_own_error(tmp_path: Path) -> None:
     class Reads(Store):
-        def put_file(self, key: str, path: str, *, meta: Any = None) -> ObjectStat:
+        def put_file(self, key: str, path: str, *, if_none_match: bool, meta: Any = None) -> ObjectStat:
             return ObjectStat(key, len(Path(path).read_bytes()), "e", 0)
 
     (tmp_path / "b").write_bytes(b"b")

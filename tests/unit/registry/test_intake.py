@@ -15,6 +15,7 @@ import pytest
 from lamfs.errors import RegistryError
 from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, ContentHash, Revision
 from lamfs.registry import Registry, intake, schema
+from lamfs.registry.artifacts import NOW
 from lamfs.registry.db import SCHEMA_VERSION
 from lamfs.registry.rules import TABLES
 
@@ -125,6 +126,15 @@ def check_tree(registry: Registry) -> None:
             assert registry.tree.path(record.ino) == record.key
     for name, columns in TABLES.items():
         assert {row[1] for row in db.all(f"PRAGMA table_info({name})")} == set(columns), name
+
+
+OF = dict.fromkeys(("size", "hash", "hash_type", "blocks", "object_key", "etag", "head", "number"), "r")
+
+
+def change_artifact(conn: sqlite3.Connection, column: str, value: object, ino: int) -> None:
+    """Set a column of an artifact's row, or of its revision's."""
+    where = "ino=?" if column not in OF else "id=(SELECT revision_id FROM artifact WHERE ino=?)"
+    conn.execute(f"UPDATE {'revision' if column in OF else 'artifact'} SET {column}=? WHERE {where}", (value, ino))
 
 
 def rows(path: Path | Registry, table: str) -> list[tuple[object, ...]]:
@@ -291,7 +301,7 @@ def test_an_artifact_whose_object_is_elsewhere_is_left_out(
 ) -> None:
     def change(conn: sqlite3.Connection) -> None:
         sql = "CAST(? AS TEXT)" if key == b"\xff" else "?"
-        for table in ("artifact", "journal"):
+        for table in ("revision", "journal"):
             conn.execute(f"UPDATE {table} SET object_key={sql} WHERE object_key IS NOT NULL", (key,))
         conn.execute("DELETE FROM unsaid")
         conn.execute(f"INSERT INTO unsaid VALUES({sql})", (key,))
@@ -321,12 +331,12 @@ def test_an_artifact_that_cannot_be_read_is_left_out(
     box: Box, taken: Callable[..., tuple[intake.Taken, Registry]], column: str, value: object
 ) -> None:
     def change(conn: sqlite3.Connection) -> None:
-        conn.execute(f"UPDATE artifact SET {column}=? WHERE ino=?", (value, box.inos["d/b.txt"]))
+        change_artifact(conn, column, value, box.inos["d/b.txt"])
 
     result, fresh = taken(change)
     assert fresh.artifacts.by_ino(box.inos["d/b.txt"]) is None
     assert len(rows(fresh, "artifact")) == 3
-    (finding,) = [finding for finding in result.findings if finding.table == "artifact"]
+    (finding,) = [finding for finding in result.findings if finding.table == "revision"]
     assert column in finding.what
     assert any(finding.place == "lost+found/b.txt" for finding in result.findings)
 
@@ -343,10 +353,11 @@ def test_what_an_artifact_can_do_without_is_not_taken(
     box: Box, taken: Callable[..., tuple[intake.Taken, Registry]], column: str, value: object, then: object
 ) -> None:
     def change(conn: sqlite3.Connection) -> None:
-        conn.execute(f"UPDATE artifact SET {column}=? WHERE ino=?", (value, box.inos["d/b.txt"]))
+        change_artifact(conn, column, value, box.inos["d/b.txt"])
 
     result, fresh = taken(change)
-    assert fresh.db.all(f"SELECT {column} FROM artifact WHERE ino=?", (box.inos["d/b.txt"],)) == [(then,)]
+    found = fresh.db.all(f"SELECT {OF.get(column, 'a')}.{column} FROM {NOW} WHERE ino=?", (box.inos["d/b.txt"],))
+    assert found == [(then,)]
     assert result.total >= 1
     assert all(finding.sentence for finding in result.findings)
 
@@ -561,10 +572,14 @@ def test_a_deep_tree_with_a_file_at_each_level_takes_no_longer_than_its_rows(
                 "INSERT INTO dentry(parent, name, ino) VALUES(?, ?, ?)", [(above, "n", folder), (folder, "f", file)]
             )
             conn.execute(
-                "INSERT INTO artifact(uid, storage_id, suffix, size, hash, hash_type, blocks, object_key, etag,"
-                " created_at, updated_at, ino) SELECT ?, storage_id, suffix, size, hash, hash_type, blocks, object_key,"
-                " etag, created_at, updated_at, ? FROM artifact LIMIT 1",
-                (f"{level:010d}deepdeepde", file),
+                "INSERT INTO artifact(id, uid, storage_id, suffix, created_at, updated_at, ino, revision_id)"
+                " SELECT ?1, ?2, storage_id, suffix, created_at, updated_at, ?1, ?1 FROM artifact LIMIT 1",
+                (file, f"{level:010d}deepdeepde"),
+            )
+            conn.execute(
+                "INSERT INTO revision SELECT ?1, ?1, 1, size, hash, hash_type, blocks, head, object_key, etag,"
+                " created_at, created_by_id, run_id FROM revision LIMIT 1",
+                (file,),
             )
 
     path = box.changed(change)

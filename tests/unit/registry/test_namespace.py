@@ -40,9 +40,8 @@ def test_rename_over_an_artifact_keeps_its_uid_and_description(hands: Hands, reg
     assert now.revision.object_key == gone.revision.object_key
     assert registry.artifacts.by_uid(gone.uid) is None
     assert hands.moves() == [kept.uid]
-    assert hands.run_moves() == [(gone.revision.object_key, kept.revision.object_key)]
-    assert gone.revision.object_key in hands.deletes()
-    assert kept.revision.object_key not in hands.deletes()
+    assert hands.run_moves() == [(gone.revision.object_key, f".lamindb/{kept.uid}.2.csv")]
+    assert set(hands.deletes()) == {gone.revision.object_key, kept.revision.object_key}
 
 
 def test_rename_of_equal_bytes_over_an_artifact_keeps_its_revision(hands: Hands) -> None:
@@ -78,8 +77,8 @@ def test_rename_of_a_file_not_yet_stored_over_an_artifact(hands: Hands, registry
     stored = hands.store(ino, b"new")
     assert stored is not None
     assert (stored.uid, stored.key) == (kept.uid, "b.csv")
-    assert stored.revision.object_key == kept.revision.object_key
-    assert hands.deletes() == []
+    assert stored.revision.object_key == f".lamindb/{kept.uid}.2.csv"
+    assert hands.deletes() == [kept.revision.object_key]
 
 
 def test_rename_over_a_file_not_yet_stored_hands_on_the_uid(hands: Hands, registry: Registry) -> None:
