@@ -378,7 +378,8 @@ def settle(instance: Instance, ino: int) -> bool:
             mounts.request(record, {"cmd": "sync", "ino": ino}, timeout=SYNC_SILENCE)
         if not writable:
             instance.hold()
-            recover.finish_puts(instance)
+            if recover.finish_puts(instance):
+                recover.run_owed(instance, ops=("delete",))
     except LamfsError as error:
         problem = str(error)
     if journal.put_of(ino) is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lamfs.errors import (
@@ -466,10 +466,24 @@ def _storage(
             damage.clear(instance, record)
     unknown = orphans.find(instance, found.values(), shared=others > 0, jobs=jobs)
     report.notes += unknown.notes
+    wrong += _outdated(instance, unknown.orphans, {each.record.uid for each in wrong})
     problems = _others(instance, report, wrong, unknown.orphans, repair, others > 0, watcher)
     if problems:
         damage.record_all(instance, [(record, problem, ()) for record, problem in problems])
     return {record.uid for record, _ in problems}, others > 0, unknown.orphans
+
+
+def _outdated(instance: Instance, unknown: Iterable[Orphan], wrong: Collection[str]) -> Iterator[newer.Wrong]:
+    """Artifacts of which storage has a later revision than this registry, which is older than another one was. Not
+    those that are ``wrong`` anyway."""
+    latest: dict[str, int] = {}
+    for orphan in unknown:
+        if orphan.meta is not None and orphan.meta.uid not in wrong:
+            latest[orphan.meta.uid] = max(latest.get(orphan.meta.uid, 0), orphan.meta.revision or 0)
+    for uid, number in latest.items():
+        record = instance.registry.artifacts.by_uid(uid)
+        if record is not None and number > record.number:
+            yield newer.Wrong(record, "is of an earlier revision than one that is in storage")
 
 
 def _others(

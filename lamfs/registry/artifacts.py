@@ -134,12 +134,12 @@ class Artifacts:
         """The artifact whose bytes are in this object now."""
         return self._one("object_key=?", object_key)
 
-    def home(self, record: ArtifactRecord) -> str:
-        """The object key under which the bytes of an artifact belong.
+    def home(self, record: ArtifactRecord, at: str | None = None) -> str:
+        """The object key under which the bytes of an artifact belong. ``at``: where they are (None: the record says).
 
         In the trash it stays where it is, unless the living need the place: others in the trash may have the same key.
         """
-        at = record.revision.object_key
+        at = record.revision.object_key if at is None else at
         if record.visibility == TRASH and (at.startswith(AUTO_KEY_PREFIX) or not self._is_wanted(at)):
             return at
         key = None if record.visibility == TRASH else record.key

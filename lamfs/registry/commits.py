@@ -332,7 +332,7 @@ class Commits:
             return Conflict(copy.ino, parent, beside)
 
     def _move_home(self, artifact: ArtifactRecord, object_key: str) -> None:
-        if self._artifacts.home(artifact) != object_key:
+        if self._artifacts.home(artifact, object_key) != object_key:
             self._journal.add_move(artifact.uid)
 
     # -- saves (the Python API and the CLI) ---------------------------------------------------------------------
@@ -528,6 +528,8 @@ class Commits:
             if revision.object_key != now.revision.object_key and self._artifacts.with_object(revision.object_key):
                 return False
             same = revision.content.same_bytes(now.revision.content)
+            if revision.object_key != now.revision.object_key:
+                self._journal.add_delete(now.revision.object_key, now.revision.etag, uid=now.uid)
             self._artifacts.set_revision(now.uid, revision, updated_at=now.updated_at if same else mtime_ns)
             self._artifacts.set_number(now.uid, number)
             self._journal.said(revision.object_key)

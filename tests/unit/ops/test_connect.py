@@ -37,10 +37,10 @@ def _ada() -> None:
     setup.login("ada")
 
 
-def save(slug: str, tmp_path: Path, key: str, text: str) -> None:
+def save(slug: str, tmp_path: Path, key: str, text: str, virtual: bool = True) -> None:
     (tmp_path / "file").write_text(text)
     with Instance.open(slug) as opened:
-        artifacts.save(opened, tmp_path / "file", key=key)
+        artifacts.save(opened, tmp_path / "file", key=key, virtual=virtual)
 
 
 def read(slug: str, key: str) -> str:
@@ -302,7 +302,7 @@ def test_what_somebody_else_has_stored_is_not_replaced_without_a_mount(
 ) -> None:
     """The registry may be older than the object, or another machine came between. Both have a name then."""
     setup.init(str(tmp_path / "store"), "default")
-    save("ada/default", tmp_path, "a.txt", "first")
+    save("ada/default", tmp_path, "a.txt", "first", virtual=False)
     owe("ada/default", "a.txt", "5-aaaaaaaaaaaa", text)
     with Instance.open("ada/default") as opened:
         path = tmp_path / "store" / artifacts.find(opened, "a.txt").revision.object_key
@@ -333,7 +333,7 @@ def test_what_somebody_else_has_stored_is_not_replaced_without_a_mount(
 def test_a_save_replaces_only_what_it_set_out_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine may sleep in the middle of the upload."""
     setup.init(str(tmp_path / "store"), "default")
-    save("ada/default", tmp_path, "a.txt", "first")
+    save("ada/default", tmp_path, "a.txt", "first", virtual=False)
     with Instance.open("ada/default") as opened:
         path = tmp_path / "store" / artifacts.find(opened, "a.txt").revision.object_key
     put = LocalStore.put_file

@@ -185,6 +185,8 @@ def test_an_object_of_another_machine_is_not_deleted_for_what_a_put_may_have_lef
 
 def test_what_only_this_machine_has_is_kept(root: Path) -> None:
     setup.connect(SLUG)
+    with Instance.open(SLUG) as opened:
+        recover.finish_all(opened)
     check(root)
 
 

@@ -295,7 +295,7 @@ def test_an_artifact_whose_object_can_have_no_such_name(
     path.write_text("others")
     other = artifacts.save(instance, path, key="b.txt")
     remove_object(instance, other)
-    statement = "UPDATE artifact SET object_key=:key WHERE uid=:uid"
+    statement = "UPDATE revision SET object_key=:key WHERE id=(SELECT revision_id FROM artifact WHERE uid=:uid)"
     instance.registry.db.execute(statement, {"key": key, "uid": record.uid})
     for repair in (False, True):
         report = fsck.check(instance, repair=repair, data=True)
@@ -309,7 +309,7 @@ def test_an_artifact_whose_object_can_have_no_such_name(
 
 
 def test_scrub_goes_on_behind_what_it_cannot_ask_for(instance: Instance, record: ArtifactRecord) -> None:
-    instance.registry.db.execute("UPDATE artifact SET object_key='../x' WHERE uid=:uid", {"uid": record.uid})
+    instance.registry.artifacts.set_object(record.uid, "../x", record.revision.etag)
     result = scrub.run(instance, set())
     assert len(result.unread) == 1
     assert "'d/a.txt'" in result.unread[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lamfs.errors import FsError, NotSetUp
+from lamfs.keys import root_path
 from lamfs.registry import Provenance, Registry, is_alive, process_id
 from lamfs.registry.changes import KEEP
 from tests.unit.registry.conftest import Hands, content_of
@@ -77,19 +78,48 @@ def test_an_object_in_use_is_not_owed_its_deletion(hands: Hands, registry: Regis
     assert hands.deletes() == []
 
 
-def test_a_replace_owes_the_stale_object_only_elsewhere(hands: Hands) -> None:
+def test_each_revision_has_an_object_of_its_own(hands: Hands, registry: Registry) -> None:
+    """DESIGN's rule: without a number where the artifact has not used the name yet, else with the revision's."""
     record = hands.save("a.csv", b"1")
+    keys = [record.revision.object_key]
+    for name, data in (("a.csv", b"2"), ("a.txt", b"3"), ("a.txt", b"4"), ("a.csv", b"5"), ("a.txt", b"6")):
+        hands.rewrite(root_path(record.key or "")[1])
+        if name != record.key:
+            hands.rename(record.key or "", name)
+        stored = hands.store(hands.ino(name), data)
+        assert stored is not None
+        record = stored
+        keys.append(record.revision.object_key)
+    names = [key.removeprefix(f".lamindb/{record.uid}") for key in keys]
+    assert names == [".csv", ".2.csv", ".txt", ".4.txt", ".5.csv", ".6.txt"]
+    assert hands.deletes() == keys[:-1]
+    assert record.number == 6
+    rows = registry.db.all("SELECT number, object_key FROM revision")
+    assert rows == [(6, record.revision.object_key)]
+
+
+def test_an_object_whose_deletion_is_owed_is_not_written_anew(hands: Hands, registry: Registry) -> None:
+    record = hands.save("a.csv", b"1")
+    registry.journal.add_delete(f".lamindb/{record.uid}.2.csv")
     hands.rewrite("a.csv")
     again = hands.store(hands.ino("a.csv"), b"2")
     assert again is not None
-    assert again.revision.object_key == record.revision.object_key
-    assert hands.deletes() == []
+    assert again.revision.object_key == f".lamindb/{record.uid}.3.csv"
+    assert again.number == 2
+
+
+def test_what_an_earlier_try_has_begun_goes_on_there(hands: Hands, registry: Registry) -> None:
+    hands.save("a.csv", b"1")
     hands.rewrite("a.csv")
+    entry = registry.journal.put_of(hands.ino("a.csv"))
+    assert entry is not None
+    target = registry.commits.put_target(entry)
+    assert registry.journal.claim_target(entry.id, target)
+    again = registry.journal.put_of(hands.ino("a.csv"))
+    assert again is not None
+    assert registry.commits.put_target(again) == target
     hands.rename("a.csv", "a.txt")
-    moved = hands.store(hands.ino("a.txt"), b"3")
-    assert moved is not None
-    assert moved.revision.object_key == f".lamindb/{record.uid}.txt"
-    assert hands.deletes() == [record.revision.object_key]
+    assert registry.commits.put_target(again).endswith(".txt")
 
 
 def test_a_move_that_is_overtaken_owes_its_copy(hands: Hands, registry: Registry) -> None:
