@@ -22,6 +22,7 @@ from lamfs.registry import sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, MultipartStore, ObjectStat, ObjectStore, Over, PartStat, in_parts
 from lamfs.storage.stale import Meant, delete_meant
+from lamfs.work import reading
 from lamfs.work.worker import Progress
 
 T = TypeVar("T")
@@ -251,14 +252,27 @@ class DirectWaits:
         done: Callable[[T, U], None],
         at_once: int,
     ) -> None:
-        """Waits.each: in threads; ``done`` in this one."""
-        error: LamfsError | None = None
-        with Pool(at_once, "lamfs-work") as pool:
-            for item, future in pool.unordered(lambda item: finish(send(item)), items):
-                try:
-                    done(item, future.result())
-                except LamfsError as problem:
-                    error = error or problem
-                    break
-        if error is not None:
-            raise error
+        """Waits.each."""
+        await each(items, send, done, at_once)
+
+
+async def each(
+    items: Iterable[T], send: Callable[[T], Coroutine[Any, Any, U]], done: Callable[[T, U], None], at_once: int
+) -> None:
+    """Waits.each: in threads; ``done`` in this one."""
+    error: LamfsError | None = None
+    with Pool(at_once, "lamfs-work") as pool:
+        for item, future in pool.unordered(lambda item: finish(send(item)), items):
+            try:
+                done(item, future.result())
+            except LamfsError as problem:
+                error = error or problem
+                break
+    if error is not None:
+        raise error
+
+
+def hash_object(store: ObjectStore, key: str, progress: Progress | None = None) -> tuple[ContentHash, str]:
+    """Read an object once, and hash it: the hash, and the ETag of what was read. Raises as reading.hash_object."""
+    found = store.head(key)
+    return finish(reading.hash_object(DirectWorker(store), each, store, found, progress)), found.etag

@@ -1,4 +1,4 @@
-"""Whether storage may be changed, asked at the last moment before it is. The trio loop only.
+"""Whether storage may be changed, asked at the last moment before it is. Steps that do no I/O themselves.
 
 Between the look at an object and its replacement a put may take hours, and the machine may sleep: then another one may
 have taken the lease over, and stored something there.
@@ -38,10 +38,11 @@ async def over_anything() -> Over:
 
 
 class Guard:
-    """Sees that a put replaces what it set out to replace. Made before the put claims its object.
+    """Sees that a put, or a save, replaces what it set out to replace. Made before that claims its object.
 
     ``looked``: when (uptime) storage was asked last, and had what is to be replaced (Conflicts.find); None: it was not
-    asked, or had not. ``is_own``: Conflicts.is_own.
+    asked, or had not. ``is_own``: Conflicts.is_own. ``entry``: the put; None: a save, which undoes its claim itself, if
+    the object ``was_claimed`` by nobody before.
 
     A context manager around the sending: where somebody else has changed the object meanwhile, the put has claimed
     nothing after that, so that the next try finds a conflict, and keeps both.
@@ -53,11 +54,11 @@ class Guard:
         store: ObjectStore,
         worker: Worker,
         permit: Permit,
-        entry: JournalEntry,
+        entry: JournalEntry | None,
         artifact: ArtifactRecord | None,
         target: str,
         looked: float | None,
-        is_own: Callable[[ObjectStat, JournalEntry], Awaitable[bool]],
+        is_own: Callable[[ObjectStat, JournalEntry | None], Awaitable[bool]],
     ) -> None:
         self._registry = registry
         self._store = store
@@ -69,7 +70,7 @@ class Guard:
         self._replaced = artifact.revision if artifact is not None and artifact.revision.object_key == target else None
         # What an artifact had before may be at its place still, and be what another machine's registry tells of.
         self._is_new = artifact is None
-        self._was_claimed = registry.journal.is_claimed(target)
+        self.was_claimed = registry.journal.is_claimed(target)
         self._is_own = is_own
 
     async def ready(self) -> Over:
@@ -91,7 +92,7 @@ class Guard:
         if found is None:
             return over
         expected = self._replaced is not None and found.etag == self._replaced.etag
-        if not expected and not (self._was_claimed and await self._is_own(found, self._entry)):
+        if not expected and not (self.was_claimed and await self._is_own(found, self._entry)):
             raise PreconditionFailed(
                 f"Somebody else has changed the object {self._store.url(self._target)} while it was stored.",
                 errno=ObjectChanged.errno,
@@ -102,5 +103,5 @@ class Guard:
         """Nothing yet."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PreconditionFailed) and not self._was_claimed:
+        if isinstance(error, PreconditionFailed) and self._entry is not None and not self.was_claimed:
             self._registry.journal.unclaim(self._entry.id, self._target)
