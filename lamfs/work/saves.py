@@ -130,11 +130,13 @@ class Saves:
             if etag is not None:
                 return commits.save(entry_id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid())
         except LamfsError as error:
-            saved = await self._resolve(entry_id)
+            # Nothing of this save may be there then, but what somebody else has stored.
+            refused = isinstance(error, PreconditionFailed) and not guard.was_claimed
+            saved = await self._resolve(entry_id, refused=refused)
             if saved is not None:
                 return saved  # the bytes are there: only the reply was lost
-            if isinstance(error, PreconditionFailed) and not guard.was_claimed:
-                registry.journal.said(object_key)  # nothing of this save is there, but what somebody else has stored
+            if refused:
+                registry.journal.said(object_key)
             if not source.temporary:
                 check_file(source.path)  # says so when it is gone
             raise
@@ -223,20 +225,21 @@ class Saves:
 
     # -- what did not come to its end -----------------------------------------------------------------------------
 
-    async def _resolve(self, entry_id: int) -> ArtifactRecord | None:
+    async def _resolve(self, entry_id: int, *, refused: bool = False) -> ArtifactRecord | None:
         """After a failed step: finish the save if its bytes are there, else undo it. None: undone, or still owed."""
         entry = self._registry.journal.get(entry_id)
         if entry is None:
             return None
         try:
-            return await self.finish(entry)
+            return await self.finish(entry, refused=refused)
         except LamfsError as error:
             log.debug("save %d stays owed: %s", entry_id, error)
             return None
 
-    async def finish(self, entry: JournalEntry) -> ArtifactRecord | None:
-        """Finish one interrupted save if its bytes are in storage; else undo it and return None. Raises storage
-        errors."""
+    async def finish(self, entry: JournalEntry, *, refused: bool = False) -> ArtifactRecord | None:
+        """Finish one interrupted save if its bytes are in storage; else undo it and return None. Raises storage errors.
+
+        ``refused``: storage has not taken it, for something else was there. That stays."""
         registry = self._registry
         assert entry.object_key is not None
         record = record_from_payload(entry.payload, entry.object_key)
@@ -253,22 +256,20 @@ class Saves:
                 return registry.commits.save(entry.id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid())
             except (AlreadyExists, NotFound, InvalidName) as error:
                 log.warning("the interrupted save of '%s' is undone: %s", record.key or record.uid, error)
-        await self._undo(entry, entry.object_key)
+        delete = not refused and await self._is_left_over(entry, entry.object_key)
+        registry.commits.abandon_save(entry.id, entry.object_key, delete=delete)
         return None
 
-    async def _undo(self, entry: JournalEntry, object_key: str) -> None:
-        """Strike a save off that did not become an artifact, and owe the deletion of what it may have stored.
-
-        An object that was there before, and no artifact's, stays unless the save wrote over it.
-        """
-        delete = True
+    async def _is_left_over(self, entry: JournalEntry, object_key: str) -> bool:
+        """Whether what is in the object may be of a save that did not become an artifact. An object that was there
+        before, and no artifact's, is not, unless the save wrote over it."""
         if not claims.is_private(object_key):
             # Other programs store things at such keys, before or after: only what says that it is this artifact's is.
-            delete = False
             with suppress(ObjectMissing):
                 said, found = await self._worker.meta(object_key), await self._worker.head(object_key)
-                delete = said is not None and said.uid == entry.uid and found.etag != entry.payload.get("foreign")
-        self._registry.commits.abandon_save(entry.id, object_key, delete=delete)
+                return said is not None and said.uid == entry.uid and found.etag != entry.payload.get("foreign")
+            return False
+        return True
 
     async def _find_bytes(self, object_key: str, content: ContentHash) -> str | None:
         """ETag of an object if it holds exactly these bytes: all of it is read. None: it does not."""
