@@ -12,7 +12,7 @@ from lamfs import config
 from lamfs.errors import LamfsError, LeaseLost
 from lamfs.model import ROOT_INO, ArtifactRecord, Revision, new_uid
 from lamfs.ops import artifacts, diverged, fsck, held, lock, recover, setup, snapshot, working_copy
-from lamfs.ops import instance as instance_module
+from lamfs.ops import opened as opened_module
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.storage import StorageConfig, open_store
@@ -72,7 +72,7 @@ def root(tmp_path: Path) -> Path:
 def test_an_overtaken_machine_changes_nothing_in_storage(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance_module, "PROVEN_SECONDS", 0.0)
+    monkeypatch.setattr(opened_module, "PROVEN_SECONDS", 0.0)
     registry = root / f"{config.load_instance(SLUG).id.hex}.lndb"
     before, number = registry.read_bytes(), registry.stat().st_ino
     with Instance.open(SLUG) as opened:

@@ -13,7 +13,7 @@ import pytest
 from lamfs.errors import PreconditionFailed, StorageUnavailable
 from lamfs.keys import spool_name
 from lamfs.ops import artifacts, fsck, mounts, recover, setup
-from lamfs.ops import instance as instance_module
+from lamfs.ops import opened as opened_module
 from lamfs.ops.instance import Instance
 from lamfs.registry import process_id
 from lamfs.registry.commits import Commits
@@ -107,7 +107,7 @@ def test_a_lost_reply_is_a_save_all_the_same(instance: Instance, tmp_path: Path)
 def test_while_storage_is_away_a_save_stays_undecided_and_is_decided_later(
     instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance_module, "PROVEN_SECONDS", 1e9)
+    monkeypatch.setattr(opened_module, "PROVEN_SECONDS", 1e9)
     record = artifacts.save(instance, write(tmp_path / "a.txt", "old"), key="a.txt")
     # The replace reaches storage, its reply does not, and then nothing answers.
     bad, store = with_store(instance, put_file=["lost"])
