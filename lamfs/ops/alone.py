@@ -45,7 +45,7 @@ def puts(instance: Instance, spool: SpoolFolder) -> tuple[Steps, NoOpenFiles]:
 def moves(instance: Instance) -> Moves:
     """Moves, deletes and aborts of one instance."""
     registry, store = instance.registry, instance.store
-    worker, waits = DirectWorker(store), DirectWaits(registry.path, None)
+    worker, waits = DirectWorker(store), DirectWaits(registry.path)
     parts = Multipart(registry, worker, waits)
     return Moves(registry, store, worker, waits, _permit(instance), parts, set())
 
@@ -53,7 +53,7 @@ def moves(instance: Instance) -> Moves:
 def saves(instance: Instance) -> Saves:
     """Saves of one instance."""
     registry, store, origin = instance.registry, instance.store, Provenance(user_id(instance))
-    worker, waits = DirectWorker(store), DirectWaits(registry.path, None)
+    worker, waits = DirectWorker(store), DirectWaits(registry.path)
     parts = Multipart(registry, worker, waits)
     return Saves(registry, store, worker, waits, _permit(instance), parts, origin, active, storage_work)
 

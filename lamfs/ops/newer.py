@@ -18,7 +18,8 @@ from lamfs.model import ArtifactRecord, ObjectMeta, Revision, iso
 from lamfs.ops import alone
 from lamfs.ops.instance import Instance
 from lamfs.storage.base import ObjectStat
-from lamfs.work import direct, unknown
+from lamfs.work import conflicts, direct, unknown
+from lamfs.work.direct import DirectWorker, finish
 
 log = logging.getLogger("lamfs.newer")
 
@@ -122,16 +123,15 @@ def told(item: ObjectStat, meta: ObjectMeta | None) -> str:
 
 def look(instance: Instance, record: ArtifactRecord) -> Other | None:
     """What is where the bytes of an artifact should be; None: they are, or nothing is. Raises storage errors."""
-    key = record.revision.object_key
     try:
-        item = instance.store.head(key)
-        if (item.size, item.etag) == (record.size, record.revision.etag):
+        item = finish(conflicts.object_at(DirectWorker(instance.store), record.revision.object_key))
+        if item is None or (item.size, item.etag) == (record.size, record.revision.etag):
             return None
-        return Other(record, item, instance.store.meta(key))
-    except InvalidName:
-        return None  # no object has such a name
+        return Other(record, item, instance.store.meta(item.key))
+    except (InvalidName, ObjectMissing):
+        return None  # no object has such a name, or it has just gone
     except StorageError as error:
-        if isinstance(error, ObjectMissing) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+        if error.errno == errno.ENAMETOOLONG:
             return None
         raise
 

@@ -138,4 +138,4 @@ class Conflicts:
 
     async def hash(self, found: ObjectStat) -> ContentHash:
         """The hash of an object. Raises as reading.hash_object."""
-        return await reading.hash_object(self._worker, self._waits.each, self._store, found)
+        return await reading.hash_object(self._worker, self._waits, self._store, found)

@@ -212,10 +212,10 @@ def _local(op: str, **message: object) -> Iterator[None]:
 class DirectWaits:
     """Waits (worker.py) of a thread that has nothing else to do.
 
-    ``path``: of the registry; ``spool``: None where no spool file is stored.
+    ``path``: of the registry, None where nothing has to be durable; ``spool``: None where no spool file is stored.
     """
 
-    def __init__(self, path: Path, spool: SpoolFolder | None) -> None:
+    def __init__(self, path: Path | None = None, spool: SpoolFolder | None = None) -> None:
         self._path = path
         self._spool = spool
 
@@ -225,7 +225,8 @@ class DirectWaits:
 
     async def durable(self) -> None:
         """Waits.durable."""
-        sync_log(self._path)
+        if self._path is not None:
+            sync_log(self._path)
 
     async def sync_file(self, fd: int) -> None:
         """Waits.sync_file."""
@@ -252,27 +253,20 @@ class DirectWaits:
         done: Callable[[T, U], None],
         at_once: int,
     ) -> None:
-        """Waits.each."""
-        await each(items, send, done, at_once)
-
-
-async def each(
-    items: Iterable[T], send: Callable[[T], Coroutine[Any, Any, U]], done: Callable[[T, U], None], at_once: int
-) -> None:
-    """Waits.each: in threads; ``done`` in this one."""
-    error: LamfsError | None = None
-    with Pool(at_once, "lamfs-work") as pool:
-        for item, future in pool.unordered(lambda item: finish(send(item)), items):
-            try:
-                done(item, future.result())
-            except LamfsError as problem:
-                error = error or problem
-                break
-    if error is not None:
-        raise error
+        """Waits.each: in threads; ``done`` in this one."""
+        error: LamfsError | None = None
+        with Pool(at_once, "lamfs-work") as pool:
+            for item, future in pool.unordered(lambda item: finish(send(item)), items):
+                try:
+                    done(item, future.result())
+                except LamfsError as problem:
+                    error = error or problem
+                    break
+        if error is not None:
+            raise error
 
 
 def hash_object(store: ObjectStore, key: str, progress: Progress | None = None) -> tuple[ContentHash, str]:
     """Read an object once, and hash it: the hash, and the ETag of what was read. Raises as reading.hash_object."""
     found = store.head(key)
-    return finish(reading.hash_object(DirectWorker(store), each, store, found, progress)), found.etag
+    return finish(reading.hash_object(DirectWorker(store), DirectWaits(), store, found, progress)), found.etag

@@ -13,14 +13,14 @@ from lamfs.hashing import MD5_MAX, join_ranges
 from lamfs.model import BLOCK_SIZE, ContentHash
 from lamfs.mover.process import path_of
 from lamfs.storage.base import ObjectStat, ObjectStore
-from lamfs.work.worker import Each, Progress, Worker
+from lamfs.work.worker import Progress, Waits, Worker
 
 READERS = 8
 """Blocks of an object that are read at a time."""
 
 
 async def hash_object(
-    worker: Worker, each: Each, store: ObjectStore, found: ObjectStat, progress: Progress | None = None
+    worker: Worker, waits: Waits, store: ObjectStore, found: ObjectStat, progress: Progress | None = None
 ) -> ContentHash:
     """Read the object that was ``found``, once, and hash it. ``progress`` is told how many bytes.
 
@@ -29,7 +29,7 @@ async def hash_object(
     """
     local = store.open_local(found.key)
     if local is None:
-        return await _hash_fetched(worker, each, found, progress)
+        return await _hash_fetched(worker, waits, found, progress)
     content = await hash_opened(worker, local, progress)
     if (await worker.head(found.key)).etag != found.etag:
         raise ObjectChanged(
@@ -46,7 +46,7 @@ async def hash_opened(worker: Worker, fd: int, progress: Progress | None = None)
         os.close(fd)
 
 
-async def _hash_fetched(worker: Worker, each: Each, found: ObjectStat, progress: Progress | None) -> ContentHash:
+async def _hash_fetched(worker: Worker, waits: Waits, found: ObjectStat, progress: Progress | None) -> ContentHash:
     """Hash an object of a bucket. On the disk are no more than its two ends, which one of its hashes is made of, and
     the blocks that are on their way."""
     size = found.size
@@ -71,7 +71,7 @@ async def _hash_fetched(worker: Worker, each: Each, found: ObjectStat, progress:
             if progress is not None:
                 progress(part.size)
 
-        await each(range(0, size, BLOCK_SIZE), fetch, done, READERS)
+        await waits.each(range(0, size, BLOCK_SIZE), fetch, done, READERS)
         path = path_of(ends.fileno())
         if size <= MD5_MAX:
             return await worker.hash(path, size)

@@ -34,7 +34,7 @@ from lamfs.work.conflicts import Conflicts, object_at
 from lamfs.work.guard import Guard, Permit
 from lamfs.work.multipart import Multipart
 from lamfs.work.source import TRIES as READS
-from lamfs.work.source import Source, check_file
+from lamfs.work.source import Source, being_written, check_file
 from lamfs.work.worker import Progress, Waits, Worker
 
 log = logging.getLogger("lamfs.saves")
@@ -96,7 +96,7 @@ class Saves:
             written += 1
             if written == READS:
                 break
-        raise overtaken if overtaken is not None and written < READS else source.being_written
+        raise overtaken if overtaken is not None and written < READS else being_written(source.path)
 
     async def _try(self, record: ArtifactRecord, source: Source, progress: Progress | None) -> ArtifactRecord | None:
         """One try of ``save``; None when the file was written while it was sent."""
@@ -198,20 +198,17 @@ class Saves:
         if place is not None:
             name = "nobody's" if instead is None else f"not what was saved of '{instead.place}'"
             log.warning("The object %s was %s; it is '%s' now.", url, name, place)
-        elif instead is not None and self._is_now(instead):
+            return
+        now = None if instead is None else registry.artifacts.by_uid(instead.uid)
+        if now is not None and instead is not None and now.revision == instead.revision:
             raise ObjectChanged(f"Somebody else has changed the object {url}, or is writing its file; try again later.")
 
-    def _is_now(self, artifact: ArtifactRecord) -> bool:
-        """Whether that is still the artifact's revision."""
-        now = self._registry.artifacts.by_uid(artifact.uid)
-        return now is not None and now.revision == artifact.revision
-
     async def _foreign(self, record: ArtifactRecord) -> str | None:
-        """ETag of an object at the artifact's real key that is no artifact's."""
-        if record.key is None or record.key_is_virtual:
+        """ETag of an object at the artifact's real key that is no artifact's, but lamfs's own: another was kept."""
+        home, registry = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual), self._registry
+        if claims.is_private(home) or registry.artifacts.with_object(home) is not None:
             return None
-        home = object_key_for(record.uid, record.suffix, record.key, False)
-        if self._registry.artifacts.with_object(home) is not None:
+        if not registry.journal.is_claimed(home):
             return None
         found = await object_at(self._worker, home)
         return None if found is None else found.etag

@@ -49,11 +49,6 @@ class Source:
         except OSError as error:
             raise _unreadable(self.path, error, error.errno) from error
 
-    @property
-    def being_written(self) -> InvalidArgument:
-        """What is said of a file that changes all the time."""
-        return _being_written(self.path)
-
 
 def check_file(path: str | os.PathLike[str]) -> Path:
     """The absolute path of a regular file. Raises FileMissing, InvalidArgument."""
@@ -90,7 +85,7 @@ async def hash_stable(worker: Worker, path: Path) -> tuple[ContentHash, Stamp]:
             if isinstance(error.__cause__, EOFError):
                 continue  # it became shorter
             raise _unreadable(path, error.__cause__ or error, error.errno) from error
-    raise _being_written(path)
+    raise being_written(path)
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -99,7 +94,8 @@ def stamp_of(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
-def _being_written(path: Path) -> InvalidArgument:
+def being_written(path: Path) -> InvalidArgument:
+    """What is said of a file that changes all the time."""
     return InvalidArgument(f"The file {path} is being written; save it when that is done.")
 
 

@@ -137,18 +137,6 @@ class Worker(Protocol):
         """MultipartStore.uploads_of; none of a folder."""
 
 
-class Each(Protocol):
-    """Waits.each, by itself."""
-
-    async def __call__(
-        self,
-        items: Iterable[T],
-        send: Callable[[T], Coroutine[Any, Any, U]],
-        done: Callable[[T, U], None],
-        at_once: int,
-    ) -> None: ...
-
-
 class Waits(Protocol):
     """How a step waits, and what it does beside other things."""
 
