@@ -22,9 +22,10 @@ import shutil
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -33,7 +34,6 @@ from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.daemon.recovery import take_over
 from lamfs.errors import (
-    DamagedData,
     LamfsError,
     ObjectChanged,
     ObjectMissing,
@@ -47,12 +47,15 @@ from lamfs.keys import object_key_for
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, StorageConfig
+from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
-from lamfs.storage.stale import Meant, delete_meant
+from lamfs.storage.stale import Meant
+from lamfs.work.direct import DirectWorker
 from lamfs.work.guard import Permit, anybody
 from lamfs.work.uploader import Uploader
 from tests.support.tree import check_tree
+
+T = TypeVar("T")
 
 
 class Crash(BaseException):
@@ -178,7 +181,11 @@ class MemoryStore:
             raise UploadGone(f"no upload {upload_id} of '{key}'")
         return found[1]
 
-    def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+    def send_part(
+        self, key: str, upload_id: str, number: int, path: str, offset: int, length: int, progress: Any = None
+    ) -> str:
+        if progress is not None:
+            progress(length // 2)
         with open(path, "rb") as file:
             data = os.pread(file.fileno(), length, offset)
         assert len(data) == length
@@ -228,20 +235,18 @@ class MemoryStore:
         return [upload_id for upload_id, found in self.unfinished.items() if found[0] == key]
 
 
-def hash_range(path: str, offset: int, length: int) -> ContentHash:
-    with open(path, "rb") as file:
-        return hashing.hash_range(file.fileno(), offset, length)
-
-
-class DirectMover:
-    """The Mover's jobs done on the spot, each between two steps.
+class DirectMover(DirectWorker):
+    """The Mover's jobs done on the spot, in the trio loop; each that changes storage is between two steps.
 
     ``failing(op, key)`` may return an error for a job: raised before it is done, or after when ``late`` is set.
-    ``hold`` names an op whose next job, once done, waits for ``release`` before it is answered.
+    ``hold`` names an op whose next job, once done, waits for ``release`` before it is answered. ``hashed``: where the
+    ranges begin that were hashed, but for those of parts as they are sent.
     """
 
     def __init__(self, box: Box) -> None:
+        super().__init__(box.store)
         self._box = box
+        self._sender = DirectWorker(box.store)
         self.failing: Callable[[str, str], LamfsError | None] = lambda op, key: None
         self.late = False
         self.hold: str | None = None
@@ -249,13 +254,13 @@ class DirectMover:
         self.held = trio.Event()
         self.release = trio.Event()
 
-    async def _job(self, op: str, key: str, work: Callable[[], Any]) -> Any:
+    async def _job(self, op: str, key: str, work: Callable[[], Awaitable[T]]) -> T:
         self._box.step(f"before {op}")
         await trio.lowlevel.checkpoint()
         error = self.failing(op, key)
         if error is not None and not self.late:
             raise error
-        result = work()
+        result = await work()
         if self.hold == op:
             self.hold = None
             self.held.set()
@@ -266,160 +271,65 @@ class DirectMover:
         await trio.lowlevel.checkpoint()
         return result
 
-    async def hash(
-        self,
-        path: str,
-        size: int | None = None,
-        progress: Any = None,
-        *,
-        bulk: bool = False,
-        known: Any = None,
-        head: bytes | None = None,
-        ends: str | None = None,
-    ) -> ContentHash:
-        await trio.lowlevel.checkpoint()
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return hashing.hash_fd(file.fileno(), size, known=known or {}, head=head, ends=ends)
+    async def put(self, path: str, key: str, **how: Any) -> ObjectStat:
+        return await self._job("put", key, partial(super().put, path, key, **how))
 
-    async def put(
-        self,
-        path: str,
-        key: str,
-        *,
-        consume: bool = False,
-        progress: Any = None,
-        meta: Any = None,
-        over: Over = ANYTHING,
-    ) -> ObjectStat:
-        def work() -> ObjectStat:
-            return self._box.store.put_file(key, path, consume=consume, meta=meta, **over._asdict())
+    async def copy(self, src: str, dst: str, **how: Any) -> ObjectStat:
+        return await self._job("copy", dst, partial(super().copy, src, dst, **how))
 
-        found: ObjectStat = await self._job("put", key, work)
-        return found
-
-    async def put_many(self, files: Sequence[tuple[str, str, Revision | None, Any]]) -> list[ObjectStat | LamfsError]:
-        found: list[ObjectStat | LamfsError] = []
-        for path, key, twin, meta in files:
-            try:
-                if twin is not None:
-                    with contextlib.suppress(ObjectMissing, ObjectChanged):
-                        found.append(await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size, meta=meta))
-                        continue
-                found.append(await self.put(path, key, meta=meta))
-            except LamfsError as error:
-                found.append(error)
-        return found
+    async def delete(self, meant: Meant) -> list[str]:
+        return await self._job("delete", next(iter(meant)), partial(super().delete, meant))
 
     async def begin_upload(self, key: str, meta: Any = None) -> str:
-        return str(await self._job("begin_upload", key, lambda: self._box.store.begin_upload(key, meta)))
+        return await self._job("begin_upload", key, partial(super().begin_upload, key, meta))
 
-    async def send_part(
-        self,
-        key: str,
-        upload_id: str,
-        number: int,
-        path: str,
-        offset: int,
-        length: int,
-        *,
-        hashed: bool = False,
-        progress: Any = None,
-    ) -> tuple[str, ContentHash | None]:
-        def work() -> tuple[str, ContentHash | None]:
-            if progress is not None:
-                progress(length // 2)
-            hashes = hash_range(path, offset, length) if hashed else None
-            return str(self._box.store.send_part(key, upload_id, number, path, offset, length)), hashes
+    async def send_part(self, key: str, *args: Any, **how: Any) -> tuple[str, ContentHash | None]:
+        return await self._job("send_part", key, partial(self._sender.send_part, key, *args, **how))
 
-        found: tuple[str, ContentHash | None] = await self._job("send_part", key, work)
-        return found
+    async def copy_part(self, key: str, *args: Any) -> str:
+        return await self._job("copy_part", key, partial(super().copy_part, key, *args))
+
+    async def complete_upload(self, key: str, *args: Any) -> str:
+        return await self._job("complete_upload", key, partial(super().complete_upload, key, *args))
+
+    async def abort_upload(self, key: str, upload_id: str) -> None:
+        await self._job("abort_upload", key, partial(super().abort_upload, key, upload_id))
+
+    async def list_parts(self, key: str, upload_id: str) -> list[PartStat]:
+        return await self._job("list_parts", key, partial(super().list_parts, key, upload_id))
+
+    async def uploads_of(self, key: str) -> list[str]:
+        return await self._job("uploads_of", key, partial(super().uploads_of, key))
+
+    # Jobs that change nothing are no steps, but others have their turn.
+
+    async def hash(self, path: str, size: int | None = None, *args: Any, **how: Any) -> ContentHash:
+        await trio.lowlevel.checkpoint()
+        return await super().hash(path, size, *args, **how)
 
     async def hash_range(self, path: str, offset: int, length: int) -> ContentHash:
         await trio.lowlevel.checkpoint()
         self.hashed.append(offset)
-        return hash_range(path, offset, length)
+        return await super().hash_range(path, offset, length)
 
     async def hash_ends(self, path: str, size: int) -> tuple[str, bytes]:
         await trio.lowlevel.checkpoint()
-        with open(path, "rb") as file:
-            return hashing.hash_ends(file.fileno(), size)
-
-    async def copy_part(
-        self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
-    ) -> str:
-        def work() -> str:
-            return str(self._box.store.copy_part(key, upload_id, number, source, source_etag, offset, length))
-
-        return str(await self._job("copy_part", key, work))
-
-    async def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], over: Over = ANYTHING) -> str:
-        def work() -> str:
-            return str(self._box.store.complete_upload(key, upload_id, etags, **over._asdict()))
-
-        return str(await self._job("complete_upload", key, work))
-
-    async def abort_upload(self, key: str, upload_id: str) -> None:
-        await self._job("abort_upload", key, lambda: self._box.store.abort_upload(key, upload_id))
-
-    async def list_parts(self, key: str, upload_id: str) -> list[PartStat]:
-        found: list[PartStat] = await self._job("list_parts", key, lambda: self._box.store.list_parts(key, upload_id))
-        return found
-
-    async def uploads_of(self, key: str) -> list[str]:
-        found: list[str] = await self._job("uploads_of", key, lambda: self._box.store.uploads_of(key))
-        return found
-
-    async def copy(
-        self,
-        src: str,
-        dst: str,
-        *,
-        etag: str | None = None,
-        size: int | None = None,
-        meta: Any = None,
-        over: Over = ANYTHING,
-    ) -> ObjectStat:
-        def work() -> ObjectStat:
-            return self._box.store.copy(src, dst, etag=etag, size=size, meta=meta, **over._asdict())
-
-        found: ObjectStat = await self._job("copy", dst, work)
-        return found
-
-    async def delete(self, meant: Meant) -> list[str]:
-        left: list[str] = await self._job("delete", next(iter(meant)), lambda: delete_meant(self._box.store, meant))
-        return left
+        return await super().hash_ends(path, size)
 
     async def meta(self, key: str) -> ObjectMeta | None:
         await trio.lowlevel.checkpoint()
-        return self._box.store.meta(key)
+        return await super().meta(key)
 
     async def head(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()
-        return self._box.store.head(key)
+        return await super().head(key)
 
-    async def fetch(
-        self,
-        key: str,
-        *,
-        etag: str,
-        offset: int,
-        length: int,
-        path: str,
-        digest: bytes | None,
-        leaves: bytes | None = None,
-    ) -> None:
+    async def fetch(self, key: str, **how: Any) -> None:
         await trio.lowlevel.checkpoint()
         error = self.failing("fetch", key)
         if error is not None:
             raise error
-        data = self._box.store.get(key, offset=offset, length=length, etag=etag)
-        if digest is not None and hashing.hash_block(data) != digest:
-            raise DamagedData(f"{key} is damaged")
-        if leaves is not None and hashing.hash_leaves(data) != leaves:
-            raise DamagedData(f"{key} is damaged in a leaf")
-        with open(path, "r+b") as file:
-            os.pwrite(file.fileno(), data, offset)
+        await super().fetch(key, **how)
 
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
         await trio.lowlevel.checkpoint()
