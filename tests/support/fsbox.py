@@ -3,6 +3,7 @@
     box = Box(folder, "s3")                      # or "local"; objects, registry and spool outlive a crash
     box.run(scenario, crash_at=17)               # scenario(user): True when it was crashed at the 17th step
     box.check(user)                              # start again with an empty cache, drain, compare everything
+    box.run_alone(work, crash_at=17)             # work(instance): what CLI and API do, while nothing is mounted
 
 A *step* is a committed transaction of the registry, or the beginning or the end of a job of the mover: between two of
 them nothing that survives a crash changes. ``Crash`` is no Exception, so nothing in the product handles it.
@@ -45,6 +46,7 @@ from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
+from lamfs.ops import recover
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
@@ -56,6 +58,9 @@ from lamfs.work.uploader import Uploader
 from tests.support.tree import check_tree
 
 T = TypeVar("T")
+
+ROUNDS = 8
+"""Moves that wait for each other come to their end in a few rounds."""
 
 
 class Crash(BaseException):
@@ -355,6 +360,32 @@ class DirectMover(DirectWorker):
         self._box.step("after clone")
 
 
+class Stepped:
+    """The storage of a box where nothing is mounted: each change of it is between two steps."""
+
+    CHANGES = frozenset({
+        "put_file", "copy", "delete", "begin_upload", "send_part", "copy_part", "complete_upload", "abort_upload",
+    })  # fmt: skip
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+
+    @property
+    def parts(self) -> Any:
+        return None if self._box.store.parts is None else self
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._box.store, name)
+
+        def change(*args: Any, **how: Any) -> Any:
+            self._box.step(f"before {name}")
+            result = found(*args, **how)
+            self._box.step(f"after {name}")
+            return result
+
+        return change if name in self.CHANGES else found
+
+
 class Box:
     """Storage, registry and spool of one instance, and the file system that runs on them."""
 
@@ -374,6 +405,7 @@ class Box:
         self.permit: Permit = anybody
         self.steps: list[str] = []
         self.crash_at = 0
+        self.mounted, self.gone = True, False
         self.boot = (process_id() or "").split(":")[0]
         registry = Registry(base / "registry.lndb", create=True)
         registry.people.ensure_storage(self.store.config.root, kind)
@@ -381,9 +413,16 @@ class Box:
 
     def step(self, name: str) -> None:
         """One step is reached; the ``crash_at``-th is the last."""
+        self.live()
         self.steps.append(name)
         if len(self.steps) == self.crash_at:
+            self.gone = not self.mounted
             raise Crash(name)
+
+    def live(self) -> None:
+        """Nothing is done by what is gone: what handles every exception would go on else."""
+        if self.gone:
+            raise Crash
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -398,15 +437,19 @@ class Box:
         @contextlib.contextmanager
         def stepped() -> Iterator[Any]:
             outermost = not db.conn.in_transaction
+            if outermost:
+                self.live()
             with transaction() as conn:
                 yield conn
             if outermost:
                 self.step("commit")
 
         def run(sql: str, params: Any = ()) -> Any:
-            alone = not db.conn.in_transaction
+            alone = not db.conn.in_transaction and not sql.lstrip().startswith(("SELECT", "PRAGMA"))
+            if alone:
+                self.live()
             cursor = execute(sql, params)
-            if alone and not sql.lstrip().startswith(("SELECT", "PRAGMA")):
+            if alone:
                 if "RETURNING" in sql:
                     # The row is given out after the commit, which comes when the statement ends.
                     cursor = _Rows(cursor.fetchall())
@@ -429,11 +472,11 @@ class Box:
         registry = self._registry()
         index = CacheIndex(self.cache_dir)
         mover: Any = DirectMover(self)
-        settings = SimpleNamespace(mounts_dir=self.base / "mounts", directory=self.base)
         spool = SpoolFolder.make(*self.spool_place)
         fs: FileSystem | None = None
         try:
-            instance: Any = SimpleNamespace(registry=registry, store=self.store, settings=settings)
+            instance = self._instance(registry, self.store)
+            recover.finish_saves(instance)
             take_over(instance, spool)
             uploader = Uploader(registry, self.store, mover, spool, Provenance(), permit=self.permit)
             cache = BlockCache(
@@ -458,6 +501,38 @@ class Box:
             index.close()
             registry.close()
             spool.close()
+
+    def _instance(self, registry: Registry, store: Any) -> Any:
+        settings = SimpleNamespace(
+            slug="x/y", mounts_dir=self.base / "mounts", directory=self.base, spool_place=self.spool_place
+        )
+        return SimpleNamespace(
+            registry=registry, store=store, settings=settings, user=lambda: None, hold=lambda: None, prove=lambda: None
+        )
+
+    def run_alone(self, work: Callable[[Any], object], *, crash_at: int = 0) -> bool:
+        """Do what the CLI, the API and recovery do, ``work(instance)``, while nothing is mounted; whether it was
+        crashed at the given step (0: never)."""
+        self.steps, self.crash_at, self.mounted = [], crash_at, False
+        registry = self._registry()
+        try:
+            work(self._instance(registry, Stepped(self)))
+        except Crash:
+            return True
+        finally:
+            self.crash_at, self.gone, self.mounted = 0, False, True
+            registry.close()
+        return False
+
+    def finish_alone(self, *, crash_at: int = 0) -> bool:
+        """What is owed is stored, moved and deleted while nothing is mounted; whether it was crashed."""
+
+        def finish(instance: Any) -> None:
+            for _ in range(ROUNDS):
+                if instance.registry.journal.entries():
+                    recover.finish_all(instance)
+
+        return self.run_alone(finish, crash_at=crash_at)
 
     def run(self, scenario: Callable[[User], Awaitable[None]], user: User, *, crash_at: int = 0) -> bool:
         """Do a scenario; whether it was crashed at the given step (0: never)."""
