@@ -36,6 +36,10 @@ class NotFound(LamfsError):
     errno = errno.ENOENT
 
 
+class FileMissing(NotFound, FileNotFoundError):  # type: ignore[misc]
+    """The file that was to be saved does not exist."""
+
+
 class AlreadyExists(LamfsError):
     """The name is taken."""
 

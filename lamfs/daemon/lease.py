@@ -21,7 +21,8 @@ from lamfs.daemon.lock import LockByMover
 from lamfs.errors import LamfsError, LeaseLost, ObjectMissing, StorageUnavailable
 from lamfs.mover.client import Mover
 from lamfs.ops import held, lock
-from lamfs.ops.instance import FENCE, Instance
+from lamfs.ops.instance import Instance
+from lamfs.ops.opened import FENCE
 from lamfs.processes import uptime
 
 log = logging.getLogger("lamfs.daemon")

@@ -16,10 +16,11 @@ from typing import NamedTuple
 from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_spool_name
 from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, now_ns
-from lamfs.ops import drafts, overlays
+from lamfs.ops import overlays
 from lamfs.registry import Lost, Provenance, Registry, of_another_boot
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
+from lamfs.work import direct
 
 log = logging.getLogger("lamfs.recover")
 
@@ -185,7 +186,7 @@ def _look(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _Fi
     """What there is of a put. Raises storage errors where the artifact's own object cannot be looked at."""
     if file is None or (left is not None and (left >= file.size or not of_another_boot(entry.owner))):
         return _Seen(left, goes_on=True)
-    if left is None and drafts.may_be_stored(store, entry.object_key, file.artifact):
+    if left is None and may_be_stored(store, entry.object_key, file.artifact):
         return _Seen(left, goes_on=True)
     if left is None and not file.size and file.artifact is not None:
         return _Seen(left)
@@ -195,6 +196,20 @@ def _look(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _Fi
         if file.is_own:
             raise
         return _Seen(left, untold=error)
+
+
+def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
+    """Whether a spool file was perhaps renamed into the storage folder: something is there that is not what its
+    ``artifact`` had before, or it cannot be told."""
+    if object_key is None or not store.takes_files:
+        return False
+    try:
+        etag = store.head(object_key).etag
+        return artifact is None or (object_key, etag) != (artifact.revision.object_key, artifact.revision.etag)
+    except ObjectMissing:
+        return False
+    except StorageError:
+        return True  # a link; the folder is away; …: said when it is stored
 
 
 def _stored(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _File) -> _Stored | None:
@@ -213,7 +228,7 @@ def _stored(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _
             said = store.meta(key)
             if said is None or said.uid != (entry.uid if artifact is None else artifact.uid):
                 return None  # what was there before is on its way out, or somebody else's
-        content, etag = drafts.hash_object(store, key)
+        content, etag = direct.hash_object(store, key)
         seal = registry.seals.of(entry.src or "")
         if seal is not None:
             return _Stored(content, etag, not seal.broken(content))

@@ -1,11 +1,13 @@
-"""Storage work of the CLI, the API and recovery: the same steps as a mount's (work/steps.py, work/moves.py),
-run by the calling thread. No file is open here that they would have to regard. Any thread, one at a time.
+"""Storage work of the CLI, the API and recovery: the same steps as a mount's (work/steps.py, work/moves.py), and saves
+(work/saves.py), run by the calling thread. No file is open here that they would have to regard. Any thread, one at a
+time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Collection, Iterable, Iterator
 
 from lamfs import copying, hashing
@@ -19,12 +21,18 @@ from lamfs.work.direct import DirectWaits, DirectWorker
 from lamfs.work.guard import Permit
 from lamfs.work.moves import Moves
 from lamfs.work.multipart import Multipart
+from lamfs.work.saves import Saves
 from lamfs.work.steps import Steps
 
+storage_work = threading.RLock()
+"""Held while this process runs owed deletes and moves, and while it announces a save."""
+active: set[int] = set()
+"""Journal ids of saves that this process is at work on; they are added under ``storage_work``."""
 
-def puts(instance: Instance, spool: SpoolFolder, origin: Provenance) -> tuple[Steps, NoOpenFiles]:
+
+def puts(instance: Instance, spool: SpoolFolder) -> tuple[Steps, NoOpenFiles]:
     """Puts of one spool, and what they tell."""
-    registry, store = instance.registry, instance.store
+    registry, store, origin = instance.registry, instance.store, Provenance(user_id(instance))
     worker, waits = DirectWorker(store), DirectWaits(registry.path, spool)
     parts = Multipart(registry, worker, waits)
     steps = Steps(
@@ -37,9 +45,23 @@ def puts(instance: Instance, spool: SpoolFolder, origin: Provenance) -> tuple[St
 def moves(instance: Instance) -> Moves:
     """Moves, deletes and aborts of one instance."""
     registry, store = instance.registry, instance.store
-    worker, waits = DirectWorker(store), DirectWaits(registry.path, None)
+    worker, waits = DirectWorker(store), DirectWaits(registry.path)
     parts = Multipart(registry, worker, waits)
     return Moves(registry, store, worker, waits, _permit(instance), parts, set())
+
+
+def saves(instance: Instance) -> Saves:
+    """Saves of one instance."""
+    registry, store, origin = instance.registry, instance.store, Provenance(user_id(instance))
+    worker, waits = DirectWorker(store), DirectWaits(registry.path)
+    parts = Multipart(registry, worker, waits)
+    return Saves(registry, store, worker, waits, _permit(instance), parts, origin, active, storage_work)
+
+
+def user_id(instance: Instance) -> int | None:
+    """The row of who works here now, to whom what is made here is linked."""
+    user = instance.user()
+    return user.id if user is not None else None
 
 
 def _permit(instance: Instance) -> Permit:

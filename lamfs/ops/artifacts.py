@@ -11,7 +11,6 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +22,24 @@ from lamfs.errors import (
     NotFound,
     ObjectChanged,
     ObjectMissing,
-    PreconditionFailed,
 )
-from lamfs.keys import object_key_for, root_path
-from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, Revision
-from lamfs.ops import drafts, messages, mounts, newer, recover
+from lamfs.keys import root_path
+from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord
+from lamfs.ops import alone, drafts, messages, mounts, recover
 from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
-from lamfs.registry import Provenance, sync_log
+from lamfs.registry import Provenance
 from lamfs.registry.rules import RETAINED, TEXT_MAX
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import check_size
 from lamfs.storage.root import is_utf8
+from lamfs.work.direct import finish
+from lamfs.work.source import Source
 
 log = logging.getLogger("lamfs.artifacts")
 
 Progress = Callable[[int], None]
 
-SYNC_SILENCE = 60.0
-"""Seconds that a mount which was asked to sync may say nothing."""
 MIN_PREFIX = 8
 """Fewest characters of a uid that name an artifact."""
 
@@ -64,7 +61,7 @@ def save(
 ) -> ArtifactRecord:
     """Save a file as an artifact, or as the new content of the artifact that has the key. ``run``, ``transform``: row
     ids. ``tell`` is told what will be done. Raises as drafts.draft_new and commit do."""
-    origin = Provenance(_user_id(instance), run, transform)
+    origin = Provenance(alone.user_id(instance), run, transform)
     if key is None and description is None and run is None:
         description = Path(path).name
     draft = drafts.draft_new(instance, path, key=key, description=description, origin=origin, virtual=virtual)
@@ -113,9 +110,9 @@ def commit(
         recover.finish_saves(instance, strict=True)
     before = registry.artifacts.by_uid(record.uid)
     if before is not None and before.ino is not None:
-        settle(instance, before.ino)
+        recover.settle(instance, before.ino)
     if record.created_by_id is None:
-        record.created_by_id = _user_id(instance)
+        record.created_by_id = alone.user_id(instance)
     if draft.etag is not None:
         key = record.revision.object_key
         found = instance.store.head(key)
@@ -143,118 +140,14 @@ def _check_description(text: str | None) -> None:
 
 def _store(instance: Instance, draft: Draft, progress: Progress | None) -> ArtifactRecord:
     assert draft.path is not None
-    registry, store = instance.registry, instance.store
-    for _ in range(3):
-        _rehash_if_changed(draft)
-        check_size(store, draft.record.size, str(draft.path))
-        record = with_fields(draft.record)
-        _refuse_taken(instance, record)
-        if registry.artifacts.by_uid(record.uid) is not None:
-            instance.prove()  # other machines may use the bytes that are replaced
-        mode = 0o644 if draft.temporary else draft.path.stat().st_mode & 0o777
-        foreign = _foreign(instance, record)
-        _keep_both(instance, record)
-        before = registry.artifacts.by_uid(record.uid)
-        with recover.storage_work:
-            claimed = registry.journal.is_claimed(registry.commits.save_target(record))
-            entry_id, object_key = registry.commits.announce_save(record, foreign=foreign, mode=mode)
-            recover.active.add(entry_id)
-        record.revision = Revision(record.revision.content, object_key, "")
-        try:
-            sync_log(registry.path)
-            meta = registry.commits.save_meta(record)
-            over = recover.replaceable(instance, before, object_key, claimed=claimed)
-            etag = recover.copy_twin(instance, record.revision.content, object_key, meta, over)
-            if etag is None:
-                etag = store.put_file(
-                    object_key,
-                    str(draft.path),
-                    consume=draft.temporary,
-                    progress=progress,
-                    meta=meta,
-                    **over._asdict(),
-                ).etag
-                if not draft.temporary and drafts.stamp_of(draft.path) != draft.stamp:
-                    # Written to while it was sent: nobody knows what the object holds.
-                    recover.active.discard(entry_id)
-                    _settle_failed(instance, entry_id)
-                    continue
-            return registry.commits.save(entry_id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid())
-        except (LamfsError, OSError) as error:
-            recover.active.discard(entry_id)
-            saved = _settle_failed(instance, entry_id)
-            if saved is not None:
-                return saved  # the bytes are there: only the reply was lost
-            if isinstance(error, PreconditionFailed) and not claimed:
-                registry.journal.said(object_key)  # nothing of this save is there, but what somebody else has stored
-            if isinstance(error, LamfsError):
-                raise
-            raise InvalidArgument(f"The file {draft.path} cannot be read: {error}.", errno=error.errno) from error
-        except BaseException:  # interrupted: nobody is to find half of it
-            recover.active.discard(entry_id)
-            _settle_failed(instance, entry_id)
-            raise
-        finally:
-            recover.active.discard(entry_id)
-    raise InvalidArgument(f"The file {draft.path} is being written; save it when that is done.")
-
-
-def _keep_both(instance: Instance, record: ArtifactRecord) -> None:
-    """Before a save: what somebody else has stored where it is to go becomes a file of ``lost+found``.
-
-    Raises ObjectChanged when that cannot be kept now, and storage errors."""
-    registry = instance.registry
-    before = registry.artifacts.by_uid(record.uid)
-    if before is not None:
-        newer.keep_before(instance, before, before.revision.object_key)
-        before = registry.artifacts.by_uid(record.uid)
-    target = registry.commits.save_target(record)
-    if before is not None and before.revision.object_key == target:
-        return
-    newer.keep_before(instance, before, target)
-
-
-def _settle_failed(instance: Instance, entry_id: int) -> ArtifactRecord | None:
-    """After a failed step: finish the save if its bytes are in storage, else undo it. None: undone, or still owed."""
-    entry = instance.registry.journal.get(entry_id)
-    if entry is None:
-        return None
+    registry, source = instance.registry, Source(draft.path, draft.stamp, draft.temporary)
     try:
-        saved = recover.finish_save(instance, entry)
-        recover.run_owed(instance, ops=("delete",))
-        return saved
-    except LamfsError as error:
-        log.debug("save %d stays owed: %s", entry_id, error)
-        return None
-
-
-def _rehash_if_changed(draft: Draft) -> None:
-    assert draft.path is not None
-    drafts.check_file(draft.path)
-    if drafts.stamp_of(draft.path) != draft.stamp:
-        content, draft.stamp = drafts.hash_stable(draft.path)
-        draft.record.revision = Revision(content, "", "")
-
-
-def _refuse_taken(instance: Instance, record: ArtifactRecord) -> None:
-    """Before bytes are sent: the key is free, or the artifact's own. Raises AlreadyExists."""
-    if record.key is None or instance.registry.artifacts.by_uid(record.uid) is not None:
-        return
-    if instance.registry.tree.resolve(record.key) is not None:
-        raise AlreadyExists(f"The key '{record.key}' was taken meanwhile; choose another, or save the file again.")
-
-
-def _foreign(instance: Instance, record: ArtifactRecord) -> str | None:
-    """ETag of an object at the artifact's real key that is no artifact's."""
-    if record.key is None or record.key_is_virtual:
-        return None
-    home = object_key_for(record.uid, record.suffix, record.key, False)
-    if instance.registry.artifacts.with_object(home) is not None:
-        return None
-    try:
-        return instance.store.head(home).etag
-    except ObjectMissing:
-        return None
+        return finish(alone.saves(instance).save(draft.record, source, progress))
+    except BaseException:  # interrupted, too: what was undone leaves no object
+        with contextlib.suppress(LamfsError):
+            if not registry.journal.saves(draft.record.uid):
+                recover.run_owed(instance, ops=("delete",))
+        raise
 
 
 def _rename(instance: Instance, uid: str, key: str) -> None:
@@ -301,11 +194,6 @@ def _update(instance: Instance, record: ArtifactRecord, key: str | None) -> Arti
         recover.run_owed(instance)
     mounts.poke(instance.settings)
     return by_uid(instance, record.uid)
-
-
-def _user_id(instance: Instance) -> int | None:
-    user = instance.user()
-    return user.id if user is not None else None
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -358,35 +246,12 @@ def _at_path(instance: Instance, key: str, trash: bool) -> ArtifactRecord | None
     if inode is not None:
         found = registry.artifacts.by_ino(inode.ino)
         if found is None and registry.journal.put_of(inode.ino) is not None:
-            settle(instance, inode.ino)
+            recover.settle(instance, inode.ino)
             found = registry.artifacts.by_ino(inode.ino)
     if found is None and trash:
         uid = key.removeprefix(AUTO_KEY_PREFIX).partition(".")[0] if key.startswith(AUTO_KEY_PREFIX) else ""
         found = registry.artifacts.trashed(key) or (registry.artifacts.by_uid(uid) if uid else None)
     return found
-
-
-def settle(instance: Instance, ino: int) -> bool:
-    """See to it that what a mount has still to store of a file is stored. False, after a warning, when it is not."""
-    journal = instance.registry.journal
-    if journal.put_of(ino) is None:
-        return True
-    problem = "it is still open, or its mount has not got to it"
-    try:
-        writable = [record for record in mounts.live(instance.settings) if not record.read_only]
-        for record in writable:
-            mounts.request(record, {"cmd": "sync", "ino": ino}, timeout=SYNC_SILENCE)
-        if not writable:
-            instance.hold()
-            if recover.finish_puts(instance):
-                recover.run_owed(instance, ops=("delete",))
-    except LamfsError as error:
-        problem = str(error)
-    if journal.put_of(ino) is None:
-        return True
-    name = instance.registry.tree.path(ino) or f"inode {ino}"
-    messages.warn(f"the newest bytes of '{name}' are not in storage yet ({problem}); the last stored revision is used")
-    return False
 
 
 def cache(
@@ -398,7 +263,7 @@ def cache(
     (ObjectMissing, DamagedData, StorageUnavailable …).
     """
     current = by_uid(instance, record.uid)
-    if current.ino is not None and not settle(instance, current.ino):
+    if current.ino is not None and not recover.settle(instance, current.ino):
         log.debug("caching the stored revision of %s", record.uid)
     for _ in range(8):
         current = by_uid(instance, record.uid)

@@ -16,7 +16,7 @@ from lamfs.cache.small import LARGEST, SmallFetcher
 from lamfs.errors import LamfsError, NotFound
 from lamfs.keys import glob_pattern, is_glob
 from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord
-from lamfs.ops import artifacts, mounts
+from lamfs.ops import artifacts, mounts, recover
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 
@@ -96,7 +96,7 @@ def _settle(instance: Instance, covers: Callable[[str], bool]) -> list[str]:
             continue
         place = registry.tree.path(entry.ino)
         if place is not None and covers(place):
-            artifacts.settle(instance, entry.ino)
+            recover.settle(instance, entry.ino)
             if registry.artifacts.by_ino(entry.ino) is None and registry.tree.path(entry.ino) is not None:
                 unstored.append(place)
     return unstored

@@ -12,27 +12,19 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamfs import config, copying, hashing
-from lamfs.errors import AlreadyExists, InvalidArgument, LamfsError, NotFound, ObjectMissing, StorageError
+from lamfs import config
+from lamfs.errors import AlreadyExists, FileMissing, InvalidArgument, NotFound, ObjectMissing
 from lamfs.keys import check_key, into, key_with_suffix, root_path, suffix_of
 from lamfs.model import AUTO_KEY_PREFIX, BLOCK_SIZE, ArtifactRecord, ContentHash, Revision, new_uid
-from lamfs.mover import buffers
-from lamfs.ops import mounts
+from lamfs.ops import mounts, recover
 from lamfs.ops.instance import Instance
-from lamfs.pool import Pool
 from lamfs.registry import Provenance
-from lamfs.storage.base import ObjectStat, ObjectStore, check_size
-
-READERS = 8
-"""Blocks of an object that are read at a time."""
-
-
-class FileMissing(NotFound, FileNotFoundError):  # type: ignore[misc]
-    """The file that was to be saved does not exist."""
+from lamfs.storage.base import ObjectStore, check_size
+from lamfs.work.direct import DirectWorker, finish, hash_object
+from lamfs.work.source import Stamp, check_file, hash_stable
 
 
 class Copy:
@@ -61,7 +53,7 @@ class Draft:
 
     record: ArtifactRecord
     path: Path | None = None
-    stamp: tuple[int, ...] = ()
+    stamp: Stamp = ()
     temporary: bool = False
     replaces: ArtifactRecord | None = None
     etag: str | None = None
@@ -106,7 +98,7 @@ def draft_new(
             )
         key = check_key(into(key, source.name), real=not virtual)
     registry = instance.registry
-    content, stamp, copy = _hash_whole(source)
+    content, stamp, copy = _hash_whole(instance, source)
     if key is None:
         for twin in registry.artifacts.same_content(content):
             if twin.key is None and twin.visibility > -1:
@@ -157,7 +149,7 @@ def draft_replace(
     if key is not None:
         current.key, current.suffix = key, suffix_of(root_path(key)[1])
     check_size(instance.store, source.stat().st_size, str(source))
-    content, stamp, copy = _hash_whole(source)
+    content, stamp, copy = _hash_whole(instance, source)
     newer = current.ino is not None and registry.journal.put_of(current.ino) is not None
     if content.same_bytes(current.revision.content) and not newer:
         return _existing(current, None)
@@ -228,9 +220,7 @@ def _at_key(instance: Instance, key: str) -> ArtifactRecord | None:
         raise InvalidArgument(f"'{key}' is a directory; choose another key, such as '{key}/name.csv'.")
     artifact = instance.registry.artifacts.by_ino(inode.ino)
     if artifact is None:
-        from lamfs.ops.artifacts import settle
-
-        settle(instance, inode.ino)
+        recover.settle(instance, inode.ino)
         artifact = instance.registry.artifacts.by_ino(inode.ino)
     if artifact is None:
         raise AlreadyExists(
@@ -243,52 +233,17 @@ def _at_key(instance: Instance, key: str) -> ArtifactRecord | None:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def check_file(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a regular file. Raises FileMissing, InvalidArgument."""
-    source = Path(os.path.abspath(os.path.expanduser(path)))
-    try:
-        mode = source.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileMissing(f"There is no file {source}; check the path.") from None
-    except OSError as error:
-        raise InvalidArgument(f"The file {source} cannot be read: {error}.", errno=error.errno) from error
-    if stat.S_ISDIR(mode):
-        raise InvalidArgument(
-            f"{source} is a directory; Artifact.from_dir(path, key=…) makes one artifact of each file in it."
-        )
-    if not stat.S_ISREG(mode):
-        raise InvalidArgument(f"{source} is no regular file; only regular files become artifacts.")
-    return source
-
-
-def hash_stable(path: Path) -> tuple[ContentHash, tuple[int, ...]]:
-    """Hash a file that is not being written: the hash, and what stat(2) said before and after.
-
-    Raises InvalidArgument when it changes all the time, or cannot be read.
-    """
-    for _ in range(3):
-        try:
-            before = stamp_of(path)
-            content = hashing.hash_file(path)
-            if stamp_of(path) == before:
-                return content, before
-        except EOFError:
-            continue
-        except OSError as error:
-            raise InvalidArgument(f"The file {path} cannot be read: {error}.", errno=error.errno) from error
-    raise InvalidArgument(f"The file {path} is being written; save it when that is done.")
-
-
-def _hash_whole(source: Path) -> tuple[ContentHash, tuple[int, ...], Copy | None]:
+def _hash_whole(instance: Instance, source: Path) -> tuple[ContentHash, Stamp, Copy | None]:
     """As hash_stable; of a file that says a wrong size of itself (those of /proc say 0), a copy is hashed: what counts
     is what is read. Raises InvalidArgument."""
+    worker = DirectWorker(instance.store)
     try:
         with open(source, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             beyond = os.pread(file.fileno(), 1, size)
             lacking = size and not os.pread(file.fileno(), 1, size - 1)
             if not beyond and not lacking:
-                return *hash_stable(source), None
+                return *finish(hash_stable(worker, source)), None
             copy = Copy()
             with open(copy.path, "wb") as whole:
                 shutil.copyfileobj(file, whole, BLOCK_SIZE)
@@ -296,7 +251,7 @@ def _hash_whole(source: Path) -> tuple[ContentHash, tuple[int, ...], Copy | None
         raise InvalidArgument(
             f"The file {source} cannot be read: {os.strerror(error.errno or 0)}.", errno=error.errno
         ) from error
-    return *hash_stable(copy.path), copy
+    return *finish(hash_stable(worker, copy.path)), copy
 
 
 def _read_from(copy: Copy | None, source: Path) -> Path:
@@ -309,12 +264,6 @@ def _key_in_mount(instance: Instance, path: str | os.PathLike[str]) -> str | Non
     if found is None or found[0].slug != instance.settings.slug:
         return None
     return found[1] or None
-
-
-def stamp_of(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written: size, times, inode and device."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
 def key_in_storage(store: ObjectStore, path: str | os.PathLike[str]) -> str | None:
@@ -373,84 +322,13 @@ def _draft_in_place(
         raise InvalidArgument(f"The key '{key}' of {url} is that of another artifact; rename one of them.")
     try:
         content, etag = hash_object(store, object_key)
-    except FileMissing:
+    except ObjectMissing:
         if store.on_disk:
             check_file(url)  # says so when it is there, and no file
-        raise
+        raise FileMissing(f"There is no object {url}; check the path.") from None
     record = ArtifactRecord(
         uid=new_uid(), key=key, suffix=suffix_of(root_path(key)[1]), revision=Revision(content, object_key, etag),
         description=description, key_is_virtual=False, accessor=accessor,
     )  # fmt: skip
     _link(record, origin)
     return Draft(record, etag=etag)
-
-
-def hash_object(
-    store: ObjectStore, object_key: str, progress: Callable[[int], None] | None = None
-) -> tuple[ContentHash, str]:
-    """Read an object once, and hash it. Returns the hash and the ETag of what was read. ``progress``: told the bytes.
-
-    Raises FileMissing, and storage errors: a link in a storage folder is one.
-    """
-    try:
-        found = store.head(object_key)
-        local = store.open_local(object_key)
-        if local is not None:
-            content = _hash_opened(local, found.size, store.url(object_key), progress)
-            if content is None or store.head(object_key).etag != found.etag:
-                raise LamfsError(f"The file {store.url(object_key)} is being written; save it when that is done.")
-            return content, found.etag
-    except ObjectMissing:
-        raise FileMissing(f"There is no object {store.url(object_key)}; check the path.") from None
-    return _hash_fetched(store, found, progress), found.etag
-
-
-def _hash_fetched(store: ObjectStore, found: ObjectStat, progress: Callable[[int], None] | None) -> ContentHash:
-    """Hash an object of a bucket. On the disk are no more than its two ends, which one of its hashes is made of."""
-    size = found.size
-    with tempfile.TemporaryFile(dir=config.temporary_folder()) as ends:
-        os.ftruncate(ends.fileno(), size)
-
-        def fetch(offset: int) -> ContentHash:
-            length = min(BLOCK_SIZE, size - offset)
-            with buffers.own().view(length) as view:
-                store.get_view(found.key, view, offset=offset, etag=found.etag)
-                if offset < hashing.MD5_MAX or offset + length > size - hashing.MD5_MAX:
-                    copying.write_full(ends.fileno(), view, offset)
-                return hashing.hash_view(view)
-
-        parts: dict[int, ContentHash] = {}
-        with Pool(READERS, "lamfs-hash") as pool:
-            for offset, future in pool.unordered(fetch, range(0, size, BLOCK_SIZE)):
-                parts[offset] = future.result()
-                if progress is not None:
-                    progress(parts[offset].size)
-        if size <= hashing.MD5_MAX:
-            return hashing.hash_fd(ends.fileno(), size)
-        return hashing.join_ranges((parts[at] for at in sorted(parts)), hashing.hash_ends(ends.fileno(), size))
-
-
-def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
-    """Whether a spool file was perhaps renamed into the storage folder: something is there that is not what its
-    ``artifact`` had before, or it cannot be told."""
-    if object_key is None or not store.takes_files:
-        return False
-    try:
-        etag = store.head(object_key).etag
-        return artifact is None or (object_key, etag) != (artifact.revision.object_key, artifact.revision.etag)
-    except ObjectMissing:
-        return False
-    except StorageError:
-        return True  # a link; the folder is away; …: said when it is stored
-
-
-def _hash_opened(fd: int, size: int, name: str, progress: Callable[[int], None] | None) -> ContentHash | None:
-    """The hash of the first ``size`` bytes of a file, which is closed then; None: it has become shorter."""
-    try:
-        return hashing.hash_fd(fd, size, progress)
-    except EOFError:
-        return None
-    except OSError as error:
-        raise InvalidArgument(f"The file {name} cannot be read: {error}.", errno=error.errno) from error
-    finally:
-        os.close(fd)

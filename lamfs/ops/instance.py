@@ -1,162 +1,19 @@
-"""One instance as a program uses it: registry, store, cache and lease, wired together. Synchronous.
+"""One instance as a program uses it: what is open of it (opened.py), and this machine's right to write it, its lease.
 
-An Instance may be shared by threads: each gets its own registry connection and cache index. After fork(2) the child
-gets its own of everything. What an Instance shares with other processes of this machine is in files of
-``settings.directory``: ``in-use`` (flock(2): shared by whoever has the registry open, exclusive for whoever replaces or
-removes it) and what held.py tells of this machine's lease.
+Synchronous; any thread, as opened.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import socket
-import threading
-from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
 
-from lamfs import config, scratch
-from lamfs.config import InstanceSettings
-from lamfs.errors import (
-    DamagedRegistry,
-    LamfsError,
-    LeaseLost,
-    Locked,
-    ObjectMissing,
-    RegistryError,
-    StorageMissing,
-)
-from lamfs.ops import held, kept, lock, written
-from lamfs.ops.lock import Holder, Lease, LockStore
-from lamfs.processes import uptime
-from lamfs.storage import ObjectStore, open_store
-
-if TYPE_CHECKING:
-    from lamfs.cache.index import CacheIndex
-    from lamfs.registry import Registry, User
-
-FENCE = "fence"
-"""Key of the meta table: the number of the lease (lock.py) under which a registry was written."""
-PROVEN_SECONDS = 1.0
-"""So long storage is not asked again whose the lease is, while it holds by this machine's clock."""
+from lamfs.errors import ObjectMissing, StorageMissing
+from lamfs.ops import held, kept, lock
+from lamfs.ops.opened import FENCE, Opened
 
 
-_OF_DAMAGE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
-"""What Python raises when a value is not of the kind that it has always been."""
-
-
-class Instance:
-    """Registry, store, cache and lease of one instance, each opened when it is first used.
-
-    ``store``: one to use, which stays open. Context manager: closes what the leaving thread has opened, and the store.
-    """
-
-    def __init__(self, settings: InstanceSettings, *, store: ObjectStore | None = None) -> None:
-        self.settings = settings
-        self._given_store = store
-        self.notices: list[str] = []
-        """What was noticed on the way that its user should hear of, once."""
-        self._guard = threading.Lock()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        self._store = self._given_store
-        self._thread = threading.local()
-        self._in_use: int | None = None
-        self._generation = 0  # of working copies: one per ``alone``
-        self._proven = float("-inf")
-        self._users: dict[str, User] = {}
-
-    @classmethod
-    def open(cls, slug: str | None = None) -> Instance:
-        """The instance of that slug; None: the current one. Raises NotSetUp, and RegistryError when it is damaged."""
-        instance = cls(config.load_instance(slug))
-        _ = instance.registry
-        return instance
-
-    def _own(self) -> None:
-        """After a fork, what the parent opened is left to the parent."""
-        if self._pid != os.getpid():
-            self._guard = threading.Lock()
-            self._reset()
-
-    @property
-    def registry(self) -> Registry:
-        """The calling thread's connection to the registry. Raises NotSetUp, DamagedRegistry, RegistryError."""
-        self._own()
-        found: Registry | None = getattr(self._thread, "registry", None)
-        if found is not None and self._thread.generation != self._generation:
-            # Another thread was alone meanwhile: this connection may be to a registry that was put aside.
-            del self._thread.registry
-            found.close()
-            found = None
-        if found is None:
-            self._thread.generation = self._generation
-            self._hold_directory()
-            found = self._thread.registry = written.open_registry(
-                self.settings, scratch=scratch.matcher(config.scratch_names())
-            )
-        return found
-
-    def refuse_damaged(self) -> None:
-        """Before anything is asked of the storage, or written: a working copy is whole, or there never was one. Raises
-        DamagedRegistry, RegistryError."""
-        if self.settings.registry_path.exists() or written.had_one(self.settings):
-            _ = self.registry
-
-    def _hold_directory(self) -> None:
-        with self._guard:
-            if self._in_use is None:
-                written.refuse_missing(self.settings)
-                self._in_use = _flock(self.settings, fcntl.LOCK_SH)
-
-    @property
-    def store(self) -> ObjectStore:
-        """The default storage. Opened once, shared by threads."""
-        self._own()
-        with self._guard:
-            if self._store is None:
-                self._store = open_store(self.settings.storage)
-            return self._store
-
-    @property
-    def cache_dir(self) -> Path:
-        """The cache directory of this machine."""
-        return config.cache_dir()
-
-    @property
-    def cache_index(self) -> CacheIndex:
-        """The calling thread's cache index."""
-        self._own()
-        found: CacheIndex | None = getattr(self._thread, "index", None)
-        if found is None:
-            from lamfs.cache.index import CacheIndex
-
-            found = self._thread.index = CacheIndex(self.cache_dir)
-        return found
-
-    def user(self) -> User | None:
-        """The registry's row of who works here now, made when missing."""
-        user = config.current_user()
-        found = self._users.get(user.handle)
-        if found is None:
-            registry = self.registry
-            found = registry.people.user_by_handle(user.handle)
-            if found is None or (user.email, user.name) != (found.email, found.name):
-                found = registry.people.ensure_user(user.uid, user.handle, user.email, user.name)
-            self._users[user.handle] = found
-        return found
-
-    # -- the lease ----------------------------------------------------------------------------------------------
-
-    def lease(self, store: LockStore | None = None) -> Lease:
-        """The lock object of this instance in storage. ``store``: what reaches it; None: the instance's own."""
-        holder = Holder(config.current_user().handle, socket.gethostname(), config.machine_token())
-        return Lease(store or self.store, self.settings.id, holder, slug=self.settings.slug)
+class Instance(Opened):
+    """Registry, store, cache and lease of one instance. Context manager: see Opened."""
 
     def hold(self) -> None:
         """See to it that this machine holds the lease; cheap while nobody can have taken it over.
@@ -168,7 +25,7 @@ class Instance:
         self._refuse_empty_place()
         self.check_own()
         note = held.read(self.settings.directory)
-        if note is None or note.renew_due or note.seconds < self._seconds() or self._fence() != note.fence:
+        if note is None or note.renew_due or note.seconds < self.lease_seconds() or self.fence() != note.fence:
             self.take_lease()  # a mount that took it for a minute may have died since
         held.keep_long(self.settings.directory)
 
@@ -178,55 +35,6 @@ class Instance:
         self._refuse_empty_place()
         self.check_own()
         self.take_lease(keep_both=True, seconds=lock.MOUNT_SECONDS)
-
-    def prove(self) -> None:
-        """Return when storage itself says that the lease is this machine's: before the registry is pushed, before
-        objects are deleted, and before some are replaced that other machines may use.
-
-        Raises LeaseLost when another machine has it, and storage errors.
-        """
-        directory = self.settings.directory
-        note = held.read(directory)
-        if note is not None and note.holds and uptime() - self._proven < PROVEN_SECONDS:
-            return
-        lease = self.lease()
-        try:
-            if note is None:
-                raise LeaseLost(
-                    f"This machine does not hold the lock of '{self.settings.slug}', so nothing is written to storage;"
-                    f" run 'lamfs connect {self.settings.slug}'."
-                )
-            now = uptime()
-            if note.renew_due:
-                seconds = self._seconds()
-                lease.renew(note.fence, seconds)
-                held.write(directory, note.fence, seconds, lease)
-            else:
-                lease.prove(note.fence, note.etag)
-        except LeaseLost:
-            held.forget(directory)
-            raise
-        self._proven = now
-
-    def _seconds(self) -> float:
-        """How long a lease that is taken now holds: while a mount lives, that renews it."""
-        from lamfs.ops import mounts
-
-        return lock.MOUNT_SECONDS if mounts.is_written(self.settings) else lock.LEASE_SECONDS
-
-    def check_own(self) -> None:
-        """Raise RegistryError unless the working copy is of the instance and storage that the settings name."""
-        settings, db = self.settings, self.registry.db
-        slug, root = db.get_meta("slug"), db.get_meta("root")
-        if root is None:  # made by an older lamfs, which did not say
-            root = settings.storage.root
-            self.registry.move_to(root)
-        if (slug, root) != (settings.registry_slug, settings.storage.root):
-            raise RegistryError(
-                f"The working copy {settings.registry_path} is of the instance '{slug}' in {root}, not of"
-                f" '{settings.registry_slug}' in {settings.storage.root}, so nothing is changed; run 'lamfs connect"
-                f" {settings.storage.root}'."
-            )
 
     def _refuse_empty_place(self) -> None:
         """A folder that is not the storage, but lies where its disk is mounted at other times, must not be written to.
@@ -258,13 +66,13 @@ class Instance:
         directory = self.settings.directory
         note = held.read(directory)
         lease = self.lease()
-        seconds = self._seconds() if seconds is None else seconds
-        known = max(0 if note is None else note.fence, self._fence())
+        seconds = self.lease_seconds() if seconds is None else seconds
+        known = max(0 if note is None else note.fence, self.fence())
         if note is not None and note.holds:
             seconds = max(seconds, note.seconds)
         state, ours = lease.acquire(fence=known, seconds=seconds)
         # Also when a process of this machine has died between the lease and the registry.
-        new = not ours or note is None or note.fence != state.fence or self._fence() != state.fence
+        new = not ours or note is None or note.fence != state.fence or self.fence() != state.fence
         if self.settings.registry_path.exists():
             if catch_up and new:
                 from lamfs.ops import snapshot
@@ -275,7 +83,7 @@ class Instance:
                     if not ours:  # a mount of this machine may live by it
                         self.release_lease()
                     raise
-            if catch_up and self._fence() != state.fence:
+            if catch_up and self.fence() != state.fence:
                 with self.registry.db.transaction():
                     self.registry.journal.doubt_claims()
                     self.registry.db.set_meta(FENCE, state.fence)
@@ -292,106 +100,3 @@ class Instance:
 
             spools.tell(self.settings, self.notices)
         return not ours
-
-    def _fence(self) -> int:
-        """The number with which the working copy was changed last; 0 without one."""
-        if not self.settings.registry_path.exists():
-            return 0
-        try:
-            return int(self.registry.db.get_meta(FENCE, 0))
-        except (RegistryError, ValueError, TypeError):
-            return 0
-
-    def release_lease(self, *, forget: bool = False) -> None:
-        """Give the lease back. ``forget``: see Lease.release."""
-        held.forget(self.settings.directory)
-        self.lease().release(forget=forget)
-
-    @contextlib.contextmanager
-    def alone(self, purpose: str) -> Iterator[None]:
-        """No process of this machine has the registry open inside the block; this thread's connection is closed, and
-        other threads of this Instance open theirs anew when they use it next.
-
-        Raises Locked when another process, or another Instance, has it.
-        """
-        self.close_thread()
-        with self._guard:
-            self._generation += 1
-            if self._in_use is not None:
-                os.close(self._in_use)
-                self._in_use = None
-        try:
-            fd = _flock(self.settings, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(
-                f"The instance '{self.settings.slug}' is in use by another program on this machine, so it cannot be"
-                f" {purpose}; close notebooks and mounts that use it, and try again."
-            ) from None
-        try:
-            yield
-        finally:
-            os.close(fd)
-
-    # -- the end ------------------------------------------------------------------------------------------------
-
-    def close_thread(self) -> None:
-        """Close what the calling thread has opened."""
-        for name in ("registry", "index"):
-            thing = getattr(self._thread, name, None)
-            if thing is not None:
-                delattr(self._thread, name)
-                if name == "registry" and thing.db.changes():
-                    with contextlib.suppress(LamfsError):
-                        written.note(self.settings, thing)
-                thing.close()
-
-    def close(self) -> None:
-        """Close the calling thread's connections and the store. Other threads' end with their threads."""
-        self._own()
-        self.close_thread()
-        with self._guard:
-            if self._store is not None and self._given_store is None:
-                self._store.close()
-                self._store = None
-            if self._in_use is not None:
-                os.close(self._in_use)
-                self._in_use = None
-            self._users.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is not None and isinstance(error, _OF_DAMAGE) and not isinstance(error, LamfsError):
-                self._blame_damage(error)
-        finally:
-            self.close()
-
-    def _blame_damage(self, error: BaseException) -> None:
-        """What nobody expected may come of values that were changed on the disk: then that is what is said."""
-        registry: Registry | None = getattr(self._thread, "registry", None)
-        if registry is not None:
-            try:
-                registry.db.check_values()
-            except DamagedRegistry as damaged:
-                raise damaged from error
-
-    def __del__(self) -> None:
-        if getattr(self, "_in_use", None) is not None and self._pid == os.getpid():
-            with contextlib.suppress(OSError):
-                os.close(self._in_use)  # type: ignore[arg-type]
-
-
-def _flock(settings: InstanceSettings, how: int) -> int:
-    """Open and flock the file ``in-use`` of an instance. Raises BlockingIOError with LOCK_NB."""
-    config.make_directory(settings.directory)
-    fd = os.open(settings.directory / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, how)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

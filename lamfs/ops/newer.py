@@ -10,25 +10,15 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from lamfs.errors import InvalidName, LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageUnavailable
-from lamfs.keys import is_private, name_with, root_path
-from lamfs.model import (
-    AUTO_KEY_PREFIX,
-    ArtifactRecord,
-    ContentHash,
-    ObjectMeta,
-    Revision,
-    iso,
-    new_uid,
-    now_ns,
-)
-from lamfs.ops import drafts
+from lamfs.errors import InvalidName, LamfsError, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.model import ArtifactRecord, ObjectMeta, Revision, iso
+from lamfs.ops import alone
 from lamfs.ops.instance import Instance
-from lamfs.storage.base import ObjectStat, ObjectStore, Over
-from lamfs.work import conflicts
+from lamfs.storage.base import ObjectStat
+from lamfs.work import conflicts, direct, unknown
 from lamfs.work.direct import DirectWorker, finish
 
 log = logging.getLogger("lamfs.newer")
@@ -133,16 +123,15 @@ def told(item: ObjectStat, meta: ObjectMeta | None) -> str:
 
 def look(instance: Instance, record: ArtifactRecord) -> Other | None:
     """What is where the bytes of an artifact should be; None: they are, or nothing is. Raises storage errors."""
-    key = record.revision.object_key
     try:
-        item = instance.store.head(key)
-        if (item.size, item.etag) == (record.size, record.revision.etag):
+        item = finish(conflicts.object_at(DirectWorker(instance.store), record.revision.object_key))
+        if item is None or (item.size, item.etag) == (record.size, record.revision.etag):
             return None
-        return Other(record, item, instance.store.meta(key))
-    except InvalidName:
-        return None  # no object has such a name
+        return Other(record, item, instance.store.meta(item.key))
+    except (InvalidName, ObjectMissing):
+        return None  # no object has such a name, or it has just gone
     except StorageError as error:
-        if isinstance(error, ObjectMissing) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+        if error.errno == errno.ENAMETOOLONG:
             return None
         raise
 
@@ -180,7 +169,7 @@ def _changed(instance: Instance, other: Other, problem: str, *, read: bool) -> s
     right = None if item.size == record.size else False
     if right is None and read:
         try:
-            content, etag = drafts.hash_object(instance.store, item.key)
+            content, etag = direct.hash_object(instance.store, item.key)
             right = content.same_bytes(record.revision.content) if etag == item.etag else None
         except StorageUnavailable:
             raise
@@ -241,8 +230,8 @@ def _adopt(instance: Instance, other: Other, progress: Callable[[int], None] | N
     record, item, meta = other
     if meta is None or meta.revision is None or not (other.is_later or (other.is_elsewhere and other.is_same_number)):
         return False
-    content, etag = drafts.hash_object(instance.store, item.key, progress)
-    if etag != item.etag or not _is_said(meta, content):
+    content, etag = direct.hash_object(instance.store, item.key, progress)
+    if etag != item.etag or not unknown.is_said(meta, content):
         return False
     if not other.is_later and not content.same_bytes(record.revision.content):
         return False
@@ -250,122 +239,14 @@ def _adopt(instance: Instance, other: Other, progress: Callable[[int], None] | N
     return instance.registry.commits.adopt(record, revision, meta.revision, mtime_ns=item.mtime_ns)
 
 
-def _keep(instance: Instance, other: Other, progress: Callable[[int], None] | None = None) -> str | None:
-    """Make the object a file of ``lost+found``; its key there. None: somebody is writing the file, or has changed it.
-
-    The artifact gets an object key where nothing is: what it had is in storage no more.
-    """
+def _keep(instance: Instance, other: Other, progress: Callable[[int], None] | None) -> str | None:
+    """Make the object a file of ``lost+found``; its key there. None: somebody is writing the file, or did."""
     record, item, meta = other
-    content, etag = drafts.hash_object(instance.store, item.key, progress)
+    content, etag = direct.hash_object(instance.store, item.key, progress)
     if etag != item.etag:
         return None
-    found = record_of(instance, item, meta, content)
-    place = instance.registry.rescue.keep_object(
-        names(instance, item, meta, record.place),
-        found,
-        mtime_ns=item.mtime_ns,
-        instead=(record, f"{AUTO_KEY_PREFIX}{record.uid}.{new_uid(6)}{record.suffix}"),
-    )
+    place = unknown.keep(instance.registry, alone.user_id(instance), item, meta, content, record)
     if place is not None:
         url = instance.store.url(item.key)
         log.warning("The object %s was not what was saved of '%s'; it is '%s' now.", url, record.place, place)
     return place
-
-
-def look_at(store: ObjectStore, object_key: str) -> tuple[ObjectStat | None, Over]:
-    """conflicts.look, by this thread."""
-    return finish(conflicts.look(DirectWorker(store), object_key))
-
-
-def is_own(instance: Instance, found: ObjectStat) -> bool:
-    """conflicts.is_own, by this thread."""
-    return finish(conflicts.is_own(instance.registry, DirectWorker(instance.store), found))
-
-
-def keep_before(instance: Instance, record: ArtifactRecord | None, object_key: str) -> None:
-    """Before a save writes an object: what is in it, and unknown, becomes a file of ``lost+found``, and another object
-    has to be written then if it is not that of ``record``. ``record``: the artifact that is written, if there is one.
-
-    Raises ObjectChanged when that cannot be kept now, and storage errors.
-    """
-    if instance.registry.journal.is_claimed(object_key):
-        found = None if is_private(object_key) else look_at(instance.store, object_key)[0]
-        if found is None or is_own(instance, found):
-            return
-    url = instance.store.url(object_key)
-    if record is not None and object_key == record.revision.object_key:
-        other = look(instance, record)
-        if other is not None and _keep(instance, other) is None:
-            raise ObjectChanged(f"Somebody else has changed the object {url}, or is writing its file; try again later.")
-    elif record is not None or not is_private(object_key):  # else: a name that was just made
-        _keep_unknown(instance, object_key)
-
-
-def _keep_unknown(instance: Instance, object_key: str) -> None:
-    """What is in an object that is no artifact's, if there is one, becomes a file of ``lost+found``."""
-    try:
-        item = instance.store.head(object_key)
-        meta = instance.store.meta(object_key)
-        content, etag = drafts.hash_object(instance.store, object_key)
-    except (ObjectMissing, drafts.FileMissing):
-        return
-    except StorageError as error:
-        if error.errno == errno.ELOOP:
-            return  # a link is no object: what is stored takes its place
-        raise
-    url = instance.store.url(object_key)
-    record = record_of(instance, item, meta, content)
-    record.revision = Revision(content, object_key, etag)
-    place = instance.registry.rescue.keep_object(names(instance, item, meta), record, mtime_ns=item.mtime_ns)
-    if place is None:
-        raise ObjectChanged(f"The object {url} got an artifact meanwhile; try again.")
-    log.warning("The object %s was nobody's; it is '%s' now.", url, place)
-
-
-# -- what is kept -----------------------------------------------------------------------------------------------------
-
-
-def record_of(instance: Instance, item: ObjectStat, meta: ObjectMeta | None, content: ContentHash) -> ArtifactRecord:
-    """The artifact that is made of an unknown object, with the uid that it says, if none has that."""
-    said = meta.uid if meta is not None else None
-    uid = said if said is not None and instance.registry.artifacts.by_uid(said) is None else new_uid()
-    record = ArtifactRecord(
-        uid=uid,
-        key=None,
-        suffix="",
-        revision=Revision(content, item.key, item.etag),
-        description=_description(instance, item, meta, meta is None or _is_said(meta, content)),
-        number=(meta.revision if meta is not None else None) or 1,
-    )
-    user = instance.user()
-    record.created_by_id = user.id if user is not None else None
-    return record
-
-
-def names(instance: Instance, item: ObjectStat, meta: ObjectMeta | None, place: str | None = None) -> Sequence[str]:
-    """Names for it, the one that is wanted most first. ``place``: where it shows whose object it should have been."""
-    key = meta.key if meta is not None and meta.key is not None else place or item.key
-    name = root_path(key)[1]
-    if meta is None:
-        return (name,)
-    if instance.registry.artifacts.by_uid(meta.uid) is not None and meta.revision is not None:
-        # Of that artifact it is an older or a newer revision.
-        return (name_with(name, f"revision {meta.revision}"), name_with(name, meta.uid))
-    return (name, name_with(name, meta.uid))
-
-
-def _is_said(meta: ObjectMeta, content: ContentHash) -> bool:
-    """Whether the bytes are those that the object says, where it does."""
-    return meta.hash in (None, f"{content.hash_type}:{content.hash}")
-
-
-def _description(instance: Instance, item: ObjectStat, meta: ObjectMeta | None, right: bool) -> str:
-    was = f"was the object {item.key}"
-    if meta is not None:
-        was = f"was {meta.key or meta.uid}{'…' if meta.cut else ''}"
-        if meta.revision is not None:
-            was += f", revision {meta.revision}"
-        if instance.registry.artifacts.by_uid(meta.uid) is not None:
-            was += f", of the artifact {meta.uid}"
-    text = f"{was}, found {iso(now_ns())[:10]}"
-    return text if right else f"{text}; its bytes are not those that were stored ({meta.hash if meta else ''})"

@@ -15,11 +15,12 @@ from typing import NamedTuple
 from lamfs.errors import ObjectMissing, StorageError
 from lamfs.keys import OWN_OBJECT
 from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, ObjectMeta, Revision, new_uid, now_ns
-from lamfs.ops import drafts, newer, recover
+from lamfs.ops import alone, newer, recover
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry.rules import RETAINED
 from lamfs.storage.base import ObjectStat
+from lamfs.work import direct, unknown
 
 PURGE_DAYS = 30
 """Younger orphans are never deleted."""
@@ -119,12 +120,12 @@ def keep(instance: Instance, orphan: Orphan, progress: Callable[[int], None] | N
     registry = instance.registry
     item, meta = orphan
     try:
-        content, etag = drafts.hash_object(instance.store, item.key, progress)
-    except drafts.FileMissing:
+        content, etag = direct.hash_object(instance.store, item.key, progress)
+    except ObjectMissing:
         return None
-    record = newer.record_of(instance, item, meta, content)
+    record = unknown.record_of(registry, alone.user_id(instance), item, meta, content)
     record.uid, record.revision = _uid(instance, orphan), Revision(content, item.key, etag)
-    return registry.rescue.keep_object(newer.names(instance, item, meta), record, mtime_ns=item.mtime_ns)
+    return registry.rescue.keep_object(unknown.names(registry, item, meta), record, mtime_ns=item.mtime_ns)
 
 
 def _uid(instance: Instance, orphan: Orphan) -> str:

@@ -1,54 +1,36 @@
 """Storage work that is owed: finished by whatever process comes next when the one that began it is gone. Synchronous.
 
-Any thread; ``storage_work`` makes the threads of one process take turns at deciding what happens to an object.
+Any thread; ``alone.storage_work`` makes the threads of one process take turns at deciding what happens to an object.
 Processes keep apart through the journal (Journal.claimed, Journal.adopt). The order is always: object first, registry
 row second, stale object last.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import stat
 import threading
 from collections.abc import Iterable
 
-from lamfs import hashing
-from lamfs.errors import (
-    AlreadyExists,
-    InvalidName,
-    LamfsError,
-    NotFound,
-    ObjectChanged,
-    ObjectMissing,
-    PreconditionFailed,
-    StorageError,
-    StorageUnavailable,
-    TooLarge,
-)
-from lamfs.keys import check_spool_name, is_private
-from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, ObjectMeta, now_ns
-from lamfs.ops import adoption, alone, messages, newer, spools
+from lamfs.errors import LamfsError, ObjectChanged, StorageError, StorageUnavailable, TooLarge
+from lamfs.keys import check_spool_name
+from lamfs.model import JournalEntry, now_ns
+from lamfs.ops import adoption, alone, messages, mounts, spools
 from lamfs.ops.instance import Instance
-from lamfs.registry import Provenance, record_from_payload, sync_log
+from lamfs.registry import sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ANYTHING, ObjectStat, ObjectStore, Over, in_parts
 from lamfs.work.direct import finish
 from lamfs.work.moves import Moves
 from lamfs.work.steps import Upload, what
 
 log = logging.getLogger("lamfs.recover")
 
-storage_work = threading.RLock()
-"""Held while this process runs owed deletes and moves, and while it announces a save."""
-active: set[int] = set()
-"""Journal ids of saves that this process is at work on; under ``storage_work``."""
-
 put_work = threading.RLock()
 """Held while this process finishes puts of processes that are gone."""
 
 RETRY_NS = 5_000_000_000
+SYNC_SILENCE = 60.0
+"""Seconds that a mount which was asked to sync may say nothing."""
 TRIES = 4
 """Times that a put meets somebody else's object before it is left for later."""
 
@@ -80,77 +62,15 @@ def finish_saves(instance: Instance, *, strict: bool = False) -> int:
     """
     journal = instance.registry.journal
     count = 0
-    with storage_work:  # who announces a save holds it until the save is known to be active
+    with alone.storage_work:  # who announces a save holds it until the save is known to be active
         journal.adopt(("save",))
-        mine = [entry for entry in journal.mine("save") if entry.id not in active]
+        mine = [entry for entry in journal.mine("save") if entry.id not in alone.active]
     for entry in mine:
         try:
-            count += finish_save(instance, entry) is not None
+            count += finish(alone.saves(instance).finish(entry)) is not None
         except StorageError as error:
             _trouble(instance, entry, error, strict)
     return count
-
-
-def finish_save(instance: Instance, entry: JournalEntry) -> ArtifactRecord | None:
-    """Finish one interrupted save if its bytes are in storage; else undo it and return None. Raises storage errors."""
-    registry, store = instance.registry, instance.store
-    assert entry.object_key is not None
-    record = record_from_payload(entry.payload, entry.object_key)
-    instance.prove()
-    now = registry.artifacts.by_uid(record.uid)
-    base = None if now is None else [now.revision.object_key, now.revision.etag]
-    abort_unknown(instance, entry.object_key)
-    # Only what this save set out to replace may be replaced: whoever came later counts.
-    etag = find_bytes(store, entry.object_key, record.revision.content) if base == entry.payload.get("base") else None
-    if etag is None:
-        _undo_save(instance, entry)
-        return None
-    try:
-        mode = int(str(entry.payload.get("mode", 0o644)))
-        return registry.commits.save(entry.id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid())
-    except (AlreadyExists, NotFound, InvalidName) as error:
-        log.warning("the interrupted save of '%s' is undone: %s", record.key or record.uid, error)
-        _undo_save(instance, entry)
-        return None
-
-
-def _undo_save(instance: Instance, entry: JournalEntry) -> None:
-    """Strike a save off that did not become an artifact, and owe the deletion of what it may have stored.
-
-    An object that was there before, and no artifact's, stays unless the save wrote over it.
-    """
-    assert entry.object_key is not None
-    delete = True
-    if not is_private(entry.object_key):
-        # Other programs store things at such keys, too, before or after: only what says that it is this artifact's is.
-        delete = False
-        with contextlib.suppress(ObjectMissing):
-            said = instance.store.meta(entry.object_key)
-            etag = instance.store.head(entry.object_key).etag
-            delete = said is not None and said.uid == entry.uid and etag != entry.payload.get("foreign")
-    instance.registry.commits.abandon_save(entry.id, entry.object_key, delete=delete)
-
-
-def find_bytes(store: ObjectStore, object_key: str, content: ContentHash) -> str | None:
-    """ETag of an object if it holds exactly these bytes; every block is read and compared. None: it does not."""
-    for _ in range(3):
-        try:
-            found = store.head(object_key)
-            return found.etag if found.size == content.size and _same(store, found, content) else None
-        except ObjectMissing:
-            return None
-        except ObjectChanged:
-            continue
-    raise StorageUnavailable(f"The object {store.url(object_key)} changes all the time; try again.")
-
-
-def _same(store: ObjectStore, found: ObjectStat, content: ContentHash) -> bool:
-    for index, offset in enumerate(range(0, content.size, BLOCK_SIZE)):
-        length = min(BLOCK_SIZE, content.size - offset)
-        data = store.get(found.key, offset=offset, length=length, etag=found.etag)
-        if len(data) != length or hashing.hash_block(data) != content.block(index):
-            return False
-    return True
 
 
 # -- puts -------------------------------------------------------------------------------------------------------------
@@ -161,8 +81,6 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
 
     Returns how many files were stored.
     """
-    from lamfs.ops import mounts
-
     if mounts.is_written(instance.settings):
         return 0
     journal = instance.registry.journal
@@ -229,9 +147,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
         entry = again
         if entry.state == "scratch":
             return False
-    user = instance.user()
-    origin = Provenance(user.id if user else None)
-    steps, told = alone.puts(instance, spool, origin)
+    steps, told = alone.puts(instance, spool)
     for _ in range(TRIES):
         try:
             committed, consumed = finish(steps.put(entry, Upload(entry)))
@@ -254,45 +170,27 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
     return committed.record is not None
 
 
-def replaceable(
-    instance: Instance,
-    artifact: ArtifactRecord | None,
-    target: str,
-    *,
-    claimed: bool,
-) -> Over:
-    """What may be replaced at ``target``, looked at just before it is written.
-
-    ``artifact``: as it was before, None for a new one; ``claimed``: Journal.is_claimed before this work announced the
-    object. Raises PreconditionFailed (somebody else's object is there), storage errors.
-    """
-    if artifact is None and is_private(target):
-        return ANYTHING  # nobody else has this artifact
-    found, over = newer.look_at(instance.store, target)
-    if found is None:
-        return over
-    before = None if artifact is None else artifact.revision
-    expected = before is not None and (before.object_key, before.etag) == (target, found.etag)
-    if not expected and not (claimed and newer.is_own(instance, found)):
-        raise PreconditionFailed(
-            f"Somebody else has stored something at {instance.store.url(target)} meanwhile; try again.",
-            errno=ObjectChanged.errno,
-        )
-    return over
-
-
-def copy_twin(
-    instance: Instance, content: ContentHash, target: str, meta: ObjectMeta, over: Over = ANYTHING
-) -> str | None:
-    """Copy the object of an artifact with the same bytes, so that they need not be sent; None: there is none. ``over``:
-    what may be replaced."""
-    for twin in instance.registry.artifacts.same_content(content, 3):
-        if twin.revision.object_key == target:
-            continue
-        with contextlib.suppress(ObjectMissing, ObjectChanged):
-            source, etag = twin.revision.object_key, twin.revision.etag
-            return instance.store.copy(source, target, etag=etag, meta=meta, **over._asdict()).etag
-    return None
+def settle(instance: Instance, ino: int) -> bool:
+    """See to it that what a mount has still to store of a file is stored. False, after a warning, when it is not."""
+    journal = instance.registry.journal
+    if journal.put_of(ino) is None:
+        return True
+    problem = "it is still open, or its mount has not got to it"
+    try:
+        writable = [record for record in mounts.live(instance.settings) if not record.read_only]
+        for record in writable:
+            mounts.request(record, {"cmd": "sync", "ino": ino}, timeout=SYNC_SILENCE)
+        if not writable:
+            instance.hold()
+            if finish_puts(instance):
+                run_owed(instance, ops=("delete",))
+    except LamfsError as error:
+        problem = str(error)
+    if journal.put_of(ino) is None:
+        return True
+    name = instance.registry.tree.path(ino) or f"inode {ino}"
+    messages.warn(f"the newest bytes of '{name}' are not in storage yet ({problem}); the last stored revision is used")
+    return False
 
 
 # -- moves and deletes ------------------------------------------------------------------------------------------------
@@ -305,7 +203,7 @@ def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abo
     """
     wanted = set(ops)
     journal = instance.registry.journal
-    with storage_work:
+    with alone.storage_work:
         journal.adopt(wanted)
         moves = alone.moves(instance)
         for entry in journal.mine("move", "abort"):
@@ -352,14 +250,3 @@ def _delete(instance: Instance, moves: Moves, entries: list[JournalEntry]) -> La
                 _trouble(instance, entry, error, False)
         return error
     return None
-
-
-def abort_unknown(instance: Instance, object_key: str) -> None:
-    """Abort the unfinished uploads of an object that no journal row knows; nobody may be storing it."""
-    store = in_parts(instance.store)
-    if store is None:
-        return
-    known = instance.registry.uploads.known(object_key)
-    for upload_id in store.uploads_of(object_key):
-        if upload_id not in known:
-            store.abort_upload(object_key, upload_id)

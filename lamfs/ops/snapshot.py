@@ -44,7 +44,7 @@ from lamfs.errors import (
 )
 from lamfs.model import StorageConfig, iso
 from lamfs.ops import diverged, held, kept, messages, working_copy, written
-from lamfs.ops.instance import FENCE, Instance
+from lamfs.ops.opened import FENCE, Opened
 from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStat
@@ -138,11 +138,11 @@ def mark(registry: Registry) -> str:
     return ":".join(map(str, (registry.changes.last(), *people)))
 
 
-def _memory(instance: Instance) -> Path:
+def _memory(instance: Opened) -> Path:
     return instance.settings.directory / "snapshot.json"
 
 
-def _known(instance: Instance) -> Known:
+def _known(instance: Opened) -> Known:
     data = config.read_json(_memory(instance)) or {}
     etag, mark_, push_ = (data.get(name) for name in ("etag", "mark", "push"))
     changes = data.get("changes")
@@ -158,7 +158,7 @@ def _own(registry: Registry) -> Own:
     return Own(str(registry.db.get_meta("uid")), registry.changes.last(), registry.pushes())
 
 
-def push(instance: Instance, *, look: bool = False) -> bool:
+def push(instance: Opened, *, look: bool = False) -> bool:
     """Store a consistent copy of the registry; False when storage has this state already. ``look``: into the copy that
     is there, whatever this machine remembers of it.
 
@@ -203,7 +203,7 @@ def push(instance: Instance, *, look: bool = False) -> bool:
     return True
 
 
-def _check_fence(instance: Instance, found: Found | None) -> None:
+def _check_fence(instance: Opened, found: Found | None) -> None:
     """Raise LeaseLost unless this machine holds the lease, its working copy was brought up to date since it got it, and
     what is in storage was not written under a later one."""
     instance.prove()
@@ -222,7 +222,7 @@ def _check_fence(instance: Instance, found: Found | None) -> None:
         )
 
 
-def _find(instance: Instance, known: Known) -> Found | None:
+def _find(instance: Opened, known: Known) -> Found | None:
     """What is in storage. It is read only when it is not what this machine remembers."""
     from lamfs.registry import intake
     from lamfs.registry.origins import Origin
@@ -245,7 +245,7 @@ def _find(instance: Instance, known: Known) -> Found | None:
             return Found(stored, None, error)
 
 
-def _require(instance: Instance, verdict: Verdict, found: Found | None) -> None:
+def _require(instance: Opened, verdict: Verdict, found: Found | None) -> None:
     """Raise Locked unless this machine's registry may take the place of what is in storage."""
     if verdict in MAY_WRITE:
         return
@@ -267,7 +267,7 @@ def _require(instance: Instance, verdict: Verdict, found: Found | None) -> None:
     )
 
 
-def _keep(instance: Instance, found: Found, copies: Sequence[kept.Copy]) -> str:
+def _keep(instance: Opened, found: Found, copies: Sequence[kept.Copy]) -> str:
     """Keep what is about to be replaced. Returns the name of its push."""
     origin = found.origin
     push_ = origin.pushes[0] if origin is not None and origin.pushes else kept.push_of(found.stored.etag)
@@ -281,7 +281,7 @@ def _keep(instance: Instance, found: Found, copies: Sequence[kept.Copy]) -> str:
     return push_
 
 
-def _write(instance: Instance, temp: Path, found: Found | None) -> Found:
+def _write(instance: Opened, temp: Path, found: Found | None) -> Found:
     """Store the copy at ``temp`` where ``found`` is. Raises PreconditionFailed when that is not there any more."""
     from lamfs.registry import intake
 
@@ -292,7 +292,7 @@ def _write(instance: Instance, temp: Path, found: Found | None) -> Found:
     return Found(stored, origin)
 
 
-def _keep_new(instance: Instance, found: Found) -> None:
+def _keep_new(instance: Opened, found: Found) -> None:
     """Keep a copy of what was pushed, and remove older ones. What fails here is done by the next push."""
     origin, store, id_ = found.origin, instance.store, instance.settings.id
     assert origin is not None
@@ -304,7 +304,7 @@ def _keep_new(instance: Instance, found: Found) -> None:
         messages.warn(f"the registry is stored, but no copy of it is kept: {error}")
 
 
-def _say_mended(instance: Instance, verdict: Verdict) -> None:
+def _say_mended(instance: Opened, verdict: Verdict) -> None:
     if verdict in (Verdict.GONE, Verdict.DAMAGED):
         url = instance.store.url(instance.settings.snapshot_key)
         was = "was damaged" if verdict is Verdict.DAMAGED else "was gone"
@@ -313,26 +313,26 @@ def _say_mended(instance: Instance, verdict: Verdict) -> None:
         messages.warn(notice)
 
 
-def _remember(instance: Instance, stored: ObjectStat | None, origin: Origin | None, now: str) -> None:
+def _remember(instance: Opened, stored: ObjectStat | None, origin: Origin | None, now: str) -> None:
     data: dict[str, object] = {"etag": None if stored is None else stored.etag, "mark": now}
     if origin is not None and origin.pushes:
         data |= {"changes": origin.changes, "push": origin.pushes[0]}
     config.write_json(_memory(instance), data)
 
 
-def _etag(instance: Instance) -> str | None:
+def _etag(instance: Opened) -> str | None:
     try:
         return instance.store.head(instance.settings.snapshot_key).etag
     except ObjectMissing:
         return None
 
 
-def exists(instance: Instance) -> bool:
+def exists(instance: Opened) -> bool:
     """Whether there is a copy in storage."""
     return _etag(instance) is not None
 
 
-def compare(instance: Instance) -> tuple[Verdict, Found | None, Known]:
+def compare(instance: Opened) -> tuple[Verdict, Found | None, Known]:
     """What this machine's working copy is to the copy in storage, which is read as a whole, and checked; with both what
     this machine remembers of it. Raises RegistryError (it cannot be read here), and storage errors."""
     from lamfs.registry import intake
@@ -353,7 +353,7 @@ def compare(instance: Instance) -> tuple[Verdict, Found | None, Known]:
 # -- ways back --------------------------------------------------------------------------------------------------------
 
 
-def ways_back(instance: Instance) -> str:
+def ways_back(instance: Opened) -> str:
     """What to do when the copy in storage is of no use, in words. Reads the copies that are kept."""
     good = newest_good(instance)
     home = (
@@ -393,7 +393,7 @@ def _reaching(where: StorageConfig) -> list[str]:
     return words + (["--path-style"] if where.path_style else [])
 
 
-def newest_good(instance: Instance, id_: uuid.UUID | None = None) -> tuple[kept.Copy, Origin] | None:
+def newest_good(instance: Opened, id_: uuid.UUID | None = None) -> tuple[kept.Copy, Origin] | None:
     """The newest kept copy that is whole, and what it says of itself. ``id_``: of that instance; None: of this one."""
     from lamfs.registry import intake
 
@@ -404,7 +404,7 @@ def newest_good(instance: Instance, id_: uuid.UUID | None = None) -> tuple[kept.
     return None
 
 
-def copy_key(instance: Instance, name: str) -> str:
+def copy_key(instance: Opened, name: str) -> str:
     """Object key of a kept copy. Raises InvalidArgument, which names those that there are."""
     try:
         key = kept.key(instance.settings.id, name)
@@ -423,7 +423,7 @@ def copy_key(instance: Instance, name: str) -> str:
 
 
 def pull(
-    instance: Instance, *, restore: bool = False, copy: str | None = None, ahead: bool = False, keep_both: bool = False
+    instance: Opened, *, restore: bool = False, copy: str | None = None, ahead: bool = False, keep_both: bool = False
 ) -> Path | None:
     """Make the copy in storage the working copy. One that is there is put aside, and what it owes is carried over.
 
@@ -500,20 +500,20 @@ def _refuse_ahead(settings: InstanceSettings, ahead: bool, keep_both: bool) -> N
         )
 
 
-def _went_on(instance: Instance) -> bool:
+def _went_on(instance: Opened) -> bool:
     """As ``is_ahead``, where nobody has the registry open."""
     with contextlib.closing(Registry(instance.settings.registry_path)) as registry:
         return _is_ahead(instance, registry)
 
 
-def _has_all(instance: Instance, found: Found | None) -> bool:
+def _has_all(instance: Opened, found: Found | None) -> bool:
     """Whether the working copy has all that is in storage (None: which is damaged)."""
     own, known = _own(instance.registry), _known(instance)
     copies = kept.copies(instance.store, instance.settings.id) if found is None else ()
     return decide(own, known, found, copies) in MAY_WRITE
 
 
-def _went_on_apart(instance: Instance, found: Found) -> bool:
+def _went_on_apart(instance: Opened, found: Found) -> bool:
     """Whether what is taken has something that the working copy never had: another machine's newer bytes, perhaps,
     which what is owed here does not replace then. Also when the working copy cannot tell."""
     if not instance.settings.registry_path.exists():
@@ -524,7 +524,7 @@ def _went_on_apart(instance: Instance, found: Found) -> bool:
         return True
 
 
-def _supersede(instance: Instance, registry: Registry) -> None:
+def _supersede(instance: Opened, registry: Registry) -> None:
     """A kept copy that was chosen takes the place of all that is in storage: it comes after that, and counts on."""
     found = _find(instance, Known())
     seen = [(copy.push, copy.changes) for copy in kept.copies(instance.store, instance.settings.id)]
@@ -536,7 +536,7 @@ def _supersede(instance: Instance, registry: Registry) -> None:
     registry.changes.reach(max((changes for _, changes in seen), default=0) + 1)
 
 
-def _bring_back(instance: Instance, fresh: Path) -> diverged.Kept:
+def _bring_back(instance: Opened, fresh: Path) -> diverged.Kept:
     path = instance.settings.registry_path
     with contextlib.closing(Registry(path)) as old, contextlib.closing(Registry(fresh)) as new:
         kept = diverged.bring_back(instance.store, old, new)
@@ -545,7 +545,7 @@ def _bring_back(instance: Instance, fresh: Path) -> diverged.Kept:
 
 
 @contextlib.contextmanager
-def _temporary(instance: Instance, what: str) -> Iterator[Path]:
+def _temporary(instance: Opened, what: str) -> Iterator[Path]:
     """A name for a new file beside the working copy; what has it at the end is removed."""
     config.make_directory(instance.settings.directory)
     temp = instance.settings.directory / f".{what}-{config.temporary_name()}.lndb"
@@ -556,7 +556,7 @@ def _temporary(instance: Instance, what: str) -> Iterator[Path]:
             Path(f"{temp}{suffix}").unlink(missing_ok=True)
 
 
-def origin(instance: Instance, key: str) -> Origin:
+def origin(instance: Opened, key: str) -> Origin:
     """What a registry in storage says of itself. Raises NotSetUp, RegistryError, storage errors."""
     from lamfs.registry import intake
 
@@ -565,7 +565,7 @@ def origin(instance: Instance, key: str) -> Origin:
         return intake.look(temp, instance.store.url(key))
 
 
-def fetch(instance: Instance, key: str, path: Path) -> ObjectStat:
+def fetch(instance: Opened, key: str, path: Path) -> ObjectStat:
     """Write an object of the storage to a new file, mode 0600. Raises NotSetUp when there is none."""
     store = instance.store
     try:
@@ -587,7 +587,7 @@ def fetch(instance: Instance, key: str, path: Path) -> ObjectStat:
     return stored
 
 
-def _check_origin(instance: Instance, found: Origin, url: str, *, restore: bool) -> None:
+def _check_origin(instance: Opened, found: Origin, url: str, *, restore: bool) -> None:
     """Raise InvalidArgument unless a registry in storage is that of the instance that this machine means."""
     settings = instance.settings
     if found.slug != settings.registry_slug:
@@ -606,7 +606,7 @@ def _check_origin(instance: Instance, found: Origin, url: str, *, restore: bool)
         messages.info(f"the registry was used with {found.root} before, and is used with {settings.storage.root} now")
 
 
-def _tell(instance: Instance, taken: Taken, received: Path, url: str) -> None:
+def _tell(instance: Opened, taken: Taken, received: Path, url: str) -> None:
     """Say what was wrong with a registry, and keep it as it came."""
     directory = instance.settings.directory
     kept = working_copy.aside(directory, RECEIVED)
@@ -628,7 +628,7 @@ def _tell(instance: Instance, taken: Taken, received: Path, url: str) -> None:
         messages.warn(f"  … and {taken.total - SAID} more")
 
 
-def catch_up(instance: Instance, *, keep_both: bool = False) -> None:
+def catch_up(instance: Opened, *, keep_both: bool = False) -> None:
     """The lease is new to this machine: take over what another one pushed meanwhile.
 
     When this machine has gone on as well: with ``keep_both`` the other's registry is taken, and what this one alone has
@@ -643,17 +643,17 @@ def catch_up(instance: Instance, *, keep_both: bool = False) -> None:
     pull(instance, ahead=is_ahead(instance), keep_both=keep_both)
 
 
-def is_current(instance: Instance) -> bool:
+def is_current(instance: Opened) -> bool:
     """Whether the copy in storage is the one that this machine pushed or pulled last, or there is none."""
     return _etag(instance) in (None, known_etag(instance))
 
 
-def known_etag(instance: Instance) -> str | None:
+def known_etag(instance: Opened) -> str | None:
     """ETag of the copy that this machine pushed or pulled last."""
     return _known(instance).etag
 
 
-def known_at(instance: Instance) -> int | None:
+def known_at(instance: Opened) -> int | None:
     """When this machine pushed or pulled its registry last, in nanoseconds since the epoch; None: never."""
     try:
         return _memory(instance).stat().st_mtime_ns
@@ -661,10 +661,10 @@ def known_at(instance: Instance) -> int | None:
         return None
 
 
-def is_ahead(instance: Instance) -> bool:
+def is_ahead(instance: Opened) -> bool:
     """Whether the working copy has something that was neither pushed nor pulled. Raises RegistryError."""
     return _is_ahead(instance, instance.registry)
 
 
-def _is_ahead(instance: Instance, registry: Registry) -> bool:
+def _is_ahead(instance: Opened, registry: Registry) -> bool:
     return _known(instance).mark != mark(registry) or bool(registry.journal.owed())

@@ -16,7 +16,7 @@ from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError, NotSetUp, ObjectMissing, RegistryError, StorageError
 from lamfs.keys import root_path
 from lamfs.model import ArtifactRecord, now_ns
-from lamfs.ops import drafts, messages, spools, strays
+from lamfs.ops import adoption, messages, spools, strays
 from lamfs.printable import count_of
 from lamfs.registry import Lost, Registry
 from lamfs.registry.aside import Told
@@ -151,7 +151,7 @@ def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: M
 def _may_be_stored(new: Registry, store: ObjectStore, told: Told, artifact: ArtifactRecord | None) -> bool:
     """Whether the object may be there that a spool file was to become, and only the old working copy knew of it."""
     if told.object_key is None or store.takes_files:
-        return drafts.may_be_stored(store, told.object_key, artifact)
+        return adoption.may_be_stored(store, told.object_key, artifact)
     try:
         store.head(told.object_key)
     except ObjectMissing:

@@ -1,4 +1,5 @@
-"""Somebody else has changed an object that a file is about to be stored over: both are kept. The trio loop only.
+"""Somebody else has changed an object that a file is about to be stored over: both are kept. Steps that do no I/O
+themselves (worker.py). Puts and saves (saves.py) find conflicts alike; ``settle`` is for puts.
 
 What is in storage then becomes the content of the artifact; what was written here becomes a file beside it, ``name
 (conflict <date>)``. It is looked for before a put writes to the object; where an earlier try of the same put may have
@@ -12,23 +13,17 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
+from dataclasses import replace
 
-from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
-from lamfs.hashing import hash_fd
-from lamfs.keys import is_private, name_with, root_path, spool_name
-from lamfs.model import AUTO_KEY_PREFIX, ArtifactRecord, ContentHash, JournalEntry, Revision, iso, new_uid, now_ns
-from lamfs.mover.process import path_of
+from lamfs.errors import ObjectMissing, StorageError
+from lamfs.keys import is_private
+from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
 from lamfs.registry import Conflict, Provenance, Registry
-from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
-from lamfs.work import claims
-from lamfs.work.worker import Worker
+from lamfs.work import claims, reading, unknown
+from lamfs.work.worker import Waits, Worker
 
 log = logging.getLogger("lamfs.conflicts")
-
-PIECE = 64 << 20
-"""Bytes of an object that are fetched at a time."""
 
 
 async def look(worker: Worker, key: str) -> tuple[ObjectStat | None, Over]:
@@ -60,22 +55,26 @@ async def is_own(registry: Registry, worker: Worker, found: ObjectStat) -> bool:
 
 
 class Conflicts:
-    """Finds and settles conflicts of puts."""
+    """Finds conflicts, and settles those of puts."""
 
     def __init__(
-        self, registry: Registry, store: ObjectStore, worker: Worker, spool: SpoolFolder, origin: Provenance
+        self, registry: Registry, store: ObjectStore, worker: Worker, waits: Waits, origin: Provenance
     ) -> None:
         self._registry = registry
         self._store = store
         self._worker = worker
-        self._spool = spool
+        self._waits = waits
         self._origin = origin
 
     async def find(
-        self, entry: JournalEntry, artifact: ArtifactRecord | None, target: str
+        self, entry: JournalEntry | None, artifact: ArtifactRecord | None, target: str
     ) -> tuple[ObjectStat | None, bool]:
-        """What is at the real key ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing
-        to keep. And whether storage has said that it is the artifact's revision."""
+        """What is at ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing to keep. And
+        whether storage has said that it is the artifact's revision.
+
+        ``artifact``: the one that is about to be written there, None for a new one. ``entry``: the put that does it;
+        None: a save. Raises storage errors.
+        """
         found = await object_at(self._worker, target)
         if found is None:
             return None, False
@@ -83,15 +82,16 @@ class Conflicts:
             return None, True
         return (None if await self.is_own(found, entry) else found), False
 
-    async def is_own(self, found: ObjectStat, entry: JournalEntry) -> bool:
-        """As is_own below; also when the object has the bytes of the put ``entry``."""
+    async def is_own(self, found: ObjectStat, entry: JournalEntry | None) -> bool:
+        """As is_own above; also when the object has the bytes of the put ``entry``."""
         registry = self._registry
         if await is_own(registry, self._worker, found):
             return True
-        if not registry.journal.is_claimed(found.key) or not claims.may_have_bytes(registry, found, entry):
+        if entry is None or not registry.journal.is_claimed(found.key):
             return False
-        assert entry.ino is not None
-        return claims.has_bytes(registry, await self.hash(found, entry.ino), entry)
+        if not claims.may_have_bytes(registry, found, entry):
+            return False
+        return claims.has_bytes(registry, await self.hash(found), entry)
 
     async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | str | None:
         """Make the object's bytes the artifact's content, and the put's file one beside it. One transaction.
@@ -101,36 +101,23 @@ class Conflicts:
         ObjectChanged when the object changes again, storage errors, OSError.
         """
         assert entry.ino is not None
-        content = await self.hash(found, entry.ino)
+        content = await self.hash(found)
         artifact = self._registry.artifacts.by_ino(entry.ino)
-        if artifact is not None and await self._is_damage(artifact, found, content):
-            return self._keep_damage(entry, artifact, found, content)
+        if artifact is not None and artifact.revision.object_key == found.key:
+            said = None if content.same_bytes(artifact.revision.content) else await self._worker.meta(found.key)
+            if said is not None and said.is_revision_of(artifact.meta):
+                return self._keep_damage(entry, artifact, found, content)
         return self._registry.commits.conflict(entry.id, content, found.key, found.etag, self._origin)
-
-    async def _is_damage(self, artifact: ArtifactRecord, found: ObjectStat, content: ContentHash) -> bool:
-        """Whether an object says that it is the artifact's revision, and has other bytes."""
-        if artifact.revision.object_key != found.key or content.same_bytes(artifact.revision.content):
-            return False
-        said = await self._worker.meta(found.key)
-        return said is not None and said.is_revision_of(artifact.meta)
 
     def _keep_damage(
         self, entry: JournalEntry, artifact: ArtifactRecord, found: ObjectStat, content: ContentHash
     ) -> str | None:
+        """An object says that it is the artifact's revision, and has other bytes."""
         if entry.object_key == found.key:
             self._registry.journal.unclaim(entry.id, found.key)
             entry.object_key = None
-        name = name_with(root_path(artifact.place)[1], f"revision {artifact.number}")
-        record = ArtifactRecord(
-            uid=new_uid(), key=None, suffix="", revision=Revision(content, found.key, found.etag),
-            created_by_id=self._origin.user_id, created_at=now_ns(), updated_at=now_ns(), number=artifact.number,
-            description=f"was {artifact.place}, revision {artifact.number}, of the artifact {artifact.uid}, found"
-            f" {iso(now_ns())[:10]}; its bytes are not those that were stored ({artifact.meta.hash})",
-        )  # fmt: skip
-        elsewhere = f"{AUTO_KEY_PREFIX}{artifact.uid}.{new_uid(6)}{artifact.suffix}"
-        place = self._registry.rescue.keep_object(
-            (name, name_with(name, artifact.uid)), record, mtime_ns=found.mtime_ns, instead=(artifact, elsewhere)
-        )
+        said = replace(artifact.meta, key=artifact.place)
+        place = unknown.keep(self._registry, self._origin.user_id, found, said, content, artifact)
         if place is not None:
             log.warning(
                 "The object %s of '%s' (uid %s) was damaged: its bytes were not those of revision %d. They are '%s'"
@@ -139,37 +126,6 @@ class Conflicts:
             )  # fmt: skip
         return place
 
-    async def hash(self, found: ObjectStat, ino: int) -> ContentHash:
-        """The hashes of an object's bytes, all of which are read. ``ino`` names the file into which they are fetched.
-
-        Raises ObjectChanged, storage errors, OSError.
-        """
-        local = self._store.open_local(found.key)
-        if local is not None:
-            content = await hash_opened(self._worker, local)
-            if (await self._worker.head(found.key)).etag != found.etag:
-                name = self._store.url(found.key)
-                raise ObjectChanged(f"The object {name} is being written by somebody else; it is tried again.")
-            return content
-        name = spool_name(ino)
-        path = self._spool.draft_path(name)
-        fd = self._spool.open_draft(name)
-        try:
-            os.ftruncate(fd, found.size)
-            for offset in range(0, found.size, PIECE):
-                length = min(PIECE, found.size - offset)
-                await self._worker.fetch(
-                    found.key, etag=found.etag, offset=offset, length=length, path=path, digest=None
-                )
-            return await self._worker.hash(path) if found.size else hash_fd(fd, 0)
-        finally:
-            os.close(fd)
-            self._spool.drop_draft(name)
-
-
-async def hash_opened(worker: Worker, fd: int) -> ContentHash:
-    """Hash a file that is open here, and close it."""
-    try:
-        return await worker.hash(path_of(fd))
-    finally:
-        os.close(fd)
+    async def hash(self, found: ObjectStat) -> ContentHash:
+        """The hash of an object. Raises as reading.hash_object."""
+        return await reading.hash_object(self._worker, self._waits, self._store, found)

@@ -22,6 +22,7 @@ from lamfs.registry import sync_log
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, NOTHING, MultipartStore, ObjectStat, ObjectStore, Over, PartStat, in_parts
 from lamfs.storage.stale import Meant, delete_meant
+from lamfs.work import reading
 from lamfs.work.worker import Progress
 
 T = TypeVar("T")
@@ -211,10 +212,10 @@ def _local(op: str, **message: object) -> Iterator[None]:
 class DirectWaits:
     """Waits (worker.py) of a thread that has nothing else to do.
 
-    ``path``: of the registry; ``spool``: None where no spool file is stored.
+    ``path``: of the registry, None where nothing has to be durable; ``spool``: None where no spool file is stored.
     """
 
-    def __init__(self, path: Path, spool: SpoolFolder | None) -> None:
+    def __init__(self, path: Path | None = None, spool: SpoolFolder | None = None) -> None:
         self._path = path
         self._spool = spool
 
@@ -224,7 +225,8 @@ class DirectWaits:
 
     async def durable(self) -> None:
         """Waits.durable."""
-        sync_log(self._path)
+        if self._path is not None:
+            sync_log(self._path)
 
     async def sync_file(self, fd: int) -> None:
         """Waits.sync_file."""
@@ -262,3 +264,9 @@ class DirectWaits:
                     break
         if error is not None:
             raise error
+
+
+def hash_object(store: ObjectStore, key: str, progress: Progress | None = None) -> tuple[ContentHash, str]:
+    """Read an object once, and hash it: the hash, and the ETag of what was read. Raises as reading.hash_object."""
+    found = store.head(key)
+    return finish(reading.hash_object(DirectWorker(store), DirectWaits(), store, found, progress)), found.etag

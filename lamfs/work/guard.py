@@ -1,4 +1,4 @@
-"""Whether storage may be changed, asked at the last moment before it is. The trio loop only.
+"""Whether storage may be changed, asked at the last moment before it is. Steps that do no I/O themselves.
 
 Between the look at an object and its replacement a put may take hours, and the machine may sleep: then another one may
 have taken the lease over, and stored something there.
@@ -38,10 +38,11 @@ async def over_anything() -> Over:
 
 
 class Guard:
-    """Sees that a put replaces what it set out to replace. Made before the put claims its object.
+    """Sees that a put, or a save, replaces what it set out to replace. Made before that claims its object.
 
     ``was_claimed``: an earlier try may have made the object. ``looked``: when (uptime) storage was asked last, and had
     what is to be replaced (Conflicts.find); None: it was not asked, or had not. ``is_own``: Conflicts.is_own.
+    ``entry``: the put; None: a save, which undoes its claim itself.
 
     A context manager around the sending: where somebody else has changed the object meanwhile, the put has claimed
     nothing after that, so that the next try finds a conflict, and keeps both.
@@ -53,11 +54,11 @@ class Guard:
         store: ObjectStore,
         worker: Worker,
         permit: Permit,
-        entry: JournalEntry,
+        entry: JournalEntry | None,
         artifact: ArtifactRecord | None,
         target: str,
         looked: float | None,
-        is_own: Callable[[ObjectStat, JournalEntry], Awaitable[bool]],
+        is_own: Callable[[ObjectStat, JournalEntry | None], Awaitable[bool]],
     ) -> None:
         self._registry = registry
         self._store = store
@@ -108,5 +109,5 @@ class Guard:
         """Nothing yet."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PreconditionFailed) and not self.was_claimed:
+        if isinstance(error, PreconditionFailed) and self._entry is not None and not self.was_claimed:
             self._registry.journal.unclaim(self._entry.id, self._target)

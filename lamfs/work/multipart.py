@@ -365,11 +365,15 @@ class Multipart:
             return True
         if self._registry.journal.holds(key):
             return False
+        await self.abort_unknown(key)
+        return True
+
+    async def abort_unknown(self, key: str) -> None:
+        """Abort the unfinished uploads of an object that no journal row knows; nobody may be storing it."""
         known = self._uploads.known(key)
         for found in await self._worker.uploads_of(key):
             if found not in known:
                 await self._worker.abort_upload(key, found)
-        return True
 
 
 def _overtaken() -> StorageError:

@@ -31,11 +31,12 @@ from lamfs.registry import Committed, Conflict, Lost, Provenance, Registry, is_b
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
-from lamfs.work import batches, claims, damage, multipart, patches
+from lamfs.work import batches, claims, damage, multipart, patches, twins
 from lamfs.work.batches import Batches
-from lamfs.work.conflicts import Conflicts, hash_opened, object_at
+from lamfs.work.conflicts import Conflicts, object_at
 from lamfs.work.guard import Guard, Permit, anybody
 from lamfs.work.multipart import Multipart, Segment
+from lamfs.work.reading import hash_opened
 from lamfs.work.streaming import Streams
 from lamfs.work.worker import Waits, Worker
 
@@ -133,7 +134,7 @@ class Steps:
         self._spool = spool
         self._origin = origin
         self._busy_objects = busy
-        self._conflicts = Conflicts(registry, store, worker, spool, origin)
+        self._conflicts = Conflicts(registry, store, worker, waits, origin)
         self.batches = Batches(
             registry, worker, spool, origin, busy=self._busy_objects, durable=lambda: waits.durable()
         )
@@ -269,7 +270,7 @@ class Steps:
         found = await object_at(self._worker, target)
         if found is None:
             raise ObjectChanged(f"The object {self._store.url(target)} was there, and is gone; it is tried again.")
-        there = await self._conflicts.hash(found, entry.ino)
+        there = await self._conflicts.hash(found)
         if content is None:
             content = await self._hash(entry.src, None, upload)
         if there.same_bytes(content):
@@ -428,20 +429,9 @@ class Steps:
             stat = await self._worker.put(path, target, consume=consume, progress=upload.moved, meta=meta, over=over)
             # It is copied where it cannot be taken: a crash may have left it another name.
             return stat.etag, consume and not self._spool.exists(check_spool_name(entry.src))
-        for twin in self._registry.artifacts.same_content(content, 3):
-            if twin.revision.object_key == target:
-                continue
-            try:
-                there = twin.revision
-                # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
-                size = there.size if self._registry.artifacts.with_object(target) is None else None
-                over = await guard.look()
-                stat = await self._worker.copy(
-                    there.object_key, target, etag=there.etag, size=size, meta=meta, over=over
-                )
-            except (ObjectMissing, ObjectChanged):
-                continue
-            return stat.etag, False
+        copied = await twins.copy_twin(self._registry, self._worker, content, target, meta, guard.look)
+        if copied is not None:
+            return copied, False
 
         if base is not None:
             segments = await self._patched(content, upload, base)

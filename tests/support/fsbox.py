@@ -3,6 +3,7 @@
     box = Box(folder, "s3")                      # or "local"; objects, registry and spool outlive a crash
     box.run(scenario, crash_at=17)               # scenario(user): True when it was crashed at the 17th step
     box.check(user)                              # start again with an empty cache, drain, compare everything
+    box.run_alone(work, crash_at=17)             # work(instance): what CLI and API do, while nothing is mounted
 
 A *step* is a committed transaction of the registry, or the beginning or the end of a job of the mover: between two of
 them nothing that survives a crash changes. ``Crash`` is no Exception, so nothing in the product handles it.
@@ -22,9 +23,10 @@ import shutil
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -33,7 +35,6 @@ from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.daemon.recovery import take_over
 from lamfs.errors import (
-    DamagedData,
     LamfsError,
     ObjectChanged,
     ObjectMissing,
@@ -45,14 +46,21 @@ from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import is_in_place
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
+from lamfs.ops import recover
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, Over, PartStat, StorageConfig
+from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
 from lamfs.storage.local import LocalStore
-from lamfs.storage.stale import Meant, delete_meant
+from lamfs.storage.stale import Meant
+from lamfs.work.direct import DirectWorker
 from lamfs.work.guard import Permit, anybody
 from lamfs.work.uploader import Uploader
 from tests.support.tree import check_tree
+
+T = TypeVar("T")
+
+ROUNDS = 8
+"""Moves that wait for each other come to their end in a few rounds."""
 
 
 class Crash(BaseException):
@@ -178,7 +186,11 @@ class MemoryStore:
             raise UploadGone(f"no upload {upload_id} of '{key}'")
         return found[1]
 
-    def send_part(self, key: str, upload_id: str, number: int, path: str, offset: int, length: int) -> str:
+    def send_part(
+        self, key: str, upload_id: str, number: int, path: str, offset: int, length: int, progress: Any = None
+    ) -> str:
+        if progress is not None:
+            progress(length // 2)
         with open(path, "rb") as file:
             data = os.pread(file.fileno(), length, offset)
         assert len(data) == length
@@ -228,20 +240,18 @@ class MemoryStore:
         return [upload_id for upload_id, found in self.unfinished.items() if found[0] == key]
 
 
-def hash_range(path: str, offset: int, length: int) -> ContentHash:
-    with open(path, "rb") as file:
-        return hashing.hash_range(file.fileno(), offset, length)
-
-
-class DirectMover:
-    """The Mover's jobs done on the spot, each between two steps.
+class DirectMover(DirectWorker):
+    """The Mover's jobs done on the spot, in the trio loop; each that changes storage is between two steps.
 
     ``failing(op, key)`` may return an error for a job: raised before it is done, or after when ``late`` is set.
-    ``hold`` names an op whose next job, once done, waits for ``release`` before it is answered.
+    ``hold`` names an op whose next job, once done, waits for ``release`` before it is answered. ``hashed``: where the
+    ranges begin that were hashed, but for those of parts as they are sent.
     """
 
     def __init__(self, box: Box) -> None:
+        super().__init__(box.store)
         self._box = box
+        self._sender = DirectWorker(box.store)
         self.failing: Callable[[str, str], LamfsError | None] = lambda op, key: None
         self.late = False
         self.hold: str | None = None
@@ -249,13 +259,13 @@ class DirectMover:
         self.held = trio.Event()
         self.release = trio.Event()
 
-    async def _job(self, op: str, key: str, work: Callable[[], Any]) -> Any:
+    async def _job(self, op: str, key: str, work: Callable[[], Awaitable[T]]) -> T:
         self._box.step(f"before {op}")
         await trio.lowlevel.checkpoint()
         error = self.failing(op, key)
         if error is not None and not self.late:
             raise error
-        result = work()
+        result = await work()
         if self.hold == op:
             self.hold = None
             self.held.set()
@@ -266,160 +276,65 @@ class DirectMover:
         await trio.lowlevel.checkpoint()
         return result
 
-    async def hash(
-        self,
-        path: str,
-        size: int | None = None,
-        progress: Any = None,
-        *,
-        bulk: bool = False,
-        known: Any = None,
-        head: bytes | None = None,
-        ends: str | None = None,
-    ) -> ContentHash:
-        await trio.lowlevel.checkpoint()
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return hashing.hash_fd(file.fileno(), size, known=known or {}, head=head, ends=ends)
+    async def put(self, path: str, key: str, **how: Any) -> ObjectStat:
+        return await self._job("put", key, partial(super().put, path, key, **how))
 
-    async def put(
-        self,
-        path: str,
-        key: str,
-        *,
-        consume: bool = False,
-        progress: Any = None,
-        meta: Any = None,
-        over: Over = ANYTHING,
-    ) -> ObjectStat:
-        def work() -> ObjectStat:
-            return self._box.store.put_file(key, path, consume=consume, meta=meta, **over._asdict())
+    async def copy(self, src: str, dst: str, **how: Any) -> ObjectStat:
+        return await self._job("copy", dst, partial(super().copy, src, dst, **how))
 
-        found: ObjectStat = await self._job("put", key, work)
-        return found
-
-    async def put_many(self, files: Sequence[tuple[str, str, Revision | None, Any]]) -> list[ObjectStat | LamfsError]:
-        found: list[ObjectStat | LamfsError] = []
-        for path, key, twin, meta in files:
-            try:
-                if twin is not None:
-                    with contextlib.suppress(ObjectMissing, ObjectChanged):
-                        found.append(await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size, meta=meta))
-                        continue
-                found.append(await self.put(path, key, meta=meta, over=NOTHING))
-            except LamfsError as error:
-                found.append(error)
-        return found
+    async def delete(self, meant: Meant) -> list[str]:
+        return await self._job("delete", next(iter(meant)), partial(super().delete, meant))
 
     async def begin_upload(self, key: str, meta: Any = None) -> str:
-        return str(await self._job("begin_upload", key, lambda: self._box.store.begin_upload(key, meta)))
+        return await self._job("begin_upload", key, partial(super().begin_upload, key, meta))
 
-    async def send_part(
-        self,
-        key: str,
-        upload_id: str,
-        number: int,
-        path: str,
-        offset: int,
-        length: int,
-        *,
-        hashed: bool = False,
-        progress: Any = None,
-    ) -> tuple[str, ContentHash | None]:
-        def work() -> tuple[str, ContentHash | None]:
-            if progress is not None:
-                progress(length // 2)
-            hashes = hash_range(path, offset, length) if hashed else None
-            return str(self._box.store.send_part(key, upload_id, number, path, offset, length)), hashes
+    async def send_part(self, key: str, *args: Any, **how: Any) -> tuple[str, ContentHash | None]:
+        return await self._job("send_part", key, partial(self._sender.send_part, key, *args, **how))
 
-        found: tuple[str, ContentHash | None] = await self._job("send_part", key, work)
-        return found
+    async def copy_part(self, key: str, *args: Any) -> str:
+        return await self._job("copy_part", key, partial(super().copy_part, key, *args))
+
+    async def complete_upload(self, key: str, *args: Any) -> str:
+        return await self._job("complete_upload", key, partial(super().complete_upload, key, *args))
+
+    async def abort_upload(self, key: str, upload_id: str) -> None:
+        await self._job("abort_upload", key, partial(super().abort_upload, key, upload_id))
+
+    async def list_parts(self, key: str, upload_id: str) -> list[PartStat]:
+        return await self._job("list_parts", key, partial(super().list_parts, key, upload_id))
+
+    async def uploads_of(self, key: str) -> list[str]:
+        return await self._job("uploads_of", key, partial(super().uploads_of, key))
+
+    # Jobs that change nothing are no steps, but others have their turn.
+
+    async def hash(self, path: str, size: int | None = None, *args: Any, **how: Any) -> ContentHash:
+        await trio.lowlevel.checkpoint()
+        return await super().hash(path, size, *args, **how)
 
     async def hash_range(self, path: str, offset: int, length: int) -> ContentHash:
         await trio.lowlevel.checkpoint()
         self.hashed.append(offset)
-        return hash_range(path, offset, length)
+        return await super().hash_range(path, offset, length)
 
     async def hash_ends(self, path: str, size: int) -> tuple[str, bytes]:
         await trio.lowlevel.checkpoint()
-        with open(path, "rb") as file:
-            return hashing.hash_ends(file.fileno(), size)
-
-    async def copy_part(
-        self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
-    ) -> str:
-        def work() -> str:
-            return str(self._box.store.copy_part(key, upload_id, number, source, source_etag, offset, length))
-
-        return str(await self._job("copy_part", key, work))
-
-    async def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], over: Over = ANYTHING) -> str:
-        def work() -> str:
-            return str(self._box.store.complete_upload(key, upload_id, etags, **over._asdict()))
-
-        return str(await self._job("complete_upload", key, work))
-
-    async def abort_upload(self, key: str, upload_id: str) -> None:
-        await self._job("abort_upload", key, lambda: self._box.store.abort_upload(key, upload_id))
-
-    async def list_parts(self, key: str, upload_id: str) -> list[PartStat]:
-        found: list[PartStat] = await self._job("list_parts", key, lambda: self._box.store.list_parts(key, upload_id))
-        return found
-
-    async def uploads_of(self, key: str) -> list[str]:
-        found: list[str] = await self._job("uploads_of", key, lambda: self._box.store.uploads_of(key))
-        return found
-
-    async def copy(
-        self,
-        src: str,
-        dst: str,
-        *,
-        etag: str | None = None,
-        size: int | None = None,
-        meta: Any = None,
-        over: Over = ANYTHING,
-    ) -> ObjectStat:
-        def work() -> ObjectStat:
-            return self._box.store.copy(src, dst, etag=etag, size=size, meta=meta, **over._asdict())
-
-        found: ObjectStat = await self._job("copy", dst, work)
-        return found
-
-    async def delete(self, meant: Meant) -> list[str]:
-        left: list[str] = await self._job("delete", next(iter(meant)), lambda: delete_meant(self._box.store, meant))
-        return left
+        return await super().hash_ends(path, size)
 
     async def meta(self, key: str) -> ObjectMeta | None:
         await trio.lowlevel.checkpoint()
-        return self._box.store.meta(key)
+        return await super().meta(key)
 
     async def head(self, key: str) -> ObjectStat:
         await trio.lowlevel.checkpoint()
-        return self._box.store.head(key)
+        return await super().head(key)
 
-    async def fetch(
-        self,
-        key: str,
-        *,
-        etag: str,
-        offset: int,
-        length: int,
-        path: str,
-        digest: bytes | None,
-        leaves: bytes | None = None,
-    ) -> None:
+    async def fetch(self, key: str, **how: Any) -> None:
         await trio.lowlevel.checkpoint()
         error = self.failing("fetch", key)
         if error is not None:
             raise error
-        data = self._box.store.get(key, offset=offset, length=length, etag=etag)
-        if digest is not None and hashing.hash_block(data) != digest:
-            raise DamagedData(f"{key} is damaged")
-        if leaves is not None and hashing.hash_leaves(data) != leaves:
-            raise DamagedData(f"{key} is damaged in a leaf")
-        with open(path, "r+b") as file:
-            os.pwrite(file.fileno(), data, offset)
+        await super().fetch(key, **how)
 
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
         await trio.lowlevel.checkpoint()
@@ -445,6 +360,32 @@ class DirectMover:
         self._box.step("after clone")
 
 
+class Stepped:
+    """The storage of a box where nothing is mounted: each change of it is between two steps."""
+
+    CHANGES = frozenset({
+        "put_file", "copy", "delete", "begin_upload", "send_part", "copy_part", "complete_upload", "abort_upload",
+    })  # fmt: skip
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+
+    @property
+    def parts(self) -> Any:
+        return None if self._box.store.parts is None else self
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._box.store, name)
+
+        def change(*args: Any, **how: Any) -> Any:
+            self._box.step(f"before {name}")
+            result = found(*args, **how)
+            self._box.step(f"after {name}")
+            return result
+
+        return change if name in self.CHANGES else found
+
+
 class Box:
     """Storage, registry and spool of one instance, and the file system that runs on them."""
 
@@ -464,6 +405,7 @@ class Box:
         self.permit: Permit = anybody
         self.steps: list[str] = []
         self.crash_at = 0
+        self.mounted, self.gone = True, False
         self.boot = (process_id() or "").split(":")[0]
         registry = Registry(base / "registry.lndb", create=True)
         registry.people.ensure_storage(self.store.config.root, kind)
@@ -471,9 +413,16 @@ class Box:
 
     def step(self, name: str) -> None:
         """One step is reached; the ``crash_at``-th is the last."""
+        self.live()
         self.steps.append(name)
         if len(self.steps) == self.crash_at:
+            self.gone = not self.mounted
             raise Crash(name)
+
+    def live(self) -> None:
+        """Nothing is done by what is gone: what handles every exception would go on else."""
+        if self.gone:
+            raise Crash
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -488,15 +437,19 @@ class Box:
         @contextlib.contextmanager
         def stepped() -> Iterator[Any]:
             outermost = not db.conn.in_transaction
+            if outermost:
+                self.live()
             with transaction() as conn:
                 yield conn
             if outermost:
                 self.step("commit")
 
         def run(sql: str, params: Any = ()) -> Any:
-            alone = not db.conn.in_transaction
+            alone = not db.conn.in_transaction and not sql.lstrip().startswith(("SELECT", "PRAGMA"))
+            if alone:
+                self.live()
             cursor = execute(sql, params)
-            if alone and not sql.lstrip().startswith(("SELECT", "PRAGMA")):
+            if alone:
                 if "RETURNING" in sql:
                     # The row is given out after the commit, which comes when the statement ends.
                     cursor = _Rows(cursor.fetchall())
@@ -519,11 +472,11 @@ class Box:
         registry = self._registry()
         index = CacheIndex(self.cache_dir)
         mover: Any = DirectMover(self)
-        settings = SimpleNamespace(mounts_dir=self.base / "mounts", directory=self.base)
         spool = SpoolFolder.make(*self.spool_place)
         fs: FileSystem | None = None
         try:
-            instance: Any = SimpleNamespace(registry=registry, store=self.store, settings=settings)
+            instance = self._instance(registry, self.store)
+            recover.finish_saves(instance)
             take_over(instance, spool)
             uploader = Uploader(registry, self.store, mover, spool, Provenance(), permit=self.permit)
             cache = BlockCache(
@@ -548,6 +501,38 @@ class Box:
             index.close()
             registry.close()
             spool.close()
+
+    def _instance(self, registry: Registry, store: Any) -> Any:
+        settings = SimpleNamespace(
+            slug="x/y", mounts_dir=self.base / "mounts", directory=self.base, spool_place=self.spool_place
+        )
+        return SimpleNamespace(
+            registry=registry, store=store, settings=settings, user=lambda: None, hold=lambda: None, prove=lambda: None
+        )
+
+    def run_alone(self, work: Callable[[Any], object], *, crash_at: int = 0) -> bool:
+        """Do what the CLI, the API and recovery do, ``work(instance)``, while nothing is mounted; whether it was
+        crashed at the given step (0: never)."""
+        self.steps, self.crash_at, self.mounted = [], crash_at, False
+        registry = self._registry()
+        try:
+            work(self._instance(registry, Stepped(self)))
+        except Crash:
+            return True
+        finally:
+            self.crash_at, self.gone, self.mounted = 0, False, True
+            registry.close()
+        return False
+
+    def finish_alone(self, *, crash_at: int = 0) -> bool:
+        """What is owed is stored, moved and deleted while nothing is mounted; whether it was crashed."""
+
+        def finish(instance: Any) -> None:
+            for _ in range(ROUNDS):
+                if instance.registry.journal.entries():
+                    recover.finish_all(instance)
+
+        return self.run_alone(finish, crash_at=crash_at)
 
     def run(self, scenario: Callable[[User], Awaitable[None]], user: User, *, crash_at: int = 0) -> bool:
         """Do a scenario; whether it was crashed at the given step (0: never)."""

@@ -10,13 +10,14 @@ import pytest
 
 from lamfs.errors import StorageUnavailable
 from lamfs.model import ContentHash, JournalEntry
-from lamfs.ops import adoption, artifacts, drafts, recover, setup
+from lamfs.ops import adoption, artifacts, recover, setup
 from lamfs.ops.instance import Instance
 from lamfs.processes import process_id
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import LocalStore
+from lamfs.work import direct
 
 
 @pytest.fixture
@@ -91,13 +92,13 @@ def test_while_storage_is_away_it_becomes_another_object(
 
 def hook_hash(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
     """Something happens while an object is hashed."""
-    hash_object = drafts.hash_object
+    hash_object = direct.hash_object
 
     def hashed(store: ObjectStore, object_key: str) -> tuple[ContentHash, str]:
         meanwhile()
         return hash_object(store, object_key)
 
-    monkeypatch.setattr(drafts, "hash_object", hashed)
+    monkeypatch.setattr(direct, "hash_object", hashed)
 
 
 def test_the_registry_can_be_written_while_an_object_is_read(

@@ -11,11 +11,12 @@ import pytest
 from lamfs import config
 from lamfs.errors import LamfsError, LeaseLost
 from lamfs.model import ROOT_INO, ArtifactRecord, Revision, new_uid
-from lamfs.ops import artifacts, diverged, drafts, fsck, held, lock, recover, setup, snapshot, working_copy
-from lamfs.ops import instance as instance_module
+from lamfs.ops import artifacts, diverged, fsck, held, lock, recover, setup, snapshot, working_copy
+from lamfs.ops import opened as opened_module
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.storage import StorageConfig, open_store
+from lamfs.work import direct
 from tests.support.ops import machine, write_spool
 
 SLUG = "ada/shared"
@@ -71,7 +72,7 @@ def root(tmp_path: Path) -> Path:
 def test_an_overtaken_machine_changes_nothing_in_storage(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance_module, "PROVEN_SECONDS", 0.0)
+    monkeypatch.setattr(opened_module, "PROVEN_SECONDS", 0.0)
     registry = root / f"{config.load_instance(SLUG).id.hex}.lndb"
     before, number = registry.read_bytes(), registry.stat().st_ino
     with Instance.open(SLUG) as opened:
@@ -204,7 +205,7 @@ def test_what_this_machine_wrote_into_an_object_that_another_one_names_is_kept(
     (tmp_path / "mine").write_text("mine")
     with Instance.open(SLUG) as opened:
         opened.store.put_file("x.txt", str(tmp_path / "mine"))
-        content, etag = drafts.hash_object(opened.store, "x.txt")
+        content, etag = direct.hash_object(opened.store, "x.txt")
         assert etag != other.revision.etag
         mine = ArtifactRecord(
             uid=new_uid(), key="x.txt", suffix=".txt", revision=Revision(content, "x.txt", etag), key_is_virtual=False

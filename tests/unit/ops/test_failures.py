@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from lamfs.errors import StorageUnavailable
+from lamfs.errors import PreconditionFailed, StorageUnavailable
 from lamfs.keys import spool_name
 from lamfs.ops import artifacts, fsck, mounts, recover, setup
-from lamfs.ops import instance as instance_module
+from lamfs.ops import opened as opened_module
 from lamfs.ops.instance import Instance
 from lamfs.registry import process_id
 from lamfs.registry.commits import Commits
 from lamfs.storage.local import LocalStore
+from lamfs.work import saves
+from lamfs.work.conflicts import Conflicts
 from tests.support.ops import BadStore, make_spool, write_spool
 
 SLUG = "tester/store"
@@ -105,7 +107,7 @@ def test_a_lost_reply_is_a_save_all_the_same(instance: Instance, tmp_path: Path)
 def test_while_storage_is_away_a_save_stays_undecided_and_is_decided_later(
     instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance_module, "PROVEN_SECONDS", 1e9)
+    monkeypatch.setattr(opened_module, "PROVEN_SECONDS", 1e9)
     record = artifacts.save(instance, write(tmp_path / "a.txt", "old"), key="a.txt")
     # The replace reaches storage, its reply does not, and then nothing answers.
     bad, store = with_store(instance, put_file=["lost"])
@@ -395,3 +397,52 @@ def test_a_save_that_was_just_announced_is_nobody_elses(
     assert len(others) == 2
     assert read(instance, record.uid) == "bytes"
     nothing_owed(instance)
+
+
+def test_a_replace_that_another_program_overtakes_looks_again(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a replace's look at the object and its announcement another program replaces the artifact, in place."""
+    record = artifacts.save(instance, write(tmp_path / "a.txt", "old"), key="a.txt")
+    find, others = Conflicts.find, iter(["theirs, first", "theirs, again"])
+
+    async def overtaken(*args: Any, **how: Any) -> Any:
+        answer = await find(*args, **how)
+        text = next(others, None)
+        if text is not None:
+            with monkeypatch.context() as patch, Instance.open(SLUG) as other:
+                patch.setattr(Conflicts, "find", find)
+                artifacts.replace(other, record.uid, write(tmp_path / "b.txt", text))
+        return answer
+
+    monkeypatch.setattr(Conflicts, "find", overtaken)
+    for text in ("mine", "mine, again"):
+        artifacts.replace(instance, record.uid, write(tmp_path / "c.txt", text))
+        assert read(instance, record.uid) == text
+    assert next(others, None) is None
+    assert artifacts.by_uid(instance, record.uid).number == 5
+    assert instance.registry.artifacts.count() == 1
+    nothing_owed(instance)
+
+
+def test_a_replace_that_is_overtaken_all_the_time_ends(instance: Instance, tmp_path: Path) -> None:
+    """Somebody else writes the object just before each try, wherever that goes: all of it is kept."""
+
+    class Overtaking(BadStore):
+        def put_file(self, key: str, path: str, **kwargs: Any) -> Any:
+            write(Path(self.url(key)), f"somebody's {len(self.calls)}")
+            return super().put_file(key, path, **kwargs)
+
+    record = artifacts.save(instance, write(tmp_path / "a.txt", "old"), key="a.txt")
+    store = Overtaking(instance.store)
+    other = Instance(instance.settings, store=store)  # type: ignore[arg-type]
+    with pytest.raises(PreconditionFailed):
+        artifacts.replace(other, record.uid, write(tmp_path / "b.txt", "mine"))
+    other.close()
+    assert len([name for name, _ in store.calls if name == "put_file"]) == saves.TRIES
+    assert not instance.registry.journal.saves()
+    artifacts.replace(instance, record.uid, tmp_path / "b.txt")
+    assert read(instance, record.uid) == "mine"
+    assert instance.registry.journal.entries() == []
+    stored = [instance.store.get(item.key) for item in instance.store.list(".lamindb/") if "/_" not in item.key]
+    assert len([data for data in stored if data.startswith(b"somebody's")]) == saves.TRIES

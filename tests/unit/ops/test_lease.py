@@ -18,7 +18,8 @@ from lamfs.cli import main
 from lamfs.daemon.lease import Keeper, hand_back, renewed
 from lamfs.errors import LamfsError, LeaseLost, StorageUnavailable
 from lamfs.ops import artifacts, held, lock, setup, snapshot
-from lamfs.ops.instance import FENCE, Instance
+from lamfs.ops.instance import Instance
+from lamfs.ops.opened import FENCE
 from tests.support.mounts import wait_until
 from tests.support.ops import BadStore, machine
 

@@ -1,0 +1,98 @@
+"""Objects whose bytes the registry does not know become files of ``lost+found``, where they are in storage.
+
+What an object says of itself is a hint and no more: nothing is deleted because of it. The thread of the Registry.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from lamfs.keys import name_with, root_path
+from lamfs.model import (
+    AUTO_KEY_PREFIX,
+    ArtifactRecord,
+    ContentHash,
+    ObjectMeta,
+    Revision,
+    iso,
+    new_uid,
+    now_ns,
+)
+from lamfs.registry import Registry
+from lamfs.storage.base import ObjectStat
+
+log = logging.getLogger("lamfs.unknown")
+
+
+def keep(
+    registry: Registry,
+    user_id: int | None,
+    item: ObjectStat,
+    meta: ObjectMeta | None,
+    content: ContentHash,
+    instead: ArtifactRecord | None = None,
+) -> str | None:
+    """Make an object a file of ``lost+found``; its key there. ``meta``: what it says of itself; ``content``: its bytes.
+
+    ``instead``: the artifact whose object it was, before something else was written there: that gets an object key
+    where nothing is, for what it had is in storage no more. None, and nothing has changed: the object got an artifact
+    meanwhile, or ``instead`` has another revision by now, or is being written.
+    """
+    elsewhere = None
+    if instead is not None:
+        elsewhere = instead, f"{AUTO_KEY_PREFIX}{instead.uid}.{new_uid(6)}{instead.suffix}"
+    return registry.rescue.keep_object(
+        names(registry, item, meta, None if instead is None else instead.place),
+        record_of(registry, user_id, item, meta, content),
+        mtime_ns=item.mtime_ns,
+        instead=elsewhere,
+    )
+
+
+def record_of(
+    registry: Registry, user_id: int | None, item: ObjectStat, meta: ObjectMeta | None, content: ContentHash
+) -> ArtifactRecord:
+    """The artifact that is made of an unknown object, with the uid that it says, if none has that."""
+    said = meta.uid if meta is not None else None
+    uid = said if said is not None and registry.artifacts.by_uid(said) is None else new_uid()
+    return ArtifactRecord(
+        uid=uid,
+        key=None,
+        suffix="",
+        revision=Revision(content, item.key, item.etag),
+        description=_description(registry, item, meta, content),
+        created_by_id=user_id,
+        number=(meta.revision if meta is not None else None) or 1,
+    )
+
+
+def names(registry: Registry, item: ObjectStat, meta: ObjectMeta | None, place: str | None = None) -> Sequence[str]:
+    """Names for it, the one that is wanted most first. ``place``: where it shows whose object it should have been."""
+    key = meta.key if meta is not None and meta.key is not None else place or item.key
+    name = root_path(key)[1]
+    if meta is None:
+        return (name,)
+    if registry.artifacts.by_uid(meta.uid) is not None and meta.revision is not None:
+        # Of that artifact it is an older or a newer revision.
+        return (name_with(name, f"revision {meta.revision}"), name_with(name, meta.uid))
+    return (name, name_with(name, meta.uid))
+
+
+def is_said(meta: ObjectMeta, content: ContentHash) -> bool:
+    """Whether the bytes are those that the object says, where it does."""
+    return meta.hash in (None, f"{content.hash_type}:{content.hash}")
+
+
+def _description(registry: Registry, item: ObjectStat, meta: ObjectMeta | None, content: ContentHash) -> str:
+    was = f"was the object {item.key}"
+    if meta is not None:
+        was = f"was {meta.key or meta.uid}{'…' if meta.cut else ''}"
+        if meta.revision is not None:
+            was += f", revision {meta.revision}"
+        if registry.artifacts.by_uid(meta.uid) is not None:
+            was += f", of the artifact {meta.uid}"
+    text = f"{was}, found {iso(now_ns())[:10]}"
+    if meta is None or is_said(meta, content):
+        return text
+    return f"{text}; its bytes are not those that were stored ({meta.hash})"
