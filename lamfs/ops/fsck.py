@@ -45,6 +45,7 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
 
+OUTDATED = "is of an earlier revision than one that is in storage"
 NO_NAME = "cannot be there: no object has such a name"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
 """A multipart upload that is younger may belong to somebody who is at work."""
@@ -483,7 +484,7 @@ def _outdated(instance: Instance, unknown: Iterable[Orphan], wrong: Collection[s
     for uid, number in latest.items():
         record = instance.registry.artifacts.by_uid(uid)
         if record is not None and number > record.number:
-            yield newer.Wrong(record, "is of an earlier revision than one that is in storage")
+            yield newer.Wrong(record, OUTDATED)
 
 
 def _others(
@@ -508,7 +509,7 @@ def _others(
         mended = newer.mend(instance, each, None if watcher is None else watcher.add)
         if mended.text is not None:
             report.add(f"storage: {mended.text}", True)
-        if mended.left is not None:
+        if mended.left is not None and mended.left.problem != OUTDATED:  # else: the other one is kept as any orphan
             left.append(mended.left)
         used.add(mended.used)
     unknown[:] = [orphan for orphan in unknown if orphan.item.key not in used]

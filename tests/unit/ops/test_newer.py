@@ -352,14 +352,14 @@ def test_recovery_does_not_write_an_overlay_over_what_is_unknown(instance: Insta
 
 
 def test_what_cannot_be_kept_now_is_not_written_over(instance: Instance, past: Past) -> None:
-    record = past.save("one", "a.csv")
-    past.forget(record, lambda: past.save("two", "a.csv"))
+    record = past.save("one", "a.csv", False)
+    past.forget(record, lambda: past.save("two", "a.csv", False))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unknown, "keep", lambda *args: None)  # somebody else is at work there
         with pytest.raises(ObjectChanged, match="try again later"):
-            past.save("four", "a.csv")
+            past.save("four", "a.csv", False)
     assert b"two" in past.objects()
-    past.save("four", "a.csv")
+    past.save("four", "a.csv", False)
     assert past.read("lost+found/a (revision 2).csv") == "two"
 
 
