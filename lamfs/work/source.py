@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lamfs.errors import FileMissing, InvalidArgument, StorageError
 from lamfs.model import ContentHash
+from lamfs.work.reading import hash_opened
 from lamfs.work.worker import Worker
 
 TRIES = 3
@@ -76,7 +77,7 @@ async def hash_stable(worker: Worker, path: Path) -> tuple[ContentHash, Stamp]:
     for _ in range(TRIES):
         try:
             before = stamp_of(path)
-            content = await worker.hash(str(path))
+            content = await hash_opened(worker, os.open(path, os.O_RDONLY | os.O_CLOEXEC))  # also behind a link
             if stamp_of(path) == before:
                 return content, before
         except OSError as error:

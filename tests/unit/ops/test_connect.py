@@ -330,7 +330,7 @@ def test_what_somebody_else_has_stored_is_not_replaced_without_a_mount(
 
 
 def test_a_save_replaces_only_what_it_set_out_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine may sleep in the middle of the upload."""
+    """The machine may sleep in the middle of the upload. What has come meanwhile is kept."""
     setup.init(str(tmp_path / "store"), "default")
     save("ada/default", tmp_path, "a.txt", "first", virtual=False)
     with Instance.open("ada/default") as opened:
