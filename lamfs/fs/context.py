@@ -12,7 +12,7 @@ from lamfs.errors import FsError
 from lamfs.fs.atimes import Atimes
 from lamfs.fs.backups import Backups
 from lamfs.fs.nodes import NodeTable
-from lamfs.fs.state import FileState
+from lamfs.fs.state import Event, FileState
 from lamfs.fs.stats import Stats
 from lamfs.fs.waits import Waits
 from lamfs.model import Inode, JournalEntry
@@ -94,7 +94,7 @@ class Context:
         Raises FsError(ESTALE) when there is no such inode or revision any more: the kernel looks its name up again.
         """
         state = self.states.get(fino)
-        if state is not None and (state.spool is not None or state.stale):
+        if state is not None and (state.spool is not None or state.is_stale()):
             state.count_blocks()
             return state.inode
         ino = self.nodes.ino(fino)
@@ -146,7 +146,7 @@ class Context:
             return
         if state is not None:
             # Whoever has it open reads on in the old revision, and learns at the next write that it was replaced.
-            state.stale = state.frozen = True
+            state.become(Event.REPLACE)
         for parent, name in self.registry.tree.names(ino):
             self.kernel.entry(parent, name)
         self.kernel.attributes(old)
