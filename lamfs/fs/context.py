@@ -138,8 +138,10 @@ class Context:
         Open handles keep the old one.
         """
         inode = self.registry.tree.get(ino)
-        if inode is None or not self.nodes.outdated(self.nodes.fino(ino), inode.revision):
-            return
+        if inode is not None and self.nodes.outdated(self.nodes.fino(ino), inode.revision):
+            self._supersede(ino)
+
+    def _supersede(self, ino: int) -> None:
         state = self.state_of(ino)
         old = self.nodes.supersede(ino)
         if old is None:
@@ -157,6 +159,10 @@ class Context:
         self.atimes.show(inode)
         if inode.mode & S_IFMT == stat.S_IFREG:
             state = self.states.get(fino)
+            if state is not None and state.is_deleted():
+                # It has a name again: what is written by that must not go where only the old handles find it.
+                self._supersede(inode.ino)
+                return self.nodes.fino(inode.ino), inode
             if state is not None and state.spool is not None:
                 state.count_blocks()
                 return fino, state.inode

@@ -438,11 +438,11 @@ class Spooling:
                 state.drop_base()
             if state.is_deleted() or revision is None:
                 # Only its handles know it. A consumed file is the stored object by now: it must not change.
-                if consumed:
-                    state.become(Event.UNLINK)
-                else:
+                if not consumed:
                     state.become(Event.FREE)
                     self._c.spool.unlink(src)
+                elif not state.is_deleted():
+                    state.become(Event.UNLINK)
                 return
             if state.writers and not consumed:
                 state.become(Event.THAW)

@@ -14,10 +14,11 @@ FROZEN_OPEN  The same, with the journal's row still open: an upload that somebod
 DELETED      The file has no name any more. What is written now is for its handles alone, and the journal hears nothing
              of it. There is no spool file that it may write to (the trash's must not change). A write makes one.
 PRIVATE      The same, with a spool file that only these handles know. A write goes straight in.
-STALE        Somebody else has replaced the file. Its handles read on in what they have; a write fails with ESTALE.
+STALE        Somebody else has replaced the file, or has taken it out of the trash. It goes on under another FUSE inode
+             number. The old handles read what they have; a write fails with ESTALE.
 
-A file begins as STORED, as DELETED (opened again after its last name went) or, if it is new, as WRITING. Only these
-events change that. An event that the table does not have for a phase is a mistake of the program: IllegalEvent.
+A file begins as STORED, as DELETED (opened again after its last name went) or, if it is new, as WRITING. Only the
+events below change that; Event says what each is. Any other event is a mistake in the program and raises IllegalEvent.
 
     FIND         STORED -> SPOOLED, DELETED -> DELETED
     MAKE         STORED -> SPOOLED, FROZEN -> SPOOLED, FROZEN_OPEN -> SPOOLED, DELETED -> PRIVATE
@@ -27,10 +28,9 @@ events change that. An event that the table does not have for a phase is a mista
                  DELETED -> DELETED
     THAW         FROZEN -> SPOOLED, FROZEN_OPEN -> WRITING
     STORE        FROZEN -> STORED
-    TRASH        SPOOLED -> DELETED, WRITING -> DELETED, FROZEN -> DELETED, FROZEN_OPEN -> DELETED,
-                 DELETED -> DELETED, PRIVATE -> PRIVATE, STALE -> STALE
+    TRASH        SPOOLED -> DELETED, WRITING -> DELETED, FROZEN -> DELETED, FROZEN_OPEN -> DELETED
     UNLINK       STORED -> DELETED, SPOOLED -> PRIVATE, WRITING -> PRIVATE, FROZEN -> DELETED, FROZEN_OPEN -> DELETED,
-                 DELETED -> DELETED, PRIVATE -> PRIVATE, STALE -> STALE
+                 STALE -> STALE
     FREE         FROZEN -> PRIVATE, FROZEN_OPEN -> PRIVATE, DELETED -> PRIVATE
     REPLACE      STORED -> STALE, SPOOLED -> STALE, WRITING -> STALE, FROZEN -> STALE, FROZEN_OPEN -> STALE,
                  DELETED -> STALE, PRIVATE -> STALE, STALE -> STALE
@@ -98,7 +98,7 @@ class Event(StrEnum):
     FREE = "FREE"
     """It has no name, and nobody needs its spool file any more."""
     REPLACE = "REPLACE"
-    """Somebody else has made another revision of it."""
+    """Somebody else has made another revision of it, or has taken it out of the trash."""
 
 
 # By name of their own: reading a member of an enumeration costs Python 3.11 ten times as much, and each write asks.
@@ -115,14 +115,9 @@ TRANSITIONS: dict[Event, dict[Phase, Phase]] = {
     },
     Event.THAW: {FROZEN: SPOOLED, FROZEN_OPEN: WRITING},
     Event.STORE: {FROZEN: STORED},
-    # Once more: it was taken out of the trash meanwhile.
-    Event.TRASH: {
-        SPOOLED: DELETED, WRITING: DELETED, FROZEN: DELETED, FROZEN_OPEN: DELETED, DELETED: DELETED, PRIVATE: PRIVATE,
-        STALE: STALE,
-    },
+    Event.TRASH: {SPOOLED: DELETED, WRITING: DELETED, FROZEN: DELETED, FROZEN_OPEN: DELETED},
     Event.UNLINK: {
-        STORED: DELETED, SPOOLED: PRIVATE, WRITING: PRIVATE, FROZEN: DELETED, FROZEN_OPEN: DELETED, DELETED: DELETED,
-        PRIVATE: PRIVATE, STALE: STALE,
+        STORED: DELETED, SPOOLED: PRIVATE, WRITING: PRIVATE, FROZEN: DELETED, FROZEN_OPEN: DELETED, STALE: STALE,
     },
     Event.FREE: {FROZEN: PRIVATE, FROZEN_OPEN: PRIVATE, DELETED: PRIVATE},
     Event.REPLACE: dict.fromkeys(Phase, STALE),
