@@ -148,6 +148,7 @@ class Context:
             return
         if state is not None:
             # Whoever has it open reads on in the old revision, and learns at the next write that it was replaced.
+            state.dirty = state.dirty and not state.is_deleted()  # nobody misses what was written to a deleted file
             state.become(Event.REPLACE)
         for parent, name in self.registry.tree.names(ino):
             self.kernel.entry(parent, name)
