@@ -101,7 +101,7 @@ class Event(StrEnum):
     """Somebody else has made another revision of it, or has taken it out of the trash."""
 
 
-# By name of their own: reading a member of an enumeration costs Python 3.11 ten times as much, and each write asks.
+# Names of their own: on Python 3.11, reading them from the enumeration takes ten times as long.
 STORED, SPOOLED, WRITING, FROZEN, FROZEN_OPEN, DELETED, PRIVATE, STALE = Phase
 
 TRANSITIONS: dict[Event, dict[Phase, Phase]] = {
