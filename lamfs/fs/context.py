@@ -12,7 +12,7 @@ from lamfs.errors import FsError
 from lamfs.fs.atimes import Atimes
 from lamfs.fs.backups import Backups
 from lamfs.fs.nodes import NodeTable
-from lamfs.fs.state import FileState
+from lamfs.fs.state import Event, FileState
 from lamfs.fs.stats import Stats
 from lamfs.fs.waits import Waits
 from lamfs.model import Inode, JournalEntry
@@ -94,7 +94,7 @@ class Context:
         Raises FsError(ESTALE) when there is no such inode or revision any more: the kernel looks its name up again.
         """
         state = self.states.get(fino)
-        if state is not None and (state.spool is not None or state.stale):
+        if state is not None and (state.spool is not None or state.is_stale()):
             state.count_blocks()
             return state.inode
         ino = self.nodes.ino(fino)
@@ -138,15 +138,18 @@ class Context:
         Open handles keep the old one.
         """
         inode = self.registry.tree.get(ino)
-        if inode is None or not self.nodes.outdated(self.nodes.fino(ino), inode.revision):
-            return
+        if inode is not None and self.nodes.outdated(self.nodes.fino(ino), inode.revision):
+            self._supersede(ino)
+
+    def _supersede(self, ino: int) -> None:
         state = self.state_of(ino)
         old = self.nodes.supersede(ino)
         if old is None:
             return
         if state is not None:
             # Whoever has it open reads on in the old revision, and learns at the next write that it was replaced.
-            state.stale = state.frozen = True
+            state.dirty = state.dirty and not state.is_deleted()  # nobody misses what was written to a deleted file
+            state.become(Event.REPLACE)
         for parent, name in self.registry.tree.names(ino):
             self.kernel.entry(parent, name)
         self.kernel.attributes(old)
@@ -157,6 +160,10 @@ class Context:
         self.atimes.show(inode)
         if inode.mode & S_IFMT == stat.S_IFREG:
             state = self.states.get(fino)
+            if state is not None and state.is_deleted():
+                # It has a name again: what is written by that must not go where only the old handles find it.
+                self._supersede(inode.ino)
+                return self.nodes.fino(inode.ino), inode
             if state is not None and state.spool is not None:
                 state.count_blocks()
                 return fino, state.inode

@@ -19,7 +19,7 @@ from lamfs.errors import FsError, LamfsError, StorageError
 from lamfs.fs.context import Context
 from lamfs.fs.neighbours import Neighbours
 from lamfs.fs.spooling import Spooling, touch
-from lamfs.fs.state import FileState, Handle, Spool, open_spool
+from lamfs.fs.state import DELETED, STORED, WRITING, Event, FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, JournalEntry, now_ns
@@ -124,7 +124,7 @@ class Files:
             place = context.backups.place(backup) if backup is not None else None
             context.registry.names.unlink(context.nodes.ino(parent), text, left=lambda _: place)
             raise
-        state = FileState(inode.ino, inode.ino, inode, spool=spool, journaled=True, dirty=True, owed=src)
+        state = FileState(inode.ino, inode.ino, inode, WRITING, spool=spool, dirty=True, owed=src)
         if backup is not None:
             context.backups.handed(backup)
             artifact = context.registry.artifacts.by_ino(inode.ino)
@@ -176,7 +176,7 @@ class Files:
             # Somebody else deleted it, and the kernel does not know yet: it looks the name up again, instead of writing
             # into a file that nobody can find. (Who has it open here shares the state above.)
             raise FsError(errno.ESTALE)
-        state = FileState(inode.ino, fino, inode, private=unlinked, seen=inode.revision)
+        state = FileState(inode.ino, fino, inode, DELETED if unlinked else STORED, seen=inode.revision)
         while not self._open_owed(state, owed := context.registry.journal.put_of(inode.ino)):
             state.drop_spool()
             if context.registry.journal.put_of(inode.ino) == owed:
@@ -216,16 +216,18 @@ class Files:
         mine = state.spool.own = owed.owner == context.registry.journal.owner
         state.owed = owed.src if mine else None
         taken = not context.spool.exists(owed.src)
-        state.frozen = not mine or taken or context.uploader.is_uploading(state.ino, owed.src)
+        state.become(Event.FIND)
+        if not mine or taken or context.uploader.is_uploading(state.ino, owed.src):
+            state.become(Event.FREEZE)
         return True
 
     def _is_replaced(self, state: FileState) -> bool:
         """As _is_outdated, also when that is known already; not of a file that was deleted."""
-        return (state.stale or self._is_outdated(state)) and not self._spooling.is_gone(state)
+        return (state.is_stale() or self._is_outdated(state)) and not self._spooling.is_gone(state)
 
     def _is_outdated(self, state: FileState) -> bool:
         """Whether somebody else has made a newer revision than the one that is open here."""
-        if state.stale or state.private or state.dirty or state.ino in self._c.nodes.ghosts:
+        if state.is_stale() or state.is_deleted() or state.dirty or state.ino in self._c.nodes.ghosts:
             return False
         now = self._c.registry.tree.get(state.ino)
         if now is None or now.revision == state.seen:
@@ -344,14 +346,14 @@ class Files:
                 raise FsError(errno.EFBIG)
             data = data[: self._largest - offset]
         spool = state.spool
-        if spool is None or spool.missing or not state.writable_now():
+        if spool is None or spool.missing or not state.writable_now:
             spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
         state.dirty = True  # the journal says "open" by now: the next close has to acknowledge, also with a full disk
         room = self._spooling.room
         if not room.take(len(data)):
             # It has an end of its own, which moves on as long as storage takes something.
             await self._wait(lambda: room.wait(len(data)), state, self._caller(self.handles[handle]), math.inf)
-            if state.spool is not spool or spool.missing or not state.writable_now():  # stored, cut … meanwhile
+            if state.spool is not spool or spool.missing or not state.writable_now:  # stored, cut … meanwhile
                 spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
                 state.dirty = True
         inode = state.inode
@@ -364,7 +366,7 @@ class Files:
             raise
         inode.size = max(inode.size, offset + done)
         self._spooling.overlays.wrote(state, spool, offset, done)
-        if inode.size > streaming.START and not state.private:
+        if inode.size > streaming.START and not state.is_deleted():
             self._c.uploader.written(state.ino, spool.name, offset, done, inode.size)
         inode.mtime_ns = inode.ctime_ns = now_ns()
         state.accessed = False
@@ -397,7 +399,7 @@ class Files:
         state.writers += 1
         try:
             await self._truncate(state, size, Caller(pid))
-            if state.writers == 1 and not state.private:
+            if state.writers == 1 and not state.is_deleted():
                 self._acknowledge(state)
         finally:
             self._let_go(state, True)
@@ -407,12 +409,13 @@ class Files:
     def _acknowledge(self, state: FileState, *, tell: bool = False) -> None:
         """Journal what was written. When that is not this mount's to store any more, because somebody else has replaced
         the file, what was written here is lost: with ``tell`` FsError(ESTALE)."""
-        if state.private or not (state.dirty or state.journaled):
+        if state.is_deleted() or not (state.dirty or state.is_open_in_journal()):
             return  # a write that failed has left a row, too
         if self._spooling.acknowledge(state):
             return
         if self._spooling.is_gone(state):
-            state.dirty = state.journaled = False
+            state.become(Event.UNLINK)  # nobody misses what was written to it
+            state.dirty = False
         elif tell:
             raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
 
@@ -434,7 +437,7 @@ class Files:
         opened = self.handles[handle]
         state = opened.state
         self._acknowledge(state, tell=True)
-        if state.private:
+        if state.is_deleted():
             return
         if opened.writable and self._is_replaced(state):
             raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")

@@ -13,6 +13,7 @@ from lamfs.errors import FsError
 from lamfs.fs.backups import is_backup
 from lamfs.fs.context import Context
 from lamfs.fs.control import NAME as CONTROL_NAME
+from lamfs.fs.state import Event
 from lamfs.keys import check_name
 from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, Inode
 from lamfs.registry import Backup, Removed
@@ -219,8 +220,7 @@ class Names:
                 # What was written until now goes to the trash.
                 with self._c.registry.db.transaction():
                     self._c.owe(state)
-            state.private = True
+            state.become(Event.UNLINK if owed is None or state.spool is None else Event.TRASH)
             state.dirty = False
-            state.frozen = state.frozen or (owed is not None and state.spool is not None)
         elif removed.spool is not None:
             self._c.spool.unlink(removed.spool)

@@ -227,7 +227,7 @@ class Overlays:
 
     def _is_noted(self, state: FileState, spool: Spool) -> bool:
         """Whether the registry is told what is in the spool file: not before it has a put row, nor after."""
-        owed = None if state.private else self._c.registry.journal.put_of(state.ino)
+        owed = None if state.is_deleted() else self._c.registry.journal.put_of(state.ino)
         return owed is not None and owed.src == spool.name
 
     async def complete(self, state: FileState) -> None:

@@ -20,7 +20,7 @@ from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, Stor
 from lamfs.fs.context import Context
 from lamfs.fs.overlay import Overlays
 from lamfs.fs.room import Room
-from lamfs.fs.state import FileState, Spool
+from lamfs.fs.state import SPOOLED, Event, FileState, Spool
 from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
 from lamfs.registry import Conflict, Lost
@@ -137,7 +137,7 @@ class Spooling:
         """
         async with state.lock:
             while True:
-                if state.stale:
+                if state.is_stale():
                     raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
                 spool = state.spool
                 if spool is not None and spool.damaged:
@@ -146,9 +146,7 @@ class Spooling:
                     spool.damaged = set()  # none of it is needed
                 if spool is None:
                     await self._make_spool(state, keep)
-                elif state.frozen:
-                    await self._copy_spool(state, keep)
-                elif not state.journaled and not state.private:
+                elif state.phase is SPOOLED:
                     if spool.inherited:
                         # Until what is being stored has become the base, no base has these blocks.
                         await self.overlays.bring_in(state, sorted(spool.ranges))
@@ -157,6 +155,8 @@ class Spooling:
                         self._begin_put(state, spool.name)
                     else:
                         await self.overlays.complete(state)
+                elif not state.writable_now:
+                    await self._copy_spool(state, keep)
                 elif lacking := (
                     self.overlays.lacks(state, *write) if write is not None else self.overlays.edges(state, keep or 0)
                 ):
@@ -178,8 +178,9 @@ class Spooling:
         try:
             with registry.db.transaction():
                 if registry.tree.get(state.ino) is None:
-                    state.private = True  # somebody else has deleted it for good: as on a local disk
+                    # Somebody else has deleted it for good: as on a local disk.
                     registry.journal.spend(src)
+                    state.become(Event.UNLINK)
                     return
                 before = registry.journal.put_of(state.ino)
                 old = src
@@ -202,7 +203,7 @@ class Spooling:
         except FsError:
             self._c.renew(state.ino)
             raise
-        state.journaled = True
+        state.become(Event.JOURNAL)
         state.owed = src
         # Whoever uploads the earlier spool file removes it then; otherwise nobody else would.
         if replaced is not None and not self._c.uploader.is_uploading(state.ino, replaced):
@@ -227,8 +228,6 @@ class Spooling:
         want = size if keep is None else min(keep, size)
         if want <= BLOCK_SIZE:
             data = await self.read_stored(state, 0, want) if want else b""
-            if state.spool is not None:
-                return
             spool = self._filled_spool(state, data)
         elif self.overlays.can_start(state, want):
             assert state.revision is not None
@@ -236,16 +235,29 @@ class Spooling:
             self.overlays.start(spool, state.revision)
         else:
             spool = await self._clone(state, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
+        self._go_on_in(state, spool)
+
+    def _go_on_in(self, state: FileState, spool: Spool) -> None:
+        """Let an open file go on in a spool file that was made for it, if it still needs one: while that was made, an
+        upload may have left it the one that it had, or somebody else may have replaced the file."""
+        if state.is_stale() or state.phase is SPOOLED or state.writable_now:
+            spool.close()
+            self._c.spool.unlink(spool.name)
+            return
+        old = state.spool
+        if old is not None:
+            state.drop_spool()
+            if old.own and self._is_nobodys(state.ino, old.name):
+                self._c.spool.unlink(old.name)
         state.spool = spool
-        state.frozen = False
-        state.journaled = False
+        state.become(Event.MAKE)
         if not spool.missing:
             state.drop_base()
 
     def _new_name(self, state: FileState) -> str:
         """The name of a spool file to come. What is written to a file that was deleted is nobody's after a crash."""
         name = spool_name(state.ino)
-        if state.private:
+        if state.is_deleted():
             self._c.registry.journal.spend(name)
         return name
 
@@ -284,21 +296,8 @@ class Spooling:
                 spool = await self._clone(state, f"/proc/{os.getpid()}/fd/{held}")
             finally:
                 os.close(held)
-            if state.spool is old and not state.frozen:
-                # The upload has ended meanwhile, and left the file to who writes to it: no copy is needed.
-                spool.close()
-                self._c.spool.unlink(spool.name)
-                return
             spool.missing, spool.ranges, spool.inherited = missing, ranges, bool(ranges)
-        if state.spool is not None:
-            state.drop_spool()
-            if old.own and self._is_nobodys(state.ino, old.name):
-                self._c.spool.unlink(old.name)
-        state.spool = spool
-        state.frozen = False
-        state.journaled = False
-        if not spool.missing:
-            state.drop_base()
+        self._go_on_in(state, spool)
 
     async def _clone(self, state: FileState, source: str) -> Spool:
         for last in (False, False, True):
@@ -322,7 +321,7 @@ class Spooling:
         """Journal that what was written so far has to be stored. One transaction. False, and nothing has changed, when
         that is not owed by this mount any more."""
         registry = self._c.registry
-        src = state.spool.name if state.spool is not None and not state.stale else None
+        src = state.spool.name if state.spool is not None and not state.is_stale() else None
         if src is None:
             return False
         with registry.db.transaction():
@@ -340,7 +339,7 @@ class Spooling:
         self._c.nodes.revised(state.fino)
         state.unsaved.clear()
         state.dirty = False
-        state.journaled = False
+        state.become(Event.ACKNOWLEDGE)
         if state.spool is not None and state.spool.ranges:
             self._c.uploader.settling.ask(state.spool.name)
         self._c.uploader.notify(state.ino)
@@ -355,17 +354,24 @@ class Spooling:
 
     def freeze(self, ino: int, src: str) -> None:
         """An upload reads ``src`` from now on."""
-        state = self._c.state_of(ino)
-        if state is not None and state.spool is not None and state.spool.name == src:
-            state.frozen = True
+        state = self._showing(ino, src)
+        if state is not None and state.spool is not None:
+            state.spool.own = True  # another mount's, if that is dead and this one has taken its work over
+            state.become(Event.FREEZE)
 
     def thaw(self, ino: int, src: str) -> None:
         """The upload of ``src`` did not become the current content; it may be written again."""
-        state = self._c.state_of(ino)
-        if state is None or state.spool is None or state.spool.name != src or state.private or state.stale:
-            return
+        state = self._showing(ino, src)
         # A file that was taken into a local storage is an object now, although the try to say so has failed.
-        state.frozen = not self._c.spool.exists(src)
+        if state is not None and not state.is_deleted() and self._c.spool.exists(src):
+            state.become(Event.THAW)
+
+    def _showing(self, ino: int, src: str) -> FileState | None:
+        """The open file whose content is in spool file ``src``, unless somebody else has replaced it."""
+        state = self._c.state_of(ino)
+        if state is None or state.spool is None or state.spool.name != src or state.is_stale():
+            return None
+        return state
 
     def rebased(self, ino: int, revision: Revision) -> None:
         """An overlay was stored while its file went on in a copy: what that lacks is in the new revision too."""
@@ -378,7 +384,7 @@ class Spooling:
         """What was written to an inode is another file now: its open handles keep what they have, to read only."""
         state = self._c.state_of(ino)
         if state is not None:
-            state.stale = state.frozen = True
+            state.become(Event.REPLACE)
             state.dirty = False
         self._c.renew(ino)
         self._c.kernel.entry(conflict.parent, conflict.name)
@@ -425,27 +431,27 @@ class Spooling:
         self, ino: int, src: str, revision: Revision | None, consumed: bool, missing: Collection[int] = ()
     ) -> None:
         """``src`` is stored and owed no more: open handles go on with the stored revision."""
-        state = self._c.state_of(ino)
-        mine = state is not None and state.spool is not None and state.spool.name == src
-        if state is not None and mine:
+        state = self._showing(ino, src)
+        if state is not None:
             if revision is not None:
                 state.revision = revision
                 state.drop_base()
-            if state.private or revision is None:
-                # Only its handles know it. A consumed file is the stored object by now: it stays frozen.
-                state.private = True
-                state.frozen = consumed
+            if state.is_deleted() or revision is None:
+                # Only its handles know it. A consumed file is the stored object by now: it must not change.
                 if not consumed:
+                    state.become(Event.FREE)
                     self._c.spool.unlink(src)
+                elif not state.is_deleted():
+                    state.become(Event.UNLINK)
                 return
             if state.writers and not consumed:
-                state.frozen = False
+                state.become(Event.THAW)
                 return
         if not consumed and not (revision is not None and self._adopt(src, revision, missing)):
             self._c.spool.unlink(src)
-        if state is not None and mine:
+        if state is not None:
             state.drop_spool()
-            state.frozen = state.journaled = False
+            state.become(Event.STORE)
 
     def storing_many(self) -> contextlib.AbstractContextManager[None]:
         """Around several ``stored``."""
@@ -490,7 +496,7 @@ class Spooling:
             state.drop_spool()  # another mount's, which removes it itself
         elif spool is not None:
             if self._is_nobodys(state.ino, spool.name):
-                whole = not (state.private or state.stale or state.frozen or state.dirty or state.owed != spool.name)
+                whole = state.phase is SPOOLED and not state.dirty and state.owed == spool.name
                 revision = state.revision
                 if not (whole and revision is not None and self._adopt(spool.name, revision, spool.missing)):
                     self._c.spool.unlink(spool.name)

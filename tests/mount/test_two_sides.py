@@ -237,6 +237,30 @@ def test_delete_and_restore_show_in_the_mount(notebook: Notebook, each_dir: Path
     assert "error" in notebook.attempt(f"ln.Artifact.get({uid!r})")
 
 
+def test_a_restored_file_is_not_the_deleted_one_that_is_still_open(
+    notebook: Notebook, each_mount: MountedInstance, each_dir: Path, tmp_path: Path
+) -> None:
+    """What is written to it by its name is stored, and not left to the program that has the deleted one open."""
+    path = each_dir / "data.csv"
+    uid = save(notebook, tmp_path, f"{each_dir.name}/data.csv", b"kept\n")
+    shows(path.exists, "the artifact")
+    with open(path, "r+b", buffering=0) as old:
+        os.unlink(path)
+        old.write(b"mine!")
+        notebook.do(f"ln.Artifact.get({uid!r}).restore()")
+        shows(path.exists, "the restored artifact")
+        assert path.read_bytes() == b"kept\n"
+        with open(path, "r+b") as new:
+            new.write(b"anew!")
+        each_mount.sync()
+        assert path.read_bytes() == b"anew!"
+        old.seek(0)
+        assert old.read() == b"mine!"
+        with pytest.raises(OSError, match="Stale"):
+            old.write(b"more")
+    assert notebook.do(f"value = open(ln.Artifact.get({uid!r}).cache()).read()") == "anew!"
+
+
 def test_a_new_suffix_shows_as_a_new_name(notebook: Notebook, each_dir: Path, tmp_path: Path) -> None:
     uid = save(notebook, tmp_path, f"{each_dir.name}/iris.csv", b"a,b\n")
     shows((each_dir / "iris.csv").exists, "the artifact")

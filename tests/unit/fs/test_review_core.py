@@ -14,6 +14,7 @@ from lamfs.errors import FsError, LamfsError, TransferDied
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.fs.nodes import NodeTable
+from lamfs.fs.state import Phase
 from lamfs.keys import DRAFT, spool_name
 from lamfs.model import BLOCK_SIZE, ROOT_INO, Inode
 from lamfs.registry import Registry
@@ -171,7 +172,7 @@ def test_a_file_whose_next_upload_has_begun_stays_frozen(make_box: MakeBox) -> N
             await mover.held.wait()
             assert len(uploader.puts.uploads) == 1
             handle = await fs.open(fino, os.O_RDWR)
-            assert fs.files.handles[handle].state.frozen
+            assert fs.files.handles[handle].state.phase is Phase.FROZEN
             fs.release(handle)
             mover.release.set()
 
