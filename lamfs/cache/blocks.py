@@ -1,4 +1,4 @@
-"""The block cache of a mount: which revisions are open, bringing their blocks, prefetch, eviction. The trio loop only.
+"""The block cache of a mount: which revisions are open, bringing their blocks, eviction. The trio loop only.
 
 For a bucket, revisions are sparse files in the cache directory. For a local folder they are the storage's own files,
 which are verified but never copied. Bytes are moved and checked by the moving process; nothing here blocks for long.
@@ -12,27 +12,26 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import trio
 
 from lamfs.cache import adoption, holes, sparse
+from lamfs.cache.batch import Batch, Failed, make_files
 from lamfs.cache.bits import REGION_BLOCKS
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.eviction import Evictor
 from lamfs.cache.flights import Flights, LeafHashes
-from lamfs.cache.guesses import Guesses
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.moving import BlockMover
-from lamfs.cache.readers import Reader
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageFull, StorageMissing
 from lamfs.model import BLOCK_SIZE, ContentHash, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
 
-__all__ = ["BlockCache", "BlockFile", "Reader"]
+__all__ = ["BlockCache", "BlockFile"]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +47,8 @@ ROOM = 256 << 20
 """Bytes that are evicted when the disk has become full."""
 AHEAD_NS = 2_000_000_000
 """Nanoseconds for which what was fetched counts as younger than what was read."""
+FULL_SHIFT = 6
+"""Prefetched files may use this part (a 64th) of the limit when the cache is full."""
 BIG = 64 << 20
 """Freeing the extents of an unlinked file of this many bytes takes long enough to leave it to a thread."""
 
@@ -63,13 +64,13 @@ class BlockCache:
         cache_dir: Path,
         *,
         limit_bytes: int,
-        prefetch_blocks: int = 8,
         leaves: LeafHashes | None = None,
         free_bytes: int | None = 0,
     ) -> None:
         self.limit_bytes = limit_bytes
         """Bytes in the cache directory above which the least recently used are evicted."""
         self._store = store
+        self._mover = mover
         self._index = index
         self._dir = cache_dir
         self._local = store.on_disk
@@ -81,45 +82,37 @@ class BlockCache:
         self._urgent = trio.Event()
         self._fresh = 0
         self._hits = 0
-        self._flights = Flights(
+        self.flights = Flights(
             store,
             mover,
             index,
-            prefetch_blocks=prefetch_blocks,
             seal_bytes=limit_bytes,
             leaves=leaves,
             release=self._release,
             make_room=self._make_room,
             grown=self._has_grown,
         )
-        self.guesses: Guesses | None = None
-        """Brings small files ahead of their readers; None: nothing is prefetched."""
-        if not self._local and prefetch_blocks:
-            self.guesses = self._flights.guesses = Guesses(
-                self._flights, store, mover, index, cache_dir,
-                limit_bytes=limit_bytes, insert=self._insert, open_file=self.open, is_open=self.is_open,
-            )  # fmt: skip
         self._evictor = Evictor(index, cache_dir, free_bytes=free_bytes, find=self._used_at, unlink=self._unlink)
 
     @property
     def on_storage_damage(self) -> Callable[[Revision, int], None]:
         """Told of each block in storage that is not what was saved; by default that is a line in the log."""
-        return self._flights.on_storage_damage
+        return self.flights.on_storage_damage
 
     @on_storage_damage.setter
     def on_storage_damage(self, told: Callable[[Revision, int], None]) -> None:
-        self._flights.on_storage_damage = told
+        self.flights.on_storage_damage = told
 
     @property
     def fetched_bytes(self) -> int:
         """Bytes that have come from storage."""
-        return self._flights.fetched
+        return self.flights.fetched
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bring blocks and keep the cache within its limit until cancelled; readers then get TransferDied."""
         try:
             async with trio.open_nursery() as nursery:
-                self._flights.nursery = nursery
+                self.flights.nursery = nursery
                 task_status.started()
                 if not self._local and not self._index.swept(self._store.cache_name):
                     nursery.start_soon(self._sweep)
@@ -130,10 +123,15 @@ class BlockCache:
                     with trio.move_on_after(HOUSEKEEPING_SECONDS):
                         await self._urgent.wait()
         finally:
-            self._flights.stop()
+            self.flights.stop()
             self._flush()
             for file in list(self._idle):
                 self._detach(file)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether blocks are read from the storage's own files: nothing is copied to the cache directory."""
+        return self._local
 
     def look(self) -> None:
         """Somebody may have evicted files: let go of those that are idle here, so that their space becomes free."""
@@ -144,9 +142,9 @@ class BlockCache:
         hits = self._hits + sum(file.hits for etags in self._files.values() for file in etags.values())
         return {
             "hits": hits,
-            "misses": self._flights.misses,
-            "fetched_bytes": self._flights.fetched,
-            "damaged": self._flights.damaged,
+            "misses": self.flights.misses,
+            "fetched_bytes": self.flights.fetched,
+            "damaged": self.flights.damaged,
             "cached_bytes": self._index.total_bytes(),
         }
 
@@ -183,10 +181,6 @@ class BlockCache:
             self._work.set()
         return file
 
-    def reader(self) -> Reader:
-        """For an open handle: its reads are to go through it."""
-        return Reader(self._flights)
-
     def is_open(self, revision: Revision | None) -> bool:
         """Whether the file of a revision is open here, used or idle."""
         return revision is not None and revision.etag in self._files.get(revision.object_key, ())
@@ -201,7 +195,7 @@ class BlockCache:
             except StorageFull:
                 self._work.set()
                 return self._homeless(revision, path)
-            file = BlockFile(self._flights, revision, opened.fd, opened.ino, path, opened.present, opened.partial)
+            file = BlockFile(self.flights, revision, opened.fd, opened.ino, path, opened.present, opened.partial)
         memo = self._remembered.pop((revision.object_key, revision.etag), None)
         if memo is not None and memo[1].same_bytes(revision.content) and memo[0] == file.identity():
             for block, state in enumerate(memo[2]):
@@ -212,7 +206,7 @@ class BlockCache:
     def _homeless(self, revision: Revision, path: str) -> BlockFile:
         """The cache's disk is full: a file of which nothing is kept."""
         fd = os.memfd_create("lamfs-homeless", os.MFD_CLOEXEC)
-        file = BlockFile(self._flights, revision, fd, 0, path, bytearray(revision.block_count()))
+        file = BlockFile(self.flights, revision, fd, 0, path, bytearray(revision.block_count()))
         file.homeless = True
         return file
 
@@ -228,7 +222,7 @@ class BlockCache:
             os.close(fd)
             name = self._store.url(key)
             raise ObjectChanged(f"The object {name} is not the revision that was saved; look the artifact up again.")
-        return BlockFile(self._flights, revision, fd, found.st_ino, None, bytearray([PRESENT]) * revision.block_count())
+        return BlockFile(self.flights, revision, fd, found.st_ino, None, bytearray([PRESENT]) * revision.block_count())
 
     def _insert(self, file: BlockFile) -> None:
         etags = self._files.setdefault(file.revision.object_key, {})
@@ -250,7 +244,7 @@ class BlockCache:
             and not (file.whole() and file.revision.size <= self.limit_bytes)
         )
         if (
-            self._flights.nursery is None
+            self.flights.nursery is None
             or partial  # an open file keeps other processes from evicting regions of it
             or file.homeless
             or self._files.get(file.revision.object_key, {}).get(file.revision.etag) is not file
@@ -282,12 +276,40 @@ class BlockCache:
     def _close_fd(self, fd: int, size: int) -> None:
         if size > REGION_BLOCKS * BLOCK_SIZE:
             holes.let_go(fd)
-        if size >= BIG and self._flights.nursery is not None:  # perhaps the last reference to an unlinked file
-            self._flights.nursery.start_soon(_close_in_thread, fd)
+        if size >= BIG and self.flights.nursery is not None:  # perhaps the last reference to an unlinked file
+            self.flights.nursery.start_soon(_close_in_thread, fd)
         else:
             os.close(fd)
 
     # ---- whole files
+
+    def spare_bytes(self) -> int:
+        """Bytes that prefetched files may use: the rest of the cache or, when it is full, a small part of it."""
+        return max(self.limit_bytes - self._index.total_bytes(), self.limit_bytes >> FULL_SHIFT)
+
+    def uncached(self, revisions: Sequence[Revision]) -> list[Revision]:
+        """Those of some revisions that are neither open here nor completely cached."""
+        wanted = {
+            sparse.relative_path(self._store, revision.object_key): revision
+            for revision in revisions
+            if not self.is_open(revision)
+        }
+        if wanted:
+            for path in self._index.complete_of({path: sparse.tag(revision) for path, revision in wanted.items()}):
+                del wanted[path]
+        return list(wanted.values())
+
+    def start_batch(self, chosen: Sequence[tuple[Revision, Failed]]) -> int:
+        """Prefetch files of one block, in one batch. Returns the number of fetches that it started.
+
+        A function is called with each file that cannot be fetched; a file that is open by now is left alone.
+        """
+        assert self.flights.nursery is not None
+        closed = [each for each in chosen if not self.is_open(each[0])]
+        files = make_files(self.flights, self._store, self._index, self._dir, closed, self._insert)
+        if files:
+            self.flights.nursery.start_soon(Batch(self.flights, self._index, files).run, self._mover)
+        return len(files)
 
     def adopting(self) -> contextlib.AbstractContextManager[None]:
         """Around several ``adopt``: the index writes them at once."""
@@ -310,12 +332,12 @@ class BlockCache:
         old = self._files.get(revision.object_key, {}).get(revision.etag)
         if old is not None:
             self._detach(old)
-        file = BlockFile(self._flights, revision, taken.fd, taken.ino, path, taken.state)
+        file = BlockFile(self.flights, revision, taken.fd, taken.ino, path, taken.state)
         self._insert(file)
         file.refs += 1
         donor = taken.donor
-        if donor is not None and self._flights.nursery is not None:
-            self._flights.nursery.start_soon(self._graft, file, donor)
+        if donor is not None and self.flights.nursery is not None:
+            self.flights.nursery.start_soon(self._graft, file, donor)
         else:
             self._release(file)
             if donor is not None:
@@ -328,7 +350,7 @@ class BlockCache:
         try:
             for block in range(min(len(donor.present), len(file.state))):
                 if donor.present[block] and file.state[block] == ABSENT and block not in file.flights:
-                    await self._flights.graft(file, block, donor.fd)
+                    await self.flights.graft(file, block, donor.fd)
         except LamfsError as error:
             log.debug("Blocks of '%s' stay behind: %s", file.revision.object_key, error)
         finally:
@@ -384,7 +406,7 @@ class BlockCache:
         if shortage > 0:
             await self._evictor.down_to(self._index.total_bytes() - shortage)
             shortage = self._evictor.shortage()
-        self._flights.tight = shortage > 0
+        self.flights.tight = shortage > 0
         if shortage > 0 and self._index.total_bytes():
             self._work.set()  # what is used now may go in a while
 

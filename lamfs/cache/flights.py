@@ -1,4 +1,4 @@
-"""Bringing blocks and leaves: verifying what is here, fetching what is not, prefetching. The trio loop only.
+"""Bringing blocks and leaves: verifying what is here, fetching what is not. The trio loop only.
 
 Each block, or run of leaves, on its way is one task in the cache's own nursery, whoever asked for it first: several
 readers cause one GET, and a reader that is cancelled takes nothing from the others.
@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 
 from lamfs.cache import sparse, stretches
 from lamfs.cache.bits import leaf_bytes, leaf_mask
 from lamfs.cache.blockfile import BlockFile
-from lamfs.cache.guesses import Guesses
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.moving import BlockMover, persist
-from lamfs.cache.readers import Reader
-from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Dense, Flight, Leaves
+from lamfs.cache.states import ABSENT, PRESENT, Flight, Leaves
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.mover import beats, jobs
@@ -29,18 +27,6 @@ from lamfs.storage.local import etag_of
 
 log = logging.getLogger(__name__)
 
-PREFETCH_JOBS = 18
-"""Prefetches at a time, of all files: of the mover's 32 readers some are always left for somebody who waits."""
-PREFETCH_OF_FILE = 6
-"""Of one file: when it stalls, others are still prefetched."""
-DENSE = 32
-"""Leaves that random reads of a file must fetch, ..."""
-DENSE_BYTES = 10 << 20
-"""... or one for each so many bytes of it: by then they have taken about as long as all of it would, ..."""
-DENSE_SECONDS = 60.0
-"""... within this time, for the rest of the file to be brought in whole blocks: that takes fewer requests."""
-DENSE_SOON = 5.0
-"""Seconds. When the rest will be here sooner, a random read brings its whole block too: it is not fetched twice."""
 ASIDE_JOBS = 4
 """Reads at a time that pass a full cache by, each in its own memory."""
 FULL_SECONDS = 5.0
@@ -50,8 +36,35 @@ LeafHashes = Callable[[Revision, int], bytes | None]
 """The stored leaf hashes of one block of a revision."""
 
 
+class Prefetch(Protocol):
+    """What the cache tells whoever prefetches into it."""
+
+    def random_miss(self, file: BlockFile) -> bool:
+        """A random read has to fetch leaves. True: it should fetch its whole block."""
+
+    def ended(self) -> None:
+        """A prefetch has ended, well or not."""
+
+    def stop(self) -> None:
+        """The cache has stopped."""
+
+
+class NoPrefetch:
+    """Nothing is prefetched."""
+
+    def random_miss(self, file: BlockFile) -> bool:
+        """As Prefetch."""
+        return False
+
+    def ended(self) -> None:
+        """As Prefetch."""
+
+    def stop(self) -> None:
+        """As Prefetch."""
+
+
 class Flights:
-    """All blocks on their way, and the wishes for prefetching. Belongs to one BlockCache, which runs the nursery."""
+    """All blocks on their way. Belongs to one BlockCache, which runs the nursery."""
 
     def __init__(
         self,
@@ -59,15 +72,12 @@ class Flights:
         mover: BlockMover,
         index: CacheIndex,
         *,
-        prefetch_blocks: int,
         seal_bytes: int,
         leaves: LeafHashes | None,
         release: Callable[[BlockFile], None],
         make_room: Callable[[], Awaitable[None]],
         grown: Callable[[int], None],
     ) -> None:
-        self.prefetch_blocks = prefetch_blocks
-        """The widest prefetch window of a sequential reader, but for a block that comes along with the last one."""
         self.release = release
         """Drops one reference of a BlockFile."""
         self.tight = False
@@ -87,21 +97,13 @@ class Flights:
         self._make_room = make_room
         self.grown = grown
         """Told of bytes that were added to the cache."""
-        self._wishing: deque[Reader] = deque()
-        """Readers that have wishes, each once: they take turns."""
-        self.guesses: Guesses | None = None
-        """Small files that nobody has asked for yet."""
-        self._prefetching = 0
-        self._dense: dict[BlockFile, Dense] = {}
-        """Files of which all is wanted."""
+        self.prefetch: Prefetch = NoPrefetch()
+        """Set by whoever prefetches into this cache."""
 
     def stop(self) -> None:
-        """The nursery has ended: forget all wishes."""
+        """The nursery has ended."""
         self.nursery = None
-        self._wishing.clear()
-        self._dense.clear()
-        if self.guesses is not None:
-            self.guesses.clear()
+        self.prefetch.stop()
 
     def start(self, file: BlockFile, block: int, prefetch: bool = False) -> Flight:
         """The flight of a block, in the cache's own nursery: who waits for it may be cancelled, the flight is not."""
@@ -128,28 +130,13 @@ class Flights:
         """The flight of leaves ``first`` to ``last`` of an absent block, whose hashes are known. As start."""
         if self.nursery is None:
             raise TransferDied("The block cache is not running: the mount is being ended.")
-        if not prefetch:
-            self._count_miss(file)
-            if file in self._dense and self._dense[file].seconds(file.state) < DENSE_SOON:
-                return self.start(file, block)
+        if not prefetch and self.prefetch.random_miss(file):
+            return self.start(file, block)
         flight = Flight(prefetch, leaf_mask(file.revision.size, block, first, last))
         file.leaves.setdefault(block, Leaves(0)).flights.append(flight)
         file.refs += 1
         self.nursery.start_soon(self._fly_leaves, file, block, first, flight)
         return flight
-
-    def _count_miss(self, file: BlockFile) -> None:
-        """A random read had to fetch. When that is so all the time, the whole file is brought in the background."""
-        now = trio.current_time()
-        count, since = file.leaf_misses
-        if now - since > DENSE_SECONDS:
-            count, since = 0, now
-        file.leaf_misses = (count + 1, since)
-        size = file.revision.size
-        if count + 1 >= max(DENSE, size // DENSE_BYTES) and self.prefetch_blocks and size <= self._seal_bytes:
-            if file not in self._dense:
-                self._dense[file] = Dense(now, file.state.count(ABSENT))
-            self.pump()
 
     def failure(self, flight: Flight) -> LamfsError:
         """The error of a flight as a fresh exception: one object must not be raised in several tasks."""
@@ -157,37 +144,7 @@ class Flights:
         assert error is not None
         return jobs.again(error)
 
-    def wished(self, reader: Reader) -> None:
-        """A reader has wishes: bring them when there is capacity to spare; errors are left to who really reads."""
-        if reader not in self._wishing:
-            self._wishing.append(reader)
-        self.pump()
-
-    def pump(self) -> None:
-        """Begin what nobody waits for, as far as there is capacity to spare."""
-        while self._prefetching < PREFETCH_JOBS and self.nursery is not None and not self.tight:
-            wish = self._next_wish()
-            if wish is None and self.guesses is not None:
-                begun = self.guesses.start(PREFETCH_JOBS - self._prefetching)
-                self._prefetching += begun
-                if begun:
-                    continue
-            wish = wish or self._next_dense()
-            if wish is None:
-                return
-            file, block, mask = wish
-            if not file.refs or file.homeless or file.state[block] == VERIFIED or block in file.flights:
-                continue
-            if mask and self.leaf_hashes(file, block) is not None:
-                run = file.missing(block, mask) if file.state[block] == ABSENT else None
-                if run is None:
-                    continue
-                self.start_leaves(file, block, *run, prefetch=True)
-            else:
-                self._start_stretch(file, block)
-            self._prefetching += 1
-
-    def _start_stretch(self, file: BlockFile, block: int) -> None:
+    def start_stretch(self, file: BlockFile, block: int) -> None:
         """Prefetch a block, and what one request can bring with it: that takes the place of one prefetch."""
         blocks = stretches.around(file, block)
         if len(blocks) == 1 or trio.current_time() < self._full_until:
@@ -199,35 +156,11 @@ class Flights:
         file.refs += len(flights)
         self.nursery.start_soon(stretches.fly, self, self._mover, file, flights)
 
-    def _next_wish(self) -> tuple[BlockFile, int, int] | None:
-        for _ in range(len(self._wishing)):
-            reader = self._wishing.popleft()
-            if reader.wishes:
-                wish = None if _is_busy(reader.wishes[0][0]) else reader.wishes.popleft()
-                if reader.wishes:
-                    self._wishing.append(reader)
-                if wish is not None:
-                    return wish
-        return None
-
     def ended(self, flight: Flight) -> None:
         """A flight has landed: wake who waits for it, and use its place."""
         flight.landed.set()
         if flight.prefetch:
-            self._prefetching -= 1
-            self.pump()
-
-    def _next_dense(self) -> tuple[BlockFile, int, int] | None:
-        for file, dense in list(self._dense.items()):
-            block = file.state.find(ABSENT, dense.at)
-            if _is_busy(file):
-                continue
-            if block >= 0 and file.refs > len(file.flights):  # somebody beside the flights still has it open
-                dense.at = block + 1
-                return file, block, 0
-            del self._dense[file]
-            file.leaf_misses = (0, 0.0)
-        return None
+            self.prefetch.ended()
 
     async def fly(self, file: BlockFile, block: int, flight: Flight) -> None:
         """Bring a block, whose flight it is, and land."""
@@ -441,9 +374,3 @@ class Flights:
             f"The object {url} (ETag {etag}) is damaged in block {block}: its bytes are not what was saved. Restore "
             "the file from a backup or replace the artifact."
         )
-
-
-def _is_busy(file: BlockFile) -> bool:
-    """Whether as much of a file is being prefetched as may be."""
-    leaves = sum(flight.prefetch for found in file.leaves.values() for flight in found.flights)
-    return sum(flight.prefetch for flight in file.flights.values()) + leaves >= PREFETCH_OF_FILE

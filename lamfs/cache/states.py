@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import trio
 
@@ -67,19 +65,3 @@ class Leaves:
         for flight in self.flights:
             mask |= flight.mask
         return mask
-
-
-@dataclass(slots=True)
-class Dense:
-    """A file of which all is wanted: ``missing`` blocks when that began, at ``began`` (trio's clock)."""
-
-    began: float
-    missing: int
-    at: int = 0
-    """The block from which on none has been asked for."""
-
-    def seconds(self, state: bytearray) -> float:
-        """How long the rest will take at the speed so far; ``state`` of each block."""
-        left = state.count(ABSENT)
-        come = self.missing - left
-        return left * (trio.current_time() - self.began) / come if come > 0 else math.inf

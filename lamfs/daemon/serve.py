@@ -40,6 +40,7 @@ from lamfs.mover.client import Mover
 from lamfs.mover.process import Forked
 from lamfs.ops import mounts, recover, snapshot, spools, written
 from lamfs.ops.instance import Instance
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Provenance, process_id
 from lamfs.spool import SpoolFolder
 from lamfs.work.uploader import Uploader
@@ -167,6 +168,7 @@ class _Mount:
             registry,
             store,
             self._cache,
+            Prefetcher(self._cache),
             self._mover,
             self._uploader,
             spool,
@@ -443,7 +445,7 @@ def _raise_readahead(mountpoint: str) -> None:
     """Let the kernel read ahead further, where we may (root): larger requests, faster sequential reads.
 
     It also reads as much around each page fault of a mapping, so more would make random access to one expensive, and
-    look like the begin of a sequence to the reader that foresees (lamfs.cache.readers, SURE).
+    look like the start of a sequence (lamfs.prefetch.settings, RUN_SURE).
     """
     mounted = _mounted_at(mountpoint)
     if mounted is not None:

@@ -17,6 +17,7 @@ from lamfs.fs.stats import Stats
 from lamfs.fs.waits import Waits
 from lamfs.model import Inode, JournalEntry
 from lamfs.mover.client import Mover
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
@@ -70,6 +71,7 @@ class Context:
     registry: Registry
     store: ObjectStore
     cache: BlockCache
+    prefetcher: Prefetcher
     mover: Mover
     uploader: Uploader
     spool: SpoolFolder

@@ -17,13 +17,13 @@ import trio
 
 from lamfs.errors import FsError, LamfsError, StorageError
 from lamfs.fs.context import Context
-from lamfs.fs.neighbours import Neighbours
 from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, JournalEntry, now_ns
 from lamfs.mover import beats
+from lamfs.prefetch.directories import DirectoryPrefetch
 from lamfs.registry import damaged_blocks
 from lamfs.storage.base import largest
 from lamfs.work import streaming
@@ -53,7 +53,7 @@ class Files:
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
         self._largest = largest(context.store)
-        self._neighbours = Neighbours(context.registry, context.cache, context.stats.counters)
+        self._directories = DirectoryPrefetch(context.registry, context.prefetcher.files, context.stats.counters)
 
     # -- opening ------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Files:
         number = self._next_handle
         self._next_handle += 1
         may_read = flags & os.O_ACCMODE != os.O_WRONLY
-        self.handles[number] = Handle(state, may_read, writable, self._c.cache.reader(), opener=pid)
+        self.handles[number] = Handle(state, may_read, writable, self._c.prefetcher.reader(), opener=pid)
         return number
 
     def _state(self, fino: int, *, emptied: bool = False) -> FileState:
@@ -243,7 +243,7 @@ class Files:
             state.accessed = True
             self._c.atimes.read(state.inode)
             if state.revision is not None:
-                self._neighbours.read(state.ino, state.revision)
+                self._directories.read(state.ino, state.revision)
         counted = self._counted
         spool = state.spool
         if spool is not None:
@@ -278,7 +278,7 @@ class Files:
         base = state.base
         waits = base is None or not base.holds(offset, size)
         if waits and reader.is_new():
-            self._neighbours.missed(state.ino)
+            self._directories.missed(state.ino)
         now = began = trio.current_time()
         if opened.failed is not None and now - opened.failed[0] <= AGAIN_SECONDS:
             began = opened.failed[1]  # all tries together must not take longer than one may

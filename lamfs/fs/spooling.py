@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import trio
 
-from lamfs.cache.blocks import BlockFile, Reader
+from lamfs.cache.blocks import BlockFile
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError, TransferDied
 from lamfs.fs.context import Context
 from lamfs.fs.overlay import Overlays
@@ -23,6 +23,7 @@ from lamfs.fs.room import Room
 from lamfs.fs.state import FileState, Spool
 from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
+from lamfs.prefetch.patterns import Reader
 from lamfs.registry import Conflict, Lost
 from lamfs.scratch import PROBE_SECONDS
 from lamfs.work.uploader import SETTLE

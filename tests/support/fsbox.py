@@ -45,6 +45,7 @@ from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, StorageConfig
@@ -532,10 +533,11 @@ class Box:
                 index,
                 self.cache_dir,
                 limit_bytes=1 << 30,
-                prefetch_blocks=0,
                 leaves=registry.artifacts.leaves,
             )
-            fs = FileSystem(Context(registry, self.store, cache, mover, uploader, spool, self.policy))
+            fs = FileSystem(
+                Context(registry, self.store, cache, Prefetcher(cache, blocks=0), mover, uploader, spool, self.policy)
+            )
             async with trio.open_nursery() as nursery:
                 await nursery.start(cache.run)
                 nursery.start_soon(uploader.run)

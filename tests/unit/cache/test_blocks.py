@@ -29,6 +29,7 @@ from lamfs.errors import (
     TransferDied,
 )
 from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.storage.base import StorageConfig
 from lamfs.storage.local import LocalStore
 from tests.support.transfer import FakeMover, FakeStore, content_of, make_bytes, open_fds, until
@@ -47,7 +48,8 @@ class Rig:
     @contextlib.asynccontextmanager
     async def mount(self, *, limit: int = 1 << 40, prefetch: int = 0) -> AsyncIterator[BlockCache]:
         index = CacheIndex(self.dir)
-        cache = BlockCache(self.store, self.mover, index, self.dir, limit_bytes=limit, prefetch_blocks=prefetch)  # type: ignore[arg-type]
+        cache = BlockCache(self.store, self.mover, index, self.dir, limit_bytes=limit)  # type: ignore[arg-type]
+        Prefetcher(cache, blocks=prefetch)
         async with trio.open_nursery() as nursery:
             await nursery.start(cache.run)
             yield cache

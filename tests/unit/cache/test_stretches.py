@@ -11,7 +11,7 @@ from lamfs.cache.blocks import BlockCache, BlockFile
 from lamfs.errors import DamagedData, LamfsError, StorageFull, StorageUnavailable, TransferDied
 from lamfs.model import BLOCK_SIZE
 from tests.support.transfer import FakeMover, FakeStore, make_bytes
-from tests.unit.cache.test_leaves import Rig
+from tests.unit.cache.test_leaves import Rig, prefetcher_of
 
 DATA = make_bytes(3 * BLOCK_SIZE + 5)
 
@@ -51,9 +51,9 @@ def rig(tmp_path: Path) -> StepRig:
 
 
 def wish(cache: BlockCache, file: BlockFile, *blocks: int) -> None:
-    reader = cache.reader()
+    reader = prefetcher_of(cache).reader()
     reader.wishes.extend((file, block, 0) for block in blocks)
-    cache._flights.wished(reader)
+    prefetcher_of(cache).wished(reader)
 
 
 async def quiet() -> None:
@@ -107,7 +107,7 @@ async def test_what_fails_is_brought_by_itself(rig: StepRig, error: LamfsError, 
         await quiet()
         assert sorted(rig.mover.fetches) == [("k", 0), ("k", 1)]
         assert file.read_now(0, 2 * BLOCK_SIZE) == DATA[: 2 * BLOCK_SIZE]
-        assert (cache.stats()["misses"], cache.stats()["damaged"], cache._flights._prefetching) == (2, 0, 0)
+        assert (cache.stats()["misses"], cache.stats()["damaged"], prefetcher_of(cache).in_flight) == (2, 0, 0)
         file.close()
 
 
@@ -138,7 +138,7 @@ async def test_storage_that_is_away_is_not_asked_again_for_each_block(rig: StepR
         await quiet()
         assert not rig.mover.fetches
         assert not file.flights
-        assert cache._flights._prefetching == 0
+        assert prefetcher_of(cache).in_flight == 0
         wish(cache, file, 0)
         wanted = await file.read(0, 1, whole=True)
         assert wanted == DATA[:1], "but when somebody wants it"
