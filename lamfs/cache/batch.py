@@ -1,8 +1,8 @@
 """Fetching many small files with one job of the mover, before anybody reads them. The trio loop only.
 
 One task and two transactions of the index serve a whole batch; else storage's answer would be the smallest part of what
-a small file costs. A file in flight is an open BlockFile with a flight, as if it were being read: a read that comes
-meanwhile waits for that flight, and the file is verified and recorded like any other.
+a small file costs. A file in flight is an open BlockFile with a fetch, as if it were being read: a read that comes
+meanwhile waits for that fetch, and the file is verified and recorded like any other.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from lamfs.cache import sparse
 from lamfs.cache.blockfile import BlockFile
-from lamfs.cache.flights import Flights
+from lamfs.cache.fetches import Fetches
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.moving import ATTEMPTS, BlockMover
-from lamfs.cache.states import Flight
+from lamfs.cache.states import Fetch
 from lamfs.errors import DamagedData, LamfsError, TransferDied
 from lamfs.model import Revision
 from lamfs.mover import beats, jobs
@@ -31,14 +31,14 @@ Failed = Callable[[Revision], None]
 
 
 def make_files(
-    flights: Flights,
+    fetches: Fetches,
     store: ObjectStore,
     index: CacheIndex,
     cache_dir: Path,
     chosen: Sequence[tuple[Revision, Failed]],
     insert: Callable[[BlockFile], None],
 ) -> list[tuple[BlockFile, Failed]]:
-    """Empty cache files for revisions of one block, each with a flight; ``insert`` shows them to readers."""
+    """Empty cache files for revisions of one block, each with a fetch; ``insert`` shows them to readers."""
     made: list[tuple[BlockFile, Failed]] = []
     parents: set[str] = set()
     for revision, failed in chosen:
@@ -54,10 +54,10 @@ def make_files(
         if opened is None:  # another revision is there, or blocks of this one: reading it will tell
             failed(revision)
             continue
-        file = BlockFile(flights, revision, opened[0], opened[1], path, bytearray(1))
+        file = BlockFile(fetches, revision, opened[0], opened[1], path, bytearray(1))
         insert(file)
         file.refs += 1
-        file.flights[0] = Flight(prefetch=True)
+        file.fetches[0] = Fetch(prefetch=True)
         made.append((file, failed))
     index.reset_all([(str(file.path), sparse.tag(file.revision), file.revision.size, file.ino) for file, _ in made])
     return made
@@ -66,8 +66,8 @@ def make_files(
 class Batch:
     """Some files in flight, as `make_files` has made them."""
 
-    def __init__(self, flights: Flights, index: CacheIndex, files: list[tuple[BlockFile, Failed]]) -> None:
-        self._flights = flights
+    def __init__(self, fetches: Fetches, index: CacheIndex, files: list[tuple[BlockFile, Failed]]) -> None:
+        self._fetches = fetches
         self._index = index
         self._files = files
         self._left = dict(files)
@@ -77,12 +77,12 @@ class Batch:
 
     async def run(self, mover: BlockMover) -> None:
         """Fetch them. A reader that waits for a file gets its error."""
-        self._flights.misses += len(self._files)
+        self._fetches.misses += len(self._files)
         try:
             for _ in range(ATTEMPTS):
                 given, self._again = self._again or self._files, []
                 with beats.doing(beats.Beat(*(file.beat for file, _ in given))):
-                    await mover.fetch_files([_job(file) for file, _ in given], partial(self._landed, given))
+                    await mover.fetch_files([_job(file) for file, _ in given], partial(self._arrived, given))
                 if not self._again:
                     break
         except TransferDied as error:
@@ -94,29 +94,29 @@ class Batch:
             if self._came:
                 self._index.complete_all(self._came)
 
-    def _landed(self, given: list[tuple[BlockFile, Failed]], number: int, error: LamfsError | None) -> None:
+    def _arrived(self, given: list[tuple[BlockFile, Failed]], number: int, error: LamfsError | None) -> None:
         if isinstance(error, TransferDied):
             self._again.append(given[number])
         else:
             self._end(*given[number], error)
 
     def _end(self, file: BlockFile, failed: Failed, error: LamfsError | None) -> None:
-        flights, revision = self._flights, file.revision
+        fetches, revision = self._fetches, file.revision
         del self._left[file]
-        flight = file.flights.pop(0)
+        fetch = file.fetches.pop(0)
         if error is None:
             file.verified(0)
-            flights.fetched += revision.size
-            flights.grown(revision.size)
+            fetches.fetched += revision.size
+            fetches.grown(revision.size)
             self._came.append((str(file.path), sparse.tag(revision), file.ino, os.fstat(file.fd()).st_mtime_ns))
         else:
-            flight.error = error
+            fetch.error = error
             if isinstance(error, DamagedData):
-                flights.damaged += 1
-                flights.on_storage_damage(revision, 0)
+                fetches.damaged += 1
+                fetches.on_storage_damage(revision, 0)
             failed(revision)
-        flights.release(file)
-        flights.ended(flight)
+        fetches.release(file)
+        fetches.ended(fetch)
 
 
 def _job(file: BlockFile) -> jobs.WholeFile:

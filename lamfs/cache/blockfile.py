@@ -21,14 +21,14 @@ import trio
 
 from lamfs.cache.bits import REGION_BLOCKS, leaf_mask
 from lamfs.cache.resident import is_resident
-from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
+from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Fetch, Leaves
 from lamfs.errors import LamfsError, StorageError, StorageFull, StorageUnavailable
 from lamfs.hashing import hash_block, hash_leaf, hash_leaves
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.mover.beats import Beat
 
 OLD_SECONDS = 0.5
-"""Who came so much later than a flight began does not take its failure for an answer."""
+"""Who came so much later than a fetch began does not take its failure for an answer."""
 FILL_WINDOW = 4
 """Blocks that fill() and reads over many blocks bring at a time: most of the mover's readers stay for others."""
 
@@ -55,17 +55,17 @@ class BlockSource(Protocol):
     def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
         """The concatenated leaf hashes of a block; None when they are not known."""
 
-    def start_leaves(self, file: BlockFile, block: int, first: int, last: int) -> Flight:
+    def start_leaves(self, file: BlockFile, block: int, first: int, last: int) -> Fetch:
         """Fetch leaves ``first`` to ``last`` of a block."""
 
-    def start(self, file: BlockFile, block: int) -> Flight:
-        """The flight of a block, started if there is none."""
+    def start(self, file: BlockFile, block: int) -> Fetch:
+        """The fetch of a block, started if there is none."""
 
     def release(self, file: BlockFile) -> None:
         """Drop one reference."""
 
-    def failure(self, flight: Flight) -> LamfsError:
-        """A fresh exception for the error of a flight."""
+    def failure(self, fetch: Fetch) -> LamfsError:
+        """A fresh exception for the error of a fetch."""
 
     async def aside(self, file: BlockFile, offset: int, size: int) -> bytes:
         """Verified bytes straight from storage, which the cache does not keep."""
@@ -83,7 +83,7 @@ class BlockFile:
         "_ready",
         "_size",
         "beat",
-        "flights",
+        "fetches",
         "hits",
         "homeless",
         "ino",
@@ -116,15 +116,15 @@ class BlockFile:
         self.state = state
         """ABSENT, PRESENT or VERIFIED per block. (A local storage's blocks are never ABSENT.)"""
         self.refs = 0
-        """Users and flights. The cache closes the file some time after the last is gone."""
+        """Users and fetches. The cache closes the file some time after the last is gone."""
         self.hits = 0
         self.beat = Beat()
         """How the bringing of its bytes goes on."""
-        self.flights: dict[int, Flight] = {}
+        self.fetches: dict[int, Fetch] = {}
         """Whole blocks on their way."""
         self.leaves = {block: Leaves(mask) for block, mask in (partial or {}).items() if state[block] == ABSENT}
         self.leaf_misses = (0, 0.0)
-        """How many leaves random reads had to fetch, and since when (trio's clock): Flights counts."""
+        """How many leaves random reads had to fetch, and since when (trio's clock): Fetches counts."""
         self.homeless = False
         """There was no room for a cache file: nothing is kept."""
         self.pins: dict[int, int] = {}
@@ -247,7 +247,7 @@ class BlockFile:
     def _forget_lost(self, first: int, last: int) -> None:
         """Blocks that are not in memory as they were verified are to be verified again."""
         for block in range(first, last + 1):
-            if self.state[block] != VERIFIED or block in self.flights:
+            if self.state[block] != VERIFIED or block in self.fetches:
                 continue
             if block in self._ahead or not is_resident(self._fd, *self.span(block)):
                 self._ahead.pop(block, None)
@@ -302,8 +302,8 @@ class BlockFile:
     def is_needed(self, block: int) -> bool:
         """Whether a block must not be evicted now: it is on its way, waited for or relied upon."""
         leaves = self.leaves.get(block)
-        flying = block in self.flights or (leaves is not None and bool(leaves.flights))
-        return flying or block in self.pins or block in self.kept
+        in_flight = block in self.fetches or (leaves is not None and bool(leaves.fetches))
+        return in_flight or block in self.pins or block in self.kept
 
     def ask(self, block: int) -> None:
         """Begin to bring a block that will be read soon, unless it is here; errors are left to who reads it. Raises
@@ -329,31 +329,31 @@ class BlockFile:
     async def _bring(self, offset: int, end: int, whole: bool) -> None:
         """Bring and verify what bytes ``offset`` to ``end`` touch."""
         asked = trio.current_time()
-        waiting: deque[tuple[int, int, bool, Flight]] = deque()
+        waiting: deque[tuple[int, int, bool, Fetch]] = deque()
         for block, mask in self.masks(offset, end):
             if self.state[block] == VERIFIED:
                 continue
             while len(waiting) >= FILL_WINDOW:
                 await self._settle(waiting, asked)
             entire = whole or mask.bit_count() > FEW_LEAVES
-            flight = self._want(block, mask, entire)
-            if flight is not None:
-                waiting.append((block, mask, entire, flight))
+            fetch = self._want(block, mask, entire)
+            if fetch is not None:
+                waiting.append((block, mask, entire, fetch))
         while waiting:
             await self._settle(waiting, asked)
 
-    async def _settle(self, waiting: deque[tuple[int, int, bool, Flight]], asked: float) -> None:
-        """Wait for the oldest flight; when it did not bring all that is wanted of its block, for another one.
+    async def _settle(self, waiting: deque[tuple[int, int, bool, Fetch]], asked: float) -> None:
+        """Wait for the oldest fetch; when it did not bring all that is wanted of its block, for another one.
 
         One that was on its way before this read was ``asked`` for may have tried for as long as a read may: this one
         has not, and storage may be well again.
         """
-        block, mask, entire, flight = waiting.popleft()
-        await flight.landed.wait()
-        if flight.error is not None:
-            old = flight.unasked or flight.began < asked - OLD_SECONDS
-            if not (old and isinstance(flight.error, StorageUnavailable)):
-                raise self._owner.failure(flight)
+        block, mask, entire, fetch = waiting.popleft()
+        await fetch.done.wait()
+        if fetch.error is not None:
+            old = fetch.unasked or fetch.began < asked - OLD_SECONDS
+            if not (old and isinstance(fetch.error, StorageUnavailable)):
+                raise self._owner.failure(fetch)
         more = self._want(block, mask, entire)
         if more is not None:
             waiting.append((block, mask, entire, more))
@@ -366,19 +366,19 @@ class BlockFile:
             stop = ((min(end, self._size) - 1) & _IN_BLOCK) >> _LEAF_SHIFT if block == last else 63
             yield block, leaf_mask(self._size, block, start, stop)
 
-    def _want(self, block: int, mask: int, entire: bool) -> Flight | None:
-        """The flight to wait for until leaves of a block can be read; None: now. ``entire``: better the whole block."""
+    def _want(self, block: int, mask: int, entire: bool) -> Fetch | None:
+        """The fetch to wait for until leaves of a block can be read; None: now. ``entire``: better the whole block."""
         if self.verify_small(block):
             return None
-        flight = self.flights.get(block)
-        if flight is not None:
-            return flight
+        fetch = self.fetches.get(block)
+        if fetch is not None:
+            return fetch
         leaves = self.leaves.get(block)
         if entire:
             missing = mask if leaves is None else mask & ~leaves.verified
-            if leaves is None or missing & ~leaves.in_air():
+            if leaves is None or missing & ~leaves.in_flight():
                 return self._owner.start(self, block)
-            return next((flight for flight in leaves.flights if flight.mask & missing), None)
+            return next((fetch for fetch in leaves.fetches if fetch.mask & missing), None)
         hashes = self._owner.leaf_hashes(self, block)
         if hashes is None:
             return self._owner.start(self, block)
@@ -388,23 +388,23 @@ class BlockFile:
         missing = mask & ~leaves.verified
         if not missing:
             return None
-        if self.state[block] == PRESENT:  # a leaf is not right: the flight finds the same, and says so
+        if self.state[block] == PRESENT:  # a leaf is not right: the fetch finds the same, and says so
             return self._owner.start(self, block)
         run = self.missing(block, missing)
         if run is None:
-            return next(flight for flight in leaves.flights if flight.mask & missing)
+            return next(fetch for fetch in leaves.fetches if fetch.mask & missing)
         return self._owner.start_leaves(self, block, *run)
 
     def missing(self, block: int, mask: int) -> tuple[int, int] | None:
         """First and last of a run of leaves of an absent block that has in it those of ``mask`` that are not there nor
         on their way, or the first of these; None when there are none."""
         leaves = self.leaves.get(block)
-        in_air = 0 if leaves is None else leaves.in_air()
-        free = mask & ~in_air if leaves is None else mask & ~in_air & ~leaves.present
+        in_flight = 0 if leaves is None else leaves.in_flight()
+        free = mask & ~in_flight if leaves is None else mask & ~in_flight & ~leaves.present
         if not free:
             return None
         first, last = (free & -free).bit_length() - 1, free.bit_length() - 1
-        if leaf_mask(self._size, block, first, last) & in_air:
+        if leaf_mask(self._size, block, first, last) & in_flight:
             last = first + (~(free >> first) & -~(free >> first)).bit_length() - 2
         return first, last
 
@@ -440,7 +440,7 @@ class BlockFile:
     def verify_small(self, block: int) -> bool:
         """Verify a small block that is here without asking the mover; whether it is right, False when that cannot be
         said."""
-        if block >= len(self.state) or self.state[block] != PRESENT or block in self.flights:
+        if block >= len(self.state) or self.state[block] != PRESENT or block in self.fetches:
             return block < len(self.state) and self.state[block] == VERIFIED
         offset, length = self.span(block)
         if length > SMALL:
@@ -450,7 +450,7 @@ class BlockFile:
         except OSError:
             return False
         if len(data) != length or hash_block(data) != self.revision.content.block(block):
-            return False  # the flight finds the same, and says so
+            return False  # the fetch finds the same, and says so
         self.verified(block)
         return True
 
@@ -501,7 +501,7 @@ class BlockFile:
             if self.state[block] == ABSENT:
                 if leaves is not None:
                     leaves.verified = 0
-            elif block not in self.flights:
+            elif block not in self.fetches:
                 self.lost(block, PRESENT)
 
     def holds(self, offset: int, size: int) -> bool:

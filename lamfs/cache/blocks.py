@@ -22,7 +22,7 @@ from lamfs.cache.batch import Batch, Failed, make_files
 from lamfs.cache.bits import REGION_BLOCKS
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.eviction import Evictor
-from lamfs.cache.flights import Flights, LeafHashes
+from lamfs.cache.fetches import Fetches, LeafHashes
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.moving import BlockMover
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED
@@ -54,7 +54,7 @@ BIG = 64 << 20
 
 
 class BlockCache:
-    """Open revisions by (object key, ETag), the flights of their blocks, and the cache directory's size."""
+    """Open revisions by (object key, ETag), the fetches of their blocks, and the cache directory's size."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class BlockCache:
         self._urgent = trio.Event()
         self._fresh = 0
         self._hits = 0
-        self.flights = Flights(
+        self.fetches = Fetches(
             store,
             mover,
             index,
@@ -97,22 +97,22 @@ class BlockCache:
     @property
     def on_storage_damage(self) -> Callable[[Revision, int], None]:
         """Told of each block in storage that is not what was saved; by default that is a line in the log."""
-        return self.flights.on_storage_damage
+        return self.fetches.on_storage_damage
 
     @on_storage_damage.setter
     def on_storage_damage(self, told: Callable[[Revision, int], None]) -> None:
-        self.flights.on_storage_damage = told
+        self.fetches.on_storage_damage = told
 
     @property
     def fetched_bytes(self) -> int:
         """Bytes that have come from storage."""
-        return self.flights.fetched
+        return self.fetches.fetched
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bring blocks and keep the cache within its limit until cancelled; readers then get TransferDied."""
         try:
             async with trio.open_nursery() as nursery:
-                self.flights.nursery = nursery
+                self.fetches.nursery = nursery
                 task_status.started()
                 if not self._local and not self._index.swept(self._store.cache_name):
                     nursery.start_soon(self._sweep)
@@ -123,7 +123,7 @@ class BlockCache:
                     with trio.move_on_after(HOUSEKEEPING_SECONDS):
                         await self._urgent.wait()
         finally:
-            self.flights.stop()
+            self.fetches.stop()
             self._flush()
             for file in list(self._idle):
                 self._detach(file)
@@ -142,9 +142,9 @@ class BlockCache:
         hits = self._hits + sum(file.hits for etags in self._files.values() for file in etags.values())
         return {
             "hits": hits,
-            "misses": self.flights.misses,
-            "fetched_bytes": self.flights.fetched,
-            "damaged": self.flights.damaged,
+            "misses": self.fetches.misses,
+            "fetched_bytes": self.fetches.fetched,
+            "damaged": self.fetches.damaged,
             "cached_bytes": self._index.total_bytes(),
         }
 
@@ -195,7 +195,7 @@ class BlockCache:
             except StorageFull:
                 self._work.set()
                 return self._homeless(revision, path)
-            file = BlockFile(self.flights, revision, opened.fd, opened.ino, path, opened.present, opened.partial)
+            file = BlockFile(self.fetches, revision, opened.fd, opened.ino, path, opened.present, opened.partial)
         memo = self._remembered.pop((revision.object_key, revision.etag), None)
         if memo is not None and memo[1].same_bytes(revision.content) and memo[0] == file.identity():
             for block, state in enumerate(memo[2]):
@@ -206,7 +206,7 @@ class BlockCache:
     def _homeless(self, revision: Revision, path: str) -> BlockFile:
         """The cache's disk is full: a file of which nothing is kept."""
         fd = os.memfd_create("lamfs-homeless", os.MFD_CLOEXEC)
-        file = BlockFile(self.flights, revision, fd, 0, path, bytearray(revision.block_count()))
+        file = BlockFile(self.fetches, revision, fd, 0, path, bytearray(revision.block_count()))
         file.homeless = True
         return file
 
@@ -222,7 +222,7 @@ class BlockCache:
             os.close(fd)
             name = self._store.url(key)
             raise ObjectChanged(f"The object {name} is not the revision that was saved; look the artifact up again.")
-        return BlockFile(self.flights, revision, fd, found.st_ino, None, bytearray([PRESENT]) * revision.block_count())
+        return BlockFile(self.fetches, revision, fd, found.st_ino, None, bytearray([PRESENT]) * revision.block_count())
 
     def _insert(self, file: BlockFile) -> None:
         etags = self._files.setdefault(file.revision.object_key, {})
@@ -244,7 +244,7 @@ class BlockCache:
             and not (file.whole() and file.revision.size <= self.limit_bytes)
         )
         if (
-            self.flights.nursery is None
+            self.fetches.nursery is None
             or partial  # an open file keeps other processes from evicting regions of it
             or file.homeless
             or self._files.get(file.revision.object_key, {}).get(file.revision.etag) is not file
@@ -276,8 +276,8 @@ class BlockCache:
     def _close_fd(self, fd: int, size: int) -> None:
         if size > REGION_BLOCKS * BLOCK_SIZE:
             holes.let_go(fd)
-        if size >= BIG and self.flights.nursery is not None:  # perhaps the last reference to an unlinked file
-            self.flights.nursery.start_soon(_close_in_thread, fd)
+        if size >= BIG and self.fetches.nursery is not None:  # perhaps the last reference to an unlinked file
+            self.fetches.nursery.start_soon(_close_in_thread, fd)
         else:
             os.close(fd)
 
@@ -304,11 +304,11 @@ class BlockCache:
 
         A function is called with each file that cannot be fetched; a file that is open by now is left alone.
         """
-        assert self.flights.nursery is not None
+        assert self.fetches.nursery is not None
         closed = [each for each in chosen if not self.is_open(each[0])]
-        files = make_files(self.flights, self._store, self._index, self._dir, closed, self._insert)
+        files = make_files(self.fetches, self._store, self._index, self._dir, closed, self._insert)
         if files:
-            self.flights.nursery.start_soon(Batch(self.flights, self._index, files).run, self._mover)
+            self.fetches.nursery.start_soon(Batch(self.fetches, self._index, files).run, self._mover)
         return len(files)
 
     def adopting(self) -> contextlib.AbstractContextManager[None]:
@@ -332,12 +332,12 @@ class BlockCache:
         old = self._files.get(revision.object_key, {}).get(revision.etag)
         if old is not None:
             self._detach(old)
-        file = BlockFile(self.flights, revision, taken.fd, taken.ino, path, taken.state)
+        file = BlockFile(self.fetches, revision, taken.fd, taken.ino, path, taken.state)
         self._insert(file)
         file.refs += 1
         donor = taken.donor
-        if donor is not None and self.flights.nursery is not None:
-            self.flights.nursery.start_soon(self._graft, file, donor)
+        if donor is not None and self.fetches.nursery is not None:
+            self.fetches.nursery.start_soon(self._graft, file, donor)
         else:
             self._release(file)
             if donor is not None:
@@ -349,8 +349,8 @@ class BlockCache:
         """Copy the blocks that a revision has in common with the one before it from that one's cache file."""
         try:
             for block in range(min(len(donor.present), len(file.state))):
-                if donor.present[block] and file.state[block] == ABSENT and block not in file.flights:
-                    await self.flights.graft(file, block, donor.fd)
+                if donor.present[block] and file.state[block] == ABSENT and block not in file.fetches:
+                    await self.fetches.graft(file, block, donor.fd)
         except LamfsError as error:
             log.debug("Blocks of '%s' stay behind: %s", file.revision.object_key, error)
         finally:
@@ -406,7 +406,7 @@ class BlockCache:
         if shortage > 0:
             await self._evictor.down_to(self._index.total_bytes() - shortage)
             shortage = self._evictor.shortage()
-        self.flights.tight = shortage > 0
+        self.fetches.tight = shortage > 0
         if shortage > 0 and self._index.total_bytes():
             self._work.set()  # what is used now may go in a while
 

@@ -52,7 +52,7 @@ class BlockMover(Protocol):
         """Mover.graft."""
 
     async def fetch_files(
-        self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
+        self, files: Sequence[jobs.WholeFile], arrived: Callable[[int, LamfsError | None], None]
     ) -> None:
         """Mover.fetch_files."""
 

@@ -1,4 +1,4 @@
-"""What is known of a block and of its leaves, and what is on its way. Data of BlockFile and Flights; loop only."""
+"""What is known of a block and of its leaves, and what is on its way. Data of BlockFile and Fetches; loop only."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ABSENT, PRESENT, VERIFIED = 0, 1, 2
 """States of a block: not in the file; said to be in the file by the index; checked by this process."""
 
 
-class Flight:
-    """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same flight."""
+class Fetch:
+    """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same fetch."""
 
-    __slots__ = ("began", "error", "landed", "mask", "prefetch", "unasked")
+    __slots__ = ("began", "done", "error", "mask", "prefetch", "unasked")
 
     def __init__(self, prefetch: bool, mask: int = 0, *, unasked: bool = False) -> None:
         self.prefetch = prefetch
@@ -29,12 +29,12 @@ class Flight:
         """Nobody waited for it when it began."""
         self.began = trio.current_time()
         """Trio's clock."""
-        self.landed = trio.Event()
+        self.done = trio.Event()
         self.error: LamfsError | None = None
 
     @contextlib.contextmanager
     def caught(self, what: str) -> Iterator[None]:
-        """What goes wrong while ``what`` is brought becomes the flight's error: who waits for it raises it."""
+        """What goes wrong while ``what`` is brought becomes the fetch's error: who waits for it raises it."""
         try:
             yield
         except LamfsError as error:
@@ -50,18 +50,18 @@ class Flight:
 class Leaves:
     """What is known of the leaves of a block that is not verified as a whole. Leaf i is bit i of each mask."""
 
-    __slots__ = ("flights", "present", "verified")
+    __slots__ = ("fetches", "present", "verified")
 
     def __init__(self, present: int) -> None:
         self.present = present
         """Said to be in the file. Of a block that is PRESENT all are."""
         self.verified = 0
         """Checked by this process."""
-        self.flights: list[Flight] = []
+        self.fetches: list[Fetch] = []
 
-    def in_air(self) -> int:
+    def in_flight(self) -> int:
         """Leaves that are on their way."""
         mask = 0
-        for flight in self.flights:
-            mask |= flight.mask
+        for fetch in self.fetches:
+            mask |= fetch.mask
         return mask

@@ -10,7 +10,7 @@ import trio
 
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.moving import BlockMover
-from lamfs.cache.states import ABSENT, Flight
+from lamfs.cache.states import ABSENT, Fetch
 from lamfs.errors import DamagedData, LamfsError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE
 from lamfs.mover import beats
@@ -23,7 +23,7 @@ wished for. One connection to a distant server is slow: large stretches would le
 
 
 class BlockFetcher(Protocol):
-    """What a stretch needs of the cache's Flights."""
+    """What a stretch needs of the cache's Fetches."""
 
     nursery: trio.Nursery | None
     misses: int
@@ -31,38 +31,38 @@ class BlockFetcher(Protocol):
     def came(self, file: BlockFile, block: int) -> None:
         """A block is in the file, and it is right."""
 
-    def land(self, file: BlockFile, block: int, flight: Flight) -> None:
-        """The flight of a block is over."""
+    def finish(self, file: BlockFile, block: int, fetch: Fetch) -> None:
+        """The fetch of a block is over."""
 
-    async def fly(self, file: BlockFile, block: int, flight: Flight) -> None:
-        """Bring a block, whose flight it is, and land."""
+    async def run_block(self, file: BlockFile, block: int, fetch: Fetch) -> None:
+        """Bring a block, whose fetch it is, and end the fetch."""
 
 
 def around(file: BlockFile, block: int) -> range:
     """A block, and those behind it that one request can bring with it."""
     end = block + 1
     last = min(end + -end % STRETCH, len(file.state))
-    while end < last and file.state[block] == file.state[end] == ABSENT and end not in file.flights:
+    while end < last and file.state[block] == file.state[end] == ABSENT and end not in file.fetches:
         end += 1
     return range(block, end)
 
 
-async def fly(owner: BlockFetcher, mover: BlockMover, file: BlockFile, flights: dict[int, Flight]) -> None:
-    """Bring blocks that follow each other, each of which lands when it has come.
+async def run(owner: BlockFetcher, mover: BlockMover, file: BlockFile, fetches: dict[int, Fetch]) -> None:
+    """Bring blocks that follow each other, each of which ends when it has come.
 
     What must be done when bytes are wrong, the disk is full or the moving process dies is done for each by itself.
     """
     revision, nursery = file.revision, owner.nursery
     assert nursery is not None
-    left = list(flights)
+    left = list(fetches)
     error: LamfsError | None = None
 
     def came(count: int) -> None:
         for block in left[:count]:
             owner.misses += 1
-            with flights[block].caught(f"block {block} of '{revision.object_key}'"):
+            with fetches[block].caught(f"block {block} of '{revision.object_key}'"):
                 owner.came(file, block)
-            owner.land(file, block, flights[block])
+            owner.finish(file, block, fetches[block])
         del left[:count]
 
     try:
@@ -82,8 +82,8 @@ async def fly(owner: BlockFetcher, mover: BlockMover, file: BlockFile, flights: 
     finally:
         for block in left:
             if error is None:
-                nursery.start_soon(owner.fly, file, block, flights[block])
+                nursery.start_soon(owner.run_block, file, block, fetches[block])
             else:
                 owner.misses += 1
-                flights[block].error = error
-                owner.land(file, block, flights[block])
+                fetches[block].error = error
+                owner.finish(file, block, fetches[block])

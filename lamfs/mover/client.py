@@ -420,11 +420,11 @@ class Mover(PartJobs):
         await self._call("fetch_stretch", message, paths=("path",), progress=came)
 
     async def fetch_files(
-        self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
+        self, files: Sequence[jobs.WholeFile], arrived: Callable[[int, LamfsError | None], None]
     ) -> None:
-        """Fetch small objects whole, each as ``fetch`` does; the jobs are sent as one. Returns when all have landed.
+        """Fetch small objects whole, each as ``fetch`` does; the jobs are sent as one. Returns when all have arrived.
 
-        ``landed`` is called once for each, with its number and, if it did not come, why.
+        ``arrived`` is called once for each, with its number and, if it did not come, why.
         """
         await self._ready()
         left = len(files)
@@ -434,7 +434,7 @@ class Mover(PartJobs):
             nonlocal left
             left -= 1
             try:
-                landed(number, error)
+                arrived(number, error)
             except Exception:
                 log.exception("A file has come, but could not be taken.")
             if not left:

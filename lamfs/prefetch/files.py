@@ -38,8 +38,8 @@ class FileQueue:
 
         Returns those that are not cached yet. ``failed`` is called with each of them that cannot be fetched.
         """
-        flights = self._cache.flights
-        if flights.nursery is None or flights.tight:
+        fetches = self._cache.fetches
+        if fetches.nursery is None or fetches.tight:
             return []
         small = [revision for revision in revisions if 0 < revision.size <= settings.LARGEST_FILE]
         wanted = self._cache.uncached(small)
@@ -49,7 +49,7 @@ class FileQueue:
 
     def start(self, most: int) -> int:
         """Start a batch of at most ``most`` files, if it is worth one. Returns the number of fetches it started."""
-        nursery = self._cache.flights.nursery
+        nursery = self._cache.fetches.nursery
         if nursery is None or nursery.cancel_scope.cancel_called:
             return 0
         while self._queue and most >= min(len(self._queue), settings.BATCH_FILES):
@@ -68,7 +68,7 @@ class FileQueue:
             failed(revision)
             return 0
         with contextlib.closing(file):
-            if file.homeless or file.state[0] != ABSENT or file.flights:
+            if file.homeless or file.state[0] != ABSENT or file.fetches:
                 return 0
-            self._cache.flights.start(file, 0, prefetch=True)
+            self._cache.fetches.start(file, 0, prefetch=True)
             return 1

@@ -49,12 +49,12 @@ class Prefetcher:
         """Files that nobody has opened; None: they are not prefetched."""
         self.in_flight = 0
         self._cache = cache
-        self._flights = cache.flights
+        self._fetches = cache.fetches
         self._wishing: deque[Reader] = deque()
         """Readers that have wishes, each once: they take turns."""
         self._rest: dict[BlockFile, _Rest] = {}
         """Files of which all is wanted."""
-        cache.flights.prefetch = self
+        cache.fetches.prefetch = self
 
     def reader(self) -> Reader:
         """For an open handle: its reads go through it."""
@@ -98,8 +98,8 @@ class Prefetcher:
 
     def pump(self) -> None:
         """Start prefetches while there is capacity to spare."""
-        flights = self._flights
-        while self.in_flight < settings.JOBS and flights.nursery is not None and not flights.tight:
+        fetches = self._fetches
+        while self.in_flight < settings.JOBS and fetches.nursery is not None and not fetches.tight:
             wish = self._next_wish()
             if wish is None and self.files is not None:
                 started = self.files.start(settings.JOBS - self.in_flight)
@@ -110,15 +110,15 @@ class Prefetcher:
             if wish is None:
                 return
             file, block, mask = wish
-            if not file.refs or file.homeless or file.state[block] == VERIFIED or block in file.flights:
+            if not file.refs or file.homeless or file.state[block] == VERIFIED or block in file.fetches:
                 continue
-            if mask and flights.leaf_hashes(file, block) is not None:
+            if mask and fetches.leaf_hashes(file, block) is not None:
                 run = file.missing(block, mask) if file.state[block] == ABSENT else None
                 if run is None:
                     continue
-                flights.start_leaves(file, block, *run, prefetch=True)
+                fetches.start_leaves(file, block, *run, prefetch=True)
             else:
-                flights.start_stretch(file, block)
+                fetches.start_stretch(file, block)
             self.in_flight += 1
 
     def _next_wish(self) -> tuple[BlockFile, int, int] | None:
@@ -137,7 +137,7 @@ class Prefetcher:
             block = file.state.find(ABSENT, rest.at)
             if _is_busy(file):
                 continue
-            if block >= 0 and file.refs > len(file.flights):  # somebody beside the flights still has it open
+            if block >= 0 and file.refs > len(file.fetches):  # somebody beside the fetches still has it open
                 rest.at = block + 1
                 return file, block, 0
             del self._rest[file]
@@ -147,5 +147,5 @@ class Prefetcher:
 
 def _is_busy(file: BlockFile) -> bool:
     """Whether as much of a file is being prefetched as may be."""
-    leaves = sum(flight.prefetch for found in file.leaves.values() for flight in found.flights)
-    return sum(flight.prefetch for flight in file.flights.values()) + leaves >= settings.JOBS_OF_FILE
+    leaves = sum(fetch.prefetch for found in file.leaves.values() for fetch in found.fetches)
+    return sum(fetch.prefetch for fetch in file.fetches.values()) + leaves >= settings.JOBS_OF_FILE

@@ -183,7 +183,7 @@ class FakeMover:
             offset += length
 
     async def fetch_files(
-        self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
+        self, files: Sequence[jobs.WholeFile], arrived: Callable[[int, LamfsError | None], None]
     ) -> None:
         async def one(number: int, file: jobs.WholeFile) -> None:
             error: LamfsError | None = None
@@ -193,7 +193,7 @@ class FakeMover:
                 )
             except LamfsError as problem:
                 error = problem
-            landed(number, error)
+            arrived(number, error)
 
         async with trio.open_nursery() as nursery:
             for number, file in enumerate(files):

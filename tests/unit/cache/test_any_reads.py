@@ -10,7 +10,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamfs.cache import blockfile, eviction, flights, sparse
+from lamfs.cache import blockfile, eviction, fetches, sparse
 from lamfs.cache import blocks as blocks_module
 from lamfs.cache import index as index_module
 from lamfs.cache.files import cache_file
@@ -44,7 +44,7 @@ def test_every_byte_is_right(tmp_path_factory: pytest.TempPathFactory, steps: li
             patch.setattr(module, "REGION_BLOCKS", 2)
         patch.setattr(blockfile, "_REGION_SHIFT", 1)
         patch.setattr(limits, "WHOLE_MISSES", 6)
-        patch.setattr(flights, "FULL_SECONDS", 0.0)
+        patch.setattr(fetches, "FULL_SECONDS", 0.0)
         rig = Rig(tmp_path_factory.mktemp("patterns"))
         rig.put("k", DATA)
         left = list(steps)

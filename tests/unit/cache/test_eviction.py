@@ -230,10 +230,10 @@ async def test_the_floor_of_free_space(rig: Rig, monkeypatch: pytest.MonkeyPatch
         cache._work.set()
         await until(lambda: not rig.path("a").exists())
         assert rig.path("b").exists(), "no more than needed"
-        assert not cache.flights.tight
+        assert not cache.fetches.tight
         monkeypatch.setattr(cache._evictor, "shortage", lambda: 5)
         cache._work.set()
-        await until(lambda: cache.flights.tight)
+        await until(lambda: cache.fetches.tight)
         fetched = len(rig.mover.fetches)
         file = cache.open(rig.revisions["a"])
         reader = prefetcher_of(cache).reader()

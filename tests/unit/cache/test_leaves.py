@@ -79,7 +79,7 @@ class Rig:
 
 def prefetcher_of(cache: BlockCache) -> Prefetcher:
     """The one that Rig.mount has made for a cache."""
-    found = cache.flights.prefetch
+    found = cache.fetches.prefetch
     assert isinstance(found, Prefetcher)
     return found
 

@@ -1,4 +1,4 @@
-"""Blocks that one request prefetches together: each lands when it has come, and what fails is left to itself."""
+"""Blocks that one request prefetches together: each ends when it has come, and what fails is left to itself."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_storage_that_is_away_is_not_asked_again_for_each_block(rig: StepR
         wish(cache, file, 0)
         await quiet()
         assert not rig.mover.fetches
-        assert not file.flights
+        assert not file.fetches
         assert prefetcher_of(cache).in_flight == 0
         wish(cache, file, 0)
         wanted = await file.read(0, 1, whole=True)
@@ -162,6 +162,6 @@ async def test_the_end_of_the_cache_is_the_end_of_its_stretches(rig: StepRig) ->
             wish(cache, file, 0)
             nursery.start_soon(read, file)
             await quiet()
-            assert list(file.flights) == [1]
+            assert list(file.fetches) == [1]
     assert [type(error) for error in errors] == [TransferDied]
-    assert not file.flights
+    assert not file.fetches

@@ -18,7 +18,7 @@ from lamfs.cache.bits import leaf_bytes, leaf_mask
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.moving import BlockMover, persist
-from lamfs.cache.states import ABSENT, PRESENT, Flight, Leaves
+from lamfs.cache.states import ABSENT, PRESENT, Fetch, Leaves
 from lamfs.errors import DamagedData, LamfsError, ObjectChanged, StorageError, StorageFull, TransferDied
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.mover import beats, jobs
@@ -63,7 +63,7 @@ class NoPrefetch:
         """As Prefetch."""
 
 
-class Flights:
+class Fetches:
     """All blocks on their way. Belongs to one BlockCache, which runs the nursery."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Flights:
         self.tight = False
         """The cache's disk is filling up, and nothing more can be evicted: nothing is brought that nobody waits for."""
         self.nursery: trio.Nursery | None = None
-        """Where flights run; None when the cache does not run."""
+        """Where fetches run; None when the cache does not run."""
         self.misses = self.fetched = self.damaged = 0
         self.on_storage_damage: Callable[[Revision, int], None] = self._log_damage
         """Told of each block of an object that is not what was saved: it writes the log line."""
@@ -105,16 +105,16 @@ class Flights:
         self.nursery = None
         self.prefetch.stop()
 
-    def start(self, file: BlockFile, block: int, prefetch: bool = False) -> Flight:
-        """The flight of a block, in the cache's own nursery: who waits for it may be cancelled, the flight is not."""
-        flight = file.flights.get(block)
-        if flight is None:
+    def start(self, file: BlockFile, block: int, prefetch: bool = False) -> Fetch:
+        """The fetch of a block, in the cache's own nursery: who waits for it may be cancelled, the fetch is not."""
+        fetch = file.fetches.get(block)
+        if fetch is None:
             if self.nursery is None:
                 raise TransferDied("The block cache is not running: the mount is being ended.")
-            flight = file.flights[block] = Flight(prefetch)
+            fetch = file.fetches[block] = Fetch(prefetch)
             file.refs += 1
-            self.nursery.start_soon(self.fly, file, block, flight)
-        return flight
+            self.nursery.start_soon(self.run_block, file, block, fetch)
+        return fetch
 
     def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
         """The concatenated leaf hashes of a block; None when they are not known."""
@@ -126,21 +126,21 @@ class Flights:
             log.warning("The leaf hashes of '%s' cannot be read: %s", file.revision.object_key, error)
             return None
 
-    def start_leaves(self, file: BlockFile, block: int, first: int, last: int, prefetch: bool = False) -> Flight:
-        """The flight of leaves ``first`` to ``last`` of an absent block, whose hashes are known. As start."""
+    def start_leaves(self, file: BlockFile, block: int, first: int, last: int, prefetch: bool = False) -> Fetch:
+        """The fetch of leaves ``first`` to ``last`` of an absent block, whose hashes are known. As start."""
         if self.nursery is None:
             raise TransferDied("The block cache is not running: the mount is being ended.")
         if not prefetch and self.prefetch.random_miss(file):
             return self.start(file, block)
-        flight = Flight(prefetch, leaf_mask(file.revision.size, block, first, last))
-        file.leaves.setdefault(block, Leaves(0)).flights.append(flight)
+        fetch = Fetch(prefetch, leaf_mask(file.revision.size, block, first, last))
+        file.leaves.setdefault(block, Leaves(0)).fetches.append(fetch)
         file.refs += 1
-        self.nursery.start_soon(self._fly_leaves, file, block, first, flight)
-        return flight
+        self.nursery.start_soon(self._run_leaves, file, block, first, fetch)
+        return fetch
 
-    def failure(self, flight: Flight) -> LamfsError:
-        """The error of a flight as a fresh exception: one object must not be raised in several tasks."""
-        error = flight.error
+    def failure(self, fetch: Fetch) -> LamfsError:
+        """The error of a fetch as a fresh exception: one object must not be raised in several tasks."""
+        error = fetch.error
         assert error is not None
         return jobs.again(error)
 
@@ -151,54 +151,54 @@ class Flights:
             self.start(file, block, prefetch=True)
             return
         assert self.nursery is not None
-        flights = {number: Flight(number == blocks[-1], unasked=True) for number in blocks}
-        file.flights.update(flights)
-        file.refs += len(flights)
-        self.nursery.start_soon(stretches.fly, self, self._mover, file, flights)
+        fetches = {number: Fetch(number == blocks[-1], unasked=True) for number in blocks}
+        file.fetches.update(fetches)
+        file.refs += len(fetches)
+        self.nursery.start_soon(stretches.run, self, self._mover, file, fetches)
 
-    def ended(self, flight: Flight) -> None:
-        """A flight has landed: wake who waits for it, and use its place."""
-        flight.landed.set()
-        if flight.prefetch:
+    def ended(self, fetch: Fetch) -> None:
+        """A fetch has ended: wake those who wait for it. The place of a prefetch is free again."""
+        fetch.done.set()
+        if fetch.prefetch:
             self.prefetch.ended()
 
-    async def fly(self, file: BlockFile, block: int, flight: Flight) -> None:
-        """Bring a block, whose flight it is, and land."""
+    async def run_block(self, file: BlockFile, block: int, fetch: Fetch) -> None:
+        """Bring a block, whose fetch it is, and end the fetch."""
         try:
-            with beats.doing(file.beat), flight.caught(f"block {block} of '{file.revision.object_key}'"):
+            with beats.doing(file.beat), fetch.caught(f"block {block} of '{file.revision.object_key}'"):
                 await self._bring(file, block)
         finally:
-            self.land(file, block, flight)
+            self.finish(file, block, fetch)
 
-    def land(self, file: BlockFile, block: int, flight: Flight) -> None:
-        """The flight of a block is over."""
-        del file.flights[block]
+    def finish(self, file: BlockFile, block: int, fetch: Fetch) -> None:
+        """The fetch of a block is over."""
+        del file.fetches[block]
         self.release(file)
-        self.ended(flight)
+        self.ended(fetch)
 
-    async def _fly_leaves(self, file: BlockFile, block: int, first: int, flight: Flight) -> None:
+    async def _run_leaves(self, file: BlockFile, block: int, first: int, fetch: Fetch) -> None:
         came = False
         try:
-            with beats.doing(file.beat), flight.caught(f"leaves of block {block} of '{file.revision.object_key}'"):
-                came = await self._bring_leaves(file, block, first, flight.mask)
+            with beats.doing(file.beat), fetch.caught(f"leaves of block {block} of '{file.revision.object_key}'"):
+                came = await self._bring_leaves(file, block, first, fetch.mask)
                 if not came:
                     # Either the bytes or the leaf hashes are wrong: the block's own hash tells.
                     whole = self.start(file, block)
-                    await whole.landed.wait()
-                    flight.error = whole.error
+                    await whole.done.wait()
+                    fetch.error = whole.error
         finally:
             leaves = file.leaves.get(block)
-            if leaves is not None and flight in leaves.flights:
-                leaves.flights.remove(flight)
+            if leaves is not None and fetch in leaves.fetches:
+                leaves.fetches.remove(fetch)
             self.release(file)
-            self.ended(flight)
+            self.ended(fetch)
         try:  # first who waits for them is served, then the index hears of them
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         finally:
-            if came and file.path is not None and file.fd() >= 0 and file.holds_leaves(block, flight.mask):
-                self._index.mark_leaves(file.path, sparse.tag(file.revision), block, flight.mask, ino=file.ino)
-                self._came(file, leaf_bytes(file.revision.size, block, flight.mask))
+            if came and file.path is not None and file.fd() >= 0 and file.holds_leaves(block, fetch.mask):
+                self._index.mark_leaves(file.path, sparse.tag(file.revision), block, fetch.mask, ino=file.ino)
+                self._came(file, leaf_bytes(file.revision.size, block, fetch.mask))
 
     async def _bring_leaves(self, file: BlockFile, block: int, first: int, mask: int) -> bool:
         """Fetch a run of leaves; False when they do not have their hashes."""
