@@ -59,7 +59,7 @@ class Policy:
     spool_limit: int = 32 << 30
     """Bytes in the spool above which writers wait for the uploader."""
     spool_free: int | None = None
-    """Bytes of the spool's disk that waiting writers leave free; None: room.FLOOR."""
+    """Bytes of the spool's disk that waiting writers leave free; None: backpressure.FLOOR."""
     public_stats: bool = False
     """Whether everybody may read the mount's numbers in ``.lamfs``; else only the user that mounted."""
 

@@ -347,10 +347,10 @@ class Files:
         if spool is None or spool.missing or not state.writable_now():
             spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
         state.dirty = True  # the journal says "open" by now: the next close has to acknowledge, also with a full disk
-        room = self._spooling.room
-        if not room.take(len(data)):
+        back_pressure = self._spooling.back_pressure
+        if not back_pressure.admit(len(data)):
             # It has an end of its own, which moves on as long as storage takes something.
-            await self._wait(lambda: room.wait(len(data)), state, self._caller(self.handles[handle]), math.inf)
+            await self._wait(lambda: back_pressure.wait(len(data)), state, self._caller(self.handles[handle]), math.inf)
             if state.spool is not spool or spool.missing or not state.writable_now():  # stored, cut … meanwhile
                 spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
                 state.dirty = True

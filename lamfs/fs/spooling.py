@@ -17,9 +17,9 @@ import trio
 
 from lamfs.cache.blocks import BlockFile
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError, TransferDied
+from lamfs.fs.backpressure import BackPressure
 from lamfs.fs.context import Context
 from lamfs.fs.overlay import Overlays
-from lamfs.fs.room import Room
 from lamfs.fs.state import FileState, Spool
 from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
@@ -42,7 +42,7 @@ class Spooling:
     def __init__(self, context: Context) -> None:
         self._c = context
         policy = context.policy
-        self.room = Room(
+        self.back_pressure = BackPressure(
             context.spool,
             context.registry.path,
             context.uploader,
@@ -219,7 +219,7 @@ class Spooling:
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file. Raises OSError(ENOSPC)."""
-        self.room.check()
+        self.back_pressure.check()
         name = name or spool_name(ino)
         return Spool(self._c.spool.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL), name)
 
@@ -252,7 +252,7 @@ class Spooling:
 
     def _filled_spool(self, state: FileState, data: bytes, size: int | None = None) -> Spool:
         """A spool file of ``size`` bytes (None: of ``data`` only) that begins with ``data``. Raises OSError."""
-        self.room.check()
+        self.back_pressure.check()
         name = self._new_name(state)
         spool = Spool(self._c.spool.open_draft(name), name)
         try:
