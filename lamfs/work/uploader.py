@@ -26,12 +26,12 @@ from lamfs.registry import Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.work import batches, multipart
+from lamfs.work.debounce import Debounce
 from lamfs.work.durable import Folding, Settling
 from lamfs.work.guard import Permit, anybody
 from lamfs.work.loop import LoopWaits
 from lamfs.work.moves import Moves
 from lamfs.work.multipart import Multipart
-from lamfs.work.pacing import Pace
 from lamfs.work.puts import Puts
 from lamfs.work.sealing import Sealing
 from lamfs.work.steps import FileHooks, Steps, what
@@ -133,7 +133,7 @@ class Uploader:
         self._busy: set[int] = set()
         self._jobs = 0
         self._large: set[int] = set()
-        self._pace = Pace()
+        self._debounce = Debounce()
         self._parked: set[int] = set()
         self._held: dict[int, int] = {}
         self._attempts: dict[int, trio.Event] = {}
@@ -161,7 +161,7 @@ class Uploader:
     def notify(self, ino: int | None = None) -> None:
         """Something became ready: the put of ``ino`` (its last writer may be gone), or any row."""
         if ino is not None:
-            self._pace.closed(ino)
+            self._debounce.closed(ino)
             self.sealing.closed(ino)
             self._held.pop(ino, None)
             if self._wakes_at <= trio.current_time() + SETTLE:
@@ -170,7 +170,7 @@ class Uploader:
 
     def opened(self) -> None:
         """A program has opened a file or directory, and waits for the answer."""
-        self._pace.opened()
+        self._debounce.opened()
 
     def written(self, ino: int, src: str, offset: int, length: int, size: int) -> None:
         """Bytes were written into a spool file, which has ``size`` bytes now: a large one is sent while it grows."""
@@ -352,7 +352,7 @@ class Uploader:
         if self._clock < clock - CLOCK_STEP:
             log.info("the clock was put back by %.0f s: what waits to be tried again is tried now", clock - self._clock)
             journal.retry_now()
-        held = 0.0 if self._hurry else self._pace.pause()
+        held = 0.0 if self._hurry else self._debounce.pause()
         if held and not self._wanted:
             return min(held, SETTLE)  # so soon that no closed file wakes this up
         refilled = bool(held)
@@ -360,7 +360,7 @@ class Uploader:
             if not self._queue:
                 if refilled:
                     if not held:
-                        self._pace.drained()
+                        self._debounce.drained()
                     break
                 refilled = True
                 skip = self._busy.union(self._held.values(), self._parked)

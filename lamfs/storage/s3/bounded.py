@@ -18,16 +18,16 @@ from urllib3.exceptions import HTTPError
 
 from lamfs.storage.s3 import xmltext
 from lamfs.storage.s3.errors import ERROR_BYTES, NotS3
-from lamfs.storage.s3.pace import PacedResponse
+from lamfs.storage.s3.slow import TimedResponse
 from lamfs.storage.s3.wire import PIECE, NoAnswer
 
 
 class _Connection(AWSHTTPConnection):
-    response_class = PacedResponse  # type: ignore[assignment]  # botocore makes plain ones
+    response_class = TimedResponse  # type: ignore[assignment]  # botocore makes plain ones
 
 
 class _SecureConnection(AWSHTTPSConnection):
-    response_class = PacedResponse  # type: ignore[assignment]  # botocore makes plain ones
+    response_class = TimedResponse  # type: ignore[assignment]  # botocore makes plain ones
 
 
 class _Pool(AWSHTTPConnectionPool):

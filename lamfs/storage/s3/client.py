@@ -21,8 +21,8 @@ from lamfs.storage.root import split_s3
 from lamfs.storage.s3 import limits
 from lamfs.storage.s3.direct import Direct, Elsewhere, find
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of, is_throttling, translate
-from lamfs.storage.s3.pace import SLOWEST
 from lamfs.storage.s3.sign import is_in_the_open
+from lamfs.storage.s3.slow import SLOWEST
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient

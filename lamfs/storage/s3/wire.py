@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection, RemoteDisconnected
 from typing import Protocol, cast
 
-from lamfs.storage.s3.pace import PacedResponse, TooSlow
+from lamfs.storage.s3.slow import TimedResponse, TooSlow
 from lamfs.storage.signs import sign
 
 PIECE = 256 << 10
@@ -126,7 +126,7 @@ class Reply:
             self._line.close()
 
 
-class _Response(PacedResponse):
+class _Response(TimedResponse):
     """The library's, which takes most of a small request's time to read a head. A simple one is read here instead."""
 
     _method: str
@@ -172,7 +172,7 @@ class _Response(PacedResponse):
         self.length = 0 if self._method == "HEAD" else int(length[0])
         self.will_close = "close" in found.get("connection", "").lower()
         self.simple = found
-        self._paced.body_begins()
+        self._timed.body_begins()
 
 
 class Wire:
@@ -199,7 +199,7 @@ class Wire:
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | Source | None, timeout: float
     ) -> Reply:
         """Send a request; ``headers`` have its Host and the length of its body. ``timeout``: seconds of silence that
-        are borne; what comes slowly: see pace. Raises NoAnswer, what reading the body raises, and ValueError for a line
+        are borne; slow replies: see slow.py. Raises NoAnswer, what reading the body raises, and ValueError for a line
         break in a header."""
         ask = body is not None and self._context is None and int(headers.get("content-length", 0)) > EXPECT_ABOVE
         line = self._take()
