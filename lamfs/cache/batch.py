@@ -115,7 +115,7 @@ class Batch:
                 fetches.damaged += 1
                 fetches.on_storage_damage(revision, 0)
             failed(revision)
-        fetches.release(file)
+        fetches.unref(file)
         fetches.ended(fetch)
 
 

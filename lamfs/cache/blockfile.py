@@ -61,7 +61,7 @@ class BlockSource(Protocol):
     def start(self, file: BlockFile, block: int) -> Fetch:
         """The fetch of a block, started if there is none."""
 
-    def release(self, file: BlockFile) -> None:
+    def unref(self, file: BlockFile) -> None:
         """Drop one reference."""
 
     def failure(self, fetch: Fetch) -> LamfsError:
@@ -152,13 +152,13 @@ class BlockFile:
         """Descriptor of the (sparse) file. The BlockFile owns it."""
         return self._fd
 
-    def hold(self) -> None:
+    def ref(self) -> None:
         """Take another reference, to be dropped with ``close``: for who waits while its own may be dropped."""
         self.refs += 1
 
     def close(self) -> None:
         """Drop the reference. The object is not used by this holder afterwards."""
-        self._owner.release(self)
+        self._owner.unref(self)
 
     # ---- reading
 
@@ -172,9 +172,9 @@ class BlockFile:
         first = offset >> _SHIFT
         last = (offset + size - 1) >> _SHIFT
         if first == last:
-            if not self._ready[first] and not self._has_leaves(offset, size):
+            if not self._ready[first] and not self._has_verified(offset, size):
                 return None
-        elif self._ready.find(0, first, last + 1) >= 0 and not self._has_leaves(offset, size):
+        elif self._ready.find(0, first, last + 1) >= 0 and not self._has_verified(offset, size):
             return None
         data = bytearray(size)
         try:
@@ -334,15 +334,15 @@ class BlockFile:
             if self.state[block] == VERIFIED:
                 continue
             while len(waiting) >= FILL_WINDOW:
-                await self._settle(waiting, asked)
+                await self._await_oldest(waiting, asked)
             entire = whole or mask.bit_count() > FEW_LEAVES
             fetch = self._want(block, mask, entire)
             if fetch is not None:
                 waiting.append((block, mask, entire, fetch))
         while waiting:
-            await self._settle(waiting, asked)
+            await self._await_oldest(waiting, asked)
 
-    async def _settle(self, waiting: deque[tuple[int, int, bool, Fetch]], asked: float) -> None:
+    async def _await_oldest(self, waiting: deque[tuple[int, int, bool, Fetch]], asked: float) -> None:
         """Wait for the oldest fetch; when it did not bring all that is wanted of its block, for another one.
 
         One that was on its way before this read was ``asked`` for may have tried for as long as a read may: this one
@@ -429,7 +429,7 @@ class BlockFile:
         if leaves.verified == leaf_mask(self._size, block):
             self.verified(block)
 
-    def _has_leaves(self, offset: int, size: int) -> bool:
+    def _has_verified(self, offset: int, size: int) -> bool:
         for block, mask in self.masks(offset, offset + size):
             if self.state[block] != VERIFIED:
                 leaves = self.leaves.get(block)
@@ -482,7 +482,7 @@ class BlockFile:
         elif leaves.present == full:
             self.state[block] = PRESENT
 
-    def holds_leaves(self, block: int, mask: int) -> bool:
+    def has_leaves(self, block: int, mask: int) -> bool:
         """Whether these leaves are in the file, and right."""
         leaves = self.leaves.get(block)
         return self.state[block] == VERIFIED or (leaves is not None and not mask & ~leaves.verified)
@@ -504,7 +504,7 @@ class BlockFile:
             elif block not in self.fetches:
                 self.lost(block, PRESENT)
 
-    def holds(self, offset: int, size: int) -> bool:
+    def has(self, offset: int, size: int) -> bool:
         """Whether no block of the range is absent: it can be read without storage."""
         return self.state.find(ABSENT, offset >> _SHIFT, (offset + size - 1 >> _SHIFT) + 1) < 0
 

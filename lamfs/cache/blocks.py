@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from lamfs.cache import adoption, holes, sparse
+from lamfs.cache import holes, imports, sparse
 from lamfs.cache.batch import Batch, Failed, make_files
 from lamfs.cache.bits import REGION_BLOCKS
 from lamfs.cache.blockfile import BlockFile
@@ -88,7 +88,7 @@ class BlockCache:
             index,
             seal_bytes=limit_bytes,
             leaves=leaves,
-            release=self._release,
+            unref=self._unref,
             make_room=self._make_room,
             grown=self._has_grown,
         )
@@ -231,7 +231,7 @@ class BlockCache:
                 self._detach(other)
         self._files.setdefault(file.revision.object_key, {})[file.revision.etag] = file
 
-    def _release(self, file: BlockFile) -> None:
+    def _unref(self, file: BlockFile) -> None:
         """Drop one reference; without any the file stays open among the idle ones for a while."""
         file.refs -= 1
         if file.refs:
@@ -311,35 +311,35 @@ class BlockCache:
             self.fetches.nursery.start_soon(Batch(self.fetches, self._index, files).run, self._mover)
         return len(files)
 
-    def adopting(self) -> contextlib.AbstractContextManager[None]:
-        """Around several ``adopt``: the index writes them at once."""
+    def importing(self) -> contextlib.AbstractContextManager[None]:
+        """Around several ``import_file``: the index writes them at once."""
         return contextlib.nullcontext() if self._local else self._index.together()
 
-    def adopt(self, fd: int, spool_path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
+    def import_file(self, fd: int, spool_path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
         """Rename a spool file, whose content is ``revision``'s but for ``missing`` blocks, to the cache path, verified.
 
-        What is missing is taken from the cache file that was there, block by block in the background, if it has it.
+        What is missing is copied from the cache file that was there, block by block in the background, if it has it.
         False, and nothing changed, when that is not possible (another file system, local storage, not that file).
         """
         if self._local:
             return False
         path = sparse.relative_path(self._store, revision.object_key)
-        taken = adoption.take(self._index, self._dir, path, fd, spool_path, revision, missing)
-        if taken is None:
+        imported = imports.import_file(self._index, self._dir, path, fd, spool_path, revision, missing)
+        if imported is None:
             return False
-        if taken.fd < 0:
+        if imported.fd < 0:
             return True
         old = self._files.get(revision.object_key, {}).get(revision.etag)
         if old is not None:
             self._detach(old)
-        file = BlockFile(self.fetches, revision, taken.fd, taken.ino, path, taken.state)
+        file = BlockFile(self.fetches, revision, imported.fd, imported.ino, path, imported.state)
         self._insert(file)
         file.refs += 1
-        donor = taken.donor
+        donor = imported.donor
         if donor is not None and self.fetches.nursery is not None:
             self.fetches.nursery.start_soon(self._graft, file, donor)
         else:
-            self._release(file)
+            self._unref(file)
             if donor is not None:
                 os.close(donor.fd)
         self._work.set()
@@ -355,7 +355,7 @@ class BlockCache:
             log.debug("Blocks of '%s' stay behind: %s", file.revision.object_key, error)
         finally:
             os.close(donor.fd)
-            self._release(file)
+            self._unref(file)
 
     def drop(self, object_key: str) -> None:
         """Forget the cached file of an object that is deleted or replaced; open BlockFiles stay readable."""

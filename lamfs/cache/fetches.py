@@ -74,11 +74,11 @@ class Fetches:
         *,
         seal_bytes: int,
         leaves: LeafHashes | None,
-        release: Callable[[BlockFile], None],
+        unref: Callable[[BlockFile], None],
         make_room: Callable[[], Awaitable[None]],
         grown: Callable[[int], None],
     ) -> None:
-        self.release = release
+        self.unref = unref
         """Drops one reference of a BlockFile."""
         self.tight = False
         """The cache's disk is filling up, and nothing more can be evicted: nothing is brought that nobody waits for."""
@@ -173,7 +173,7 @@ class Fetches:
     def finish(self, file: BlockFile, block: int, fetch: Fetch) -> None:
         """The fetch of a block is over."""
         del file.fetches[block]
-        self.release(file)
+        self.unref(file)
         self.ended(fetch)
 
     async def _run_leaves(self, file: BlockFile, block: int, first: int, fetch: Fetch) -> None:
@@ -190,13 +190,13 @@ class Fetches:
             leaves = file.leaves.get(block)
             if leaves is not None and fetch in leaves.fetches:
                 leaves.fetches.remove(fetch)
-            self.release(file)
+            self.unref(file)
             self.ended(fetch)
         try:  # first who waits for them is served, then the index hears of them
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         finally:
-            if came and file.path is not None and file.fd() >= 0 and file.holds_leaves(block, fetch.mask):
+            if came and file.path is not None and file.fd() >= 0 and file.has_leaves(block, fetch.mask):
                 self._index.mark_leaves(file.path, sparse.tag(file.revision), block, fetch.mask, ino=file.ino)
                 self._came(file, leaf_bytes(file.revision.size, block, fetch.mask))
 

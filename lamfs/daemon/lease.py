@@ -136,7 +136,7 @@ class Keeper:
         try:
             lease.renew(self._fence, seconds)
         except LeaseLost:
-            if not self._take_again(lease, seconds):
+            if not self._reacquire(lease, seconds):
                 raise
         self._until, self._asked = lease.at + seconds, lease.at
         try:
@@ -145,7 +145,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 held.forget_note(self._directory)  # it may be of a longer lease, which it was before this mount
 
-    def _take_again(self, lease: lock.Lease, seconds: float) -> bool:
+    def _reacquire(self, lease: lock.Lease, seconds: float) -> bool:
         """Take a lease that nobody has (it was given back, or its object deleted), or that this machine has taken anew
         (a command, or a try of this mount that did not come to its end), if nobody has used it meanwhile: the registry
         in storage is what this machine's comes from."""

@@ -202,7 +202,7 @@ class _Mount:
                             "storage refuses this for good, so it is left in the journal, for the next mount: %s",
                             refused,
                         )
-                await self._uploader.settling.finish()
+                await self._uploader.range_sync.finish()
             nursery.cancel_scope.cancel()
 
     async def _drain(self) -> list[str]:

@@ -78,7 +78,7 @@ class Contents:
         data = None if content is None else content.data
         if data is None:
             self._leave(opened)
-            content = opened.content = self._take(opened.number)
+            content = opened.content = self._content_now(opened.number)
             content.readers += 1
             opened.end = None
             data = content.data or b""
@@ -93,7 +93,7 @@ class Contents:
         if opened is not None:
             self._leave(opened)
 
-    def _take(self, number: int) -> Content:
+    def _content_now(self, number: int) -> Content:
         """What a handle that begins to read now may read."""
         now = self._clock()
         self._drop_old(now)

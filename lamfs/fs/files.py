@@ -276,7 +276,7 @@ class Files:
         if self._spooling.verify_small(state, offset) and (data := self.read_now(handle, offset, size)) is not None:
             return data
         base = state.base
-        waits = base is None or not base.holds(offset, size)
+        waits = base is None or not base.has(offset, size)
         if waits and reader.is_new():
             self._directories.missed(state.ino)
         now = began = trio.current_time()
@@ -458,7 +458,7 @@ class Files:
             await sync_file(self._c.spool, self._c.spool.open(str(entry.src), os.O_RDONLY))
             return
 
-        async def settle() -> None:
+        async def stored() -> None:
             journal, now = self._c.registry.journal, entry
             while now.owner != journal.owner:  # another mount has it in hand
                 self._c.uploader.check_refused(ino)
@@ -473,10 +473,10 @@ class Files:
                 if later is None:
                     return
                 now = later
-            await self._c.uploader.settle(ino, now.id, now.gen)
+            await self._c.uploader.wait_stored(ino, now.id, now.gen)
 
         await self._c.waits.bounded(
-            settle,
+            stored,
             self._c.policy.timeout,
             caller or Caller(),
             lambda: self._name(ino),

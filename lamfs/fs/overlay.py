@@ -308,5 +308,5 @@ async def _sync(fd: int) -> None:
         finally:
             os.close(own)
 
-    with beats.held():
+    with beats.paused():
         await trio.to_thread.run_sync(work)

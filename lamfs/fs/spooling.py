@@ -49,7 +49,7 @@ class Spooling:
             limit=policy.spool_limit,
             floor=policy.spool_free,
             timeout=policy.timeout,
-            waits=not context.store.takes_files,
+            waits=not context.store.imports_files,
             make_room=context.cache.make_room,
         )
         self.overlays = Overlays(context, self.read_stored)
@@ -84,7 +84,7 @@ class Spooling:
                 base = state.base
                 if base is None:
                     return await what(None)
-                base.hold()  # the file may go on with another revision meanwhile
+                base.ref()  # the file may go on with another revision meanwhile
                 try:
                     return await what(base)
                 finally:
@@ -343,7 +343,7 @@ class Spooling:
         state.dirty = False
         state.journaled = False
         if state.spool is not None and state.spool.ranges:
-            self._c.uploader.settling.ask(state.spool.name)
+            self._c.uploader.range_sync.ask(state.spool.name)
         self._c.uploader.notify(state.ino)
         return True
 
@@ -442,7 +442,7 @@ class Spooling:
             if state.writers and not consumed:
                 state.frozen = False
                 return
-        if not consumed and not (revision is not None and self._adopt(src, revision, missing)):
+        if not consumed and not (revision is not None and self._import(src, revision, missing)):
             self._c.spool.unlink(src)
         if state is not None and mine:
             state.drop_spool()
@@ -450,16 +450,16 @@ class Spooling:
 
     def storing_many(self) -> contextlib.AbstractContextManager[None]:
         """Around several ``stored``."""
-        return self._c.cache.adopting()
+        return self._c.cache.importing()
 
-    def _adopt(self, src: str, revision: Revision, missing: Collection[int] = ()) -> bool:
+    def _import(self, src: str, revision: Revision, missing: Collection[int] = ()) -> bool:
         """Let a stored spool file become the cache's copy of its object."""
         try:
             fd = self._c.spool.open(src, os.O_RDWR)
         except (OSError, LamfsError):
             return False
         try:
-            return self._c.cache.adopt(fd, self._c.spool.path(src), revision, missing)
+            return self._c.cache.import_file(fd, self._c.spool.path(src), revision, missing)
         except (OSError, LamfsError) as error:
             log.warning("could not keep %s in the cache: %s", revision.object_key, error)
             return False
@@ -493,7 +493,7 @@ class Spooling:
             if self._is_nobodys(state.ino, spool.name):
                 whole = not (state.private or state.stale or state.frozen or state.dirty or state.owed != spool.name)
                 revision = state.revision
-                if not (whole and revision is not None and self._adopt(spool.name, revision, spool.missing)):
+                if not (whole and revision is not None and self._import(spool.name, revision, spool.missing)):
                     self._c.spool.unlink(spool.name)
             state.drop_spool()
         state.drop_base()

@@ -14,11 +14,11 @@ from contextvars import ContextVar
 class Beat:
     """Counts the signs of one piece of work, and of all that it is a part of (``whole``)."""
 
-    __slots__ = ("_count", "_held", "_whole")
+    __slots__ = ("_count", "_paused", "_whole")
 
     def __init__(self, *whole: Beat) -> None:
         self._whole = list(whole)
-        self._count = self._held = 0
+        self._count = self._paused = 0
 
     def __call__(self) -> None:
         """It has gone on."""
@@ -27,8 +27,8 @@ class Beat:
             beat()
 
     def value(self) -> int:
-        """Another number than the last time, if it has gone on since; always while it is ``held``."""
-        if self._held:
+        """Another number than the last time, if it has gone on since; always while it is ``paused``."""
+        if self._paused:
             self._count += 1
         return self._count
 
@@ -36,11 +36,11 @@ class Beat:
         """From now on it is a part of ``whole`` too. Nothing of it may be held now."""
         self._whole.append(whole)
 
-    def hold(self, by: int) -> None:
+    def pause(self, by: int) -> None:
         """One piece more (1), or less (-1), of it does what gives no sign."""
-        self._held += by
+        self._paused += by
         for beat in self._whole:
-            beat.hold(by)
+            beat.pause(by)
 
 
 _doing: ContextVar[Beat | None] = ContextVar("beat", default=None)
@@ -62,15 +62,15 @@ def current() -> Beat | None:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def paused() -> Iterator[None]:
     """Inside of the block this machine's own disk is waited for (a sync, which says nothing until it is done): storage
     is not to blame for that time."""
     beat = _doing.get()
     if beat is None:
         yield
         return
-    beat.hold(1)
+    beat.pause(1)
     try:
         yield
     finally:
-        beat.hold(-1)
+        beat.pause(-1)

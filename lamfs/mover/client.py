@@ -24,7 +24,7 @@ from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.mover import beats, jobs
 from lamfs.mover.jobs import Message
 from lamfs.mover.parts import PartJobs
-from lamfs.mover.process import END_TIMEOUT, Forked, end, environment, hold
+from lamfs.mover.process import END_TIMEOUT, Forked, duplicate, end, environment
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, StorageConfig
 from lamfs.storage.stale import Meant
 
@@ -261,7 +261,7 @@ class Mover(PartJobs):
         fds: list[int] = []
         try:
             for name in paths:
-                message[name] = hold(message[name], fds)
+                message[name] = duplicate(message[name], fds)
             await self._ready()
         except BaseException:
             for fd in fds:
@@ -445,7 +445,7 @@ class Mover(PartJobs):
         for number, file in enumerate(files):
             fds: list[int] = []
             try:
-                path = hold(file.path, fds)
+                path = duplicate(file.path, fds)
             except StorageError as error:
                 then(number, error)
                 continue

@@ -71,11 +71,11 @@ async def end(process: trio.Process | Forked, patience: float = END_TIMEOUT) -> 
 
 
 def path_of(fd: int) -> str:
-    """The path by which a job names a file that is open here. ``hold`` keeps it open for as long as the job runs."""
+    """The path by which a job names a file that is open here. `duplicate` keeps it open while the job runs."""
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
-def hold(path: str, fds: list[int]) -> str:
+def duplicate(path: str, fds: list[int]) -> str:
     """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``."""
     match = _FD_PATH.fullmatch(path)
     if match is None or match[1] not in ("self", str(os.getpid())):

@@ -153,7 +153,7 @@ class Server:
         while data := self._receive():
             for line in lines.feed(data):
                 if configured:
-                    self._take(jsonlines.decode(line))
+                    self._accept(jsonlines.decode(line))
                 else:
                     self._configure(jsonlines.decode(line))
                     configured = True
@@ -185,7 +185,7 @@ class Server:
         store.prepare()
         gc.freeze()
 
-    def _take(self, message: Message) -> None:
+    def _accept(self, message: Message) -> None:
         if "cancel" in message:
             if found := self._jobs.get(message["cancel"]):
                 found.cancelled = True

@@ -433,7 +433,7 @@ def _hash_fetched(store: ObjectStore, found: ObjectStat, progress: Callable[[int
 def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
     """Whether a spool file was perhaps renamed into the storage folder: something is there that is not what its
     ``artifact`` had before, or it cannot be told."""
-    if object_key is None or not store.takes_files:
+    if object_key is None or not store.imports_files:
         return False
     try:
         etag = store.head(object_key).etag

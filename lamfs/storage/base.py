@@ -84,7 +84,7 @@ class ObjectStore(Protocol):
         bytes whatever becomes of the object, and nothing is gained by caching them."""
 
     @property
-    def takes_files(self) -> bool:
+    def imports_files(self) -> bool:
         """Whether put_file may rename the file into the storage, with ``consume``, so that storing moves no bytes."""
 
     @property

@@ -55,7 +55,7 @@ class LateS3Store:
         return False
 
     @property
-    def takes_files(self) -> bool:
+    def imports_files(self) -> bool:
         return False
 
     @property

@@ -36,7 +36,7 @@ from lamfs.storage.signs import sign
 
 READ_CHUNK = 1 << 20
 
-_CANNOT_TAKE = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.ETXTBSY})
+_CANNOT_IMPORT = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.ETXTBSY})
 """Renaming the file itself is refused (another file system, somebody else's file): it is copied, which then says what
 is really wrong."""
 
@@ -63,7 +63,7 @@ class LocalStore:
         return True
 
     @property
-    def takes_files(self) -> bool:
+    def imports_files(self) -> bool:
         return True
 
     @property
@@ -194,8 +194,8 @@ class LocalStore:
     ) -> ObjectStat:
         check_object_key(key, as_path=True)
         with self._source(path) as (source, entry):
-            takeable = consume and _is_only_name(entry, source)
-            if takeable and self._take(key, source, entry, meta, exclusive=if_none_match, over=if_match):
+            importable = consume and _is_only_name(entry, source)
+            if importable and self._import(key, source, entry, meta, exclusive=if_none_match, over=if_match):
                 result = _object_stat(key, os.fstat(source))
                 if progress is not None and result.size:
                     progress(result.size)
@@ -207,7 +207,7 @@ class LocalStore:
                 over=if_match,
                 meta=meta,
             )
-            if takeable:
+            if importable:
                 entry.unlink()
         return result
 
@@ -238,7 +238,7 @@ class LocalStore:
         try:
             return self._store(key, fill, exclusive=if_none_match, over=if_match)
         except PreconditionFailed:
-            if self._holds(key, data):
+            if self._has_content(key, data):
                 return self.head(key)
             raise
 
@@ -330,7 +330,7 @@ class LocalStore:
 
     # how an object gets into place
 
-    def _take(
+    def _import(
         self, key: str, source: int, entry: Entry, meta: ObjectMeta | None, *, exclusive: bool, over: str | None
     ) -> bool:
         """Rename the file itself into place. False when it cannot be taken and must be copied. ``exclusive``, ``over``:
@@ -348,7 +348,7 @@ class LocalStore:
             except OSError as error:
                 if exclusive and isinstance(error, FileExistsError):
                     raise self._made_first(key) from None
-                if error.errno in _CANNOT_TAKE:
+                if error.errno in _CANNOT_IMPORT:
                     return False
                 raise
         return True
@@ -405,7 +405,7 @@ class LocalStore:
     def _made_first(self, key: str) -> PreconditionFailed:
         return PreconditionFailed(f"There is already an object '{key}' in {self.root}; somebody else made it first.")
 
-    def _holds(self, key: str, data: bytes) -> bool:
+    def _has_content(self, key: str, data: bytes) -> bool:
         """Whether the object is exactly ``data``: then an earlier try of the same write was the one that made it."""
         try:
             return self.head(key).size == len(data) and self.get(key) == data

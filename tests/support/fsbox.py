@@ -82,7 +82,7 @@ class MemoryStore:
     config: StorageConfig = StorageConfig("s3://bucket/prefix")  # noqa: RUF009
     kind: str = "s3"
     on_disk: bool = False
-    takes_files: bool = False
+    imports_files: bool = False
     cache_name: str = "bucket/prefix"
 
     @property

@@ -84,7 +84,7 @@ class FakeStore:
     gets: Counter[tuple[str, int]] = field(default_factory=Counter)
     kind: str = "s3"
     on_disk: bool = False
-    takes_files: bool = False
+    imports_files: bool = False
     cache_name: str = "bucket/prefix"
 
     def put(self, key: str, data: bytes) -> Revision:

@@ -165,7 +165,7 @@ class Connection:
         result: dict[str, Any] | None = None
         try:
             direct, session = self._way()
-            if direct is not None and direct.takes(operation, params) and not self._throttled():
+            if direct is not None and direct.supports(operation, params) and not self._throttled():
                 try:
                     result = direct.call(operation, params, PATIENT_SECONDS / 2 if patient else self._read_timeout)
                 except Elsewhere:

@@ -123,7 +123,7 @@ class Direct:
         self._path = path
         self._signer = signer
 
-    def takes(self, operation: str, params: dict[str, Any]) -> bool:
+    def supports(self, operation: str, params: dict[str, Any]) -> bool:
         """Whether this is one of the calls."""
         return operation in _METHODS and params.keys() <= _KNOWN
 

@@ -68,7 +68,7 @@ class Download:
                     stop = total if stop is None else min(stop, total)
                     self._drop(body, skip)
                     while position < stop:
-                        count = self._take(sink, body, position - offset, min(CHUNK, stop - position))
+                        count = self._receive(sink, body, position - offset, min(CHUNK, stop - position))
                         if not count:
                             break
                         position += count
@@ -148,12 +148,12 @@ class Download:
 
     def _drop(self, body: Any, count: int) -> None:
         while count:
-            got = self._take(lambda body, _, most: len(body.read(most)), body, 0, min(CHUNK, count))
+            got = self._receive(lambda body, _, most: len(body.read(most)), body, 0, min(CHUNK, count))
             if not got:
                 raise StorageUnavailable(f"Cannot {self._what}: the body was cut short; try again later.")
             count -= got
 
-    def _take(self, sink: Sink, body: Any, at: int, count: int) -> int:
+    def _receive(self, sink: Sink, body: Any, at: int, count: int) -> int:
         try:
             return sink(body, at, count)
         except LamfsError:

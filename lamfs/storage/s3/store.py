@@ -78,7 +78,7 @@ class S3Store:
         return False
 
     @property
-    def takes_files(self) -> bool:
+    def imports_files(self) -> bool:
         return False
 
     @property

@@ -202,7 +202,7 @@ class Wire:
         are borne; slow replies: see slow.py. Raises NoAnswer, what reading the body raises, and ValueError for a line
         break in a header."""
         ask = body is not None and self._context is None and int(headers.get("content-length", 0)) > EXPECT_ABOVE
-        line = self._take()
+        line = self._idle_or_new()
         try:
             line.sock.settimeout(timeout)
             line.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
@@ -247,7 +247,7 @@ class Wire:
             while True:
                 self._idle.pop().close()
 
-    def _take(self) -> HTTPConnection:
+    def _idle_or_new(self) -> HTTPConnection:
         while True:
             try:
                 line = self._idle.pop()

@@ -104,7 +104,7 @@ async def test_a_put_becomes_the_cache_file_and_a_replace_keeps_readers_whole(ri
     await reader.read(0, 10)
     new = await rig.put("k", second)
     with rig.spool.open("r+b") as stream:
-        assert rig.cache.adopt(stream.fileno(), str(rig.spool), new)
+        assert rig.cache.import_file(stream.fileno(), str(rig.spool), new)
     file = rig.cache.open(new)
     assert file.read_now(0, len(second)) == second
     assert reader.read_now(0, 10) == first[:10]

@@ -311,13 +311,13 @@ async def test_a_block_that_is_grafted_is_not_punched(rig: Rig, tmp_path: Path) 
             stream.write(new[:BLOCK_SIZE])
             stream.truncate(len(new))
             stream.flush()
-            assert cache.adopt(stream.fileno(), str(spool), revision, range(1, revision.block_count()))
+            assert cache.import_file(stream.fileno(), str(spool), revision, range(1, revision.block_count()))
         file = cache.open(revision)
         assert await file.read(BLOCK_SIZE + 5, 5) == new[BLOCK_SIZE + 5 :][:5]
         await written.wait()
         await evict(cache, 0)
         evicted.set()
-        await until(lambda: file.holds(BLOCK_SIZE, 1))
+        await until(lambda: file.has(BLOCK_SIZE, 1))
         right = await file.read(0, len(new)) == new
         assert right
         file.close()
@@ -332,7 +332,7 @@ async def test_a_spool_file_that_another_mount_has_open_gets_no_holes(rig: Rig, 
     theirs = Spool(os.open(path, os.O_RDWR), path.name)
     async with rig.mount() as cache:
         with open(path, "r+b") as stream:
-            assert cache.adopt(stream.fileno(), str(path), revision, range(1, revision.block_count()))
+            assert cache.import_file(stream.fileno(), str(path), revision, range(1, revision.block_count()))
         await evict(cache, 0)
         assert os.pread(theirs.fd, 9, 0) == BIG[:9]
         theirs.close()

@@ -76,7 +76,7 @@ class Rig:
             self.directories.read(record.ino, record.revision)
             data = file.read_now(0, 1 << 20)
             if data is None:
-                if not file.holds(0, 1):
+                if not file.has(0, 1):
                     self.directories.missed(record.ino)
                     self.missed.append(path)
                 data = await file.read(0, 1 << 20)

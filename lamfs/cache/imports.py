@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Taken:
+class Imported:
     """The new cache file: descriptor (-1: it is not kept open), inode, and state of each block. ``donor``: the file
     that was at its place, of an earlier revision. The caller owns both descriptors."""
 
@@ -27,7 +27,7 @@ class Taken:
     donor: sparse.Opened | None
 
 
-def take(
+def import_file(
     index: CacheIndex,
     cache_dir: Path,
     path: str,
@@ -35,7 +35,7 @@ def take(
     spool_path: str,
     revision: Revision,
     missing: Collection[int],
-) -> Taken | None:
+) -> Imported | None:
     """Rename a spool file (open as ``fd``), which has all blocks of ``revision`` but ``missing``, to its cache path.
 
     None, and nothing changed, when it is on another file system, or is not that file.
@@ -77,4 +77,4 @@ def take(
     if own < 0 and donor is not None:
         os.close(donor.fd)
         donor = None
-    return Taken(own, ino, state, donor)
+    return Imported(own, ino, state, donor)
