@@ -1,7 +1,7 @@
-"""Bringing blocks and leaves: verifying what is here, fetching what is not. The trio loop only.
+"""Fetching blocks and leaves, and verifying those that are in the file. The trio loop only.
 
-Each block, or run of leaves, on its way is one task in the cache's own nursery, whoever asked for it first: several
-readers cause one GET, and a reader that is cancelled takes nothing from the others.
+Each block, or run of leaves, is fetched by one task in the cache's own nursery, whoever asked for it first. So several
+readers cause one GET, and cancelling one reader does not affect the others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from lamfs.cache import sparse, stretches
+from lamfs.cache import sparse
 from lamfs.cache.bits import leaf_bytes, leaf_mask
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.index import CacheIndex
@@ -27,10 +27,15 @@ from lamfs.storage.local import etag_of
 
 log = logging.getLogger(__name__)
 
+STRETCH = 2
+"""Blocks that one request prefetches, at most. A stretch ends at a multiple of it, whichever block was asked for.
+
+One connection to a distant server is slow: longer stretches would leave too few connections in use.
+"""
 ASIDE_JOBS = 4
-"""Reads at a time that pass a full cache by, each in its own memory."""
+"""Reads at a time that bypass a full cache, each in its own memory."""
 FULL_SECONDS = 5.0
-"""How long the cache's disk is believed to be full when it was, and nothing could be evicted."""
+"""Seconds for which the cache's disk counts as full after it was and nothing could be evicted."""
 
 LeafHashes = Callable[[Revision, int], bytes | None]
 """The stored leaf hashes of one block of a revision."""
@@ -64,7 +69,7 @@ class NoPrefetch:
 
 
 class Fetches:
-    """All blocks on their way. Belongs to one BlockCache, which runs the nursery."""
+    """All fetches in flight of one BlockCache, which runs the nursery."""
 
     def __init__(
         self,
@@ -81,12 +86,12 @@ class Fetches:
         self.unref = unref
         """Drops one reference of a BlockFile."""
         self.tight = False
-        """The cache's disk is filling up, and nothing more can be evicted: nothing is brought that nobody waits for."""
+        """The cache's disk is filling up, and nothing more can be evicted: only fetch what a reader waits for."""
         self.nursery: trio.Nursery | None = None
         """Where fetches run; None when the cache does not run."""
         self.misses = self.fetched = self.damaged = 0
         self.on_storage_damage: Callable[[Revision, int], None] = self._log_damage
-        """Told of each block of an object that is not what was saved: it writes the log line."""
+        """Called with each block of an object that is not what was saved. It writes the log line."""
         self._store = store
         self._mover = mover
         self._index = index
@@ -96,7 +101,7 @@ class Fetches:
         self._aside = trio.CapacityLimiter(ASIDE_JOBS)
         self._make_room = make_room
         self.grown = grown
-        """Told of bytes that were added to the cache."""
+        """Called with numbers of bytes that were added to the cache."""
         self.prefetch: Prefetch = NoPrefetch()
         """Set by whoever prefetches into this cache."""
 
@@ -106,14 +111,14 @@ class Fetches:
         self.prefetch.stop()
 
     def start(self, file: BlockFile, block: int, prefetch: bool = False) -> Fetch:
-        """The fetch of a block, in the cache's own nursery: who waits for it may be cancelled, the fetch is not."""
+        """The fetch of a block; started if there is none. Cancelling a waiting reader does not cancel it."""
         fetch = file.fetches.get(block)
         if fetch is None:
             if self.nursery is None:
                 raise TransferDied("The block cache is not running: the mount is being ended.")
             fetch = file.fetches[block] = Fetch(prefetch)
             file.refs += 1
-            self.nursery.start_soon(self.run_block, file, block, fetch)
+            self.nursery.start_soon(self._run_block, file, block, fetch)
         return fetch
 
     def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
@@ -127,7 +132,7 @@ class Fetches:
             return None
 
     def start_leaves(self, file: BlockFile, block: int, first: int, last: int, prefetch: bool = False) -> Fetch:
-        """The fetch of leaves ``first`` to ``last`` of an absent block, whose hashes are known. As start."""
+        """Fetch leaves ``first`` to ``last`` of an absent block, whose hashes are known. As start."""
         if self.nursery is None:
             raise TransferDied("The block cache is not running: the mount is being ended.")
         if not prefetch and self.prefetch.random_miss(file):
@@ -139,14 +144,14 @@ class Fetches:
         return fetch
 
     def failure(self, fetch: Fetch) -> LamfsError:
-        """The error of a fetch as a fresh exception: one object must not be raised in several tasks."""
+        """A new exception for the error of a fetch: one exception object must not be raised in several tasks."""
         error = fetch.error
         assert error is not None
         return jobs.again(error)
 
     def start_stretch(self, file: BlockFile, block: int) -> None:
-        """Prefetch a block, and what one request can bring with it: that takes the place of one prefetch."""
-        blocks = stretches.around(file, block)
+        """Prefetch a block and what one request can fetch with it. Counts as one prefetch."""
+        blocks = _stretch(file, block)
         if len(blocks) == 1 or trio.current_time() < self._full_until:
             self.start(file, block, prefetch=True)
             return
@@ -154,7 +159,7 @@ class Fetches:
         fetches = {number: Fetch(number == blocks[-1], unasked=True) for number in blocks}
         file.fetches.update(fetches)
         file.refs += len(fetches)
-        self.nursery.start_soon(stretches.run, self, self._mover, file, fetches)
+        self.nursery.start_soon(self._run_stretch, self.nursery, file, fetches)
 
     def ended(self, fetch: Fetch) -> None:
         """A fetch has ended: wake those who wait for it. The place of a prefetch is free again."""
@@ -162,19 +167,59 @@ class Fetches:
         if fetch.prefetch:
             self.prefetch.ended()
 
-    async def run_block(self, file: BlockFile, block: int, fetch: Fetch) -> None:
-        """Bring a block, whose fetch it is, and end the fetch."""
+    async def _run_block(self, file: BlockFile, block: int, fetch: Fetch) -> None:
+        """Fetch a block, and end its fetch."""
         try:
             with beats.doing(file.beat), fetch.caught(f"block {block} of '{file.revision.object_key}'"):
                 await self._bring(file, block)
         finally:
-            self.finish(file, block, fetch)
+            self._finish(file, block, fetch)
 
-    def finish(self, file: BlockFile, block: int, fetch: Fetch) -> None:
-        """The fetch of a block is over."""
+    def _finish(self, file: BlockFile, block: int, fetch: Fetch) -> None:
+        """The fetch of a block has ended."""
         del file.fetches[block]
         self.unref(file)
         self.ended(fetch)
+
+    async def _run_stretch(self, nursery: trio.Nursery, file: BlockFile, fetches: dict[int, Fetch]) -> None:
+        """Fetch consecutive blocks with one request. The fetch of each ends when it has arrived.
+
+        When bytes are wrong, the disk is full or the mover dies, the blocks that are left are fetched one by one.
+        """
+        revision = file.revision
+        left = list(fetches)
+        error: LamfsError | None = None
+
+        def came(count: int) -> None:
+            for block in left[:count]:
+                self.misses += 1
+                with fetches[block].caught(f"block {block} of '{revision.object_key}'"):
+                    self._block_came(file, block)
+                self._finish(file, block, fetches[block])
+            del left[:count]
+
+        try:
+            with beats.doing(file.beat):
+                await self._mover.fetch_stretch(
+                    revision.object_key,
+                    etag=revision.etag,
+                    offset=left[0] * BLOCK_SIZE,
+                    blocks=[(file.span(block)[1], revision.content.block(block)) for block in left],
+                    path=f"/proc/{os.getpid()}/fd/{file.fd()}",
+                    came=came,
+                )
+        except (DamagedData, StorageFull, TransferDied) as problem:
+            log.debug("Blocks of '%s' are brought one by one: %s", revision.object_key, problem)
+        except LamfsError as problem:
+            error = problem
+        finally:
+            for block in left:
+                if error is None:
+                    nursery.start_soon(self._run_block, file, block, fetches[block])
+                else:
+                    self.misses += 1
+                    fetches[block].error = error
+                    self._finish(file, block, fetches[block])
 
     async def _run_leaves(self, file: BlockFile, block: int, first: int, fetch: Fetch) -> None:
         came = False
@@ -182,7 +227,7 @@ class Fetches:
             with beats.doing(file.beat), fetch.caught(f"leaves of block {block} of '{file.revision.object_key}'"):
                 came = await self._bring_leaves(file, block, first, fetch.mask)
                 if not came:
-                    # Either the bytes or the leaf hashes are wrong: the block's own hash tells.
+                    # Either the bytes or the leaf hashes are wrong: the block's own hash decides.
                     whole = self.start(file, block)
                     await whole.done.wait()
                     fetch.error = whole.error
@@ -192,7 +237,7 @@ class Fetches:
                 leaves.fetches.remove(fetch)
             self.unref(file)
             self.ended(fetch)
-        try:  # first who waits for them is served, then the index hears of them
+        try:  # serve the waiting readers first, then tell the index
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         finally:
@@ -201,7 +246,7 @@ class Fetches:
                 self._came(file, leaf_bytes(file.revision.size, block, fetch.mask))
 
     async def _bring_leaves(self, file: BlockFile, block: int, first: int, mask: int) -> bool:
-        """Fetch a run of leaves; False when they do not have their hashes."""
+        """Fetch a run of leaves. False: they do not match their hashes."""
         revision = file.revision
         hashes = self.leaf_hashes(file, block)
         if hashes is None:  # the artifact has just been deleted or replaced
@@ -244,32 +289,32 @@ class Fetches:
             self.damaged += 1
             self.on_storage_damage(revision, block)
             raise
-        self.came(file, block)
+        self._block_came(file, block)
 
-    def came(self, file: BlockFile, block: int) -> None:
-        """A block is in the file, and it is right."""
+    def _block_came(self, file: BlockFile, block: int) -> None:
+        """A block has arrived, and it is right."""
         revision, length = file.revision, file.span(block)[1]
         self.fetched += length
         file.verified(block)
         assert file.path is not None
         if len(file.state) == 1 and revision.size <= self._seal_bytes:
             mtime = os.fstat(file.fd()).st_mtime_ns
-            if self._index.complete_all([(file.path, sparse.tag(revision), file.ino, mtime)]):  # in one transaction
+            if self._index.complete_all([(file.path, sparse.tag(revision), file.ino, mtime)]):  # one transaction
                 self.grown(length)
                 return
         self._index.mark(file.path, sparse.tag(revision), (block,), ino=file.ino)
         self._came(file, length)
 
     def _came(self, file: BlockFile, length: int) -> None:
-        """Bytes were added to a cache file. A file that can never be whole for long is not sealed, so that it can be
-        evicted by regions."""
+        """Bytes were added to a cache file. A file larger than the cache is not sealed, so that its regions can be
+        evicted."""
         assert file.path is not None
         if file.whole() and file.revision.size <= self._seal_bytes:
             sparse.seal(self._index, file.path, file.revision, file.fd())
         self.grown(length)
 
     async def aside(self, file: BlockFile, offset: int, size: int) -> bytes:
-        """Verified bytes by way of memory, for when the cache's disk takes none. Raises as BlockFile.read."""
+        """Verified bytes by way of memory, when the cache's disk is full. Raises as BlockFile.read."""
         revision = file.revision
         async with self._aside:
             fd = os.memfd_create("lamfs-aside", os.MFD_CLOEXEC)
@@ -306,7 +351,7 @@ class Fetches:
         offset, length = file.span(block)
         digest = file.revision.content.block(block)
         ours, theirs = (f"/proc/{os.getpid()}/fd/{fd}" for fd in (file.fd(), donor))
-        with file.pinned(range(block, block + 1)):  # leaves that came before are not punched while it is written
+        with file.pinned(range(block, block + 1)):  # leaves that arrived before are not punched while it is written
             if not await self._mover.graft(theirs, ours, offset=offset, length=length, digest=digest):
                 return
             file.verified(block)
@@ -336,7 +381,7 @@ class Fetches:
             raise StorageFull("The cache's disk is full.")
         try:
             await self._give(revision, offset, length, path, digest, leaves)
-        except StorageFull:  # of the cache's disk
+        except StorageFull:  # the cache's disk is full
             await self._make_room()
             try:
                 await self._give(revision, offset, length, path, digest, leaves)
@@ -365,7 +410,7 @@ class Fetches:
         log.error("Block %d of the object %s (ETag %s) is damaged in storage.", block, url, revision.etag)
 
     def _storage_damage(self, file: BlockFile, block: int) -> StorageError:
-        """A block of a local storage's file is wrong: because somebody wrote to the file, or because it rotted."""
+        """A block of a local storage's file is wrong: somebody wrote to the file, or it rotted."""
         url, etag = self._store.url(file.revision.object_key), file.revision.etag
         if etag_of(os.fstat(file.fd())) != etag:
             return ObjectChanged(f"The object {url} was changed in place; look the artifact up again.")
@@ -374,3 +419,12 @@ class Fetches:
             f"The object {url} (ETag {etag}) is damaged in block {block}: its bytes are not what was saved. Restore "
             "the file from a backup or replace the artifact."
         )
+
+
+def _stretch(file: BlockFile, block: int) -> range:
+    """A block, and those behind it that one request can fetch too."""
+    end = block + 1
+    last = min(end + -end % STRETCH, len(file.state))
+    while end < last and file.state[block] == file.state[end] == ABSENT and end not in file.fetches:
+        end += 1
+    return range(block, end)

@@ -1,4 +1,4 @@
-"""Spool files that become cache files, once what is in them is stored. Synchronous, any thread."""
+"""Spool files that become cache files once their content is stored. Synchronous, any thread."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Imported:
-    """The new cache file: descriptor (-1: it is not kept open), inode, and state of each block. ``donor``: the file
-    that was at its place, of an earlier revision. The caller owns both descriptors."""
+    """The new cache file: descriptor (-1: it is not kept open), inode, and state of each block.
+
+    ``donor``: the file of an earlier revision that was at its path. The caller owns both descriptors.
+    """
 
     fd: int
     ino: int
@@ -36,9 +38,9 @@ def import_file(
     revision: Revision,
     missing: Collection[int],
 ) -> Imported | None:
-    """Rename a spool file (open as ``fd``), which has all blocks of ``revision`` but ``missing``, to its cache path.
+    """Rename a spool file, open as ``fd``, to its cache path. It has all blocks of ``revision`` but ``missing``.
 
-    None, and nothing changed, when it is on another file system, or is not that file.
+    Returns None, and changes nothing, when it is on another file system, or is not that file.
     """
     full = os.path.join(cache_dir, path)
     donor: sparse.Opened | None = None

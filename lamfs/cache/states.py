@@ -1,4 +1,4 @@
-"""What is known of a block and of its leaves, and what is on its way. Data of BlockFile and Fetches; loop only."""
+"""What is known of a block and its leaves, and fetches in flight. Data of BlockFile and Fetches; loop only."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lamfs.errors import LamfsError, StorageError, TransferDied
 log = logging.getLogger(__name__)
 
 ABSENT, PRESENT, VERIFIED = 0, 1, 2
-"""States of a block: not in the file; said to be in the file by the index; checked by this process."""
+"""States of a block: not in the file; in the file, as the index says; verified by this process."""
 
 
 class Fetch:
-    """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same fetch."""
+    """The fetch of a block, or of some of its leaves (``mask``). All readers that want them wait for the same fetch."""
 
     __slots__ = ("began", "done", "error", "mask", "prefetch", "unasked")
 
     def __init__(self, prefetch: bool, mask: int = 0, *, unasked: bool = False) -> None:
         self.prefetch = prefetch
-        """It takes the place of a prefetch."""
+        """It uses the place of a prefetch."""
         self.mask = mask
         self.unasked = prefetch or unasked
-        """Nobody waited for it when it began."""
+        """Nobody waited for it when it started."""
         self.began = trio.current_time()
         """Trio's clock."""
         self.done = trio.Event()
@@ -34,7 +34,7 @@ class Fetch:
 
     @contextlib.contextmanager
     def caught(self, what: str) -> Iterator[None]:
-        """What goes wrong while ``what`` is brought becomes the fetch's error: who waits for it raises it."""
+        """An error while ``what`` is fetched becomes the fetch's error. Readers that wait for the fetch raise it."""
         try:
             yield
         except LamfsError as error:
@@ -48,19 +48,19 @@ class Fetch:
 
 
 class Leaves:
-    """What is known of the leaves of a block that is not verified as a whole. Leaf i is bit i of each mask."""
+    """What is known of the leaves of an unverified block. Leaf i is bit i of each mask."""
 
     __slots__ = ("fetches", "present", "verified")
 
     def __init__(self, present: int) -> None:
         self.present = present
-        """Said to be in the file. Of a block that is PRESENT all are."""
+        """In the file, as the index says. Of a PRESENT block, all are."""
         self.verified = 0
-        """Checked by this process."""
+        """Verified by this process."""
         self.fetches: list[Fetch] = []
 
     def in_flight(self) -> int:
-        """Leaves that are on their way."""
+        """Leaves in flight."""
         mask = 0
         for fetch in self.fetches:
             mask |= fetch.mask

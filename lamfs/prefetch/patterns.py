@@ -65,10 +65,10 @@ class Run:
 class Reader:
     """One open handle's reads, and its wishes: what it will read next. close() takes them back."""
 
-    __slots__ = ("_distance", "_equal", "_owner", "_runs", "wishes")
+    __slots__ = ("_distance", "_equal", "_runs", "_wishlist", "wishes")
 
-    def __init__(self, owner: Wishes) -> None:
-        self._owner = owner
+    def __init__(self, wishlist: Wishes) -> None:
+        self._wishlist = wishlist
         self._runs: list[Run] = []
         """The last used one comes first."""
         self._distance = 0
@@ -138,7 +138,7 @@ class Reader:
         """Wish for the next runs of a stride: twice as many as have been right, within reason."""
         if length > BLOCK_SIZE:
             return
-        for number in range(1, min(2 * self._equal, 2 * self._owner.blocks) + 1):
+        for number in range(1, min(2 * self._equal, 2 * self._wishlist.blocks) + 1):
             start = offset + number * self._distance
             stop = min(start + length, file.revision.size)
             if start < 0 or start >= stop:
@@ -150,7 +150,7 @@ class Reader:
 
     def _go_on(self, file: BlockFile, run: Run) -> None:
         """A sequence reached a block. If it is a new one, double the window and wish for what it covers."""
-        limit = self._owner.blocks
+        limit = self._wishlist.blocks
         forwards = run.up >= run.down
         block = (run.high - 1 if forwards else run.low) // BLOCK_SIZE
         if block == run.at or not limit:
@@ -166,6 +166,6 @@ class Reader:
                 self._wish(file, ahead, 0)
 
     def _wish(self, file: BlockFile, block: int, mask: int) -> None:
-        if self._owner.blocks and file.state[block] != VERIFIED:
+        if self._wishlist.blocks and file.state[block] != VERIFIED:
             self.wishes.append((file, block, mask))
-            self._owner.wished(self)
+            self._wishlist.wished(self)

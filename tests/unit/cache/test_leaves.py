@@ -13,7 +13,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamfs.cache import stretches
+from lamfs.cache import fetches
 from lamfs.cache.bits import leaf_bytes, leaf_mask
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.files import cache_file
@@ -309,7 +309,7 @@ async def test_while_the_rest_is_brought_quickly_reads_bring_their_blocks(
     monkeypatch.setattr(limits, "WHOLE_BYTES_PER_MISS", 1 << 40)
     monkeypatch.setattr(limits, "WHOLE_SOON", soon)
     monkeypatch.setattr(limits, "JOBS_OF_FILE", 1)
-    monkeypatch.setattr(stretches, "STRETCH", 1)
+    monkeypatch.setattr(fetches, "STRETCH", 1)
     data = make_bytes(12 * BLOCK_SIZE)
     revision = rig.put("k", data)
     async with rig.mount(prefetch=8) as cache:
