@@ -164,8 +164,7 @@ class BlockFile:
     # ---- reading
 
     def read_now(self, offset: int, size: int) -> bytes | None:
-        """The bytes, cut at the end of the file, if all blocks or leaves they touch are verified; else None. Never
-        waits."""
+        """The bytes, cut at the file's end, if all that they touch is verified; else None. Never waits."""
         left = self._size - offset
         if size >= left:
             if left <= 0:
