@@ -22,8 +22,7 @@ def full_bitmap(count: int) -> bytes:
 
 
 def leaf_mask(size: int, block: int, first: int = 0, last: int = 63) -> int:
-    """Bits of leaves ``first`` to ``last`` of a block: leaf i is bit i. Leaves beyond a file of ``size`` bytes are left
-    out."""
+    """Bits of leaves ``first`` to ``last`` of a block (leaf i is bit i), if a file of ``size`` bytes has them."""
     count = -(-min(BLOCK_SIZE, size - block * BLOCK_SIZE) // LEAF_SIZE)
     return ((1 << min(last + 1, count)) - 1) & ~((1 << first) - 1)
 

@@ -367,8 +367,7 @@ class BlockFile:
             yield block, leaf_mask(self._size, block, start, stop)
 
     def _want(self, block: int, mask: int, entire: bool) -> Fetch | None:
-        """The fetch to wait for before leaves of a block can be read; None: they can now. ``entire``: prefer the whole
-        block."""
+        """The fetch to wait for before leaves of a block can be read; None: now. ``entire``: prefer the whole block."""
         if self.verify_small(block):
             return None
         fetch = self.fetches.get(block)
@@ -442,8 +441,7 @@ class BlockFile:
         return True
 
     def verify_small(self, block: int) -> bool:
-        """Verify a small block that is in the file without the mover. False: it is wrong, or that cannot be decided
-        here."""
+        """Verify a small block in the file without the mover. False: it is wrong, or cannot be decided here."""
         if block >= len(self.state) or self.state[block] != PRESENT or block in self.fetches:
             return block < len(self.state) and self.state[block] == VERIFIED
         offset, length = self.span(block)

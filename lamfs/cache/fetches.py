@@ -306,8 +306,7 @@ class Fetches:
         self._came(file, length)
 
     def _came(self, file: BlockFile, length: int) -> None:
-        """Bytes were added to a cache file. A file larger than the cache is not sealed, so that its regions can be
-        evicted."""
+        """Bytes were added to a file. One larger than the cache is not sealed, so that its regions can be evicted."""
         assert file.path is not None
         if file.whole() and file.revision.size <= self._seal_bytes:
             sparse.seal(self._index, file.path, file.revision, file.fd())

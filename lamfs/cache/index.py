@@ -197,8 +197,7 @@ class CacheIndex:
         self._do(work, None)
 
     def mark_leaves(self, path: str, etag: str, block: int, mask: int, *, ino: int = 0) -> None:
-        """Leaves of a block have been written; when all have, the block is complete. Does nothing in the same cases as
-        mark."""
+        """Leaves of a block have been written; with all of them it is complete. Does nothing when mark would not."""
         name = os.fsencode(path)
 
         def work(db: sqlite3.Connection) -> None:
@@ -377,8 +376,7 @@ class CacheIndex:
                 return work(self._connection())
             except sqlite3.Error as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-                # A generator may be closed in another thread than the one that started it: then this is not its
-                # connection.
+                # A generator may be closed in another thread than its own: then this is not its connection.
                 if code & 0xFF in _PASSING or isinstance(error, sqlite3.ProgrammingError):
                     log.debug("The cache index is not updated: %s.", error)
                     return default

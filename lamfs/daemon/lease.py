@@ -73,8 +73,7 @@ class Keeper:
         await self._ask(renew=True)
 
     async def permit(self, fresh: bool) -> None:
-        """Return when storage may be changed. ``fresh``: storage itself must confirm it. Raises LeaseLost, storage
-        errors."""
+        """Return when storage may be changed. ``fresh``: storage must confirm it. Raises LeaseLost, storage errors."""
         self._check()
         now = uptime()
         if now >= self._until:

@@ -206,8 +206,7 @@ class _Mount:
             nursery.cancel_scope.cancel()
 
     async def _drain(self) -> list[str]:
-        """Return when everything is stored that can be. Returns a sentence for each thing that storage refuses for
-        good."""
+        """Return when all that can be is stored. Returns a sentence for each thing that storage refuses for good."""
         # Without the lease nothing more is stored, which is reported at the end (``lost``). The mount leaves the tree.
         with contextlib.suppress(LeaseLost):
             return await self._uploader.drain(self._progress)
@@ -436,8 +435,7 @@ def _refuse_own_files(mountpoint: str, instance: Instance) -> None:
 
 
 def _raise_limits() -> None:
-    """Raise the limit of open files to what is allowed, and shorten the switch interval: the loop's thread must not
-    wait."""
+    """Allow as many open files as possible, and shorten the switch interval: the loop's thread must not wait."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     sys.setswitchinterval(0.0005)
@@ -455,8 +453,7 @@ def _raise_readahead(mountpoint: str) -> None:
 
 
 def _raise_background(mountpoint: str) -> None:
-    """Allow more readahead requests. By default the kernel has 12 in flight: a few files that stall would block all
-    others."""
+    """Allow more readahead requests. The kernel's default is 12: a few files that stall would block all others."""
     mounted = _mounted_at(mountpoint)
     if mounted is not None:
         folder = f"/sys/fs/fuse/connections/{mounted.device.partition(':')[2]}"

@@ -81,8 +81,7 @@ class Backups:
         return aside.parent, aside.at
 
     def is_copy(self, ino: int, name: str) -> bool:
-        """Whether the file at ``name`` is a backup whose artifact went to the new file. Deleting it loses only the
-        backup."""
+        """Whether the file at ``name`` is a backup whose artifact went to the new file: only the backup is lost."""
         aside = self._recent(ino)
         return aside is not None and aside.handed and aside.at == name
 

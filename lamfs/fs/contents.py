@@ -19,8 +19,7 @@ OVERHEAD = 256
 
 @dataclass(slots=True, eq=False)
 class Content:
-    """What a file contained at ``made_at``, seconds. ``data`` is None once it was dropped. ``readers``: handles reading
-    it."""
+    """A file's content at ``made_at``, seconds. ``data`` is None once dropped. ``readers``: handles reading it."""
 
     number: int
     data: bytes | None

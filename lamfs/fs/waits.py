@@ -122,8 +122,7 @@ class Waits:
         raise FsError(errno.EIO, f"'{what()}': storage did not answer in time.")
 
     async def run(self, mountpoint: str, *, shared: bool = False) -> None:
-        """Look for progress and for signals while anybody waits, until cancelled. ``shared``: other users may use the
-        mount."""
+        """Look for progress and signals while anybody waits, until cancelled. ``shared``: others may use the mount."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.follow)
             nursery.start_soon(self._look_for_signals, mountpoint, shared)

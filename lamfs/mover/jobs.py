@@ -2,12 +2,12 @@
 
 Lines of JSON (jsonlines.py) both ways over one stream socket.
 
-- The daemon's first line is the StorageConfig. Then one line per job, ``{"id": 7, "op": "fetch", …}``, or ``{"cancel":
-  7}``: nobody waits for job 7 any more, and it is skipped if it has not started. It is answered all the same.
-- The mover answers each job once, in the order of completion: ``{"id": 7, "ok": result}`` or ``{"id": 7, "error":
-  {"type": "ObjectChanged", "message": "…", "errno": 116}}``. Before that it may send ``{"id": 7, "progress": bytes}``;
-  a last ``"progress"`` may come with the answer. ("fetch_stretch" counts blocks.) For a job with ``"alive": true`` it
-  also sends ``{"id": 7, "alive": 1}`` now and then, while something is done for it.
+- The daemon's first line is the StorageConfig. Then one line per job, ``{"id": 7, "op": "fetch", …}``, or
+  ``{"cancel": 7}``: nobody waits for job 7 any more, and it is skipped if it has not started. It is answered anyway.
+- The mover answers each job once, in the order of completion: ``{"id": 7, "ok": result}`` or
+  ``{"id": 7, "error": {"type": "ObjectChanged", "message": "…", "errno": 116}}``. Before that it may send
+  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may come with the answer. ("fetch_stretch" counts blocks.)
+  For a job with ``"alive": true`` it also sends ``{"id": 7, "alive": 1}`` now and then, while something is done for it.
 
 Binary values travel as base64, paths as Python strings (surrogate escapes survive JSON's ``\\u`` form).
 """
@@ -29,13 +29,11 @@ Message = dict[str, Any]
 READS = frozenset({"fetch", "fetch_stretch", "verify", "get", "head", "meta"})
 """Jobs that a read() waits for: the reads pool."""
 CONTROL = frozenset({"put_bytes", "visit"})
-"""Small jobs with a deadline (such as renewing the lease). They have their own pool, so that no transfer delays them.
-"""
+"""Small jobs with a deadline (such as renewing the lease): their own pool, so that no transfer delays them."""
 PARTS = frozenset({"send_part", "copy_part"})
 """Parts of large files. They have their own pool, so that small files never wait behind them."""
 HASHES = frozenset({"hash", "hash_range", "hash_ends"})
-"""Hashing. It has its own pool, so that it never waits for storage, and another for ``bulk`` jobs (a whole large file).
-"""
+"""Hashing: its own pool, so that it never waits for storage, and another for ``bulk`` jobs (a whole large file)."""
 
 
 class WholeFile(NamedTuple):

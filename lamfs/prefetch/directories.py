@@ -188,8 +188,7 @@ class DirectoryPrefetch:
     # -- beginnings and ends
 
     def _left_for(self, place: Place) -> tuple[Ordered | None, int]:
-        """The order that is at the end of its directory and may continue at a place, and the directory that contains
-        both."""
+        """The order that may continue at a place, at its directory's end, and the directory that contains both."""
         here: list[int] = []
         for order in self._orders:
             if order.hits >= settings.ORDER_SURE and order.is_at_end():

@@ -46,8 +46,7 @@ class Capabilities(NamedTuple):
 
 
 class Over(NamedTuple):
-    """What a write may replace: only the object with the ETag ``if_match``; nothing, with ``if_none_match``; else
-    anything."""
+    """What a write may replace: the object with ETag ``if_match``; nothing, with ``if_none_match``; or anything."""
 
     if_match: str | None = None
     if_none_match: bool = False
@@ -284,8 +283,7 @@ LARGEST_OBJECT = 5 << 40
 
 
 def check_size(store: ObjectStore, size: int, name: str) -> None:
-    """Raise TooLarge when the storage can never store a file of ``size`` bytes. (A folder's file system decides
-    itself.)"""
+    """Raise TooLarge when the storage can never store ``size`` bytes. (A folder's file system decides itself.)"""
     if store.kind == "s3" and size > LARGEST_OBJECT:
         raise TooLarge(
             f"'{name}' has {size / (1 << 40):.3g} TiB, more than a bucket takes of one file (5 TiB); cut it, or split"

@@ -125,8 +125,7 @@ class Folder:
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[tuple[int, Entry]]:
-        """A context with a new file of mode 0600: its descriptor and name. Removed at the end if it still has that
-        name."""
+        """A context with a new file of mode 0600: descriptor and name. It is removed if it still has that name."""
         fd, entry = self._create(config.temporary_name(), os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             yield fd, entry

@@ -335,8 +335,7 @@ class LocalStore:
     def _import(
         self, key: str, source: int, entry: Entry, meta: ObjectMeta | None, *, exclusive: bool, over: str | None
     ) -> bool:
-        """Rename the file itself into place. False: it cannot be, and must be copied. ``exclusive``, ``over``: as
-        _store."""
+        """Rename the file itself into place. False: it must be copied. ``exclusive``, ``over``: as _store."""
         with self._errors_of(key):
             try:
                 os.fchmod(source, 0o600)

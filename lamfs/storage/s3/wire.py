@@ -221,8 +221,7 @@ class Wire:
             return Reply(self, line, response, keep=whole)
         except NoAnswer:
             line.close()
-            # Whatever broke this connection (another network, a gateway that forgets) has probably broken the idle ones
-            # too.
+            # What broke this connection (another network, a gateway that forgets) probably broke the idle ones too.
             self._drop_idle()
             raise
         except BaseException:
