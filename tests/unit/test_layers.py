@@ -269,6 +269,8 @@ BAD = [
     ("fs/files.py", "from lamfs.ops import save", "fs may not import ops"),
     ("fs/files.py", "def f():\n    import lamfs.fuse", "fs may not import fuse"),
     ("mover/server.py", "from lamfs.cache.blocks import BlockCache", "mover may not import cache"),
+    ("cache/blocks.py", "from lamfs.prefetch.scheduler import Prefetcher", "cache may not import prefetch"),
+    ("prefetch/files.py", "from lamfs.fs.counters import Counters", "prefetch may not import fs"),
     ("fuse/calls.py", "from lamfs.ops import save", "fuse may not import ops"),
     ("ops/save.py", "from lamfs.api import Artifact", "ops may not import api"),
     ("ops/save.py", "import importlib\nimportlib.import_module('lamfs.api')", "ops may not import api"),

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from lamfs.cache.blocks import BlockCache, BlockFile
+from lamfs.cache.fetches import NoPrefetch
 from lamfs.errors import StorageUnavailable
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE
 from lamfs.prefetch import settings
@@ -234,3 +235,23 @@ async def test_errors_of_prefetch_are_left_to_the_real_read(rig: Rig) -> None:
         assert not rig.mover.failures
         await handle.read(BLOCK_SIZE)
         handle.file.close()
+
+
+async def test_a_cache_prefetches_only_for_a_prefetcher(rig: Rig) -> None:
+    """Whole blocks are read, and nothing ahead of them, until a Prefetcher is made for the cache."""
+    revision = rig.put("k", DATA)
+    async with rig.mount(prefetch=8) as cache:
+        prefetcher, cache.fetches.prefetch = prefetcher_of(cache), NoPrefetch()
+        file = cache.open(revision)
+        for offset in range(0, 2 * BLOCK_SIZE, 128 * KIB):
+            await file.read(offset, 128 * KIB, whole=True)
+            await quiet()
+        assert blocks(rig) == [0, 1]
+        cache.fetches.prefetch = prefetcher
+        reader = prefetcher.reader()
+        for offset in range(2 * BLOCK_SIZE, 3 * BLOCK_SIZE, 128 * KIB):
+            await reader.read(file, offset, 128 * KIB)
+            await quiet()
+        assert max(blocks(rig)) > 3
+        assert prefetcher.in_flight == 0
+        file.close()
