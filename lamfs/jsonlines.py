@@ -27,7 +27,7 @@ class Lines:
         """``limit``: bytes that a line may have before its end has come."""
         self._limit = limit
         self._parts: list[bytes] = []
-        self._held = 0
+        self._buffered = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take what the stream gave; return the lines that it completed, without their newline.
@@ -38,10 +38,10 @@ class Lines:
         rest = lines.pop()
         if lines:
             lines[0] = b"".join((*self._parts, lines[0]))
-            self._parts, self._held = [], 0
+            self._parts, self._buffered = [], 0
         if rest:
             self._parts.append(rest)
-            self._held += len(rest)
-        if self._limit is not None and self._held > self._limit:
+            self._buffered += len(rest)
+        if self._limit is not None and self._buffered > self._limit:
             raise ValueError(f"a line of more than {self._limit} bytes")
         return lines

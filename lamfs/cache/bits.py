@@ -22,13 +22,13 @@ def full_bitmap(count: int) -> bytes:
 
 
 def leaf_mask(size: int, block: int, first: int = 0, last: int = 63) -> int:
-    """Bits of leaves ``first`` to ``last`` of a block, as far as a file of ``size`` bytes has them: leaf i is bit i."""
+    """Bits of leaves ``first`` to ``last`` of a block (leaf i is bit i), if a file of ``size`` bytes has them."""
     count = -(-min(BLOCK_SIZE, size - block * BLOCK_SIZE) // LEAF_SIZE)
     return ((1 << min(last + 1, count)) - 1) & ~((1 << first) - 1)
 
 
 def leaf_bytes(size: int, block: int, mask: int) -> int:
     """Bytes in the leaves of a block that ``mask`` names."""
-    short = -size % LEAF_SIZE  # by which the last leaf of the file is shorter
+    short = -size % LEAF_SIZE  # the last leaf of the file may be shorter
     has_last = short and block == (size - 1) // BLOCK_SIZE and mask >> (((size - 1) % BLOCK_SIZE) // LEAF_SIZE) & 1
     return mask.bit_count() * LEAF_SIZE - (short if has_last else 0)

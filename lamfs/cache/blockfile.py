@@ -1,11 +1,12 @@
-"""One revision's bytes as a local file that fills by blocks and leaves: which may be read, and reading them.
+"""One revision's bytes as a local file that fills by blocks and leaves. The trio loop only.
 
-The trio loop only; all readers of a revision in the process share one BlockFile. Bytes are given out only from blocks,
-or leaves of blocks, that this process has verified. A random read brings or verifies only the leaves that it needs.
+All readers of a revision in the process share one BlockFile. It gives out bytes only from blocks, or leaves of blocks,
+that this process has verified. A random read fetches or verifies only the leaves that it needs.
 
-What the kernel has in memory is taken as it was verified. What it does not have comes from the disk, which may have
-forgotten it: then whole leaves are read and compared again. So that nothing comes to memory without that, the kernel
-does not read ahead in these files; what it is asked to bring ahead is noted (``_ahead``), and compared when it is read.
+Pages in the kernel's memory are as they were when they were verified. Pages that are not there come from the disk,
+which may have lost them: then whole leaves are read and hashed again. No page may get into memory without that, so the
+kernel's own readahead is off for these files. What the kernel is asked to read ahead is recorded (``_ahead``) and
+hashed when it is read.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ import trio
 
 from lamfs.cache.bits import REGION_BLOCKS, leaf_mask
 from lamfs.cache.resident import is_resident
-from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Flight, Leaves
+from lamfs.cache.states import ABSENT, PRESENT, VERIFIED, Fetch, Leaves
 from lamfs.errors import LamfsError, StorageError, StorageFull, StorageUnavailable
 from lamfs.hashing import hash_block, hash_leaf, hash_leaves
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, Revision
 from lamfs.mover.beats import Beat
 
 OLD_SECONDS = 0.5
-"""Who came so much later than a flight began does not take its failure for an answer."""
+"""Seconds. A read that comes this much later than a fetch began does not accept its failure, but tries again."""
 FILL_WINDOW = 4
-"""Blocks that fill() and reads over many blocks bring at a time: most of the mover's readers stay for others."""
+"""Blocks that fill() and large reads fetch at a time. Most of the mover's readers stay free for others."""
 
 SMALL = 64 << 10
-"""Blocks up to this many bytes are verified right here: hashing them takes less time than a job's way and back."""
+"""Bytes. A smaller block is verified right here: hashing it takes less time than a job's round trip."""
 
 AHEAD = 2 << 20
-"""Bytes that the kernel is asked to read ahead when a read goes on where the last one ended ..."""
+"""Bytes that the kernel is asked to read ahead when a read continues the last one ..."""
 NEAR = 256 << 10
-"""... or about there: the kernel's requests come in odd order."""
+"""... or is this close to its end: the kernel's requests come in odd order."""
 
 FEW_LEAVES = 16
-"""Reads of up to so many leaves of a block bring and verify these alone: the kernel asks for 1 MiB at most."""
+"""Reads of up to so many leaves of a block fetch and verify only these. The kernel asks for 1 MiB at most."""
 
 _SHIFT = BLOCK_SIZE.bit_length() - 1
 _LEAF_SHIFT = LEAF_SIZE.bit_length() - 1
@@ -50,40 +51,40 @@ _REGION_SHIFT = REGION_BLOCKS.bit_length() - 1
 
 
 class BlockSource(Protocol):
-    """What a BlockFile needs of its cache."""
+    """What a BlockFile needs of the cache: see Fetches."""
 
     def leaf_hashes(self, file: BlockFile, block: int) -> bytes | None:
         """The concatenated leaf hashes of a block; None when they are not known."""
 
-    def start_leaves(self, file: BlockFile, block: int, first: int, last: int) -> Flight:
+    def start_leaves(self, file: BlockFile, block: int, first: int, last: int) -> Fetch:
         """Fetch leaves ``first`` to ``last`` of a block."""
 
-    def start(self, file: BlockFile, block: int) -> Flight:
-        """The flight of a block, started if there is none."""
+    def start(self, file: BlockFile, block: int) -> Fetch:
+        """The fetch of a block. Starts one if there is none."""
 
-    def release(self, file: BlockFile) -> None:
+    def unref(self, file: BlockFile) -> None:
         """Drop one reference."""
 
-    def failure(self, flight: Flight) -> LamfsError:
-        """A fresh exception for the error of a flight."""
+    def failure(self, fetch: Fetch) -> LamfsError:
+        """A new exception for the error of a fetch."""
 
     async def aside(self, file: BlockFile, offset: int, size: int) -> bytes:
-        """Verified bytes straight from storage, which the cache does not keep."""
+        """Verified bytes straight from storage, without keeping them in the cache."""
 
 
 class BlockFile:
-    """An open (sparse) file of one revision. Made by BlockCache.open; close() gives the reference back."""
+    """An open (sparse) file of one revision. BlockCache.open makes it; close() drops the reference."""
 
     __slots__ = (
         "_ahead",
         "_ahead_end",
         "_cold_end",
         "_fd",
-        "_owner",
         "_ready",
         "_size",
+        "_source",
         "beat",
-        "flights",
+        "fetches",
         "hits",
         "homeless",
         "ino",
@@ -101,7 +102,7 @@ class BlockFile:
 
     def __init__(
         self,
-        owner: BlockSource,
+        source: BlockSource,
         revision: Revision,
         fd: int,
         ino: int,
@@ -116,31 +117,31 @@ class BlockFile:
         self.state = state
         """ABSENT, PRESENT or VERIFIED per block. (A local storage's blocks are never ABSENT.)"""
         self.refs = 0
-        """Users and flights. The cache closes the file some time after the last is gone."""
+        """Users and fetches. The cache closes the file some time after the last one is gone."""
         self.hits = 0
         self.beat = Beat()
-        """How the bringing of its bytes goes on."""
-        self.flights: dict[int, Flight] = {}
-        """Whole blocks on their way."""
+        """Progress of fetching its bytes."""
+        self.fetches: dict[int, Fetch] = {}
+        """Whole blocks in flight."""
         self.leaves = {block: Leaves(mask) for block, mask in (partial or {}).items() if state[block] == ABSENT}
         self.leaf_misses = (0, 0.0)
-        """How many leaves random reads had to fetch, and since when (trio's clock): Flights counts."""
+        """How many random reads had to fetch leaves, and since when (trio's clock). The prefetcher counts them."""
         self.homeless = False
-        """There was no room for a cache file: nothing is kept."""
+        """There was no space for a cache file: nothing is kept."""
         self.pins: dict[int, int] = {}
-        """How many reads are waiting for a block, or about to read it."""
+        """How many reads wait for a block, or are about to read it."""
         self.kept: set[int] = set()
-        """Blocks that somebody relies on until the last user is gone."""
+        """Blocks that must stay until the last user is gone."""
         self.recent = bytearray((len(state) >> _REGION_SHIFT) + 1)
-        """Regions that were read since the cache looked last."""
-        self._owner = owner
+        """Regions that were read since the cache last looked."""
+        self._source = source
         self._fd = fd
         self._ahead: dict[int, int] = {}
-        """Leaves (a mask per block) that came to memory, or are about to, without having been compared."""
+        """Leaves (a mask per block) that are in memory, or may be soon, and have not been hashed since."""
         self._cold_end = -NEAR
         """Where the last read from the disk ended."""
         self._ahead_end = 0
-        """Where the kernel was asked to bring bytes up to."""
+        """Where the range that the kernel was asked to read ahead ends."""
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._size = revision.size
@@ -152,18 +153,18 @@ class BlockFile:
         """Descriptor of the (sparse) file. The BlockFile owns it."""
         return self._fd
 
-    def hold(self) -> None:
-        """Take another reference, to be dropped with ``close``: for who waits while its own may be dropped."""
+    def ref(self) -> None:
+        """Take another reference; drop it with ``close``. For a caller that waits while its own may be dropped."""
         self.refs += 1
 
     def close(self) -> None:
-        """Drop the reference. The object is not used by this holder afterwards."""
-        self._owner.release(self)
+        """Drop the reference. The caller does not use the object afterwards."""
+        self._source.unref(self)
 
     # ---- reading
 
     def read_now(self, offset: int, size: int) -> bytes | None:
-        """The bytes at once, cut at the end of the file, when all that they touch is verified; else None."""
+        """The bytes, cut at the file's end, if all that they touch is verified; else None. Never waits."""
         left = self._size - offset
         if size >= left:
             if left <= 0:
@@ -172,9 +173,9 @@ class BlockFile:
         first = offset >> _SHIFT
         last = (offset + size - 1) >> _SHIFT
         if first == last:
-            if not self._ready[first] and not self._has_leaves(offset, size):
+            if not self._ready[first] and not self._has_verified(offset, size):
                 return None
-        elif self._ready.find(0, first, last + 1) >= 0 and not self._has_leaves(offset, size):
+        elif self._ready.find(0, first, last + 1) >= 0 and not self._has_verified(offset, size):
             return None
         data = bytearray(size)
         try:
@@ -184,7 +185,7 @@ class BlockFile:
             count = 0
         if count != size:
             found = self._from_disk(offset, size)
-            if found is None:  # read() brings the block again
+            if found is None:  # read() fetches the block again
                 return None
             data = found
         self.hits += 1
@@ -195,12 +196,12 @@ class BlockFile:
         return any(self._ahead.get(block, 0) & mask for block, mask in self.masks(offset, offset + size))
 
     def _from_disk(self, offset: int, size: int) -> bytearray | None:
-        """Verified bytes of which some are not in memory, compared again; None: they are not right, or unreadable."""
+        """Verified bytes that are not all in memory, hashed again. None: they are wrong, or unreadable."""
         found = bytearray()
         end = offset + size
         for block, mask in self.masks(offset, end):
             start, length = self.span(block)
-            hashes = self._owner.leaf_hashes(self, block)
+            hashes = self._source.leaf_hashes(self, block)
             first = (mask & -mask).bit_length() - 1
             low, high = first << _LEAF_SHIFT, min(mask.bit_length() << _LEAF_SHIFT, length)
             data = self._disk(start + low, high - low) if hashes is not None else b""
@@ -231,7 +232,7 @@ class BlockFile:
             return b""
 
     def _look_ahead(self, end: int) -> None:
-        """Have the kernel bring what is likely to be read next, when half of what it was asked for before is read."""
+        """Ask the kernel to read ahead, once half of what it was asked for before is read."""
         known = self._ahead_end if end <= self._ahead_end <= end + AHEAD else end
         if known > end + AHEAD // 2:
             return
@@ -245,26 +246,26 @@ class BlockFile:
             os.posix_fadvise(self._fd, first, stop - first, os.POSIX_FADV_WILLNEED)
 
     def _forget_lost(self, first: int, last: int) -> None:
-        """Blocks that are not in memory as they were verified are to be verified again."""
+        """Blocks whose pages have left the memory must be verified again."""
         for block in range(first, last + 1):
-            if self.state[block] != VERIFIED or block in self.flights:
+            if self.state[block] != VERIFIED or block in self.fetches:
                 continue
             if block in self._ahead or not is_resident(self._fd, *self.span(block)):
                 self._ahead.pop(block, None)
                 self.lost(block, PRESENT)
 
     async def read(self, offset: int, size: int, *, whole: bool = False) -> bytes:
-        """The bytes, cut at the end of the file; what is missing is brought, once for all who want it.
+        """The bytes, cut at the end of the file. What is missing is fetched, once for all readers.
 
-        ``whole``: by blocks, since what is around will be read too. Else a small read brings leaves, where their hashes
-        are known. Raises ObjectChanged, ObjectMissing, DamagedData, StorageUnavailable, TransferDied. No checkpoint
-        when nothing is missing.
+        ``whole``: fetch whole blocks, because what is around will be read too. Else a small read fetches leaves, if
+        their hashes are known. Raises ObjectChanged, ObjectMissing, DamagedData, StorageUnavailable, TransferDied. Has
+        no checkpoint when nothing is missing.
         """
         size = min(size, self._size - offset)
         if size <= 0:
             return b""
         if self.homeless:
-            return await self._owner.aside(self, offset, size)
+            return await self._source.aside(self, offset, size)
         blocks = range(offset >> _SHIFT, ((offset + size - 1) >> _SHIFT) + 1)
         self._pin(blocks, 1)
         try:
@@ -274,8 +275,8 @@ class BlockFile:
                 if data is not None:
                     return data
                 self._distrust(blocks[0], blocks[-1])
-        except StorageFull:  # the cache's disk, and nothing can be evicted
-            return await self._owner.aside(self, offset, size)
+        except StorageFull:  # the cache's disk is full, and nothing can be evicted
+            return await self._source.aside(self, offset, size)
         finally:
             self._pin(blocks, -1)
         raise StorageError(
@@ -284,7 +285,7 @@ class BlockFile:
 
     @contextlib.contextmanager
     def pinned(self, blocks: range) -> Iterator[None]:
-        """Keep blocks from being evicted inside of the block."""
+        """Blocks are not evicted inside the context."""
         self._pin(blocks, 1)
         try:
             yield
@@ -300,21 +301,20 @@ class BlockFile:
                 del self.pins[block]
 
     def is_needed(self, block: int) -> bool:
-        """Whether a block must not be evicted now: it is on its way, waited for or relied upon."""
+        """Whether a block must not be evicted now: it is in flight, waited for, or must stay."""
         leaves = self.leaves.get(block)
-        flying = block in self.flights or (leaves is not None and bool(leaves.flights))
-        return flying or block in self.pins or block in self.kept
+        in_flight = block in self.fetches or (leaves is not None and bool(leaves.fetches))
+        return in_flight or block in self.pins or block in self.kept
 
     def ask(self, block: int) -> None:
-        """Begin to bring a block that will be read soon, unless it is here; errors are left to who reads it. Raises
-        TransferDied."""
+        """Start to fetch a block that will be read soon. Errors are left to the read. Raises TransferDied."""
         if self.state[block] != VERIFIED and not self.homeless:
-            self._owner.start(self, block)
+            self._source.start(self, block)
 
     async def fill(self) -> int:
-        """Bring and verify all blocks; returns the descriptor of the complete file. Raises as read, and StorageFull.
+        """Fetch and verify all blocks. Returns the descriptor of the complete file. Raises as read, and StorageFull.
 
-        They stay until the last user of the file is gone.
+        The blocks stay until the last user of the file is gone.
         """
         if self.homeless:
             raise StorageFull(f"There is no room in the cache for '{self.revision.object_key}'; make room on its disk.")
@@ -327,89 +327,92 @@ class BlockFile:
         return self._fd
 
     async def _bring(self, offset: int, end: int, whole: bool) -> None:
-        """Bring and verify what bytes ``offset`` to ``end`` touch."""
+        """Fetch and verify what bytes ``offset`` to ``end`` touch."""
         asked = trio.current_time()
-        waiting: deque[tuple[int, int, bool, Flight]] = deque()
+        waiting: deque[tuple[int, int, bool, Fetch]] = deque()
         for block, mask in self.masks(offset, end):
             if self.state[block] == VERIFIED:
                 continue
             while len(waiting) >= FILL_WINDOW:
-                await self._settle(waiting, asked)
+                await self._await_oldest(waiting, asked)
             entire = whole or mask.bit_count() > FEW_LEAVES
-            flight = self._want(block, mask, entire)
-            if flight is not None:
-                waiting.append((block, mask, entire, flight))
+            fetch = self._want(block, mask, entire)
+            if fetch is not None:
+                waiting.append((block, mask, entire, fetch))
         while waiting:
-            await self._settle(waiting, asked)
+            await self._await_oldest(waiting, asked)
 
-    async def _settle(self, waiting: deque[tuple[int, int, bool, Flight]], asked: float) -> None:
-        """Wait for the oldest flight; when it did not bring all that is wanted of its block, for another one.
+    async def _await_oldest(self, waiting: deque[tuple[int, int, bool, Fetch]], asked: float) -> None:
+        """Wait for the oldest fetch. If it did not bring all that is wanted of its block, start or join another one.
 
-        One that was on its way before this read was ``asked`` for may have tried for as long as a read may: this one
-        has not, and storage may be well again.
+        A fetch that was in flight before this read began (``asked``) may have failed after its full time. This read has
+        not waited yet, and storage may be back: it tries again.
         """
-        block, mask, entire, flight = waiting.popleft()
-        await flight.landed.wait()
-        if flight.error is not None:
-            old = flight.unasked or flight.began < asked - OLD_SECONDS
-            if not (old and isinstance(flight.error, StorageUnavailable)):
-                raise self._owner.failure(flight)
+        block, mask, entire, fetch = waiting.popleft()
+        await fetch.done.wait()
+        if fetch.error is not None:
+            old = fetch.unasked or fetch.began < asked - OLD_SECONDS
+            if not (old and isinstance(fetch.error, StorageUnavailable)):
+                raise self._source.failure(fetch)
         more = self._want(block, mask, entire)
         if more is not None:
             waiting.append((block, mask, entire, more))
 
     def masks(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
-        """The blocks that the bytes ``offset`` to ``end`` touch, and which leaves of each."""
+        """The blocks that bytes ``offset`` to ``end`` touch, and the leaves of each."""
         first, last = offset >> _SHIFT, (min(end, self._size) - 1) >> _SHIFT
         for block in range(first, last + 1):
             start = (offset & _IN_BLOCK) >> _LEAF_SHIFT if block == first else 0
             stop = ((min(end, self._size) - 1) & _IN_BLOCK) >> _LEAF_SHIFT if block == last else 63
             yield block, leaf_mask(self._size, block, start, stop)
 
-    def _want(self, block: int, mask: int, entire: bool) -> Flight | None:
-        """The flight to wait for until leaves of a block can be read; None: now. ``entire``: better the whole block."""
+    def _want(self, block: int, mask: int, entire: bool) -> Fetch | None:
+        """The fetch to wait for before leaves of a block can be read; None: now. ``entire``: prefer the whole block."""
         if self.verify_small(block):
             return None
-        flight = self.flights.get(block)
-        if flight is not None:
-            return flight
+        fetch = self.fetches.get(block)
+        if fetch is not None:
+            return fetch
         leaves = self.leaves.get(block)
         if entire:
             missing = mask if leaves is None else mask & ~leaves.verified
-            if leaves is None or missing & ~leaves.in_air():
-                return self._owner.start(self, block)
-            return next((flight for flight in leaves.flights if flight.mask & missing), None)
-        hashes = self._owner.leaf_hashes(self, block)
+            if leaves is None or missing & ~leaves.in_flight():
+                return self._source.start(self, block)
+            return next((fetch for fetch in leaves.fetches if fetch.mask & missing), None)
+        hashes = self._source.leaf_hashes(self, block)
         if hashes is None:
-            return self._owner.start(self, block)
+            return self._source.start(self, block)
         if leaves is None:
             leaves = self.leaves[block] = Leaves(leaf_mask(self._size, block) if self.state[block] == PRESENT else 0)
         self._check_leaves(block, leaves, mask, hashes)
         missing = mask & ~leaves.verified
         if not missing:
             return None
-        if self.state[block] == PRESENT:  # a leaf is not right: the flight finds the same, and says so
-            return self._owner.start(self, block)
+        if self.state[block] == PRESENT:  # a leaf is wrong: the fetch finds the same and reports it
+            return self._source.start(self, block)
         run = self.missing(block, missing)
         if run is None:
-            return next(flight for flight in leaves.flights if flight.mask & missing)
-        return self._owner.start_leaves(self, block, *run)
+            return next(fetch for fetch in leaves.fetches if fetch.mask & missing)
+        return self._source.start_leaves(self, block, *run)
 
     def missing(self, block: int, mask: int) -> tuple[int, int] | None:
-        """First and last of a run of leaves of an absent block that has in it those of ``mask`` that are not there nor
-        on their way, or the first of these; None when there are none."""
+        """First and last of a run of leaves of an absent block that have to be fetched for ``mask``; None: none have
+        to.
+
+        The run covers all missing leaves of ``mask``, or the first of them when others between are in flight.
+        """
         leaves = self.leaves.get(block)
-        in_air = 0 if leaves is None else leaves.in_air()
-        free = mask & ~in_air if leaves is None else mask & ~in_air & ~leaves.present
+        in_flight = 0 if leaves is None else leaves.in_flight()
+        free = mask & ~in_flight if leaves is None else mask & ~in_flight & ~leaves.present
         if not free:
             return None
         first, last = (free & -free).bit_length() - 1, free.bit_length() - 1
-        if leaf_mask(self._size, block, first, last) & in_air:
+        if leaf_mask(self._size, block, first, last) & in_flight:
             last = first + (~(free >> first) & -~(free >> first)).bit_length() - 2
         return first, last
 
     def _check_leaves(self, block: int, leaves: Leaves, mask: int, hashes: bytes) -> None:
-        """Verify those of the leaves that are in the file, right here: a leaf takes some 20 microseconds."""
+        """Verify those of the leaves that are in the file, right here: it takes some 20 microseconds each."""
         unsure = mask & leaves.present & ~leaves.verified
         while unsure:
             bit = unsure & -unsure
@@ -425,11 +428,11 @@ class BlockFile:
             elif self.state[block] == PRESENT:
                 return
             else:
-                leaves.present ^= bit  # torn: as if it had never come
+                leaves.present ^= bit  # torn: as if it had never arrived
         if leaves.verified == leaf_mask(self._size, block):
             self.verified(block)
 
-    def _has_leaves(self, offset: int, size: int) -> bool:
+    def _has_verified(self, offset: int, size: int) -> bool:
         for block, mask in self.masks(offset, offset + size):
             if self.state[block] != VERIFIED:
                 leaves = self.leaves.get(block)
@@ -438,9 +441,8 @@ class BlockFile:
         return True
 
     def verify_small(self, block: int) -> bool:
-        """Verify a small block that is here without asking the mover; whether it is right, False when that cannot be
-        said."""
-        if block >= len(self.state) or self.state[block] != PRESENT or block in self.flights:
+        """Verify a small block in the file without the mover. False: it is wrong, or cannot be decided here."""
+        if block >= len(self.state) or self.state[block] != PRESENT or block in self.fetches:
             return block < len(self.state) and self.state[block] == VERIFIED
         offset, length = self.span(block)
         if length > SMALL:
@@ -450,7 +452,7 @@ class BlockFile:
         except OSError:
             return False
         if len(data) != length or hash_block(data) != self.revision.content.block(block):
-            return False  # the flight finds the same, and says so
+            return False  # the fetch finds the same and reports it
         self.verified(block)
         return True
 
@@ -482,13 +484,13 @@ class BlockFile:
         elif leaves.present == full:
             self.state[block] = PRESENT
 
-    def holds_leaves(self, block: int, mask: int) -> bool:
+    def has_leaves(self, block: int, mask: int) -> bool:
         """Whether these leaves are in the file, and right."""
         leaves = self.leaves.get(block)
         return self.state[block] == VERIFIED or (leaves is not None and not mask & ~leaves.verified)
 
     def lost(self, block: int, state: int = ABSENT) -> None:
-        """The block's bytes are not what they should be (``state`` PRESENT: not known to be)."""
+        """The block's bytes are wrong or, with ``state`` PRESENT, not known to be right."""
         if self.state[block] == VERIFIED:
             self.todo += 1
         self.state[block] = state
@@ -501,11 +503,11 @@ class BlockFile:
             if self.state[block] == ABSENT:
                 if leaves is not None:
                     leaves.verified = 0
-            elif block not in self.flights:
+            elif block not in self.fetches:
                 self.lost(block, PRESENT)
 
-    def holds(self, offset: int, size: int) -> bool:
-        """Whether no block of the range is absent: it can be read without storage."""
+    def has(self, offset: int, size: int) -> bool:
+        """Whether no block of the range is absent, so that it can be read without storage."""
         return self.state.find(ABSENT, offset >> _SHIFT, (offset + size - 1 >> _SHIFT) + 1) < 0
 
     def whole(self) -> bool:
@@ -513,7 +515,7 @@ class BlockFile:
         return self.state.find(ABSENT) < 0
 
     def shut(self) -> int:
-        """Give up the descriptor: the caller closes it. Reads fail from now on."""
+        """Give the descriptor to the caller, who closes it. Reads fail from now on."""
         fd, self._fd = self._fd, -1
         return fd
 

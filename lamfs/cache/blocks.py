@@ -1,7 +1,7 @@
-"""The block cache of a mount: which revisions are open, bringing their blocks, prefetch, eviction. The trio loop only.
+"""The block cache of a mount: open revisions, their cache files, and eviction. The trio loop only.
 
 For a bucket, revisions are sparse files in the cache directory. For a local folder they are the storage's own files,
-which are verified but never copied. Bytes are moved and checked by the moving process; nothing here blocks for long.
+which are verified but never copied. The mover moves and checks bytes; nothing here blocks for long.
 """
 
 from __future__ import annotations
@@ -12,48 +12,49 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import trio
 
-from lamfs.cache import adoption, holes, sparse
+from lamfs.cache import holes, imports, sparse
+from lamfs.cache.batch import Batch, Failed, make_files
 from lamfs.cache.bits import REGION_BLOCKS
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.eviction import Evictor
-from lamfs.cache.flights import Flights, LeafHashes
-from lamfs.cache.guesses import Guesses
+from lamfs.cache.fetches import Fetches, LeafHashes
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.moving import BlockMover
-from lamfs.cache.readers import Reader
 from lamfs.cache.states import ABSENT, PRESENT, VERIFIED
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, StorageFull, StorageMissing
 from lamfs.model import BLOCK_SIZE, ContentHash, Revision
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import etag_of
 
-__all__ = ["BlockCache", "BlockFile", "Reader"]
+__all__ = ["BlockCache", "BlockFile"]
 
 log = logging.getLogger(__name__)
 
 IDLE_FILES = 256
-"""Files without a user that stay open, least recently used first to go."""
+"""Files without a user that stay open. The least recently used are closed first."""
 REMEMBERED = 16384
-"""Closed files of which this process still knows what it verified ..."""
+"""Closed files whose verified blocks this process remembers ..."""
 REMEMBERED_BLOCKS = 256
 """... if they have no more blocks than this: some MB of memory at most."""
 HOUSEKEEPING_SECONDS = 2.0
-"""Least time between two looks at the size of the cache."""
+"""Seconds between two looks at the size of the cache, at least."""
 ROOM = 256 << 20
-"""Bytes that are evicted when the disk has become full."""
+"""Bytes that are evicted when the disk is full."""
 AHEAD_NS = 2_000_000_000
-"""Nanoseconds for which what was fetched counts as younger than what was read."""
+"""Nanoseconds for which fetched bytes count as younger than bytes that were read."""
+FULL_SHIFT = 6
+"""Prefetched files may use this part (a 64th) of the limit when the cache is full."""
 BIG = 64 << 20
-"""Freeing the extents of an unlinked file of this many bytes takes long enough to leave it to a thread."""
+"""Bytes. Freeing the extents of a larger unlinked file takes long enough to need a thread."""
 
 
 class BlockCache:
-    """Open revisions by (object key, ETag), the flights of their blocks, and the cache directory's size."""
+    """Open revisions by (object key, ETag), the fetches of their blocks, and the cache directory's size."""
 
     def __init__(
         self,
@@ -63,13 +64,13 @@ class BlockCache:
         cache_dir: Path,
         *,
         limit_bytes: int,
-        prefetch_blocks: int = 8,
         leaves: LeafHashes | None = None,
         free_bytes: int | None = 0,
     ) -> None:
         self.limit_bytes = limit_bytes
-        """Bytes in the cache directory above which the least recently used are evicted."""
+        """Bytes in the cache directory. Above that, the least recently used files and regions are evicted."""
         self._store = store
+        self._mover = mover
         self._index = index
         self._dir = cache_dir
         self._local = store.on_disk
@@ -81,45 +82,37 @@ class BlockCache:
         self._urgent = trio.Event()
         self._fresh = 0
         self._hits = 0
-        self._flights = Flights(
+        self.fetches = Fetches(
             store,
             mover,
             index,
-            prefetch_blocks=prefetch_blocks,
             seal_bytes=limit_bytes,
             leaves=leaves,
-            release=self._release,
+            unref=self._unref,
             make_room=self._make_room,
             grown=self._has_grown,
         )
-        self.guesses: Guesses | None = None
-        """Brings small files ahead of their readers; None: nothing is prefetched."""
-        if not self._local and prefetch_blocks:
-            self.guesses = self._flights.guesses = Guesses(
-                self._flights, store, mover, index, cache_dir,
-                limit_bytes=limit_bytes, insert=self._insert, open_file=self.open, is_open=self.is_open,
-            )  # fmt: skip
         self._evictor = Evictor(index, cache_dir, free_bytes=free_bytes, find=self._used_at, unlink=self._unlink)
 
     @property
     def on_storage_damage(self) -> Callable[[Revision, int], None]:
-        """Told of each block in storage that is not what was saved; by default that is a line in the log."""
-        return self._flights.on_storage_damage
+        """Called with each block in storage that is not what was saved. By default it writes a log line."""
+        return self.fetches.on_storage_damage
 
     @on_storage_damage.setter
     def on_storage_damage(self, told: Callable[[Revision, int], None]) -> None:
-        self._flights.on_storage_damage = told
+        self.fetches.on_storage_damage = told
 
     @property
     def fetched_bytes(self) -> int:
         """Bytes that have come from storage."""
-        return self._flights.fetched
+        return self.fetches.fetched
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Bring blocks and keep the cache within its limit until cancelled; readers then get TransferDied."""
+        """Fetch blocks and keep the cache within its limit until cancelled. Readers get TransferDied after that."""
         try:
             async with trio.open_nursery() as nursery:
-                self._flights.nursery = nursery
+                self.fetches.nursery = nursery
                 task_status.started()
                 if not self._local and not self._index.swept(self._store.cache_name):
                     nursery.start_soon(self._sweep)
@@ -130,13 +123,18 @@ class BlockCache:
                     with trio.move_on_after(HOUSEKEEPING_SECONDS):
                         await self._urgent.wait()
         finally:
-            self._flights.stop()
+            self.fetches.stop()
             self._flush()
             for file in list(self._idle):
                 self._detach(file)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether blocks are read from the storage's own files. Then nothing is copied to the cache directory."""
+        return self._local
+
     def look(self) -> None:
-        """Somebody may have evicted files: let go of those that are idle here, so that their space becomes free."""
+        """Another process may have evicted files: close the idle ones here, so that their space is freed."""
         self._work.set()
 
     def stats(self) -> dict[str, int]:
@@ -144,23 +142,23 @@ class BlockCache:
         hits = self._hits + sum(file.hits for etags in self._files.values() for file in etags.values())
         return {
             "hits": hits,
-            "misses": self._flights.misses,
-            "fetched_bytes": self._flights.fetched,
-            "damaged": self._flights.damaged,
+            "misses": self.fetches.misses,
+            "fetched_bytes": self.fetches.fetched,
+            "damaged": self.fetches.damaged,
             "cached_bytes": self._index.total_bytes(),
         }
 
     # ---- open files
 
     def open(self, revision: Revision) -> BlockFile:
-        """A reference to the shared file of a revision; nothing is fetched yet.
+        """A reference to the shared file of a revision. Nothing is fetched yet.
 
-        Raises for a local storage ObjectMissing, and ObjectChanged when its file is not the revision; StorageError
-        when the cache directory cannot be used.
+        Raises StorageError when the cache directory cannot be used. For a local storage it raises ObjectMissing, and
+        ObjectChanged when the file is not the revision.
         """
         file = self._files.get(revision.object_key, {}).get(revision.etag)
         if file is not None and not file.revision.content.same_bytes(revision.content):
-            self.drop(revision.object_key)  # a storage whose ETags do not tell: not into the same inode
+            self.drop(revision.object_key)  # equal ETags for different bytes: do not use the same inode
             file = None
         elif file is not None and self._local and etag_of(os.fstat(file.fd())) != revision.etag:
             self._detach(file)
@@ -183,10 +181,6 @@ class BlockCache:
             self._work.set()
         return file
 
-    def reader(self) -> Reader:
-        """For an open handle: its reads are to go through it."""
-        return Reader(self._flights)
-
     def is_open(self, revision: Revision | None) -> bool:
         """Whether the file of a revision is open here, used or idle."""
         return revision is not None and revision.etag in self._files.get(revision.object_key, ())
@@ -201,7 +195,7 @@ class BlockCache:
             except StorageFull:
                 self._work.set()
                 return self._homeless(revision, path)
-            file = BlockFile(self._flights, revision, opened.fd, opened.ino, path, opened.present, opened.partial)
+            file = BlockFile(self.fetches, revision, opened.fd, opened.ino, path, opened.present, opened.partial)
         memo = self._remembered.pop((revision.object_key, revision.etag), None)
         if memo is not None and memo[1].same_bytes(revision.content) and memo[0] == file.identity():
             for block, state in enumerate(memo[2]):
@@ -210,9 +204,9 @@ class BlockCache:
         return file
 
     def _homeless(self, revision: Revision, path: str) -> BlockFile:
-        """The cache's disk is full: a file of which nothing is kept."""
+        """A file of which nothing is kept, because the cache's disk is full."""
         fd = os.memfd_create("lamfs-homeless", os.MFD_CLOEXEC)
-        file = BlockFile(self._flights, revision, fd, 0, path, bytearray(revision.block_count()))
+        file = BlockFile(self.fetches, revision, fd, 0, path, bytearray(revision.block_count()))
         file.homeless = True
         return file
 
@@ -228,7 +222,7 @@ class BlockCache:
             os.close(fd)
             name = self._store.url(key)
             raise ObjectChanged(f"The object {name} is not the revision that was saved; look the artifact up again.")
-        return BlockFile(self._flights, revision, fd, found.st_ino, None, bytearray([PRESENT]) * revision.block_count())
+        return BlockFile(self.fetches, revision, fd, found.st_ino, None, bytearray([PRESENT]) * revision.block_count())
 
     def _insert(self, file: BlockFile) -> None:
         etags = self._files.setdefault(file.revision.object_key, {})
@@ -237,8 +231,8 @@ class BlockCache:
                 self._detach(other)
         self._files.setdefault(file.revision.object_key, {})[file.revision.etag] = file
 
-    def _release(self, file: BlockFile) -> None:
-        """Drop one reference; without any the file stays open among the idle ones for a while."""
+    def _unref(self, file: BlockFile) -> None:
+        """Drop one reference. A file without references stays open among the idle ones for a while."""
         file.refs -= 1
         if file.refs:
             return
@@ -250,8 +244,8 @@ class BlockCache:
             and not (file.whole() and file.revision.size <= self.limit_bytes)
         )
         if (
-            self._flights.nursery is None
-            or partial  # an open file keeps other processes from evicting regions of it
+            self.fetches.nursery is None
+            or partial  # an open file keeps other processes from evicting its regions
             or file.homeless
             or self._files.get(file.revision.object_key, {}).get(file.revision.etag) is not file
         ):
@@ -262,7 +256,7 @@ class BlockCache:
             self._detach(next(iter(self._idle)))
 
     def _detach(self, file: BlockFile) -> None:
-        """Nobody finds the file from now on; it is closed when nobody uses it."""
+        """Make a file unreachable. It is closed when it has no users."""
         key, etag = file.revision.object_key, file.revision.etag
         etags = self._files.get(key)
         if etags is not None and etags.get(etag) is file:
@@ -282,61 +276,90 @@ class BlockCache:
     def _close_fd(self, fd: int, size: int) -> None:
         if size > REGION_BLOCKS * BLOCK_SIZE:
             holes.let_go(fd)
-        if size >= BIG and self._flights.nursery is not None:  # perhaps the last reference to an unlinked file
-            self._flights.nursery.start_soon(_close_in_thread, fd)
+        if size >= BIG and self.fetches.nursery is not None:  # perhaps the last reference to an unlinked file
+            self.fetches.nursery.start_soon(_close_in_thread, fd)
         else:
             os.close(fd)
 
     # ---- whole files
 
-    def adopting(self) -> contextlib.AbstractContextManager[None]:
-        """Around several ``adopt``: the index writes them at once."""
+    def spare_bytes(self) -> int:
+        """Bytes that prefetched files may use: the rest of the cache or, when it is full, a small part of it."""
+        return max(self.limit_bytes - self._index.total_bytes(), self.limit_bytes >> FULL_SHIFT)
+
+    def uncached(self, revisions: Sequence[Revision]) -> list[Revision]:
+        """The revisions that are neither open here nor completely cached."""
+        wanted = {
+            sparse.relative_path(self._store, revision.object_key): revision
+            for revision in revisions
+            if not self.is_open(revision)
+        }
+        if wanted:
+            for path in self._index.complete_of({path: sparse.tag(revision) for path, revision in wanted.items()}):
+                del wanted[path]
+        return list(wanted.values())
+
+    def start_batch(self, chosen: Sequence[tuple[Revision, Failed]]) -> int:
+        """Prefetch files of one block, in one batch. Returns the number of fetches that it started.
+
+        Each revision comes with a function that is called when the file cannot be fetched. A file that is open by now
+        is skipped.
+        """
+        assert self.fetches.nursery is not None
+        closed = [each for each in chosen if not self.is_open(each[0])]
+        files = make_files(self.fetches, self._store, self._index, self._dir, closed, self._insert)
+        if files:
+            self.fetches.nursery.start_soon(Batch(self.fetches, self._index, files).run, self._mover)
+        return len(files)
+
+    def importing(self) -> contextlib.AbstractContextManager[None]:
+        """A context for several ``import_file``: the index writes them together."""
         return contextlib.nullcontext() if self._local else self._index.together()
 
-    def adopt(self, fd: int, spool_path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
-        """Rename a spool file, whose content is ``revision``'s but for ``missing`` blocks, to the cache path, verified.
+    def import_file(self, fd: int, spool_path: str, revision: Revision, missing: Collection[int] = ()) -> bool:
+        """Rename a spool file to the cache path of ``revision``, whose content it has but for ``missing`` blocks.
 
-        What is missing is taken from the cache file that was there, block by block in the background, if it has it.
-        False, and nothing changed, when that is not possible (another file system, local storage, not that file).
+        Missing blocks are copied in the background from the cache file that was there before, if that has them. Returns
+        False, and changes nothing, when the file cannot be renamed (another file system, local storage, another file).
         """
         if self._local:
             return False
         path = sparse.relative_path(self._store, revision.object_key)
-        taken = adoption.take(self._index, self._dir, path, fd, spool_path, revision, missing)
-        if taken is None:
+        imported = imports.import_file(self._index, self._dir, path, fd, spool_path, revision, missing)
+        if imported is None:
             return False
-        if taken.fd < 0:
+        if imported.fd < 0:
             return True
         old = self._files.get(revision.object_key, {}).get(revision.etag)
         if old is not None:
             self._detach(old)
-        file = BlockFile(self._flights, revision, taken.fd, taken.ino, path, taken.state)
+        file = BlockFile(self.fetches, revision, imported.fd, imported.ino, path, imported.state)
         self._insert(file)
         file.refs += 1
-        donor = taken.donor
-        if donor is not None and self._flights.nursery is not None:
-            self._flights.nursery.start_soon(self._graft, file, donor)
+        donor = imported.donor
+        if donor is not None and self.fetches.nursery is not None:
+            self.fetches.nursery.start_soon(self._graft, file, donor)
         else:
-            self._release(file)
+            self._unref(file)
             if donor is not None:
                 os.close(donor.fd)
         self._work.set()
         return True
 
     async def _graft(self, file: BlockFile, donor: sparse.Opened) -> None:
-        """Copy the blocks that a revision has in common with the one before it from that one's cache file."""
+        """Copy the blocks that a revision shares with its predecessor from the predecessor's cache file."""
         try:
             for block in range(min(len(donor.present), len(file.state))):
-                if donor.present[block] and file.state[block] == ABSENT and block not in file.flights:
-                    await self._flights.graft(file, block, donor.fd)
+                if donor.present[block] and file.state[block] == ABSENT and block not in file.fetches:
+                    await self.fetches.graft(file, block, donor.fd)
         except LamfsError as error:
             log.debug("Blocks of '%s' stay behind: %s", file.revision.object_key, error)
         finally:
             os.close(donor.fd)
-            self._release(file)
+            self._unref(file)
 
     def drop(self, object_key: str) -> None:
-        """Forget the cached file of an object that is deleted or replaced; open BlockFiles stay readable."""
+        """Forget the cached file of an object that is deleted or replaced. Open BlockFiles stay readable."""
         for file in list(self._files.get(object_key, {}).values()):
             self._detach(file)
         path = sparse.relative_path(self._store, object_key)
@@ -350,13 +373,13 @@ class BlockCache:
         except OSError:
             fd = -1
         sparse.remove(self._index, self._dir, path)
-        if fd >= 0:  # the extents are freed with the last descriptor, if need be in a thread
+        if fd >= 0:  # the extents are freed with the last descriptor, in a thread if they are many
             self._close_fd(fd, os.fstat(fd).st_size)
 
     # ---- housekeeping
 
     async def _sweep(self) -> None:
-        """Remove what an earlier index that was lost has left: the limit could not see it."""
+        """Remove what a lost index has left behind: the limit does not count it."""
 
         def work() -> None:
             index = CacheIndex(self._dir)  # an instance belongs to one thread
@@ -384,12 +407,12 @@ class BlockCache:
         if shortage > 0:
             await self._evictor.down_to(self._index.total_bytes() - shortage)
             shortage = self._evictor.shortage()
-        self._flights.tight = shortage > 0
+        self.fetches.tight = shortage > 0
         if shortage > 0 and self._index.total_bytes():
-            self._work.set()  # what is used now may go in a while
+            self._work.set()  # files that are in use may be evicted later
 
     async def _make_room(self) -> None:
-        """The cache's disk is full: evict some of it, or all that can be."""
+        """The cache's disk is full: evict some of the cache, or all that can go."""
         self._flush()
         await self._evictor.down_to(self._index.total_bytes() - max(ROOM, self._evictor.shortage()))
 
@@ -406,26 +429,26 @@ class BlockCache:
         if file.path is not None and 1 in file.recent:
             self._touched[file.path] = time.time_ns()
             if len(file.recent) > 1:
-                # A little earlier than now: what was brought ahead of the reader is to outlive what it has read.
+                # Slightly in the past: what was prefetched must outlive what the reader has read.
                 used = time.time_ns() - AHEAD_NS
                 self._index.touch_regions(file.path, [n for n, read in enumerate(file.recent) if read], used)
             file.recent = bytearray(len(file.recent))
 
     def _close_unlinked(self) -> None:
-        """Let go of idle files that somebody deleted, so that their space becomes free."""
+        """Close idle files that somebody deleted, so that their space is freed."""
         for file in list(self._idle):
             if os.fstat(file.fd()).st_nlink == 0:
                 self._detach(file)
 
     async def make_room(self) -> bool:
-        """Evict some of the cache, because somebody else needs the disk; False when nothing more can go."""
+        """Evict some of the cache because somebody else needs the disk. False: nothing more can go."""
         before = 0 if self._local else self._index.total_bytes()
         if before:
             await self._make_room()
         return before > 0 and self._index.total_bytes() < before
 
     def _used_at(self, path: str) -> list[BlockFile]:
-        """The files in use here that are, or were, at a cache path; idle ones are closed."""
+        """The files in use here that are, or were, at a cache path. Idle ones are closed."""
         prefix = self._store.cache_name + "/"
         if self._local or not path.startswith(prefix):
             return []

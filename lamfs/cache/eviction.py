@@ -1,10 +1,11 @@
 """Keeping a cache directory within its limit, and its disk from filling up. The trio loop only.
 
-What was used longest ago goes first. Small files and complete ones go whole, by unlink: a program that was given the
-path of a complete file (``artifact.cache()``) keeps what it has open, and never sees a hole. Of larger files that are
-not complete, regions of some blocks go, by punching holes, also while they are being read: so one that is larger than
-the limit passes through. Nobody may read a hole for data: see holes.py for other processes; in this one the blocks are
-lost before they are punched, and what somebody waits for or relies on is kept.
+What was used longest ago goes first. Small files and complete ones are unlinked whole: a program that got the path of a
+complete file (``artifact.cache()``) keeps what it has open, and never sees a hole. Larger incomplete files lose regions
+by hole punching, even while they are being read, so a file larger than the limit passes through.
+
+Nobody may read a hole as data. For other processes, see holes.py. In this process blocks are marked absent before they
+are punched, and blocks that are waited for or must stay are skipped.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from lamfs.model import BLOCK_SIZE
 log = logging.getLogger(__name__)
 
 FLOOR_BYTES, FLOOR_SHARE = 10 << 30, 0.05
-"""What the cache leaves free of its disk unless told otherwise: this share, but no more than so many bytes."""
+"""What the cache leaves free of its disk by default: this share, but no more than so many bytes."""
 
 
 class Evictor:
-    """Evicts from one cache directory. ``find`` gives the files that are open here at a path, ``unlink`` removes one
-    that nobody uses here."""
+    """Evicts from one cache directory.
+
+    ``find`` returns the files that are open here at a path; ``unlink`` removes one that nobody uses here.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class Evictor:
         self._unlink = unlink
 
     def shortage(self) -> int:
-        """Bytes that are less than should be free on the cache's disk; 0 or less: enough."""
+        """Bytes that are missing from what should be free on the cache's disk. 0 or less: enough is free."""
         if self._free == 0:
             return 0
         try:
@@ -62,7 +65,7 @@ class Evictor:
         return floor - disk.f_bavail * disk.f_frsize
 
     async def down_to(self, limit: int) -> None:
-        """Evict, least recently used first, until ``limit`` bytes or less are in the cache, or all the rest is used."""
+        """Evict the least recently used until the cache has ``limit`` bytes or less, or everything left is in use."""
         asked = 64
         total = self._index.total_bytes()
         while total > max(limit, 0):
@@ -78,9 +81,9 @@ class Evictor:
             asked *= 4
 
     def evict(self, row: CachedFile, region: int, enough: int) -> int:
-        """Evict a file, or a region until ``enough`` bytes have gone, as CacheIndex.evictable names it.
+        """Evict a file, or a region until ``enough`` bytes are freed, as CacheIndex.evictable names it.
 
-        Returns the bytes that were given up: 0 when it is in use.
+        Returns the bytes that were freed: 0 when it is in use.
         """
         used = [file for file in self._find(row.path) if file.refs]
         if region < 0:
@@ -112,13 +115,13 @@ class Evictor:
         return freed
 
     def _punch(self, row: CachedFile, region: int, fd: int, enough: int, keep: Set[int], file: BlockFile | None) -> int:
-        """Punch a region under the exclusive lock; the index forgets it first, for who opens the file later."""
-        if not holes.work(fd):  # then the file goes whole, when nobody uses it
+        """Punch a region under the exclusive lock. The index forgets it first, for later openers."""
+        if not holes.work(fd):  # then the whole file goes, when nobody uses it
             if file is None:
                 self._unlink(row.path)
             return row.bytes if file is None else 0
         if not holes.have_alone(fd):
-            return 0  # another process reads it, and evicts from it when it must
+            return 0  # another process reads the file, and will evict from it itself
         freed = 0
         try:
             for block, size in self._index.evict(row, region, enough, keep).items():

@@ -1,7 +1,7 @@
 """Complete files in the cache, for the API and the CLI: what ``artifact.cache()`` returns. Synchronous, any thread.
 
-Shares paths and index with mounts that run at the same time: what a mount has fetched is not fetched again, and the
-other way round. A CacheIndex belongs to one thread: callers bring their own.
+It shares paths and index with running mounts: neither fetches what the other one has fetched. A CacheIndex belongs to
+one thread, so callers bring their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_path(cache_dir: Path, store: ObjectStore, object_key: str) -> Path:
-    """Where the cached file of an object is, whether or not it is there."""
+    """The cache path of an object, whether or not the file exists."""
     return cache_dir / sparse.relative_path(store, object_key)
 
 
@@ -44,11 +44,11 @@ def cache_file(
 ) -> Path:
     """Make the complete, verified file of a revision at its cache path, and return the path.
 
-    Only blocks that are not there, or not right, are fetched, by the threads of ``pool``, which may be shared, or by up
-    to ``workers`` of its own; a file that lamfs completed and nobody touched since is returned at once. ``progress`` is
-    called from this thread with numbers of bytes, the size in all unless returned at once. Raises ObjectChanged,
-    ObjectMissing, DamagedData, StorageUnavailable, StorageFull; blocks that came before the error stay for the next
-    call.
+    Only blocks that are missing or wrong are fetched, by the threads of ``pool``, which may be shared, or by up to
+    ``workers`` of its own. A file that lamfs completed and nobody has touched since is returned at once. ``progress``
+    is called in this thread with numbers of bytes; they add up to the size, unless the file is returned at once. Raises
+    ObjectChanged, ObjectMissing, DamagedData, StorageUnavailable, StorageFull. Blocks fetched before the error stay for
+    the next call.
     """
     path = sparse.relative_path(store, revision.object_key)
     full = cache_dir / path
@@ -62,16 +62,16 @@ def cache_file(
             _fetch_in(store, index, cache_dir, path, revision, progress, workers, pool)
         if sparse.is_sealed(index, cache_dir, path, revision):
             break
-        progress = None  # told already; somebody deleted the cache, or replaced the file, meanwhile
+        progress = None  # reported already; somebody deleted the cache, or replaced the file, meanwhile
         if last and not _right(full, revision):
             raise StorageError(f"The cache file {full} vanishes again and again; is something cleaning that folder?")
     return full
 
 
 def evict(index: CacheIndex, cache_dir: Path, paths: Iterable[str | Path]) -> int:
-    """Delete cached files, given by absolute path or relative to the cache directory. Returns bytes of disk freed.
+    """Delete cached files, given by absolute path or relative to the cache directory. Returns the bytes of disk freed.
 
-    Files that a mount has open stay readable there, and take their space until it closes them.
+    A file that a mount has open stays readable there, and uses its space until the mount closes it.
     """
     freed = 0
     for path in paths:
@@ -92,11 +92,11 @@ def _fetch_in(
     workers: int,
     pool: Pool | None,
 ) -> None:
-    """Complete the sparse file of an object in a bucket, in place: a mount may be filling the same one."""
+    """Complete the sparse file of an object in a bucket, in place: a mount may be filling the same file."""
     opened = sparse.open_file(index, cache_dir, path, revision)
     fd = opened.fd
     if any(opened.present):
-        index.touch(path)  # a mount that makes room meanwhile shall take another file
+        index.touch(path)  # a mount that evicts meanwhile should choose another file
     several = revision.block_count() > 1
 
     def bring(block: int) -> int:
@@ -122,9 +122,9 @@ def _fetch_in(
 def _spread(
     bring: Callable[[int], int], brought: Callable[[int], None], blocks: range, workers: int, pool: Pool | None
 ) -> None:
-    """bring() each block in threads, brought() in this one as they come; the first error stops it.
+    """Run bring() for each block in threads, and brought() in this one as they finish. The first error stops it.
 
-    Waits in any case for the few that have begun: they write to the descriptor.
+    Always waits for the few that have started: they write to the descriptor.
     """
     if pool is not None:
         with contextlib.closing(pool.unordered(bring, blocks)) as done:
@@ -166,7 +166,7 @@ def _bring(store: ObjectStore, fd: int, revision: Revision, block: int, present:
 def _copy_in(
     store: ObjectStore, index: CacheIndex, cache_dir: Path, path: str, revision: Revision, progress: Progress | None
 ) -> None:
-    """Reflink or copy an object of a local folder to the cache: whole and checked before it gets its name."""
+    """Reflink or copy an object of a local folder to the cache. It gets its name when it is complete and checked."""
     full = cache_dir / path
     src = store.open_local(revision.object_key)
     assert src is not None
@@ -181,9 +181,9 @@ def _copy_in(
             sparse.make_parents(index, cache_dir, path)
             dst = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             ino = sparse.ino_of(os.fstat(dst))
-            # a row, so that a copy which is never finished is evicted some day
+            # With a row, a copy that is never finished is evicted some day.
             index.reset(temporary, sparse.tag(revision), revision.size, ino=ino, full=True)
-            with contextlib.suppress(EOFError):  # the check says that the object has changed
+            with contextlib.suppress(EOFError):  # the check reports that the object has changed
                 copying.copy_fd(src, dst)
             _check_copy(store, src, dst, revision, progress)
             floor = sparse.make_way(index, cache_dir, path)
@@ -222,7 +222,7 @@ def _changed(name: str) -> ObjectChanged:
 
 
 def _right(full: Path, revision: Revision) -> bool:
-    """Whether the file at a path is the revision, whatever the index (which may be unusable) says."""
+    """Whether the file at a path is the revision, whatever the index says (it may be unusable)."""
     try:
         fd = os.open(full, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

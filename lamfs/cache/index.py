@@ -1,9 +1,10 @@
 """What the block cache holds: one SQLite file, ``<cache_dir>/index.db``, shared by mounts, API and CLI. Synchronous.
 
-One instance belongs to one thread. Everything in it may be lost: a miss costs a fetch, never data. So a damaged or
-newer index is deleted and made anew, a busy or full disk makes a call do nothing, and no method raises. A row says
-which blocks of which file (path *and* inode number) hold which revision, and which 64 KiB leaves of blocks that are not
-whole; whatever it says, bytes are verified before use.
+One instance belongs to one thread. Everything in the index may be lost: a miss costs a fetch, never data. So a damaged
+or newer index is deleted and recreated, a call does nothing when the disk is busy or full, and no method raises.
+
+A row says which blocks of which file (path *and* inode number) hold which revision, and which 64 KiB leaves of
+incomplete blocks. Bytes are always verified before use, whatever the row says.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 NAME = "index.db"
 TEMPORARY = ".lamfs-"
-"""Beginning of the name of a file that is on its way to its own; processes.mark follows."""
+"""Prefix of a temporary file's name; processes.mark follows."""
 
 _PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM})
 _ALL = (1 << 64) - 1
@@ -34,8 +35,10 @@ T = TypeVar("T")
 
 
 class CachedFile(NamedTuple):
-    """One row: ``path`` relative to the cache directory, ``size`` of the object, ``bytes`` present, ``mtime_ns`` of the
-    file when it became complete (None before), ``floor_ns`` the least mtime it may show then."""
+    """One row: ``path`` relative to the cache directory, ``size`` of the object, ``bytes`` present.
+
+    ``mtime_ns``: of the file when it became complete; None before. ``floor_ns``: the least mtime it may show then.
+    """
 
     path: str
     etag: str
@@ -48,7 +51,7 @@ class CachedFile(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether all blocks are said to be there and the file was sealed."""
+        """Whether all blocks are marked present and the file was sealed."""
         return self.mtime_ns is not None
 
 
@@ -84,7 +87,7 @@ class CacheIndex:
     def present(self, path: str, etag: str, *, ino: int | None = None) -> bytes | None:
         """Bitmap of the blocks of revision ``etag`` that the file holds; None when nothing is known of it.
 
-        With ``ino`` only if the row speaks of that inode: the file may have been made anew by another process.
+        With ``ino``, only if the row is of that inode: another process may have made the file anew.
         """
         row = self.row(path)
         if row is None or row.etag != etag or (ino is not None and row.ino != ino):
@@ -92,7 +95,7 @@ class CacheIndex:
         return row.bitmap
 
     def partial(self, path: str) -> dict[int, int]:
-        """Leaves that are there of blocks that are not whole: a bit for each (leaf i is bit i), by block."""
+        """The leaves that are there of incomplete blocks, by block: leaf i is bit i."""
 
         def work(db: sqlite3.Connection) -> dict[int, int]:
             rows = db.execute("SELECT block, leaves FROM partial WHERE path = ?", (os.fsencode(path),))
@@ -101,7 +104,7 @@ class CacheIndex:
         return self._do(work, {})
 
     def complete_of(self, wanted: Mapping[str, str]) -> set[str]:
-        """Those of the paths that are complete files of the revision (ETag) wanted of them."""
+        """Those of the paths that are complete files of the wanted revision (ETag)."""
         paths = [os.fsencode(path) for path in wanted]
 
         def work(db: sqlite3.Connection) -> set[str]:
@@ -122,7 +125,7 @@ class CacheIndex:
         return self._do(work, 0)
 
     def evictable(self, count: int) -> list[tuple[CachedFile, int]]:
-        """The ``count`` files, or regions of larger files that are not complete, used longest ago, oldest first.
+        """The ``count`` files, or regions of larger incomplete files, that were used longest ago, oldest first.
 
         The second value is the number of the region; -1: the whole file.
         """
@@ -147,7 +150,7 @@ class CacheIndex:
     # ---- writing
 
     def reset(self, path: str, etag: str, size: int, *, ino: int = 0, floor_ns: int = 0, full: bool = False) -> None:
-        """Start a row for a new file: no blocks present (or all, with ``full``), replacing what was known of the path.
+        """Start a row for a new file: no blocks present (or all, with ``full``). Replaces what was known of the path.
 
         ``floor_ns``: the mtime of the file it replaces.
         """
@@ -161,7 +164,7 @@ class CacheIndex:
         self._do(work, None)
 
     def reset_all(self, files: Sequence[tuple[str, str, int, int]]) -> None:
-        """As reset, of many new files: (path, etag, size, inode) of each."""
+        """As reset, for many new files: (path, etag, size, inode) of each."""
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db):
@@ -171,7 +174,7 @@ class CacheIndex:
         self._do(work, None)
 
     def mark(self, path: str, etag: str, blocks: Iterable[int], *, ino: int = 0) -> None:
-        """Blocks whose bytes have been written. Does nothing when the row is of another revision or inode."""
+        """These blocks have been written. Does nothing when the row is of another revision or inode."""
         name = os.fsencode(path)
 
         def work(db: sqlite3.Connection) -> None:
@@ -194,7 +197,7 @@ class CacheIndex:
         self._do(work, None)
 
     def mark_leaves(self, path: str, etag: str, block: int, mask: int, *, ino: int = 0) -> None:
-        """Leaves of a block have been written; with all of them it is whole. Does nothing as mark does."""
+        """Leaves of a block have been written; with all of them it is complete. Does nothing when mark would not."""
         name = os.fsencode(path)
 
         def work(db: sqlite3.Connection) -> None:
@@ -219,7 +222,7 @@ class CacheIndex:
         self._do(work, None)
 
     def complete(self, path: str, etag: str, mtime_ns: int, *, ino: int = 0) -> None:
-        """All blocks are written; ``mtime_ns`` is the file's now: unless it changes, nobody else wrote to it."""
+        """All blocks are written. ``mtime_ns`` is the file's now: while it stays, nobody else wrote to it."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(
@@ -230,9 +233,9 @@ class CacheIndex:
         self._do(work, None)
 
     def complete_all(self, files: Sequence[tuple[str, str, int, int]]) -> set[str]:
-        """All blocks of files have been written: (path, etag, inode, mtime_ns) of each. As mark and complete.
+        """All blocks of some files have been written: (path, etag, inode, mtime_ns) of each. As mark and complete.
 
-        A file whose predecessor had a later mtime is only marked; returns those that are complete.
+        Returns the files that are complete now. A file whose predecessor had a later mtime is only marked.
         """
 
         def work(db: sqlite3.Connection) -> set[str]:
@@ -257,7 +260,7 @@ class CacheIndex:
         return self._do(work, set())
 
     def touch(self, paths: str | Mapping[str, int]) -> None:
-        """A file was used now; or many, each with its time in nanoseconds since the epoch."""
+        """A file was used now, or several files each at its time (nanoseconds since the epoch)."""
         used = {paths: time.time_ns()} if isinstance(paths, str) else paths
 
         def work(db: sqlite3.Connection) -> None:
@@ -279,10 +282,10 @@ class CacheIndex:
         self._do(work, None)
 
     def evict(self, row: CachedFile, region: int, enough: int, keep: Container[int] = ()) -> dict[int, int]:
-        """A region's blocks are about to be punched, but for those to ``keep``, until they have ``enough`` bytes.
+        """A region's blocks are about to be punched, without those to ``keep``, until ``enough`` bytes are freed.
 
-        Returns which, and the bytes of each that were there. Nothing when the file has become complete, or another one,
-        since the row was read.
+        Returns the blocks and the bytes of each that were there. Returns nothing when the file has become complete, or
+        another one, since the row was read.
         """
         name = os.fsencode(row.path)
 
@@ -334,7 +337,7 @@ class CacheIndex:
         self._do(work, None)
 
     def temporaries(self) -> list[bytes]:
-        """Paths of files that are, or were, on their way to their names. Reads all rows."""
+        """Paths of files that are, or were, temporary. Reads all rows."""
 
         def work(db: sqlite3.Connection) -> list[bytes]:
             rows = db.execute("SELECT path FROM file WHERE instr(path, ?)", (b"/" + TEMPORARY.encode(),))
@@ -343,9 +346,9 @@ class CacheIndex:
         return self._do(work, [])
 
     def swept(self, folder: str, *, done: bool = False) -> bool:
-        """Whether this index knows all files below a folder: strays of an index before it were removed.
+        """Whether this index knows all files below a folder: the strays of a lost index were removed.
 
-        With ``done`` they have just been.
+        With ``done`` they have just been removed.
         """
 
         def work(db: sqlite3.Connection) -> bool:
@@ -359,7 +362,7 @@ class CacheIndex:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """What is written inside is one transaction, unless something goes wrong: then some of it is forgotten."""
+        """All writes inside the context are one transaction. If something goes wrong, some of them are lost."""
         with WRITING:
             self._do(lambda db: db.execute("BEGIN IMMEDIATE"), None)
             try:
@@ -373,13 +376,13 @@ class CacheIndex:
                 return work(self._connection())
             except sqlite3.Error as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-                # A generator may be ended in another thread than it was begun in: then this is not its connection.
+                # A generator may be closed in another thread than its own: then this is not its connection.
                 if code & 0xFF in _PASSING or isinstance(error, sqlite3.ProgrammingError):
                     log.debug("The cache index is not updated: %s.", error)
                     return default
                 moved = code == sqlite3.SQLITE_READONLY_DBMOVED or not self.path.exists()
                 self._discard(error, delete=not moved)
-            except OSError as error:  # no cache directory, and none can be made
+            except OSError as error:  # there is no cache directory, and none can be made
                 log.debug("There is no cache index: %s.", error)
                 self.close()
                 return default
@@ -395,8 +398,8 @@ class CacheIndex:
                 pass
             self.close()  # deleted under us, perhaps with the whole cache
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite would use the umask. Only a new file: closing a descriptor of one that another thread's connection has
-        # open would drop that one's locks (fcntl(2)), and the next to close would delete the log under it.
+        # SQLite would use the umask. Only for a new file: if another thread's connection has the file open, closing a
+        # second descriptor drops its locks (fcntl(2)), and the next connection that closes deletes the log under it.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -434,13 +437,13 @@ def _reset(
 
 
 def _use_region(db: sqlite3.Connection, name: bytes, size: int, block: int) -> None:
-    """The region of a block is used now, if the file has several."""
+    """The region of a block is used now, if the file has several regions."""
     if size > REGION_BLOCKS * BLOCK_SIZE:
         db.execute("INSERT OR REPLACE INTO region VALUES (?, ?, ?)", (name, block // REGION_BLOCKS, time.time_ns()))
 
 
 def _drop_partial(db: sqlite3.Connection, name: bytes, block: int) -> int:
-    """Forget which leaves of a block are there; returns which they were."""
+    """Forget which leaves of a block are there. Returns which they were."""
     found = db.execute("SELECT leaves FROM partial WHERE path = ? AND block = ?", (name, block)).fetchone()
     if found is None:
         return 0

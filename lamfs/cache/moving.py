@@ -1,4 +1,4 @@
-"""What the cache wants of the process that moves bytes, and giving it a job again when it dies. The trio loop only."""
+"""What the cache needs of the mover, and repeating a job when the mover dies. The trio loop only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lamfs.mover import jobs
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often a job is given when the moving process dies during it."""
+"""Tries of a job whose mover dies during it."""
 
 T = TypeVar("T")
 
 
 class BlockMover(Protocol):
-    """What the cache wants of lamfs.mover.client.Mover."""
+    """What the cache needs of lamfs.mover.client.Mover."""
 
     async def fetch(
         self,
@@ -52,13 +52,13 @@ class BlockMover(Protocol):
         """Mover.graft."""
 
     async def fetch_files(
-        self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
+        self, files: Sequence[jobs.WholeFile], arrived: Callable[[int, LamfsError | None], None]
     ) -> None:
         """Mover.fetch_files."""
 
 
 async def persist(job: Callable[[], Awaitable[T]]) -> T:
-    """Give a job again when the moving process dies during it. Raises TransferDied after ATTEMPTS."""
+    """Run a job, again when the mover dies during it. Raises TransferDied after ATTEMPTS."""
     for _ in range(ATTEMPTS - 1):
         try:
             return await job()

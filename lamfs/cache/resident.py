@@ -9,13 +9,13 @@ from typing import Any
 
 _FAILED = ctypes.c_void_p(-1).value
 _ODD = bytes(number & 1 for number in range(256))
-"""Only the lowest bit of what mincore says of a page has a meaning."""
+"""Only the lowest bit of mincore's answer for a page has a meaning."""
 
 
 def is_resident(fd: int, offset: int, length: int) -> bool:
-    """Whether all pages of a range (from a page's start) are in memory; False when that cannot be said.
+    """Whether all pages of a range, which starts at a page, are in memory. False when the kernel does not tell.
 
-    Of files that are not one's own the kernel does not tell.
+    It does not tell about files of another user.
     """
     if not length:
         return True

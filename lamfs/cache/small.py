@@ -1,8 +1,8 @@
-"""Many small files into the cache at once, for the API and the CLI. Synchronous; one thread, and those of its pool.
+"""Fetching many small files into the cache at once, for the API and the CLI. Synchronous; one thread and its pool's.
 
-A file of one block costs a request, and otherwise transactions of the index and turns of Python's threads: here the
-rows of many are written together, and a thread gets some files at a time. Only what is simple is done here: nothing may
-be at a file's path yet. The rest is for lamfs.cache.files.
+A file of one block costs a request, transactions of the index, and turns of Python's threads. Here the rows of many
+files are written together, and a thread gets several files at a time. Only the simple case is handled: nothing is at
+the file's path yet. lamfs.cache.files does the rest.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from lamfs.storage.base import ObjectStore, Progress
 log = logging.getLogger(__name__)
 
 LARGEST = 256 << 10
-"""Bytes. What is larger is worth a transaction of its own."""
+"""Bytes. A larger file is worth a transaction of its own."""
 _GROUP = 4
-"""Most files that a thread gets at a time, ..."""
+"""Files that a thread gets at a time, at most, ..."""
 _ROWS = 64
 """... and rows that are written together."""
 
@@ -38,10 +38,10 @@ Outcome = tuple[int, bool | StorageUnavailable | None]
 
 @dataclass(slots=True, eq=False)
 class _File:
-    """One that is on its way, by its place among the revisions; ``mtime_ns`` is 0 until it is there.
+    """A file in flight. ``number``: its place among the revisions; ``mtime_ns``: 0 until it is complete.
 
-    ``fds``: its descriptor, for who takes it out of the list. As long as it is open no other file can have the same
-    inode number, so it is closed when the row is written.
+    ``fds``: its descriptor; whoever removes it from the list owns it. While it is open no other file can get the same
+    inode number, so it is closed only when the row is written.
     """
 
     number: int
@@ -53,14 +53,14 @@ class _File:
     error: StorageUnavailable | None = None
 
     def close(self) -> None:
-        """Unless somebody has taken the descriptor."""
+        """Close the descriptor, unless somebody has removed it from the list."""
         while self.fds:
             with contextlib.suppress(IndexError):
                 os.close(self.fds.pop())
 
 
 class SmallFetcher:
-    """Makes cache files of revisions of 1 to LARGEST bytes by the threads of a pool; for one thread, once."""
+    """Makes cache files of revisions of 1 to LARGEST bytes with the threads of a pool. Used by one thread, once."""
 
     def __init__(self, store: ObjectStore, index: CacheIndex, cache_dir: Path, pool: Pool) -> None:
         self._store = store
@@ -74,16 +74,18 @@ class SmallFetcher:
         self._begun: set[_File] = set()
 
     def fetch(self, revisions: Sequence[Revision], progress: Progress | None = None) -> Generator[Outcome, None, None]:
-        """Give the number of each revision as it is done, with what became of it: True: its file is complete and
-        verified now; False: it was so before; StorageUnavailable; None: cache_file has to see to it.
+        """Yield the number of each revision when it is done, and its outcome.
 
-        ``progress`` gets the sizes of those that have come, from this thread. When the caller stops, these stay; to be
-        closed in the thread that has begun it. When as many as there are threads have failed, one after the other, none
-        is tried any more.
+        True: the file is complete and verified now. False: it already was. StorageUnavailable: it failed. None: the
+        caller must use cache_file.
+
+        ``progress`` is called in this thread with the sizes of the files that arrived. The caller may stop early:
+        complete files stay. Close the generator in the thread that started it. When as many files in a row have failed
+        as there are threads, no more are tried.
         """
         groups = self._groups(revisions, max(1, min(_GROUP, len(revisions) // (2 * self._pool.threads))))
         try:
-            # What has begun may go on when the caller stops: it fills files that are known as empty.
+            # Running jobs may go on when the caller stops: they fill files that the index knows to be empty.
             with contextlib.closing(self._pool.unordered(self._bring, groups, abandon=True)) as done:
                 for group, future in done:
                     future.result()
@@ -104,7 +106,7 @@ class SmallFetcher:
         yield from self._ready
 
     def _groups(self, revisions: Sequence[Revision], size: int) -> Iterator[list[_File]]:
-        """Empty files with rows, ``size`` at a time. What has a file already is ready."""
+        """Empty files with rows, ``size`` at a time. A revision that has a file already is done."""
         for start in range(0, len(revisions), _ROWS):
             made = self._make(start, revisions[start : start + _ROWS])
             yield from (made[first : first + size] for first in range(0, len(made), size))
@@ -138,7 +140,7 @@ class SmallFetcher:
         return made
 
     def _bring(self, group: list[_File]) -> None:
-        """Fetch, check and write some files. In a thread of the pool."""
+        """Fetch, check and write some files. Runs in a thread of the pool."""
         for file in group:
             if self._failures >= self._pool.threads:
                 return
@@ -156,7 +158,7 @@ class SmallFetcher:
         revision = file.revision
         data = self._store.get(revision.object_key, length=revision.size, etag=revision.etag)
         if len(data) != revision.size or hash_block(data) != revision.content.block(0):
-            return  # cache_file looks again, and says so
+            return  # cache_file tries again, and reports the error
         try:
             fd = file.fds.pop()
         except IndexError:  # nobody waits for it any more
@@ -166,7 +168,7 @@ class SmallFetcher:
             file.mtime_ns = os.fstat(fd).st_mtime_ns
         finally:
             file.fds.append(fd)
-            if self._ended:  # who closes what is open may have been here before
+            if self._ended:  # the thread that closes open files may have passed already
                 file.close()
 
     def _end(self, file: _File, outcome: bool | StorageUnavailable | None) -> None:
@@ -175,12 +177,12 @@ class SmallFetcher:
         self._ready.append((file.number, outcome))
 
     def _note(self, progress: Progress | None) -> None:
-        """Write the rows of what has come."""
+        """Write the rows of the files that arrived."""
         came, self._came = self._came, []
         rows = [(file.path, sparse.tag(file.revision), file.ino, file.mtime_ns) for file in came]
         complete = self._index.complete_all(rows) if rows else set()
         for file in came:
-            # Unless somebody has made it anew, or deleted it.
+            # Unless somebody has replaced or deleted it.
             there = file.path in complete and self._is_at_its_place(file)
             self._end(file, True if there else None)
             if there and progress is not None:

@@ -1,8 +1,8 @@
-"""Cache files on disk: where they are, making, opening, sealing and removing them. Synchronous, any thread.
+"""Cache files on disk: their paths; making, opening, sealing and removing them. Synchronous, any thread.
 
 A cache file is a sparse file of the object's size at ``<cache_dir>/<cache_name>/<object_key>``. Another revision is
-always another inode at the same path, so whoever has the old one open keeps reading it. Nothing here trusts that the
-cache directory still exists: it may be deleted at any moment.
+always another inode at the same path, so a reader that has the old one open keeps reading it. Nothing here assumes that
+the cache directory still exists: it may be deleted at any moment.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ _READ_WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 @dataclass(slots=True)
 class Opened:
-    """An open cache file: ``present`` has one byte (0 or 1) per block, ``partial`` the leaves of other blocks as
-    CacheIndex.partial; the caller owns ``fd``."""
+    """An open cache file. The caller owns ``fd``.
+
+    ``present`` has one byte (0 or 1) per block, ``partial`` the leaves of other blocks as CacheIndex.partial.
+    """
 
     fd: int
     ino: int
@@ -47,29 +49,29 @@ def ino_of(found: os.stat_result) -> int:
 
 
 def tag(revision: Revision) -> str:
-    """What the index knows a revision by: its ETag, and a hash of its block hashes.
+    """The index's name for a revision: its ETag and a hash of its block hashes.
 
-    An ETag is what a server says. Two servers may have buckets of one name, and so share paths here; what one of them
-    gave is complete and checked for the registry that says so, and for no other.
+    An ETag is whatever a server says. Two servers may have buckets of the same name, and so share paths here. A file of
+    one of them must not pass as complete for the registry of the other.
     """
     return f"{revision.etag} {_hash_of(revision.content.blocks)}"
 
 
 @functools.lru_cache(maxsize=8)
 def _hash_of(blocks: bytes) -> str:
-    """The hash of block hashes. It is asked for with each block that comes, and a file of 1 TiB has 8 MiB of them."""
+    """The hash of block hashes. It is needed for each block that arrives, and a file of 1 TiB has 8 MiB of them."""
     return hash_leaf(blocks).hex()
 
 
 def relative_path(store: ObjectStore, object_key: str) -> str:
-    """Path of an object's cache file relative to the cache directory. Raises InvalidName for a key that leads out."""
+    """Path of an object's cache file relative to the cache directory. Raises InvalidName if the key leads outside."""
     if not _STRANGE.isdisjoint(object_key.split("/")):
         raise InvalidName(f"The object key '{object_key}' cannot be a file path; rename the object.")
     return f"{store.cache_name}/{object_key}"
 
 
 def open_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision) -> Opened:
-    """Open the cache file of a revision, or make a new one over whatever else is at its path.
+    """Open the cache file of a revision, or make a new one in place of whatever else is at its path.
 
     Raises StorageFull or StorageError (with the errno) when the cache directory cannot be used.
     """
@@ -82,7 +84,7 @@ def open_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
             raise cache_error(error, full) from error
         fd = -1
     if fd >= 0:
-        if not _shared(fd, revision):  # another process is punching holes and does not come to an end
+        if not _shared(fd, revision):  # another process keeps punching holes
             os.close(fd)
             return make_file(index, cache_dir, path, revision)
         found = os.fstat(fd)
@@ -96,7 +98,7 @@ def open_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
 
 
 def open_old(index: CacheIndex, cache_dir: Path, path: str) -> Opened | None:
-    """The cache file that is at a path, whatever revision it is of; None when there is none that the index knows."""
+    """The cache file at a path, of whatever revision. None: there is none that the index knows."""
     row = index.row(path)
     if row is None:
         return None
@@ -111,7 +113,7 @@ def open_old(index: CacheIndex, cache_dir: Path, path: str) -> Opened | None:
 
 
 def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision) -> Opened:
-    """Make a new, empty cache file for a revision; what is at the path is unlinked. Raises as open_file."""
+    """Make a new, empty cache file for a revision. Unlinks what is at the path. Raises as open_file."""
     full = cache_dir / path
     floor = 0
     try:
@@ -144,8 +146,10 @@ def make_file(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
 
 
 def make_fresh(cache_dir: Path, path: str, revision: Revision) -> tuple[int, int] | None:
-    """Make the cache file of a small revision where there is nothing yet: its descriptor and inode number; None when
-    that does not work. The caller writes its row (CacheIndex.reset_all)."""
+    """Make the cache file of a small revision where nothing is yet. Returns its descriptor and inode number.
+
+    None: it cannot be made. The caller writes its row (CacheIndex.reset_all).
+    """
     try:
         fd = os.open(os.path.join(cache_dir, path), _READ_WRITE | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError:
@@ -164,7 +168,7 @@ def _shared(fd: int, revision: Revision) -> bool:
 
 
 def clear_way(index: CacheIndex, cache_dir: Path, path: str) -> None:
-    """Remove whatever is at a path of the cache: a file, a stray link, or a folder of what were longer keys."""
+    """Remove whatever is at a path of the cache: a file, a stray link, or a folder of former longer keys."""
     full = cache_dir / path
     try:
         os.unlink(full)
@@ -176,8 +180,10 @@ def clear_way(index: CacheIndex, cache_dir: Path, path: str) -> None:
 
 
 def make_way(index: CacheIndex, cache_dir: Path, path: str) -> int:
-    """Before a file is renamed to a path of the cache: remove a folder that is there. The mtime in ns of what is or was
-    there, 0 when nothing was. Raises OSError."""
+    """Before a file is renamed to a path of the cache: remove a folder that is there. Raises OSError.
+
+    Returns the mtime in ns of what is or was there; 0: nothing.
+    """
     try:
         there = os.lstat(os.path.join(cache_dir, path))
     except FileNotFoundError:
@@ -188,7 +194,7 @@ def make_way(index: CacheIndex, cache_dir: Path, path: str) -> int:
 
 
 def make_parents(index: CacheIndex, cache_dir: Path, path: str) -> None:
-    """Make the folders above a path, mode 0700; a cache file where a folder must be is removed. Raises OSError."""
+    """Make the folders above a path, mode 0700. Removes a cache file where a folder must be. Raises OSError."""
     if os.path.isdir(os.path.dirname(os.path.join(cache_dir, path))):
         return
     folder = cache_dir
@@ -207,7 +213,7 @@ def make_parents(index: CacheIndex, cache_dir: Path, path: str) -> None:
 
 
 def seal(index: CacheIndex, path: str, revision: Revision, fd: int) -> None:
-    """All blocks are written and marked: give the file an mtime not older than its predecessor's, and note it."""
+    """All blocks are written and marked: give the file an mtime not older than its predecessor's, and record it."""
     row = index.row(path)
     found = os.fstat(fd)
     if row is None or row.etag != tag(revision) or row.ino != ino_of(found):
@@ -238,7 +244,7 @@ def is_sealed(index: CacheIndex, cache_dir: Path, path: str, revision: Revision)
 
 
 def remove(index: CacheIndex, cache_dir: Path, path: str) -> int:
-    """Delete a cache file, its row, and folders that become empty. Returns the bytes of disk that were its own."""
+    """Delete a cache file, its row, and folders that become empty. Returns the bytes of disk that it used."""
     full = cache_dir / path
     freed = 0
     try:
@@ -258,10 +264,10 @@ def remove(index: CacheIndex, cache_dir: Path, path: str) -> int:
 
 
 def sweep(index: CacheIndex, cache_dir: Path, folder: str) -> int:
-    """Remove files below a folder of the cache that no row speaks of, as an index that was lost leaves them.
+    """Remove files below a folder of the cache that have no row, as a lost index leaves them.
 
-    Only what lamfs makes is touched: regular files of this user with mode 0600, older than a minute (a younger one
-    may be about to get its row). Returns how many were removed. Walks the folder: for a thread.
+    Touches only what lamfs makes: regular files of this user with mode 0600, older than a minute (a younger one may be
+    about to get its row). Returns how many were removed. Walks the folder, so call it in a thread.
     """
     removed = 0
     young = time.time() - 60
@@ -281,7 +287,7 @@ def sweep(index: CacheIndex, cache_dir: Path, folder: str) -> int:
 
 
 def cache_error(error: OSError, path: os.PathLike[str] | str) -> StorageError:
-    """What the cache raises for an OSError on one of its files."""
+    """The cache's error for an OSError on one of its files."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(f"There is no space for the cache file {path}; make room, or move the cache directory.")
     return StorageError(

@@ -1,12 +1,10 @@
-"""What is known of a block and of its leaves, and what is on its way. Data of BlockFile and Flights; loop only."""
+"""What is known of a block and its leaves, and fetches in flight. Data of BlockFile and Fetches; loop only."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import trio
 
@@ -15,28 +13,28 @@ from lamfs.errors import LamfsError, StorageError, TransferDied
 log = logging.getLogger(__name__)
 
 ABSENT, PRESENT, VERIFIED = 0, 1, 2
-"""States of a block: not in the file; said to be in the file by the index; checked by this process."""
+"""States of a block: not in the file; in the file, as the index says; verified by this process."""
 
 
-class Flight:
-    """A block or some leaves of one (``mask``) on their way; all readers that want them wait for the same flight."""
+class Fetch:
+    """The fetch of a block, or of some of its leaves (``mask``). All readers that want them wait for the same fetch."""
 
-    __slots__ = ("began", "error", "landed", "mask", "prefetch", "unasked")
+    __slots__ = ("began", "done", "error", "mask", "prefetch", "unasked")
 
     def __init__(self, prefetch: bool, mask: int = 0, *, unasked: bool = False) -> None:
         self.prefetch = prefetch
-        """It takes the place of a prefetch."""
+        """It uses the place of a prefetch."""
         self.mask = mask
         self.unasked = prefetch or unasked
-        """Nobody waited for it when it began."""
+        """Nobody waited for it when it started."""
         self.began = trio.current_time()
         """Trio's clock."""
-        self.landed = trio.Event()
+        self.done = trio.Event()
         self.error: LamfsError | None = None
 
     @contextlib.contextmanager
     def caught(self, what: str) -> Iterator[None]:
-        """What goes wrong while ``what`` is brought becomes the flight's error: who waits for it raises it."""
+        """An error while ``what`` is fetched becomes the fetch's error. Readers that wait for the fetch raise it."""
         try:
             yield
         except LamfsError as error:
@@ -50,36 +48,20 @@ class Flight:
 
 
 class Leaves:
-    """What is known of the leaves of a block that is not verified as a whole. Leaf i is bit i of each mask."""
+    """What is known of the leaves of an unverified block. Leaf i is bit i of each mask."""
 
-    __slots__ = ("flights", "present", "verified")
+    __slots__ = ("fetches", "present", "verified")
 
     def __init__(self, present: int) -> None:
         self.present = present
-        """Said to be in the file. Of a block that is PRESENT all are."""
+        """In the file, as the index says. Of a PRESENT block, all are."""
         self.verified = 0
-        """Checked by this process."""
-        self.flights: list[Flight] = []
+        """Verified by this process."""
+        self.fetches: list[Fetch] = []
 
-    def in_air(self) -> int:
-        """Leaves that are on their way."""
+    def in_flight(self) -> int:
+        """Leaves in flight."""
         mask = 0
-        for flight in self.flights:
-            mask |= flight.mask
+        for fetch in self.fetches:
+            mask |= fetch.mask
         return mask
-
-
-@dataclass(slots=True)
-class Dense:
-    """A file of which all is wanted: ``missing`` blocks when that began, at ``began`` (trio's clock)."""
-
-    began: float
-    missing: int
-    at: int = 0
-    """The block from which on none has been asked for."""
-
-    def seconds(self, state: bytearray) -> float:
-        """How long the rest will take at the speed so far; ``state`` of each block."""
-        left = state.count(ABSENT)
-        come = self.missing - left
-        return left * (trio.current_time() - self.began) / come if come > 0 else math.inf

@@ -1,4 +1,4 @@
-"""The tables of the cache's index, and setting a connection up. Synchronous; the connection's thread."""
+"""The tables of the cache's index, and preparing a connection. Synchronous; the connection's thread."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 SCHEMA = 2
 BUSY_SECONDS = 2.0
-"""How long a call may wait for another process's transaction; these take well under a millisecond."""
+"""Seconds that a call may wait for another process's transaction. These take well under a millisecond."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 WRITING = threading.RLock()
-"""Who has it may write. Threads of one process would wait for each other in SQLite's busy handler otherwise, which
+"""Held while writing. Without it, threads of one process would wait for each other in SQLite's busy handler, which
 sleeps for longer and longer."""
 
 _TABLES = """
@@ -52,7 +52,7 @@ CREATE TRIGGER IF NOT EXISTS file_grown AFTER UPDATE OF bytes ON file
 
 
 def prepare(db: sqlite3.Connection) -> None:
-    """Set the connection up, and make the tables of a new index. Raises sqlite3.Error when the file is unusable."""
+    """Prepare a connection, and make the tables of a new index. Raises sqlite3.Error when the file is unusable."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version not in (0, 1, SCHEMA):
         raise sqlite3.DatabaseError(f"its schema is {version}, this lamfs knows {SCHEMA}")
@@ -72,14 +72,14 @@ def _make_tables(db: sqlite3.Connection) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.005)
-    with transaction(db):  # what version 1 lacks is only added
-        for statement in _TABLES.split(";\n"):  # not executescript: that would commit first
+    with transaction(db):  # only adds what version 1 lacks
+        for statement in _TABLES.split(";\n"):  # not executescript, which commits first
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
 def _trust_this_boot_only(db: sqlite3.Connection) -> None:
-    """What was complete before the machine went down may not have reached the disk: its blocks are checked again."""
+    """Files that were complete before a reboot may not have reached the disk: their blocks are checked again."""
     boot = BOOT_ID.read_text().strip()
     if db.execute("SELECT 1 FROM boot WHERE id = ?", (boot,)).fetchone() is not None:
         return
@@ -91,7 +91,7 @@ def _trust_this_boot_only(db: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """One write transaction, rolled back by any exception; or a part of the one that is open already."""
+    """One write transaction, rolled back by any exception; inside an open one, a part of it."""
     if db.in_transaction:
         yield
         return

@@ -1,4 +1,4 @@
-"""The command ``lamfs``. Each module holds a group of commands; what they need is loaded when they run."""
+"""The command ``lamfs``. Each module has a group of commands, which import what they need when they run."""
 
 from __future__ import annotations
 

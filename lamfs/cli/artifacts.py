@@ -204,7 +204,7 @@ def restore(artifact: str, key: str | None, instance: str | None) -> None:
     with open_instance(instance, [artifact]) as opened:
         found = artifacts.find(opened, artifact, trash=True)
         if found.key is not None and not artifacts.in_trash(found):
-            # Another artifact has taken the place: the one in the trash is meant all the same.
+            # Another artifact has this place now. The one in the trash is still the one that is meant.
             found = opened.registry.artifacts.trashed(found.key) or found
         if not artifacts.in_trash(found):
             raise NotFound(f"'{title(found)}' is not in the trash; 'lamfs ls --trash' lists what is.")

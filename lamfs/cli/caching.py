@@ -1,4 +1,4 @@
-"""``lamfs cache``: artifacts into the local cache, and out of it. Main thread; progress is told by others."""
+"""``lamfs cache``: artifacts into the local cache, and out of it. Main thread; other threads report progress."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def cache(names: tuple[str, ...], evict: bool, paths: bool, jobs: int, instance:
 
 
 def select(instance: Instance, names: tuple[str, ...], *, settle: bool) -> tuple[list[Selection], bool]:
-    """What the names mean, and whether one of them means nothing, which is said."""
+    """What the names mean, and whether one of them means nothing, which is reported."""
     from lamfs.ops import caching
 
     chosen, failed = [], False
@@ -79,7 +79,7 @@ def select(instance: Instance, names: tuple[str, ...], *, settle: bool) -> tuple
 
 
 def bring_in(instance: Instance, chosen: list[Selection], paths: bool, jobs: int) -> bool:
-    """Fill the cache; whether something failed."""
+    """Fill the cache. Returns whether something failed."""
     from lamfs.ops import caching
 
     if not caching.copies(instance) and not all(each.single for each in chosen):
@@ -119,7 +119,7 @@ def bring_in(instance: Instance, chosen: list[Selection], paths: bool, jobs: int
 
 
 def throw_out(instance: Instance, chosen: list[Selection], paths: bool, jobs: int) -> bool:
-    """Empty the cache of what was chosen; nothing of that fails."""
+    """Evict what was chosen. This cannot fail."""
     from lamfs.ops import caching
 
     count, freed = caching.evict(instance, unique(chosen))
@@ -128,5 +128,5 @@ def throw_out(instance: Instance, chosen: list[Selection], paths: bool, jobs: in
 
 
 def unique(chosen: list[Selection]) -> list[ArtifactRecord]:
-    """All artifacts that were chosen, each once."""
+    """All chosen artifacts, each once."""
     return list({record.uid: record for each in chosen for record in each.records}.values())

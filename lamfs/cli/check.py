@@ -1,4 +1,4 @@
-"""``lamfs fsck``: is what the registry says true. Main thread only."""
+"""``lamfs fsck``: checks whether what the registry says is true. Main thread only."""
 
 from __future__ import annotations
 

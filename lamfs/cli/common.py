@@ -1,4 +1,4 @@
-"""What several commands share: which instance is meant, and what names an artifact. Main thread only."""
+"""What several commands share: choosing the instance, and naming artifacts. Main thread only."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ def json_option(function: F) -> F:
 def open_instance(
     slug: str | None = None, names: Iterable[str] = (), *, whole: bool = True, shows: bool = False
 ) -> Instance:
-    """Open the instance that a command works on: the one asked for, else that of the mount in which one of ``names``
-    lies, else the current one. ``shows``: the command shows what the registry says, and warns when that is old.
+    """Open the instance that a command works on.
 
-    ``whole``: its registry is opened too. Raises InvalidArgument when ``names`` lie in mounts of different instances,
+    That is the one asked for, else that of the mount in which one of ``names`` lies, else the current one. ``shows``:
+    the command shows what the registry says, and warns when that is old.
+
+    ``whole``: opens its registry too. Raises InvalidArgument when ``names`` lie in mounts of different instances,
     NotSetUp when there is no instance, and DamagedRegistry (only with ``whole``) when its registry is damaged.
     """
     from lamfs import config
@@ -54,7 +56,7 @@ def open_instance(
 
 
 def slug_of_paths(names: Iterable[str]) -> str | None:
-    """The instance in whose mounts these paths lie; None when none of them is a path in a mount."""
+    """The instance in whose mounts these paths lie; None when none of them is in a mount."""
     from lamfs.ops import mounts
 
     slugs = {}
@@ -82,10 +84,10 @@ def seconds(text: str) -> float:
 
 
 def place(record: ArtifactRecord) -> str:
-    """Where an artifact shows in a mount: its key, or below ``.lamindb/``."""
+    """Where a mount shows an artifact: its key, or below ``.lamindb/``."""
     return record.place
 
 
 def title(record: ArtifactRecord) -> str:
-    """``place`` as it may be printed."""
+    """``place``, safe to print."""
     return shown(place(record))

@@ -1,4 +1,4 @@
-"""``lamfs ls`` and ``info``: commands that only look. Main thread only."""
+"""``lamfs ls`` and ``info``: commands that only read. Main thread only."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def select(instance: Instance, prefix: str | None, trash: bool) -> list[Artifact
 
 
 def is_place(instance: Instance, name: str) -> bool:
-    """Whether a path in a mount, or a key, is there in the tree, be it an empty directory."""
+    """Whether the tree has a path in a mount, or a key, even if it is an empty directory."""
     from lamfs.ops import mounts
 
     found = mounts.find_by_path(name)

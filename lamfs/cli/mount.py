@@ -112,7 +112,7 @@ def mount(
 
 
 def move_in(folder: int, path: str) -> None:
-    """Move what is in the folder below a mount into it, and say what was moved, and what was not."""
+    """Move what is in the folder below a mount into it. Say what was moved and what was not."""
     from lamfs.ops import stranded
 
     with Progress(f"moving what was in {path} into the mount") as progress:
@@ -137,7 +137,7 @@ def move_in(folder: int, path: str) -> None:
 
 
 def clear_the_way(path: str) -> None:
-    """See that nothing is mounted at ``path``; unmount what a dead daemon has left. Raises AlreadyExists."""
+    """Make sure that nothing is mounted at ``path``. Unmounts what a dead daemon has left. Raises AlreadyExists."""
     mounted = mountinfo.at(path)
     if mounted is None:
         bury_at(path)
@@ -171,7 +171,7 @@ def choose_instance(slug: str | None) -> str:
             f"No instance is the current one; choose with --instance: {', '.join(known)}. Or make one current with"
             " 'lamfs connect'."
         )
-    # What init says of locks and cloud copies would only puzzle whoever asked for nothing but a mount.
+    # What init says of locks and cloud copies would only puzzle a user who asked for nothing but a mount.
     settings = setup.ensure_default(say=lambda _: None)
     if default not in known:
         say(f"There was no instance yet: made {settings.slug}, with its storage in {settings.storage.root}.")

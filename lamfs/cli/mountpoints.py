@@ -1,6 +1,6 @@
-"""Mount points as the kernel knows them: looked up in /proc/self/mountinfo and unmounted with fusermount3.
+"""Mount points as the kernel knows them: looked up in /proc/self/mountinfo, and unmounted with fusermount3.
 
-Nothing here touches a path inside a mount: one whose daemon is stuck would hang the command. Main thread only.
+Nothing here touches a path inside a mount: if its daemon is stuck, the command would hang. Main thread only.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 DEFAULT = "~/lamfs"
 UNTOUCHED = click.UNPROCESSED
-"""The type of a command's path that may be a mount point: click.Path would ask the file system, and hang with it."""
+"""The type of a path argument that may be a mount point. click.Path would ask the file system, and hang with it."""
 LOOK_SECONDS = 5.0
-"""How long a living mount may take to answer."""
+"""Seconds that a living mount may take to answer."""
 UNMOUNT_SECONDS = 30.0
-"""How long fusermount3 may take."""
+"""Seconds that fusermount3 may take."""
 FLUSH_SECONDS = 2.0
 
 
 def detached(records: list[MountRecord]) -> set[int]:
-    """The pids of the daemons whose mount has left the tree, and that live on because of open files or owed work.
+    """The pids of daemons whose mount has left the tree, and that still live because of open files or pending work.
 
-    ``records`` oldest first: of several at one place the newest is the one that is there.
+    ``records`` oldest first: of several at one place, the newest is the one that is mounted.
     """
     there = {mounted.path for mounted in mountinfo.table() if mounted.is_lamfs}
     newest = {record.mountpoint: record.pid for record in records}
@@ -44,7 +44,7 @@ def detached(records: list[MountRecord]) -> set[int]:
 
 
 def absolute(path: str) -> str:
-    """A path without symlinks, as mountinfo spells it; its last part is looked at only when no mount is there.
+    """A path without symlinks, as mountinfo spells it. Its last part is looked at only when no mount is there.
 
     ``~`` is the home directory. Raises InvalidArgument when the path is empty.
     """
@@ -57,17 +57,17 @@ def absolute(path: str) -> str:
 
 
 def around(path: str) -> mountinfo.Mounted | None:
-    """The lamfs mount that ``path`` is inside of."""
+    """The lamfs mount that contains ``path``."""
     return next(
         (mounted for mounted in mountinfo.table() if mounted.is_lamfs and path.startswith(f"{mounted.path}/")), None
     )
 
 
 def is_dead(path: str) -> bool:
-    """Whether the mount at ``path`` has no daemon any more. Another process looks, since a stuck mount never answers.
+    """Whether the mount at ``path`` has lost its daemon. Another process looks, since a stuck mount never answers.
 
-    It asks for the file system's numbers: attributes the kernel may still know. The living mount of another user is not
-    dead, although it lets nobody look.
+    It uses statfs: the kernel may answer a stat from its own cache. The living mount of another user is not dead,
+    although nobody else may look into it.
     """
     with contextlib.suppress(subprocess.TimeoutExpired):
         looked = subprocess.run(
@@ -82,11 +82,10 @@ def is_dead(path: str) -> bool:
 
 
 def prepare(path: str, *, empty: bool = True) -> list[str]:
-    """Make sure ``path`` is a directory, and ``empty``, making it (mode 0700) when there is none. Returns the
-    directories that were made, the innermost first.
+    """Make sure ``path`` is a directory, and ``empty``. Makes it (mode 0700) if there is none.
 
-    Raises NotSetUp (not a directory, or it cannot be made), NotEmpty, AlreadyExists (inside a lamfs mount),
-    InvalidArgument (where lamfs keeps its own files).
+    Returns the directories that were made, the innermost first. Raises NotSetUp (not a directory, or it cannot be
+    made), NotEmpty, AlreadyExists (inside a lamfs mount), InvalidArgument (where lamfs keeps its own files).
     """
     outer = around(path)
     if outer is not None:
@@ -96,7 +95,7 @@ def prepare(path: str, *, empty: bool = True) -> list[str]:
         ("registries", config.data_dir()),
         ("cache", config.cache_dir()),
     ):
-        # The cache may be deleted at any time: with a mount in it that would delete every artifact.
+        # The cache may be deleted at any time. With a mount in it, that would delete every artifact.
         if f"{path}/".startswith(f"{os.path.realpath(directory)}/"):
             raise InvalidArgument(f"{path} is where lamfs keeps its {what} ({directory}); mount elsewhere.")
     made, above = [], path
@@ -123,7 +122,8 @@ def prepare(path: str, *, empty: bool = True) -> list[str]:
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
-    """Unmount with fusermount3. Raises LamfsError: EBUSY when something is in use there, else what fusermount3 said.
+    """Unmount with fusermount3. Raises LamfsError: EBUSY when something is in use there, else with fusermount3's
+    message.
 
     ``lazy`` takes the mount out of the tree at once, and ends it when the last file in it is closed.
     """
@@ -150,7 +150,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
 
 
 def flush(path: str) -> None:
-    """Have the kernel hand the daemon what programs wrote to mappings of files; not longer than FLUSH_SECONDS."""
+    """Have the kernel write dirty pages of mappings to the daemon; for FLUSH_SECONDS at most."""
     with contextlib.suppress(OSError):
         process = subprocess.Popen(
             ["sync", "--file-system", "--", path],
@@ -158,13 +158,13 @@ def flush(path: str) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        # One that hangs in the mount ends with the daemon.
+        # A process that hangs in the mount ends with the daemon.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(FLUSH_SECONDS)
 
 
 class Holder(NamedTuple):
-    """A process that uses a mount: its id, its name, and one path it holds."""
+    """A process that uses a mount: its id, its name, and one path that it has open."""
 
     pid: int
     name: str
@@ -172,19 +172,19 @@ class Holder(NamedTuple):
 
 
 def holders(mountpoint: str) -> list[Holder]:
-    """The processes that have a file or their working directory in a mount; only those this user may look at."""
+    """The processes that have a file or their working directory in a mount. Only those that this user may look at."""
     return _find(lambda pid: _held_path(pid, mountpoint))
 
 
 def holders_of(mount_id: int) -> list[Holder]:
-    """The same for a mount that has left the tree, in this namespace."""
+    """The same for a mount that has left the tree in this namespace."""
     return _find(lambda pid: _held_in(pid, mount_id)) if mount_id else []
 
 
 def elsewhere(device: str) -> list[Holder]:
     """The processes in whose mount namespace a file system is mounted, with its place there.
 
-    For one that is not mounted in ours any more: so they are in others, such as a container's.
+    For a file system that is not mounted in ours any more: these are in others, such as a container's.
     """
     line = f" {device} ".encode()
 
@@ -213,7 +213,7 @@ def _find(look: Callable[[str], str | None]) -> list[Holder]:
 
 
 def _held_in(pid: str, mount_id: int) -> str | None:
-    """One path of a mount that a process holds. The file system is not asked: see proc_pid_fdinfo(5)."""
+    """One path of a mount that a process has open. Does not ask the file system: see proc_pid_fdinfo(5)."""
     with contextlib.suppress(OSError):
         for number in os.listdir(f"/proc/{pid}/fdinfo"):
             if _mount_of(f"/proc/{pid}/fdinfo/{number}") == mount_id:
@@ -238,7 +238,7 @@ def _mount_of(fdinfo: str) -> int | None:
 
 
 def _held_path(pid: str, mountpoint: str) -> str | None:
-    """One path below ``mountpoint`` that a process holds. Reads links in /proc only, which asks no file system."""
+    """One path below ``mountpoint`` that a process has open. Reads only links in /proc, which asks no file system."""
     links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root"]
     with contextlib.suppress(OSError):
         links += [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]

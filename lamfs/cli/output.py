@@ -1,6 +1,6 @@
-"""What the CLI prints: lines, columns, JSON and progress. Main thread, but for ``Progress.add``, which any may call.
+"""What the CLI prints: lines, columns, JSON and progress. Main thread; any thread may call ``Progress.add``.
 
-Data goes to stdout, everything else to stderr. Nothing is cut to the terminal's width. rich is loaded only when there
+Data goes to stdout, everything else to stderr. Nothing is cut to the terminal's width. rich is imported only when there
 is a terminal to draw a bar on.
 """
 
@@ -28,9 +28,10 @@ QUIET_SECONDS = 10.0
 
 
 def shown(text: str) -> str:
-    """Text as it may go to a terminal: control characters and bytes that are not UTF-8 are spelled out.
+    """Text that is safe for a terminal: control characters and bytes that are not UTF-8 are escaped.
 
-    A key may hold a newline or an escape sequence; a line of output is one line, and commands the terminal nothing.
+    A key may contain a newline or an escape sequence. A line of output must stay one line, and must not control the
+    terminal.
     """
     if text.isprintable():
         return text
@@ -38,17 +39,17 @@ def shown(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print lines for people on stdout."""
+    """Print lines for users on stdout."""
     click.echo(lines(text))
 
 
 def say_path(path: str) -> None:
-    """Print a path on stdout: as it is for a program, as ``shown`` on a terminal (as ls(1) does)."""
+    """Print a path on stdout: raw for a program, as ``shown`` on a terminal (as ls(1) does)."""
     click.echo(shown(path) if sys.stdout.isatty() else path)
 
 
 def note(text: str) -> None:
-    """Print a line beside the data, on stderr."""
+    """Print a line besides the data, on stderr."""
     click.echo(one_line(text), err=True)
 
 
@@ -58,12 +59,12 @@ def complain(text: str) -> None:
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print a value as JSON, for programs; in one line without ``indent``."""
+    """Print a value as JSON, for programs. Without ``indent`` it is one line."""
     click.echo(in_json(json.dumps(value, indent=indent, ensure_ascii=False)))
 
 
 def size(count: int) -> str:
-    """Bytes for people: ``224 B``, ``1.4 GiB``."""
+    """Bytes for users: ``224 B``, ``1.4 GiB``."""
     if count < 1024:
         return f"{count} B"
     value = count / 1024
@@ -81,7 +82,7 @@ def when(time_: int | str) -> str:
 
 
 def width(text: str) -> int:
-    """Columns a text takes on a terminal."""
+    """Columns that a text takes on a terminal."""
     if text.isascii():
         return len(text)
     return sum(
@@ -90,7 +91,7 @@ def width(text: str) -> int:
 
 
 def columns(rows: Iterable[Sequence[str]], *, right: frozenset[int] = frozenset(), indent: str = "") -> None:
-    """Print rows as aligned columns; those in ``right`` are aligned to the right."""
+    """Print rows as aligned columns. Those in ``right`` are aligned to the right."""
     table = [[shown(cell) for cell in row] for row in rows]
     if not table:
         return
@@ -104,9 +105,9 @@ def columns(rows: Iterable[Sequence[str]], *, right: frozenset[int] = frozenset(
 
 
 class Progress:
-    """Progress towards a total, as a bar on a terminal and as a line now and then elsewhere; a context manager.
+    """Progress towards a total, as a bar on a terminal and as a line now and then elsewhere. A context manager.
 
-    ``total`` in bytes, or in ``unit``s when one is given; 0 while it is not known.
+    ``total`` in bytes, or in ``unit``s if one is given; 0 while it is unknown.
     """
 
     def __init__(self, label: str, total: int = 0, *, unit: str | None = None) -> None:
@@ -126,7 +127,7 @@ class Progress:
         return self
 
     def _draw(self) -> None:
-        """Put the bar on the terminal, if there is one."""
+        """Draw the bar, if there is a terminal."""
         if self._bar is None and not self._over and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import (
@@ -161,7 +162,7 @@ class Progress:
             self._bar.stop()
 
     def begin(self, done: int, total: int) -> None:
-        """Note how much of how much was done before: rate and time left are counted from here."""
+        """Record how much was done before: rate and remaining time count from here."""
         self._done = self._base = done
         self._total = total
         self._began = time.monotonic()
@@ -169,19 +170,19 @@ class Progress:
             self._bar.reset(self._task, total=total or None, completed=done)
 
     def add(self, count: int) -> None:
-        """Note that ``count`` more is done."""
+        """``count`` more is done."""
         with self._lock:
             self.set(self._done + count)
 
     def note(self, text: str) -> None:
-        """Print a line beside the bar, on stderr."""
+        """Print a line besides the bar, on stderr."""
         if self._bar is not None:
             self._bar.console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
         else:
             note(text)
 
     def set(self, done: int, total: int | None = None) -> None:
-        """Note how much is done, and of how much."""
+        """Record how much is done, and of how much."""
         self._done = done
         self._total = self._total if total is None else total
         if self._bar is not None:
@@ -189,10 +190,10 @@ class Progress:
         elif time.monotonic() - self._said >= QUIET_SECONDS:
             self._said = time.monotonic()
             of = f" of {self._amount(self._total)}" if self._total else ""
-            note(f"{self._label}: {self._amount(done)}{of}{self._pace()}")
+            note(f"{self._label}: {self._amount(done)}{of}{self._rate()}")
 
-    def _pace(self) -> str:
-        """Rate and time left, in words, where bytes are counted and enough of them have come to tell."""
+    def _rate(self) -> str:
+        """Rate and remaining time in words, if bytes are counted and enough of them have come."""
         seconds = time.monotonic() - self._began
         if self._unit or not self._total or self._done <= self._base or seconds < QUIET_SECONDS:
             return ""
@@ -205,9 +206,9 @@ class Progress:
 
 
 class OwedProgress(Progress):
-    """Progress of what a mount owes to storage, fed with the daemon's ``{"owed": rows, "bytes": bytes}``.
+    """Progress of a mount's pending work, fed with the daemon's ``{"owed": rows, "bytes": bytes}``.
 
-    Nothing is drawn while nothing is owed.
+    Nothing is drawn while nothing is pending.
     """
 
     def __init__(self, label: str = "storing") -> None:
@@ -221,11 +222,11 @@ class OwedProgress(Progress):
         return self
 
     def report(self, message: dict[str, Any]) -> None:
-        """Take one progress message of the daemon."""
+        """Handle one progress message of the daemon."""
         self.owed, self.bytes = int(message.get("owed", 0)), int(message.get("bytes", 0))
         if self.owed:
             self._draw()
-        # More may be written meanwhile: then the end moves away.
+        # More may be written meanwhile: then the total grows.
         self._most = max(self._most, self.owed)
         self._label = f"{self._plain}, {size(self.bytes)} left" if self.bytes else self._plain
         self.set(self._most - self.owed, self._most)

@@ -1,8 +1,8 @@
-"""Where errors become words and exit codes: the one place in the CLI that catches. Main thread only.
+"""Where errors become sentences and exit codes: the one place in the CLI that catches. Main thread only.
 
-0 ok; 1 failure; 2 misuse (click's own, InvalidArgument, InvalidName); 130 interrupted, 143 and 129 likewise by SIGTERM
-and SIGHUP. A user never sees a traceback:
-what nobody expected is one line, and its traceback goes to a log file.
+Exit codes: 0 ok; 1 failure; 2 misuse (click's own, InvalidArgument, InvalidName); 130 interrupted, 143 and 129 likewise
+by SIGTERM and SIGHUP. A user never sees a traceback: an unexpected error is one line, and its traceback goes to a log
+file.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lamfs.printable import lines
 
 FAILURE, MISUSE, INTERRUPTED = 1, 2, 130
 LOG_LIMIT = 1 << 20
-"""Bytes after which the log of unexpected errors is begun anew."""
+"""Bytes after which the log of unexpected errors starts anew."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP has come: what is under way is undone, as after Ctrl-C."""
+    """SIGTERM or SIGHUP has come: unfinished work is undone, as after Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
@@ -40,7 +40,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def orderly_end() -> Iterator[None]:
-    """In the block, SIGTERM and SIGHUP are Terminated, once: the next one ends the program at once."""
+    """Inside the context, SIGTERM and SIGHUP raise Terminated, once. The next one ends the program at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -71,7 +71,7 @@ class Command(click.Command):
         self.examples = examples
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the epilog and then the examples, as they are."""
+        """Write the epilog and then the examples, unchanged."""
         super().format_epilog(ctx, formatter)
         lines = [line.strip() for line in self.examples.strip().splitlines()]
         with formatter.section("Example" if len(lines) == 1 else "Examples"):
@@ -89,7 +89,7 @@ class Program(click.Group):
         self.sections: dict[str, list[str]] = {}
 
     def add_section(self, title: str, *commands: click.Command) -> None:
-        """Add commands, to be listed under this headline in this order."""
+        """Add commands, to be listed below this headline in this order."""
         for command in commands:
             self.add_command(command)
             self.sections.setdefault(title, []).append(command.name or "")
@@ -99,7 +99,7 @@ class Program(click.Group):
         return [name for names in self.sections.values() for name in names]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one list a section, its columns in line with the others'."""
+        """Write one list per section, with all columns aligned."""
         widest = max(len(name) for name in self.commands)
         for title, names in self.sections.items():
             with formatter.section(title):
@@ -108,11 +108,11 @@ class Program(click.Group):
                 )
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; turn what it raises into a sentence on stderr and an exit code."""
-        with contextlib.suppress(ValueError):  # not the main thread: a test's
+        """Run a command. Turn what it raises into a sentence on stderr and an exit code."""
+        with contextlib.suppress(ValueError):  # not the main thread, but a test's
             if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Names of files are bytes: one that is not UTF-8 leaves as the bytes it came as.
+        # File names are bytes: a name that is not UTF-8 is printed as the bytes that it came as.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, ValueError):
                 stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
@@ -149,7 +149,7 @@ def leave(code: int) -> NoReturn:
 
 
 def leave_at_once() -> NoReturn:
-    """End the program with 0, without the tidying up for which Python takes as long as for a tenth of a mount."""
+    """Exit with 0 without Python's cleanup, which takes a tenth of the time of a mount."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -157,7 +157,7 @@ def leave_at_once() -> NoReturn:
 
 
 def unexpected(error: BaseException) -> NoReturn:
-    """Write the traceback of what nobody expected to the log, say so in one line, and end with 1."""
+    """Write the traceback of an unexpected error to the log, say so in one line, and exit with 1."""
     kind = type(error).__name__
     detail = f"{kind}: {error}".splitlines()[0].strip() if str(error).strip() else kind
     where = write_log(error)
@@ -166,7 +166,7 @@ def unexpected(error: BaseException) -> NoReturn:
 
 
 def write_log(error: BaseException) -> Path:
-    """Append a traceback to ``<data directory>/error.log`` (mode 0600), or to a temporary file; returns its path."""
+    """Append a traceback to ``<data directory>/error.log`` (mode 0600), or to a temporary file. Returns its path."""
     text = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {sys.argv[1:]}\n{''.join(traceback.format_exception(error))}\n"
     raw = lines(text).encode(errors="surrogateescape")
     try:

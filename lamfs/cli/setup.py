@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def storage_options(function: F) -> F:
-    """The options that say how to reach an S3 storage."""
+    """The options for reaching an S3 storage."""
     for option in (
         click.option("--path-style", is_flag=True, help="S3: the bucket in the path, not the host name."),
         click.option("--profile", metavar="NAME", help="S3: profile of the AWS settings files."),

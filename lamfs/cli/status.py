@@ -1,6 +1,6 @@
-"""``lamfs status``: mounts, what is owed, cache use, the last errors. Main thread only; starts quickly.
+"""``lamfs status``: mounts, pending work, cache use, the last errors. Main thread only; starts quickly.
 
-A living mount is asked over its control socket. Instances that are not mounted are read from their registries.
+A living mount answers over its control socket. Instances that are not mounted are read from their registries.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 MAX_ERRORS = 10
 MAX_SCRATCH = 3
-"""Scratch files that are named."""
+"""Scratch files that are named, at most."""
 SPOOL_SECONDS = 2.0
-"""How long a storage folder may take to tell what lies in the spools of other machines."""
+"""Seconds that a storage folder may take to list the spools of other machines."""
 WATCH_SECONDS = 1.0
-"""Between two looks of --watch."""
+"""Seconds between two looks of --watch."""
 
 
 @click.command(
@@ -64,7 +64,7 @@ def status(as_json: bool, watch: bool) -> None:
 
 
 def keep_watching(as_json: bool) -> None:
-    """Show the status every second, on a terminal in place, until interrupted."""
+    """Show the status every second, in place on a terminal, until interrupted."""
     in_place = not as_json and sys.stdout.isatty()
     first = True
     while True:
@@ -84,7 +84,7 @@ def keep_watching(as_json: bool) -> None:
 
 
 def screen(text: list[str], room: os.terminal_size, *, clear: bool) -> str:
-    """What a terminal has to be sent so that it shows these lines from its top, cut to its size, and nothing else."""
+    """What to send to a terminal so that it shows these lines from its top, cut to its size, and nothing else."""
     cut = [line if width(line) < room.columns else line[: max(room.columns - 2, 0)] + "…" for line in text]
     if len(cut) >= room.lines > 1:
         cut = [*cut[: room.lines - 2], f"… {len(cut) - room.lines + 2} more lines"]
@@ -123,7 +123,7 @@ def mount_status(record: MountRecord) -> dict[str, Any]:
 
 
 def dead_status(dead: DeadMount) -> dict[str, Any]:
-    """A mount whose daemon died: its record, its last sign of life, and what is at its place now."""
+    """A mount whose daemon died: its record, its last sign of life, and what is mounted at its place now."""
     from lamfs.model import iso
 
     record = dead.record
@@ -145,7 +145,7 @@ def dead_status(dead: DeadMount) -> dict[str, Any]:
 
 
 def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
-    """Every instance that this machine knows: whether it is mounted, and what its registry says is owed."""
+    """Every instance that this machine knows: whether it is mounted, and its pending work according to its registry."""
     from lamfs import config
     from lamfs.ops import written
 
@@ -169,8 +169,10 @@ def instance_status(mounted: set[str]) -> list[dict[str, Any]]:
 
 
 def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
-    """What the registry of an instance says: scratch files, what was found and lost, the damage that is known, and of
-    one that is not ``mounted`` what is owed."""
+    """What the registry of an instance says: scratch files, what was found and lost, and known damage.
+
+    Also its pending work, if it is not ``mounted``.
+    """
     from lamfs.ops import damage, written
 
     harmed = (settings.directory / "damage.json").exists()
@@ -183,7 +185,7 @@ def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
                 **({"spools": others} if others else {}),
                 **({} if mounted else left_over(registry)),
                 **rescued(registry),
-                # A sentence for each object that the last 'lamfs fsck --data' found damaged, and that is so still.
+                # A sentence for each object that the last 'lamfs fsck --data' found damaged, and that still is.
                 **({"damage": [one.sentence for one in damage.known_in(settings, registry)]} if harmed else {}),
             }
     except LamfsError as error:
@@ -192,7 +194,7 @@ def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
 
 
 def taken_over(settings: InstanceSettings) -> str | None:
-    """What is to be said of a machine from which this one took the instance over: ops.unreturned.known."""
+    """The message about a machine from which this one took the instance over: ops.unreturned.known."""
     if not (settings.directory / "unreturned.json").exists():
         return None  # status starts quickly
     from lamfs.ops import unreturned
@@ -201,14 +203,14 @@ def taken_over(settings: InstanceSettings) -> str | None:
 
 
 def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
-    """What this machine alone had when another one took the instance over: ops.diverged.known."""
+    """What only this machine had when another one took the instance over: ops.diverged.known."""
     from lamfs.ops import diverged
 
     return diverged.known(settings)
 
 
 def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
-    """A sentence for each spool folder in storage that holds files and is not this machine's."""
+    """A sentence for each spool folder in storage that has files and belongs to another machine."""
     from lamfs.ops import spools
 
     found: list[str] = []
@@ -217,7 +219,7 @@ def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
         with contextlib.suppress(LamfsError):
             found.extend(spools.sentences(settings, owed))
 
-    # The folder may be that of a server which does not answer, and status is what people ask then.
+    # The folder may be on a server that does not answer, which is just when users ask for the status.
     owed = spools.owed(registry)
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -226,14 +228,14 @@ def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
 
 
 def rescued(registry: Registry) -> dict[str, Any]:
-    """What was found that nobody owed, and what was lost, as far as nobody has seen to it."""
+    """What was found that nobody owed, and what was lost, until somebody has dealt with it."""
     folder, count = registry.rescue.found()
     lost = [one.sentence for one in registry.rescue.lost()]
     return ({"found": {"folder": folder, "entries": count}} if count else {}) | ({"lost": lost} if lost else {})
 
 
 def left_over(registry: Registry) -> dict[str, Any]:
-    """What is owed to the storage of an instance that is not mounted, and what went wrong with it last."""
+    """Pending work of an instance that is not mounted, and its last error."""
     from lamfs.registry import is_alive
 
     owed = registry.journal.owed()
@@ -253,7 +255,7 @@ def left_over(registry: Registry) -> dict[str, Any]:
 
 
 def cache_status() -> dict[str, Any]:
-    """Where the cache is, and how much is in it."""
+    """Where the cache is, and its size."""
     from lamfs import config
     from lamfs.cache.index import NAME, CacheIndex
 
@@ -267,7 +269,7 @@ def cache_status() -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """The status for people."""
+    """The status for users."""
     for mount in result["mounts"]:
         yield from mount_lines(mount)
     if not result["mounts"]:
@@ -312,7 +314,7 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def dead_lines(dead: dict[str, Any]) -> Iterator[str]:
-    """A mount whose daemon died, for people."""
+    """A mount whose daemon died, for users."""
     place = shown(dead["mountpoint"])
     since, seen = when(dead["started_at"]), when(dead["last_seen"])
     yield f"{dead['slug']} at {place}: its daemon (pid {dead['pid']}, since {since}) DIED; it lived last at {seen}"
@@ -331,7 +333,7 @@ def dead_lines(dead: dict[str, Any]) -> Iterator[str]:
 
 
 def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
-    """One mount for people."""
+    """One mount for users."""
     read_only = ", read-only" if mount.get("read_only") else ""
     began = when(mount["started_at"])
     where = f"{'unmounted from' if mount['detached'] else 'at'} {shown(mount['mountpoint'])}"
@@ -368,14 +370,14 @@ def mount_lines(mount: dict[str, Any]) -> Iterator[str]:
     yield from _cache_lines(mount)
     if mount.get("open_files"):
         yield f"  open     {mount['open_files']}"
-    # The same failure again and again is shown once, as it was last.
+    # A repeated failure is shown once, as it was last.
     latest = {(error["what"], error["error"]): error for error in mount.get("errors", ())}
     for error in list(latest.values())[-MAX_ERRORS:]:
         yield f"  error    {when(error['at'])}  {shown(error['what'])}: {shown(error['error'])}"
 
 
 def _rescue_lines(instance: dict[str, Any]) -> Iterator[str]:
-    """What is to be looked through by a person."""
+    """What a user should look through."""
     lost = instance.get("lost", ())
     for sentence in lost[-MAX_ERRORS:]:
         yield f"  LOST     {shown(sentence)} ({instance['slug']}; 'lamfs fsck --repair' forgets it)"

@@ -1,4 +1,4 @@
-"""``lamfs sync``, and waiting for a mount to owe nothing. Main thread, and one that waits for the daemon."""
+"""``lamfs sync``, and waiting until a mount has nothing pending. Main thread, and one that waits for the daemon."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from lamfs.ops.mounts import MountRecord
 
 LOOK_SECONDS = 2.0
-"""Between two looks at what goes wrong while a mount stores what it owes."""
+"""Seconds between two looks at errors while a mount does its pending work."""
 AGAIN_SECONDS = 10.0
-"""Between two lines that say what is waited for."""
+"""Seconds between two lines that say what is waited for."""
 ANSWER_SECONDS = 10.0
-"""How long a daemon may take to say how it is."""
+"""Seconds that a daemon may take to report its status."""
 MAX_REFUSED = 5
 WAIT_SECONDS = 14 * 86_400.0
-"""How long a daemon may be silent while it stores: there is no limit to the size of a file."""
+"""Seconds that a daemon may be silent while it stores: files may have any size."""
 
 
 class Pending(LamfsError):
-    """The time is up, and something is still owed."""
+    """The time is up, and something is still pending."""
 
 
 @click.command(
@@ -86,8 +86,10 @@ def sync(path: str | None, timeout: float | None) -> None:
 
 
 def left_behind(mounted: Collection[str]) -> list[str]:
-    """A sentence for each instance that no mount stores, though bytes of it wait to be stored, or nobody knows whether
-    some do. ``mounted``: instances that a mount stores."""
+    """A sentence for each instance that no mount stores, if its bytes wait to be stored, or may wait.
+
+    ``mounted``: instances that a mount stores.
+    """
     from lamfs import config
     from lamfs.ops import mounts, written
 
@@ -114,11 +116,12 @@ def left_behind(mounted: Collection[str]) -> list[str]:
 
 
 def sync_mount(record: MountRecord, timeout: float | None = None, key: str = "", *, give_up: str = "") -> list[str]:
-    """Wait until a mount owes nothing to storage, and say what it waits for, and what goes wrong: the daemon tries
-    again and again. A sentence for each deletion or move that storage refuses for good: those are not waited for.
+    """Wait until a mount has nothing pending. Say what it waits for, and what goes wrong: the daemon keeps retrying.
+
+    Returns a sentence for each deletion or move that storage refuses for good: those are not waited for.
 
     ``timeout``: seconds. ``key``: wait only for what is at or below it. ``give_up``: a sentence on how to stop waiting.
-    Raises Pending when the time is over, MountSilent when the daemon hangs or dies.
+    Raises Pending when the time is up, MountSilent when the daemon hangs or dies.
     """
     began = time.time()
     waiting = _Waiting(record, key)
@@ -145,7 +148,7 @@ def sync_mount(record: MountRecord, timeout: float | None = None, key: str = "",
 
 
 class _Waiting:
-    """The thread that waits for the daemon's word. ``over`` is set at its end; then ``error`` may be read."""
+    """The thread that waits for the daemon's answer. ``over`` is set at its end; then ``error`` may be read."""
 
     def __init__(self, record: MountRecord, key: str) -> None:
         self._record = record
@@ -170,7 +173,7 @@ class _Waiting:
 
 
 def ask(record: MountRecord, timeout: float | None = None) -> dict[str, Any]:
-    """What a mount's daemon says of itself, within ``timeout`` seconds (ANSWER_SECONDS). Raises MountSilent."""
+    """The status of a mount's daemon, within ``timeout`` seconds (ANSWER_SECONDS). Raises MountSilent."""
     from lamfs.ops import mounts
 
     status: dict[str, Any] = mounts.request(record, {"cmd": "status"}, timeout=timeout or ANSWER_SECONDS)["status"]
@@ -197,7 +200,7 @@ def last_error(status: dict[str, Any], since: float) -> str | None:
 
 
 def owed_words(owed: dict[str, int], owed_bytes: int = 0) -> str:
-    """What is owed, for people: ``2 puts (1.5 MiB), 1 delete``; ``nothing``."""
+    """Pending work, for users: ``2 puts (1.5 MiB), 1 delete``; ``nothing``."""
     words = []
     for op in ("put", "save", "move", "delete", "abort"):
         if owed.get(op):

@@ -1,4 +1,4 @@
-"""``lamfs umount``: store what is owed, unmount, wait for the daemon's end, and say what is waited for.
+"""``lamfs umount``: store what is pending, unmount, wait for the daemon's end, and say what is waited for.
 
 Main thread only; paths inside a mount are never touched here.
 """
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 OTHERS = "another user, or with other directories (LAMFS_DATA_DIR)"
 FORCED_SECONDS = 30.0
-"""With --force: how long storing what is owed may take before the mount goes anyway."""
+"""With --force: seconds that storing may take before the mount is removed anyway."""
 LOOK_SECONDS = 2.0
-"""Between two looks at what keeps a daemon alive."""
+"""Seconds between two looks at what keeps a daemon alive."""
 ANSWER_SECONDS = 2.0
-"""How long a daemon may take to say what it does."""
+"""Seconds that a daemon may take to say what it does."""
 MAX_HOLDERS = 5
 
 
@@ -81,7 +81,7 @@ def umount(mountpoint: str, force: bool, timeout: float | None) -> None:
 def unmount(record: MountRecord, force: bool, timeout: float | None) -> None:
     """Unmount a living mount. Raises LamfsError when it stays mounted, or its daemon does not end.
 
-    What a mount that has lost the lock still owes cannot be stored by it: it stays on this machine, which is said.
+    A mount that has lost the lock cannot store its pending work: that stays on this machine, which is reported.
     """
     path = record.mountpoint
     give_up = (
@@ -125,7 +125,7 @@ def unmount(record: MountRecord, force: bool, timeout: float | None) -> None:
 
 
 def tell_scratch(slug: str) -> None:
-    """Name the scratch files that hold bytes: nobody else has them."""
+    """Name the scratch files that have bytes: nobody else has them."""
     from lamfs import config
     from lamfs.ops import scratch_files
 
@@ -138,7 +138,7 @@ def tell_scratch(slug: str) -> None:
 
 
 def live_mount(path: str) -> MountRecord | None:
-    """The living mount at just this path; not one that has left the tree and only waits for its last open file."""
+    """The living mount at exactly this path. Not one that has left the tree and only waits for its last open file."""
     from lamfs.ops import mounts
 
     gone = mountpoints.detached(mounts.all_live())
@@ -146,7 +146,7 @@ def live_mount(path: str) -> MountRecord | None:
 
 
 def leaving(path: str) -> list[MountRecord]:
-    """The mounts that have left the tree at this path, and whose daemons live on."""
+    """The mounts that have left the tree at this path, and whose daemons still live."""
     from lamfs.ops import mounts
 
     records = mounts.all_live()
@@ -178,7 +178,7 @@ def clear_dead(path: str) -> None:
 
 
 def bury_at(path: str) -> bool:
-    """Forget the dead mounts of a path; whether there were any."""
+    """Forget the dead mounts of a path. Returns whether there were any."""
     from lamfs.ops import mounts
 
     dead = [each for each in mounts.all_dead() if each.record.mountpoint == path]
@@ -191,10 +191,10 @@ def bury_at(path: str) -> bool:
 
 
 def wait_for_end(record: MountRecord, timeout: float | None = None, *, said: bool = False) -> None:
-    """Wait until the daemon of an unmounted mount has ended, and say why it has not. ``said``: that it has lost the
-    lock is known.
+    """Wait until the daemon of an unmounted mount has ended, and say why it has not.
 
-    Raises LamfsError when it still lives after ``timeout`` seconds, and when it could not store the registry.
+    ``said``: the lost lock was reported already. Raises LamfsError when it still lives after ``timeout`` seconds, and
+    when it could not store the registry.
     """
     from lamfs.ops import mounts
 
@@ -220,8 +220,10 @@ def wait_for_end(record: MountRecord, timeout: float | None = None, *, said: boo
 
 
 def last_word(record: MountRecord, *, said: bool) -> str | None:
-    """What a daemon failed to do after its mount was gone. A lost lock is not a failure: this prints it, unless it was
-    ``said`` before, and returns None."""
+    """What a daemon failed to do after its mount was gone.
+
+    A lost lock is not a failure: this prints it, unless it was ``said`` before, and returns None.
+    """
     from lamfs.ops import mounts
 
     word = mounts.last_word(record)
@@ -267,12 +269,14 @@ def reason(record: MountRecord, since: float) -> str:
 
 
 def end(record: MountRecord, seconds: float, *, graceful: bool, said: bool = False) -> None:
-    """End the daemon of an unmounted mount; ``graceful``: it has ``seconds`` to come to its end by itself. ``said``: as
-    for ``wait_for_end``."""
+    """End the daemon of an unmounted mount. ``graceful``: it gets ``seconds`` to end by itself.
+
+    ``said``: as for ``wait_for_end``.
+    """
     from lamfs.ops import ending, mounts
 
     if graceful and not mounts.wait_gone(record, timeout=min(LOOK_SECONDS, seconds)):
-        ending.ask(record)  # it is held by somebody, or has something to store yet
+        ending.ask(record)  # somebody has it open, or it has something to store yet
         mounts.wait_gone(record, timeout=seconds)
     if ending.end(record):
         note(f"Its daemon (pid {record.pid}) did not end, and was killed.")
@@ -285,7 +289,7 @@ def end(record: MountRecord, seconds: float, *, graceful: bool, said: bool = Fal
 
 
 def names(found: list[Holder]) -> str:
-    """Processes for people, with what they hold."""
+    """Processes for users, with what they have open."""
     named = [f"{shown(holder.name)} (pid {holder.pid}: {shown(holder.path)})" for holder in found[:MAX_HOLDERS]]
     more = f" and {len(found) - MAX_HOLDERS} more" if len(found) > MAX_HOLDERS else ""
     return f"{', '.join(named)}{more}"

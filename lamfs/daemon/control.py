@@ -1,4 +1,4 @@
-"""The daemon's control socket: ``lamfs status``, ``sync`` and ``umount`` speak to it. In the daemon's trio loop.
+"""The daemon's control socket: ``lamfs status``, ``sync`` and ``umount`` use it. In the daemon's trio loop.
 
 JSON lines on a unix socket (0600, in a 0700 directory) of the user's data directory. A reply ends with ``ok`` or
 ``error``; ``progress`` lines may come before it.
@@ -28,23 +28,23 @@ log = logging.getLogger("lamfs.control")
 
 MAX_LINE = 65_536
 LOOK_SECONDS = 1.0
-"""How long storage is asked, for a status, whether what was wrong there still is."""
+"""Seconds that a status may ask storage whether an earlier problem still exists."""
 MAX_REFUSED = 5
-"""Deletions and moves that are named beside files that are too large."""
+"""Refused deletions and moves that are named besides files that are too large."""
 
 
 class ControlServer:
     """Answers commands about one mount."""
 
     def __init__(self, path: Path, fs: FileSystem, follower: Follower, end_now: Callable[[], Awaitable[None]]) -> None:
-        """``end_now`` ends the mount at once, whatever it owes."""
+        """``end_now`` ends the mount at once, whatever is pending."""
         self.path = path
         self._fs = fs
         self._follower = follower
         self._end_now = end_now
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; the socket is there when it is started, and gone afterwards."""
+        """Serve until cancelled. The socket exists once this has started, and is removed afterwards."""
         self.path.unlink(missing_ok=True)
         listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
@@ -61,7 +61,7 @@ class ControlServer:
             self.path.unlink(missing_ok=True)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        """One client; whatever it does wrong ends its connection and nothing else."""
+        """One client. Whatever it does wrong ends only its own connection."""
         try:
             async with stream:
                 lines = Lines(MAX_LINE)
@@ -110,8 +110,10 @@ class ControlServer:
         await stream.send_all(jsonlines.encode(reply))
 
     async def _sync(self, stream: trio.SocketStream, below: object) -> list[str]:
-        """Drain, or store what is ``below`` a key, telling how far it is; ends early when the client goes. What storage
-        refuses for good."""
+        """Drain, or store what is ``below`` a key, and report progress. Ends early when the client goes.
+
+        Returns what storage refuses for good.
+        """
         refused: list[str] = []
         last: tuple[int, int] | None = None
         gone = False
@@ -158,7 +160,7 @@ class ControlServer:
 
 
 def _also(refused: list[str]) -> list[str]:
-    """What storage refuses beside files that are too large, as sentences."""
+    """Sentences for what storage refuses besides files that are too large."""
     if not refused:
         return []
     more = f"; and {len(refused) - MAX_REFUSED} more" if len(refused) > MAX_REFUSED else ""

@@ -1,7 +1,7 @@
-"""A mount's first moving process: a fork of the daemon, made before that has threads.
+"""A mount's first mover: a fork of the daemon, made before the daemon has threads.
 
-It loads what it needs while the daemon goes on loading, and looks at the storage where that is a bucket. The
-connections that it makes for this are there for the first read.
+It imports what it needs while the daemon continues its own imports, and checks the storage if that is a bucket. The
+connections that it makes for this are ready for the first read.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ log = logging.getLogger("lamfs.daemon")
 
 
 class FirstMover:
-    """Made by ``begin``, before there are threads. Later ones, when it has died, are started by transfer.client."""
+    """Made by ``begin``, before there are threads. When it dies, lamfs.mover.client starts its successors."""
 
     def __init__(self, options: MountOptions) -> None:
         self._options = options
         self._report: int | None = None
         self.pid = 0
         self.sock: socket.socket
-        """Our end of the socket over which it is given jobs."""
+        """Our end of its job socket."""
 
     def begin(self) -> None:
         """Start it. It ends when our end of its socket is closed. Raises NotSetUp, OSError."""
         looks = is_s3(config.load_instance(self._options.slug).storage.root)
-        # Loaded before the fork: both need it, and have it once.
+        # Import before the fork: both need these modules.
 
         self.sock, theirs = socket.socketpair()
         reading, writing = os.pipe()
@@ -59,9 +59,10 @@ class FirstMover:
             os.close(reading)
 
     def outcome(self) -> Looked | None:
-        """What ``look`` gives, once it has ended; None where it was not begun, and is quick: for a local folder.
+        """The result of ``look``, once it has ended. None for a local folder, where it is quick and was not started
+        here.
 
-        Raises as that does. Not while this process has the registry open: it may be replaced by a newer one.
+        Raises as ``look`` does. Do not call it while this process has the registry open: a newer one may replace it.
         """
         if self._report is None:
             return None
@@ -76,7 +77,7 @@ class FirstMover:
 
 
 def _become_mover(options: MountOptions, sock: socket.socket, report: int | None) -> NoReturn:
-    """The rest of this process's life. ``report``: where it says how the storage looks; None: it does not look."""
+    """The rest of this process's life. ``report``: where it reports on the storage; None: it does not look at it."""
     from lamfs.mover.become import become_mover
     from lamfs.mover.server import serve
 
@@ -114,9 +115,12 @@ def _look_report(options: MountOptions, store: ObjectStore) -> dict[str, object]
 
 
 class Looked(NamedTuple):
-    """``warnings``: a sentence for each thing that the storage lacks, or that was wrong in a registry that was taken
-    from it. ``trouble``: why it could not be asked for the lease, ``""`` if it was; ``refused``: it does not let this
-    machine write."""
+    """What `look` found.
+
+    ``warnings``: a sentence for each thing that the storage lacks, or that was wrong in a registry that was fetched
+    from it. ``trouble``: why the lease could not be asked for; ``""`` if it was. ``refused``: this machine may not
+    write.
+    """
 
     warnings: tuple[str, ...]
     trouble: str = ""
@@ -124,11 +128,13 @@ class Looked(NamedTuple):
 
 
 def look(instance: Instance, *, write: bool) -> Looked:
-    """What a mount has to know of its storage. With ``write`` this machine holds the lease then, or there is trouble.
+    """What a mount has to know of its storage. With ``write`` this machine holds the lease afterwards, or there is
+    trouble.
 
-    A storage that does not answer is no reason to refuse: names, cached bytes and the spool are here, and new files
-    wait in the spool as in any outage. One that refuses to be written is, unless closed files wait in the spool: these
-    can be read. Raises LamfsError when the storage is of no use, or another machine works on the instance.
+    A storage that does not answer is no reason to refuse the mount: names, cached bytes and the spool are local, and
+    new files wait in the spool as in any outage. A storage that refuses writes is a reason, unless closed files wait in
+    the spool: those can be read. Raises LamfsError when the storage is of no use, or another machine works on the
+    instance.
     """
     from lamfs.ops import freshness
     from lamfs.ops.probe import check_storage

@@ -1,4 +1,4 @@
-"""Starting a mount: in the background, as a process of its own, or in the foreground. Called by the CLI."""
+"""Starting a mount: in the background, as its own process, or in the foreground. Called by the CLI."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("lamfs.daemon")
 
 LOG_BYTES = 8 << 20
 FOLDERS = ("LAMFS_CONFIG_DIR", "LAMFS_DATA_DIR", "LAMFS_CACHE_DIR", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
-"""Paths in the environment: relative ones are meant to begin where the command was given."""
+"""Environment variables with paths. Relative ones are below the directory where the command was given."""
 
 
 def log_path(slug: str) -> Path:
@@ -34,16 +34,16 @@ def log_path(slug: str) -> Path:
 
 
 def launch(options: MountOptions, *, warn: Callable[[str], None] = log.warning) -> int:
-    """Start the daemon in the background; its pid when the mount is there. For a process without threads.
+    """Start the daemon in the background. Returns its pid when the mount is ready. For a process without threads.
 
     ``warn`` gets a sentence for each thing that the storage lacks. Raises LamfsError with the daemon's own sentence
-    when it is not to be. The daemon is a fork, which has loaded already what both need: half of the time that a mount
-    takes is Python's imports. In the daemon this does not return, but ends the program.
+    when it cannot mount. The daemon is a fork, so it has already imported what both need: imports are half of the time
+    that a mount takes. In the daemon this does not return, but ends the program.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    # Who calls may have closed these; then a descriptor of ours would be taken for one of them.
+    # The caller may have closed these; then one of our descriptors would be taken for stdin, stdout or stderr.
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(spare)
@@ -55,10 +55,10 @@ def launch(options: MountOptions, *, warn: Callable[[str], None] = log.warning) 
             os.close(reading)
             code = _background(options, writing)
         finally:
-            os._exit(code)  # and nothing of what the command would do next
+            os._exit(code)  # do nothing that the command would do next
     try:
         os.close(writing)
-        # The child says in one line how it went.
+        # The child reports its result in one line.
         with open(reading, "rb") as pipe:
             line = pipe.readline()
     except KeyboardInterrupt:
@@ -78,14 +78,14 @@ def launch(options: MountOptions, *, warn: Callable[[str], None] = log.warning) 
 
 
 def _background(options: MountOptions, writing: int) -> int:
-    """Main function of the background process; its exit code. ``writing``: where it says that it is ready."""
-    # No collections while hundreds of modules come in: nearly all of what they make stays.
+    """Main function of the background process; its exit code. ``writing``: where it reports that it is ready."""
+    # No garbage collection during imports: nearly all of what they allocate stays.
     gc.disable()
     reply = os.fdopen(writing, "wb", buffering=0)
     try:
         os.setsid()
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)  # what the command does then, is not for the daemon
+            signal.signal(number, signal.SIG_DFL)  # signal handlers of the command are not for the daemon
         for name in FOLDERS:
             if os.environ.get(name):
                 os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
@@ -93,7 +93,7 @@ def _background(options: MountOptions, writing: int) -> int:
         written.refuse_missing(config.load_instance(options.slug))
         path = log_path(options.slug)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600))
-        # The mover's stderr, and Python's last words, go to the log too. Nothing of the terminal's is held.
+        # The mover's stderr, and Python's last words, go to the log too. Nothing of the terminal stays open.
         null, words = os.open(os.devnull, os.O_RDWR), os.open(path, os.O_WRONLY | os.O_APPEND)
         for target, source in enumerate((null, null, words)):
             os.dup2(source, target)
@@ -106,13 +106,15 @@ def _background(options: MountOptions, writing: int) -> int:
 
 
 def run_foreground(options: MountOptions) -> int:
-    """Mount and serve in this process, logging to stderr, until unmounted; the exit code."""
+    """Mount and serve in this process, logging to stderr, until unmounted. Returns the exit code."""
     return _run(options, logging.StreamHandler(), None)
 
 
 def is_of_interest(record: logging.LogRecord) -> bool:
-    """False for a reply that the kernel no longer waited for (ENOENT of a write to /dev/fuse), such as that a file is
-    closed while the mount is taken away. pyfuse3 calls it an error; nothing is lost."""
+    """False for a reply that the kernel no longer waited for (ENOENT of a write to /dev/fuse).
+
+    For example, a file is closed while the mount is being removed. pyfuse3 logs an error, but nothing is lost.
+    """
     text = record.getMessage()
     return not ("fuse_reply" in text and text.endswith(os.strerror(errno.ENOENT)))
 
@@ -133,7 +135,7 @@ def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | Non
             reply = None
 
     try:
-        # Before anything else is loaded: the two go on together.
+        # Before all other imports, so that both processes go on at the same time.
         mover = FirstMover(options)
         mover.begin()
 
@@ -145,7 +147,7 @@ def _run(options: MountOptions, handler: logging.Handler, reply: IO[bytes] | Non
             serve(options, ready, drain.progress, mover)
     except LamfsError as error:
         return _failed(error, str(error), error.errno, answer)
-    except KeyboardInterrupt:  # Ctrl-C before the mount is there
+    except KeyboardInterrupt:  # Ctrl-C before the mount is ready
         raise
     except BaseException as error:
         log.exception("the mount at %s ended with an unexpected error", options.mountpoint)

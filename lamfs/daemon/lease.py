@@ -1,9 +1,10 @@
-"""A mount's lease: renewed while the mount lives, proven before storage is changed. The Keeper in the trio loop only;
-``renewed`` and ``hand_back`` after it, in the main thread.
+"""A mount's lease: renewed while the mount lives, and checked before storage is changed.
 
-The lease holds MOUNT_SECONDS after its last renewal, by a clock that goes on while the machine sleeps: a daemon that
-was suspended notices before it begins anything, and asks storage first. Lost is lost: what another machine did
-meanwhile cannot be taken over below a running mount.
+The Keeper runs in the trio loop only; ``renewed`` and ``hand_back`` run after it, in the main thread.
+
+The lease is valid for MOUNT_SECONDS after its last renewal, by a clock that runs while the machine sleeps. So a daemon
+that was suspended notices before it starts anything, and asks storage first. A lost lease stays lost: a running mount
+cannot import what another machine did meanwhile.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from lamfs.processes import uptime
 log = logging.getLogger("lamfs.daemon")
 
 ASK_SECONDS = 180.0
-"""How long storage may take to answer."""
+"""Seconds that storage may take to answer."""
 FRESH_SECONDS = 2.0
-"""So long storage is not asked again before a delete or a replacement."""
+"""Seconds for which storage is not asked again before a delete or a replacement."""
 
 
 class Keeper:
-    """Keeps the lease of one mount. ``on_lost`` and ``on_kept`` are called in the loop: the lease is lost for good;
-    storage has just taken a renewal."""
+    """Keeps the lease of one mount.
+
+    ``on_lost`` is called in the loop when the lease is lost for good, ``on_kept`` when storage has accepted a renewal.
+    """
 
     def __init__(
         self, instance: Instance, mover: Mover, on_lost: Callable[[LeaseLost], None], on_kept: Callable[[], None]
@@ -47,7 +50,7 @@ class Keeper:
         self._on_kept = on_kept
         self.lost: LeaseLost | None = None
         note = held.read(self._directory)
-        # Without a note (a power cut takes it): the number of the lease under which this registry was changed last.
+        # Without a note (a power cut loses it): the number of the lease under which this registry was last changed.
         self._fence = int(instance.registry.db.get_meta(FENCE, -1)) if note is None else note.fence
         self._until = note.at + note.seconds if note is not None and note.holds else 0.0
         self._asked = float("-inf")
@@ -71,7 +74,7 @@ class Keeper:
         await self._ask(renew=True)
 
     async def permit(self, fresh: bool) -> None:
-        """Return when storage may be changed; ``fresh``: storage itself says so. Raises LeaseLost, storage errors."""
+        """Return when storage may be changed. ``fresh``: storage must confirm it. Raises LeaseLost, storage errors."""
         self._check()
         now = uptime()
         if now >= self._until:
@@ -128,7 +131,7 @@ class Keeper:
         try:
             lease.prove(self._fence, "" if note is None else note.etag)
         except LeaseLost:
-            self._renew()  # which takes it again when nobody has it: a renewal that was cut off may leave half a lock
+            self._renew()  # also takes a lease that nobody has: an interrupted renewal may leave half a lock
         else:
             self._asked = now
 
@@ -137,19 +140,21 @@ class Keeper:
         try:
             lease.renew(self._fence, seconds)
         except LeaseLost:
-            if not self._take_again(lease, seconds):
+            if not self._reacquire(lease, seconds):
                 raise
         self._until, self._asked = lease.at + seconds, lease.at
         try:
             held.write(self._directory, self._fence, seconds, lease)
-        except LamfsError:  # a full disk
+        except LamfsError:  # the disk is full
             with contextlib.suppress(OSError):
-                held.forget_note(self._directory)  # it may be of a longer lease, which it was before this mount
+                held.forget_note(self._directory)  # it may be of a longer lease, from before this mount
 
-    def _take_again(self, lease: lock.Lease, seconds: float) -> bool:
-        """Take a lease that nobody has (it was given back, or its object deleted), or that this machine has taken anew
-        (a command, or a try of this mount that did not come to its end), if nobody has used it meanwhile: the registry
-        in storage is what this machine's comes from."""
+    def _reacquire(self, lease: lock.Lease, seconds: float) -> bool:
+        """Take a lease that nobody has, or that this machine has taken anew, if nobody has used it meanwhile.
+
+        Nobody has it when it was given back, or its object deleted. This machine takes it anew by a command, or by a
+        try of this mount that did not finish. The registry in storage must be the one that this machine's comes from.
+        """
         found = lease.peek()
         if found is not None and not lease.is_ours(found):
             return False
@@ -175,9 +180,12 @@ class Keeper:
 
 @contextlib.contextmanager
 def renewed(instance: Instance) -> Iterator[None]:
-    """A mount of this process has ended, and its registry is pushed in the block: the lease that it had is renewed
-    meanwhile, for a minute at a time. If the push fails, or the process dies, it runs out by itself then, and other
-    machines need not wait longer. Raises LeaseLost, storage errors."""
+    """A mount of this process has ended: inside the context its lease is renewed, a minute at a time, to push the
+    registry.
+
+    If the push fails or the process dies, the lease expires by itself, and other machines need not wait longer. Raises
+    LeaseLost, storage errors.
+    """
     prolong(instance, lock.MOUNT_SECONDS)
     over = threading.Event()
 
@@ -195,7 +203,7 @@ def renewed(instance: Instance) -> Iterator[None]:
     try:
         yield
         over.set()
-        thread.join()  # a renewal that is under way must not undo that the lease is given back
+        thread.join()  # a renewal in flight must not undo giving the lease back
     finally:
         over.set()
 
@@ -211,8 +219,11 @@ def prolong(instance: Instance, seconds: float) -> None:
 
 
 def hand_back(instance: Instance) -> None:
-    """A mount has ended, and its registry is pushed: the lease is given back, unless 'connect', 'init', or a change by
-    CLI or API said that this machine keeps it. (Another mount of this machine renews it.) Never raises: it runs out."""
+    """A mount has ended, and its registry is pushed: give the lease back. Never raises: the lease expires by itself.
+
+    It is kept if 'connect', 'init', or a change by CLI or API said that this machine keeps it. (Another mount of this
+    machine renews it.)
+    """
     from lamfs.ops import mounts
 
     try:

@@ -1,4 +1,4 @@
-"""The instance's lock as a mount looks at it: through the moving process, which has loaded what talks to storage."""
+"""The instance's lock as a mount uses it: through the mover, which has imported what talks to storage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LockByMover:
         self.url = url
 
     def open_local(self, key: str) -> int | None:
-        """None: a mount takes no lock over from another machine while it runs, so it asks for no times."""
+        """None: a running mount does not take over a lock from another machine, so it needs no times."""
 
     def head(self, key: str) -> ObjectStat:
         """As Mover.head."""

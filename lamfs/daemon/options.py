@@ -1,4 +1,4 @@
-"""What a mount is asked for: MountOptions, and how ``-o name=value`` words become one. Pure."""
+"""Options of a mount: MountOptions, and how ``-o name=value`` words set them. Pure."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class MountOptions:
     uploads: int = 8
     foreground: bool = False
     adopt: bool = False
-    """What is in the mount point's own folder is moved into the mount later: it need not be empty."""
+    """The files in the mount point's own folder are moved into the mount later: it need not be empty."""
     debug: bool = False
     fuse: tuple[str, ...] = ()
-    """Words handed to the kernel as they are (``noatime``, ``nodev``, ``nosuid``, ``noexec`` …)."""
+    """Words for the kernel, passed unchanged (``noatime``, ``nodev``, ``nosuid``, ``noexec`` …)."""
 
 
 OPPOSITES = {"noatime": "atime", "noexec": "exec", "sync": "async"}
 KERNEL_WORDS = frozenset({*OPPOSITES, *OPPOSITES.values(), "dirsync", "nodev", "nosuid"})
-"""What libfuse 3 and fusermount3 take and heed. A mount is nodev and nosuid in any case."""
+"""Words that libfuse 3 and fusermount3 accept and apply. A mount is always nodev and nosuid."""
 FLAGS = ("allow_other", "public_stats", "xattr", "real_keys", "debug")
 SIZES = ("cache_limit", "cache_free", "spool_limit", "spool_free")
 MAX_ID = (1 << 32) - 2

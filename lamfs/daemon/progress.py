@@ -1,4 +1,4 @@
-"""How the end of a mount shows what it still has to store: a bar on a terminal, lines in a log. The main thread."""
+"""Progress of what a mount still has to store when it ends: a bar on a terminal, lines in a log. The main thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG_INTERVAL = 5.0
 
 
 class Drain:
-    """Shows the progress of draining. ``show``: a bar may be drawn, if stderr is a terminal."""
+    """Shows the progress of draining. ``show``: draw a bar if stderr is a terminal."""
 
     def __init__(self, *, show: bool) -> None:
         self._show = show and sys.stderr.isatty()

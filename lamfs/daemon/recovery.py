@@ -1,4 +1,4 @@
-"""What a mount does before it is shown: take over what a dead daemon left. Synchronous, before the loop runs."""
+"""What a mount does before it is visible: take over what a dead daemon left. Synchronous, before the loop runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logging.getLogger("lamfs.daemon")
 
 
 def take_over(instance: Instance, spool: SpoolFolder) -> int:
-    """Adopt the journal rows of processes that are gone; returns how many.
+    """Adopt the journal rows of dead processes. Returns how many.
 
-    A file that was still being written when its daemon died counts as closed where it was, as on a local disk whose
-    writer died. Of spool files that nothing owes, leftovers go and all else becomes files in ``lost+found``, unless
-    another mount of the instance may have them open.
+    A file that was being written when its daemon died counts as closed at that point, as on a local disk whose writer
+    died. Of spool files that the journal does not need, leftovers are deleted and all others become files in
+    ``lost+found``, unless another mount of the instance may have them open.
     """
     taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort", "drop"))
     for entry in taken:
@@ -35,7 +35,7 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
 
 
 def clear_temporaries(instance: Instance) -> None:
-    """Remove what dead processes of this machine have left half made, and say so."""
+    """Remove half-made files of dead processes of this machine, and log that."""
     try:
         swept = temporaries.sweep(instance)
     except (LamfsError, OSError) as error:
@@ -48,7 +48,7 @@ def clear_temporaries(instance: Instance) -> None:
 
 
 def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
-    """A file that is owed is closed, and as large as its spool file. Raises OSError, StorageError."""
+    """Close a file with a pending put; its size is that of its spool file. Raises OSError, StorageError."""
     if entry.op != "put" or entry.ino is None or entry.src is None:
         return
     try:
@@ -68,6 +68,6 @@ def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
         if entry.state == "open":
             registry.journal.ready_put(entry.ino, scratch=scratch)
         else:
-            # The list of scratch names may be another one than it was.
+            # The list of scratch names may have changed.
             registry.journal.set_scratch(entry.ino, scratch)
         registry.changes.content(entry.ino)

@@ -40,6 +40,7 @@ from lamfs.mover.client import Mover
 from lamfs.mover.process import Forked
 from lamfs.ops import mounts, recover, snapshot, spools, written
 from lamfs.ops.instance import Instance
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Provenance, process_id
 from lamfs.spool import SpoolFolder
 from lamfs.work.uploader import Uploader
@@ -47,24 +48,24 @@ from lamfs.work.uploader import Uploader
 log = logging.getLogger("lamfs.daemon")
 
 NOTE_SECONDS = 60.0
-"""Seconds between two notes of how far the registry is."""
+"""Seconds between two notes of the registry's state."""
 READAHEAD_KIB = 512
 LIFE_SECONDS = 10.0
 """Seconds between two signs of life."""
 HURRIED_SECONDS = 1.0
-"""How long the moving process may take to end where the mount has to end now."""
+"""Seconds that the mover may take to end when the mount must end now."""
 BACKGROUND = 128
-"""Requests of the kernel's readahead under way."""
+"""Readahead requests of the kernel in flight."""
 
 
 Ready = Callable[[tuple[str, ...]], None]
-"""Called when the mount is there, with a sentence for each thing that its storage lacks."""
+"""Called when the mount is ready, with a sentence for each thing that its storage lacks."""
 
 
 def serve(options: MountOptions, ready: Ready, progress: Callable[[int, int], None], first: FirstMover) -> None:
-    """Mount and serve until unmounted or told to end; returns when nothing is owed and the registry is pushed.
+    """Mount and serve until unmounted or told to end. Returns when nothing is pending and the registry is pushed.
 
-    Raises LamfsError when it cannot be.
+    Raises LamfsError when it cannot mount.
     """
     _clear_stale(options.mountpoint, empty=not options.adopt)
     _raise_limits()
@@ -129,9 +130,9 @@ class _Mount:
         self._ready = ready
         self._progress = progress
         self.hurried = False
-        """Told to end at once: what is owed is left to the next mount."""
+        """Told to end at once: pending work is left to the next mount."""
         self.died = False
-        """An error has ended it: the mount stays in the tree without a daemon, and its record tells whose it was."""
+        """An error has ended it: the mount stays in the tree without a daemon, and its record says whose it was."""
         self._announced = False
         self._served = False
         self._place: mountinfo.Mounted | None = None
@@ -167,6 +168,7 @@ class _Mount:
             registry,
             store,
             self._cache,
+            Prefetcher(self._cache),
             self._mover,
             self._uploader,
             spool,
@@ -200,12 +202,12 @@ class _Mount:
                             "storage refuses this for good, so it is left in the journal, for the next mount: %s",
                             refused,
                         )
-                await self._uploader.settling.finish()
+                await self._uploader.range_sync.finish()
             nursery.cancel_scope.cancel()
 
     async def _drain(self) -> list[str]:
-        """Return when everything is stored that can be; a sentence for each thing that storage refuses for good."""
-        # Without the lease nothing more is stored, which is said in the end (``lost``); the mount leaves the tree.
+        """Return when all that can be is stored. Returns a sentence for each thing that storage refuses for good."""
+        # Without the lease nothing more is stored, which is reported at the end (``lost``). The mount leaves the tree.
         with contextlib.suppress(LeaseLost):
             return await self._uploader.drain(self._progress)
         return []
@@ -267,15 +269,15 @@ class _Mount:
             session.close(unmount=not self.died and self._is_in_tree())
 
     async def _show_life(self) -> None:
-        """Let the record tell, should the daemon die, when it lived last."""
+        """Keep the time of the last sign of life in the record, in case the daemon dies."""
         while True:
             await trio.sleep(LIFE_SECONDS)
             mounts.touch(self._instance.settings.mounts_dir, os.getpid())
 
     async def _announce(self) -> None:
-        """Say that the mount is there once its requests are answered."""
-        # Until somebody has asked, the kernel takes root for the owner of the top, and refuses its owner's chmod.
-        # And when the kernel and the library have agreed on a protocol, it forgets what it was told before.
+        """Report that the mount is ready once its requests are answered."""
+        # Until somebody has asked, the kernel assumes that root owns the top directory, and refuses its owner's chmod.
+        # And what it was told before the protocol was negotiated, it forgets.
         with trio.move_on_after(5), contextlib.suppress(LamfsError):
             await self._mover.visit(self._options.mountpoint)
         _raise_readahead(self._options.mountpoint)
@@ -302,19 +304,19 @@ class _Mount:
 
     async def _leave(self) -> None:
         if not self._served:
-            return  # it is unmounted, and stores already what is owed
+            return  # it is unmounted, and pending work is being stored already
         if await self._may_store():
             self._fs.files.acknowledge_all()
             await self._drain()
         await self._unmount()
-        # A lazy unmount leaves the session alive while files are open; everything in them is stored.
+        # A lazy unmount leaves the session alive while files are open. Everything in them is stored.
         await trio.sleep(1.0)
         self._fs.files.acknowledge_all()
         if self._served:
             session.end()
 
     async def _end_now(self) -> None:
-        """Unmount and end, whatever is owed, open or under way."""
+        """Unmount and end, whatever is pending, open or in flight."""
         self.hurried = True
         self._mover.patience = HURRIED_SECONDS
         if self._served:
@@ -324,7 +326,7 @@ class _Mount:
         self._draining.cancel()
 
     def _is_in_tree(self) -> bool:
-        """Whether our mount is at its place still, and not another one, made after ours left the tree."""
+        """Whether our mount is still in its place, and not another one, made after ours left the tree."""
         return _mounted_at(self._options.mountpoint) == self._place
 
     async def _unmount(self) -> None:
@@ -339,14 +341,14 @@ class _Mount:
             )
 
     def _lost(self, error: LeaseLost) -> None:
-        """Another machine has the instance now: what is owed stays in the journal, and storage is not touched."""
+        """Another machine has the instance now: pending work stays in the journal, and storage is not touched."""
         self._context.policy.read_only = True
         self._context.stats.notice = str(error)
         self._storing.cancel()
         self._uploader.stop(error)
 
     def _kept(self) -> None:
-        """Storage has taken a renewal: what it refused when this mount began is possible now."""
+        """Storage has accepted a renewal: it may accept now what it refused when this mount began."""
         if self._context.stats.notice:
             log.info("storage can be written to: what is owed is stored, and changes are taken")
             self._context.stats.notice = ""
@@ -354,10 +356,10 @@ class _Mount:
             self._uploader.notify()
 
     async def _keep_note(self) -> None:
-        """Note how far the registry is, so that an older one is known for what it is."""
+        """Record the registry's state, so that an older one can be recognized."""
         while True:
             await trio.sleep(NOTE_SECONDS)
-            with contextlib.suppress(LamfsError):  # of a full disk others speak
+            with contextlib.suppress(LamfsError):  # others report a full disk
                 written.note(self._instance.settings, self._instance.registry)
 
     async def _may_store(self) -> bool:
@@ -374,7 +376,7 @@ class _Mount:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What went wrong first in the mount's tasks: a domain error with its sentence, if there is one."""
+    """The first error of the mount's tasks: a domain error with its sentence, if there is one."""
     known = group.subgroup(LamfsError)
     error: BaseException = known or group
     while isinstance(error, BaseExceptionGroup):
@@ -392,7 +394,7 @@ def _mount_words(options: MountOptions) -> tuple[str, ...]:
 
 
 def _clear_stale(mountpoint: str, *, empty: bool) -> None:
-    """Unmount what a dead daemon left here, and refuse what is no directory, or not ``empty``."""
+    """Unmount what a dead daemon left here. Refuses what is not a directory or not ``empty``."""
     try:
         entries = os.listdir(mountpoint)
     except NotADirectoryError:
@@ -433,17 +435,17 @@ def _refuse_own_files(mountpoint: str, instance: Instance) -> None:
 
 
 def _raise_limits() -> None:
-    """As many open files as we may have, and a short switch interval: the loop's thread must not wait for others."""
+    """Allow as many open files as possible, and shorten the switch interval: the loop's thread must not wait."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     sys.setswitchinterval(0.0005)
 
 
 def _raise_readahead(mountpoint: str) -> None:
-    """Let the kernel read ahead further, where we may (root): larger requests, faster sequential reads.
+    """Let the kernel read ahead further, if we may (root): larger requests, faster sequential reads.
 
-    It also reads as much around each page fault of a mapping, so more would make random access to one expensive, and
-    look like the begin of a sequence to the reader that foresees (lamfs.cache.readers, SURE).
+    It also reads as much around each page fault of a mapping. More would make random access to a mapping expensive, and
+    look like the start of a sequence (lamfs.prefetch.settings, RUN_SURE).
     """
     mounted = _mounted_at(mountpoint)
     if mounted is not None:
@@ -451,7 +453,7 @@ def _raise_readahead(mountpoint: str) -> None:
 
 
 def _raise_background(mountpoint: str) -> None:
-    """The kernel has only 12 requests of its readahead under way: a few files that stall would hold up all others."""
+    """Allow more readahead requests. The kernel's default is 12: a few files that stall would block all others."""
     mounted = _mounted_at(mountpoint)
     if mounted is not None:
         folder = f"/sys/fs/fuse/connections/{mounted.device.partition(':')[2]}"
@@ -460,7 +462,7 @@ def _raise_background(mountpoint: str) -> None:
 
 
 def _mounted_at(mountpoint: str) -> mountinfo.Mounted | None:
-    """What is mounted there, on top of others."""
+    """The topmost mount there."""
     try:
         return mountinfo.at(mountpoint)
     except (OSError, ValueError) as error:

@@ -1,8 +1,8 @@
-"""Times of last access, as Linux's ``relatime`` keeps them (mount(8)). Loop only.
+"""Access times, as Linux's ``relatime`` keeps them (mount(8)). Loop only.
 
-The kernel leaves atime to the file system, and asks again after each read that reached it. A read marks the file when
-it was changed since it was last read, or was last read a day ago. The new times are kept in memory and written to the
-registry now and then: no read waits for a transaction, and what a crash loses is only when something was last read.
+The kernel leaves atime to the file system, and asks again after each read that reached it. A read updates the atime if
+the file was changed since it was last read, or was last read a day ago. The new times are kept in memory and written to
+the registry now and then. So no read waits for a transaction, and a crash loses nothing but access times.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ FLUSH = 5.0
 
 
 class Atimes:
-    """Times of access that the registry does not have yet, by registry inode number."""
+    """Access times that the registry does not have yet, by registry inode number."""
 
     def __init__(self, *, keep: bool = True) -> None:
         self._keep = keep
         self._times: dict[int, int] = {}
 
     def is_due(self, inode: Inode) -> bool:
-        """Whether reading it now would change its time of last access."""
+        """Whether reading it now would change its access time."""
         if not self._keep:
             return False
         self.show(inode)
@@ -35,17 +35,17 @@ class Atimes:
             inode.atime_ns = self._times[inode.ino] = now_ns()
 
     def show(self, inode: Inode) -> None:
-        """Bring attributes that came from the registry up to date."""
+        """Update attributes that came from the registry."""
         time = self._times.get(inode.ino)
         if time is not None:
             inode.atime_ns = time
 
     def forget(self, ino: int) -> None:
-        """Its time was set by somebody, or it is gone."""
+        """Somebody set its time, or it is gone."""
         self._times.pop(ino, None)
 
     def flush(self, registry: Registry) -> None:
-        """Write the new times to the registry. To others this is no change: nobody's cache has to forget anything."""
+        """Write the new times to the registry. For others this is no change: no cache needs to be invalidated."""
         if self._times:
             with registry.db.transaction():
                 for ino, time in self._times.items():

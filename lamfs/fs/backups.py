@@ -1,9 +1,9 @@
-"""Backups that programs make of a file before they write it anew: which name is still the file. Loop only.
+"""Backups that programs make of a file before they rewrite it: which name is still the file. Loop only.
 
-Editors and ``sed -i.bak`` rename ``x`` to ``x~`` or ``x.bak`` and make a new ``x``; perl and GLib give ``x`` the other
-name by link(2), and rename a new file over ``x``. To whoever asks, the artifact is
-what is at ``x``; the backup is a copy of its old content. What was renamed aside is remembered for a few seconds, in
-memory: the two steps of a save follow each other at once.
+Editors and ``sed -i.bak`` rename ``x`` to ``x~`` or ``x.bak`` and make a new ``x``. perl and GLib give ``x`` the other
+name by link(2), and rename a new file over ``x``. For users, the artifact is what is at ``x``, and the backup is a copy
+of its old content. A file that was renamed aside is remembered for a few seconds, in memory: the two steps of a save
+follow each other at once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from lamfs.registry import Backup
 
 SECONDS = 10.0
-"""So long after it was renamed aside, a file can turn out to be the backup of another one."""
+"""Seconds for which a file that was renamed aside can turn out to be the backup of another one."""
 KEPT = re.compile(r"(~|\.~[^/]*~|\.bak|\.orig|\.old|\.backup|\.save)\Z", re.IGNORECASE)
-"""What follows the name of a file in the name of its kept backup: emacs (also numbered), nano, kate, sed, perl."""
+"""Suffixes of kept backups: emacs (also numbered), nano, kate, sed, perl."""
 
 
 def is_backup(at: str, name: str) -> bool:
-    """Whether ``at`` is what a kept backup of ``name`` is called."""
+    """Whether ``at`` is a name for a kept backup of ``name``."""
     return at.startswith(name) and KEPT.match(at, len(name)) is not None
 
 
@@ -35,7 +35,7 @@ class Aside:
     at: str
     since: float
     handed: bool = False
-    """Its artifact is that of the new file at the old name by now."""
+    """The new file at the old name has its artifact now."""
 
 
 class Backups:
@@ -64,7 +64,7 @@ class Backups:
     def kept(self, parent: int, name: str) -> Backup | None:
         """A new file is about to get this name: the kept backup of the file that was there.
 
-        It has to be in the same directory, by a name that backups have.
+        It must be in the same directory, with the name of a backup.
         """
         aside = self._by_place.get((parent, name))
         if aside is None or aside.handed or aside.since < time.monotonic() - SECONDS:
@@ -72,7 +72,7 @@ class Backups:
         return aside.backup if is_backup(aside.at, name) else None
 
     def handed(self, backup: Backup) -> None:
-        """The artifact of this file has been handed on."""
+        """The new file has got this file's artifact."""
         self._by_ino[backup.ino].handed = True
 
     def place(self, backup: Backup) -> tuple[int, str]:
@@ -81,12 +81,12 @@ class Backups:
         return aside.parent, aside.at
 
     def is_copy(self, ino: int, name: str) -> bool:
-        """Whether the file at ``name`` is a backup whose artifact went on: with it, nothing is lost but the backup."""
+        """Whether the file at ``name`` is a backup whose artifact went to the new file: only the backup is lost."""
         aside = self._recent(ino)
         return aside is not None and aside.handed and aside.at == name
 
     def left(self, ino: int, name: str) -> tuple[int, str] | None:
-        """The file ``ino`` is about to lose ``name``: the (parent, name) that it has left, if this is its backup."""
+        """The file ``ino`` is about to lose ``name``: the (parent, name) that it left before, if this is its backup."""
         aside = self._recent(ino)
         if aside is None or aside.handed or not (aside.name in name or aside.at == name):
             return None

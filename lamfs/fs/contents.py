@@ -1,6 +1,6 @@
-"""The contents of made-up files: made when they are read, shared by their readers, and few of them kept. Loop only.
+"""The contents of generated files: made when they are read, shared by their readers, and few of them kept. Loop only.
 
-Opening costs a small entry. As with the files of /proc, a content that was let go is made anew when it is read again.
+Opening costs a small entry. As with the files of /proc, a content that was dropped is made anew when it is read again.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LIMIT = 4 << 20
-"""Most bytes of contents that are kept; the newest is, whatever its size."""
+"""Bytes of contents that are kept at most. The newest is always kept."""
 SHARED_SECONDS = 0.2
-"""How long other handles may read what was made for one, while nothing happens that would change it."""
+"""Seconds for which other handles may read what was made for one, while nothing happens that would change it."""
 OVERHEAD = 256
-"""Bytes that keeping a content takes beside the content itself."""
+"""Bytes that keeping a content takes besides the content itself."""
 
 
 @dataclass(slots=True, eq=False)
 class Content:
-    """What a file held at ``made_at``, seconds; ``data`` is None when it was let go. ``readers``: handles in it."""
+    """A file's content at ``made_at``, seconds. ``data`` is None once dropped. ``readers``: handles reading it."""
 
     number: int
     data: bytes | None
@@ -38,11 +38,11 @@ class Opened:
 
 
 class Contents:
-    """Handles of one mount's made-up files, and what they read.
+    """Handles of one mount's generated files, and what they read.
 
-    ``make(number)`` gives the content of a file now; it may raise FsError. ``stamp(number)`` gives something that
-    changes when the content may not be what a program expects that has just done something; None: the content is made
-    for each handle, and only equal ones are kept once. ``clock`` counts seconds.
+    ``make(number)`` gives the content of a file now; it may raise FsError. ``stamp(number)`` changes when a program may
+    expect a new content because of what it has just done. None: each handle gets its own content, and only equal ones
+    are shared. ``clock`` counts seconds.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Contents:
         self._kept: dict[Content, None] = {}  # the oldest first
         self._latest: dict[int, Content] = {}
         self.kept_bytes = 0
-        """What the contents that are kept take."""
+        """Memory used by the contents that are kept."""
 
     def open(self, number: int) -> int:
         """A handle, whose number is never used again."""
@@ -78,7 +78,7 @@ class Contents:
         data = None if content is None else content.data
         if data is None:
             self._leave(opened)
-            content = opened.content = self._take(opened.number)
+            content = opened.content = self._content_now(opened.number)
             content.readers += 1
             opened.end = None
             data = content.data or b""
@@ -93,8 +93,8 @@ class Contents:
         if opened is not None:
             self._leave(opened)
 
-    def _take(self, number: int) -> Content:
-        """What a handle that begins to read now may read."""
+    def _content_now(self, number: int) -> Content:
+        """The content for a handle that begins to read now."""
         now = self._clock()
         self._drop_old(now)
         latest, stamp = self._latest.get(number), self._stamp(number)
@@ -121,11 +121,11 @@ class Contents:
             self._drop(content)
 
     def _is_old(self, content: Content, now: float) -> bool:
-        """Whether nobody may begin to read it any more."""
+        """Whether no new handle may read it."""
         return content.stamp is None or now - content.made_at > SHARED_SECONDS
 
     def _drop_old(self, now: float) -> None:
-        """Let go what nobody reads and nobody will."""
+        """Drop contents that nobody reads, or will read."""
         while self._kept:
             oldest = next(iter(self._kept))
             if oldest.readers or not self._is_old(oldest, now):

@@ -17,17 +17,18 @@ from lamfs.fs.stats import Stats
 from lamfs.fs.waits import Waits
 from lamfs.model import Inode, JournalEntry
 from lamfs.mover.client import Mover
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.work.uploader import Uploader
 
 S_IFMT = 0o170000
-"""The bits of a mode that say what kind of node it is: inode(7)."""
+"""The bits of a mode for the kind of node: inode(7)."""
 
 
 class KernelNotifier(Protocol):
-    """How the kernel is told that what it cached is old. Called in the loop; must not wait for the kernel."""
+    """Tells the kernel which of its caches are stale. Called in the loop; must not wait for the kernel."""
 
     def entry(self, parent: int, name: str) -> None:
         """Forget what ``name`` means in directory ``parent``."""
@@ -37,7 +38,7 @@ class KernelNotifier(Protocol):
 
 
 class NoKernel:
-    """A KernelNotifier for a file system that no kernel looks at (unit tests)."""
+    """A KernelNotifier for a file system without a kernel (unit tests)."""
 
     def entry(self, parent: int, name: str) -> None:
         """Nothing to tell."""
@@ -48,7 +49,7 @@ class NoKernel:
 
 @dataclass(slots=True)
 class Policy:
-    """The choices of a mount that the semantics depend on. Seconds."""
+    """Choices of a mount that the semantics depend on. Times in seconds."""
 
     real_keys: bool = False
     close_stores: bool = False
@@ -56,9 +57,9 @@ class Policy:
     timeout: float = 60.0
     read_only: bool = False
     spool_limit: int = 32 << 30
-    """Bytes in the spool above which writers wait for the uploader."""
+    """Bytes in the spool. Above that, writers wait for the uploader."""
     spool_free: int | None = None
-    """Bytes of the spool's disk that waiting writers leave free; None: room.FLOOR."""
+    """Bytes of the spool's disk that waiting writers leave free; None: backpressure.FLOOR."""
     public_stats: bool = False
     """Whether everybody may read the mount's numbers in ``.lamfs``; else only the user that mounted."""
 
@@ -70,6 +71,7 @@ class Context:
     registry: Registry
     store: ObjectStore
     cache: BlockCache
+    prefetcher: Prefetcher
     mover: Mover
     uploader: Uploader
     spool: SpoolFolder
@@ -106,7 +108,7 @@ class Context:
             return inode
         self.atimes.show(inode)
         if self.nodes.outdated(fino, inode.revision):
-            # Somebody else made a new revision just now. The number is not for its attributes.
+            # Somebody else has just made a new revision. Its attributes do not belong to this number.
             if state is not None:
                 return state.inode
             raise FsError(errno.ESTALE)
@@ -115,25 +117,28 @@ class Context:
         return inode
 
     def owe(self, state: FileState, *, settle: float = 0.0, scratch: bool = False, src: str | None = None) -> int:
-        """Note that what was written to a file so far has to be stored (see Journal.ready_put), and what its size,
-        blocks and times are with that. In a transaction.
+        """Record that the bytes written so far have to be stored (see Journal.ready_put), with the file's size, blocks
+        and times.
 
-        Returns the row's generation; 0 when there is no such row. With ``src`` nothing has changed then.
+        In a transaction. Returns the row's generation; 0 when there is no such row. With ``src`` nothing has changed
+        then.
         """
         gen = self.registry.journal.ready_put(state.ino, settle=settle, scratch=scratch, src=src)
         if gen or src is None:
             state.count_blocks()
-            # To other mounts it is a new revision.
+            # For other mounts it is a new revision.
             state.seen = self.registry.tree.rewritten(state.inode) or state.seen
         return gen
 
     def owes(self, state: FileState, owed: JournalEntry | None) -> bool:
-        """Whether the put ``owed`` of a file is this mount's, and of the bytes that are open here: these are newer then
-        than what the Python API has saved."""
+        """Whether the put ``owed`` is this mount's, with the bytes that are open here.
+
+        These are newer then than what the Python API has saved.
+        """
         return owed is not None and owed.owner == self.registry.journal.owner and owed.src == state.owed
 
     def renew(self, ino: int) -> None:
-        """If somebody else made a new revision of a file, give it a FUSE inode of its own, and tell the kernel.
+        """If somebody else made a new revision of a file, give it a new FUSE inode number, and tell the kernel.
 
         Open handles keep the old one.
         """
@@ -147,7 +152,7 @@ class Context:
         if old is None:
             return
         if state is not None:
-            # Whoever has it open reads on in the old revision, and learns at the next write that it was replaced.
+            # Open handles go on reading the old revision, and learn at the next write that it was replaced.
             state.dirty = state.dirty and not state.is_deleted()  # nobody misses what was written to a deleted file
             state.become(Event.REPLACE)
         for parent, name in self.registry.tree.names(ino):
@@ -155,7 +160,7 @@ class Context:
         self.kernel.attributes(old)
 
     def shown(self, inode: Inode) -> tuple[int, Inode]:
-        """FUSE inode number and attributes with which an inode from the registry is shown now."""
+        """FUSE inode number and attributes under which an inode from the registry is shown now."""
         fino = self.nodes.fino(inode.ino)
         self.atimes.show(inode)
         if inode.mode & S_IFMT == stat.S_IFREG:

@@ -1,11 +1,11 @@
-"""The control directory ``.lamfs``: files that lamfs makes up. Reachable by name, never listed at the root. Loop only.
+"""The control directory ``.lamfs``: generated files. Reachable by name, never listed at the root. Loop only.
 
 ``.lamfs/info/<key>`` is the record of the artifact at ``<key>`` as JSON. ``.lamfs/stats`` and ``.lamfs/metrics`` are
-the mount's numbers, and have size 0 as the files of /proc. All are made when they are read (contents.py).
+the mount's numbers, with size 0 like the files of /proc. All are made when they are read (contents.py).
 
-The kernel decides by mode and owner who may read (default_permissions), and asks for both each time, since it may not
-keep them. Below ``info`` they are those of what is described, without the bits for writing. The numbers are for the
-user that mounted.
+The kernel decides by mode and owner who may read (default_permissions). It asks for both each time, since it may not
+cache them. Below ``info`` they are those of the described file, without the write bits. The numbers belong to the user
+that mounted.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _METRICS = _STATS + 1
 _PLAIN = {b"stats": _STATS, b"metrics": _METRICS}
 _counted = attrgetter(*Counters.__slots__)
 _DIRECTORY, _FILE = 0o555, 0o444
-"""The bits of a mode that what is described hands on to its directory or record."""
+"""The mode bits that a control directory or record gets from what it describes."""
 
 
 class Control:
-    """The made-up files of one mount. Numbers are ``CONTROL_BASE`` + 1 + the inode number they tell about."""
+    """The generated files of one mount. Numbers are ``CONTROL_BASE`` + 1 + the inode number that they describe."""
 
     def __init__(self, context: Context) -> None:
         self._c = context
@@ -73,14 +73,14 @@ class Control:
         return number, self.attributes(number)
 
     def _subject(self, number: int) -> int:
-        """The inode that a number below ``info`` tells about; ``info`` itself tells about the root."""
+        """The inode that a number below ``info`` describes; ``info`` itself describes the root."""
         return ROOT_INO if number == _INFO else number - _INFO
 
     def attributes(self, number: int) -> Inode:
-        """Attributes. Raises FsError(ENOENT) when what a number tells about is gone.
+        """Attributes. Raises FsError(ENOENT) when what a number describes is gone.
 
-        The kernel may ask for a number that no name has led to (by a handle of open_by_handle_at(2), with ``.``): it
-        gets what a name would have given.
+        The kernel may ask for a number that no name has led to (by a handle of open_by_handle_at(2), with ``.``): the
+        answer is the same as for a name.
         """
         now = now_ns()
         uid, gid = self._owner
@@ -107,7 +107,7 @@ class Control:
             return _json(registry.describe(artifact))
         owed = registry.journal.put_of(inode.ino)
         _, shown = self._c.shown(inode)
-        # Written, but not in storage yet: what is known so far.
+        # Written, but not in storage yet: show what is known so far.
         return _json(
             {
                 "uid": owed.uid if owed else None,
@@ -142,7 +142,7 @@ class Control:
         return self.contents.open(number)
 
     def _content(self, number: int) -> bytes:
-        """What a file holds now. Raises FsError(ESTALE) when what it told about is gone since it was opened."""
+        """The content of a file now. Raises FsError(ESTALE) when what it describes is gone since it was opened."""
         if number >= _STATS:
             text = stats_text if number == _STATS else metrics_text
             return text(numbers.collect(self._c)).encode(errors="surrogateescape")
@@ -152,9 +152,9 @@ class Control:
         return self._record(inode)
 
     def _stamp(self, number: int) -> object | None:
-        """Differs once a program has read, written or changed anything: it has to find that in the numbers.
+        """Changes when a program has read, written or changed anything, which the numbers must then show.
 
-        A record is made for each handle: it has to be that of its size.
+        A record is made for each handle: it must have the size that the handle was told.
         """
         if number < _STATS:
             return None
@@ -171,7 +171,7 @@ class Control:
 
 
 def _is_described(inode: Inode) -> bool:
-    """Whether there is something below ``info`` for an inode."""
+    """Whether there is an entry below ``info`` for an inode."""
     return stat.S_ISDIR(inode.mode) or stat.S_ISREG(inode.mode)
 
 

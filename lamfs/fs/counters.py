@@ -1,4 +1,4 @@
-"""What one mount counts on its hot path: plain integers, to which files, waits and prefetch add. Loop only."""
+"""What one mount counts on its hot path: plain integers, incremented by files, waits and prefetch. Loop only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Counters:
     """What programs have read and written since the mount began, and how many calls failed. Bytes and calls.
 
-    Reads and writes are those that reach lamfs: what the kernel answers from its page cache is not among them.
+    Only reads and writes that reach lamfs count: not what the kernel answers from its page cache.
     """
 
     spool_reads: int = 0
@@ -22,13 +22,13 @@ class Counters:
     prefetched_files: int = 0
     """Small files that were fetched before a program asked for them."""
     prefetched_used: int = 0
-    """Those of them that were read then."""
+    """Those of them that were read later."""
     prefetched_wasted: int = 0
-    """Those that did not come, or on which nobody counts any more."""
+    """Those of them that could not be fetched, or that nobody is expected to read any more."""
     writes: int = 0
     write_bytes: int = 0
     io_errors: int = 0
-    """Calls that were answered with EIO."""
+    """Calls that failed with EIO."""
     timeouts: int = 0
     """Calls that ended because storage took longer than the mount's ``timeout``."""
 

@@ -83,7 +83,7 @@ def _word(value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A key may hold any character: control characters are spelled out."""
+    """A key may contain any character: control characters are escaped."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -92,7 +92,7 @@ def _one_line(text: str) -> str:
 def metrics_text(numbers: Numbers) -> str:
     """Every number as a sample with the labels ``mountpoint`` and ``lamfs_instance``.
 
-    (``instance`` is the name of a label that Prometheus itself sets.)
+    (Prometheus itself sets a label ``instance``.)
     """
     labels = {"mountpoint": numbers["mountpoint"], "lamfs_instance": numbers["slug"]}
     parts = []

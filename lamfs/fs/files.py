@@ -17,13 +17,13 @@ import trio
 
 from lamfs.errors import FsError, LamfsError, StorageError
 from lamfs.fs.context import Context
-from lamfs.fs.neighbours import Neighbours
 from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import DELETED, STORED, WRITING, Event, FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
 from lamfs.model import Inode, JournalEntry, now_ns
 from lamfs.mover import beats
+from lamfs.prefetch.directories import DirectoryPrefetch
 from lamfs.registry import damaged_blocks
 from lamfs.storage.base import largest
 from lamfs.work import streaming
@@ -53,7 +53,7 @@ class Files:
         self.handles: dict[int, Handle] = {}
         self._next_handle = 1
         self._largest = largest(context.store)
-        self._neighbours = Neighbours(context.registry, context.cache, context.stats.counters)
+        self._directories = DirectoryPrefetch(context.registry, context.prefetcher.files, context.stats.counters)
 
     # -- opening ------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Files:
         number = self._next_handle
         self._next_handle += 1
         may_read = flags & os.O_ACCMODE != os.O_WRONLY
-        self.handles[number] = Handle(state, may_read, writable, self._c.cache.reader(), opener=pid)
+        self.handles[number] = Handle(state, may_read, writable, self._c.prefetcher.reader(), opener=pid)
         return number
 
     def _state(self, fino: int, *, emptied: bool = False) -> FileState:
@@ -245,7 +245,7 @@ class Files:
             state.accessed = True
             self._c.atimes.read(state.inode)
             if state.revision is not None:
-                self._neighbours.read(state.ino, state.revision)
+                self._directories.read(state.ino, state.revision)
         counted = self._counted
         spool = state.spool
         if spool is not None:
@@ -278,9 +278,9 @@ class Files:
         if self._spooling.verify_small(state, offset) and (data := self.read_now(handle, offset, size)) is not None:
             return data
         base = state.base
-        waits = base is None or not base.holds(offset, size)
+        waits = base is None or not base.has(offset, size)
         if waits and reader.is_new():
-            self._neighbours.missed(state.ino)
+            self._directories.missed(state.ino)
         now = began = trio.current_time()
         if opened.failed is not None and now - opened.failed[0] <= AGAIN_SECONDS:
             began = opened.failed[1]  # all tries together must not take longer than one may
@@ -349,10 +349,10 @@ class Files:
         if spool is None or spool.missing or not state.writable_now:
             spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
         state.dirty = True  # the journal says "open" by now: the next close has to acknowledge, also with a full disk
-        room = self._spooling.room
-        if not room.take(len(data)):
+        back_pressure = self._spooling.back_pressure
+        if not back_pressure.admit(len(data)):
             # It has an end of its own, which moves on as long as storage takes something.
-            await self._wait(lambda: room.wait(len(data)), state, self._caller(self.handles[handle]), math.inf)
+            await self._wait(lambda: back_pressure.wait(len(data)), state, self._caller(self.handles[handle]), math.inf)
             if state.spool is not spool or spool.missing or not state.writable_now:  # stored, cut … meanwhile
                 spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
                 state.dirty = True
@@ -461,7 +461,7 @@ class Files:
             await sync_file(self._c.spool, self._c.spool.open(str(entry.src), os.O_RDONLY))
             return
 
-        async def settle() -> None:
+        async def stored() -> None:
             journal, now = self._c.registry.journal, entry
             while now.owner != journal.owner:  # another mount has it in hand
                 self._c.uploader.check_refused(ino)
@@ -476,10 +476,10 @@ class Files:
                 if later is None:
                     return
                 now = later
-            await self._c.uploader.settle(ino, now.id, now.gen)
+            await self._c.uploader.wait_stored(ino, now.id, now.gen)
 
         await self._c.waits.bounded(
-            settle,
+            stored,
             self._c.policy.timeout,
             caller or Caller(),
             lambda: self._name(ino),

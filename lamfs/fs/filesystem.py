@@ -1,6 +1,6 @@
 """The file system of one mount, FUSE-free: what fuse/operations.py and tests call. Loop only.
 
-Joins names, files, control files and extended attributes behind one face, and holds what belongs to none of them:
+Joins names, files, control files and extended attributes behind one interface. It adds what belongs to none of them:
 attributes, directory handles, forget, statfs. Inodes here are FUSE inode numbers.
 """
 
@@ -27,15 +27,15 @@ from lamfs.work import refused
 
 PIB = 1 << 50
 COUNT_SHARE = 50
-"""statfs counts the artifacts again after so many times the time that counting them took."""
+"""statfs counts the artifacts again after so many times the time that counting took."""
 MAX_NS = (1 << 63) - 1
 WITH_CONTENT = ("mtime_ns", "ctime_ns")
-"""Attributes that an acknowledgement of what was written to a file saves in any case."""
+"""Attributes that are always saved when written bytes are acknowledged."""
 
 
 @dataclass(slots=True)
 class Changes:
-    """What setattr is to set; None leaves a field alone. Times in nanoseconds since the epoch."""
+    """What setattr changes; None leaves a field alone. Times in nanoseconds since the epoch."""
 
     mode: int | None = None
     uid: int | None = None
@@ -57,8 +57,10 @@ class Space(NamedTuple):
 
 @dataclass(slots=True)
 class Scan:
-    """An open directory. What is newer than entry ``last`` is not shown, so that a program that renames or makes files
-    while it reads the directory comes to an end."""
+    """An open directory. Entries newer than ``last`` are not shown.
+
+    So a program that renames or makes files while it reads the directory comes to an end.
+    """
 
     directory: int
     last: int = 0
@@ -91,7 +93,7 @@ class FileSystem:
         return self.names.lookup(parent, name)
 
     def forget(self, forgotten: list[tuple[int, int]]) -> None:
-        """The kernel takes back ``count`` lookups of each inode."""
+        """The kernel forgets ``count`` lookups of each inode."""
         for fino, count in forgotten:
             if fino < CONTROL_BASE:
                 self.context.nodes.forget(fino, count)
@@ -117,10 +119,10 @@ class FileSystem:
         for name in ("uid", "gid", "atime_ns", "mtime_ns"):
             value = getattr(changes, name)
             if value is not None:
-                # A time that cannot be kept becomes the nearest one that can (1677 to 2262), as Linux does.
+                # A time that cannot be stored becomes the nearest one that can (1677 to 2262), as on Linux.
                 columns[name] = max(-MAX_NS, min(value, MAX_NS))
         if columns or changes.size is None:
-            # Nothing at all is chown(2) with neither owner nor group: that marks ctime on Linux.
+            # No change at all is chown(2) with neither owner nor group: Linux updates ctime for that.
             columns["ctime_ns"] = now_ns()
             ino = self.context.nodes.ino(fino)
             if changes.atime_ns is not None:
@@ -161,28 +163,28 @@ class FileSystem:
         self._scans.pop(handle, None)
 
     async def fsyncdir(self, handle: int) -> None:
-        """fsync(2) of a directory: what happened to its entries is durable, in order; its files have their own."""
+        """fsync(2) of a directory: changes of its entries are durable, in order. Its files have their own fsync."""
         if self._scans[handle].directory < CONTROL_BASE:
             await self.context.uploader.durable()
 
     def entries(self, directory: int, cookie: int, last: int | None = None) -> Iterator[tuple[int, bytes, int, Inode]]:
-        """(cookie, name, inode, attributes) of what follows ``cookie`` in a directory; counts no lookups.
+        """(cookie, name, inode, attributes) of what follows ``cookie`` in a directory. Counts no lookups.
 
-        ``last``: the registry's cookie of the newest entry that is of interest.
+        ``last``: the registry's cookie of the newest entry to return.
         """
         if directory >= CONTROL_BASE:
             return self.control.entries(directory, cookie)
         return self.names.entries(directory, cookie, last)
 
     def entry_taken(self, name: bytes, fino: int, inode: Inode) -> None:
-        """The kernel took an entry of ``entries``: that is a lookup, but for ``.`` and ``..``."""
+        """The kernel has got an entry of ``entries``: that counts as a lookup, but not for ``.`` and ``..``."""
         if fino < CONTROL_BASE and name not in (b".", b".."):
             self.context.nodes.looked_up(fino, inode.revision)
 
     # -- handles ------------------------------------------------------------------------------------------------
 
     async def open(self, fino: int, flags: int, *, privileged: bool = True, pid: int = 0) -> int:
-        """Open a file; the handle. ``privileged`` and ``pid`` as in Files.open."""
+        """Open a file. Returns the handle. ``privileged`` and ``pid`` as in Files.open."""
         if fino >= CONTROL_BASE:
             return self.control.open(fino, flags)
         self.context.uploader.opened()
@@ -191,7 +193,7 @@ class FileSystem:
     def keeps_pages(self, handle: int) -> bool:
         """Whether the kernel may keep the file's pages across this open.
 
-        Not when reading them is to mark the time of last access: then the first read has to come here.
+        Not when reading them should update the access time: then the first read must come here.
         """
         return self.files.keeps_pages(handle)
 
@@ -202,7 +204,7 @@ class FileSystem:
         return await self.files.read(handle, offset, size)
 
     def read_now(self, handle: int, offset: int, size: int) -> bytes | None:
-        """Read what is here already, without waiting; None: await ``read``."""
+        """Read what is here already, without waiting. None: await ``read``."""
         if handle >= CONTROL_BASE:
             return self.control.read(handle, offset, size)
         return self.files.read_now(handle, offset, size)
@@ -225,8 +227,10 @@ class FileSystem:
             self.files.release(handle)
 
     async def sync_all(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """Everything written so far is in storage and in the registry; nothing is owed but what ``refused`` says, and
-        what is returned. As Uploader.drain."""
+        """Everything written so far is in storage and in the registry. As Uploader.drain.
+
+        Nothing is pending afterwards but what ``refused`` says, and what is returned.
+        """
         self.files.acknowledge_all()
         return await self.context.uploader.drain(progress)
 
@@ -254,7 +258,7 @@ class FileSystem:
         return Space(4096, used + PIB // 4096, PIB // 4096, files + (1 << 32), 1 << 32)
 
     def _totals(self) -> tuple[int, int]:
-        """Number of artifacts and their bytes; counting takes long when there are many, so it is done seldom."""
+        """Number of artifacts and their bytes. Counting many takes long, so it is done seldom."""
         if time.monotonic() >= self._count_again:
             begin = time.monotonic()
             artifacts = self.context.registry.artifacts

@@ -1,9 +1,9 @@
 """FUSE inode numbers and lookup counts. Loop only.
 
-A FUSE inode number is the registry's inode number, except where somebody else made a new revision of a file while the
-kernel knew it: then the revision gets a number of its own (DESIGN §4), so that the kernel never mixes old size and new
-bytes. Each number stands for the revision (``Inode.revision``) with which the kernel first got it. Lookup counts are
-exact: what the kernel has forgotten is forgotten here.
+A FUSE inode number is the registry's inode number, with one exception: when somebody else makes a new revision of a
+file that the kernel knows, the revision gets a new number. So the kernel never mixes old size and new bytes. Each
+number stands for the revision (``Inode.revision``) with which the kernel first got it. Lookup counts are exact: what
+the kernel has forgotten is forgotten here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from lamfs.model import ROOT_INO, Inode
 
 ALIAS_BASE = 1 << 48
-"""FUSE inode numbers from here on are second and later revisions of an inode."""
+"""FUSE inode numbers from here on are later revisions of an inode."""
 CONTROL_BASE = 1 << 62
 """FUSE inode numbers from here on are control files (control.py)."""
 MIN_PEAK = 4096
@@ -28,7 +28,7 @@ class NodeTable:
         self._next_alias = ALIAS_BASE
         self._peak = MIN_PEAK
         self._revision: dict[int, int] = {}
-        """The revision of each number of ``_lookups`` that does not stand for revision 0, as most do."""
+        """The revision of each number of ``_lookups``, unless it is revision 0, as for most."""
         self.ghosts: dict[int, Inode] = {}
         """Attributes of inodes whose registry row is gone while the kernel still knows them."""
         self.ghost_xattrs: dict[int, dict[str, bytes]] = {}
@@ -37,11 +37,11 @@ class NodeTable:
         """Inodes that lost their last name through this mount, while the kernel still knows them."""
 
     def ino(self, fino: int) -> int:
-        """Registry inode number behind a FUSE inode number."""
+        """The registry inode number of a FUSE inode number."""
         return self._alias.get(fino, fino) if fino >= ALIAS_BASE else fino
 
     def fino(self, ino: int) -> int:
-        """FUSE inode number under which an inode is shown now."""
+        """The FUSE inode number under which an inode is shown now."""
         return self._current.get(ino, ino)
 
     def is_current(self, fino: int) -> bool:
@@ -67,12 +67,12 @@ class NodeTable:
         return self._revision.get(fino, 0) != revision and fino in self._lookups
 
     def revised(self, fino: int) -> None:
-        """This mount itself has made the next revision, and shows it by the same number."""
+        """This mount itself has made the next revision, and shows it under the same number."""
         if fino in self._lookups:
             self._revision[fino] = self._revision.get(fino, 0) + 1
 
     def forget(self, fino: int, count: int) -> bool:
-        """Take ``count`` lookups back; True when the kernel does not know the number any more."""
+        """Subtract ``count`` lookups. Returns whether the kernel does not know the number any more."""
         left = self._lookups.get(fino, 0) - count
         if left > 0:
             self._lookups[fino] = left
@@ -83,7 +83,7 @@ class NodeTable:
         ino = self.ino(fino)
         kin = self._kin.get(ino, set())
         if self.known(ino) or any(map(self.known, kin)):
-            # An older revision is still open somewhere: its number must not come to stand for the newest one again.
+            # An older revision is still open somewhere: its number must never stand for the newest one again.
             if self._current.get(ino) != fino and fino in kin:
                 kin.remove(fino)
                 del self._alias[fino]
@@ -98,7 +98,7 @@ class NodeTable:
         return True
 
     def _shrink(self) -> None:
-        """A dict keeps the memory of its largest size, so after many have gone what is left moves into a new one."""
+        """A dict keeps the memory of its largest size. After many entries have gone, move the others to a new one."""
         if len(self._lookups) < self._peak // 4:
             self._lookups, self._revision = dict(self._lookups), dict(self._revision)
             self._peak = max(len(self._lookups), MIN_PEAK)
@@ -106,7 +106,7 @@ class NodeTable:
     def supersede(self, ino: int) -> int | None:
         """A new revision of ``ino`` came from elsewhere: later lookups get another number.
 
-        Returns the number the kernel knew so far; None when it knows none, and nothing has to be done.
+        Returns the number that the kernel knew so far; None when it knows none, and nothing has to be done.
         """
         old = self.fino(ino)
         if not self.known(old):

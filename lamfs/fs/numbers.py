@@ -1,4 +1,4 @@
-"""The numbers of one mount: what was read and written, the cache, what is owed, what failed. Loop only."""
+"""The numbers of one mount: reads and writes, the cache, pending work, errors. Loop only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lamfs.work.steps import what
 
 
 def collect(context: Context) -> dict[str, Any]:
-    """Everything that is shown of the mount, as JSON can hold it. Sizes in bytes, times ISO 8601 in UTC."""
+    """Everything that is shown of the mount, as JSON-compatible data. Sizes in bytes, times ISO 8601 in UTC."""
     registry, uploader, stats = context.registry, context.uploader, context.stats
     counted = stats.counters
     rows, size = uploader.owed()
@@ -42,7 +42,7 @@ def collect(context: Context) -> dict[str, Any]:
             {
                 "what": f"{entry.op} {what(registry, entry)}",
                 "attempts": entry.attempts,
-                # None: storage can never take it, so it is not tried again.
+                # None: storage can never store it, so it is not retried.
                 "next_at": None if entry.state == "refused" else iso(max(entry.next_at, 0)),
                 "error": entry.error,
             }

@@ -15,13 +15,14 @@ from collections.abc import Awaitable, Callable, Iterable
 import trio
 
 from lamfs import copying
-from lamfs.cache.blocks import BlockFile, Reader
+from lamfs.cache.blocks import BlockFile
 from lamfs.errors import FsError, StorageError
 from lamfs.fs.context import Context
 from lamfs.fs.state import FileState, Spool
 from lamfs.hashing import MD5_MAX
 from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
 from lamfs.mover import beats
+from lamfs.prefetch.patterns import Reader
 from lamfs.registry import Ranges, add_range, base_id, is_based_on, lacks_some, missing_blocks, unwritten
 
 ABOVE = MD5_MAX
@@ -307,5 +308,5 @@ async def _sync(fd: int) -> None:
         finally:
             os.close(own)
 
-    with beats.held():
+    with beats.paused():
         await trio.to_thread.run_sync(work)

@@ -1,7 +1,7 @@
-"""Whether a process has been told to stop, and which files it holds: what /proc says (proc(5)). Any thread.
+"""Whether a process has been told to stop, and which files it has open, according to /proc (proc(5)). Any thread.
 
-The FUSE library does not tell a handler that the kernel wants to interrupt its request. But a signal that cannot be
-delivered, because its process waits for us, is pending, and /proc shows that. Nothing here touches a mount.
+The FUSE library does not tell a handler that the kernel wants to interrupt its request. But a signal stays pending
+while its process waits for us, and /proc shows that. Nothing here touches a mount.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_ANCESTORS = 64
 
 
 class Mount(NamedTuple):
-    """A mount as /proc knows it: its number in mountinfo, and its device as in maps."""
+    """A mount as /proc shows it: its number in mountinfo, and its device as in maps."""
 
     number: int
     device: str
@@ -55,10 +55,11 @@ def _stops(status: dict[bytes, bytes]) -> bool:
 
 
 def told_to_stop(pid: int) -> bool:
-    """Whether a signal waits for the thread or its process that asks it to end, or that will end it.
+    """Whether a pending signal of the thread or its process asks it to end, or will end it.
 
-    SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGKILL, and others that the process does not catch. Not one that it blocks or
-    ignores, nor a timer's or a child's that it catches: programs do not expect file calls to fail because of those.
+    SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGKILL, and others that the process does not catch. Not a signal that it
+    blocks or ignores, and not a caught one of a timer or a child: programs do not expect file calls to fail because of
+    those.
     """
     return _stops(_status(pid))
 

@@ -15,14 +15,15 @@ from typing import TypeVar
 
 import trio
 
-from lamfs.cache.blocks import BlockFile, Reader
+from lamfs.cache.blocks import BlockFile
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError, TransferDied
+from lamfs.fs.backpressure import BackPressure
 from lamfs.fs.context import Context
 from lamfs.fs.overlay import Overlays
-from lamfs.fs.room import Room
 from lamfs.fs.state import SPOOLED, Event, FileState, Spool
 from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
+from lamfs.prefetch.patterns import Reader
 from lamfs.registry import Conflict, Lost
 from lamfs.scratch import PROBE_SECONDS
 from lamfs.work.uploader import SETTLE
@@ -41,14 +42,14 @@ class Spooling:
     def __init__(self, context: Context) -> None:
         self._c = context
         policy = context.policy
-        self.room = Room(
+        self.back_pressure = BackPressure(
             context.spool,
             context.registry.path,
             context.uploader,
             limit=policy.spool_limit,
             floor=policy.spool_free,
             timeout=policy.timeout,
-            waits=not context.store.takes_files,
+            waits=not context.store.imports_files,
             make_room=context.cache.make_room,
         )
         self.overlays = Overlays(context, self.read_stored)
@@ -83,7 +84,7 @@ class Spooling:
                 base = state.base
                 if base is None:
                     return await what(None)
-                base.hold()  # the file may go on with another revision meanwhile
+                base.ref()  # the file may go on with another revision meanwhile
                 try:
                     return await what(base)
                 finally:
@@ -219,7 +220,7 @@ class Spooling:
 
     def new_spool(self, ino: int, name: str | None = None) -> Spool:
         """An empty spool file. Raises OSError(ENOSPC)."""
-        self.room.check()
+        self.back_pressure.check()
         name = name or spool_name(ino)
         return Spool(self._c.spool.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL), name)
 
@@ -263,7 +264,7 @@ class Spooling:
 
     def _filled_spool(self, state: FileState, data: bytes, size: int | None = None) -> Spool:
         """A spool file of ``size`` bytes (None: of ``data`` only) that begins with ``data``. Raises OSError."""
-        self.room.check()
+        self.back_pressure.check()
         name = self._new_name(state)
         spool = Spool(self._c.spool.open_draft(name), name)
         try:
@@ -341,7 +342,7 @@ class Spooling:
         state.dirty = False
         state.become(Event.ACKNOWLEDGE)
         if state.spool is not None and state.spool.ranges:
-            self._c.uploader.settling.ask(state.spool.name)
+            self._c.uploader.range_sync.ask(state.spool.name)
         self._c.uploader.notify(state.ino)
         return True
 
@@ -447,7 +448,7 @@ class Spooling:
             if state.writers and not consumed:
                 state.become(Event.THAW)
                 return
-        if not consumed and not (revision is not None and self._adopt(src, revision, missing)):
+        if not consumed and not (revision is not None and self._import(src, revision, missing)):
             self._c.spool.unlink(src)
         if state is not None:
             state.drop_spool()
@@ -455,16 +456,16 @@ class Spooling:
 
     def storing_many(self) -> contextlib.AbstractContextManager[None]:
         """Around several ``stored``."""
-        return self._c.cache.adopting()
+        return self._c.cache.importing()
 
-    def _adopt(self, src: str, revision: Revision, missing: Collection[int] = ()) -> bool:
+    def _import(self, src: str, revision: Revision, missing: Collection[int] = ()) -> bool:
         """Let a stored spool file become the cache's copy of its object."""
         try:
             fd = self._c.spool.open(src, os.O_RDWR)
         except (OSError, LamfsError):
             return False
         try:
-            return self._c.cache.adopt(fd, self._c.spool.path(src), revision, missing)
+            return self._c.cache.import_file(fd, self._c.spool.path(src), revision, missing)
         except (OSError, LamfsError) as error:
             log.warning("could not keep %s in the cache: %s", revision.object_key, error)
             return False
@@ -498,7 +499,7 @@ class Spooling:
             if self._is_nobodys(state.ino, spool.name):
                 whole = state.phase is SPOOLED and not state.dirty and state.owed == spool.name
                 revision = state.revision
-                if not (whole and revision is not None and self._adopt(spool.name, revision, spool.missing)):
+                if not (whole and revision is not None and self._import(spool.name, revision, spool.missing)):
                     self._c.spool.unlink(spool.name)
             state.drop_spool()
         state.drop_base()

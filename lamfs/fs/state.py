@@ -52,10 +52,11 @@ from enum import StrEnum
 import trio
 
 from lamfs.cache import holes
-from lamfs.cache.blocks import BlockFile, Reader
+from lamfs.cache.blocks import BlockFile
 from lamfs.errors import FsError, ObjectMissing, StorageMissing
 from lamfs.model import BLOCK_SIZE, Inode, Revision
 from lamfs.mover.beats import Beat
+from lamfs.prefetch.patterns import Reader
 from lamfs.registry import Ranges
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore

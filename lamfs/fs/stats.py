@@ -1,7 +1,7 @@
-"""What one mount remembers of itself: counters, samples of them, damage and changes seen in storage. Loop only.
+"""What one mount remembers about itself: counters, samples of them, damage and changes seen in storage. Loop only.
 
-The hot path adds to the plain integers of ``Counters``; the follower takes a sample of them every second, and the
-difference to an earlier sample is a rate. numbers.py makes of it, and of the mount's parts, what is shown.
+The hot path adds to the plain integers of ``Counters``. The follower takes a sample of them every second, and the
+difference to an earlier sample is a rate. numbers.py turns this, and the mount's parts, into what is shown.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from lamfs.storage.base import ObjectStore
 log = logging.getLogger("lamfs.fs")
 
 SAMPLE_SECONDS = 1.0
-"""Least time between two samples."""
+"""Seconds between two samples, at least."""
 SAMPLES = 6
 """Samples that are kept: rates are those of the last 5 s or so."""
 SHOWN = 50
-"""Rows of a list that are shown: uploads that wait for another try, damaged blocks."""
+"""Rows of a list that are shown: uploads that wait for a retry, damaged blocks."""
 WHEN_GONE = (
     "gone, so it cannot be read: restore the object from a backup, or from a version of it that the bucket has kept,"
     " and run 'lamfs fsck --repair', which takes it when it has the same bytes; or write the file anew, or delete it"
@@ -39,7 +39,7 @@ WHEN_CHANGED = (
 
 @dataclass(slots=True)
 class Damage:
-    """A block in storage whose BLAKE3 is wrong. ``at``: when that was last seen, ns; ``times``: how often it was.
+    """A block in storage whose BLAKE3 is wrong. ``at``: when that was last seen, ns; ``times``: how often.
 
     ``key`` and ``uid`` are None when no artifact has the object any more.
     """
@@ -84,7 +84,7 @@ class Stats:
         self.about = about or About()
         self.counters = Counters()
         self.notice = ""
-        """Why the mount cannot do all that it should, for people."""
+        """Why the mount cannot do everything that it should, for users."""
         self.damaged_blocks = 0
         """How often a block was found damaged in storage."""
         self._damage: dict[tuple[str, str, int], Damage] = {}
@@ -94,7 +94,7 @@ class Stats:
     # -- rates --------------------------------------------------------------------------------------------------
 
     def sample(self, fetched_bytes: int, stored_bytes: int) -> None:
-        """Note the counters, and what has come from and gone to storage, when the last time was long enough ago."""
+        """Record the counters, and the bytes to and from storage, if the last sample is old enough."""
         now = time.monotonic()
         if now - self._samples[-1][0] >= SAMPLE_SECONDS:
             self._samples.append((now, self._totals(fetched_bytes, stored_bytes)))
@@ -117,7 +117,7 @@ class Stats:
     # -- damage -------------------------------------------------------------------------------------------------
 
     def damaged(self, registry: Registry, store: ObjectStore, revision: Revision, block: int) -> None:
-        """A block of an object in storage is not what was saved: say so in the log, and remember it."""
+        """A block of an object in storage is not what was saved: log it, and remember it."""
         self.damaged_blocks += 1
         url = store.url(revision.object_key)
         record = None
@@ -137,8 +137,7 @@ class Stats:
             del self._damage[next(iter(self._damage))]
 
     def changed(self, store: ObjectStore, record: ArtifactRecord, *, gone: bool) -> None:
-        """The object of an artifact is ``gone``, or not what the registry says: say what to do, once, and remember
-        it."""
+        """An artifact's object is ``gone``, or not what the registry says: log what to do once, and remember it."""
         url, etag = store.url(record.revision.object_key), record.revision.etag
         before = self._changed.pop((url, etag), None)
         now = self._changed[url, etag] = Changed(record.place, record.uid, url, now_ns(), gone)
@@ -148,7 +147,7 @@ class Stats:
             del self._changed[next(iter(self._changed))]
 
     async def look_again(self, registry: Registry, store: ObjectStore, mover: Mover) -> None:
-        """Forget the objects that were changed or gone, and are what the registry knows again: storage is asked."""
+        """Forget objects that were changed or gone, and are as the registry says again. Asks storage."""
         for place, found in list(self._changed.items()):
             record = registry.artifacts.by_uid(found.uid)
             if record is None or not _has_object(store, record, place):
@@ -167,11 +166,11 @@ class Stats:
         return list(self._damage.values())
 
     def still_changed(self, registry: Registry, store: ObjectStore) -> list[Changed]:
-        """What was seen changed, but for artifacts that have another object by now."""
+        """Objects that were seen changed, without artifacts that have another object by now."""
         records = {found.uid: registry.artifacts.by_uid(found.uid) for found in self._changed.values()}
         return [found for place, found in self._changed.items() if _has_object(store, records[found.uid], place)]
 
 
 def _has_object(store: ObjectStore, record: ArtifactRecord | None, place: tuple[str, str]) -> bool:
-    """Whether an artifact, if it is there still, has the object with this URL and ETag."""
+    """Whether an artifact, if it still exists, has the object with this URL and ETag."""
     return record is not None and (store.url(record.revision.object_key), record.revision.etag) == place

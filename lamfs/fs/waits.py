@@ -1,8 +1,7 @@
-"""Waiting for storage on behalf of a program: not longer than the mount's timeout since storage has last gone on, and
-only until the program is told to stop.
+"""Waiting for storage on behalf of a program, with a time limit, and only until the program is told to stop.
 
-The loop only, but for the look at /proc, which a thread does while somebody waits. Calls that do not wait for storage
-never come here.
+The limit is the mount's timeout, counted from the last progress. The loop only; a thread looks at /proc while somebody
+waits. Calls that do not wait for storage never come here.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from lamfs.fs.counters import Counters
 log = logging.getLogger("lamfs.fs")
 
 LOOK_SECONDS = 0.25
-"""Between two looks for signals while somebody waits."""
+"""Seconds between two looks for signals while somebody waits."""
 LONG_SECONDS = 0.1
-"""How long that must have lasted for one of them."""
+"""Seconds that a wait must last before signals are looked for."""
 STOPPED_SECONDS = 10.0
-"""A call of a thread of which another one was ended within this time is not begun while it is told to stop."""
+"""Seconds after a call of a thread was ended in which no other one starts while the thread is told to stop."""
 SHARE = 10
-"""Looking for who holds a file, with very many processes on the machine, takes a tenth of a thread's time at most."""
+"""Finding out who has a file open may take a tenth of a thread's time at most, with very many processes."""
 
 T = TypeVar("T")
 
 
 class Caller(NamedTuple):
-    """Who waits: the thread ``pid`` that made the call, or opened the file through which it was made (0: not known).
+    """Who waits: the thread ``pid`` that made the call, or that opened the file for it (0: not known).
 
     In the second case ``fino`` is the file: others may have inherited its descriptor. ``rivals``: threads that have
     opened the same file themselves.
@@ -63,7 +62,7 @@ class _Wait:
         self.scope.cancel()
 
     def look(self) -> None:
-        """When it has gone on since the last look, the time counts from now."""
+        """If there was progress since the last look, the time counts from now."""
         if self.progress is not None and not self.interrupted and (now := self.progress()) != self.seen:
             self.seen = now
             self.scope.deadline = trio.current_time() + self.seconds
@@ -80,7 +79,7 @@ class Waits:
         """When a call of this thread was last ended: the kernel asks again after an interrupted readahead."""
 
     def _is_stopped(self, pid: int) -> bool:
-        """Whether a thread of which a call was ended is told to stop still."""
+        """Whether a thread whose call was ended is still told to stop."""
         at = self._stopped.get(pid)
         return at is not None and trio.current_time() - at < STOPPED_SECONDS and signals.told_to_stop(pid)
 
@@ -97,8 +96,7 @@ class Waits:
         what: Callable[[], str],
         progress: Callable[[], object] | None = None,
     ) -> T:
-        """The result of ``work``. ``what`` names the file for an error; ``progress`` gives another value than before
-        when the work has gone on.
+        """The result of ``work``. ``what`` names the file for an error; ``progress`` changes when there was progress.
 
         Raises FsError: EIO when it takes longer than ``seconds`` since then, EINTR when the caller is told to stop
         meanwhile.
@@ -124,8 +122,7 @@ class Waits:
         raise FsError(errno.EIO, f"'{what()}': storage did not answer in time.")
 
     async def run(self, mountpoint: str, *, shared: bool = False) -> None:
-        """Look for progress and for signals while anybody waits, until cancelled. ``shared``: other users may use the
-        mount."""
+        """Look for progress and signals while anybody waits, until cancelled. ``shared``: others may use the mount."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.follow)
             nursery.start_soon(self._look_for_signals, mountpoint, shared)
@@ -148,7 +145,7 @@ class Waits:
             if not self._waiting:
                 await self._begun.wait()
             began = trio.current_time()
-            # Most waits are over before anybody could have had enough of them: for those nothing is looked up.
+            # Most waits end before anybody could lose patience: nothing is looked up for those.
             if not any(began - wait.since >= LONG_SECONDS for wait in self._waiting):
                 await trio.sleep(LONG_SECONDS)
                 continue
@@ -172,14 +169,14 @@ class _Look:
 
     def __init__(self, mount: signals.Mount | None, callers: list[tuple[Caller, list[int]]], search: bool) -> None:
         self.searched = 0.0
-        """Seconds that went into finding out who holds files."""
+        """Seconds spent on finding out who has files open."""
         self._mount = mount
         self._callers = callers
         self._search = search
         self._told: list[int] = []
 
     def interrupted(self) -> list[bool]:
-        """For each caller, whether its call is to end."""
+        """For each caller, whether its call should end."""
         self._told = signals.all_told_to_stop()
         return [self._is_over(caller, rivals) for caller, rivals in self._callers]
 
@@ -187,15 +184,15 @@ class _Look:
         opener = signals.process_of(caller.pid) if caller.pid else None
         if any(self._is(pid, caller, opener, rivals) for pid in self._told):
             return True
-        # The kernel lets a reader die, but not what it has asked for: that would hold one of the kernel's few requests.
+        # The kernel lets a reader die, but keeps its request, which would block one of the kernel's few.
         gone = caller.pid and opener is None and caller.fino and self._mount is not None and self._search
         return bool(gone) and self._nobody_else(caller, rivals)
 
     def _is(self, pid: int, caller: Caller, opener: int | None, rivals: list[int]) -> bool:
         """Whether a process that is told to stop is the one that waits.
 
-        It is when it made the call or opened the file. Else it must hold the file, not have opened it itself another
-        time, and have it from who opened it: descend from that process, if it still lives.
+        It is, if it made the call or opened the file. Otherwise it must have the file open, must not have opened it
+        itself, and must have inherited it: descend from the process that opened it, if that still lives.
         """
         if pid == opener:
             return True
@@ -206,7 +203,7 @@ class _Look:
         return opener is None or signals.descends(pid, opener)
 
     def _nobody_else(self, caller: Caller, rivals: list[int]) -> bool:
-        """Whether all who hold the file have opened it themselves."""
+        """Whether all processes that have the file open have opened it themselves."""
         assert self._mount is not None
         began = time.monotonic()
         found = set(signals.holders(self._mount, caller.fino))

@@ -1,8 +1,8 @@
 """Extended attributes (xattr(7)), for mounts with ``-o xattr``. Loop only.
 
 ``user.lamfs.*`` are made from the artifact's record; only ``user.lamfs.description`` can be written. The others are not
-listed, so that ``cp --preserve=xattr`` and ``rsync -X`` do not try to give them to a copy, an artifact of its own.
-What is not lamfs's in ``user.``, ``security.`` and ``trusted.`` is kept in the registry.
+listed, so that ``cp --preserve=xattr`` and ``rsync -X`` do not try to set them on a copy, which is its own artifact.
+Other attributes in ``user.``, ``security.`` and ``trusted.`` are kept in the registry.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Xattrs:
         return self._c.nodes.ino(fino)
 
     def _own(self, ino: int, name: str) -> bytes | None:
-        """Value of one of lamfs's own attributes; None when the file has none of that name."""
+        """Value of one of lamfs's own attributes; None when the file does not have it."""
         record = self._c.registry.artifacts.by_ino(ino)
         if record is None:
             return self._stored(ino, name)
@@ -61,7 +61,7 @@ class Xattrs:
         return value
 
     def names(self, fino: int, *, trusted: bool = True) -> list[bytes]:
-        """listxattr(2). ``trusted.*`` shows to the privileged alone (xattr(7))."""
+        """listxattr(2). ``trusted.*`` is shown to privileged processes only (xattr(7))."""
         ino = self._ino(fino)
         names = list(self._sizes(ino))
         if DESCRIPTION_XATTR not in names and self._own(ino, DESCRIPTION_XATTR) is not None:
@@ -78,7 +78,7 @@ class Xattrs:
             self._describe(ino, text, value)
             return
         if self._stored(ino, text) == value:
-            return  # nothing changes, ctime neither: as ext4 has it
+            return  # nothing changes, not even ctime: as on ext4
         with registry.db.transaction():
             others = sum(len(other.encode()) + 1 for other in self._sizes(ino) if other != text)
             if others + len(name) + 1 > LIST_MAX:
@@ -90,7 +90,7 @@ class Xattrs:
             self._changed(ino)
 
     def _describe(self, ino: int, name: str, value: bytes) -> None:
-        """Set the description of an artifact; a file that is not stored yet has it from then on."""
+        """Set the description of an artifact. A file that is not stored yet gets it when it is."""
         registry = self._c.registry
         inode = registry.tree.get(ino)
         if name != DESCRIPTION_XATTR or inode is None or not stat.S_ISREG(inode.mode):
@@ -132,7 +132,7 @@ class Xattrs:
             self._changed(ino)
 
     def _stored(self, ino: int, name: str) -> bytes | None:
-        """Value of an attribute that was set; of an inode without a row the mount remembers them."""
+        """Value of an attribute that was set. For an inode without a row, the mount remembers them."""
         if ino in self._c.nodes.ghosts:
             return self._c.nodes.ghost_xattrs.get(ino, {}).get(name)
         return self._c.registry.tree.xattr(ino, name)

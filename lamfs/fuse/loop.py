@@ -1,16 +1,16 @@
-"""How pyfuse3's workers wait for the kernel's next request, at less cost than trio's own means. The loop's thread only.
+"""How pyfuse3's workers wait for the kernel's next request, at less cost than with trio alone. The loop's thread only.
 
-pyfuse3's workers hand a trio.Lock around, and who has it waits in trio for the session's descriptor to become readable:
-two task switches, an epoll_ctl and one or two epoll_wait for every request. Here the worker that has just answered
-takes the lock again without a switch, and sleeps in one poll(2), on the session's descriptor and on trio's own epoll
-descriptor: so it wakes for the kernel's next request as well as for anything that another task waits for.
+pyfuse3's workers pass a trio.Lock around, and the one that has it waits in trio for the session's descriptor: two task
+switches, an epoll_ctl and one or two epoll_wait for every request. Here the worker that has just answered takes the
+lock again without a switch, and sleeps in one poll(2), on the session's descriptor and on trio's own epoll descriptor.
+So it wakes for the kernel's next request as well as for anything that another task waits for.
 
-The other tasks lose nothing but a bounded time. A worker sleeps by itself only when no other task could run (trio's
-instruments count those that could); the loop goes through trio's scheduler at least every ``TURN`` seconds, where
-cancellation, timeouts and other tasks have their turn as ever; and as soon as the kernel has no further request.
+Other tasks wait at most a bounded time. A worker sleeps by itself only when no other task could run (trio's instruments
+count those that could). The loop goes through trio's scheduler as soon as the kernel has no further request, and at
+least every ``TURN`` seconds; there cancellation, timeouts and other tasks work as always.
 
-``pyfuse3.trio`` is the module global that pyfuse3.asyncio.enable() replaces too. This leans on how pyfuse3 3.5.0 waits,
-so with another version, or with LAMFS_LOOP=trio in the environment, all is left as pyfuse3 has it.
+``pyfuse3.trio`` is the module global that pyfuse3.asyncio.enable() replaces too. This depends on how pyfuse3 3.5.0
+waits. With another version, or with LAMFS_LOOP=trio in the environment, pyfuse3 is left as it is.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from trio.abc import Instrument
 log = logging.getLogger("lamfs.fuse")
 
 KNOWN = "3.5.0"
-"""The version of pyfuse3 whose waiting is known."""
+"""The version of pyfuse3 that this was written for."""
 TURN, SHORT_TURN = 0.002, 0.0005
-"""Most seconds for which requests are answered without a look at what other tasks wait for; the same when it is known
-that another task could run."""
+"""Seconds for which requests are answered without a look at what other tasks wait for, at most; the second value when
+another task is known to be ready."""
 POLL_MS = 2
 ENVIRONMENT = "LAMFS_LOOP"
 
 
 class Turns(Instrument):
-    """How many tasks could run, and when trio's scheduler last looked around."""
+    """Counts the tasks that could run, and records when trio's scheduler last polled."""
 
     def __init__(self) -> None:
         self.runnable = 0
@@ -56,12 +56,12 @@ class Turns(Instrument):
         self.runnable -= 1
 
     def before_io_wait(self, timeout: float) -> None:
-        """trio sleeps only when nobody could run: that puts right what was counted before this instrument was there."""
+        """trio sleeps only when no task could run: correct what was counted before this instrument existed."""
         if timeout > 0:
             self.runnable = 0
 
     def after_io_wait(self, timeout: float) -> None:
-        """All who could run do so from here on, and then trio looks again."""
+        """All tasks that could run do so from here on, and then trio polls again."""
         self.began = time.monotonic()
 
 
@@ -78,10 +78,10 @@ _DONE = _Done()
 
 
 class ReadLock:
-    """A lock whose release does not hand it over: who releases it may take it again before the next one has run.
+    """A lock whose release does not hand it over: the task that releases it may take it again before a waiter has run.
 
-    Who waits is woken all the same, and runs when the loop lets it: it takes the lock if its last holder has gone on
-    to wait for something else, and waits on if not.
+    A waiter is woken all the same. When it runs, it takes the lock if the last holder now waits for something else;
+    otherwise it waits on.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class ReadLock:
 
 
 class Waiting:
-    """What pyfuse3 gets in place of trio. ``events`` is trio's epoll descriptor."""
+    """What pyfuse3 gets instead of trio. ``events`` is trio's epoll descriptor."""
 
     def __init__(self, turns: Turns, events: int) -> None:
         self._turns = turns
@@ -126,7 +126,7 @@ class Waiting:
         self._next = select.poll()
 
     def namespace(self) -> SimpleNamespace:
-        """The names that pyfuse3 uses of trio."""
+        """The names of trio that pyfuse3 uses."""
         lowlevel = SimpleNamespace(
             current_task=trio.lowlevel.current_task,
             current_trio_token=trio.lowlevel.current_trio_token,
@@ -143,10 +143,10 @@ class Waiting:
     async def wait_readable(self, fd: int) -> None:
         """Return when the session's descriptor is readable. The caller has the lock.
 
-        A checkpoint only now and then. Raises ClosedResourceError as trio does.
+        Has a checkpoint only now and then. Raises ClosedResourceError as trio does.
         """
         lock = self._lock
-        # Without another worker at hand pyfuse3 starts one with each request; it needs the loop to get there.
+        # Without a spare worker pyfuse3 starts one with each request, which needs the loop.
         age = time.monotonic() - self._turns.began
         if age < TURN and lock.is_awaited:
             if fd != self._fd:
@@ -170,7 +170,7 @@ class Waiting:
 
 @contextlib.contextmanager
 def quick_loop() -> Iterator[bool]:
-    """Let pyfuse3 wait in this way inside the block, in a trio task; gives whether it does."""
+    """Inside the context, in a trio task, pyfuse3 waits in this way. Yields whether it does."""
     events = _events()
     if events is None or pyfuse3.__version__ != KNOWN or os.environ.get(ENVIRONMENT) == "trio":
         log.info("requests are awaited by trio itself")
@@ -187,7 +187,7 @@ def quick_loop() -> Iterator[bool]:
 
 
 def _events() -> int | None:
-    """Descriptor on which trio waits for everything; None when it has none that is known."""
+    """The descriptor on which trio waits for everything; None when that is not known."""
     try:
         from trio._core._run import GLOBAL_RUN_CONTEXT
 

@@ -46,7 +46,7 @@ def fuse_error(problem: BaseException, what: str) -> FUSEError:
 def guarded(
     handler: Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
-    """Let nothing but FUSEError (and cancellation at the end of the mount) out of a handler."""
+    """Wrap a handler so that it raises nothing but FUSEError (and cancellation at the end of the mount)."""
 
     @functools.wraps(handler)
     async def wrapper(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -61,7 +61,7 @@ def guarded(
 
 
 def new_entry(timeout: float) -> EntryAttributes:
-    """For a reply: what is the same for all inodes. The kernel may rely on it for ``timeout`` seconds."""
+    """A reply's entry with what is the same for all inodes. The kernel may rely on it for ``timeout`` seconds."""
     entry = EntryAttributes()  # generation 0, st_blksize 4096
     entry.entry_timeout = timeout
     entry.attr_timeout = timeout
@@ -69,7 +69,7 @@ def new_entry(timeout: float) -> EntryAttributes:
 
 
 class Shown:
-    """How attributes are shown: overrides of owner and mode that the mount was asked for."""
+    """How attributes are shown: the mount's overrides of owner and mode."""
 
     def __init__(self, uid: int | None, gid: int | None, umask: int | None) -> None:
         self.uid = uid
@@ -81,7 +81,7 @@ class Shown:
         return self.fill(new_entry(timeout), fino, inode)
 
     def fill(self, entry: EntryAttributes, fino: int, inode: Inode) -> EntryAttributes:
-        """Put an inode into the kernel's form. Blocks are 512 bytes, as st_blocks always are."""
+        """Write an inode into the kernel's form. Blocks are 512 bytes, as always in st_blocks."""
         entry.st_ino = fino
         entry.st_mode = inode.mode & self.mask
         entry.st_nlink = inode.nlink
@@ -111,7 +111,7 @@ class Operations(pyfuse3.Operations):
         self._xattr = xattr
 
     def failed(self, problem: Exception, what: str) -> FUSEError:
-        """The answer to a call that failed; counts EIO."""
+        """The answer to a failed call. Counts EIO."""
         error = fuse_error(problem, what)
         if error.errno == errno.EIO:
             self._fs.context.stats.counters.io_errors += 1
@@ -124,8 +124,8 @@ class Operations(pyfuse3.Operations):
         return self._control_shown(fino).attributes(fino, inode, 0.0)
 
     def _control_shown(self, fino: int) -> Shown:
-        """How a control file is shown: as what it describes; but the numbers are for the user that mounted, not for
-        the one that everything else is shown to be owned by."""
+        """A control file is shown like what it describes. But the mount's numbers belong to the user that mounted,
+        whatever owner everything else is shown with."""
         return self._shown if self._fs.control.describes(fino) else self._as_is
 
     # -- names --------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         changes = Changes(
             mode=attr.st_mode if fields.update_mode else None,
-            # An owner that the mount was told to show is not the file's own: setting it changes nothing.
+            # An owner that comes from a mount option is not the file's own: setting it changes nothing.
             uid=attr.st_uid if fields.update_uid and self._shown.uid is None else None,
             gid=attr.st_gid if fields.update_gid and self._shown.gid is None else None,
             size=attr.st_size if fields.update_size else None,
@@ -251,7 +251,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        # Up to some hundred entries a request: the reply is copied from one form, filled anew for each.
+        # Up to some hundred entries per request: the reply is copied from one form, which is refilled for each.
         fs, fill, reply = self._fs, self._shown.fill, pyfuse3.readdir_reply
         lasting, fleeting = new_entry(LONG), new_entry(0.0)
         for cookie, name, fino, inode in fs.readdir(fh, start_id):
@@ -290,7 +290,7 @@ class Operations(pyfuse3.Operations):
         return FileInfo(fh=handle, keep_cache=not control and self._fs.keeps_pages(handle), direct_io=control)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        # The hottest handler: no wrapper, and no wait for what is on the local disk.
+        # The most frequent handler: no wrapper, and no await for what is on the local disk.
         try:
             data = self._fs.read_now(fh, off, size)
             return data if data is not None else await self._fs.read(fh, off, size)
@@ -366,7 +366,7 @@ def is_regular(mode: int) -> bool:
 
 
 class Kernel:
-    """Tells the kernel what to forget; a thread of its own does the telling, since that may wait for the kernel."""
+    """Tells the kernel what to forget, in its own thread, since that may wait for the kernel."""
 
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[int](float("inf"))
@@ -380,7 +380,7 @@ class Kernel:
         self._send.send_nowait(fino)
 
     async def run(self) -> None:
-        """Hand invalidations of attributes to a thread, all that are there at a time, until cancelled."""
+        """Hand invalidations of attributes to a thread, all that are queued at a time, until cancelled."""
         async for fino in self._receive:
             finos = {fino}  # a directory comes as often as it has new entries
             with contextlib.suppress(trio.WouldBlock):

@@ -9,16 +9,16 @@ from lamfs.fuse.loop import quick_loop
 from lamfs.fuse.operations import Operations
 
 MAX_TASKS = 1000
-"""Requests that may wait for storage before no other is answered."""
+"""Requests that may wait for storage before no others are answered."""
 
 
 def mount(operations: Operations, mountpoint: str, name: str, words: tuple[str, ...]) -> None:
-    """Mount; the kernel's requests wait until ``serve`` runs. ``name`` is what ``df`` shows as the device.
+    """Mount. The kernel's requests wait until ``serve`` runs. ``name`` is the device that ``df`` shows.
 
     Raises LamfsError when the kernel or fusermount3 refuses.
     """
-    # Not auto_unmount: when this process dies, the mount point has to say so (ENOTCONN). An empty folder in its place
-    # would take what programs write, on the local disk.
+    # Not auto_unmount: when this process dies, the mount point must say so (ENOTCONN). An empty folder in its place
+    # would accept what programs write, on the local disk.
     options = set(pyfuse3.default_options) | {f"fsname={name}", "subtype=lamfs", *words}
     try:
         pyfuse3.init(operations, mountpoint, options)
@@ -41,6 +41,8 @@ def end() -> None:
 
 
 def close(*, unmount: bool) -> None:
-    """Release the session. ``unmount``: take the mount out of the tree too, if that has not happened yet; else it stays
-    there without a daemon, and every call in it fails with ENOTCONN."""
+    """Release the session. ``unmount``: also take the mount out of the tree, if it is still there.
+
+    Else it stays there without a daemon, and every call in it fails with ENOTCONN.
+    """
     pyfuse3.close(unmount=unmount)

@@ -1,7 +1,7 @@
-"""Signs that storage work goes on. A call that waits for storage counts its time from the last one. Loop only.
+"""Progress of storage work. A call that waits for storage counts its time from the last progress. Loop only.
 
-A task says once whose work it does (``doing``); the mover's answers, and its signs of life while it moves bytes, count
-for that. Tasks that are started from there count for the same.
+A task says once whose work it does (``doing``). The mover's answers, and its signs of life while it moves bytes, count
+for that work, and so do tasks that are started from there.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from contextvars import ContextVar
 
 
 class Beat:
-    """Counts the signs of one piece of work, and of all that it is a part of (``whole``)."""
+    """Counts the progress of one piece of work, and of all that it is part of (``whole``)."""
 
-    __slots__ = ("_count", "_held", "_whole")
+    __slots__ = ("_count", "_paused", "_whole")
 
     def __init__(self, *whole: Beat) -> None:
         self._whole = list(whole)
-        self._count = self._held = 0
+        self._count = self._paused = 0
 
     def __call__(self) -> None:
-        """It has gone on."""
+        """There was progress."""
         self._count += 1
         for beat in self._whole:
             beat()
 
     def value(self) -> int:
-        """Another number than the last time, if it has gone on since; always while it is ``held``."""
-        if self._held:
+        """A number that differs from the last one if there was progress since, and always while it is ``paused``."""
+        if self._paused:
             self._count += 1
         return self._count
 
     def counts_for(self, whole: Beat) -> None:
-        """From now on it is a part of ``whole`` too. Nothing of it may be held now."""
+        """From now on it is part of ``whole`` too. It must not be paused now."""
         self._whole.append(whole)
 
-    def hold(self, by: int) -> None:
-        """One piece more (1), or less (-1), of it does what gives no sign."""
-        self._held += by
+    def pause(self, by: int) -> None:
+        """One piece more (1), or less (-1), of it is doing something that shows no progress."""
+        self._paused += by
         for beat in self._whole:
-            beat.hold(by)
+            beat.pause(by)
 
 
 _doing: ContextVar[Beat | None] = ContextVar("beat", default=None)
@@ -48,7 +48,7 @@ _doing: ContextVar[Beat | None] = ContextVar("beat", default=None)
 
 @contextlib.contextmanager
 def doing(beat: Beat) -> Iterator[None]:
-    """What is done inside of the block, by this task and those it starts, counts for ``beat``."""
+    """What this task, and tasks that it starts, do inside the context counts for ``beat``."""
     before = _doing.set(beat)
     try:
         yield
@@ -62,15 +62,17 @@ def current() -> Beat | None:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Inside of the block this machine's own disk is waited for (a sync, which says nothing until it is done): storage
-    is not to blame for that time."""
+def paused() -> Iterator[None]:
+    """Inside the context this machine's own disk is waited for. Storage is not to blame for that time.
+
+    A sync shows no progress until it is done.
+    """
     beat = _doing.get()
     if beat is None:
         yield
         return
-    beat.hold(1)
+    beat.pause(1)
     try:
         yield
     finally:
-        beat.hold(-1)
+        beat.pause(-1)

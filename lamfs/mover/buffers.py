@@ -1,4 +1,4 @@
-"""Memory for the blocks that are fetched, verified or hashed at the time. Thread-safe."""
+"""Memory for blocks that are being fetched, verified or hashed. Thread-safe."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from lamfs.model import BLOCK_SIZE
 
 
 class Buffers:
-    """Memory for one block each, kept from job to job: 4 MiB of page faults cost more than fetching them from a near
-    server. There are as many as there were jobs at a time that needed one.
+    """Memory for one block each, kept from job to job. There is one for each job that needed one at the same time.
+
+    Page faults for 4 MiB cost more than fetching them from a near server.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class Buffers:
                 self._free.append(found)
 
     def drop(self) -> None:
-        """Give the memory back that nobody uses."""
+        """Free the memory that is not in use."""
         self._free.clear()
 
 
@@ -43,7 +44,7 @@ _thread = threading.local()
 
 
 def own() -> Buffers:
-    """This thread's own Buffers: their memory goes with the thread, or by ``drop``."""
+    """This thread's own Buffers. Their memory is freed with the thread, or by ``drop``."""
     found: Buffers | None = getattr(_thread, "buffers", None)
     if found is None:
         found = _thread.buffers = Buffers()

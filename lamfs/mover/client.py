@@ -1,8 +1,8 @@
-"""The daemon's side of the moving process: starting it, giving it jobs, starting it again. The trio loop only.
+"""The daemon's side of the mover: starting it, giving it jobs, restarting it. The trio loop only.
 
-A job is one line out and one line back. Lines leave through one outbox, never from a task that might be cancelled in
-the middle of one. ``/proc/<our pid>/fd/<n>`` paths are held by a duplicate of the descriptor from call to answer:
-``n`` may be closed and given to another file while the job waits in the mover's queue.
+A job is one line out and one line back. Lines leave through one outbox, never from a task that could be cancelled in
+the middle of one. A path ``/proc/<our pid>/fd/<n>`` names a duplicate of the descriptor from call to answer: ``n`` may
+be closed and reused while the job waits in the mover's queue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.mover import beats, jobs
 from lamfs.mover.jobs import Message
 from lamfs.mover.parts import PartJobs
-from lamfs.mover.process import END_TIMEOUT, Forked, end, environment, hold
+from lamfs.mover.process import END_TIMEOUT, Forked, duplicate, end, environment
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, StorageConfig
 from lamfs.storage.stale import Meant
 
@@ -36,11 +36,11 @@ Then = Callable[[LamfsError | None], None]
 BACKOFF = (0.05, 5.0)
 """Seconds before the first and before any later restart; doubled in between."""
 STEADY = 10.0
-"""Seconds of life after which a mover's death counts as its first again."""
+"""Seconds of life after which the backoff starts again from its beginning."""
 
 
 class _Job:
-    """One job that has no answer yet. ``fds`` are ours to close when it has one."""
+    """A job without an answer yet. ``fds`` are ours to close when it has one."""
 
     __slots__ = ("beat", "done", "error", "fds", "op", "progress", "result", "then")
 
@@ -49,7 +49,7 @@ class _Job:
         self.fds = fds
         self.progress = progress
         self.then = then
-        """Called in place of setting ``done``; must not raise."""
+        """Called instead of setting ``done``; must not raise."""
         self.beat = beats.current()
         self.done = trio.Event()
         self.result: Any = None
@@ -65,20 +65,20 @@ class _Job:
 
 
 class Mover(PartJobs):
-    """Owns the moving process; restarts it when it dies (bounded backoff). The trio loop only.
+    """Owns the mover process; restarts it when it dies (bounded backoff). The trio loop only.
 
-    All job methods raise what the store raised, or TransferDied: the process ended, the job may or may not have been
-    done, and may be given again at once (it then waits for the restart). Cancelling one drops its answer.
+    All job methods raise what the store raised, or TransferDied: the process ended, and the job may or may not have
+    been done. It may be given again at once, and then waits for the restart. Cancelling a call drops its answer.
     """
 
     def __init__(self, config: StorageConfig, first: tuple[Forked, socket.socket] | None = None) -> None:
-        """``first``: the first process and its socket, where it runs already."""
+        """``first``: the first process and its socket, if it runs already."""
         self.config = config
         self._first = first
         self.pid: int | None = None
         """Process id of the mover; None while there is none."""
         self.restarts = 0
-        """How often it had to be started again."""
+        """Number of restarts."""
         self.patience = END_TIMEOUT
         """Seconds that it may take to end when it is no longer needed."""
         self._sock: socket.socket | None = None
@@ -92,7 +92,7 @@ class Mover(PartJobs):
     # ---- the process
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep one moving process alive until cancelled; then end it, and kill it if it does not end.
+        """Keep one mover alive until cancelled; then end it, and kill it if it does not end.
 
         Raises StorageError when the first start fails.
         """
@@ -124,7 +124,7 @@ class Mover(PartJobs):
                 self.restarts += 1
         finally:
             self._running = False
-            self._up.set()  # who waits for a restart learns that there will be none
+            self._up.set()  # wake those who wait for a restart: there will be none
 
     async def _spawn(self) -> tuple[trio.Process | Forked, socket.socket]:
         if self._first is not None:
@@ -152,7 +152,7 @@ class Mover(PartJobs):
     async def _attend(
         self, process: trio.Process | Forked, sock: socket.socket, task_status: trio.TaskStatus[None]
     ) -> None:
-        """Serve one process until its socket ends, or until cancelled; it is gone when this returns."""
+        """Serve one process until its socket ends, or until cancelled. The process has ended when this returns."""
         self._outbox = bytearray()
         self._sock, self.pid = sock, process.pid
         self._post(jsonlines.encode(jobs.pack_config(self.config)))
@@ -220,7 +220,7 @@ class Mover(PartJobs):
     # ---- sending
 
     def _post(self, line: bytes) -> None:
-        """Send a line, or as much as the socket takes now; the send loop does the rest."""
+        """Send a line, or as much of it as the socket takes now. The send loop sends the rest."""
         sock = self._sock
         assert sock is not None
         sent = 0
@@ -251,7 +251,7 @@ class Mover(PartJobs):
                 del self._outbox[:sent]
 
     async def _ready(self) -> None:
-        """Wait until there is a process that can be given jobs."""
+        """Wait until there is a process that takes jobs."""
         while self._sock is None:
             if not self._running:
                 raise TransferDied("The process that moves bytes is not running: the mount is being ended.")
@@ -261,7 +261,7 @@ class Mover(PartJobs):
         fds: list[int] = []
         try:
             for name in paths:
-                message[name] = hold(message[name], fds)
+                message[name] = duplicate(message[name], fds)
             await self._ready()
         except BaseException:
             for fd in fds:
@@ -299,9 +299,9 @@ class Mover(PartJobs):
         head: bytes | None = None,
         ends: str | None = None,
     ) -> ContentHash:
-        """Hash the first ``size`` bytes (all when None) of a file. StorageError with open's or read's errno.
+        """Hash the first ``size`` bytes (None: all) of a file. StorageError with the errno of open or read.
 
-        ``bulk``: it takes long, and other files' jobs shall not wait for it. The rest: hashing.hash_fd.
+        ``bulk``: it takes long, and the jobs of other files must not wait for it. See hashing.hash_fd for the rest.
         """
         message: Message = {"path": path, "size": size, "bulk": bulk, "ends": ends}
         if head is not None:
@@ -328,8 +328,10 @@ class Mover(PartJobs):
     async def put_many(
         self, files: Sequence[tuple[str, str, Revision | None, ObjectMeta | None]]
     ) -> list[ObjectStat | LamfsError]:
-        """Store small files, given as path, key, what may be copied and what they are to say of themselves, one by one:
-        of each its object or error."""
+        """Store small files one by one. Returns the object or the error of each.
+
+        Each file is given as path, key, an object that may be copied instead, and the metadata to store with it.
+        """
         packed = [
             [path, key, twin and [twin.object_key, twin.etag, twin.size], jobs.pack_meta(meta)]
             for path, key, twin, meta in files
@@ -378,7 +380,7 @@ class Mover(PartJobs):
         return jobs.unpack_meta(await self._call("meta", {"key": key}))
 
     async def get(self, key: str, *, length: int, etag: str | None = None) -> bytes:
-        """Up to ``length`` first bytes of an object, through the socket. Raises ObjectMissing, ObjectChanged."""
+        """The first ``length`` bytes of an object at most, through the socket. Raises ObjectMissing, ObjectChanged."""
         return jobs.unpack_bytes(await self._call("get", {"key": key, "length": length, "etag": etag}))
 
     async def fetch(
@@ -395,8 +397,8 @@ class Mover(PartJobs):
         """Write a range of the object's revision ``etag`` into the file at ``path``, at the same offset.
 
         With ``digest`` (BLAKE3 of the range) or ``leaves`` (the hashes of its leaves, the first of which begins at
-        ``offset``) the bytes are checked before they are written. Raises ObjectChanged,
-        ObjectMissing, StorageUnavailable, and DamagedData when a second GET also gives wrong bytes.
+        ``offset``) the bytes are checked before they are written. Raises ObjectChanged, ObjectMissing,
+        StorageUnavailable, and DamagedData when a second GET also gives wrong bytes.
         """
         await self._call("fetch", jobs.fetch(key, etag, offset, length, path, digest, leaves), paths=("path",))
 
@@ -410,9 +412,9 @@ class Mover(PartJobs):
         path: str,
         came: Callable[[int], None],
     ) -> None:
-        """As ``fetch``, by one GET: ``blocks`` that follow each other from ``offset`` on, each its length and BLAKE3.
+        """As ``fetch``, of consecutive ``blocks`` from ``offset`` on by one GET; each is given as length and BLAKE3.
 
-        ``came`` is told how many more of them are in the file, one after the other. Raises as fetch, DamagedData at the
+        ``came`` is called with the number of further blocks that are in the file. Raises as fetch; DamagedData at the
         first wrong bytes.
         """
         packed = [[length, digest.hex()] for length, digest in blocks]
@@ -420,11 +422,11 @@ class Mover(PartJobs):
         await self._call("fetch_stretch", message, paths=("path",), progress=came)
 
     async def fetch_files(
-        self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
+        self, files: Sequence[jobs.WholeFile], arrived: Callable[[int, LamfsError | None], None]
     ) -> None:
-        """Fetch small objects whole, each as ``fetch`` does; the jobs are sent as one. Returns when all have landed.
+        """Fetch small objects whole, each as ``fetch`` does. The jobs are sent together. Returns when all have ended.
 
-        ``landed`` is called once for each, with its number and, if it did not come, why.
+        ``arrived`` is called once for each, with its number and, if it could not be fetched, the error.
         """
         await self._ready()
         left = len(files)
@@ -434,7 +436,7 @@ class Mover(PartJobs):
             nonlocal left
             left -= 1
             try:
-                landed(number, error)
+                arrived(number, error)
             except Exception:
                 log.exception("A file has come, but could not be taken.")
             if not left:
@@ -445,7 +447,7 @@ class Mover(PartJobs):
         for number, file in enumerate(files):
             fds: list[int] = []
             try:
-                path = hold(file.path, fds)
+                path = duplicate(file.path, fds)
             except StorageError as error:
                 then(number, error)
                 continue
@@ -467,22 +469,22 @@ class Mover(PartJobs):
             raise
 
     async def verify(self, path: str, *, offset: int, length: int, digest: bytes) -> bool:
-        """Whether a range of a local file has this BLAKE3; False also when the file is too short."""
+        """Whether a range of a local file has this BLAKE3. False also when the file is too short."""
         message = {"path": path, "offset": offset, "length": length, "digest": digest.hex()}
         return bool(await self._call("verify", message, paths=("path",)))
 
     async def graft(self, src: str, dst: str, *, offset: int, length: int, digest: bytes) -> bool:
-        """Copy a range of a local file into another one, at the same offset; False when it has not this BLAKE3."""
+        """Copy a range of a local file into another one, at the same offset. False: it does not have this BLAKE3."""
         message = {"src": src, "dst": dst, "offset": offset, "length": length, "digest": digest.hex()}
         return bool(await self._call("graft", message, paths=("src", "dst")))
 
     async def clone(self, src: str, dst: str) -> None:
         """Make the new file ``dst`` (mode 0600) with the bytes and holes of ``src``, by reflink where that works.
 
-        Raises StorageError with EEXIST when ``dst`` is there, StorageFull without space (``dst`` is then removed).
+        Raises StorageError with EEXIST when ``dst`` exists, StorageFull without space (``dst`` is then removed).
         """
         await self._call("clone", {"src": src, "dst": dst}, paths=("src",))
 
     async def visit(self, path: str) -> None:
-        """Look at a path in our own mount, which we must not do ourselves. Raises StorageError."""
+        """Look at a path in our own mount, which this process must not do itself. Raises StorageError."""
         await self._call("visit", {"path": path})

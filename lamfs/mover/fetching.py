@@ -1,6 +1,6 @@
-"""Fetching: what has come is checked in memory, and only then written. Any thread.
+"""Fetching: bytes are checked in memory and only then written. Any thread.
 
-Plain functions. A message is that of a job of the moving process, as lamfs.mover.client sends it.
+Plain functions. A message is a job of the mover, as lamfs.mover.client sends it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from lamfs.storage.base import ObjectStore
 def fetch_right(
     store: ObjectStore, key: str, etag: str, offset: int, data: memoryview, is_right: Callable[[memoryview], bool]
 ) -> bool:
-    """Fill ``data`` with a range of an object; whether it ``is_right``. Wrong once may be the way here, and is fetched
-    again; wrong twice is storage. Raises as ObjectStore.get."""
+    """Fill ``data`` with a range of an object. Returns whether it ``is_right``. Raises as ObjectStore.get.
+
+    Bytes that are wrong once may have been damaged on the way, and are fetched again. Bytes that are wrong twice are
+    wrong in storage.
+    """
     for _ in range(2):
         store.get_view(key, data, offset=offset, etag=etag)
         if is_right(data):
@@ -28,7 +31,7 @@ def fetch_right(
 
 
 def fetch(store: ObjectStore, buffers: Buffers, message: Message, fd: int) -> None:
-    """Write a range of an object into the file ``fd``: as Mover.fetch, whose errors it raises, and OSError."""
+    """Write a range of an object into the file ``fd``: see Mover.fetch, whose errors it raises, and OSError."""
     m = message
     key, etag, offset, length = m["key"], m["etag"], m["offset"], m["length"]
     if m["digest"] is None and m["leaves"] is None:
@@ -48,9 +51,9 @@ def _is_right(message: Message, data: memoryview) -> bool:
 
 
 def fetch_stretch(store: ObjectStore, buffers: Buffers, message: Message, fd: int, came: Callable[[], None]) -> None:
-    """Write blocks that follow each other into the file ``fd``, by one GET; ``came`` is called behind each.
+    """Write consecutive blocks into the file ``fd``, by one GET. ``came`` is called after each.
 
-    As Mover.fetch_stretch, whose errors it raises.
+    See Mover.fetch_stretch, whose errors it raises.
     """
     lengths = [length for length, _ in message["blocks"]]
 
@@ -63,7 +66,7 @@ def fetch_stretch(store: ObjectStore, buffers: Buffers, message: Message, fd: in
                     raise _damaged(store, message, offset, length)
                 try:
                     copying.write_full(fd, view, offset)
-                except OSError as error:  # this is no error of the storage that is being read
+                except OSError as error:  # not an error of the storage that is being read
                     raise jobs.translate(error, jobs.describe(message)) from error
             came()
             offset += length

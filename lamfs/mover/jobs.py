@@ -1,13 +1,13 @@
-"""The language between the daemon and its moving process: jobs, replies, errors. Pure, any thread.
+"""The protocol between the daemon and its mover: jobs, replies, errors. Pure, any thread.
 
 Lines of JSON (jsonlines.py) both ways over one stream socket.
 
 - The daemon's first line is the StorageConfig. Then one line per job, ``{"id": 7, "op": "fetch", …}``, or
-  ``{"cancel": 7}``: nobody waits for job 7 any more; it is skipped when it has not begun. It is answered all the same.
+  ``{"cancel": 7}``: nobody waits for job 7 any more, and it is skipped if it has not started. It is answered anyway.
 - The mover answers each job once, in the order of completion: ``{"id": 7, "ok": result}`` or
   ``{"id": 7, "error": {"type": "ObjectChanged", "message": "…", "errno": 116}}``. Before that it may send
-  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may ride on the answer. ("fetch_stretch" counts blocks.) To a
-  job with ``"alive": true`` it also says ``{"id": 7, "alive": 1}`` now and then, as long as something is done for it.
+  ``{"id": 7, "progress": bytes}``; a last ``"progress"`` may come with the answer. ("fetch_stretch" counts blocks.)
+  For a job with ``"alive": true`` it also sends ``{"id": 7, "alive": 1}`` now and then, while something is done for it.
 
 Binary values travel as base64, paths as Python strings (surrogate escapes survive JSON's ``\\u`` form).
 """
@@ -27,18 +27,17 @@ from lamfs.storage.base import ObjectStat, StorageConfig
 Message = dict[str, Any]
 
 READS = frozenset({"fetch", "fetch_stretch", "verify", "get", "head", "meta"})
-"""Jobs somebody waits for in a read(): the reads pool."""
+"""Jobs that a read() waits for: the reads pool."""
 CONTROL = frozenset({"put_bytes", "visit"})
-"""Small jobs with a deadline (such as renewing the lease): a pool of their own, so that no transfer holds them up."""
+"""Small jobs with a deadline (such as renewing the lease): their own pool, so that no transfer delays them."""
 PARTS = frozenset({"send_part", "copy_part"})
-"""Parts of large files: a pool of their own, so that small files never wait behind them."""
+"""Parts of large files. They have their own pool, so that small files never wait behind them."""
 HASHES = frozenset({"hash", "hash_range", "hash_ends"})
-"""What is hashed never waits for storage: a pool of its own, and another for jobs that are marked as ``bulk`` (hashing
-all of a large file)."""
+"""Hashing: its own pool, so that it never waits for storage, and another for ``bulk`` jobs (a whole large file)."""
 
 
 class WholeFile(NamedTuple):
-    """A small object that is to be fetched whole into the file at ``path``; ``digest``: its BLAKE3."""
+    """A small object to fetch whole into the file at ``path``; ``digest``: its BLAKE3."""
 
     key: str
     etag: str
@@ -125,7 +124,7 @@ def unpack_content(value: list[Any]) -> ContentHash:
 
 
 def describe(message: Message) -> str:
-    """A job for people, as what is being done."""
+    """What a job does, for messages to users."""
     words = {
         "hash": "hashing {path}",
         "put": "storing {path} as '{key}'",
@@ -156,7 +155,7 @@ def describe(message: Message) -> str:
 
 
 def translate(error: BaseException, doing: str) -> LamfsError:
-    """The lamfs error for whatever a job raised; ``doing`` names the job for people ("reading /x")."""
+    """The lamfs error for whatever a job raised. ``doing`` names the job for users ("reading /x")."""
     if isinstance(error, LamfsError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
@@ -176,7 +175,7 @@ def pack_error(error: LamfsError) -> Message:
 
 
 def unpack_error(value: Message) -> LamfsError:
-    """A fresh exception of the class of that name; StorageError when there is none."""
+    """A new exception of the class with that name; StorageError when there is none."""
     kind = getattr(lamfs.errors, str(value.get("type")), None)
     message, number = str(value.get("message", "")), int(value.get("errno", errno.EIO))
     if not (isinstance(kind, type) and issubclass(kind, LamfsError)):

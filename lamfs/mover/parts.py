@@ -1,4 +1,4 @@
-"""The jobs of the moving process on multipart uploads and their files, as the daemon gives them. The trio loop only.
+"""The mover's jobs on multipart uploads and their files, as the daemon gives them. The trio loop only.
 
 Each raises as MultipartStore does, or TransferDied.
 """
@@ -14,13 +14,13 @@ from lamfs.storage.base import ANYTHING, Over, PartStat
 
 
 class PartJobs:
-    """These jobs; the Mover is the one that has ``_call``."""
+    """These jobs. Mover has the ``_call`` that they need."""
 
     async def _call(self, op: str, message: Message, *, paths: tuple[str, ...] = (), progress: Any = None) -> Any:
         raise NotImplementedError
 
     async def begin_upload(self, key: str, meta: ObjectMeta | None = None) -> str:
-        """Begin an upload; its id."""
+        """Begin an upload. Returns its id."""
         return str(await self._call("begin_upload", {"key": key, "meta": pack_meta(meta)}))
 
     async def send_part(
@@ -35,7 +35,7 @@ class PartJobs:
         hashed: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[str, ContentHash | None]:
-        """Send a range of a file; the part's ETag and, if it is to be ``hashed``, what hash_range gives.
+        """Send a range of a file. Returns the part's ETag and, if ``hashed``, the result of hash_range.
 
         ``progress`` gets byte counts, about 10 a second; negative ones when bytes have to be sent again.
         """
@@ -64,7 +64,7 @@ class PartJobs:
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
     ) -> str:
-        """Copy a range of an object; the part's ETag. Raises ObjectChanged, ObjectMissing."""
+        """Copy a range of an object. Returns the part's ETag. Raises ObjectChanged, ObjectMissing."""
         message = {
             "key": key,
             "upload_id": upload_id,
@@ -77,12 +77,12 @@ class PartJobs:
         return str(await self._call("copy_part", message))
 
     async def complete_upload(self, key: str, upload_id: str, etags: Sequence[str], over: Over = ANYTHING) -> str:
-        """Make the object of all parts; its ETag."""
+        """Make the object from all parts. Returns its ETag."""
         message = {"key": key, "upload_id": upload_id, "etags": list(etags), "over": list(over)}
         return str(await self._call("complete_upload", message))
 
     async def abort_upload(self, key: str, upload_id: str) -> None:
-        """Abort an upload; one that is gone is no error."""
+        """Abort an upload. It is no error if it is gone."""
         await self._call("abort_upload", {"key": key, "upload_id": upload_id})
 
     async def list_parts(self, key: str, upload_id: str) -> list[PartStat]:

@@ -1,4 +1,4 @@
-"""The moving process as a child: what it inherits, and its end. The trio loop only."""
+"""The mover as a child process: what it inherits, and its end. The trio loop only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ END_TIMEOUT = 5.0
 
 
 def environment() -> dict[str, str]:
-    """Our environment, in which the child finds the lamfs that we are, also when that is a source checkout."""
+    """Our environment, changed so that the child imports the same lamfs, also from a source checkout."""
     env = dict(os.environ)
     home = Path(__file__).resolve().parents[2]
     if home.name not in ("site-packages", "dist-packages"):
@@ -31,15 +31,15 @@ def environment() -> dict[str, str]:
 
 
 class Forked:
-    """A child that was made by fork(2): what its owner needs of a trio.Process."""
+    """A child made by fork(2), with what its owner needs of a trio.Process."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        """As that of subprocess.Popen; None while it lives."""
+        """As subprocess.Popen's; None while it lives."""
 
     async def wait(self) -> None:
-        """Return when it has ended. For one that is about to end."""
+        """Return when it has ended. For a child that is about to end."""
         while self.returncode is None:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -57,7 +57,7 @@ class Forked:
 
 
 async def end(process: trio.Process | Forked, patience: float = END_TIMEOUT) -> None:
-    """Wait for a process whose socket is closed; kill it, by its own pid, after ``patience`` seconds."""
+    """Wait for a process whose socket is closed. After ``patience`` seconds, kill it by its own pid."""
     with trio.move_on_after(patience):
         await process.wait()
         return
@@ -71,12 +71,12 @@ async def end(process: trio.Process | Forked, patience: float = END_TIMEOUT) -> 
 
 
 def path_of(fd: int) -> str:
-    """The path by which a job names a file that is open here. ``hold`` keeps it open for as long as the job runs."""
+    """The path by which a job names a file that is open here. `duplicate` keeps it open while the job runs."""
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
-def hold(path: str, fds: list[int]) -> str:
-    """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``."""
+def duplicate(path: str, fds: list[int]) -> str:
+    """For a path that names one of our descriptors: the path of a duplicate, which is added to ``fds``."""
     match = _FD_PATH.fullmatch(path)
     if match is None or match[1] not in ("self", str(os.getpid())):
         return path

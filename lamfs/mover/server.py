@@ -1,12 +1,13 @@
-"""The moving process of a mount: S3, hashing and copying happen here. The first one is a fork of the daemon, later ones
-are ``python -m lamfs.mover.server FD``.
+"""The mover of a mount: S3, hashing and copying happen here.
 
-Threads: the main thread reads jobs and never writes to the socket, so the daemon can always send, whatever the
-workers do; workers answer under one lock. So a daemon that is slow to read stalls workers, never the reading of jobs,
-and two full socket buffers cannot wait for each other. Reads, writes, parts of large files and control jobs have
-pools of their own.
+The first one is a fork of the daemon, later ones are ``python -m lamfs.mover.server FD``.
 
-The process ends as soon as the socket does, in the middle of whatever it does: the journal knows what is owed, and
+The main thread reads jobs and never writes to the socket, so the daemon can always send, whatever the workers do.
+Workers answer under one lock. So a daemon that is slow to read stalls workers but never the reading of jobs, and two
+full socket buffers cannot wait for each other. Reads, writes, parts of large files and control jobs have their own
+pools.
+
+The process ends as soon as the socket does, in the middle of whatever it does: the journal knows what is pending, and
 every job may be cut off at any point. Signals of a terminal are ignored; the daemon decides.
 """
 
@@ -42,17 +43,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("lamfs.mover")
 
 READ_THREADS = 32
-"""Reads that stall hold a thread for as long as storage may take to answer: others must find a free one."""
+"""A read that stalls holds a thread for as long as storage may take to answer. Other reads must find a free one."""
 WRITE_THREADS = 8
 PART_THREADS = 8
 HASH_THREADS = 8
 BULK_THREADS = 4
 CONTROL_THREADS = 2
 PROGRESS_SECONDS = 0.1
-"""Least time between two progress messages of one job."""
+"""Seconds between two progress messages of one job, at least."""
 
 IDLE_SECONDS = 2.0
-"""Without a job for so long, memory is given back."""
+"""Seconds without a job after which memory is freed."""
 
 
 class _Cancelled(Exception):
@@ -60,9 +61,10 @@ class _Cancelled(Exception):
 
 
 class _Job:
-    """One job: its message, its pool, whether it has begun, and whether somebody still waits.
+    """One job: its message, its pool, whether it has started, and whether somebody still waits.
 
-    Made by the reader, run by one worker."""
+    Made by the main thread, run by one worker.
+    """
 
     __slots__ = ("_lock", "_said", "_sent", "_server", "begun", "cancelled", "message", "moved", "pool")
 
@@ -75,10 +77,10 @@ class _Job:
         self.begun = False
         self.cancelled = False
         self.moved = 0
-        """Bytes moved that no message has told yet."""
+        """Bytes moved that no message has reported yet."""
 
     def progress(self) -> Callable[[int], None] | None:
-        """What to give to a store as its progress callback."""
+        """The progress callback for a store."""
         if self.message.get("progress"):
             return self._moved
         return self.alive if self.message.get("alive") else None
@@ -95,29 +97,29 @@ class _Job:
                 self.moved += told
 
     def alive(self, count: int = 0) -> None:
-        """Something was done for the job: say so now and then, also to those that wait in the queue behind it."""
+        """Something was done for the job: report it now and then, also to jobs that wait in the queue behind it."""
         self.say_alive()
         self._server.went_on(self.pool)
 
     def say_alive(self) -> None:
-        """Say that the job goes on, or its queue, if somebody counts his time from there."""
+        """Report that the job, or its queue, makes progress, if somebody waits for that."""
         now = time.monotonic()
         if self.message.get("alive") and now - self._said >= PROGRESS_SECONDS:
             self._said = now
             self._server.send({"id": self.message["id"], "alive": 1}, wait=False)
 
     def went_on(self) -> None:
-        """Between two of the files of a job."""
+        """Called between two files of a job."""
         self.stop_if_cancelled()
         self.alive()
 
     def stop_if_cancelled(self) -> None:
-        """Between two things that a job does."""
+        """Called between two things that a job does."""
         if self.cancelled:
             raise _Cancelled
 
     def hashed(self, count: int) -> None:
-        """Progress of hashing, which can be broken off between blocks."""
+        """Progress of hashing, which can be cancelled between blocks."""
         self.stop_if_cancelled()
         if self.message.get("progress"):
             self._moved(count)
@@ -128,7 +130,7 @@ class Server:
     """Reads jobs from the socket, runs them in pools, answers. The main thread owns it."""
 
     def __init__(self, sock: socket.socket, store: ObjectStore | None = None) -> None:
-        """``store``: used when it is the one that the daemon names."""
+        """``store``: used if it is the one that the daemon names."""
         self._sock = sock
         self._send_lock = threading.Lock()
         self._jobs: dict[int, _Job] = {}
@@ -144,7 +146,7 @@ class Server:
         self.small = SmallFiles()
         self._went_on: dict[ThreadPoolExecutor, float] = {}
         self._used = False
-        """Whether there was a job since memory was given back."""
+        """Whether there was a job since memory was freed."""
 
     def run(self) -> None:
         """Serve until the socket ends. Raises OSError when it breaks otherwise."""
@@ -153,7 +155,7 @@ class Server:
         while data := self._receive():
             for line in lines.feed(data):
                 if configured:
-                    self._take(jsonlines.decode(line))
+                    self._accept(jsonlines.decode(line))
                 else:
                     self._configure(jsonlines.decode(line))
                     configured = True
@@ -185,7 +187,7 @@ class Server:
         store.prepare()
         gc.freeze()
 
-    def _take(self, message: Message) -> None:
+    def _accept(self, message: Message) -> None:
         if "cancel" in message:
             if found := self._jobs.get(message["cancel"]):
                 found.cancelled = True
@@ -196,7 +198,7 @@ class Server:
         job.pool.submit(self._work, job)
 
     def pool_of(self, message: Message) -> ThreadPoolExecutor:
-        """Where a job is done."""
+        """The pool of a job."""
         op = message["op"]
         if op in jobs.READS:
             return self._reads
@@ -207,7 +209,7 @@ class Server:
         return self._parts if op in jobs.PARTS else self._writes
 
     def went_on(self, pool: ThreadPoolExecutor) -> None:
-        """A job goes on: those that wait for its pool are not forgotten either. Any worker."""
+        """A job makes progress: the jobs that wait for its pool are alive too. Any worker."""
         now = time.monotonic()
         if now - self._went_on.get(pool, 0.0) >= PROGRESS_SECONDS:
             self._went_on[pool] = now
@@ -243,21 +245,21 @@ class Server:
             self.went_on(job.pool)
 
     def send(self, message: Message, *, wait: bool = True) -> bool:
-        """Send one message; with ``wait=False`` give up (False) when another thread is sending."""
+        """Send one message. With ``wait=False``, give up (False) when another thread is sending."""
         line = jsonlines.encode(message)
         if not self._send_lock.acquire(blocking=wait):
             return False
         try:
             self._sock.sendall(line)
         except OSError:
-            pass  # the daemon is gone: the main thread reads the end of the socket and ends the process
+            pass  # the daemon is gone: the main thread sees the end of the socket and ends the process
         finally:
             self._send_lock.release()
         return True
 
     @property
     def store(self) -> ObjectStore:
-        """The storage. Raises why it could not be opened."""
+        """The storage. Raises the error that kept it from being opened."""
         if self._store is None:
             assert self._store_error is not None
             raise jobs.again(self._store_error)
@@ -265,7 +267,7 @@ class Server:
 
     @property
     def parts(self) -> MultipartStore:
-        """The storage, if it takes objects in parts. Raises why it could not be opened."""
+        """The storage, if it has multipart uploads. Raises the error that kept it from being opened."""
         store = in_parts(self.store)
         if store is None:
             raise InvalidArgument("This storage takes objects as a whole only.")
@@ -354,9 +356,9 @@ def _verify(server: Server, job: _Job) -> Any:
 
 
 def _read_right(fd: int, data: memoryview, offset: int, digest: str) -> bool:
-    """Read a range of a file into ``data``; whether it is there and has this BLAKE3.
+    """Read a range of a file into ``data``. Returns whether it is there and has this BLAKE3.
 
-    The kernel does not read ahead: what it brought from behind the range would be in its memory without a comparison.
+    The kernel does not read ahead: bytes behind the range would get into its memory without being hashed.
     """
     with contextlib.suppress(OSError):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -385,7 +387,7 @@ def _clone(server: Server, job: _Job) -> Any:
     with copying.opened(src, os.O_RDONLY) as source:
         with copying.opened(dst, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
             try:
-                with contextlib.suppress(EOFError):  # cut meanwhile; whoever compares hashes sees it
+                with contextlib.suppress(EOFError):  # truncated meanwhile; whoever compares hashes sees it
                     copying.copy_fd(source, target, job.alive)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -399,7 +401,7 @@ def _begin_upload(server: Server, job: _Job) -> Any:
 
 def _send_part(server: Server, job: _Job) -> Any:
     m = job.message
-    # Hashed first: the bytes are in memory then when they are sent.
+    # Hash first: then the bytes are in memory when they are sent.
     hashes = _hash_range(server, job) if m["hashed"] else None
     return hashes, server.parts.send_part(
         m["key"], m["upload_id"], m["number"], m["path"], m["offset"], m["length"], job.progress()
@@ -439,7 +441,7 @@ def _list_parts(server: Server, job: _Job) -> Any:
 
 
 def _uploads_of(server: Server, job: _Job) -> Any:
-    store = in_parts(server.store)  # a folder has none: what a registry says of them is done
+    store = in_parts(server.store)  # a folder has none: what a registry says of its uploads is done
     return [] if store is None else store.uploads_of(job.message["key"])
 
 
@@ -476,7 +478,7 @@ _HANDLERS: dict[str, Callable[[Server, _Job], Any]] = {
 
 
 def serve(sock: socket.socket, store: ObjectStore | None = None) -> NoReturn:
-    """Serve the socket, then end the process without waiting for anything. ``store``: one that is there already."""
+    """Serve the socket, then end the process without waiting for anything. ``store``: one that is open already."""
     status = 0
     try:
         Server(sock, store).run()
@@ -485,7 +487,7 @@ def serve(sock: socket.socket, store: ObjectStore | None = None) -> NoReturn:
     except BaseException:
         log.exception("The moving process fails; the daemon starts another.")
         status = 1
-    os._exit(status)  # not sys.exit: that would wait for transfers that nobody wants any more
+    os._exit(status)  # not sys.exit, which waits for transfers that nobody wants any more
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Storing small files in the moving process: the more at a time, the further storage is. Any thread."""
+"""Storing small files in the mover: the farther storage is, the more at a time. Any thread."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lamfs.mover import jobs
 from lamfs.storage.base import ObjectMeta, ObjectStat, ObjectStore
 
 DISTANT = 0.01
-"""Seconds. Storage that has never taken a small file sooner than that is waited for, not worked for: ..."""
+"""Seconds. When storage has never stored a small file faster than this, it is latency that costs time: ..."""
 THREADS = 32
-"""... so many files at a time are on their way to it. To a near one each job sends one after the other."""
+"""... so many files are sent at a time. To a near storage each job sends its files one by one."""
 
 Twin = tuple[str, str, int]
 """Key, ETag and size in bytes of an object."""
 File = tuple[str, str, Twin | None, list[Any] | None]
-"""Path, key, an object that has the same bytes, and what the object is to say of itself (jobs.pack_meta)."""
+"""Path, key, an object that has the same bytes, and the metadata to store with it (jobs.pack_meta)."""
 
 
 class SmallFiles:
-    """Knows how far storage is."""
+    """Stores small files, and knows how far storage is."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(THREADS, "small")
@@ -39,8 +39,10 @@ class SmallFiles:
         stop: Callable[[], None],
         stored: Callable[[], None] = lambda: None,
     ) -> list[Any]:
-        """Store files; of each its packed object or error. ``stop`` raises when nobody waits any more; ``stored`` is
-        called behind each that storage has taken."""
+        """Store files. Returns the packed object or error of each.
+
+        ``stop`` raises when nobody waits any more; ``stored`` is called after each file that storage has accepted.
+        """
         failed: StorageUnavailable | None = None
 
         def put(file: File) -> Any:
@@ -48,7 +50,7 @@ class SmallFiles:
             stop()
             path, key, twin, meta = file
             try:
-                if failed is not None:  # the others would have to wait for nothing, too
+                if failed is not None:  # the others would wait in vain too
                     raise jobs.again(failed)
                 found = jobs.pack_stat(self._put(store, path, key, twin, jobs.unpack_meta(meta)))
                 stored()
@@ -63,11 +65,11 @@ class SmallFiles:
         if self._quickest < DISTANT:
             return outcomes + [put(file) for file in files[1:]]
         begun = [self._threads.submit(put, file) for file in files[1:]]
-        wait(begun)  # whatever becomes of one of them: with the answer, all have ended
+        wait(begun)  # whatever happens to one of them: all have ended before the answer
         return outcomes + [future.result() for future in begun]
 
     def _put(self, store: ObjectStore, path: str, key: str, twin: Twin | None, meta: ObjectMeta | None) -> ObjectStat:
-        """Store a new file, or copy within storage the object that has its bytes, if that is there."""
+        """Store a new file, or copy the object within storage that has its bytes, if there is one."""
         began = time.monotonic()
         found: ObjectStat | None = None
         if twin is not None:

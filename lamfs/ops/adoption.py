@@ -201,7 +201,7 @@ def _look(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _Fi
 def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
     """Whether a spool file was perhaps renamed into the storage folder: something is there that is not what its
     ``artifact`` had before, or it cannot be told."""
-    if object_key is None or not store.takes_files:
+    if object_key is None or not store.imports_files:
         return False
     try:
         etag = store.head(object_key).etag

@@ -150,7 +150,7 @@ def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: M
 
 def _may_be_stored(new: Registry, store: ObjectStore, told: Told, artifact: ArtifactRecord | None) -> bool:
     """Whether the object may be there that a spool file was to become, and only the old working copy knew of it."""
-    if told.object_key is None or store.takes_files:
+    if told.object_key is None or store.imports_files:
         return adoption.may_be_stored(store, told.object_key, artifact)
     try:
         store.head(told.object_key)

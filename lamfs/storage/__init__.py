@@ -1,6 +1,6 @@
-"""Storage: where objects are. ``open_store`` is the only way to one; which kind it is, the root says.
+"""Storage: where objects are. Use ``open_store`` to get a store; the root decides which kind it is.
 
-What speaks to S3 is imported when the first S3 storage is used, so ``import lamfs`` stays quick.
+The modules that speak to S3 are imported when the first S3 storage is used, so ``import lamfs`` stays quick.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["Capabilities", "ObjectStat", "ObjectStore", "StorageConfig", "open_s
 
 
 def open_store(config: StorageConfig) -> ObjectStore:
-    """The store of a root in the normal form that ``parse_root`` gives. Cheap: nothing is connected or checked yet.
+    """The store of a root in the normal form of ``parse_root``. Cheap: nothing is connected or checked yet.
 
     Close it when done. Raises InvalidArgument for a root that is not in normal form.
     """

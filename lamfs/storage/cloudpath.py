@@ -1,6 +1,6 @@
-"""cloudpathlib's client for a bucket, set up as the S3 store is. Thread-safe; stateless.
+"""cloudpathlib's client for a bucket, configured as the S3 store is. Thread-safe; stateless.
 
-People get path objects from it (``ln.settings.storage / key``); lamfs itself does not move bytes this way.
+Users get path objects from it (``ln.settings.storage / key``); lamfs itself does not move bytes this way.
 """
 
 from __future__ import annotations

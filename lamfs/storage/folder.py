@@ -1,11 +1,11 @@
-"""How files get into and out of a storage folder whole: temporary files, renames, pruning, the lock of writers.
+"""Files get into and out of a storage folder whole: temporary files, renames, pruning, the lock of writers.
 
-Everything below the root is reached by descriptors of the folders on the way, and no link is followed there: others
-may have filled the folder. Links on the way to the root are the user's own.
+Everything below the root is reached by descriptors of the folders on the way. No link is followed there: others may
+have filled the folder. Links on the way to the root are the user's own.
 
-Folder owns no state but the root's path, so any thread and process may use the same folder at once. Its methods take
-keys, which the caller has checked, and raise OSError as the system does, ELOOP for a link (``filename`` is its path
-below the root), besides StorageMissing (no root) and StorageUnavailable (a race that never ends).
+Folder has no state but the root's path, so any thread and process may use the same folder at once. Its methods take
+keys, which the caller has checked. They raise OSError as the system does, with ELOOP for a link (``filename`` is its
+path below the root), StorageMissing (no root), and StorageUnavailable (a race that never ends).
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from lamfs.storage.osfiles import fsync_directory
 TEMP_FOLDER = ".lamindb/_tmp"
 SPOOL_FOLDER = ".lamindb/_spool"
 RACES = 1000
-"""How often a folder may be pruned by somebody else between our mkdir and our rename before we give up."""
+"""Times that somebody else may prune a folder between our mkdir and our rename before we give up."""
 LOCK_SECONDS = 20.0
-"""How long a writer waits for the other conditional writers of the folder, which need some milliseconds each."""
+"""Seconds that a writer waits for the other conditional writers of the folder. Each needs some milliseconds."""
 
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
-"""For files that may turn out to be no files: a FIFO or a terminal neither hangs the caller nor becomes its own."""
+"""For names that may not be regular files: opening a FIFO or a terminal must neither block nor make it our terminal."""
 
 _TEMP = TEMP_FOLDER.split("/")
 _LOCK = "lock"
 
 
 class Entry(NamedTuple):
-    """A file by its name in an open directory; where that is None, ``name`` is a path."""
+    """A file by its name in an open directory. Without a directory, ``name`` is a path."""
 
     directory: int | None
     name: str
@@ -68,19 +68,19 @@ class Folder:
         self.root = root
 
     def missing(self) -> StorageMissing:
-        """The error that says that the root is not there."""
+        """The error for a root that does not exist."""
         return StorageMissing(
             f"The storage folder {self.root} does not exist or is no folder; create it, or mount the disk it is on."
         )
 
     def exists(self) -> bool:
-        """Whether the root is there."""
+        """Whether the root exists."""
         return os.path.isdir(self.root)
 
     # opening
 
     def open(self, key: str) -> int:
-        """Descriptor of what has the name ``key``, to read it; it may be no regular file."""
+        """Open ``key`` for reading. It may be something other than a regular file."""
         *parts, name = key.split("/")
         folder = beneath.open_directory(self.root, parts, flags=beneath.THROUGH)
         try:
@@ -89,7 +89,7 @@ class Folder:
             os.close(folder)
 
     def stat(self, key: str) -> os.stat_result:
-        """stat(2) of what has the name ``key``. Raises OSError(ELOOP) for a link."""
+        """stat(2) of ``key``. Raises OSError(ELOOP) for a link."""
         *parts, name = key.split("/")
         folder = beneath.open_directory(self.root, parts, flags=beneath.THROUGH)
         try:
@@ -102,14 +102,14 @@ class Folder:
 
     @contextlib.contextmanager
     def entry(self, key: str) -> Iterator[Entry]:
-        """What has the name ``key``, be it a link or nothing, for the time of the block."""
+        """A context with the entry ``key``, be it a link or nothing."""
         *parts, name = key.split("/")
         with self._directory(parts, beneath.THROUGH) as folder:
             yield Entry(folder, name)
 
     @contextlib.contextmanager
     def entries(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
-        """What is in a folder (``""``: the root), for the time of the block."""
+        """A context with the entries of a folder (``""``: the root)."""
         with self._directory(folder.split("/") if folder else [], beneath.DIRECTORY) as fd, os.scandir(fd) as found:
             yield found
 
@@ -125,7 +125,7 @@ class Folder:
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[tuple[int, Entry]]:
-        """A new file of mode 0600: its descriptor and name. Removed at the end if it still has that name."""
+        """A context with a new file of mode 0600: descriptor and name. It is removed if it still has that name."""
         fd, entry = self._create(config.temporary_name(), os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             yield fd, entry
@@ -135,11 +135,11 @@ class Folder:
             _close(entry)
 
     def place(self, source: Entry, key: str, *, exclusive: bool = False) -> None:
-        """Give the file ``source`` the name ``key``, making folders as needed; the name is then durable.
+        """Give the file ``source`` the name ``key``, and make the name durable. Makes folders as needed.
 
-        Replaces what has the name, and never writes through it: of a link, the link itself. With ``exclusive`` that is
-        FileExistsError, and ``source`` may stay as a second name. A caller that deletes the last object of a folder
-        removes the folder, maybe between our mkdir and our rename: so both are repeated.
+        Replaces what has the name, and never writes through it: of a link, the link itself. With ``exclusive`` it
+        raises FileExistsError instead, and ``source`` may stay as a second name. A caller that deletes the last object
+        of a folder also removes the folder, perhaps between our mkdir and our rename: then both are repeated.
         """
         *parts, name = key.split("/")
         changed: set[int] = set()
@@ -166,9 +166,9 @@ class Folder:
         )
 
     def _link_new(self, source: Entry, folder: int, name: str) -> None:
-        """Give the file ``source`` the name ``name`` in a folder unless something has it. Raises FileExistsError.
+        """Give the file ``source`` the name ``name`` in a folder, unless something has it. Raises FileExistsError.
 
-        Without hard links the lock of this machine's writers stands in.
+        Without hard links, the lock of this machine's writers is used.
         """
         try:
             os.link(source.name, name, src_dir_fd=source.directory, dst_dir_fd=folder, follow_symlinks=False)
@@ -192,11 +192,11 @@ class Folder:
                 return  # not empty, or not ours to remove
 
     def prune_temp(self) -> None:
-        """Remove TEMP_FOLDER if it is empty; whoever wants it next makes it again."""
+        """Remove TEMP_FOLDER if it is empty. It is made again when it is needed."""
         self.prune(_TEMP)
 
     def files(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Name and status of each file in a folder; in that of temporary files, but for the lock of writers."""
+        """Name and status of each file in a folder. In TEMP_FOLDER the lock file is left out."""
         try:
             with self.entries(folder) as found:
                 for each in found:
@@ -211,7 +211,7 @@ class Folder:
     def locked(self) -> Iterator[None]:
         """Exclude every other conditional writer of this folder, in any thread and process of this machine.
 
-        The lock file is removed by its holder, so a lock counts only while the file that is locked has the name.
+        The holder removes the lock file, so a lock counts only while the locked file still has its name.
         """
         while True:
             fd, entry = self._create(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
@@ -235,7 +235,7 @@ class Folder:
             _close(entry)
 
     def _lock(self, fd: int) -> None:
-        """Wait for the lock of writers, but not for ever: whoever may open its file can hold it."""
+        """Wait for the lock of writers, but not for ever: anybody who can open its file can hold it."""
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -251,7 +251,7 @@ class Folder:
                 return
 
     def probe(self) -> bool:
-        """Write, link and remove a file as a put does. Whether link works."""
+        """Write, link and remove a file as a put does. Returns whether link works."""
         linked = True
         with self.temporary() as (_, entry):
             other = Entry(entry.directory, f"{entry.name}-probe")
@@ -270,7 +270,7 @@ class Folder:
         return linked
 
     def _create(self, name: str, flags: int) -> tuple[int, Entry]:
-        """Open a file in TEMP_FOLDER, making that as needed. The caller closes the descriptor and the entry's."""
+        """Open a file in TEMP_FOLDER, which is made as needed. The caller closes the descriptor and the entry's."""
         for _ in range(RACES):
             try:
                 folder = beneath.open_directory(self.root, _TEMP, flags=beneath.THROUGH)
@@ -286,8 +286,10 @@ class Folder:
         )
 
     def _make(self, parts: Sequence[str]) -> set[int]:
-        """Make the folder at ``parts`` (mode 0700), never the root. Returns the depths of the folders that got an
-        entry: 0 is the root."""
+        """Make the folder at ``parts`` (mode 0700), but not the root.
+
+        Returns the depths of the folders that got an entry: 0 is the root.
+        """
         if not self.exists():
             raise self.missing()
         changed = set()
@@ -298,7 +300,7 @@ class Folder:
             except FileExistsError:
                 continue
             except FileNotFoundError:
-                break  # pruned under our feet; the caller tries again
+                break  # pruned meanwhile; the caller tries again
             changed.add(depth)
         return changed
 

@@ -1,7 +1,7 @@
 """The store of a bucket that costs nothing until an object is asked for. Thread-safe.
 
-A mount's first process never talks to S3 while all goes well, its mover does: names are enough for it. HTTP and TLS are
-0.03 s of imports and 5 MiB; botocore, where credentials must be looked for, more on top.
+A mount's first process never talks to S3 while all goes well; its mover does. Names are enough for it. HTTP and TLS
+take 0.03 s of imports and 5 MiB, botocore more, when credentials must be looked up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class LateS3Store:
-    """An S3Store that is made when it is first used. What only names things is answered without it."""
+    """An S3Store that is made on first use. Whatever only needs names is answered without it."""
 
     def __init__(self, config: StorageConfig) -> None:
         self.config = config
@@ -55,7 +55,7 @@ class LateS3Store:
         return False
 
     @property
-    def takes_files(self) -> bool:
+    def imports_files(self) -> bool:
         return False
 
     @property

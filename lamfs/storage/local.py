@@ -1,8 +1,8 @@
 """Storage in a local folder: one file per object, at the object's key below the root.
 
-LocalStore owns no state but the root's path; any thread and any number of processes may use the same folder. An
-object is only ever replaced as a whole, by rename, so a reader that has it open keeps the revision it opened. No link
-below the root is followed: an object that is one, or lies below one, is StorageError (ELOOP).
+LocalStore has no state but the root's path; any thread and any number of processes may use the same folder. An object
+is only replaced as a whole, by rename, so a reader that has it open keeps the revision it opened. No link below the
+root is followed: an object that is a link, or lies below one, is StorageError (ELOOP).
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ from lamfs.storage.signs import sign
 
 READ_CHUNK = 1 << 20
 
-_CANNOT_TAKE = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.ETXTBSY})
-"""Renaming the file itself is refused (another file system, somebody else's file): it is copied, which then says what
-is really wrong."""
+_CANNOT_IMPORT = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.ETXTBSY})
+"""Errors with which the file itself cannot be renamed (another file system, somebody else's file).
+
+Then it is copied, and the copy reports the real cause.
+"""
 
 
 def etag_of(status: os.stat_result) -> str:
-    """The ETag of a file: changes with every put, because that makes a new inode with the time of the put."""
+    """The ETag of a file. Every put changes it, because that makes a new inode with the time of the put."""
     return f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"
 
 
@@ -63,12 +65,12 @@ class LocalStore:
         return True
 
     @property
-    def takes_files(self) -> bool:
+    def imports_files(self) -> bool:
         return True
 
     @property
     def parts(self) -> None:
-        """None: a file is copied or renamed in one go."""
+        """None: a file is copied or renamed as a whole."""
 
     @property
     def cache_name(self) -> str:
@@ -78,10 +80,10 @@ class LocalStore:
         return f"{self.root}/{key}"
 
     def prepare(self) -> None:
-        """Nothing is held between calls."""
+        """Nothing to prepare."""
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Nothing to close."""
 
     # reading
 
@@ -176,7 +178,7 @@ class LocalStore:
                     raise self._folder.missing() from None
             except OSError as error:
                 if folder and error.errno == errno.ELOOP:
-                    continue  # a link has taken the folder's place: links are no objects, nor is what they lead to
+                    continue  # a link has replaced the folder: links are not objects, nor is what they lead to
                 raise self._error(error, folder or ".") from error
 
     # writing
@@ -194,8 +196,8 @@ class LocalStore:
     ) -> ObjectStat:
         check_object_key(key, as_path=True)
         with self._source(path) as (source, entry):
-            takeable = consume and _is_only_name(entry, source)
-            if takeable and self._take(key, source, entry, meta, exclusive=if_none_match, over=if_match):
+            importable = consume and _is_only_name(entry, source)
+            if importable and self._import(key, source, entry, meta, exclusive=if_none_match, over=if_match):
                 result = _object_stat(key, os.fstat(source))
                 if progress is not None and result.size:
                     progress(result.size)
@@ -207,13 +209,13 @@ class LocalStore:
                 over=if_match,
                 meta=meta,
             )
-            if takeable:
+            if importable:
                 entry.unlink()
         return result
 
     @contextlib.contextmanager
     def _source(self, path: str) -> Iterator[tuple[int, Entry]]:
-        """Descriptor and name of a file that is to be stored."""
+        """Descriptor and name of a file to store."""
         try:
             source = open_source(path, READ)
         except OSError as error:
@@ -238,7 +240,7 @@ class LocalStore:
         try:
             return self._store(key, fill, exclusive=if_none_match, over=if_match)
         except PreconditionFailed:
-            if self._holds(key, data):
+            if self._has_content(key, data):
                 return self.head(key)
             raise
 
@@ -277,8 +279,8 @@ class LocalStore:
                 except OSError as error:
                     if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
                         raise
-                    # A link on the way: whatever it leads to is not in this storage, so nothing is here. And nothing
-                    # has a name that is too long for the file system.
+                    # A link on the way: what it leads to is not in this storage, so there is no object. The same holds
+                    # for a name that is too long for the file system.
                     continue
             self._folder.prune(key.split("/")[:-1])
         self._folder.prune_temp()
@@ -330,11 +332,10 @@ class LocalStore:
 
     # how an object gets into place
 
-    def _take(
+    def _import(
         self, key: str, source: int, entry: Entry, meta: ObjectMeta | None, *, exclusive: bool, over: str | None
     ) -> bool:
-        """Rename the file itself into place. False when it cannot be taken and must be copied. ``exclusive``, ``over``:
-        as _store."""
+        """Rename the file itself into place. False: it must be copied. ``exclusive``, ``over``: as _store."""
         with self._errors_of(key):
             try:
                 os.fchmod(source, 0o600)
@@ -348,7 +349,7 @@ class LocalStore:
             except OSError as error:
                 if exclusive and isinstance(error, FileExistsError):
                     raise self._made_first(key) from None
-                if error.errno in _CANNOT_TAKE:
+                if error.errno in _CANNOT_IMPORT:
                     return False
                 raise
         return True
@@ -364,7 +365,7 @@ class LocalStore:
     ) -> ObjectStat:
         """Write a temporary file, make it durable, and give it its name.
 
-        Raises PreconditionFailed when the name is taken and ``exclusive``, or is not that of the object with the ETag
+        Raises PreconditionFailed when ``exclusive`` and the name is taken, or when the object does not have the ETag
         ``over``.
         """
         with self._errors_of(key), self._folder.temporary() as (fd, temp):
@@ -383,8 +384,10 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _over(self, key: str, etag: str | None) -> Iterator[None]:
-        """While the object is the one with this ETag, and no other conditional writer changes that. None: whatever is
-        there. Raises PreconditionFailed."""
+        """A context in which the object has this ETag, and no other conditional writer changes it. None: no condition.
+
+        Raises PreconditionFailed.
+        """
         if etag is None:
             yield
             return
@@ -405,8 +408,8 @@ class LocalStore:
     def _made_first(self, key: str) -> PreconditionFailed:
         return PreconditionFailed(f"There is already an object '{key}' in {self.root}; somebody else made it first.")
 
-    def _holds(self, key: str, data: bytes) -> bool:
-        """Whether the object is exactly ``data``: then an earlier try of the same write was the one that made it."""
+    def _has_content(self, key: str, data: bytes) -> bool:
+        """Whether the object is exactly ``data``: then an earlier try of the same write has made it."""
         try:
             return self.head(key).size == len(data) and self.get(key) == data
         except ObjectMissing:
@@ -416,7 +419,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _open(self, key: str, etag: str | None) -> Iterator[tuple[int, int]]:
-        """Descriptor and size of an object. The ETag is compared before and after: nobody wrote in between."""
+        """Descriptor and size of an object. The ETag is compared before and after, to see writes in between."""
         fd = self.open_local(key)
         try:
             with self._errors_of(key):
@@ -464,7 +467,7 @@ def _object_stat(key: str, status: os.stat_result) -> ObjectStat:
 
 
 def _chunks(fd: int, offset: int, end: int, chunk: int) -> Iterator[bytes]:
-    """The bytes from ``offset`` to ``end``, or to where the file ends if that is earlier."""
+    """The bytes from ``offset`` to ``end``, or to the file's end if that comes first."""
     while offset < end:
         data = os.pread(fd, min(chunk, end - offset), offset)
         if not data:
@@ -474,7 +477,7 @@ def _chunks(fd: int, offset: int, end: int, chunk: int) -> Iterator[bytes]:
 
 
 def _is_only_name(entry: Entry, fd: int) -> bool:
-    """Whether renaming ``entry`` takes the open file whole: it is the file itself and its only name."""
+    """Whether renaming ``entry`` moves the whole open file: it is that file, and its only name."""
     try:
         named, opened = entry.stat(), os.fstat(fd)
     except FileNotFoundError:
@@ -483,14 +486,17 @@ def _is_only_name(entry: Entry, fd: int) -> bool:
 
 
 def _stamp(fd: int) -> None:
-    """Set the mtime to this very moment, in nanoseconds: a spool file may carry a time that a user set (``cp -p``),
-    and the kernel's own stamps are as coarse as its clock tick; either could repeat an ETag on a reused inode."""
+    """Set the mtime to this moment, in nanoseconds.
+
+    A spool file may have a time that a user set (``cp -p``), and the kernel's own timestamps are as coarse as its clock
+    tick. Either could repeat an ETag on a reused inode.
+    """
     now = time.time_ns()
     os.utime(fd, ns=(now, now))
 
 
 def _say(fd: int, meta: ObjectMeta | None) -> None:
-    """Let a file say what it is, where its file system keeps such things; a file from elsewhere says nothing else."""
+    """Store metadata with a file, if its file system keeps extended attributes. None: remove ours."""
     with contextlib.suppress(OSError):
         if meta is not None:
             os.setxattr(fd, metas.ATTRIBUTE, metas.as_attribute(meta))

@@ -1,11 +1,11 @@
-"""What an object says of itself, as S3 metadata and as an extended attribute of a file. Pure functions, any thread.
+"""The metadata that lamfs stores with an object: S3 metadata, or an extended attribute. Pure functions, any thread.
 
-S3 takes 2 KB of names and values (Amazon S3, "User-defined object metadata"), and servers and proxies keep only plain
-ASCII as it is: keys are percent-encoded, and cut where they are too long. In a folder it is one attribute of the
-object's own file: it is there before the file has its name, follows it, and goes with it. File systems give an inode
-little room beside its fields, so that is as short as can be.
+S3 accepts 2 KB of names and values (Amazon S3, "User-defined object metadata"), and servers and proxies preserve only
+plain ASCII: keys are percent-encoded, and cut if they are too long. In a folder it is one attribute of the object's own
+file: it exists before the file has its name, moves with it, and is deleted with it. File systems have little space in
+an inode besides its fields, so the value is as short as possible.
 
-What is read was written by anybody: whatever is not as it is written here counts as nothing.
+Anybody may have written what is read. Whatever is not exactly in this format is ignored.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lamfs.model import ObjectMeta
 ATTRIBUTE = "user.lamfs"
 """Name of the extended attribute."""
 KEY_BYTES = 1024
-"""Bytes of a key, as they are written; of a longer one the beginning is kept."""
+"""Bytes of an encoded key. A longer key is cut."""
 MOST_BYTES = 4096
-"""No attribute of ours is longer."""
+"""Our attributes are never longer."""
 PREFIX = "x-amz-meta-"
 _UID, _KEY, _CUT, _REVISION, _HASH = "lamfs-uid", "lamfs-key", "lamfs-key-cut", "lamfs-revision", "lamfs-hash"
 _A_UID = re.compile(r"[0-9A-Za-z]{20}")
@@ -49,7 +49,7 @@ def as_metadata(meta: ObjectMeta) -> dict[str, str]:
 
 
 def from_headers(headers: Mapping[str, str]) -> ObjectMeta | None:
-    """What the headers of a reply (lower-case names) say of an object; None: nothing that lamfs wrote."""
+    """The metadata in the headers of a reply (lower-case names); None: lamfs wrote none."""
     said = {name: headers.get(PREFIX + name, "") for name in (_UID, _KEY, _CUT, _REVISION, _HASH)}
     key: str | None = None
     if len(said[_KEY]) <= KEY_BYTES:
@@ -61,7 +61,7 @@ def from_headers(headers: Mapping[str, str]) -> ObjectMeta | None:
 
 
 def as_attribute(meta: ObjectMeta) -> bytes:
-    """The value of the extended attribute: uid, number, hash and key with a space between."""
+    """The value of the extended attribute: uid, number, hash and key, separated by spaces."""
     key = ""
     if meta.key is not None:
         text, cut = _shortened(meta.key, str)
@@ -71,7 +71,7 @@ def as_attribute(meta: ObjectMeta) -> bytes:
 
 
 def from_attribute(value: bytes) -> ObjectMeta | None:
-    """What ``as_attribute`` has written; None: anything else."""
+    """The metadata that ``as_attribute`` has written; None for anything else."""
     if len(value) > MOST_BYTES:
         return None
     try:
@@ -85,7 +85,7 @@ def from_attribute(value: bytes) -> ObjectMeta | None:
 
 
 def _shortened(key: str, form: Callable[[str], str]) -> tuple[str, bool]:
-    """A key in the form in which it is written, no longer than KEY_BYTES; whether it was cut."""
+    """A key in its encoded form, no longer than KEY_BYTES, and whether it was cut."""
     whole = form(key)
     if len(whole.encode()) <= KEY_BYTES:
         return whole, False

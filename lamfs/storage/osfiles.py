@@ -1,4 +1,4 @@
-"""Local files as storage handles them: OSError into domain errors (the one seam), and making them durable.
+"""Local files as storage uses them: OSError becomes a domain error (the one seam), and files become durable.
 
 Plain functions without state, for any thread.
 """
@@ -36,7 +36,7 @@ _GONE_AWAY = frozenset(
         errno.ENETUNREACH,
     }
 )
-"""What a network or FUSE file system below the folder answers while its server is away."""
+"""Errors of a network or FUSE file system below the folder while its server is away."""
 
 
 def storage_error(error: OSError, name: str, root: str) -> LamfsError:
@@ -81,7 +81,7 @@ def storage_error(error: OSError, name: str, root: str) -> LamfsError:
 
 
 def source_error(error: OSError, path: str) -> LamfsError:
-    """The domain error for an OSError on a file outside of the storage that was to be stored."""
+    """The domain error for an OSError on a file outside of the storage that is to be stored."""
     number = error.errno or errno.EIO
     return StorageError(
         f"The file '{path}' that was to be stored cannot be read: {os.strerror(number)}; check that it is there and"
@@ -91,7 +91,7 @@ def source_error(error: OSError, path: str) -> LamfsError:
 
 
 def write_fetched(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite bytes that came from storage into a file of the cache. Raises StorageFull or StorageError."""
+    """pwrite fetched bytes into a file of the cache. Raises StorageFull or StorageError."""
     try:
         copying.write_full(fd, data, offset)
     except OSError as error:
@@ -109,7 +109,7 @@ def write_fetched(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def sync(fd: int) -> None:
-    """Make a file's bytes durable, as fsync(2) does, with a sign (signs.py) for each piece. Raises OSError."""
+    """Make a file's bytes durable, as fsync(2) does, with a sign of life (signs.py) for each piece. Raises OSError."""
     copying.write_out(fd, sign)
     os.fsync(fd)
 
@@ -124,7 +124,7 @@ def fsync_folder(path: str) -> None:
 
 
 def fsync_directory(fd: int) -> None:
-    """As fsync_folder. File systems that cannot (EINVAL) are taken as doing it by themselves."""
+    """As fsync_folder. A file system that cannot do it (EINVAL) is assumed to do it by itself."""
     try:
         os.fsync(fd)
     except OSError as error:

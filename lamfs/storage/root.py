@@ -17,10 +17,10 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 
 
 def parse_root(text: str) -> str:
-    """The normal form of a storage root as a person types it.
+    """The normal form of a storage root as a user types it.
 
-    A relative folder is taken from the current directory, ``~`` is the home directory, ``file://`` is dropped.
-    Raises InvalidArgument, which says what is wrong and what would be right.
+    A relative folder is below the current directory, ``~`` is the home directory, ``file://`` is dropped. Raises
+    InvalidArgument, which says what is wrong and what would be right.
     """
     text = text.strip()
     if not text:
@@ -73,8 +73,8 @@ def split_s3(root: str) -> tuple[str, str]:
 def check_object_key(key: str, *, as_path: bool) -> str:
     """Return ``key`` if it names an object below the root and nothing outside of it.
 
-    Refused everywhere: the empty key, a leading slash, a ``..`` part, NUL, text that is not UTF-8. With ``as_path``
-    (a local folder) also empty and ``.`` parts, because there several keys would name one file. Raises InvalidName.
+    Always refused: the empty key, a leading slash, a ``..`` part, NUL, text that is not UTF-8. With ``as_path`` (a
+    local folder) also empty and ``.`` parts, because there several keys would name one file. Raises InvalidName.
     """
     if not key or key.startswith("/") or "\0" in key or not is_utf8(key):
         raise InvalidName(f"{key!r} is no object key: it is empty, starts with '/', has a NUL or is not UTF-8.")
@@ -85,7 +85,7 @@ def check_object_key(key: str, *, as_path: bool) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """False for text with surrogates, which is how Python shows file names that are not UTF-8."""
+    """False for text with surrogates. Python uses them for file names that are not UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""Signs of life of a transfer: whoever runs one in a thread is told that bytes move, also where no count is kept.
+"""Signs of life of a transfer: the thread's caller is told that bytes move, even where no count is kept.
 
-One thread's own state; any thread.
+Each thread has its own state; any thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _thread = threading.local()
 
 @contextlib.contextmanager
 def told(callback: Callable[[], None]) -> Iterator[None]:
-    """Call ``callback``, which must not raise, at each sign that this thread gives inside of the block."""
+    """Inside the context, call ``callback`` at each sign that this thread gives. It must not raise."""
     before = getattr(_thread, "callback", None)
     _thread.callback = callback
     try:
@@ -24,7 +24,7 @@ def told(callback: Callable[[], None]) -> Iterator[None]:
 
 
 def sign() -> None:
-    """Bytes have moved just now, in this thread."""
+    """Bytes have just moved, in this thread."""
     callback: Callable[[], None] | None = getattr(_thread, "callback", None)
     if callback is not None:
         callback()

@@ -1,8 +1,8 @@
-"""Deleting objects that are stale, and only those: what is at their keys by now may be another one. Any thread.
+"""Deleting stale objects, and only those: another object may be at their keys by now. Any thread.
 
-That nothing needs an object was decided some time ago, perhaps by a registry that knew less than there is. So each is
-looked at first. No storage deletes on a condition that all servers know: what somebody stores between the look and the
-deletion is not seen.
+The decision that nothing needs an object was made some time ago, perhaps by a registry that did not know everything. So
+each object is looked at first. There is no conditional delete that all servers know: what somebody stores between the
+look and the deletion is not noticed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from lamfs.pool import Pool
 from lamfs.storage.base import ObjectStore
 
 JOBS = 8
-"""Objects that are looked at at a time."""
+"""Objects that are looked at at the same time."""
 Meant = Mapping[str, Collection[str] | None]
-"""Object keys, and the ETags that what is there may have to be deleted; None: whatever lamfs has stored there. Under
-``.lamindb/`` it stores everything; elsewhere, what says so of itself (storage/meta.py)."""
+"""Object keys, and the ETags with which an object may be deleted; None: whatever lamfs has stored there.
+
+Below ``.lamindb/`` lamfs stores everything; elsewhere, the objects with its metadata (storage/meta.py).
+"""
 
 
 def delete_meant(store: ObjectStore, meant: Meant) -> list[str]:
-    """Delete the objects that are meant; ones that are gone are no error. Returns the keys of others, which stay.
+    """Delete the objects that are meant; it is no error if some are gone. Returns the keys of other objects, which
+    stay.
 
-    Raises storage errors; then any number of them are deleted.
+    Raises storage errors; by then some of them may be deleted.
     """
     asked = [key for key, etags in meant.items() if etags is not None or not key.startswith(AUTO_KEY_PREFIX)]
     left = set()
@@ -48,7 +51,7 @@ def _is_meant(store: ObjectStore, key: str, etags: Collection[str] | None) -> bo
             return store.head(key).etag in etags
         return key.startswith(AUTO_KEY_PREFIX) or store.meta(key) is not None
     except StorageError as error:
-        # Behind a link, or under a name that cannot be, there is no object; deleting it does nothing.
+        # Behind a link, or with an impossible name, there is no object, and nothing to delete.
         if isinstance(error, ObjectMissing) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
             return True
         raise

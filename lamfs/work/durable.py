@@ -53,7 +53,7 @@ class LogSync:
             now = self._db.changes(), self._db.data_version()
             if now != self._synced or self._db.conn.in_transaction:  # whose commit will not change the numbers
                 self._synced = None
-                with beats.held():
+                with beats.paused():
                     await trio.to_thread.run_sync(sync_log, self._db.path)
                 if not self._db.conn.in_transaction:
                     self._synced = now
@@ -94,7 +94,7 @@ class Folding:
         return disk.f_bavail * disk.f_frsize > ROOMY
 
 
-class Settling:
+class RangeSync:
     """Makes ranges of overlays (registry/overlays.py) durable as soon as they were acknowledged: a machine that is shut
     down, or loses power a moment later, has them then. Loop only."""
 
@@ -141,7 +141,7 @@ async def sync_file(spool: SpoolFolder, fd: int) -> None:
         spool.sync()
 
     try:
-        with beats.held():
+        with beats.paused():
             await trio.to_thread.run_sync(work)
     finally:
         os.close(fd)

@@ -143,7 +143,7 @@ class Multipart:
         """Whether parts of an upload may be under way."""
         return upload_id in self._busy.values()
 
-    def release(self, entry_id: int) -> None:
+    def finished(self, entry_id: int) -> None:
         """Nothing of the row's upload is under way any more."""
         self._busy.pop(entry_id, None)
 
@@ -202,7 +202,7 @@ class Multipart:
                 job.lost(part)
             raise
         finally:
-            self.release(job.entry.id)
+            self.finished(job.entry.id)
 
     async def _try(self, job: _Job) -> tuple[str, ContentHash | None]:
         entry, target = job.entry, job.target

@@ -38,7 +38,7 @@ class Puts:
         self.stored_bytes = 0
         self.stored_files = 0
 
-    def take(self, entry: JournalEntry) -> None:
+    def begin(self, entry: JournalEntry) -> None:
         """A put is about to begin: its spool file is not written any more. To be followed by ``one`` or ``many``."""
         assert self._steps.hooks is not None
         assert entry.ino is not None
@@ -119,7 +119,7 @@ class Puts:
         assert self._steps.hooks is not None
         assert entry.ino is not None
         assert entry.src is not None
-        self._steps.streams.release(entry.ino)
+        self._steps.streams.finished(entry.ino)
         if self.uploading.get(entry.ino) == entry.src:  # not the next one of this file, which may have begun
             del self.uploading[entry.ino]
         self.uploads.pop(entry.id, None)

@@ -29,7 +29,7 @@ log = logging.getLogger("lamfs.uploader")
 
 AFTER = 2.0
 """Seconds after a close. The upload of a file that need not wait begins sooner, and so do those of a program that makes
-a thousand files in a second: these wait until it has come to its end (pacing.py), and it has the loop for itself."""
+a thousand files in a second: these wait until it has come to its end (debounce.py), and it has the loop for itself."""
 UPLOAD = 2.0
 """Seconds that an upload under way has to hash a file by itself."""
 SMALL = 64 << 10

@@ -138,7 +138,7 @@ class Streams:
         return ino in self._streams
 
     async def finish(self, ino: int, src: str) -> dict[int, ContentHash]:
-        """The file is to be stored, and does not change any more: send nothing until ``release``.
+        """The file is to be stored, and does not change any more: send nothing until ``finished``.
 
         Returns the hashes, by number, of the parts that were sent and are surely unchanged.
         """
@@ -156,7 +156,7 @@ class Streams:
         await stream.ended.wait()
         return stream.known if stream.src == src else {}
 
-    def release(self, ino: int) -> None:
+    def finished(self, ino: int) -> None:
         """The file was stored, or could not be."""
         self._putting.discard(ino)
 
@@ -190,7 +190,7 @@ class Streams:
         finally:
             stream.end()
             if begun is not None:
-                self._multipart.release(begun.id)
+                self._multipart.finished(begun.id)
             stream.ended.set()
 
     def _may_send(self, stream: _Stream, entry: JournalEntry) -> bool:

@@ -26,12 +26,12 @@ from lamfs.registry import Provenance, Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.work import batches, multipart
-from lamfs.work.durable import Folding, Settling
+from lamfs.work.debounce import Debounce
+from lamfs.work.durable import Folding, RangeSync
 from lamfs.work.guard import Permit, anybody
 from lamfs.work.loop import LoopWaits
 from lamfs.work.moves import Moves
 from lamfs.work.multipart import Multipart
-from lamfs.work.pacing import Pace
 from lamfs.work.puts import Puts
 from lamfs.work.sealing import Sealing
 from lamfs.work.steps import FileHooks, Steps, what
@@ -120,7 +120,7 @@ class Uploader:
         self._steps = Steps(registry, store, mover, self._waits, spool, origin, parts, busy, permit)
         self._moves = Moves(registry, store, mover, self._waits, permit, parts, busy)
         self.puts = Puts(registry, self._steps, spool)
-        self.settling = Settling(registry, spool)
+        self.range_sync = RangeSync(registry, spool)
         self.sealing = Sealing(registry, mover, spool, self.is_uploading, self._waits.may_abandon)
         self._wanted = self.puts.wanted
         self.beat = Beat()
@@ -133,9 +133,9 @@ class Uploader:
         self._busy: set[int] = set()
         self._jobs = 0
         self._large: set[int] = set()
-        self._pace = Pace()
+        self._debounce = Debounce()
         self._parked: set[int] = set()
-        self._held: dict[int, int] = {}
+        self._being_written: dict[int, int] = {}
         self._attempts: dict[int, trio.Event] = {}
         self._results: dict[int, LamfsError | None] = {}
         self._work = trio.Event()
@@ -161,16 +161,16 @@ class Uploader:
     def notify(self, ino: int | None = None) -> None:
         """Something became ready: the put of ``ino`` (its last writer may be gone), or any row."""
         if ino is not None:
-            self._pace.closed(ino)
+            self._debounce.closed(ino)
             self.sealing.closed(ino)
-            self._held.pop(ino, None)
+            self._being_written.pop(ino, None)
             if self._wakes_at <= trio.current_time() + SETTLE:
                 return  # it looks soon enough by itself
         self._work.set()
 
     def opened(self) -> None:
         """A program has opened a file or directory, and waits for the answer."""
-        self._pace.opened()
+        self._debounce.opened()
 
     def written(self, ino: int, src: str, offset: int, length: int, size: int) -> None:
         """Bytes were written into a spool file, which has ``size`` bytes now: a large one is sent while it grows."""
@@ -218,14 +218,14 @@ class Uploader:
             return entry.payload.get("beat")
         return self.beat.value()
 
-    async def settle(self, ino: int, row: int, gen: int) -> None:
+    async def wait_stored(self, ino: int, row: int, gen: int) -> None:
         """Return when generation ``gen`` of the inode's put ``row`` is in storage and in the registry.
 
         Tries at once, and again when the moving process dies. Raises the error of a try that failed (the row stays and
         is tried again later), FsError(ESTALE) when another mount goes on writing the file.
         """
         self._wanted[ino] = self._wanted.get(ino, 0) + 1
-        self._held.pop(ino, None)
+        self._being_written.pop(ino, None)
         try:
             while (entry := self._registry.journal.put_of(ino)) is not None:
                 if self.puts.committed.get(ino, (0, 0)) >= (row, gen):
@@ -264,7 +264,7 @@ class Uploader:
         with them. They stay in the journal; returns a sentence for each.
         """
         self._hurry += 1
-        self._held.clear()
+        self._being_written.clear()
         began = changed = trio.current_time()
         before, alone = -1, None
         try:
@@ -312,7 +312,7 @@ class Uploader:
 
     def can_drain(self) -> bool:
         """Whether something is owed that can be stored now: not only files that are still being written."""
-        return self._stopped is None and self.owed()[0] > len(self._held)
+        return self._stopped is None and self.owed()[0] > len(self._being_written)
 
     def owed(self) -> tuple[int, int]:
         """Rows of this process that are ready, and bytes of the files among them."""
@@ -326,7 +326,7 @@ class Uploader:
             if self._store.parts is not None:
                 self._steps.streams.start(nursery)
             nursery.start_soon(Folding(self._registry.db).run)
-            nursery.start_soon(self.settling.run)
+            nursery.start_soon(self.range_sync.run)
             nursery.start_soon(self.sealing.run)
             while True:
                 self._work = trio.Event()
@@ -345,29 +345,29 @@ class Uploader:
         """Start what may start; how long (s) to wait before looking again without being told."""
         journal = self._registry.journal
         journal.release(self._busy)
-        if self._held:
+        if self._being_written:
             urged = set(journal.urged())
-            self._held = {ino: row for ino, row in self._held.items() if row not in urged}
+            self._being_written = {ino: row for ino, row in self._being_written.items() if row not in urged}
         clock, self._clock = self._clock, _wall_clock()
         if self._clock < clock - CLOCK_STEP:
             log.info("the clock was put back by %.0f s: what waits to be tried again is tried now", clock - self._clock)
             journal.retry_now()
-        held = 0.0 if self._hurry else self._pace.pause()
-        if held and not self._wanted:
-            return min(held, SETTLE)  # so soon that no closed file wakes this up
-        refilled = bool(held)
+        burst = 0.0 if self._hurry else self._debounce.pause()
+        if burst and not self._wanted:
+            return min(burst, SETTLE)  # so soon that no closed file wakes this up
+        refilled = bool(burst)
         while self._has_room():
             if not self._queue:
                 if refilled:
-                    if not held:
-                        self._pace.drained()
+                    if not burst:
+                        self._debounce.drained()
                     break
                 refilled = True
-                skip = self._busy.union(self._held.values(), self._parked)
+                skip = self._busy.union(self._being_written.values(), self._parked)
                 self._queue.extend(journal.ready(BATCH, skip=skip))
                 continue
             entry = self._next()
-            if entry is None or (held and entry.ino not in self._wanted):
+            if entry is None or (burst and entry.ino not in self._wanted):
                 continue  # what is passed by now is read again
             if entry.op == "put":
                 if self._must_wait(entry):
@@ -384,9 +384,9 @@ class Uploader:
                 self._begin(nursery, jobs[entry.op], [entry])
         if not self._has_room():
             return 3600.0
-        next_at = journal.next_at(skip=self._busy.union(self._held.values(), self._parked))
+        next_at = journal.next_at(skip=self._busy.union(self._being_written.values(), self._parked))
         pause = 3600.0 if next_at is None else min(max((next_at - now_ns()) / 1e9, 0.001), MAX_PAUSE)
-        return max(pause, held)
+        return max(pause, burst)
 
     def _has_room(self) -> bool:
         """Whether another job may begin that is not for a large file."""
@@ -412,7 +412,7 @@ class Uploader:
     def _is_small(self, entry: JournalEntry, size: int) -> bool:
         """Whether a put may be done in a batch: of a new file."""
         assert entry.ino is not None
-        if size > batches.SMALL or self._store.takes_files or entry.id in self.puts.alone:
+        if size > batches.SMALL or self._store.imports_files or entry.id in self.puts.alone:
             return False
         return not (self._steps.streams.sends(entry.ino) or self._registry.artifacts.has_ino(entry.ino))
 
@@ -468,14 +468,14 @@ class Uploader:
             return False
         if not self._steps.hooks.has_writers(entry.ino):
             return False
-        self._held[entry.ino] = entry.id
+        self._being_written[entry.ino] = entry.id
         return True
 
     def _begin(self, nursery: trio.Nursery, job: Job, entries: list[JournalEntry]) -> None:
         self._busy.update(entry.id for entry in entries)
         for entry in entries:
             if entry.op == "put":
-                self.puts.take(entry)  # now: until the job has its turn the file may be written again
+                self.puts.begin(entry)  # now: until the job has its turn the file may be written again
         self._jobs += entries[0].id not in self._large
         nursery.start_soon(self._guard, job, entries)
 

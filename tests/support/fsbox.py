@@ -47,6 +47,7 @@ from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import is_in_place
 from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
 from lamfs.ops import recover
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, PartStat, StorageConfig
@@ -89,7 +90,7 @@ class MemoryStore:
     config: StorageConfig = StorageConfig("s3://bucket/prefix")  # noqa: RUF009
     kind: str = "s3"
     on_disk: bool = False
-    takes_files: bool = False
+    imports_files: bool = False
     cache_name: str = "bucket/prefix"
 
     @property
@@ -485,10 +486,11 @@ class Box:
                 index,
                 self.cache_dir,
                 limit_bytes=1 << 30,
-                prefetch_blocks=0,
                 leaves=registry.artifacts.leaves,
             )
-            fs = FileSystem(Context(registry, self.store, cache, mover, uploader, spool, self.policy))
+            fs = FileSystem(
+                Context(registry, self.store, cache, Prefetcher(cache, blocks=0), mover, uploader, spool, self.policy)
+            )
             async with trio.open_nursery() as nursery:
                 await nursery.start(cache.run)
                 nursery.start_soon(uploader.run)

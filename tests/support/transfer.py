@@ -84,7 +84,7 @@ class FakeStore:
     gets: Counter[tuple[str, int]] = field(default_factory=Counter)
     kind: str = "s3"
     on_disk: bool = False
-    takes_files: bool = False
+    imports_files: bool = False
     cache_name: str = "bucket/prefix"
 
     def put(self, key: str, data: bytes) -> Revision:
@@ -183,7 +183,7 @@ class FakeMover:
             offset += length
 
     async def fetch_files(
-        self, files: Sequence[jobs.WholeFile], landed: Callable[[int, LamfsError | None], None]
+        self, files: Sequence[jobs.WholeFile], arrived: Callable[[int, LamfsError | None], None]
     ) -> None:
         async def one(number: int, file: jobs.WholeFile) -> None:
             error: LamfsError | None = None
@@ -193,7 +193,7 @@ class FakeMover:
                 )
             except LamfsError as problem:
                 error = problem
-            landed(number, error)
+            arrived(number, error)
 
         async with trio.open_nursery() as nursery:
             for number, file in enumerate(files):

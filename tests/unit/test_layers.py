@@ -22,7 +22,7 @@ PURE = {
 LEAVES = {"beneath", "copying", "mountinfo", "pool"}
 """Descriptors, threads and tables of the kernel: plain code that imports nothing of lamfs."""
 BOTTOM = PURE | LEAVES | {"registry", "spool", "storage"}
-MIDDLE = BOTTOM | {"cache", "mover", "work"}
+MIDDLE = BOTTOM | {"cache", "mover", "prefetch", "work"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "model": set(),
@@ -46,6 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": PURE | LEAVES,
     "mover": BOTTOM,
     "cache": BOTTOM | {"mover"},
+    # Asks the cache for what nobody has read yet.
+    "prefetch": BOTTOM | {"cache"},
     "work": BOTTOM | {"mover"},
     "fs": MIDDLE,
     "ops": MIDDLE | {"fs"},
@@ -71,7 +73,7 @@ ONLY_IN: dict[str, set[str]] = {
     "s3transfer": {"storage"},
     "mypy_boto3_s3": {"storage"},
     "cloudpathlib": {"storage", "api"},
-    "trio": {"fuse", "fs", "cache", "mover", "work", "daemon"},
+    "trio": {"fuse", "fs", "prefetch", "cache", "mover", "work", "daemon"},
     "click": {"cli"},
 }
 """Where the libraries that shape the layers may be imported: their errors are translated there."""
@@ -257,6 +259,8 @@ BAD = [
     ("fs/files.py", "from lamfs.ops import save", "fs may not import ops"),
     ("fs/files.py", "def f():\n    import lamfs.fuse", "fs may not import fuse"),
     ("mover/server.py", "from lamfs.cache.blocks import BlockCache", "mover may not import cache"),
+    ("cache/blocks.py", "from lamfs.prefetch.scheduler import Prefetcher", "cache may not import prefetch"),
+    ("prefetch/files.py", "from lamfs.fs.counters import Counters", "prefetch may not import fs"),
     ("fuse/calls.py", "from lamfs.ops import save", "fuse may not import ops"),
     ("ops/save.py", "from lamfs.api import Artifact", "ops may not import api"),
     ("ops/save.py", "import importlib\nimportlib.import_module('lamfs.api')", "ops may not import api"),
@@ -278,7 +282,7 @@ BAD = [
     ("mover/server.py", "from botocore.exceptions import ClientError", "only storage may"),
     ("ops/setup.py", "import boto3.session", "only storage may"),
     ("ops/setup.py", "import cloudpathlib", "only api, storage may"),
-    ("storage/local.py", "import trio", "only cache, daemon, fs, fuse, mover, work may"),
+    ("storage/local.py", "import trio", "only cache, daemon, fs, fuse, mover, prefetch, work may"),
     ("registry/db.py", "async def f():\n    from trio import to_thread", "may"),
     ("ops/save.py", "import click", "only cli may"),
     ("api/artifact.py", "import pandas as pd", "as it loads"),

@@ -1,5 +1,5 @@
-"""Storage in an S3 bucket. Nothing outside of this package knows botocore; within it, only client.py, direct.py and
-errors.py do, and import it when they need it."""
+"""Storage in an S3 bucket. Nothing outside of this package knows botocore. Inside, only client.py, direct.py and
+errors.py do, and they import it when they need it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""botocore's HTTP with an end: by itself it reads the body of a reply whole, however long that is, and however slowly
-it comes. Thread-safe. What answers a request before its body (100-continue) botocore reads, and has no such end.
+"""botocore's HTTP with limits. Thread-safe.
+
+botocore itself reads the whole body of a reply, however long it is and however slowly it comes. It also reads a reply
+that comes before its own request's body (100-continue); that one has no limits.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from urllib3.exceptions import HTTPError
 
 from lamfs.storage.s3 import xmltext
 from lamfs.storage.s3.errors import ERROR_BYTES, NotS3
-from lamfs.storage.s3.pace import PacedResponse
+from lamfs.storage.s3.slow import TimedResponse
 from lamfs.storage.s3.wire import PIECE, NoAnswer
 
 
 class _Connection(AWSHTTPConnection):
-    response_class = PacedResponse  # type: ignore[assignment]  # botocore makes plain ones
+    response_class = TimedResponse  # type: ignore[assignment]  # botocore makes plain ones
 
 
 class _SecureConnection(AWSHTTPSConnection):
-    response_class = PacedResponse  # type: ignore[assignment]  # botocore makes plain ones
+    response_class = TimedResponse  # type: ignore[assignment]  # botocore makes plain ones
 
 
 class _Pool(AWSHTTPConnectionPool):
@@ -39,7 +41,7 @@ class _SecurePool(AWSHTTPSConnectionPool):
 
 
 class BoundedSession:
-    """In the place of the session of a client's endpoint. Bodies of objects are streamed as before."""
+    """Replaces the session of a client's endpoint. Bodies of objects are streamed as before."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -48,7 +50,7 @@ class BoundedSession:
 
     def send(self, request: Any) -> Any:
         """The reply to a request. Raises NoAnswer, NotS3, and what botocore's session raises."""
-        streamed, request.stream_output = request.stream_output, True  # else the session reads all
+        streamed, request.stream_output = request.stream_output, True  # else the session reads all of it
         reply = self._session.send(request)
         good = reply.status_code < 300
         if streamed and good:
@@ -59,7 +61,7 @@ class BoundedSession:
         body = body or b""
         try:
             if body.strip():
-                xmltext.parse(body)  # and then by botocore, without these bounds
+                xmltext.parse(body)  # and then by botocore, without these limits
         except xmltext.NotXml as error:
             if good:
                 raise NotS3(f"its answer is none: {error}") from error
@@ -72,7 +74,7 @@ class BoundedSession:
 
 
 class _Said:
-    """A body that was read."""
+    """A body that has been read."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -83,7 +85,7 @@ class _Said:
 
 
 def _read(raw: Any, most: int) -> bytes | None:
-    """The body; None when it is longer, and the connection ends then."""
+    """The body. None when it is longer; then the connection is closed."""
     found = bytearray()
     try:
         for part in raw.stream(PIECE):

@@ -1,4 +1,4 @@
-"""Finding out what a bucket can do before anyone relies on it: at `init` and at `mount`.
+"""Finding out what a bucket can do before anybody relies on it: at `init` and at `mount`.
 
 Runs in the caller's thread, with a few threads of its own for the race. Leaves no object behind.
 """
@@ -28,11 +28,11 @@ from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
 
 RACERS = 5
 ROUNDS = 4
-"""A server that checks first and writes then shows 2 to 4 winners in most rounds of such a race, and passes every
+"""A server that first checks and then writes shows 2 to 4 winners in most rounds of such a race, and passes every
 sequential probe (seen with Swift)."""
 STAGGER = 0.02
 """Seconds between the starts of two rounds. Rounds overlap, because a server may let losers wait for a second
-(SeaweedFS), but the writers of one round must not be kept apart by those of another."""
+(SeaweedFS). But one round must not separate the writers of another."""
 
 _WRONG_ETAG = "0123456789abcdef0123456789abcdef"
 
@@ -53,9 +53,9 @@ _NOT_READ_GUARDED = (
 
 def check_bucket(store: ObjectStore, connection: Connection, *, write: bool, exclusive: bool = False) -> Capabilities:
     """The check of ObjectStore. Without ``write`` only reading is tried, and the write capabilities count as unproven.
-    With ``exclusive`` there is no race, since one was won before.
 
-    Raises StorageMissing, StorageForbidden, StorageReadOnly or StorageUnavailable, naming the bucket.
+    With ``exclusive`` there is no race, because an earlier one was won. Raises StorageMissing, StorageForbidden,
+    StorageReadOnly or StorageUnavailable, naming the bucket.
     """
     url = store.url("").rstrip("/")
     base = f"{connection.prefix}/" if connection.prefix else ""
@@ -150,7 +150,7 @@ def _race(store: ObjectStore, keys: list[str]) -> bool:
 
 
 def _replace_is_guarded(connection: Connection, key: str, etag: str) -> bool:
-    """Whether PUT is refused with a wrong ETag and done with the right one."""
+    """Whether PUT fails with a wrong ETag and succeeds with the right one."""
     what = f"store s3://{connection.bucket}/{key}"
     try:
         connection.call("put_object", what, Key=key, Body=b"wrong", IfMatch=quoted(_WRONG_ETAG))
@@ -170,7 +170,7 @@ def _replace_is_guarded(connection: Connection, key: str, etag: str) -> bool:
 
 
 def _read_is_guarded(connection: Connection, key: str, etag: str) -> bool:
-    """Whether GET is refused with a wrong ETag and answered with the right one."""
+    """Whether GET fails with a wrong ETag and succeeds with the right one."""
     what = f"read s3://{connection.bucket}/{key}"
     for asked, expected in ((_WRONG_ETAG, False), (etag, True)):
         try:

@@ -1,8 +1,8 @@
-"""The connection to a bucket: botocore's clients, one call, and trying again. Thread-safe; one per store.
+"""The connection to a bucket: botocore's clients, one call, and retries. Thread-safe; one per store.
 
-Retries are done here and not by botocore, because only here is it known what may be retried how: a body that was cut
-short, a conditional write whose reply was lost, and the time that one operation may take in all. botocore's adaptive
-mode stays on for its client-side rate limit after SlowDown.
+lamfs retries, not botocore, because only here is it known what may be retried and how: a body that was cut short, a
+conditional write whose reply was lost, and the total time of one operation. botocore's adaptive mode stays on for its
+client-side rate limit after SlowDown.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lamfs.storage.root import split_s3
 from lamfs.storage.s3 import limits
 from lamfs.storage.s3.direct import Direct, Elsewhere, find
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of, is_throttling, translate
-from lamfs.storage.s3.pace import SLOWEST
 from lamfs.storage.s3.sign import is_in_the_open
+from lamfs.storage.s3.slow import SLOWEST
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -34,19 +34,19 @@ POOL_CONNECTIONS = 64
 ATTEMPTS = 8
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-"""Seconds. Eight attempts, each pause twice the one before, last about 11 s when every reply comes at once."""
+"""Seconds. Each pause is twice the one before: eight attempts take about 11 s when every reply comes at once."""
 LOOK_PAUSE = 1.0
-"""Seconds between two looks for other credentials, while the server refuses the ones in use."""
+"""Seconds between two looks for other credentials while the server refuses the current ones."""
 THROTTLED_SECONDS = 60.0
-"""How long requests go by way of botocore, which has a limit of its own for their rate, after a server wanted fewer."""
+"""Seconds for which requests go through botocore, which limits their rate, after a server asked for fewer."""
 PATIENT_SECONDS = 600.0
-"""Silence that is borne while a server copies or assembles gigabytes before it sends its reply."""
+"""Seconds that a server may be silent while it copies or assembles gigabytes before it replies."""
 
 _NO_META = NOT_IMPLEMENTED | {
     "400", "431", "InvalidArgument", "InvalidMetadata", "InvalidRequest", "InvalidTag", "MetadataTooLarge",
     "RequestHeaderSectionTooLarge", "UnsupportedMetadata", "XMinioMetadataTooLarge",
 }  # fmt: skip
-"""What servers say that do not take metadata, or not so much."""
+"""Error codes of servers that accept no metadata, or not as much."""
 
 T = TypeVar("T")
 
@@ -62,10 +62,10 @@ def quoted(etag: str) -> str:
 
 
 class Patience:
-    """How long one operation goes on trying. Used by one thread.
+    """Decides how long one operation is retried. Used by one thread.
 
-    Ends after ATTEMPTS tries, or when ``timeout`` seconds have passed, since the last sign of progress. A third try
-    that would outlast that, if it were as long without an answer as the one before, is not begun.
+    It ends after ATTEMPTS tries, or when ``timeout`` seconds have passed since the last progress. The third and later
+    tries are not started if, being as long as the one before, they would end after that.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -74,7 +74,7 @@ class Patience:
         self._count_from(self._began)
 
     def progressed(self, count: int) -> None:
-        """So many bytes have arrived: count from here, unless they and those before came more slowly than is borne."""
+        """So many bytes have arrived: count the time from here, unless they came too slowly."""
         self._came += count
         now = time.monotonic()
         if self._came >= SLOWEST * (now - self._since):
@@ -86,7 +86,7 @@ class Patience:
         self._attempt = 1
 
     def wait(self, error: StorageUnavailable) -> None:
-        """Sleep before the next try, or raise ``error`` when there shall be none."""
+        """Sleep before the next try, or raise ``error`` when there is none."""
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
         now = time.monotonic()
         silent = now - max(self._began, self._since) if self._attempt > 1 else 0.0
@@ -110,9 +110,9 @@ class Connection:
         self._session: Session | None = None
         """None while botocore is not needed."""
         self._direct: Direct | None = None
-        """The short way for hot calls; None when there is none, ..."""
+        """The short way for frequent calls; None when there is none, ..."""
         self._looked = False
-        """... or it was not looked for, with the credentials of today."""
+        """... or it was not looked for yet with the present credentials."""
         self._throttled_until = 0.0
         self._takes_meta = True
         self._connect_timeout = min(10.0, config.timeout / 3)
@@ -122,9 +122,9 @@ class Connection:
         self._look_again = 0.0
 
     def call(self, operation: str, what: str, *, patient: bool = False, **params: Any) -> dict[str, Any]:
-        """Call an operation on the bucket, trying again while that can help. ``what``: see errors.translate.
+        """Call an operation on the bucket, and retry while that can help. ``what``: see errors.translate.
 
-        ``patient``: the server may work for minutes before it answers.
+        ``patient``: the server may work for minutes before it replies.
         """
         return self.retrying(lambda: self.once(operation, what, patient=patient, **params), patient=patient)
 
@@ -138,8 +138,10 @@ class Connection:
                 patience.wait(error)
 
     def saying(self, said: dict[str, Any], action: Callable[[dict[str, Any]], T]) -> T:
-        """The result of ``action`` with the parameters ``said``, which say what an object is; without them where the
-        server does not take such things: bytes are stored all the same."""
+        """The result of ``action`` with the parameters ``said``: an object's metadata.
+
+        Without them if the server accepts no metadata: the bytes are stored all the same.
+        """
         if not said or not self._takes_meta:
             return action({})
         try:
@@ -153,19 +155,19 @@ class Connection:
             return result
 
     def patience(self, *, patient: bool = False) -> Patience:
-        """A fresh count of tries."""
+        """A new count of tries."""
         return Patience(max(self.config.timeout, PATIENT_SECONDS) if patient else self.config.timeout)
 
     def once(self, operation: str, what: str, *, patient: bool = False, **params: Any) -> dict[str, Any]:
         """One request. Raises domain errors only, with botocore's as the cause.
 
-        When the credentials were refused and there are other ones by now, that is StorageUnavailable: try again.
+        Raises StorageUnavailable (try again) when the credentials were refused and there are other ones by now.
         """
         session: Session | None = None
         result: dict[str, Any] | None = None
         try:
             direct, session = self._way()
-            if direct is not None and direct.takes(operation, params) and not self._throttled():
+            if direct is not None and direct.supports(operation, params) and not self._throttled():
                 try:
                     result = direct.call(operation, params, PATIENT_SECONDS / 2 if patient else self._read_timeout)
                 except Elsewhere:
@@ -189,11 +191,11 @@ class Connection:
         return result
 
     def _throttled(self) -> bool:
-        """Whether the server wanted fewer requests a short time ago: botocore measures then how many it takes."""
+        """Whether the server asked for fewer requests a short time ago: then botocore limits their rate."""
         return time.monotonic() < self._throttled_until
 
     def _leave(self, direct: Direct) -> None:
-        """The direct way does not lead there: not used any more."""
+        """The direct way does not work: do not use it any more."""
         with self._lock:
             if self._direct is direct:
                 self._direct = None
@@ -205,7 +207,7 @@ class Connection:
         return translate(error, what, self.bucket, self.endpoint)
 
     def prepare(self) -> None:
-        """Find credentials and the way to the bucket; the first call says what goes wrong."""
+        """Find credentials and the way to the bucket. The first call reports what goes wrong."""
         with contextlib.suppress(Exception):
             self._way()
 
@@ -250,8 +252,11 @@ class Connection:
         return client
 
     def _renewed(self, session: Session) -> bool:
-        """The server refuses the credentials of ``session``: whether boto3's chain has others by now, which are used
-        from here on. boto3 itself reads a settings file once; keys in it may expire, and be written anew."""
+        """The server refuses the credentials of ``session``: whether boto3's chain has others now, to be used from here
+        on.
+
+        boto3 itself reads a settings file once. Keys in it may expire, and be replaced.
+        """
         with self._renewing:
             with self._lock:
                 if session is not self._session:
@@ -284,7 +289,7 @@ class Connection:
         return client
 
     def _new_client(self, session: Session, patient: bool, *, signed: bool) -> BaseClient:
-        """``signed``: with what they send."""
+        """A new client. ``signed``: also what signs its requests."""
         from botocore.config import Config
 
         from lamfs.storage.s3.bounded import BoundedSession
@@ -312,7 +317,7 @@ class Connection:
 
 
 def _check(operation: str, result: dict[str, Any]) -> None:
-    """Raises NotS3 when a reply says what none can say; its body is closed then."""
+    """Raises NotS3 when a reply is impossible in S3. Closes its body then."""
     try:
         limits.check(operation, result)
     except BaseException:
@@ -322,8 +327,10 @@ def _check(operation: str, result: dict[str, Any]) -> None:
 
 
 def _is_refusal(error: Exception, known: LamfsError) -> bool:
-    """Whether it may be the credentials that the server did not like. A reply to HEAD has no body that would say so:
-    Amazon's to one with an expired token is a bare 400."""
+    """Whether the server may have refused the credentials. A reply to HEAD has no body that would say so.
+
+    Amazon's reply to an expired token is a bare 400.
+    """
     reply = getattr(error, "response", None) or {}
     return isinstance(known, StorageForbidden) or reply.get("Error", {}).get("Code") == "400"
 
@@ -338,8 +345,7 @@ _models_lock = threading.Lock()
 
 
 def _new_session(config: StorageConfig) -> Session:
-    """A session with credentials as they are now. Its description of S3, 0.2 s of parsing, is shared by all
-    sessions of the process."""
+    """A session with the current credentials. Its description of S3 (0.2 s to parse) is shared by the process."""
     import botocore.session
 
     core = botocore.session.Session(profile=config.profile)

@@ -1,7 +1,7 @@
-"""The requests that a mount makes by the thousand, past botocore, for a quarter of the CPU. Thread-safe.
+"""The requests that a mount sends by the thousand, without botocore, for a quarter of the CPU. Thread-safe.
 
-botocore still finds the credentials and renews them, and says once per client where the bucket is and how requests are
-signed; what is not simple (proxies, access points, S3 Express, a region that was not the right one) is left to it.
+botocore still finds and renews the credentials, and says once per client where the bucket is and how requests are
+signed. What is not simple (proxies, access points, S3 Express, a wrong region) is left to it.
 """
 
 from __future__ import annotations
@@ -109,31 +109,31 @@ _PROBE = "lamfs"
 
 
 class Elsewhere(Exception):
-    """The server sends the request to another region or endpoint: botocore knows how to go there."""
+    """The server sends the request to another region or endpoint. botocore can follow."""
 
 
 class Direct:
     """These calls on one bucket, with the parameters and results of boto3's client."""
 
     def __init__(self, wire: Wire, host: str, path: str, signer: Signer, *, signs_bodies: bool) -> None:
-        """``signs_bodies``: nothing else guards them on their way."""
+        """``signs_bodies``: nothing else protects them on their way."""
         self._signs_bodies = signs_bodies
         self._wire = wire
         self._host = host
         self._path = path
         self._signer = signer
 
-    def takes(self, operation: str, params: dict[str, Any]) -> bool:
+    def supports(self, operation: str, params: dict[str, Any]) -> bool:
         """Whether this is one of the calls."""
         return operation in _METHODS and params.keys() <= _KNOWN
 
     def call(self, operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """One request; ``timeout``: seconds of silence that are borne. Raises NoAnswer, Elsewhere, Refused, NotS3, and
-        botocore's errors of credentials."""
+        """One request; ``timeout``: seconds of silence that are allowed. Raises NoAnswer, Elsewhere, Refused, NotS3,
+        and botocore's errors of credentials."""
         method = _METHODS[operation]
         if not params.get("Key", "*"):
             raise ValueError("an object without a key would be the bucket")
-        # a bucket's own URL ends without a slash in path style, and with one where its name is the host's
+        # In path style a bucket's own URL ends without a slash, in host style with one.
         path = self._path + quoted_path(params["Key"]) if "Key" in params else self._path.rstrip("/") or "/"
         told = {name: str(params[key]) for key, name in _QUERY.items() if key in params}
         query = quoted_query({**_ALWAYS.get(operation, {}), **told})
@@ -147,7 +147,7 @@ class Direct:
             body = replies.completion(params["MultipartUpload"]["Parts"])
         if "Delete" in params:
             body = replies.deletion(params["Delete"]["Objects"])
-            # Amazon S3 wants a checksum; every server knows this one
+            # Amazon S3 requires a checksum; every server knows this one.
             headers["content-md5"] = base64.b64encode(hashlib.md5(body).digest()).decode()
         payload = EMPTY
         if body is not None:
@@ -178,7 +178,7 @@ class Direct:
             return said
 
     def close(self) -> None:
-        """End idle connections, and those in use when they are not any more."""
+        """Close idle connections now, and the others when they are not in use any more."""
         self._wire.close()
 
 
@@ -208,7 +208,7 @@ def _result(operation: str, reply: Reply) -> dict[str, Any]:
 
 
 class _Prepared(Exception):
-    """Ends a call of botocore's at the moment when its request would be sent."""
+    """Ends a call of botocore at the moment when its request would be sent."""
 
     def __init__(self, request: AWSPreparedRequest) -> None:
         self.request = request
@@ -223,7 +223,7 @@ def find(
     connect_timeout: float,
     keep: int,
 ) -> Direct | None:
-    """The direct way to where ``client()``, which nobody else uses yet, sends its requests; None when there is none.
+    """The direct way to where ``client()`` sends its requests; None if there is none. Nobody else uses that client yet.
 
     botocore is asked only for what the configuration and the environment do not say: importing it takes 0.1 s of CPU
     and 14 MiB, making a client as much again. ``connect_timeout`` (seconds), ``keep``: see Wire. Raises botocore's
@@ -259,7 +259,7 @@ def find(
 
 
 def _told(config: StorageConfig, bucket: str, region: str | None) -> tuple[str, str] | None:
-    """URL of the bucket, with a slash at its end, and the region, where the configuration says both."""
+    """URL of the bucket, with a slash at its end, and the region, if the configuration has both."""
     url = config.endpoint_url
     region = region or "us-east-1"
     if url is None or not config.path_style or not _ENDPOINT.fullmatch(url):
@@ -278,7 +278,7 @@ def _is_proxied(url: str) -> bool:
 
 
 def _learnt(client: Any, bucket: str) -> tuple[str, str] | None:
-    """The same, of a request as botocore would send it; None when it is not signed as usual."""
+    """The same, from a request as botocore would send it; None when it is not signed as usual."""
     request = _prepared(client, bucket)
     scope = _SCOPE.match(_text(request.headers.get("Authorization", "")))
     where = urlsplit(str(request.url))
@@ -309,7 +309,7 @@ def _prepared(client: Any, bucket: str) -> AWSPreparedRequest:
 
 
 def _tls(trusted: str | None) -> ssl.SSLContext:
-    """A context that trusts whom botocore trusts; ``trusted``: the settings' certificates."""
+    """A TLS context that trusts whom botocore trusts. ``trusted``: the settings' certificates."""
     trusted = trusted or os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
     if not trusted:
         from botocore.httpsession import get_cert_path

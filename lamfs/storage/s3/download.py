@@ -1,6 +1,6 @@
-"""Ranged GET that ends with the bytes that were asked for, of one revision, or with an error.
+"""A ranged GET that ends with the requested bytes of one revision, or with an error.
 
-botocore hands out bodies that end early without a word, and some servers ignore ``Range`` or ``If-Match``: lengths,
+botocore returns bodies that end early without an error, and some servers ignore ``Range`` or ``If-Match``. So lengths,
 Content-Range and the reply's own ETag are compared here. A Download is used by one thread.
 """
 
@@ -20,8 +20,10 @@ CHUNK = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 Sink = Callable[[Any, int, int], int]
-"""``sink(body, at, count)`` reads up to ``count`` bytes of a body, which belong ``at`` bytes behind the start of the
-wanted range; returns how many, 0 at the body's end. A range may start over, from distance 0."""
+"""``sink(body, at, count)`` reads up to ``count`` bytes of a body and returns how many; 0 at the body's end.
+
+They belong ``at`` bytes behind the start of the wanted range. A range may start over, from distance 0.
+"""
 
 
 def into(view: memoryview) -> Sink:
@@ -35,9 +37,9 @@ def into(view: memoryview) -> Sink:
 
 
 class Download:
-    """One range of one object, resumed after what has arrived.
+    """One range of one object. After an interruption it is resumed behind what has arrived.
 
-    ``guarded`` says whether the server understands ``If-Match`` on GET; it is cleared when it turns out not to.
+    ``guarded``: the server understands ``If-Match`` on GET. Cleared when it turns out that it does not.
     """
 
     def __init__(self, connection: Connection, key: str, url: str, etag: str | None, guarded: bool) -> None:
@@ -48,9 +50,9 @@ class Download:
         self._etag = etag
 
     def run(self, offset: int, length: int | None, sink: Sink) -> int:
-        """Give the range to ``sink``. Returns the number of bytes: fewer than ``length`` where the object ends.
+        """Give the range to ``sink``. Returns the number of bytes: fewer than ``length`` if the object ends before.
 
-        Without an ETag a download that was interrupted goes on only in the same revision, and else starts over.
+        Without an ETag, an interrupted download is resumed only in the same revision, and otherwise starts over.
         """
         patience = self._connection.patience()
         pinned = self._etag
@@ -68,7 +70,7 @@ class Download:
                     stop = total if stop is None else min(stop, total)
                     self._drop(body, skip)
                     while position < stop:
-                        count = self._take(sink, body, position - offset, min(CHUNK, stop - position))
+                        count = self._receive(sink, body, position - offset, min(CHUNK, stop - position))
                         if not count:
                             break
                         position += count
@@ -97,7 +99,7 @@ class Download:
         try:
             return self._get({**params, "IfMatch": quoted(etag)})
         except ObjectChanged:
-            # Ceph 16 and some gateways answer 412 to the right ETag: the reply's own ETag must do there.
+            # Ceph 16 and some gateways answer 412 to the right ETag: then the reply's own ETag must do.
             head = self._connection.call("head_object", self._what, Key=self._key)
             if bare(head.get("ETag", "")) != etag:
                 raise
@@ -126,7 +128,7 @@ class Download:
     def _check_range(self, reply: dict[str, Any], position: int) -> tuple[int, int]:
         """How many bytes of the body come before ``position``, and the size of the object.
 
-        A server that ignores ``Range`` sends everything, with status 200 and without Content-Range; rclone sends the
+        A server that ignores ``Range`` sends everything, with status 200 and without Content-Range. rclone sends the
         range with status 200.
         """
         status = reply["ResponseMetadata"]["HTTPStatusCode"]
@@ -148,12 +150,12 @@ class Download:
 
     def _drop(self, body: Any, count: int) -> None:
         while count:
-            got = self._take(lambda body, _, most: len(body.read(most)), body, 0, min(CHUNK, count))
+            got = self._receive(lambda body, _, most: len(body.read(most)), body, 0, min(CHUNK, count))
             if not got:
                 raise StorageUnavailable(f"Cannot {self._what}: the body was cut short; try again later.")
             count -= got
 
-    def _take(self, sink: Sink, body: Any, at: int, count: int) -> int:
+    def _receive(self, sink: Sink, body: Any, at: int, count: int) -> int:
         try:
             return sink(body, at, count)
         except LamfsError:

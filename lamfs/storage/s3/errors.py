@@ -26,11 +26,11 @@ from lamfs.storage.s3 import xmltext
 from lamfs.storage.s3.wire import NoAnswer
 
 ERROR_BYTES = 64 << 10
-"""So much of the body of an error is read."""
+"""Bytes of an error's body that are read."""
 
 
 class Refused(Exception):
-    """A reply with an error; ``response`` as that of botocore's ClientError."""
+    """A reply with an error. ``response``: as in botocore's ClientError."""
 
     def __init__(self, response: dict[str, Any]) -> None:
         super().__init__(response["Error"]["Code"])
@@ -38,7 +38,7 @@ class Refused(Exception):
 
 
 class NotS3(Exception):
-    """What the server said is not what S3 says."""
+    """The server's reply is not S3."""
 
 
 FORBIDDEN = frozenset(
@@ -95,7 +95,8 @@ BUSY = frozenset(
         "XMinioServerNotInitialized",
     }
 )
-"""Trying again may help: also when a body came otherwise than it was signed, on its way or because its file changed."""
+"""Errors after which a retry may help, also when a body did not match its signature: damaged on its way, or because its
+file changed."""
 THROTTLING = frozenset(
     {"RequestLimitExceeded", "SlowDown", "SlowDownRead", "SlowDownWrite", "Throttling", "TooManyRequests"}
 )
@@ -103,19 +104,19 @@ NOT_IMPLEMENTED = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405"}
 CHANGED = frozenset({"PreconditionFailed", "412"})
 NO_KEY = frozenset({"NoSuchKey", "NoSuchVersion", "NotFound", "404"})
 NO_UPLOAD = frozenset({"NoSuchUpload", "404"})
-"""Of a request on a multipart upload: it is not there."""
+"""Codes of a request on a multipart upload that does not exist."""
 OTHER_REGION = frozenset({"PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException", "301", "307"})
 BAD_RANGE = frozenset({"InvalidRange", "416"})
 
 
 def code_of(error: BaseException) -> str:
-    """The S3 error code behind a translated error, ``""`` when there is none; HTTP statuses count as codes."""
+    """The S3 error code behind a translated error; ``""`` when there is none. HTTP statuses count as codes."""
     cause = error.__cause__
     return "" if cause is None else str(_reply(cause).get("Error", {}).get("Code", ""))
 
 
 def is_throttling(error: BaseException) -> bool:
-    """Whether the server wants fewer requests."""
+    """Whether the server asks for fewer requests."""
     reply = _reply(error)
     status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return reply.get("Error", {}).get("Code") in THROTTLING or status == 429
@@ -146,8 +147,8 @@ def _reply(error: BaseException) -> dict[str, Any]:
 def translate(error: Exception, what: str, bucket: str, endpoint: str) -> LamfsError:
     """The domain error for an exception of boto3.
 
-    ``what`` was tried, as a verb with its object ("read s3://b/k"). HTTP 412 is ObjectChanged here; writers that set
-    a condition turn it into PreconditionFailed.
+    ``what`` was tried, as a verb with its object ("read s3://b/k"). HTTP 412 is ObjectChanged here; writers that set a
+    condition turn it into PreconditionFailed.
     """
     reply = _reply(error)
     if reply:

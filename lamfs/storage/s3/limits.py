@@ -1,4 +1,4 @@
-"""What a reply of S3 may say, whichever way it came: in boto3's shapes, checked before anybody uses it. Pure functions.
+"""Limits of what an S3 reply may say, in boto3's shapes, checked before anybody uses it. Pure functions.
 
 An ETag or an upload's id goes into headers and URLs of later requests; a size becomes a file's.
 """
@@ -16,10 +16,10 @@ MAX_SIZE = 50 << 40
 """Bytes of an object (Amazon S3: 50 TB)."""
 MAX_PARTS = 10_000
 MAX_TOKEN = 8 << 10
-"""Characters of what continues a listing: opaque, but made of a key at most."""
+"""Characters of a listing's continuation token: opaque, but it cannot be much longer than a key."""
 _END_NS = 1 << 63
 _ETAG = re.compile(r'(?:W/)?"?[!#-~]{0,1024}"?')
-"""RFC 9110 §8.8.3 without what is not ASCII. Some servers leave the quotes out, or show an empty one."""
+"""RFC 9110 §8.8.3, ASCII only. Some servers leave the quotes out, or send an empty one."""
 _ID = re.compile(r"[!#-~]{1,1024}")
 _NEEDED = {
     "head_object": ("ETag", "ContentLength", "LastModified"),
@@ -30,7 +30,7 @@ _NEEDED = {
     "create_multipart_upload": ("UploadId",),
     "complete_multipart_upload": ("ETag",),
 }
-"""What without which a reply says nothing."""
+"""What a reply must have to be useful."""
 _TOKENS = ("NextContinuationToken", "NextKeyMarker", "NextUploadIdMarker")
 _LISTS = {
     "list_objects_v2": ("Contents", ("Key", "ETag", "Size", "LastModified")),
@@ -38,15 +38,15 @@ _LISTS = {
     "list_parts": ("Parts", ("PartNumber", "Size", "ETag")),
     "delete_objects": ("Errors", ("Key", "Code")),
 }
-"""Where the entries of a list are, and what each has."""
+"""Where the entries of a list are, and what each must have."""
 _TEXTS = frozenset({"Key", "Code", "ETag"})
-"""Of an entry: when it is left out, it is empty."""
+"""Fields of an entry that are empty when they are left out."""
 
 
 def check(operation: str, reply: Mapping[str, Any]) -> None:
-    """Look at what lamfs uses of a reply. Raises NotS3.
+    """Check the parts of a reply that lamfs uses. Raises NotS3.
 
-    Keys of a listing pass as they are: others may store in the bucket what lamfs would not.
+    Keys of a listing are not checked: others may store objects that lamfs would not.
     """
     for name in _NEEDED.get(operation, ()):
         if name not in reply:
@@ -73,7 +73,7 @@ def check(operation: str, reply: Mapping[str, Any]) -> None:
 
 
 def nanoseconds(moment: datetime) -> int:
-    """A time of a reply in nanoseconds since the epoch; what is before it counts as the epoch. Raises NotS3."""
+    """A time of a reply in nanoseconds since the epoch, at least 0. Raises NotS3."""
     try:
         found = int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000
     except (ValueError, OverflowError, OSError) as error:

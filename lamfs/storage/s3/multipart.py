@@ -26,7 +26,8 @@ class Multipart:
         self._transfers = transfers
 
     def begin(self, key: str, what: str, said: dict[str, Any]) -> str:
-        """Begin an upload; of several that lost replies began, only the last stays. ``said``: Connection.saying."""
+        """Begin an upload. When replies were lost and several have begun, only the last stays. ``said``:
+        Connection.saying."""
         tries = 0
 
         def attempt(params: dict[str, Any]) -> str:
@@ -52,7 +53,7 @@ class Multipart:
         length: int,
         progress: Progress | None = None,
     ) -> str:
-        """Send a part, trying again."""
+        """Send a part, with retries."""
         try:
             fd = open_source(path)
         except OSError as error:
@@ -77,18 +78,18 @@ class Multipart:
     def copy(
         self, key: str, what: str, upload_id: str, number: int, source: str, etag: str, offset: int, length: int
     ) -> str:
-        """Copy a part. A source that is gone and an upload that is gone are told apart by the error's code."""
+        """Copy a part. The error's code tells a missing source from a missing upload."""
         with _on_upload(what):
             return self._transfers.copy_part(key, what, upload_id, number, source, etag, offset, length)
 
     def complete(
         self, key: str, what: str, upload_id: str, etags: Sequence[str], condition: dict[str, str] | None = None
     ) -> str:
-        """Complete; returns the object's ETag. Raises as Transfers.complete."""
+        """Complete the upload. Returns the object's ETag. Raises as Transfers.complete."""
         return self._transfers.complete(key, what, upload_id, etags, condition)
 
     def abort(self, key: str, what: str, upload_id: str) -> None:
-        """Abort; what is gone is no error."""
+        """Abort the upload. It is no error if it is gone."""
         with contextlib.suppress(UploadGone, ObjectMissing), _on_upload(what):
             self._connection.call("abort_multipart_upload", what, Key=key, UploadId=upload_id)
 
@@ -115,7 +116,7 @@ class Multipart:
 
 @contextlib.contextmanager
 def _on_upload(what: str, codes: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Turn the reply that an upload is not there into UploadGone. ``codes``: others that say so for this request."""
+    """Turn a reply that says the upload is gone into UploadGone. ``codes``: others that mean that for this request."""
     try:
         yield
     except StorageMissing:

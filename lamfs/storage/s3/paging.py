@@ -1,4 +1,4 @@
-"""Listings that come page by page, and must come to an end. Pure, but for the calls that it is given."""
+"""Listings that come in pages, and must come to an end. Pure, but for the calls that it is given."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 from lamfs.errors import StorageError
 
 EMPTY_PAGES = 1000
-"""So many in a row that have nothing: Amazon S3 may send some where much was deleted."""
+"""Empty pages in a row: Amazon S3 may send some where much was deleted."""
 
 
 def pages(
     call: Callable[[dict[str, Any]], dict[str, Any]], markers: dict[str, str], entries: str, what: str, endpoint: str
 ) -> Iterator[dict[str, Any]]:
-    """Every page of a listing. ``markers`` names the parameters that continue it, and where a page has their values;
-    ``entries`` is where it has what is listed. ``what``: see errors.translate.
+    """Every page of a listing. ``what``: see errors.translate.
 
-    Raises what ``call`` raises, and StorageError when the listing goes round in circles, or on without anything: a
-    page is compared with an earlier one, which is replaced at twice the distance each time (Brent's algorithm).
+    ``markers`` names the parameters that continue it, and where a page has their values; ``entries`` says where a page
+    has its entries.
+
+    Raises what ``call`` raises, and StorageError when the listing goes in circles, or on without entries. A page is
+    compared with an earlier one, which is replaced at twice the distance each time (Brent's algorithm).
     """
     marker: dict[str, Any] = {}
     kept: tuple[Any, Any] = (None, None)

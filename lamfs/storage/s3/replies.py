@@ -1,4 +1,4 @@
-"""What the XML of S3's replies says, in boto3's shapes, and the XML of requests. Pure functions, any thread."""
+"""The XML of S3's replies, in boto3's shapes, and the XML of requests. Pure functions, any thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _LISTS = {
     "list_parts": "ListPartsResult",
     "delete_objects": "DeleteResult",
 }
-"""Anything else is no list: taken for an empty one it would say that there is nothing, or that all was deleted."""
+"""The root elements of lists. Another document must not pass as an empty list, which would mean that there is nothing,
+or that everything was deleted."""
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _INSIDE = {"copy_object": "CopyObjectResult", "upload_part_copy": "CopyPartResult"}
 
@@ -37,21 +38,21 @@ def completion(parts: Sequence[dict[str, Any]]) -> bytes:
 
 
 def deletion(keys: Sequence[dict[str, Any]]) -> bytes:
-    """The body of DeleteObjects, which is to name only those that could not be deleted."""
+    """The body of DeleteObjects. The reply should name only the objects that could not be deleted."""
     inside = "".join(f"<Object><Key>{_escaped(entry['Key'])}</Key></Object>" for entry in keys)
     return f'<Delete xmlns="{_NAMESPACE}">{inside}<Quiet>true</Quiet></Delete>'.encode()
 
 
 def _escaped(key: str) -> str:
-    """A parser of XML takes a line break for a line break of any kind."""
+    """XML parsers normalize line breaks, so these are escaped."""
     return html.escape(key, quote=False).replace("\r", "&#xD;").replace("\n", "&#xA;")
 
 
 def result(operation: str, body: bytes) -> dict[str, Any] | None:
-    """What the body of a reply with status 200 says; None when that is an error, or nothing: Amazon S3 sends the status
-    before it has copied or assembled anything.
+    """What the body of a reply with status 200 says; None when it is an error, or empty.
 
-    Raises NotS3 for a list that is none.
+    Amazon S3 sends the status before it has copied or assembled anything. Raises NotS3 for a list that is something
+    else.
     """
     try:
         root = xmltext.parse(body)
@@ -130,7 +131,7 @@ _READERS = {
 
 
 def _onward(root: ElementTree.Element, *names: str) -> dict[str, Any]:
-    """Whether a list goes on, and where."""
+    """Whether a list continues, and where."""
     said = {name: text for name in names if (text := _text(root, name))}
     return {"IsTruncated": _text(root, "IsTruncated") == "true", **said}
 

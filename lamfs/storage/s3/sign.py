@@ -1,6 +1,6 @@
 """AWS Signature Version 4 in headers ("Signature Calculations for the Authorization Header" of the S3 API reference).
 
-botocore finds the credentials and renews them; here they sign, with the day's key kept. Thread-safe.
+botocore finds and renews the credentials. Here requests are signed with them; the day's key is cached. Thread-safe.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from lamfs.model import StorageConfig
 
 UNSIGNED = "UNSIGNED-PAYLOAD"
 EMPTY = hashlib.sha256().hexdigest()
-"""The payload's hash of a request without a body."""
+"""The payload hash of a request without a body."""
 _LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}|localhost|::1")
 
 
 def is_in_the_open(url: str) -> bool:
-    """Whether requests to a URL pass a network without TLS, where others could change a body that is not signed."""
+    """Whether requests to a URL cross a network without TLS, where others could change an unsigned body."""
     where = urlsplit(url)
     return where.scheme == "http" and not _LOOPBACK.fullmatch(where.hostname or "")
 
 
 def quoted_path(path: str) -> str:
-    """A key as it stands in a URL and is signed."""
+    """A key as it is written in a URL and signed."""
     return quote(path, safe="/~")
 
 
@@ -39,44 +39,46 @@ def quoted_query(params: dict[str, str]) -> str:
 
 
 class Keys(Protocol):
-    """Credentials at one time."""
+    """Credentials at one moment."""
 
     @property
     def access_key(self) -> str | None:
-        """Says whose they are."""
+        """Identifies their owner."""
 
     @property
     def secret_key(self) -> str | None:
-        """What signs."""
+        """The signing secret."""
 
     @property
     def token(self) -> str | None:
-        """Of credentials that were given out for some time; else None."""
+        """The session token of temporary credentials; else None."""
 
 
 class Credentials(Protocol):
-    """botocore's credentials, which are renewed when they are about to run out."""
+    """botocore's credentials, which it renews before they expire."""
 
     def get_frozen_credentials(self) -> Keys:
-        """What they are now. Raises botocore's errors."""
+        """The current ones. Raises botocore's errors."""
 
 
 @dataclass(frozen=True)
 class EnvironmentKeys:
-    """Credentials of the environment, which do not change."""
+    """Credentials from the environment, which do not change."""
 
     access_key: str
     secret_key: str
     token: str | None
 
     def get_frozen_credentials(self) -> Self:
-        """Themselves."""
+        """These."""
         return self
 
 
 def environment_keys(config: StorageConfig) -> EnvironmentKeys | None:
-    """The credentials that botocore would find in the environment, if nothing else could have a say in it: no profile,
-    no settings file, no date on which they run out."""
+    """The credentials that botocore would find in the environment, if nothing else could take precedence.
+
+    That is: no profile, no settings file, no expiry date.
+    """
     environment = os.environ
     if config.profile or any(
         environment.get(name) for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CREDENTIAL_EXPIRATION")
@@ -93,31 +95,31 @@ def environment_keys(config: StorageConfig) -> EnvironmentKeys | None:
 
 
 class Digestible(Protocol):
-    """A body that is read as it is sent, and can be read before."""
+    """A body that is read as it is sent, and that can be hashed before."""
 
     def sha256(self) -> str:
         """SHA-256 of all of it, in hex. Raises OSError and EOFError."""
 
 
 def digest_of(body: bytes | Digestible) -> str:
-    """The payload's hash of a request whose body is signed."""
+    """The payload hash of a request whose body is signed."""
     return hashlib.sha256(body).hexdigest() if isinstance(body, bytes) else body.sha256()
 
 
 class Signer:
-    """Signs requests of one region with what boto3's credentials are at the time."""
+    """Signs requests of one region with boto3's current credentials."""
 
     def __init__(self, credentials: Credentials, region: str) -> None:
         self._credentials = credentials
         self.region = region
         self._key: tuple[tuple[str, str], bytes] = ("", ""), b""
-        """The last key, and the secret and day that it is for."""
+        """The last key, and the secret and day that it belongs to."""
 
     def sign(self, method: str, path: str, query: str, headers: dict[str, str], payload: str) -> None:
-        """Add what signs a request to its headers, which have lower-case names and are all signed.
+        """Add the signature to a request's headers, which have lower-case names and are all signed.
 
-        ``payload``: SHA-256 of the body in hex, or UNSIGNED. Raises botocore's errors when credentials that have run
-        out cannot be renewed.
+        ``payload``: SHA-256 of the body in hex, or UNSIGNED. Raises botocore's errors when expired credentials cannot
+        be renewed.
         """
         found = self._credentials.get_frozen_credentials()
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

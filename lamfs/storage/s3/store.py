@@ -1,5 +1,8 @@
-"""S3Store: the ObjectStore over a bucket and prefix. Thread-safe; its state is the connection and two findings about
-the server (whether it knows batch deletes, and If-Match on GET), which only ever go from true to false."""
+"""S3Store: the ObjectStore over a bucket and prefix. Thread-safe.
+
+Its state is the connection and two findings about the server (whether it knows batch deletes, and If-Match on GET),
+which only ever go from true to false.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ MD5_PIECE = 1 << 20
 DELETE_BATCH = 1000
 """Keys per DeleteObjects (Amazon S3)."""
 _NO_BATCHES = NOT_IMPLEMENTED | {"MissingContentMD5", "MalformedXML", "InvalidRequest", "InvalidArgument", "400"}
-"""A server that has no DeleteObjects, wants an older checksum, or cannot read a key as XML: keys go one by one."""
+"""Errors of a server without DeleteObjects, or that requires an older checksum or cannot read a key as XML.
+
+Then keys are deleted one by one.
+"""
 
 _KEPT = {
     "content-type": "ContentType",
@@ -51,9 +57,9 @@ _KEPT = {
     "content-encoding": "ContentEncoding",
     "content-language": "ContentLanguage",
 }
-"""What an object that lamfs has not made says of itself, and a copy is to say, too."""
+"""Properties of an object that lamfs has not made, which a copy should keep."""
 _PLAIN = re.compile(r"(?! )(?:[!-~]| (?! )){1,1000}(?<! )")
-"""Text that is signed as it is sent."""
+"""Text that is signed exactly as it is sent."""
 
 
 class S3Store:
@@ -78,7 +84,7 @@ class S3Store:
         return False
 
     @property
-    def takes_files(self) -> bool:
+    def imports_files(self) -> bool:
         return False
 
     @property
@@ -196,7 +202,7 @@ class S3Store:
         if_none_match: bool = False,
         if_match: str | None = None,
     ) -> ObjectStat:
-        """As the protocol says. Nothing is taken here, so ``consume`` leaves the file where it is."""
+        """As the protocol says. No file is renamed here, so ``consume`` leaves it where it is."""
         what = f"store {self.url(key)}"
         condition = _condition(if_none_match, if_match)
         full_key = self._key(key)
@@ -237,8 +243,8 @@ class S3Store:
         try:
             reply = self._connection.call("put_object", what, Key=self._key(key), Body=data, **condition)
         except (ObjectChanged, ObjectMissing) as error:
-            # ObjectMissing: If-Match found nothing to match. Either way the write may be our own, repeated because
-            # its reply was lost: then the object holds exactly what we wrote.
+            # ObjectMissing: If-Match found no object. Either way the write may be our own, repeated because its reply
+            # was lost: then the object has exactly our bytes.
             ours = self._written_before(key, data)
             if ours is not None:
                 return ours
@@ -246,8 +252,11 @@ class S3Store:
         return ObjectStat(key, len(data), bare(reply["ETag"]), time.time_ns())
 
     def _sent_before(self, key: str, fd: int, size: int) -> ObjectStat | None:
-        """The object, if it has these bytes by its ETag: then a write of our own was repeated because its reply was
-        lost. (The ETag of an object that is encrypted with a key of its owner tells nothing.)"""
+        """The object, if its ETag says that it has these bytes: then a write of our own was repeated because its reply
+        was lost.
+
+        (The ETag of an object that is encrypted with its owner's key says nothing.)
+        """
         if size > upload.MULTIPART_ABOVE:
             return None
         with contextlib.suppress(ObjectMissing, ObjectChanged, OSError):
@@ -259,7 +268,7 @@ class S3Store:
     def _written_before(self, key: str, data: bytes) -> ObjectStat | None:
         with contextlib.suppress(ObjectMissing, ObjectChanged):
             found = self.head(key)
-            # SeaweedFS shows an object without an ETag while somebody else still writes it.
+            # SeaweedFS shows an object without an ETag while somebody else is still writing it.
             if found.etag and found.size == len(data) and self.get(key, length=found.size, etag=found.etag) == data:
                 return found
         return None
@@ -279,7 +288,7 @@ class S3Store:
         source, target = self._key(src), self._key(dst)
         if etag is not None and size is not None and size <= upload.COPY_LIMIT and source != target:
             new = self._copy_at_once(source, target, what, etag, _saying(meta))
-            # Some servers do not look at the condition. An object that was sent in one has the same ETag everywhere.
+            # Some servers ignore the condition. An object that was sent in one request has the same ETag everywhere.
             if new != etag and self.head(src).etag != etag:
                 raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
             return ObjectStat(dst, size, new, time.time_ns())
@@ -331,8 +340,10 @@ class S3Store:
             self._connection.call("delete_object", f"delete s3://{self._bucket}/{full_key}", Key=full_key)
 
     def _delete_batch(self, batch: Sequence[str]) -> Sequence[str]:
-        """Delete up to DELETE_BATCH keys in one request. Returns those that must be tried singly, all of them when
-        the server has no batches: a single request retries, and says what is wrong."""
+        """Delete up to DELETE_BATCH keys in one request. Returns those that must be deleted one by one.
+
+        That is all of them when the server has no batches. A single request is retried, and reports the error.
+        """
         try:
             reply = self._connection.call(
                 "delete_objects",
@@ -346,7 +357,7 @@ class S3Store:
                 self._batch_delete = False
             return batch
         left = [entry["Key"] for entry in reply.get("Errors", ()) if entry.get("Code") not in NO_KEY]
-        # Of what nobody asked for, or an error that names no key, nothing is known but that not all went well.
+        # An error for a key that was not asked for, or without a key: all that is known is that something failed.
         return left if set(left) <= set(batch) else batch
 
     def temporaries(self) -> Iterator[ObjectStat]:
@@ -417,12 +428,12 @@ def _stat(key: str, reply: dict[str, Any]) -> ObjectStat:
 
 
 def _headers(reply: dict[str, Any]) -> Mapping[str, str]:
-    """The headers of a reply, with lower-case names, whichever way it came."""
+    """The headers of a reply, with lower-case names, from botocore or the direct way."""
     return {name.lower(): str(text) for name, text in reply["ResponseMetadata"]["HTTPHeaders"].items()}
 
 
 def _saying(meta: ObjectMeta | None, source: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The parameters by which an object says what it is. ``source``: the headers of what it is a copy of."""
+    """The parameters that store metadata with an object. ``source``: the headers of the object that it is a copy of."""
     if meta is None:
         return {}
     kept = {} if source is None else _kept(source)
@@ -430,7 +441,7 @@ def _saying(meta: ObjectMeta | None, source: Mapping[str, str] | None = None) ->
 
 
 def _kept(source: Mapping[str, str]) -> dict[str, Any]:
-    """What the headers of an object say of it, but for what lamfs itself wrote, as parameters for another one."""
+    """The properties in an object's headers as parameters for another one, without those that lamfs wrote."""
     plain = {name: text for name, text in source.items() if _PLAIN.fullmatch(text)}
     found: dict[str, Any] = {_KEPT[name]: text for name, text in plain.items() if name in _KEPT}
     others = {

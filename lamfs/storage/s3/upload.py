@@ -1,7 +1,7 @@
-"""Bodies from files, and multipart: uploads and server-side copies of large objects.
+"""Request bodies from files, multipart uploads, and server-side copies of large objects.
 
-Parts of one object go through a pool of threads that all transfers of the store share. Each transfer has at most
-WINDOW parts waiting or under way, so a terabyte does not hold up the file behind it.
+Parts of one object go through a pool of threads that all transfers of the store share. Each transfer has at most WINDOW
+parts waiting or in flight, so a terabyte does not delay the file behind it.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ MULTIPART_ABOVE = 64 * MIB
 """Files up to this size go in one request."""
 PART_SIZE = 16 * MIB
 COPY_LIMIT = 5 << 30
-"""CopyObject takes sources up to 5 GiB (Amazon S3)."""
+"""CopyObject accepts sources up to 5 GiB (Amazon S3)."""
 COPY_PART_SIZE = 512 * MIB
 MAX_PARTS = 10_000
 IN_MEMORY = 256 << 10
-"""Bodies up to this size are bytes, larger ones are read as they are sent; see FileSlice."""
+"""Bodies up to this size are bytes; larger ones are read as they are sent. See FileSlice."""
 READ_AHEAD = 1 * MIB
 WINDOW = 8
 THREADS = 8
 
 Part = Callable[[int, int, int], str]
-"""Transfers part ``number`` (from 1) at ``offset`` with ``length`` bytes; returns its ETag as the server gave it."""
+"""Transfers part ``number`` (from 1) at ``offset`` with ``length`` bytes. Returns its ETag as the server sent it."""
 
 
 class Meter:
-    """Tells how much of a body was sent, whatever had to be sent again. One thread uses it."""
+    """Reports how much of a body was sent, whatever had to be sent again. One thread uses it."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._told = 0
 
     def at(self, position: int) -> None:
-        """So many bytes were given to the connection."""
+        """The connection has got this many bytes."""
         if position > self._told:
             self.be(position)
 
     def be(self, count: int) -> None:
-        """So many bytes are in storage: all, or none after all."""
+        """This many bytes are in storage: all, or none after all."""
         told, self._told = self._told, count
         if self._progress is not None and count != told:
             self._progress(count - told)
@@ -63,9 +63,9 @@ class Meter:
 class FileSlice(io.RawIOBase):
     """A range of an open file as a request body. Uses pread, so slices of one descriptor do not disturb each other.
 
-    ``read`` gives up to READ_AHEAD bytes whatever botocore asks for: that is 16 KiB, and a system call and a
-    turn of the interpreter for each 16 KiB would cost more than the transfer. ``failure`` keeps the reason when the
-    file could not be read; botocore hides it. ``meter`` is told how far it was read.
+    ``read`` returns up to READ_AHEAD bytes whatever botocore asks for. It asks for 16 KiB, and a system call and a turn
+    of the interpreter for each 16 KiB would cost more than the transfer. ``failure`` keeps the reason when the file
+    could not be read; botocore hides it. ``meter`` is told how far it was read.
     """
 
     def __init__(self, fd: int, offset: int, length: int, meter: Meter | None = None) -> None:
@@ -116,7 +116,7 @@ class FileSlice(io.RawIOBase):
         return data
 
     def sha256(self) -> str:
-        """SHA-256 of the whole range, in hex; position and meter stay where they are. Raises OSError, EOFError."""
+        """SHA-256 of the whole range, in hex. Does not change position and meter. Raises OSError, EOFError."""
         found = hashlib.sha256()
         place = memoryview(bytearray(min(self._length, READ_AHEAD)))
         done = 0
@@ -152,7 +152,7 @@ def body_of(fd: int, offset: int, length: int, meter: Meter | None = None) -> by
 
 
 def unreadable(path: str, error: Exception) -> StorageError:
-    """The error for a file that cannot be read, or became shorter, while it was uploaded."""
+    """The error for a file that cannot be read, or became shorter, during its upload."""
     return StorageError(
         f"The file '{path}' could not be stored: {error}; check that nobody truncates it, and store it again.",
         errno=getattr(error, "errno", None),
@@ -168,7 +168,7 @@ class Transfers:
         self._pool: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
-        """End the threads; parts under way are finished first."""
+        """End the threads. Parts in flight are finished first."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -185,9 +185,9 @@ class Transfers:
         progress: Progress | None = None,
         **params: Any,
     ) -> str:
-        """PUT a range of a file as an object or a part, trying again. Returns the ETag as the server gave it.
+        """PUT a range of a file as an object or a part, with retries. Returns the ETag as the server sent it.
 
-        ``progress`` gets the bytes as they are sent, and takes them back when it fails.
+        ``progress`` gets the bytes as they are sent, and negative numbers for bytes of a try that failed.
         """
         meter = Meter(progress)
 
@@ -224,8 +224,10 @@ class Transfers:
         said: dict[str, Any],
         condition: dict[str, str] | None = None,
     ) -> str:
-        """Upload ``size`` bytes of a file in parts. Returns the object's ETag. ``said``: see Connection.saying.
-        ``condition``: on what is there."""
+        """Upload ``size`` bytes of a file in parts. Returns the object's ETag.
+
+        ``said``: see Connection.saying. ``condition``: on the present object.
+        """
 
         def part(number: int, offset: int, length: int) -> str:
             return self.send(
@@ -245,8 +247,10 @@ class Transfers:
         said: dict[str, Any],
         condition: dict[str, str] | None = None,
     ) -> str:
-        """Copy an object over COPY_LIMIT within the bucket, in parts, which leaves behind what the source says of
-        itself. Returns the new object's ETag. ``said``: see Connection.saying. ``condition``: on what is there."""
+        """Copy an object over COPY_LIMIT within the bucket, in parts. Returns the new object's ETag.
+
+        The source's own metadata is not copied. ``said``: see Connection.saying. ``condition``: on the present object.
+        """
 
         def part(number: int, offset: int, length: int) -> str:
             return self.copy_part(key, what, upload_id, number, source, etag, offset, length)
@@ -257,7 +261,7 @@ class Transfers:
     def copy_part(
         self, key: str, what: str, upload_id: str, number: int, source: str, etag: str, offset: int, length: int
     ) -> str:
-        """Copy a range of an object's revision as a part. Returns the ETag as the server gave it."""
+        """Copy a range of an object's revision as a part. Returns the ETag as the server sent it."""
         reply = self._connection.call(
             "upload_part_copy",
             what,
@@ -297,7 +301,7 @@ class Transfers:
             raise
 
     def _parts(self, part: Part, size: int, part_size: int, progress: Progress | None) -> list[str]:
-        """Transfer all parts, WINDOW at a time. On an error no new part begins, and those under way are waited for."""
+        """Transfer all parts, WINDOW at a time. After an error no new part starts, but those in flight finish."""
         etags = [""] * -(-size // part_size)
         pending: dict[Future[str], int] = {}
         todo = iter(range(len(etags)))
@@ -321,8 +325,10 @@ class Transfers:
     def complete(
         self, key: str, what: str, upload_id: str, etags: Sequence[str], condition: dict[str, str] | None = None
     ) -> str:
-        """Make the object of the parts from 1 on. Returns its ETag. Raises UploadGone, and ObjectChanged or
-        ObjectMissing where ``condition`` does not hold."""
+        """Make the object from the parts. Returns its ETag.
+
+        Raises UploadGone, and ObjectChanged or ObjectMissing when ``condition`` does not hold.
+        """
         parts = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
 
         def attempt() -> str | None:
@@ -347,22 +353,24 @@ class Transfers:
         except (ObjectChanged, ObjectMissing):
             if not condition:
                 raise
-            # An earlier try whose reply was lost has made the object that the condition does not hold for now.
+            # An earlier try whose reply was lost made the object, so the condition does not hold any more.
             with contextlib.suppress(UploadGone):
                 return self._completed_before(key, what, etags)
             raise
         if etag is None:
             return self._completed_before(key, what, etags)
-        # rclone and some gateways know the object by another ETag than they replied; recorded with that one it could
-        # never be read again.
+        # rclone and some gateways later report another ETag than in their reply. Recorded with that one, the object
+        # could never be read again.
         found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
         if found != etag:
             log.warning("Stored with ETag %s, found with ETag %s, which is the one that counts (%s)", etag, found, what)
         return found
 
     def _completed_before(self, key: str, what: str, etags: Sequence[str]) -> str:
-        """The reply to an earlier try may have been lost: then the object is there, with the ETag that Amazon S3
-        documents for multipart. Anything else means that the upload must be done again."""
+        """The object of an earlier try whose reply was lost: it has the ETag that Amazon S3 documents for multipart.
+
+        Any other object means that the upload must be done again.
+        """
         with contextlib.suppress(ObjectMissing):
             found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
             if found == multipart_etag(etags):
@@ -377,12 +385,12 @@ class Transfers:
 
 
 def part_size_for(size: int, part_size: int) -> int:
-    """Bytes per part: ``part_size``, or as many whole MiB as it takes for at most MAX_PARTS parts."""
+    """Bytes per part: ``part_size``, or as many whole MiB as are needed for at most MAX_PARTS parts."""
     return max(part_size, -(-size // MAX_PARTS // MIB) * MIB)
 
 
 def multipart_etag(etags: Sequence[str]) -> str | None:
-    """md5 of the parts' md5 digests with the number of parts, or None when the part ETags are no md5."""
+    """md5 of the parts' md5 digests with the number of parts, or None when the part ETags are not md5."""
     try:
         digests = [bytes.fromhex(bare(etag)) for etag in etags]
     except ValueError:

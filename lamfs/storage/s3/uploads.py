@@ -1,7 +1,7 @@
-"""Multipart uploads that were begun and never ended: listing them. Any thread.
+"""Listing multipart uploads that never ended. Any thread.
 
-A process that is killed while it uploads leaves its parts in the bucket, where they cost room and no listing of objects
-shows them (Amazon S3, "Aborting a multipart upload").
+A process that is killed during an upload leaves its parts in the bucket, where they cost space and no listing of
+objects shows them (Amazon S3, "Aborting a multipart upload").
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from lamfs.storage.s3.paging import pages
 
 
 def unfinished(connection: Connection, base: str, what: str | None = None) -> Iterator[UnfinishedUpload]:
-    """The unfinished uploads of keys that begin with ``base``, which is taken off them; nothing where the server cannot
-    list them. ``what``: see errors.translate. Raises storage errors."""
+    """The unfinished uploads of keys that begin with ``base``, which is removed from the keys.
+
+    None where the server cannot list them. ``what``: see errors.translate. Raises storage errors.
+    """
     what = what or f"list unfinished uploads in s3://{connection.bucket}/{base}"
     try:
         for page in pages(
@@ -29,7 +31,7 @@ def unfinished(connection: Connection, base: str, what: str | None = None) -> It
             connection.endpoint,
         ):
             for entry in page.get("Uploads", ()):
-                # Some servers do not filter: what is outside of the root is none of ours.
+                # Some servers do not filter: skip what is outside of the root.
                 if entry["Key"].startswith(base):
                     started = nanoseconds(entry["Initiated"])
                     yield UnfinishedUpload(entry["Key"].removeprefix(base), entry["UploadId"], started)

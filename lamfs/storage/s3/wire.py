@@ -1,8 +1,8 @@
-"""Kept connections to one server, over http.client: what calls of S3 need of HTTP/1.1. Thread-safe.
+"""Keep-alive connections to one server over http.client: what S3 calls need of HTTP/1.1. Thread-safe.
 
-Heads, chunks and lengths are the library's. Here are the pool, time limits, the question whether a large body is
-wanted, and what the library lets pass: bodies that break off, lengths that are none. A large part of a body goes from
-the socket to where it is wanted; only its first and last 8 KiB may lie in the library's buffer between.
+http.client parses heads, chunks and lengths. This module adds the pool, time limits, Expect: 100-continue, and errors
+that http.client does not report: truncated bodies and invalid lengths. Most of a large body goes from the socket
+directly to its destination; only its first and last 8 KiB may pass through the library's buffer.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection, RemoteDisconnected
 from typing import Protocol, cast
 
-from lamfs.storage.s3.pace import PacedResponse, TooSlow
+from lamfs.storage.s3.slow import TimedResponse, TooSlow
 from lamfs.storage.signs import sign
 
 PIECE = 256 << 10
-"""Bytes per send, each of which may take as long as silence is borne, and per read, which is lost when it fails."""
+"""Bytes per send, each of which may take as long as silence is allowed, and per read, which is lost when it fails."""
 EXPECT_ABOVE = 1 << 20
-"""Larger bodies are sent when the server has said that it wants them (100-continue, RFC 9110 §10.1.1), ..."""
+"""Larger bodies are sent after the server asks for them (100-continue, RFC 9110 §10.1.1), ..."""
 EXPECT_SECONDS = 1.0
-"""... or has said nothing for so long. Not over TLS, where nobody can look at an answer without taking it."""
+"""... or has been silent for so many seconds. Not over TLS, where a reply cannot be seen without reading it."""
 OFF_SECONDS = 0.25
-"""Between two looks at how much of a body is still on its way."""
+"""Seconds between two looks at how much of a body is still unsent."""
 _INTERIM_BYTES = 4096
 MAX_INTERIM = 100
-"""Replies before the reply, and lines behind the last chunk: the library reads any number of them."""
+"""Interim replies, and lines after the last chunk, at most. The library reads any number of them."""
 _STATUS = re.compile(r"HTTP/1\.1 ([2-5]\d\d)(?: [^\r\n]*)?")
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
 
 
 class NoAnswer(Exception):
-    """The server could not be reached, did not answer in time, or broke off. Its text says which."""
+    """The server could not be reached, did not answer in time, or broke off. The text says which."""
 
 
 class Source(Protocol):
     """A request body that is read as it is sent."""
 
     def readinto(self, place: memoryview, /) -> int:
-        """Put the next bytes there; how many, 0 at the end."""
+        """Put the next bytes into ``place``. Returns how many; 0 at the end."""
 
 
 class Reply:
-    """A reply whose body was not read yet. One thread uses it, and closes it. ``headers`` have lower-case names."""
+    """A reply whose body has not been read yet. One thread uses and closes it. ``headers`` have lower-case names."""
 
     def __init__(self, wire: Wire, line: HTTPConnection, response: _Response, *, keep: bool) -> None:
-        """``keep``: the connection can be used again when the body was read. Raises NoAnswer."""
+        """``keep``: the connection can be reused when the body has been read. Raises NoAnswer."""
         self.status = response.status
         self.headers = _checked_headers(response)
         self._wire = wire
@@ -70,7 +70,7 @@ class Reply:
             self._finish()
 
     def readinto(self, view: memoryview) -> int:
-        """Up to ``len(view)`` bytes of the body, 0 at its end. Raises NoAnswer, also when the body breaks off."""
+        """Up to ``len(view)`` bytes of the body, 0 at its end. Raises NoAnswer, also when the body is truncated."""
         if self._done or not len(view):
             return 0
         try:
@@ -81,14 +81,14 @@ class Reply:
         return count
 
     def whole(self, most: int) -> bytes:
-        """The body, but no more than ``most`` bytes of it. Raises NoAnswer, as readinto does."""
+        """The body, ``most`` bytes of it at most. Raises NoAnswer as readinto does."""
         found = bytearray()
         while len(found) < most and (part := self.read(most - len(found))):
             found += part
         return bytes(found)
 
     def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes of the body, none at its end. Raises NoAnswer, as readinto does."""
+        """Up to ``size`` bytes of the body, none at its end. Raises NoAnswer as readinto does."""
         if self._done or not size:
             return b""
         try:
@@ -99,14 +99,14 @@ class Reply:
         return part
 
     def close(self) -> None:
-        """End the connection, unless the body was read to its end: then it has been given back."""
+        """Close the connection, unless the body was read to its end: then it is back in the pool already."""
         if not self._done:
             self._done = True
             self._response.close()
             self._line.close()
 
     def _look_for_end(self, count: int) -> None:
-        """``count``: so many bytes came just now, which are good even when no others follow."""
+        """``count`` bytes have just arrived. They are good even if no others follow."""
         if not self._response.isclosed():
             return
         if not self._response.length:
@@ -126,16 +126,16 @@ class Reply:
             self._line.close()
 
 
-class _Response(PacedResponse):
-    """The library's, which takes most of a small request's time to read a head. A simple one is read here instead."""
+class _Response(TimedResponse):
+    """http.client's response with a faster parser for simple heads, which take most of a small request's time."""
 
     _method: str
     _interim = 0
     simple: dict[str, str] | None = None
-    """The headers, with lower-case names, of a reply that is of HTTP/1.1, names each once, and says how long it is."""
+    """The headers, with lower-case names, of an HTTP/1.1 reply that has each name once and a length."""
 
     def _read_status(self) -> tuple[str, int, str]:
-        """Of one reply; the library asks again after each that only says to go on."""
+        """The status of one reply. The library calls it again after each interim reply."""
         self._interim += 1
         if self._interim > MAX_INTERIM:
             raise HTTPException("an answer that never begins")
@@ -172,11 +172,11 @@ class _Response(PacedResponse):
         self.length = 0 if self._method == "HEAD" else int(length[0])
         self.will_close = "close" in found.get("connection", "").lower()
         self.simple = found
-        self._paced.body_begins()
+        self._timed.body_begins()
 
 
 class Wire:
-    """Connections to one server, kept for the next request. Thread-safe."""
+    """Connections to one server, kept for later requests. Thread-safe."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class Wire:
         connect_timeout: float,
         keep: int,
     ) -> None:
-        """``context``: for TLS. ``connect_timeout``: seconds for making a connection. ``keep``: idle ones at most."""
+        """``context``: for TLS. ``connect_timeout``: seconds to make a connection. ``keep``: most idle connections."""
         self._host, self._port = host, port
         self._context = context
         self._connect_timeout = connect_timeout
@@ -198,11 +198,13 @@ class Wire:
     def request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | Source | None, timeout: float
     ) -> Reply:
-        """Send a request; ``headers`` have its Host and the length of its body. ``timeout``: seconds of silence that
-        are borne; what comes slowly: see pace. Raises NoAnswer, what reading the body raises, and ValueError for a line
-        break in a header."""
+        """Send a request. ``headers`` include its Host and the length of its body.
+
+        ``timeout``: seconds of silence that are allowed; slow replies: see slow.py. Raises NoAnswer, what reading the
+        body raises, and ValueError for a line break in a header.
+        """
         ask = body is not None and self._context is None and int(headers.get("content-length", 0)) > EXPECT_ABOVE
-        line = self._take()
+        line = self._idle_or_new()
         try:
             line.sock.settimeout(timeout)
             line.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
@@ -219,7 +221,7 @@ class Wire:
             return Reply(self, line, response, keep=whole)
         except NoAnswer:
             line.close()
-            # What has cut off this one (another network, a gateway that forgets) the others have not heard of either.
+            # What broke this connection (another network, a gateway that forgets) probably broke the idle ones too.
             self._drop_idle()
             raise
         except BaseException:
@@ -227,7 +229,7 @@ class Wire:
             raise
 
     def give_back(self, line: HTTPConnection) -> None:
-        """A reply was read to its end, and the connection goes on."""
+        """A reply was read to its end, and the connection can be reused."""
         if len(self._idle) < self._keep:
             self._idle.append(line)
         else:
@@ -236,7 +238,7 @@ class Wire:
             self.close()
 
     def close(self) -> None:
-        """End the idle connections, and those in use when they come back."""
+        """Close the idle connections now, and the others when they come back."""
         self._closed = True
         self._drop_idle()
 
@@ -247,7 +249,7 @@ class Wire:
             while True:
                 self._idle.pop().close()
 
-    def _take(self) -> HTTPConnection:
+    def _idle_or_new(self) -> HTTPConnection:
         while True:
             try:
                 line = self._idle.pop()
@@ -255,7 +257,7 @@ class Wire:
                 return self._connect()
             if not _answers(line, 0):
                 return line
-            line.close()  # it has hung up, or says what nobody asked
+            line.close()  # the server closed it, or sent something unasked
 
     def _connect(self) -> HTTPConnection:
         line: HTTPConnection
@@ -274,7 +276,7 @@ class Wire:
 
 
 def _send(line: HTTPConnection, body: bytes | Source | None, ask: bool) -> bool:
-    """Send head and body. Whether all was sent: not when the server has answered before.
+    """Send head and body. Returns whether all was sent: not when the server answered before.
 
     Raises NoAnswer, and what reading the body raises.
     """
@@ -298,13 +300,16 @@ def _send(line: HTTPConnection, body: bytes | Source | None, ask: bool) -> bool:
     except NoAnswer:
         if not _answers(line, 0):
             raise
-        return False  # it has refused before it had everything, and hung up: its answer counts
+        return False  # it refused before it had everything, and closed the connection: its answer counts
     return True
 
 
 def _see_off(line: HTTPConnection, timeout: float) -> None:
-    """Wait for the answer as long as the body is still on its way: megabytes of it wait in this machine's own buffer,
-    which a slow line takes minutes for. That is no silence of the server. Returns also when no more of it is taken."""
+    """Wait for the answer while the body is still being sent. Returns also when no more of it is accepted.
+
+    Megabytes of the body wait in this machine's own buffer, which takes minutes on a slow line. That is not silence of
+    the server.
+    """
     left = _unsent(line)
     since = time.monotonic()
     while left and time.monotonic() - since < timeout:
@@ -317,7 +322,7 @@ def _see_off(line: HTTPConnection, timeout: float) -> None:
 
 
 def _unsent(line: HTTPConnection) -> int:
-    """Bytes that the server's machine has not confirmed yet: tcp(7), SIOCOUTQ."""
+    """Bytes that the server's machine has not acknowledged yet: tcp(7), SIOCOUTQ."""
     found = array("i", [0])
     try:
         fcntl.ioctl(line.sock, termios.TIOCOUTQ, found)
@@ -341,7 +346,7 @@ def _send_piece(line: HTTPConnection, data: memoryview) -> None:
 
 
 def _refuses(line: HTTPConnection) -> bool:
-    """Whether the server answers instead of saying that it wants the body; that it wants it is taken off the line."""
+    """Whether the server answers instead of asking for the body. A request for the body (100-continue) is consumed."""
     if not _answers(line, EXPECT_SECONDS):
         return False
     try:
@@ -366,14 +371,16 @@ def _response(line: HTTPConnection) -> _Response:
 
 
 def _checked_headers(response: _Response) -> dict[str, str]:
-    """The headers, with lower-case names. Raises NoAnswer when they do not say for certain how long the body is:
-    http.client takes it then for one that ends with the connection, and a head that breaks off for a whole one."""
+    """The headers, with lower-case names. Raises NoAnswer when they do not define the body's length for certain.
+
+    http.client would then assume a body that ends with the connection, and takes a truncated head for a complete one.
+    """
     if response.simple is not None:
         return response.simple
     headers: dict[str, str] = {}
     for name, value in response.getheaders():
         low = name.lower()
-        # a value may go on in the next line (obs-fold, RFC 9112 §5.2)
+        # a value may continue in the next line (obs-fold, RFC 9112 §5.2)
         value = " ".join(value.split()) if "\n" in value or "\r" in value else value.rstrip()
         if low == "content-length" and (headers.get(low, value) != value or not _LENGTH.fullmatch(value)):
             raise NoAnswer("its answer is no HTTP: the length of the body is wrong")
@@ -386,7 +393,7 @@ def _checked_headers(response: _Response) -> dict[str, str]:
 
 
 def _answers(line: HTTPConnection, seconds: float) -> bool:
-    """Whether something comes within so many seconds, if only the end."""
+    """Whether something arrives within so many seconds, if only the end."""
     if isinstance(line.sock, ssl.SSLSocket) and line.sock.pending():
         return True
     poll = select.poll()
@@ -395,7 +402,7 @@ def _answers(line: HTTPConnection, seconds: float) -> bool:
 
 
 def _hung_up(line: HTTPConnection) -> bool:
-    """Whether the connection ends here: http.client takes a head that breaks off for a whole one."""
+    """Whether the connection has ended here: http.client takes a truncated head for a complete one."""
     if not _answers(line, 0):
         return False
     try:
@@ -403,9 +410,9 @@ def _hung_up(line: HTTPConnection) -> bool:
             return not line.sock.recv(1, socket.MSG_PEEK)
         line.sock.settimeout(0)  # the next request sets another
         line.sock.recv(1)
-        return True  # the end, or what nobody asked
+        return True  # the end, or something unasked
     except ssl.SSLWantReadError:
-        return False  # a message of TLS's own
+        return False  # a message of TLS itself
     except OSError:
         return True
 

@@ -1,6 +1,6 @@
-"""XML of a server, read within bounds: what a small body can make of itself in memory is small too. Pure functions.
+"""XML from a server, parsed within limits, so that a small body cannot use much memory. Pure functions.
 
-Expat keeps every element and attribute, and expands entities that a document type declares. A reply of S3 has neither
+Expat keeps every element and attribute, and expands entities that a document type declares. An S3 reply has neither
 document type nor entities of its own, and few attributes.
 """
 
@@ -9,19 +9,19 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 MAX_BYTES = 8 << 20
-"""Of a whole reply. A page of 1000 objects with the longest keys has 4 MiB."""
+"""Bytes of a reply. A page of 1000 objects with the longest keys has 4 MiB."""
 MAX_TAGS = 100_000
-"""Opening and closing; such a page has some 25,000."""
+"""Opening and closing tags. Such a page has some 25,000."""
 MAX_DEPTH = 32
-"""Elements in each other; S3 has 5. botocore follows them by recursion."""
+"""Nested elements; S3 has 5. botocore parses them recursively."""
 MAX_ATTRIBUTES = 200_000
-"""Equals signs, of which keys may have some."""
+"""Equals signs; keys may contain some."""
 MAX_PIECE = 64 << 10
-"""Bytes from one tag to the next; the longest names and tokens have some thousand."""
+"""Bytes from one tag to the next. The longest names and tokens have some thousand."""
 
 
 class NotXml(ValueError):
-    """The text cannot be the XML of a reply. Says why in a few words."""
+    """The text cannot be an XML reply. The message says why in a few words."""
 
 
 def parse(body: bytes) -> ElementTree.Element:

@@ -121,4 +121,4 @@ def test_a_store_has_each_method_itself(protocol: type, store: type) -> None:
 def test_what_a_storage_can_do(tmp_path: Path) -> None:
     for root, is_folder in ((str(tmp_path), True), ("s3://bucket", False)):
         store = open_store(StorageConfig(root))
-        assert (store.on_disk, store.takes_files, store.parts is None) == (is_folder,) * 3
+        assert (store.on_disk, store.imports_files, store.parts is None) == (is_folder,) * 3

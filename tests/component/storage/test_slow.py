@@ -11,7 +11,7 @@ import pytest
 
 from lamfs.errors import StorageUnavailable
 from lamfs.storage.s3 import client
-from lamfs.storage.s3.pace import SLOWEST
+from lamfs.storage.s3.slow import SLOWEST
 from lamfs.storage.s3.store import S3Store
 from tests.support.hostile import Answer, HostileServer, dripping, tls
 

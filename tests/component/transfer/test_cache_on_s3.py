@@ -19,6 +19,7 @@ from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, ObjectChanged, StorageUnavailable
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, ContentHash, Revision
 from lamfs.mover.client import Mover
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStore, StorageConfig
 from tests.support.servers import SeaweedServer
@@ -81,7 +82,7 @@ async def test_a_file_read_in_every_manner(rig: Rig) -> None:
     data = make_bytes(6 * BLOCK_SIZE + 1234)
     revision = await rig.put("a/ä b.bin", data)
     file = rig.cache.open(revision)
-    reader = rig.cache.reader()
+    reader = Prefetcher(rig.cache).reader()
     for offset in range(0, len(data), 256 << 10):
         assert await reader.read(file, offset, 256 << 10) == data[offset : offset + (256 << 10)]
     file.close()
@@ -103,7 +104,7 @@ async def test_a_put_becomes_the_cache_file_and_a_replace_keeps_readers_whole(ri
     await reader.read(0, 10)
     new = await rig.put("k", second)
     with rig.spool.open("r+b") as stream:
-        assert rig.cache.adopt(stream.fileno(), str(rig.spool), new)
+        assert rig.cache.import_file(stream.fileno(), str(rig.spool), new)
     file = rig.cache.open(new)
     assert file.read_now(0, len(second)) == second
     assert reader.read_now(0, 10) == first[:10]

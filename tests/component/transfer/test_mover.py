@@ -489,23 +489,23 @@ async def test_many_small_files_are_fetched_at_once(mover: Mover, config: Storag
     files[3] = files[3]._replace(key="gone")
     files[5] = files[5]._replace(digest=b"x" * 32)
     files[7] = files[7]._replace(path=f"/proc/{os.getpid()}/fd/99999")
-    landed: dict[int, LamfsError | None] = {}
-    await mover.fetch_files(files, lambda number, error: landed.update({number: error}))
-    assert sorted(landed) == list(range(40))
-    failed = {number: type(error) for number, error in landed.items() if error is not None}
+    arrived: dict[int, LamfsError | None] = {}
+    await mover.fetch_files(files, lambda number, error: arrived.update({number: error}))
+    assert sorted(arrived) == list(range(40))
+    failed = {number: type(error) for number, error in arrived.items() if error is not None}
     assert failed == {3: ObjectMissing, 5: DamagedData, 7: StorageError}
     assert all(
-        Path(files[number].path).read_bytes() == make_bytes(100 + number) for number in set(landed) - set(failed)
+        Path(files[number].path).read_bytes() == make_bytes(100 + number) for number in set(arrived) - set(failed)
     )
     mover_pid = mover.pid
     assert mover_pid is not None
     os.kill(mover_pid, signal.SIGSTOP)
-    landed.clear()
+    arrived.clear()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(mover.fetch_files, files[:3], lambda number, error: landed.update({number: error}))
+        nursery.start_soon(mover.fetch_files, files[:3], lambda number, error: arrived.update({number: error}))
         await trio.testing.wait_all_tasks_blocked()
         os.kill(mover_pid, signal.SIGKILL)
-    assert {number: type(error) for number, error in landed.items()} == dict.fromkeys(range(3), TransferDied)
+    assert {number: type(error) for number, error in arrived.items()} == dict.fromkeys(range(3), TransferDied)
 
 
 async def test_one_of_many_small_files_that_cannot_be_stored(

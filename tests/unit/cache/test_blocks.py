@@ -29,6 +29,7 @@ from lamfs.errors import (
     TransferDied,
 )
 from lamfs.model import BLOCK_SIZE, Revision
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.storage.base import StorageConfig
 from lamfs.storage.local import LocalStore
 from tests.support.transfer import FakeMover, FakeStore, content_of, make_bytes, open_fds, until
@@ -47,7 +48,8 @@ class Rig:
     @contextlib.asynccontextmanager
     async def mount(self, *, limit: int = 1 << 40, prefetch: int = 0) -> AsyncIterator[BlockCache]:
         index = CacheIndex(self.dir)
-        cache = BlockCache(self.store, self.mover, index, self.dir, limit_bytes=limit, prefetch_blocks=prefetch)  # type: ignore[arg-type]
+        cache = BlockCache(self.store, self.mover, index, self.dir, limit_bytes=limit)  # type: ignore[arg-type]
+        Prefetcher(cache, blocks=prefetch)
         async with trio.open_nursery() as nursery:
             await nursery.start(cache.run)
             yield cache
@@ -584,7 +586,7 @@ async def test_strays_of_a_lost_index_are_swept(rig: Rig) -> None:
 # ---- adopt and drop
 
 
-async def test_an_adopted_spool_file_is_the_cache_file(rig: Rig, tmp_path: Path) -> None:
+async def test_an_imported_spool_file_is_the_cache_file(rig: Rig, tmp_path: Path) -> None:
     first, data = make_bytes(100, 1), make_bytes(BLOCK_SIZE + 100, 2)
     spool = tmp_path / "spool"
     async with rig.mount() as cache:
@@ -596,7 +598,7 @@ async def test_an_adopted_spool_file_is_the_cache_file(rig: Rig, tmp_path: Path)
         revision = rig.store.put("d/k", data)
         fetched = len(rig.mover.fetches)
         with spool.open("r+b") as stream:
-            assert cache.adopt(stream.fileno(), str(spool), revision)
+            assert cache.import_file(stream.fileno(), str(spool), revision)
         assert not spool.exists()
         file = cache.open(revision)
         assert file.read_now(0, len(data)) == data
@@ -614,7 +616,7 @@ async def test_an_adopted_spool_file_is_the_cache_file(rig: Rig, tmp_path: Path)
         file.close()
 
 
-async def test_adopting_over_a_file_that_is_being_read(rig: Rig, tmp_path: Path) -> None:
+async def test_importing_over_a_file_that_is_being_read(rig: Rig, tmp_path: Path) -> None:
     data = make_bytes(2 * BLOCK_SIZE)
     revision = rig.store.put("k", data)
     spool = tmp_path / "spool"
@@ -623,7 +625,7 @@ async def test_adopting_over_a_file_that_is_being_read(rig: Rig, tmp_path: Path)
         reader = cache.open(revision)
         await reader.read(0, 10)
         with spool.open("r+b") as stream:
-            assert cache.adopt(stream.fileno(), str(spool), revision)
+            assert cache.import_file(stream.fileno(), str(spool), revision)
         assert await reader.read(0, len(data)) == data
         reader.close()
         file = cache.open(revision)
@@ -631,7 +633,7 @@ async def test_adopting_over_a_file_that_is_being_read(rig: Rig, tmp_path: Path)
         file.close()
 
 
-async def test_what_cannot_be_adopted_stays_as_it_is(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_imported_stays(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     revision = rig.store.put("k", b"abc")
     spool, other = tmp_path / "spool", tmp_path / "other"
     spool.write_bytes(b"abc")
@@ -642,16 +644,16 @@ async def test_what_cannot_be_adopted_stays_as_it_is(rig: Rig, tmp_path: Path, m
 
     async with rig.mount() as cache:
         with spool.open("r+b") as stream:
-            assert not cache.adopt(stream.fileno(), str(other), revision)
-            assert not cache.adopt(stream.fileno(), str(tmp_path / "nowhere"), revision)
-            assert not cache.adopt(stream.fileno(), str(spool), rig.store.put("k2", b"longer"))
+            assert not cache.import_file(stream.fileno(), str(other), revision)
+            assert not cache.import_file(stream.fileno(), str(tmp_path / "nowhere"), revision)
+            assert not cache.import_file(stream.fileno(), str(spool), rig.store.put("k2", b"longer"))
             with monkeypatch.context() as patch:
                 patch.setattr("os.rename", rename)
-                assert not cache.adopt(stream.fileno(), str(spool), revision)
+                assert not cache.import_file(stream.fileno(), str(spool), revision)
             assert spool.read_bytes() == b"abc"
             assert not rig.path("k").exists()
             assert cache.stats()["cached_bytes"] == 0
-            assert cache.adopt(stream.fileno(), str(spool), revision)
+            assert cache.import_file(stream.fileno(), str(spool), revision)
 
 
 async def test_dropping_an_object_keeps_its_readers(rig: Rig) -> None:
@@ -710,7 +712,7 @@ async def test_local_files_are_read_in_place_and_verified_once(local: LocalStore
         assert os.fstat(await file.fill()).st_ino == os.stat(f"{local.root}/d/k").st_ino
         assert len({block for _, block in mover.verifies}) == len(mover.verifies)
         file.close()
-        assert not cache.adopt(file.fd(), f"{local.root}/d/k", revision)
+        assert not cache.import_file(file.fd(), f"{local.root}/d/k", revision)
     assert not mover.fetches
     assert not (tmp_path / "cache" / local.cache_name).exists()
 

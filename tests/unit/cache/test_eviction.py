@@ -14,15 +14,16 @@ import trio
 from lamfs.cache import blockfile, eviction, holes, sparse
 from lamfs.cache import blocks as blocks_module
 from lamfs.cache import index as index_module
-from lamfs.cache.blocks import BlockCache, BlockFile, Reader
+from lamfs.cache.blocks import BlockCache, BlockFile
 from lamfs.cache.files import cache_file
 from lamfs.cache.index import CacheIndex
 from lamfs.cache.states import ABSENT
 from lamfs.errors import StorageFull
 from lamfs.fs.state import Spool
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE
+from lamfs.prefetch.patterns import Reader
 from tests.support.transfer import make_bytes, until
-from tests.unit.cache.test_leaves import Rig
+from tests.unit.cache.test_leaves import Rig, prefetcher_of
 
 REGION = 2 * BLOCK_SIZE
 BIG = make_bytes(8 * BLOCK_SIZE + 3)
@@ -60,7 +61,7 @@ async def read(file: BlockFile, reader: Reader, offset: int) -> None:
 
 async def read_all(cache: BlockCache, rig: Rig, key: str = "k", *, upto: int = len(BIG)) -> None:
     file = cache.open(rig.revisions[key])
-    reader = cache.reader()
+    reader = prefetcher_of(cache).reader()
     for offset in range(0, upto, 1 << 20):
         await read(file, reader, offset)
     file.close()
@@ -91,7 +92,7 @@ async def test_a_file_larger_than_the_limit_passes_through(rig: Rig) -> None:
     worst = 0
     async with rig.mount(limit=2 * REGION, prefetch=2) as cache:
         file = cache.open(rig.revisions["k"])
-        reader = cache.reader()
+        reader = prefetcher_of(cache).reader()
         for offset in range(0, len(BIG), 1 << 20):
             await read(file, reader, offset)
             if offset % BLOCK_SIZE == 0:
@@ -229,13 +230,13 @@ async def test_the_floor_of_free_space(rig: Rig, monkeypatch: pytest.MonkeyPatch
         cache._work.set()
         await until(lambda: not rig.path("a").exists())
         assert rig.path("b").exists(), "no more than needed"
-        assert not cache._flights.tight
+        assert not cache.fetches.tight
         monkeypatch.setattr(cache._evictor, "shortage", lambda: 5)
         cache._work.set()
-        await until(lambda: cache._flights.tight)
+        await until(lambda: cache.fetches.tight)
         fetched = len(rig.mover.fetches)
         file = cache.open(rig.revisions["a"])
-        reader = cache.reader()
+        reader = prefetcher_of(cache).reader()
         for number in range(4):
             assert await reader.read(file, number * LEAF_SIZE, 10) == data[number * LEAF_SIZE :][:10]
         await trio.testing.wait_all_tasks_blocked(0.02)
@@ -272,7 +273,7 @@ async def test_a_cache_that_can_hold_nothing_still_reads(rig: Rig, monkeypatch: 
         with monkeypatch.context() as patch:
             patch.setattr("lamfs.cache.sparse.open_file", full)
             file = cache.open(revision)
-        reader = cache.reader()
+        reader = prefetcher_of(cache).reader()
         for offset, size in ((0, 10), (LEAF_SIZE, 10), (BLOCK_SIZE - 5, 10), (2 * BLOCK_SIZE, 100)):
             assert await reader.read(file, offset, size) == data[offset : offset + size]
         assert await file.read(0, len(data)) == data
@@ -310,13 +311,13 @@ async def test_a_block_that_is_grafted_is_not_punched(rig: Rig, tmp_path: Path) 
             stream.write(new[:BLOCK_SIZE])
             stream.truncate(len(new))
             stream.flush()
-            assert cache.adopt(stream.fileno(), str(spool), revision, range(1, revision.block_count()))
+            assert cache.import_file(stream.fileno(), str(spool), revision, range(1, revision.block_count()))
         file = cache.open(revision)
         assert await file.read(BLOCK_SIZE + 5, 5) == new[BLOCK_SIZE + 5 :][:5]
         await written.wait()
         await evict(cache, 0)
         evicted.set()
-        await until(lambda: file.holds(BLOCK_SIZE, 1))
+        await until(lambda: file.has(BLOCK_SIZE, 1))
         right = await file.read(0, len(new)) == new
         assert right
         file.close()
@@ -331,7 +332,7 @@ async def test_a_spool_file_that_another_mount_has_open_gets_no_holes(rig: Rig, 
     theirs = Spool(os.open(path, os.O_RDWR), path.name)
     async with rig.mount() as cache:
         with open(path, "r+b") as stream:
-            assert cache.adopt(stream.fileno(), str(path), revision, range(1, revision.block_count()))
+            assert cache.import_file(stream.fileno(), str(path), revision, range(1, revision.block_count()))
         await evict(cache, 0)
         assert os.pread(theirs.fd, 9, 0) == BIG[:9]
         theirs.close()

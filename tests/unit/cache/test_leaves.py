@@ -13,7 +13,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamfs.cache import flights, stretches
+from lamfs.cache import fetches
 from lamfs.cache.bits import leaf_bytes, leaf_mask
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.files import cache_file
@@ -21,6 +21,8 @@ from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, TransferDied
 from lamfs.hashing import hash_leaves
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, Revision
+from lamfs.prefetch import settings as limits
+from lamfs.prefetch.scheduler import Prefetcher
 from tests.support.transfer import FakeMover, FakeStore, make_bytes, until
 
 SIZE = 2 * BLOCK_SIZE + 3 * LEAF_SIZE + 100
@@ -62,9 +64,9 @@ class Rig:
             index,
             self.dir,
             limit_bytes=limit,
-            prefetch_blocks=prefetch,
             leaves=self.leaves,
         )
+        Prefetcher(cache, blocks=prefetch)
         async with trio.open_nursery() as nursery:
             await nursery.start(cache.run)
             yield cache
@@ -73,6 +75,13 @@ class Rig:
 
     def path(self, key: str) -> Path:
         return self.dir / self.store.cache_name / key
+
+
+def prefetcher_of(cache: BlockCache) -> Prefetcher:
+    """The one that Rig.mount has made for a cache."""
+    found = cache.fetches.prefetch
+    assert isinstance(found, Prefetcher)
+    return found
 
 
 @pytest.fixture
@@ -274,8 +283,8 @@ async def test_readers_of_leaves_are_told_when_the_cache_stops(rig: Rig) -> None
 
 
 async def test_dense_random_reading_brings_the_rest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flights, "DENSE", 3)
-    monkeypatch.setattr(flights, "DENSE_BYTES", BLOCK_SIZE)
+    monkeypatch.setattr(limits, "WHOLE_MISSES", 3)
+    monkeypatch.setattr(limits, "WHOLE_BYTES_PER_MISS", BLOCK_SIZE)
     data = make_bytes(6 * BLOCK_SIZE)
     revision = rig.put("k", data)
     async with rig.mount(prefetch=8) as cache:
@@ -287,7 +296,7 @@ async def test_dense_random_reading_brings_the_rest(rig: Rig, monkeypatch: pytes
         await file.read(BLOCK_SIZE, 10)
         await trio.testing.wait_all_tasks_blocked()
         assert file.read_now(0, len(data)) == data
-        assert rig.mover.most_fetching <= flights.PREFETCH_JOBS + 1
+        assert rig.mover.most_fetching <= limits.JOBS + 1
         assert sum(length == BLOCK_SIZE for _, length in rig.mover.ranges) == 6
         file.close()
 
@@ -296,11 +305,11 @@ async def test_dense_random_reading_brings_the_rest(rig: Rig, monkeypatch: pytes
 async def test_while_the_rest_is_brought_quickly_reads_bring_their_blocks(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, soon: float, length: int
 ) -> None:
-    monkeypatch.setattr(flights, "DENSE", 2)
-    monkeypatch.setattr(flights, "DENSE_BYTES", 1 << 40)
-    monkeypatch.setattr(flights, "DENSE_SOON", soon)
-    monkeypatch.setattr(flights, "PREFETCH_OF_FILE", 1)
-    monkeypatch.setattr(stretches, "STRETCH", 1)
+    monkeypatch.setattr(limits, "WHOLE_MISSES", 2)
+    monkeypatch.setattr(limits, "WHOLE_BYTES_PER_MISS", 1 << 40)
+    monkeypatch.setattr(limits, "WHOLE_SOON", soon)
+    monkeypatch.setattr(limits, "JOBS_OF_FILE", 1)
+    monkeypatch.setattr(fetches, "STRETCH", 1)
     data = make_bytes(12 * BLOCK_SIZE)
     revision = rig.put("k", data)
     async with rig.mount(prefetch=8) as cache:
@@ -311,7 +320,7 @@ async def test_while_the_rest_is_brought_quickly_reads_bring_their_blocks(
             nursery.start_soon(file.read, 10 * BLOCK_SIZE, 10)
             await until(lambda: rig.mover.fetching == 2)
             assert sorted(rig.mover.ranges)[:1] == [(0, BLOCK_SIZE)]  # the first of the rest, which goes no further
-            monkeypatch.setattr(flights, "PREFETCH_OF_FILE", 0)
+            monkeypatch.setattr(limits, "JOBS_OF_FILE", 0)
             rig.mover.gate.set()
         at = 11 * BLOCK_SIZE
         assert await file.read(at + 3 * LEAF_SIZE, 10) == data[at + 3 * LEAF_SIZE :][:10]
@@ -321,9 +330,9 @@ async def test_while_the_rest_is_brought_quickly_reads_bring_their_blocks(
 
 
 async def test_the_rest_of_a_file_is_not_brought_after_its_close(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flights, "DENSE", 3)
-    monkeypatch.setattr(flights, "DENSE_BYTES", 1 << 40)
-    monkeypatch.setattr(flights, "PREFETCH_JOBS", 2)
+    monkeypatch.setattr(limits, "WHOLE_MISSES", 3)
+    monkeypatch.setattr(limits, "WHOLE_BYTES_PER_MISS", 1 << 40)
+    monkeypatch.setattr(limits, "JOBS", 2)
     data = make_bytes(12 * BLOCK_SIZE)
     revision = rig.put("k", data)
     async with rig.mount(prefetch=8) as cache:

@@ -9,7 +9,7 @@ import pytest
 
 from lamfs.cli import main
 from lamfs.daemon.options import KERNEL_WORDS, MountOptions, apply_words
-from lamfs.fs import room
+from lamfs.fs import backpressure
 from lamfs.sizes import parse_size
 
 ROOT = Path(__file__).parents[3]
@@ -50,7 +50,7 @@ def test_the_defaults_it_names_are_the_defaults() -> None:
     assert "`20G` (default)" in text
     assert options.spool_limit == parse_size("32G")
     assert "`32G` (default)" in text
-    assert room.FLOOR == (1 << 30, 0.02)
+    assert backpressure.FLOOR == (1 << 30, 0.02)
     assert "by default 1 GiB, and at most 2 % of the disk" in text
     assert f"for its own. Default {options.timeout:.0f}." in text
     assert f"1 to 64. Default {options.uploads}." in text

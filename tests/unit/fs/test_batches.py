@@ -12,7 +12,7 @@ import trio.testing
 
 from lamfs.errors import LamfsError, StorageError, StorageUnavailable
 from lamfs.model import ROOT_INO
-from lamfs.work import pacing
+from lamfs.work import debounce
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -146,8 +146,8 @@ def test_who_waits_for_one_file_does_not_wait_for_others(make_box: MakeBox) -> N
 
 def test_uploads_wait_while_many_files_are_made(make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not for those that somebody waits for."""
-    monkeypatch.setattr(pacing, "QUIET", 60.0)
-    monkeypatch.setattr(pacing, "WAIT", 60.0)
+    monkeypatch.setattr(debounce, "QUIET", 60.0)
+    monkeypatch.setattr(debounce, "WAIT", 60.0)
     box = make_box("s3")
 
     async def scenario(user: User) -> None:
@@ -169,7 +169,7 @@ def test_uploads_wait_while_many_files_are_made(make_box: MakeBox, monkeypatch: 
 
 
 def test_uploads_wait_while_new_files_are_opened(make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "QUIET", 0.5)
+    monkeypatch.setattr(debounce, "QUIET", 0.5)
     box = make_box("s3")
 
     async def scenario(user: User) -> None:
@@ -191,22 +191,22 @@ def test_uploads_wait_while_new_files_are_opened(make_box: MakeBox, monkeypatch:
 
 def test_files_that_are_opened_make_uploads_wait_after_many_were_made_only() -> None:
     async def main() -> None:
-        pace = pacing.Pace()
+        burst = debounce.Debounce()
         inodes = itertools.count(1)
-        for _ in range(pacing.MANY - 1):
-            pace.closed(next(inodes))
-            pace.opened()
-        assert pace.pause() == 0.0
-        pace.closed(next(inodes))
+        for _ in range(debounce.MANY - 1):
+            burst.closed(next(inodes))
+            burst.opened()
+        assert burst.pause() == 0.0
+        burst.closed(next(inodes))
         waited = 0.0
-        while pace.pause():
-            await trio.sleep(pacing.QUIET / 2)
-            waited += pacing.QUIET / 2
-            pace.opened()
-        assert waited == pytest.approx(pacing.WAIT, abs=pacing.QUIET)
-        await trio.sleep(pacing.QUIET * 1.01)
-        pace.opened()
-        assert pace.pause() == 0.0
+        while burst.pause():
+            await trio.sleep(debounce.QUIET / 2)
+            waited += debounce.QUIET / 2
+            burst.opened()
+        assert waited == pytest.approx(debounce.WAIT, abs=debounce.QUIET)
+        await trio.sleep(debounce.QUIET * 1.01)
+        burst.opened()
+        assert burst.pause() == 0.0
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.0))
 
@@ -215,28 +215,28 @@ def test_how_long_uploads_wait() -> None:
     """As long as files are closed one after the other, and for WAIT at most; then again once all are stored."""
 
     async def main() -> None:
-        pace = pacing.Pace()
+        burst = debounce.Debounce()
         inodes = itertools.count(1)
-        for _ in range(pacing.MANY - 1):
-            pace.closed(next(inodes))
-        pace.closed(pacing.MANY - 1)  # the last one again
-        assert pace.pause() == 0.0
-        pace.closed(next(inodes))
-        assert 0.0 < pace.pause() <= pacing.QUIET
+        for _ in range(debounce.MANY - 1):
+            burst.closed(next(inodes))
+        burst.closed(debounce.MANY - 1)  # the last one again
+        assert burst.pause() == 0.0
+        burst.closed(next(inodes))
+        assert 0.0 < burst.pause() <= debounce.QUIET
         waited = 0.0
-        while pace.pause():
-            await trio.sleep(pacing.QUIET / 2)
-            waited += pacing.QUIET / 2
-            pace.closed(next(inodes))
-        assert waited == pytest.approx(pacing.WAIT, abs=pacing.QUIET)
-        pace.closed(next(inodes))
-        assert pace.pause() == 0.0
-        pace.drained()
-        assert pace.pause() > 0.0
-        await trio.sleep(pacing.QUIET * 1.01)
-        assert pace.pause() == 0.0
-        pace.closed(next(inodes))
-        assert pace.pause() == 0.0
+        while burst.pause():
+            await trio.sleep(debounce.QUIET / 2)
+            waited += debounce.QUIET / 2
+            burst.closed(next(inodes))
+        assert waited == pytest.approx(debounce.WAIT, abs=debounce.QUIET)
+        burst.closed(next(inodes))
+        assert burst.pause() == 0.0
+        burst.drained()
+        assert burst.pause() > 0.0
+        await trio.sleep(debounce.QUIET * 1.01)
+        assert burst.pause() == 0.0
+        burst.closed(next(inodes))
+        assert burst.pause() == 0.0
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.0))
 

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from lamfs.errors import FsError, LamfsError, RegistryError, StorageUnavailable, TooLarge
-from lamfs.fs import room
+from lamfs.fs import backpressure
 from lamfs.fs.filesystem import Changes
 from lamfs.fs.state import Spool
 from lamfs.model import ROOT_INO, JournalEntry
@@ -258,8 +258,8 @@ def test_an_edit_that_fails_on_a_full_disk_is_no_edit(box: Box, monkeypatch: pyt
         await user.sync()
         opened = await user.open("a")
         with monkeypatch.context() as patch:
-            patch.setattr(room, "RESERVE", 1 << 60)
-            user.fs.spooling.room._left = 0
+            patch.setattr(backpressure, "RESERVE", 1 << 60)
+            user.fs.spooling.back_pressure._left = 0
             if os.stat(box.spool).st_dev == os.stat(box.base).st_dev:
                 with pytest.raises(OSError, match="space"):
                     await user.fs.files.write(opened.number, 0, b"x")

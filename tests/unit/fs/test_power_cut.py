@@ -290,7 +290,7 @@ def test_changed_places_are_durable_soon(disk: str, make_power: Callable[..., Po
             opened = await user.open("big")
             await user.pwrite(opened, b"patched", offset)
             await user.close(opened)
-        await user.fs.context.uploader.settling.finish()
+        await user.fs.context.uploader.range_sync.finish()
         await user.fs.context.uploader.durable()
         user.history.clear()
         user.look()
@@ -322,10 +322,10 @@ def test_an_append_that_was_not_noted_as_durable(
         await user.open("big")  # so nothing is stored
         if before:
             await append(user, before, len(LARGE))
-            await uploader.settling.finish()
+            await uploader.range_sync.finish()
             user.history.clear()
             user.look()
-        uploader.settling.ask = lambda src: None  # type: ignore[method-assign]
+        uploader.range_sync.ask = lambda src: None  # type: ignore[method-assign]
         await append(user, b"patched", len(LARGE) + len(before) + apart)
         await append(user, b"patched", 100)
         entry = user.fs.context.registry.journal.entries()[0]

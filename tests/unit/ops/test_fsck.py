@@ -319,7 +319,7 @@ class OddStore:
     """A bucket in which others have stored, and begun to upload, what lamfs would not."""
 
     kind = "s3"
-    on_disk = takes_files = False
+    on_disk = imports_files = False
 
     def __init__(self, store: ObjectStore, keys: list[str]) -> None:
         self._store = store

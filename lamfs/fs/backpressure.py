@@ -1,9 +1,8 @@
-"""How much may be written to the spool: writers slow down near its limit, then wait for the uploader. Loop only.
+"""Back-pressure: writers slow down near the spool's limit, then wait for the uploader. Loop only.
 
-A disk that the spool shares with the registry must never be full: a registry that cannot commit could not strike off
-what is stored, so the spool would never become empty again, and not even the next mount could start. So writers get
-ENOSPC while there is still room for the registry; but only when there is nothing that the uploader or the cache could
-make room of.
+A disk that the spool shares with the registry must never be full. A registry that cannot commit cannot strike off what
+is stored: the spool would never drain, and not even the next mount could start. So writers get ENOSPC while the
+registry still has space, but only when neither the uploader nor the cache can free any.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from lamfs.spool import SpoolFolder
 from lamfs.work.uploader import Uploader
 
 RESERVE = 8 << 20
-"""Bytes of the disk that are left to the registry: its write-ahead log (4 MiB) and what it grows while it drains."""
+"""Bytes of the disk that are left to the registry: its log (4 MiB) and its growth while the spool drains."""
 STEP = 64 << 20
-"""At most so many bytes are written between two looks at disk and spool."""
+"""Bytes that are written between two looks at disk and spool, at most."""
 SOFT = 0.75
-"""Share of the limit from which on writers are slowed down."""
+"""Share of the limit above which writers are slowed down."""
 SLOW = 0.25
-"""Seconds that a writer waits at each step, just below the limit; shorter the farther it is from it."""
+"""Seconds that a writer waits at each step just below the limit. Farther from it the wait is shorter."""
 LOOK = 0.1
 """Seconds between two looks while a writer waits."""
 FLOOR = (1 << 30, 0.02)
-"""Without a setting: bytes, and share of the disk, of which the smaller is left free by waiting writers."""
+"""Without a setting: bytes, and share of the disk. Writers leave the smaller of the two free."""
 
 
-class Room:
-    """Room in the spool, counted down between two looks at it.
+class BackPressure:
+    """Bytes that may be written to the spool, counted down between two looks at it.
 
-    ``limit``: bytes in the spool; ``floor``: bytes of its disk that stay free (None: see FLOOR); both only as long as
-    the uploader can make room: where storage is a folder on the same disk it cannot, and only ENOSPC is left.
-    ``make_room`` lets the cache give up some of what it has; False when it has nothing more.
+    ``limit``: bytes in the spool; ``floor``: bytes of its disk that stay free (None: see FLOOR). Both hold only while
+    the uploader can drain the spool. When storage is a folder on the same disk it cannot, and only ENOSPC is left.
+    ``make_room`` evicts some of the cache; it returns False when nothing is left to evict.
     """
 
     def __init__(
@@ -65,10 +64,10 @@ class Room:
         self._left = 0
         self._shared: bool | None = None
         self.waiting = 0
-        """Writers that wait for room now."""
+        """Writers that are waiting now."""
 
-    def take(self, size: int) -> bool:
-        """``size`` bytes are about to be written; False when ``wait`` has to be awaited before."""
+    def admit(self, size: int) -> bool:
+        """Whether ``size`` bytes may be written now. False: await ``wait`` first."""
         if size < self._left:
             self._left -= size
             return True
@@ -82,8 +81,8 @@ class Room:
     async def wait(self, size: int) -> None:
         """Return when ``size`` bytes may be written.
 
-        Raises OSError(ENOSPC) when the disk is full and nothing can make room, FsError(EIO) when storage fails, and has
-        taken nothing for the mount's timeout while the spool was at its limit.
+        Raises OSError(ENOSPC) when the disk is full and nothing can be freed; FsError(EIO) when storage fails and has
+        accepted nothing for the mount's timeout while the spool was at its limit.
         """
         deadline, seen = trio.current_time() + self._timeout, self._progress()
         known = self._uploader.fresh.value()
@@ -107,7 +106,7 @@ class Room:
                 now = self._progress()
                 fresh = self._uploader.fresh.value()
                 if now > seen or fresh != known:
-                    # What has to be sent again was counted before, and of what is tried again nothing else counts.
+                    # Bytes that are sent again were counted before. During a retry nothing else counts as progress.
                     known = fresh
                     deadline, seen = trio.current_time() + self._timeout, now
                 elif trio.current_time() > deadline and self._uploader.failed_tries > failed:

@@ -1,4 +1,4 @@
-"""Spool files that become cache files, once what is in them is stored. Synchronous, any thread."""
+"""Spool files that become cache files once their content is stored. Synchronous, any thread."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Taken:
-    """The new cache file: descriptor (-1: it is not kept open), inode, and state of each block. ``donor``: the file
-    that was at its place, of an earlier revision. The caller owns both descriptors."""
+class Imported:
+    """The new cache file: descriptor (-1: it is not kept open), inode, and state of each block.
+
+    ``donor``: the file of an earlier revision that was at its path. The caller owns both descriptors.
+    """
 
     fd: int
     ino: int
@@ -27,7 +29,7 @@ class Taken:
     donor: sparse.Opened | None
 
 
-def take(
+def import_file(
     index: CacheIndex,
     cache_dir: Path,
     path: str,
@@ -35,10 +37,10 @@ def take(
     spool_path: str,
     revision: Revision,
     missing: Collection[int],
-) -> Taken | None:
-    """Rename a spool file (open as ``fd``), which has all blocks of ``revision`` but ``missing``, to its cache path.
+) -> Imported | None:
+    """Rename a spool file, open as ``fd``, to its cache path. It has all blocks of ``revision`` but ``missing``.
 
-    None, and nothing changed, when it is on another file system, or is not that file.
+    Returns None, and changes nothing, when it is on another file system, or is not that file.
     """
     full = os.path.join(cache_dir, path)
     donor: sparse.Opened | None = None
@@ -77,4 +79,4 @@ def take(
     if own < 0 and donor is not None:
         os.close(donor.fd)
         donor = None
-    return Taken(own, ino, state, donor)
+    return Imported(own, ino, state, donor)

@@ -15,11 +15,11 @@ import trio
 from lamfs.cache.blocks import BlockCache
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import DamagedData, ObjectMissing, StorageUnavailable, TransferDied
-from lamfs.fs import sweeps
 from lamfs.fs.counters import Counters
-from lamfs.fs.neighbours import IDLE_SECONDS, SWEEP_SECONDS, Neighbours
-from lamfs.fs.walks import MOST_FILES
 from lamfs.model import BLOCK_SIZE
+from lamfs.prefetch import settings
+from lamfs.prefetch.directories import DirectoryPrefetch
+from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Provenance, Registry
 from tests.support.transfer import FakeMover, FakeStore
 from tests.unit.registry.conftest import Hands
@@ -61,7 +61,7 @@ class Rig:
     async def mount(self, *, limit: int = 1 << 40) -> AsyncIterator[None]:
         index = CacheIndex(self.dir)
         self.cache = BlockCache(self.store, self.mover, index, self.dir, limit_bytes=limit)  # type: ignore[arg-type]
-        self.neighbours = Neighbours(self.registry, self.cache, self.counted)
+        self.directories = DirectoryPrefetch(self.registry, Prefetcher(self.cache).files, self.counted)
         async with trio.open_nursery() as nursery:
             await nursery.start(self.cache.run)
             yield
@@ -73,11 +73,11 @@ class Rig:
         assert record.ino is not None
         file = self.cache.open(record.revision)
         try:
-            self.neighbours.read(record.ino, record.revision)
+            self.directories.read(record.ino, record.revision)
             data = file.read_now(0, 1 << 20)
             if data is None:
-                if not file.holds(0, 1):
-                    self.neighbours.missed(record.ino)
+                if not file.has(0, 1):
+                    self.directories.missed(record.ino)
                     self.missed.append(path)
                 data = await file.read(0, 1 << 20)
             assert data == self.data[path][: 1 << 20]
@@ -146,7 +146,7 @@ async def test_what_was_fetched_ahead_is_recorded_as_what_was_read(rig: Rig) -> 
 async def test_some_files_in_no_order_are_not_fetched_ahead(rig: Rig) -> None:
     paths = shuffled(rig.put(NAMES))
     async with rig.mount():
-        await rig.read_all(paths[: sweeps.DENSE - 1])
+        await rig.read_all(paths[: settings.SCATTER_MISSES - 1])
     assert rig.waste() <= 5
 
 
@@ -155,8 +155,8 @@ async def read_until_swept(rig: Rig, paths: list[str]) -> int:
     for number, path in enumerate(paths):
         before = rig.waste()
         await rig.read_all([path])
-        if any(sweep.begun for sweep in rig.neighbours._sweeps.values()):
-            assert 0 < rig.waste() - before <= sweeps.STEP
+        if any(each.begun for each in rig.directories._scattered.values()):
+            assert 0 < rig.waste() - before <= settings.SCATTER_STEP
             return number + 1
         assert rig.waste() <= 5
     return len(paths)
@@ -166,23 +166,23 @@ async def test_many_files_in_no_order_bring_the_others_bit_by_bit(rig: Rig) -> N
     paths = shuffled(rig.put(NAMES))
     async with rig.mount():
         read = await read_until_swept(rig, paths)
-        assert sweeps.DENSE <= read <= sweeps.DENSE + 10
+        assert settings.SCATTER_MISSES <= read <= settings.SCATTER_MISSES + 10
         await rig.read_all(paths[read:])
-        assert rig.waste() == rig.neighbours._swept == 0
+        assert rig.waste() == rig.directories._scattered_bytes == 0
     assert len(rig.missed) <= read + 15
     assert len(rig.fetched()) == len(set(rig.fetched())) == len(paths)
 
 
 async def test_a_part_of_a_large_directory_brings_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "DENSE_PART", 2)
+    monkeypatch.setattr(settings, "SCATTER_PART", 2)
     paths = shuffled(rig.put([*NAMES, "other"]))
     paths.remove("other")
     async with rig.mount():
         read = await read_until_swept(rig, paths)
         assert len(paths) // 2 <= read < len(paths)
-        await trio.sleep(SWEEP_SECONDS + 1)
+        await trio.sleep(settings.SCATTER_IDLE + 1)
         await rig.read("other")
-        assert rig.neighbours._swept == 0
+        assert rig.directories._scattered_bytes == 0
     assert rig.counted.prefetched_wasted >= 1
 
 
@@ -202,10 +202,10 @@ async def test_a_program_that_stops_wastes_no_more_than_it_used(rig: Rig) -> Non
         await rig.read_all(paths[:10])
         assert 0 < rig.waste() <= 12
         assert rig.counted.prefetched_wasted == 0
-        await trio.sleep(IDLE_SECONDS + 1)
+        await trio.sleep(settings.ORDER_IDLE + 1)
         await rig.read("z")
         assert rig.counted.prefetched_wasted == rig.waste()
-        assert rig.neighbours._bytes == 0
+        assert rig.directories._ordered_bytes == 0
 
 
 async def test_who_skips_files_gets_fewer_ahead(rig: Rig) -> None:
@@ -214,7 +214,7 @@ async def test_who_skips_files_gets_fewer_ahead(rig: Rig) -> None:
         await rig.read_all(paths[:12])
         await rig.read_all(paths[12::6])
     assert rig.waste() <= 40
-    assert rig.neighbours._bytes <= 100 * MOST_FILES
+    assert rig.directories._ordered_bytes <= 100 * settings.ORDER_WINDOW
 
 
 async def test_the_window_grows_and_is_bounded(rig: Rig) -> None:
@@ -226,8 +226,8 @@ async def test_the_window_grows_and_is_bounded(rig: Rig) -> None:
             ahead.append(rig.waste())
     assert ahead[1] == 0
     assert 4 <= ahead[2] <= 6
-    assert max(ahead) <= MOST_FILES + 1
-    assert max(ahead) >= MOST_FILES // 2
+    assert max(ahead) <= settings.ORDER_WINDOW + 1
+    assert max(ahead) >= settings.ORDER_WINDOW // 2
 
 
 async def test_subdirectories(rig: Rig) -> None:
@@ -294,7 +294,7 @@ async def test_errors_are_left_to_who_really_reads(rig: Rig) -> None:
             rig.mover.gate.set()
         assert rig.counted.prefetched_used == 1
         assert rig.counted.prefetched_wasted + 1 == rig.counted.prefetched_files > 1
-        assert rig.neighbours._bytes == 0
+        assert rig.directories._ordered_bytes == 0
         await rig.read_all(paths[2:])
     assert len(rig.missed) <= 10
 
@@ -375,7 +375,7 @@ async def test_no_more_is_fetched_ahead_than_there_is_room_for(rig: Rig) -> None
     async with rig.mount(limit=64 * 32 * KIB):
         for path in paths:
             await rig.read_all([path])
-            ahead.append(rig.neighbours._bytes)
+            ahead.append(rig.directories._ordered_bytes)
     assert max(ahead[:20]) > 32 * KIB
     assert 0 < max(ahead[150:]) <= 32 * KIB  # it is full by then
     assert len(rig.fetched()) == len(paths)

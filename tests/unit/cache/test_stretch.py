@@ -1,4 +1,4 @@
-"""Blocks that one request prefetches together: each lands when it has come, and what fails is left to itself."""
+"""Blocks that one request prefetches together: each ends when it has come, and what fails is left to itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lamfs.cache.blocks import BlockCache, BlockFile
 from lamfs.errors import DamagedData, LamfsError, StorageFull, StorageUnavailable, TransferDied
 from lamfs.model import BLOCK_SIZE
 from tests.support.transfer import FakeMover, FakeStore, make_bytes
-from tests.unit.cache.test_leaves import Rig
+from tests.unit.cache.test_leaves import Rig, prefetcher_of
 
 DATA = make_bytes(3 * BLOCK_SIZE + 5)
 
@@ -51,9 +51,9 @@ def rig(tmp_path: Path) -> StepRig:
 
 
 def wish(cache: BlockCache, file: BlockFile, *blocks: int) -> None:
-    reader = cache.reader()
+    reader = prefetcher_of(cache).reader()
     reader.wishes.extend((file, block, 0) for block in blocks)
-    cache._flights.wished(reader)
+    prefetcher_of(cache).wished(reader)
 
 
 async def quiet() -> None:
@@ -107,7 +107,7 @@ async def test_what_fails_is_brought_by_itself(rig: StepRig, error: LamfsError, 
         await quiet()
         assert sorted(rig.mover.fetches) == [("k", 0), ("k", 1)]
         assert file.read_now(0, 2 * BLOCK_SIZE) == DATA[: 2 * BLOCK_SIZE]
-        assert (cache.stats()["misses"], cache.stats()["damaged"], cache._flights._prefetching) == (2, 0, 0)
+        assert (cache.stats()["misses"], cache.stats()["damaged"], prefetcher_of(cache).in_flight) == (2, 0, 0)
         file.close()
 
 
@@ -137,8 +137,8 @@ async def test_storage_that_is_away_is_not_asked_again_for_each_block(rig: StepR
         wish(cache, file, 0)
         await quiet()
         assert not rig.mover.fetches
-        assert not file.flights
-        assert cache._flights._prefetching == 0
+        assert not file.fetches
+        assert prefetcher_of(cache).in_flight == 0
         wish(cache, file, 0)
         wanted = await file.read(0, 1, whole=True)
         assert wanted == DATA[:1], "but when somebody wants it"
@@ -162,6 +162,6 @@ async def test_the_end_of_the_cache_is_the_end_of_its_stretches(rig: StepRig) ->
             wish(cache, file, 0)
             nursery.start_soon(read, file)
             await quiet()
-            assert list(file.flights) == [1]
+            assert list(file.fetches) == [1]
     assert [type(error) for error in errors] == [TransferDied]
-    assert not file.flights
+    assert not file.fetches

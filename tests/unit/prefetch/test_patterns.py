@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from lamfs.cache import flights
-from lamfs.cache.blocks import BlockCache, BlockFile, Reader
+from lamfs.cache.blocks import BlockCache, BlockFile
+from lamfs.cache.fetches import NoPrefetch
 from lamfs.errors import StorageUnavailable
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE
+from lamfs.prefetch import settings
+from lamfs.prefetch.patterns import Reader
 from tests.support.transfer import make_bytes, until
-from tests.unit.cache.test_leaves import Rig
+from tests.unit.cache.test_leaves import Rig, prefetcher_of
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -30,7 +32,7 @@ class Handle:
 
     def __init__(self, cache: BlockCache, file: BlockFile, data: bytes = DATA) -> None:
         self.file, self.data = file, data
-        self.reader: Reader = cache.reader()
+        self.reader: Reader = prefetcher_of(cache).reader()
 
     async def read(self, offset: int, size: int = 128 * KIB) -> None:
         got = self.file.read_now(offset, size)
@@ -174,27 +176,27 @@ async def test_prefetch_has_one_budget_and_handles_take_turns(rig: Rig) -> None:
         for handle in handles:
             for block in range(14):
                 handle.reader.wishes.append((handle.file, block, 0))
-        cache._flights._wishing.extend(handle.reader for handle in handles[:2])
-        cache._flights.wished(handles[2].reader)
+        prefetcher_of(cache)._wishing.extend(handle.reader for handle in handles[:2])
+        prefetcher_of(cache).wished(handles[2].reader)
         await quiet()
         assert sorted(rig.mover.stretches) == [
-            (f"k{number}", 2 * pair, 2) for number in range(3) for pair in range(flights.PREFETCH_OF_FILE)
+            (f"k{number}", 2 * pair, 2) for number in range(3) for pair in range(settings.JOBS_OF_FILE)
         ]
-        assert rig.mover.fetching == flights.PREFETCH_JOBS
+        assert rig.mover.fetching == settings.JOBS
         async with trio.open_nursery() as nursery:
             nursery.start_soon(handles[2].file.read, 15 * BLOCK_SIZE, 5)
-            await until(lambda: rig.mover.fetching == flights.PREFETCH_JOBS + 1)
+            await until(lambda: rig.mover.fetching == settings.JOBS + 1)
             assert rig.mover.fetches[-1] == ("k2", 15), "a read does not queue behind prefetches"
             rig.mover.gate.set()
         await quiet()
-        assert rig.mover.most_fetching == flights.PREFETCH_JOBS + 1
+        assert rig.mover.most_fetching == settings.JOBS + 1
         for handle in handles:
             handle.file.close()
 
 
 @pytest.mark.parametrize("how", ["seek", "close"])
 async def test_wishes_end_with_a_seek_and_with_the_handle(rig: Rig, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flights, "PREFETCH_JOBS", 6)
+    monkeypatch.setattr(settings, "JOBS", 6)
     revision = rig.put("k", DATA)
     async with rig.mount(prefetch=8) as cache:
         handle = Handle(cache, cache.open(revision))
@@ -204,7 +206,7 @@ async def test_wishes_end_with_a_seek_and_with_the_handle(rig: Rig, how: str, mo
         rig.mover.gate = trio.Event()
         for block in range(1, 15):
             handle.reader.wishes.append((handle.file, block, 0))
-        cache._flights.wished(handle.reader)
+        prefetcher_of(cache).wished(handle.reader)
         await quiet()
         begun = len(rig.mover.ranges) + len(rig.mover.stretches)
         async with trio.open_nursery() as nursery:
@@ -233,3 +235,23 @@ async def test_errors_of_prefetch_are_left_to_the_real_read(rig: Rig) -> None:
         assert not rig.mover.failures
         await handle.read(BLOCK_SIZE)
         handle.file.close()
+
+
+async def test_a_cache_prefetches_only_for_a_prefetcher(rig: Rig) -> None:
+    """Whole blocks are read, and nothing ahead of them, until a Prefetcher is made for the cache."""
+    revision = rig.put("k", DATA)
+    async with rig.mount(prefetch=8) as cache:
+        prefetcher, cache.fetches.prefetch = prefetcher_of(cache), NoPrefetch()
+        file = cache.open(revision)
+        for offset in range(0, 2 * BLOCK_SIZE, 128 * KIB):
+            await file.read(offset, 128 * KIB, whole=True)
+            await quiet()
+        assert blocks(rig) == [0, 1]
+        cache.fetches.prefetch = prefetcher
+        reader = prefetcher.reader()
+        for offset in range(2 * BLOCK_SIZE, 3 * BLOCK_SIZE, 128 * KIB):
+            await reader.read(file, offset, 128 * KIB)
+            await quiet()
+        assert max(blocks(rig)) > 3
+        assert prefetcher.in_flight == 0
+        file.close()

@@ -1,5 +1,7 @@
-"""Replies that come too slowly. A limit of a socket is for one recv, and http.client asks again until it has what it
-wants: a server that sends a byte now and then would hold a thread for ever. Here time and bytes are counted.
+"""Replies that come too slowly.
+
+A socket's timeout applies to one recv, and http.client calls recv until it has what it wants. A server that sends a
+byte now and then would block a thread for ever, so time and bytes are counted here.
 """
 
 from __future__ import annotations
@@ -13,36 +15,36 @@ from typing import Any
 from lamfs.storage.signs import sign
 
 SLOWEST = 1024
-"""Bytes per second. A reply that comes more slowly counts as none."""
+"""Bytes per second. A slower reply counts as no reply."""
 
 
 class TooSlow(TimeoutError):
-    """Bytes come, but fewer than SLOWEST in a second."""
+    """Bytes arrive, but fewer than SLOWEST in a second."""
 
 
-class PacedResponse(HTTPResponse):
-    """The library's, of a server that goes on: else reading raises TooSlow, which the library lets pass.
+class TimedResponse(HTTPResponse):
+    """A response whose reads raise TooSlow when the server is too slow. http.client lets that exception through.
 
-    What is borne: twice the silence that is, so that one silence alone is not slow. Before the first byte, silence
-    is all that is counted. The head must be whole in that time, and the body, the sizes of its chunks, and what is
-    behind them, come at SLOWEST or faster. Over TLS a recv is of a whole record, for which its time limit holds.
+    The time allowed is twice the socket's timeout, so one silence alone is not slow. Before the first byte only the
+    socket's timeout counts. The head must be complete within that time; the body, with its chunk sizes and trailer,
+    must come at SLOWEST or faster. Over TLS one recv reads a whole record, and the timeout applies to that.
     """
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self._paced = _Paced(self.fp.detach(), sock.gettimeout())
-        self.fp = io.BufferedReader(self._paced)
+        self._timed = _Timed(self.fp.detach(), sock.gettimeout())
+        self.fp = io.BufferedReader(self._timed)
 
     def begin(self) -> None:
         super().begin()
-        self._paced.body_begins()
+        self._timed.body_begins()
 
 
-class _Paced(io.RawIOBase):
-    """The bytes of one reply, as they come from the socket, to where they are wanted."""
+class _Timed(io.RawIOBase):
+    """The bytes of one reply as they come from the socket."""
 
     def __init__(self, raw: io.RawIOBase, silence: float | None) -> None:
-        """``silence``: seconds that one recv may last; None: without end."""
+        """``silence``: seconds that one recv may take; None: no limit."""
         self._raw = raw
         self._silence = float("inf") if silence is None else silence
         self._begun = False
@@ -61,7 +63,7 @@ class _Paced(io.RawIOBase):
         if not self._begun:
             self._begun = True
             return count
-        # More than a recv may last is the time of a process that was stopped.
+        # A longer wait than one recv can take means that this process was stopped.
         self._waited += min(time.monotonic() - began, self._silence)
         self._came += count
         if self._waited >= 2 * self._silence and count:
@@ -71,7 +73,7 @@ class _Paced(io.RawIOBase):
         return count
 
     def body_begins(self) -> None:
-        """From here on it is the rate that counts."""
+        """The head is complete: from here on the rate counts."""
         self._in_head = False
         self._waited, self._came = 0.0, 0
 

@@ -1,10 +1,11 @@
-"""What the reader of one open file does, and what it will want next. The trio loop only; one Reader per open handle.
+"""The pattern in which one open handle reads, and what it will read next. The trio loop only; one Reader per handle.
 
-A reader's requests are sorted into runs: requests near each other. A run that goes on forwards or backwards for a while
-is a sequence, whose next blocks are wished for, more of them the longer it goes on. Runs of equal length at equal
-distances are strided. Anything else is random, and brings only what is read. The kernel sends the requests of one
-sequence (its readahead, or page faults of a mapping) in odd order, and of several threads mixed: so a run forgives what
-comes a little early or late, and a reader has several of them.
+A reader sorts its requests into runs of requests near each other. A run that keeps growing forwards or backwards is a
+sequence: its next blocks are wished for, more of them the longer it grows. Runs of equal length at equal distances are
+a stride. Everything else is random, and fetches only what is read.
+
+The kernel sends the requests of one sequence (its readahead, or page faults of a mapping) in odd order, and mixes those
+of several threads. So a run accepts requests that come a little early or late, and a reader has several runs.
 """
 
 from __future__ import annotations
@@ -16,30 +17,23 @@ from lamfs.cache.bits import leaf_mask
 from lamfs.cache.blockfile import BlockFile
 from lamfs.cache.states import VERIFIED
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE
-
-NEAR = 1 << 20
-"""A request at most so many bytes before or behind where a run has come to belongs to it."""
-SURE = 1 << 20
-"""Bytes by which a run must have grown to be a sequence: more than the kernel reads around one page fault."""
-RUNS = 4
-"""Runs of one reader at a time."""
-STRIDES = 3
-"""Runs at equal distances that make a stride."""
+from lamfs.prefetch import settings
 
 _IN_BLOCK = BLOCK_SIZE - 1
 
 
-class Prefetcher(Protocol):
-    """What a Reader needs of the cache's Flights."""
+class Wishes(Protocol):
+    """What a Reader needs of the Prefetcher."""
 
-    prefetch_blocks: int
+    blocks: int
+    """The widest window."""
 
     def wished(self, reader: Reader) -> None:
         """The reader has wishes."""
 
 
 class Run:
-    """Requests near each other: bytes ``low`` to ``high``, and by how much they have grown upwards and downwards."""
+    """Requests near each other: bytes ``low`` to ``high``, and how many were added above and below."""
 
     __slots__ = ("at", "down", "high", "low", "up", "window")
 
@@ -49,14 +43,15 @@ class Run:
         self.window = 0
         """Blocks to have ahead; 0 until the run is a sequence."""
         self.at = -1
-        """The block from which on that was last asked for."""
+        """The block at which the window was last moved."""
 
-    def takes(self, offset: int, end: int) -> bool:
-        """Whether a request belongs to the run, which then has grown by it."""
+    def accepts(self, offset: int, end: int) -> bool:
+        """Whether a request belongs to the run; if so, the run grows."""
+        near = settings.RUN_NEAR
         if self.window and self.up >= self.down:
-            if not self.high - NEAR <= offset <= self.high + NEAR:
+            if not self.high - near <= offset <= self.high + near:
                 return False
-        elif not self.low - NEAR <= offset <= (self.low if self.window else self.high) + NEAR:
+        elif not self.low - near <= offset <= (self.low if self.window else self.high) + near:
             return False
         if end > self.high:
             self.up += end - max(self.high, offset)
@@ -68,31 +63,31 @@ class Run:
 
 
 class Reader:
-    """Belongs to one open handle; asks Flights for what the handle will read next. close() takes its wishes back."""
+    """One open handle's reads, and its wishes: what it will read next. close() takes them back."""
 
-    __slots__ = ("_distance", "_equal", "_owner", "_runs", "wishes")
+    __slots__ = ("_distance", "_equal", "_runs", "_wishlist", "wishes")
 
-    def __init__(self, owner: Prefetcher) -> None:
-        self._owner = owner
+    def __init__(self, wishlist: Wishes) -> None:
+        self._wishlist = wishlist
         self._runs: list[Run] = []
-        """The one that was used last comes first."""
+        """The last used one comes first."""
         self._distance = 0
         """Bytes between the starts of the last two runs."""
         self._equal = 0
         """How many runs have followed each other at this distance."""
         self.wishes: deque[tuple[BlockFile, int, int]] = deque()
-        """Blocks of files, and leaves of them (a mask; 0: the whole block), to be brought when there is capacity."""
+        """Blocks to fetch when there is capacity: file, number, and a mask of leaves (0: the whole block)."""
 
     def is_new(self) -> bool:
-        """Whether nothing was read through it yet."""
+        """Whether nothing has been read through it yet."""
         return not self._runs
 
     def note(self, file: BlockFile, offset: int, size: int) -> bool:
-        """A request was made: see what it belongs to, and wish for what comes next. Whether it is of a sequence."""
+        """A request was made: wish for what comes next. Returns whether the request is part of a sequence."""
         end = offset + size
         runs = self._runs
         for run in runs:
-            if run.takes(offset, end):
+            if run.accepts(offset, end):
                 if run is not runs[0]:
                     runs.remove(run)
                     runs.insert(0, run)
@@ -101,13 +96,13 @@ class Reader:
             run = self._jumped(file, offset, end)
             if offset >= LEAF_SIZE:
                 return False
-            # From its start most files are read to their end: the rest of the block comes behind the first leaves.
+            # Most files that are read from their start are read to their end: fetch the rest of the block too.
             rest = leaf_mask(file.revision.size, 0, (end - 1) // LEAF_SIZE + 1)
             if rest:
                 self._wish(file, 0, rest)
             return False
         if not run.window:
-            if max(run.up, run.down) < SURE and not (run.low < LEAF_SIZE and run.up > run.down):
+            if max(run.up, run.down) < settings.RUN_SURE and not (run.low < LEAF_SIZE and run.up > run.down):
                 return False
             run.window = 1
         self._go_on(file, run)
@@ -118,11 +113,11 @@ class Reader:
         return await file.read(offset, size, whole=self.note(file, offset, size))
 
     def close(self) -> None:
-        """The handle is closed: nothing more is wished for."""
+        """The handle is closed: drop its wishes."""
         self.wishes.clear()
 
     def _jumped(self, file: BlockFile, offset: int, end: int) -> Run:
-        """A run begins: what was wished for before is not wanted now. Perhaps it is the next of a stride."""
+        """A run begins: drop the wishes of the ones before. Perhaps it is the next one of a stride."""
         self.wishes.clear()
         runs = self._runs
         for run in runs:
@@ -132,18 +127,18 @@ class Reader:
             distance = offset - before.low
             self._equal = self._equal + 1 if distance == self._distance else 1
             self._distance = distance
-            if self._equal >= STRIDES - 1:
+            if self._equal >= settings.STRIDE_RUNS - 1:
                 self._stride(file, offset, max(end - offset, before.high - before.low))
         run = Run(offset, end)
         runs.insert(0, run)
-        del runs[RUNS:]
+        del runs[settings.RUNS :]
         return run
 
     def _stride(self, file: BlockFile, offset: int, length: int) -> None:
-        """Wish for the next places of a stride: twice as many as have been right, within reason."""
+        """Wish for the next runs of a stride: twice as many as have been right, within reason."""
         if length > BLOCK_SIZE:
             return
-        for number in range(1, min(2 * self._equal, 2 * self._owner.prefetch_blocks) + 1):
+        for number in range(1, min(2 * self._equal, 2 * self._wishlist.blocks) + 1):
             start = offset + number * self._distance
             stop = min(start + length, file.revision.size)
             if start < 0 or start >= stop:
@@ -154,8 +149,8 @@ class Reader:
                 self._wish(file, block, leaf_mask(file.revision.size, block, first, last))
 
     def _go_on(self, file: BlockFile, run: Run) -> None:
-        """A sequence has come to a block: if it is another one, wish for the next, twice as many as before."""
-        limit = self._owner.prefetch_blocks
+        """A sequence reached a block. If it is a new one, double the window and wish for what it covers."""
+        limit = self._wishlist.blocks
         forwards = run.up >= run.down
         block = (run.high - 1 if forwards else run.low) // BLOCK_SIZE
         if block == run.at or not limit:
@@ -171,6 +166,6 @@ class Reader:
                 self._wish(file, ahead, 0)
 
     def _wish(self, file: BlockFile, block: int, mask: int) -> None:
-        if self._owner.prefetch_blocks and file.state[block] != VERIFIED:
+        if self._wishlist.blocks and file.state[block] != VERIFIED:
             self.wishes.append((file, block, mask))
-            self._owner.wished(self)
+            self._wishlist.wished(self)

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from lamfs.errors import FsError, StorageUnavailable
-from lamfs.fs import room
+from lamfs.fs import backpressure
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -36,7 +36,7 @@ def test_writers_wait_for_the_uploader_at_the_limit(make_box: MakeBox) -> None:
     async def scenario(user: User) -> None:
         nonlocal peak
         user.mover.failing = lambda op, key: StorageUnavailable("away") if op == "put" else None
-        waiting = user.fs.spooling.room
+        waiting = user.fs.spooling.back_pressure
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_files, user, 16)
             with trio.fail_after(5):
@@ -101,12 +101,12 @@ def test_a_full_disk_is_enospc_only_when_nothing_drains(make_box: MakeBox, monke
         await user.write_file("owed", b"y" * 100)
         await user.mover.held.wait()
         opened = await user.create("new")
-        monkeypatch.setattr(room, "RESERVE", 1 << 60)
-        user.fs.spooling.room._left = 0
+        monkeypatch.setattr(backpressure, "RESERVE", 1 << 60)
+        user.fs.spooling.back_pressure._left = 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(user.pwrite, opened, b"z" * 100, 0)
             with trio.fail_after(5):
-                while not user.fs.spooling.room.waiting:
+                while not user.fs.spooling.back_pressure.waiting:
                     await trio.sleep(0.01)
             monkeypatch.undo()
             user.mover.release.set()

@@ -10,15 +10,16 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamfs.cache import blockfile, eviction, flights, sparse
+from lamfs.cache import blockfile, eviction, fetches, sparse
 from lamfs.cache import blocks as blocks_module
 from lamfs.cache import index as index_module
 from lamfs.cache.files import cache_file
 from lamfs.cache.index import CacheIndex
 from lamfs.errors import StorageFull, StorageUnavailable
 from lamfs.model import BLOCK_SIZE
+from lamfs.prefetch import settings as limits
 from tests.support.transfer import make_bytes
-from tests.unit.cache.test_leaves import Rig
+from tests.unit.cache.test_leaves import Rig, prefetcher_of
 
 SIZE = 5 * BLOCK_SIZE + 70_000
 DATA = make_bytes(SIZE)
@@ -42,8 +43,8 @@ def test_every_byte_is_right(tmp_path_factory: pytest.TempPathFactory, steps: li
         for module in (blocks_module, eviction, index_module, sparse):
             patch.setattr(module, "REGION_BLOCKS", 2)
         patch.setattr(blockfile, "_REGION_SHIFT", 1)
-        patch.setattr(flights, "DENSE", 6)
-        patch.setattr(flights, "FULL_SECONDS", 0.0)
+        patch.setattr(limits, "WHOLE_MISSES", 6)
+        patch.setattr(fetches, "FULL_SECONDS", 0.0)
         rig = Rig(tmp_path_factory.mktemp("patterns"))
         rig.put("k", DATA)
         left = list(steps)
@@ -56,7 +57,7 @@ async def mounted(rig: Rig, steps: list[tuple[str, int, int, int]]) -> None:
     revision = rig.revisions["k"]
     async with rig.mount(prefetch=3) as cache, rig.mount() as neighbour:
         file = cache.open(revision)
-        readers = [cache.reader() for _ in range(3)]
+        readers = [prefetcher_of(cache).reader() for _ in range(3)]
         at = [0, 0, 0]
 
         async def read(who: int, offset: int, size: int) -> None:
