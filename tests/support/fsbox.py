@@ -27,6 +27,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import trio
+import trio.testing
 
 from lamfs import copying, hashing
 from lamfs.cache.blocks import BlockCache
@@ -44,7 +45,7 @@ from lamfs.errors import (
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import object_key_for
-from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
+from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision
 from lamfs.registry import Provenance, Registry, process_id
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, StorageConfig
@@ -52,6 +53,7 @@ from lamfs.storage.local import LocalStore
 from lamfs.storage.stale import Meant, delete_meant
 from lamfs.work.guard import Permit, anybody
 from lamfs.work.uploader import Uploader
+from tests.support.clock import jumping
 from tests.support.tree import check_tree
 
 
@@ -464,6 +466,8 @@ class Box:
         self.permit: Permit = anybody
         self.steps: list[str] = []
         self.crash_at = 0
+        self.clock = trio.testing.MockClock(autojump_threshold=0)
+        """Time passes when nobody can run, in one life after the other."""
         self.boot = (process_id() or "").split(":")[0]
         registry = Registry(base / "registry.lndb", create=True)
         registry.people.ensure_storage(self.store.config.root, kind)
@@ -503,12 +507,6 @@ class Box:
                 self.step("commit")
             return cursor
 
-        postpone, failed = registry.journal.postpone, registry.journal.failed
-        # Twenty times as impatient as the product.
-        registry.journal.postpone = lambda ident, seconds: postpone(ident, seconds / 20)  # type: ignore[method-assign]
-        registry.journal.failed = lambda ident, text, at: failed(  # type: ignore[method-assign]
-            ident, text, now_ns() + (at - now_ns()) // 20
-        )
         db.transaction = stepped  # type: ignore[method-assign]
         db.execute = run  # type: ignore[method-assign,assignment]
         return registry
@@ -556,11 +554,12 @@ class Box:
         async def main() -> None:
             async with self.living() as fs:
                 user.attach(fs)
-                with trio.fail_after(30):
+                with trio.fail_after(3600):
                     await scenario(user)
 
         try:
-            trio.run(main)
+            with jumping(self.clock):
+                trio.run(main, clock=self.clock)
         except BaseException as error:
             crashes = error.split(Crash) if isinstance(error, BaseExceptionGroup) else None
             if not (isinstance(error, Crash) or (crashes and crashes[0] is not None and crashes[1] is None)):
