@@ -537,6 +537,7 @@ class Box:
             async with trio.open_nursery() as nursery:
                 await nursery.start(cache.run)
                 nursery.start_soon(uploader.run)
+                await trio.testing.wait_all_tasks_blocked()  # what a mount begins with is done
                 yield fs
                 nursery.cancel_scope.cancel()
         finally:

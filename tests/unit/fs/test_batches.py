@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 
 from lamfs.errors import LamfsError, StorageError, StorageUnavailable
 from lamfs.model import ROOT_INO
@@ -55,7 +54,6 @@ def test_a_file_of_a_batch_is_looked_at_once(make_box: MakeBox) -> None:
     statements: list[str] = []
 
     async def scenario(user: User) -> None:
-        await trio.testing.wait_all_tasks_blocked()  # what a mount begins with is done
         await make(user)
         user.fs.context.uploader._hurry += 1
         user.fs.context.registry.db.conn.set_trace_callback(statements.append)
