@@ -244,7 +244,7 @@ class DirectMover:
 
     def __init__(self, box: Box) -> None:
         self._box = box
-        self.failing: Callable[[str, str], LamfsError | None] = lambda op, key: None
+        self.failing = box.failing
         self.late = False
         self.hold: str | None = None
         self.hashed: list[int] = []
@@ -464,6 +464,8 @@ class Box:
         self.spool.mkdir(parents=True)
         self.cache_dir = base / "cache"
         self.permit: Permit = anybody
+        self.failing: Callable[[str, str], LamfsError | None] = lambda op, key: None
+        """What the mover's ``failing`` is when a life begins: a mount begins at once with what is owed."""
         self.steps: list[str] = []
         self.crash_at = 0
         self.clock = trio.testing.MockClock(autojump_threshold=0)
