@@ -1,9 +1,9 @@
 """FUSE inode numbers and lookup counts. Loop only.
 
 A FUSE inode number is the registry's inode number, except where somebody else made a new revision of a file while the
-kernel knew it: then the revision gets a number of its own (DESIGN §4), so that the kernel never mixes old size and new
-bytes. Each number stands for the revision (``Inode.revision``) with which the kernel first got it. Lookup counts are
-exact: what the kernel has forgotten is forgotten here.
+kernel knew it: then the revision gets a number of its own, so that the kernel never mixes old size and new bytes
+(docs/decisions/pyfuse3-loop.md). Each number stands for the revision (``Inode.revision``) with which the kernel first
+got it. Lookup counts are exact: what the kernel has forgotten is forgotten here.
 """
 
 from __future__ import annotations
