@@ -1,7 +1,7 @@
 """Regular files: open, read, write, truncate, flush, fsync, release. Loop only.
 
-Reads and writes of bytes that are on the local disk do not wait for anything. What a return code means is DESIGN §3:
-``flush`` (close) acknowledges into spool and journal, ``fsync`` waits for storage and registry.
+Reads and writes of bytes that are on the local disk do not wait for anything. docs/SEMANTICS.md says what a return code
+means: ``flush`` (close) acknowledges into spool and journal, ``fsync`` waits for storage and registry.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """FUSE inode numbers and lookup counts. Loop only.
 
 A FUSE inode number is the registry's inode number, with one exception: when somebody else makes a new revision of a
-file that the kernel knows, the revision gets a new number. So the kernel never mixes old size and new bytes. Each
-number stands for the revision (``Inode.revision``) with which the kernel first got it. Lookup counts are exact: what
-the kernel has forgotten is forgotten here.
+file that the kernel knows, the revision gets a new number. So the kernel never mixes old size and new bytes
+(docs/decisions/pyfuse3-loop.md). Each number stands for the revision (``Inode.revision``) with which the kernel first
+got it. Lookup counts are exact: what the kernel has forgotten is forgotten here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a save or replace would do, found out before anything is stored: Draft. Synchronous, any thread.
 
-Rules (DESIGN, and LaminDB 0.72 where they do not differ): a copy is a file, so equal bytes under another key make
-another artifact; a key that exists names that artifact, whose content is then replaced; equal bytes under the same key
-are the existing artifact. Equality is decided on the BLAKE3 block hashes.
+Rules (docs/SEMANTICS.md, and LaminDB 0.72 where they do not differ): a copy is a file, so equal bytes under another key
+make another artifact; a key that exists names that artifact, whose content is then replaced; equal bytes under the same
+key are the existing artifact. Equality is decided on the BLAKE3 block hashes (docs/decisions/hashes.md).
 """
 
 from __future__ import annotations

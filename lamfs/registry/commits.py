@@ -1,7 +1,7 @@
 """Commits: what storage has done becomes what the registry says, one transaction each. The Database's thread.
 
-Order (DESIGN §3): object first, registry row second, stale object last. These are the "row" steps; each strikes the
-journal row off, and owes the deletion of the object that has become stale.
+The order is object first, registry row second, stale object last (docs/ARCHITECTURE.md). These are the "row" steps;
+each strikes the journal row off, and owes the deletion of the object that has become stale.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Each public method is one transaction, with its change-log rows. The rules that 
 
 - A name that goes takes its artifact to the trash (visibility -1), where the inode row waits without an entry.
 - A file renamed over an artifact replaces that artifact's content: its uid, description and provenance stay, its inode
-  becomes the one that was renamed (DESIGN: identity survives).
+  becomes the one that was renamed (docs/SEMANTICS.md).
 - Keys follow their names at once; the objects of real keys follow later, through the journal.
 """
 

@@ -1,8 +1,9 @@
 """The steps of storage work: put, move, delete, abort. In the daemon's trio loop, called by the uploader only.
 
 Bytes are moved by the Mover; rows are read and struck off through the Registry of the loop's thread. The order is
-always: object first, registry row second, stale object last (DESIGN §3), and in a power cut too: the log is synced
-before storage is changed, and before a spool file goes whose row was struck off. Owns which objects are being written.
+always: object first, registry row second, stale object last (docs/ARCHITECTURE.md), and in a power cut too: the log is
+synced before storage is changed, and before a spool file goes whose row was struck off. Owns which objects are being
+written.
 """
 
 from __future__ import annotations

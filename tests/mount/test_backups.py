@@ -1,4 +1,4 @@
-"""Saves that keep the old content beside the file: the artifact stays with the name (DESIGN §3.7)."""
+"""Saves that keep the old content beside the file: the artifact stays with the name."""
 
 from __future__ import annotations
 

@@ -373,7 +373,7 @@ def test_fsync_of_everything_that_can_be_synced(same: Same) -> None:
 
 
 def test_fsync_means_stored_and_registered(shared: Path, shared_mount: MountedInstance) -> None:
-    """DESIGN §3.3: not only on the local disk."""
+    """Not only on the local disk."""
     fd = os.open(shared / "f", os.O_CREAT | os.O_RDWR)
     os.write(fd, b"durable")
     os.fsync(fd)
@@ -457,7 +457,7 @@ def test_locks_of_both_kinds(same: Same) -> None:
 
 
 def test_copy_file_range_fallocate_and_seek_for_holes(shared: Path) -> None:
-    """Not every one of these is there (FACTS); what answers must do what it says."""
+    """Not every one of these is there; what answers must do what it says."""
     put(shared / "a", b"0123456789" * 1000)
     source, target = os.open(shared / "a", os.O_RDONLY), os.open(shared / "b", os.O_CREAT | os.O_RDWR)
     done = 0

@@ -481,7 +481,7 @@ def test_other_users_may_look_in_when_they_are_allowed_to(local_instance: Mounte
 
 
 def test_what_belongs_to_the_user_is_closed_to_others(mount: MountedInstance) -> None:
-    """DESIGN §3.10: spool, cache, registry, socket and log are 0700/0600."""
+    """Spool, cache, registry, socket and log are 0700/0600."""
     put(mount.path / "f", b"x" * 100)
     mount.sync()
     mount.remount()

@@ -381,7 +381,7 @@ with Instance.open() as instance:
 def test_a_save_replaces_the_content_of_the_artifact(
     each_mount: MountedInstance, each_dir: Path, tmp_path: Path, save: Any
 ) -> None:
-    """DESIGN §3.7: same uid, description and author; another hash; equal content changes nothing."""
+    """Same uid, description and author; another hash; equal content changes nothing."""
     key = f"{each_dir.name}/table.csv"
     path = each_dir / "table.csv"
     (tmp_path / "table.csv").write_bytes(b"first,content\n")
@@ -424,7 +424,7 @@ def test_a_file_moved_aside_for_good_keeps_its_uid(each_mount: MountedInstance, 
 
 
 def test_a_copy_is_a_second_artifact(each_mount: MountedInstance, each_dir: Path) -> None:
-    """DESIGN §3.8."""
+    """docs/SEMANTICS.md, "Copies"."""
     data = random.Random(5).randbytes(300_000)
     (each_dir / "one.bin").write_bytes(data)
     each_mount.sync()

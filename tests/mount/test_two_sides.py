@@ -148,7 +148,7 @@ def test_a_replacement_shows_in_the_mount(notebook: Notebook, each_dir: Path, tm
 def test_who_reads_during_replacements_gets_one_whole_revision(
     notebook: Notebook, each_dir: Path, tmp_path: Path
 ) -> None:
-    """DESIGN §3.1: old or new, never a mixture; also the size fits the bytes."""
+    """Old or new, never a mixture; also the size fits the bytes."""
     path = each_dir / "data.bin"
     revisions = [bytes([65 + number]) * (1_000_000 + number * 137) for number in range(8)]
     uid = save(notebook, tmp_path, f"{each_dir.name}/data.bin", revisions[0])

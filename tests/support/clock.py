@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from lamfs import model
+from lamfs.registry import journal
+from lamfs.work import uploader
+
+
+async def _run_sync(work: Callable[..., Any], *args: Any, **_: Any) -> Any:
+    await trio.lowlevel.checkpoint()
+    return work(*args)
+
 
 @pytest.fixture
 def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """For an async test: trio's autojump clock. No thread would stop it, so what threads are for, the loop does."""
+    monkeypatch.setattr(trio.to_thread, "run_sync", _run_sync)
 
-    async def run_sync(work: Callable[..., Any], *args: Any, **_: Any) -> Any:
-        await trio.lowlevel.checkpoint()
-        return work(*args)
 
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+@contextlib.contextmanager
+def jumping(clock: trio.testing.MockClock) -> Iterator[None]:
+    """As the fixture, for a synchronous test, which runs trio by itself, with this clock. The times in the journal go
+    with it: what is to be tried again in a minute is due when the clock has jumped that far.
+    """
+
+    def now_ns() -> int:
+        return model.now_ns() + int(clock.current_time() * 1e9)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", _run_sync)
+        for module in (journal, uploader):
+            patch.setattr(module, "now_ns", now_ns)
+        yield
+
+
+def run_jumping(main: Callable[..., Any], *args: Any) -> Any:
+    """trio.run with the autojump clock."""
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    with jumping(clock):
+        return trio.run(main, *args, clock=clock)
 
 
 def _run(main: Callable[..., Any], *args: Any, clock: trio.abc.Clock | None = None, **options: Any) -> Any:

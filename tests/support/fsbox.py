@@ -29,6 +29,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import trio
+import trio.testing
 
 from lamfs import copying, hashing
 from lamfs.cache.blocks import BlockCache
@@ -45,7 +46,7 @@ from lamfs.errors import (
 from lamfs.fs.context import Context, Policy
 from lamfs.fs.filesystem import Changes, FileSystem
 from lamfs.keys import is_in_place
-from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision, now_ns
+from lamfs.model import BLOCK_SIZE, ROOT_INO, TRASH, ContentHash, ObjectMeta, Revision
 from lamfs.ops import recover
 from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Provenance, Registry, process_id
@@ -56,6 +57,7 @@ from lamfs.storage.stale import Meant
 from lamfs.work.direct import DirectWorker
 from lamfs.work.guard import Permit, anybody
 from lamfs.work.uploader import Uploader
+from tests.support.clock import jumping
 from tests.support.tree import check_tree
 
 T = TypeVar("T")
@@ -253,7 +255,7 @@ class DirectMover(DirectWorker):
         super().__init__(box.store)
         self._box = box
         self._sender = DirectWorker(box.store)
-        self.failing: Callable[[str, str], LamfsError | None] = lambda op, key: None
+        self.failing = box.failing
         self.late = False
         self.hold: str | None = None
         self.hashed: list[int] = []
@@ -404,9 +406,13 @@ class Box:
         self.spool.mkdir(parents=True)
         self.cache_dir = base / "cache"
         self.permit: Permit = anybody
+        self.failing: Callable[[str, str], LamfsError | None] = lambda op, key: None
+        """What the mover's ``failing`` is when a life begins: a mount begins at once with what is owed."""
         self.steps: list[str] = []
         self.crash_at = 0
         self.mounted, self.gone = True, False
+        self.clock = trio.testing.MockClock(autojump_threshold=0)
+        """Time passes when nobody can run, in one life after the other."""
         self.boot = (process_id() or "").split(":")[0]
         registry = Registry(base / "registry.lndb", create=True)
         registry.people.ensure_storage(self.store.config.root, kind)
@@ -457,12 +463,6 @@ class Box:
                 self.step("commit")
             return cursor
 
-        postpone, failed = registry.journal.postpone, registry.journal.failed
-        # Twenty times as impatient as the product.
-        registry.journal.postpone = lambda ident, seconds: postpone(ident, seconds / 20)  # type: ignore[method-assign]
-        registry.journal.failed = lambda ident, text, at: failed(  # type: ignore[method-assign]
-            ident, text, now_ns() + (at - now_ns()) // 20
-        )
         db.transaction = stepped  # type: ignore[method-assign]
         db.execute = run  # type: ignore[method-assign,assignment]
         return registry
@@ -494,6 +494,7 @@ class Box:
             async with trio.open_nursery() as nursery:
                 await nursery.start(cache.run)
                 nursery.start_soon(uploader.run)
+                await trio.testing.wait_all_tasks_blocked()  # what a mount begins with is done
                 yield fs
                 nursery.cancel_scope.cancel()
         finally:
@@ -543,11 +544,12 @@ class Box:
         async def main() -> None:
             async with self.living() as fs:
                 user.attach(fs)
-                with trio.fail_after(30):
+                with trio.fail_after(3600):
                     await scenario(user)
 
         try:
-            trio.run(main)
+            with jumping(self.clock):
+                trio.run(main, clock=self.clock)
         except BaseException as error:
             crashes = error.split(Crash) if isinstance(error, BaseExceptionGroup) else None
             if not (isinstance(error, Crash) or (crashes and crashes[0] is not None and crashes[1] is None)):

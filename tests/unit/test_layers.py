@@ -1,4 +1,4 @@
-"""An import may only point down the picture in DESIGN §4: every import statement of lamfs is read, none is run.
+"""An import may only point down the picture in lamfs/docs/ARCHITECTURE.md: every import statement is read, none is run.
 
 Imports inside functions and under TYPE_CHECKING count as well. The last tests give the reader a package with each kind
 of bad import, so that a reader that finds nothing is noticed.

@@ -1,4 +1,4 @@
-"""The artifact lifecycle from a notebook, word for word, on a local folder and on S3 (issue "main job", section 4)."""
+"""The artifact lifecycle from a notebook, word for word, on a local folder and on S3."""
 
 from __future__ import annotations
 

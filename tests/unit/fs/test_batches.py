@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 
 from lamfs.errors import LamfsError, StorageError, StorageUnavailable
 from lamfs.model import ROOT_INO
 from lamfs.work import debounce
+from tests.support.clock import run_jumping
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
 
@@ -146,21 +146,21 @@ def test_who_waits_for_one_file_does_not_wait_for_others(make_box: MakeBox) -> N
 
 def test_uploads_wait_while_many_files_are_made(make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not for those that somebody waits for."""
-    monkeypatch.setattr(debounce, "QUIET", 60.0)
-    monkeypatch.setattr(debounce, "WAIT", 60.0)
+    monkeypatch.setattr(debounce, "QUIET", 600.0)
+    monkeypatch.setattr(debounce, "WAIT", 600.0)
     box = make_box("s3")
 
     async def scenario(user: User) -> None:
         puts = user.fs.context.uploader.puts
         await make(user)
-        await trio.testing.wait_all_tasks_blocked(0.02)
+        await trio.sleep(50)
         assert puts.stored_files == 0
         opened = await user.create("urgent")
         await user.pwrite(opened, b"urgent", 0)
         await user.fsync(opened)
         assert puts.stored_files == 1
         await user.close(opened)
-        await trio.testing.wait_all_tasks_blocked(0.02)
+        await trio.sleep(50)
         assert puts.stored_files == 1
         await user.sync()
         assert puts.stored_files == FILES + 1
@@ -208,7 +208,7 @@ def test_files_that_are_opened_make_uploads_wait_after_many_were_made_only() -> 
         burst.opened()
         assert burst.pause() == 0.0
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.0))
+    run_jumping(main)
 
 
 def test_how_long_uploads_wait() -> None:
@@ -238,7 +238,7 @@ def test_how_long_uploads_wait() -> None:
         burst.closed(next(inodes))
         assert burst.pause() == 0.0
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.0))
+    run_jumping(main)
 
 
 def test_what_is_written_before_a_put_has_its_turn_is_not_in_it(make_box: MakeBox) -> None:

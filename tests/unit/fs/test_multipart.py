@@ -131,12 +131,13 @@ def test_only_the_parts_with_other_bytes_are_sent_again(make_box: MakeBox) -> No
     crash_before(box, user, "complete_upload")
 
     async def change(user: User) -> None:
-        user.mover.failing = lambda op, key: StorageUnavailable("away") if op in ("list_parts", "send_part") else None
         opened = await user.open("a.bin")
         await user.pwrite(opened, b"x", BLOCK_SIZE + 5)
         await user.close(opened)
 
+    box.failing = lambda op, key: StorageUnavailable("away") if op in ("list_parts", "send_part") else None
     box.run(change, user)
+    box.failing = lambda op, key: None
     box.check(user)
     assert box.store.sent == [1, 2, 3, 4, 2]
 

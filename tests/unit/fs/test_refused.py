@@ -19,6 +19,7 @@ from lamfs.model import ROOT_INO
 from lamfs.registry import Registry
 from lamfs.storage import base
 from lamfs.work import refused
+from tests.support.clock import run_jumping
 from tests.support.fsbox import User
 from tests.unit.fs.conftest import MakeBox
 
@@ -62,7 +63,7 @@ def test_sync_says_what_is_too_large_and_what_else_is_refused(tmp_path: Any) -> 
         assert reply["error"].startswith("'a' is too large. Storage also refuses for good, and no bytes are lost")
         assert "delete object4: refused; and 2 more" in reply["error"]
 
-    trio.run(main)
+    run_jumping(main)
 
 
 def test_status_shows_what_is_not_tried_again(make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import time
 from collections.abc import Callable, Iterator
 
 import pyfuse3
@@ -32,20 +30,40 @@ def waiting() -> Waiting:
     return Waiting(turns, events)
 
 
-async def serve(shim: Waiting, fd: int, answered: list[float], take: Callable[[int, int], bytes] = os.read) -> None:
+class Answers:
+    """The requests that workers have answered, in this order. A request "q" is answered when ``slow`` is set."""
+
+    def __init__(self) -> None:
+        self.given: list[bytes] = []
+        self.slow = trio.Event()
+        self._more = trio.Event()
+
+    def add(self, request: bytes) -> None:
+        self.given.append(request)
+        self._more.set()
+
+    async def until(self, count: int) -> None:
+        """Return when there are so many."""
+        while len(self.given) < count:
+            self._more = trio.Event()
+            await self._more.wait()
+
+
+async def serve(shim: Waiting, fd: int, answers: Answers, take: Callable[[int, int], bytes] = os.read) -> None:
     """As pyfuse3's workers do: wait with the lock, answer without it."""
     names = shim.namespace()
     lock = names.Lock()
     while True:
         async with lock:
             await names.lowlevel.wait_readable(fd)
-        if take(fd, 1) == b"q":
-            await trio.sleep(0.02)
-        answered.append(time.monotonic())
+        request = take(fd, 1)
+        if request == b"q":
+            await answers.slow.wait()
+        answers.add(request)
 
 
 async def test_a_request_wakes_a_worker_and_so_does_what_other_tasks_wait_for(pipe: tuple[int, int]) -> None:
-    shim, answered = waiting(), list[float]()
+    shim, answers = waiting(), Answers()
     send, receive = trio.open_memory_channel[int](0)
 
     def from_a_thread() -> None:
@@ -57,65 +75,60 @@ async def test_a_request_wakes_a_worker_and_so_does_what_other_tasks_wait_for(pi
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             for _ in range(2):
-                nursery.start_soon(serve, shim, pipe[0], answered)
+                nursery.start_soon(serve, shim, pipe[0], answers)
             nursery.start_soon(trio.to_thread.run_sync, from_a_thread)
             assert [number async for number in receive] == list(range(50))
-            while len(answered) < 50:
-                await trio.sleep(0.001)
+            await answers.until(50)
             nursery.cancel_scope.cancel()
 
 
 async def test_other_tasks_have_their_turn_while_requests_pour_in(pipe: tuple[int, int]) -> None:
-    shim, answered = waiting(), list[float]()
-    ticks: list[float] = []
+    shim, answers = waiting(), Answers()
     os.write(pipe[1], b"x")
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 # There is a request each time that a worker looks.
-                nursery.start_soon(serve, shim, pipe[0], answered, lambda fd, size: b"x")
+                nursery.start_soon(serve, shim, pipe[0], answers, lambda fd, size: b"x")
             for _ in range(50):
-                await trio.sleep(0)
-                ticks.append(time.monotonic())
-            assert len(answered) > 50, "many requests are answered for each turn of another task"
-            assert sorted(later - sooner for sooner, later in itertools.pairwise(ticks))[25] < 0.02
+                await trio.lowlevel.checkpoint()
+            assert len(answers.given) > 50, "many requests are answered for each turn of another task"
             nursery.cancel_scope.cancel()
 
 
 async def test_a_worker_that_waits_for_something_else_leaves_the_lock_to_the_next(pipe: tuple[int, int]) -> None:
-    shim, answered = waiting(), list[float]()
+    shim, answers = waiting(), Answers()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(serve, shim, pipe[0], answered)
+                nursery.start_soon(serve, shim, pipe[0], answers)
             await trio.testing.wait_all_tasks_blocked()
             os.write(pipe[1], b"qx")
-            begun = time.monotonic()
-            while len(answered) < 2:
-                await trio.sleep(0.001)
-            assert answered[0] - begun < 0.02 <= answered[1] - begun
+            await answers.until(1)
+            answers.slow.set()
+            await answers.until(2)
+            assert answers.given == [b"x", b"q"]
             nursery.cancel_scope.cancel()
 
 
 async def test_a_cancelled_wait_gives_the_lock_back(pipe: tuple[int, int]) -> None:
-    shim, answered = waiting(), list[float]()
+    shim, answers = waiting(), Answers()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             doomed = trio.CancelScope()
 
             async def first() -> None:
                 with doomed:
-                    await serve(shim, pipe[0], [])
+                    await serve(shim, pipe[0], Answers())
 
             nursery.start_soon(first)
             await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(serve, shim, pipe[0], answered)
-            nursery.start_soon(serve, shim, pipe[0], answered)
+            nursery.start_soon(serve, shim, pipe[0], answers)
+            nursery.start_soon(serve, shim, pipe[0], answers)
             await trio.testing.wait_all_tasks_blocked()
             doomed.cancel()
             os.write(pipe[1], b"x")
-            while not answered:
-                await trio.sleep(0.001)
+            await answers.until(1)
             nursery.cancel_scope.cancel()
 
 
@@ -153,10 +166,10 @@ async def test_the_lock_excludes() -> None:
                 inside += 1
                 most = max(most, inside)
                 if step % 3:
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
                 inside -= 1
             if step % 4 == 0:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:

@@ -14,14 +14,15 @@ from lamfs.pool import Pool
 
 def test_everything_is_done_by_no_more_threads_than_there_may_be() -> None:
     busy, most = 0, 0
-    lock = threading.Lock()
+    lock, together = threading.Lock(), threading.Barrier(3)
 
     def work(number: int) -> int:
         nonlocal busy, most
         with lock:
             busy += 1
             most = max(most, busy)
-        time.sleep(0.001)
+        if number < 3:
+            together.wait(10)  # with one thread less it would not come to its end
         with lock:
             busy -= 1
         return number * number
