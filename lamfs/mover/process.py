@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from lamfs.copying import path_of
 from lamfs.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -70,13 +71,9 @@ async def end(process: trio.Process | Forked, patience: float = END_TIMEOUT) -> 
     log.error("The moving process %d cannot be killed (it hangs in the kernel); leaving it behind.", process.pid)
 
 
-def path_of(fd: int) -> str:
-    """The path by which a job names a file that is open here. ``hold`` keeps it open for as long as the job runs."""
-    return f"/proc/{os.getpid()}/fd/{fd}"
-
-
 def hold(path: str, fds: list[int]) -> str:
-    """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``."""
+    """For a path that names one of our descriptors: that of a duplicate, which is added to ``fds``, and is open for as
+    long as the job runs."""
     match = _FD_PATH.fullmatch(path)
     if match is None or match[1] not in ("self", str(os.getpid())):
         return path
