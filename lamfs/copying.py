@@ -37,6 +37,11 @@ _OPEN_FILE = re.compile("/proc/(?:self|[0-9]+)/fd/[0-9]+")
 _IN_OPEN_FOLDER = re.compile(f"{_OPEN_FILE.pattern}/[^/]+")
 
 
+def path_of(fd: int) -> str:
+    """The path by which a job names a file that is open here."""
+    return f"/proc/{os.getpid()}/fd/{fd}"
+
+
 @contextlib.contextmanager
 def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
     """A descriptor for the time of the block. Raises OSError; ELOOP when ``path`` is a link, unless it is that of an

@@ -472,6 +472,10 @@ class Spooling:
         finally:
             os.close(fd)
 
+    def gone(self, object_key: str) -> None:
+        """The object is deleted: what the cache has of it is of no use any more. Open handles keep it."""
+        self._c.cache.drop(object_key)
+
     async def pin(self, object_key: str, *, but: int | None = None) -> None:
         """The object is about to go: fetch what open handles of the revision in it have not read yet.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from lamfs.copying import path_of
 from lamfs.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,6 @@ async def end(process: trio.Process | Forked, patience: float = END_TIMEOUT) -> 
         await process.wait()
         return
     log.error("The moving process %d cannot be killed (it hangs in the kernel); leaving it behind.", process.pid)
-
-
-def path_of(fd: int) -> str:
-    """The path by which a job names a file that is open here. `duplicate` keeps it open while the job runs."""
-    return f"/proc/{os.getpid()}/fd/{fd}"
 
 
 def duplicate(path: str, fds: list[int]) -> str:

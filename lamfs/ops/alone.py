@@ -110,6 +110,8 @@ class NoOpenFiles:
 
     async def pin(self, object_key: str, *, but: int | None = None) -> None: ...
 
+    def gone(self, object_key: str) -> None: ...
+
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """FileHooks.fill. What was brought is noted block by block, so the next try goes on from there."""
         registry = self._instance.registry

@@ -30,9 +30,14 @@ async def nobody_reads(object_key: str) -> None:
     """A ``pin`` where no file is open."""
 
 
+def nobody_caches(object_key: str) -> None:
+    """A ``gone`` where nothing of an object is kept."""
+
+
 class Moves:
     """Does one row of the journal at a time, deletes many at once. ``busy``: the objects that are being written by this
-    process. ``pin``: the object is about to be replaced or deleted: fetch what open handles still need of it."""
+    process. ``pin``: the object is about to be replaced or deleted: fetch what open handles still need of it.
+    ``gone``: the object is deleted, and no revision will have its key."""
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Moves:
         parts: Multipart,
         busy: set[str],
         pin: Callable[[str], Awaitable[None]] = nobody_reads,
+        gone: Callable[[str], None] = nobody_caches,
     ) -> None:
         self._registry = registry
         self._store = store
@@ -53,6 +59,7 @@ class Moves:
         self._multipart = parts
         self._busy = busy
         self.pin = pin
+        self.gone = gone
 
     async def move(self, entry: JournalEntry) -> None:
         """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
@@ -136,6 +143,8 @@ class Moves:
             with registry.db.transaction():
                 for entry in rows:
                     registry.journal.done(entry.id)
+            for key in keys:
+                self.gone(key)
         finally:
             self._busy -= keys
 

@@ -8,10 +8,10 @@ import tempfile
 from typing import IO
 
 from lamfs import config
+from lamfs.copying import path_of
 from lamfs.errors import ObjectChanged
 from lamfs.hashing import MD5_MAX, join_ranges
 from lamfs.model import BLOCK_SIZE, ContentHash
-from lamfs.mover.process import path_of
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.work.worker import Progress, Waits, Worker
 

@@ -89,6 +89,9 @@ class FileHooks(Protocol):
 
         ``but``: the inode of an overlay that is what replaces it."""
 
+    def gone(self, object_key: str) -> None:
+        """The object is deleted, and no revision will have its key."""
+
 
 @dataclass(slots=True)
 class Upload:

@@ -155,6 +155,7 @@ class Uploader:
         """Connect the open files; before ``run``."""
         self._steps.hooks = hooks
         self._moves.pin = hooks.pin
+        self._moves.gone = hooks.gone
 
     # -- what the file system says ------------------------------------------------------------------------------
 

@@ -206,6 +206,27 @@ def test_the_next_revision_of_a_virtual_key_is_sent_without_a_look(make_box: Mak
     box.run(scenario, User())
 
 
+def test_the_cache_lets_go_of_a_revision_whose_object_is_deleted(make_box: MakeBox) -> None:
+    """And who has it open reads on."""
+    box = make_box("s3")
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a.csv", b"first")
+        await user.sync()
+        assert await user.read("a.csv") == b"first"
+        first = user.revision("a.csv").object_key
+        opened = await user.open("a.csv", os.O_RDONLY)
+        assert (box.cache_dir / box.store.cache_name / first).exists()
+        user.fs.context.registry.names.purge(user.uid("a.csv"))
+        await user.sync()
+        assert first not in box.store.objects
+        assert not (box.cache_dir / box.store.cache_name / first).exists()
+        assert await user.fs.read(opened.number, 0, 10) == b"first"
+        await user.fs.release(opened.number)
+
+    box.run(scenario, User())
+
+
 def test_what_is_left_of_an_earlier_revision_that_somebody_else_has_changed_stays(make_box: MakeBox) -> None:
     """Nothing is written over it, and only what lamfs has stored is deleted: fsck gives it a name."""
     box = make_box("s3")

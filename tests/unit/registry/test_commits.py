@@ -79,7 +79,7 @@ def test_an_object_in_use_is_not_owed_its_deletion(hands: Hands, registry: Regis
 
 
 def test_each_revision_has_an_object_of_its_own(hands: Hands, registry: Registry) -> None:
-    """docs/decisions/one-object-per-revision.md: without a number where the artifact has not used the name yet, else with the revision's."""
+    """Without a number where the artifact has not used the name yet, else with the revision's."""
     record = hands.save("a.csv", b"1")
     keys = [record.revision.object_key]
     for name, data in (("a.csv", b"2"), ("a.txt", b"3"), ("a.txt", b"4"), ("a.csv", b"5"), ("a.txt", b"6")):
