@@ -222,7 +222,7 @@ def test_the_cache_lets_go_of_a_revision_whose_object_is_deleted(make_box: MakeB
         assert first not in box.store.objects
         assert not (box.cache_dir / box.store.cache_name / first).exists()
         assert await user.fs.read(opened.number, 0, 10) == b"first"
-        await user.fs.release(opened.number)
+        user.fs.release(opened.number)
 
     box.run(scenario, User())
 
