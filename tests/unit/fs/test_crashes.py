@@ -314,6 +314,7 @@ SCENARIOS = [
 PLACES = [("s3", False), ("local", True), ("s3", True), ("local", False)]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("kind", "real_keys"), PLACES if "LAMFS_SOAK" in os.environ else PLACES[:2])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_crash_at_every_step(scenario: object, kind: str, real_keys: bool, make_box: MakeBox) -> None:

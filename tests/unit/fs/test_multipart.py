@@ -80,6 +80,7 @@ async def small_after_a_failure(user: User) -> None:
 SCENARIOS = [create, unlink_during_upload, small_after_a_failure, unlink_while_it_begins, overwrite_during_upload]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("scenario", SCENARIOS[: None if "LAMFS_SOAK" in os.environ else 3], ids=lambda it: it.__name__)
 def test_crash_at_every_step(scenario: object, make_box: MakeBox) -> None:
     """Crashed at any step, the next mount has everything that was acknowledged; no upload, part or record is left."""

@@ -227,6 +227,7 @@ SCENARIOS = [
 ]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_crash_at_many_steps(scenario: object, make_box: MakeBox) -> None:
     """Crashed at any step, the next mount has everything that was acknowledged."""

@@ -243,6 +243,7 @@ def make_power(make_box: MakeBox) -> Iterator[Callable[..., PowerBox]]:
         yield lambda kind, disk, **options: PowerBox(make_box(kind, **options), disk, patch)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("scenario", "disk", "kind", "real_keys"), CASES)
 def test_power_cut_at_every_step(
     scenario: Scenario, disk: str, kind: str, real_keys: bool, make_power: Callable[..., PowerBox]
@@ -347,6 +348,7 @@ def test_an_append_that_was_not_noted_as_durable(
     assert cut == ([] if before else [(len(LARGE), whole)])
 
 
+@pytest.mark.no_cover
 @pytest.mark.usefixtures("small_is_large")
 @pytest.mark.parametrize("disk", ["lazy", "eager"])
 def test_ranges_of_a_large_artifact(disk: str, make_power: Callable[..., PowerBox]) -> None:

@@ -114,6 +114,7 @@ class Driver:
             self.done[-1] += f" -> {error}"
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("real_keys", [False, True], ids=["virtual", "real"])
 @pytest.mark.parametrize("kind", ["s3", "local"])
 @pytest.mark.parametrize("seed", range(SEEDS))
