@@ -42,7 +42,7 @@ from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Namespace
-from lamfs.registry.overlays import Overlays, base_id
+from lamfs.registry.partial_spools import PartialSpools, base_id
 from lamfs.registry.tree import Tree
 
 
@@ -86,7 +86,7 @@ class Commits:
         self._journal = journal
         self._changes = changes
         self._namespace = namespace
-        self._overlays = Overlays(db)
+        self._partial_spools = PartialSpools(db)
 
     # -- puts (the mount) ---------------------------------------------------------------------------------------
 
@@ -254,10 +254,10 @@ class Commits:
                 # very file that was taken counted a generation meanwhile: then the object is where its bytes are.)
                 self._journal.set_target(entry.id, None)
             if not current and "base" in entry.payload:
-                # What was written meanwhile went into a copy of the overlay that was stored: what it lacks is in here.
-                # By what the file has grown, it lacks nothing.
+                # What was written meanwhile went into a copy of the partial spool that was stored: what it lacks is in
+                # here. By what the file has grown, it lacks nothing.
                 assert entry.src is not None
-                self._overlays.add(entry.src, range(-(-before // BLOCK_SIZE), -(-content.size // BLOCK_SIZE)))
+                self._partial_spools.add(entry.src, range(-(-before // BLOCK_SIZE), -(-content.size // BLOCK_SIZE)))
                 self._journal.set_base(ino, base_id(content))
             self._changes.content(ino)
             return Committed(artifact if made else self._artifacts.by_ino(ino), current, entry.src if current else None)

@@ -111,8 +111,9 @@ class Journal:
         mine: str | None = None,
     ) -> str | None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
-        opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is an
-        overlay (overlays.py). Returns the name of the earlier spool file, when it is this process's to remove.
+        opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is a
+        partial spool (partial_spools.py). Returns the name of the earlier spool file, when it is this process's to
+        remove.
 
         ``seen``: the revision of the inode from which what is written goes on (None: whatever there is); ``mine``: the
         spool file of this process that holds it, if it is not stored. Raises FsError(ESTALE), and nothing has changed,
