@@ -177,11 +177,6 @@ class Journal:
             is not None
         )
 
-    def owes_any_delete(self, object_key: str) -> bool:
-        """Whether anybody is to delete what is, or may be, in this object."""
-        row = self._db.one("SELECT 1 FROM journal WHERE op='delete' AND object_key=? LIMIT 1", (object_key,))
-        return row is not None
-
     def doubt_claims(self) -> None:
         """Another machine may have had the lease meanwhile: what is in objects that this one was to write, or to delete
         whatever they are, may be its."""
@@ -577,6 +572,18 @@ class Journal:
             (entry_id, object_key, moves, uid),
         )
         return any(op in ("save", "put") or (owner != self.owner and is_alive(owner)) for op, owner in rows)
+
+    def is_free(self, object_key: str, entry_id: int | None) -> bool:
+        """Whether no revision is in this object, and no storage work but row ``entry_id`` has to do with it: nobody is
+        to write or delete what is, or may be, there."""
+        return (
+            self._db.one(
+                "SELECT 1 FROM revision WHERE object_key=?1 UNION ALL SELECT 1 FROM journal WHERE object_key=?1"
+                " AND op IN ('save', 'put', 'delete') AND id IS NOT ?2 LIMIT 1",
+                (object_key, entry_id),
+            )
+            is None
+        )
 
     def drop_delete(self, object_key: str) -> bool:
         """The object is about to be written anew: strike its deletion off. Whether one was owed."""
