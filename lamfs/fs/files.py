@@ -209,7 +209,7 @@ class Files:
             return True
         try:
             state.spool = open_spool(context.spool, owed.src, context.store, owed.object_key)
-            self._spooling.overlays.open(state.spool, owed, state.revision)
+            self._spooling.partials.open(state.spool, owed, state.revision)
             state.spool.damaged = damaged_blocks(owed)
         except FsError:
             return False
@@ -291,7 +291,7 @@ class Files:
         async def stored() -> bytes:
             if state.spool is not None:
                 state.spool.check(offset, size)
-                return await self._spooling.overlays.read(state, offset, size, reader)
+                return await self._spooling.partials.read(state, offset, size, reader)
             return await self._spooling.read_stored(state, offset, size, reader)
 
         try:
@@ -365,7 +365,7 @@ class Files:
                 raise FsError(errno.EFBIG) from None  # the caller's mistake: not worth a line in the log
             raise
         inode.size = max(inode.size, offset + done)
-        self._spooling.overlays.wrote(state, spool, offset, done)
+        self._spooling.partials.wrote(state, spool, offset, done)
         if inode.size > streaming.START and not state.is_deleted():
             self._c.uploader.written(state.ino, spool.name, offset, done, inode.size)
         inode.mtime_ns = inode.ctime_ns = now_ns()
@@ -385,7 +385,7 @@ class Files:
         spool = await self._prepare(state, caller, keep=size)
         state.dirty = True
         os.ftruncate(spool.fd, size)
-        self._spooling.overlays.cut(state, size)
+        self._spooling.partials.cut(state, size)
         self._c.uploader.cut(state.ino, size)
         state.inode.size = size
         touch(state)

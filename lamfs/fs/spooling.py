@@ -19,7 +19,7 @@ from lamfs.cache.blocks import BlockFile
 from lamfs.errors import FsError, LamfsError, ObjectChanged, ObjectMissing, StorageError, TransferDied
 from lamfs.fs.backpressure import BackPressure
 from lamfs.fs.context import Context
-from lamfs.fs.overlay import Overlays
+from lamfs.fs.partial import PartialSpools
 from lamfs.fs.state import SPOOLED, Event, FileState, Spool
 from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, Revision, now_ns
@@ -52,7 +52,7 @@ class Spooling:
             waits=not context.store.imports_files,
             make_room=context.cache.make_room,
         )
-        self.overlays = Overlays(context, self.read_stored)
+        self.partials = PartialSpools(context, self.read_stored)
 
     # -- stored content -----------------------------------------------------------------------------------------
 
@@ -150,18 +150,18 @@ class Spooling:
                 elif state.phase is SPOOLED:
                     if spool.inherited:
                         # Until what is being stored has become the base, no base has these blocks.
-                        await self.overlays.bring_in(state, sorted(spool.ranges))
+                        await self.partials.bring_in(state, sorted(spool.ranges))
                         spool.inherited = bool(spool.ranges)
-                    elif self.overlays.is_sound(state):
+                    elif self.partials.is_sound(state):
                         self._begin_put(state, spool.name)
                     else:
-                        await self.overlays.complete(state)
+                        await self.partials.complete(state)
                 elif not state.writable_now:
                     await self._copy_spool(state, keep)
                 elif lacking := (
-                    self.overlays.lacks(state, *write) if write is not None else self.overlays.edges(state, keep or 0)
+                    self.partials.lacks(state, *write) if write is not None else self.partials.edges(state, keep or 0)
                 ):
-                    await self.overlays.bring_in(state, lacking)
+                    await self.partials.bring_in(state, lacking)
                 else:
                     return spool
 
@@ -191,13 +191,13 @@ class Spooling:
                     state.ino,
                     src,
                     key_is_virtual=not self._c.policy.real_keys,
-                    base=self.overlays.base_of(state),
+                    base=self.partials.base_of(state),
                     seen=state.seen,
                     mine=state.owed,
                 )
                 if src != old:
                     self._rename_spool(state, src)
-                self.overlays.note(state)
+                self.partials.note(state)
         except FileNotFoundError:
             self._c.renew(state.ino)
             raise FsError(errno.ESTALE, f"the spool file {old} is gone") from None
@@ -230,10 +230,10 @@ class Spooling:
         if want <= BLOCK_SIZE:
             data = await self.read_stored(state, 0, want) if want else b""
             spool = self._filled_spool(state, data)
-        elif self.overlays.can_start(state, want):
+        elif self.partials.can_start(state, want):
             assert state.revision is not None
             spool = self.new_spool(state.ino, self._new_name(state))
-            self.overlays.start(spool, state.revision)
+            self.partials.start(spool, state.revision)
         else:
             spool = await self._clone(state, f"/proc/{os.getpid()}/fd/{await self.fill_stored(state)}")
         self._go_on_in(state, spool)
@@ -375,7 +375,7 @@ class Spooling:
         return state
 
     def rebased(self, ino: int, revision: Revision) -> None:
-        """An overlay was stored while its file went on in a copy: what that lacks is in the new revision too."""
+        """A partial spool was stored while its file went on in a copy: what that lacks is in the new revision too."""
         state = self._c.state_of(ino)
         if state is not None and state.spool is not None and state.spool.missing:
             state.revision = revision
@@ -425,8 +425,8 @@ class Spooling:
         self._c.renew(ino)
 
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
-        """Copy blocks of the base into the overlay ``src``, which is frozen."""
-        await self.overlays.fill(src, base, blocks, self._c.state_of(ino))
+        """Copy blocks of the base into the partial spool ``src``, which is frozen."""
+        await self.partials.fill(src, base, blocks, self._c.state_of(ino))
 
     def stored(
         self, ino: int, src: str, revision: Revision | None, consumed: bool, missing: Collection[int] = ()
@@ -479,7 +479,7 @@ class Spooling:
     async def pin(self, object_key: str, *, but: int | None = None) -> None:
         """The object is about to go: fetch what open handles of the revision in it have not read yet.
 
-        ``but``: an inode whose overlay of that revision is what is being stored.
+        ``but``: an inode whose partial spool of that revision is what is being stored.
         """
         if self._c.store.on_disk:
             return  # their descriptors keep the old file
@@ -490,7 +490,7 @@ class Spooling:
                         await self.fill_stored(state)
                     elif state.spool.missing and state.ino != but:
                         async with state.lock:
-                            await self.overlays.complete(state)
+                            await self.partials.complete(state)
                 except (StorageError, FsError) as error:
                     log.warning("open handles of %s may lose their old revision: %s", object_key, error)
 

@@ -134,7 +134,7 @@ class IllegalEvent(FsError):
 class Spool:
     """An open spool file: the bytes of one inode that storage may not have. Closed by ``close``.
 
-    ``missing``: 4 MiB blocks that are not in it, but in the stored revision (overlay.py). ``ranges``: those bytes of
+    ``missing``: 4 MiB blocks that are not in it, but in the stored revision (partial.py). ``ranges``: those bytes of
     them that are in it all the same. ``inherited``: these may be of a spool file that is being stored.
     ``writes``: how many there were to such a block. ``own``: this process made it, or has taken it over from a
     dead one; nobody else may remove it. ``damaged``: blocks that are not what was written.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_spool_name
 from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, now_ns
-from lamfs.ops import overlays
+from lamfs.ops import partial_spools
 from lamfs.registry import Lost, Provenance, Registry, of_another_boot
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
@@ -86,7 +86,7 @@ def _is_there(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> bo
     if not of_another_boot(entry.owner):
         return True
     inode = registry.tree.get(entry.ino or 0)
-    partial = "base" in entry.payload or bool(registry.overlays.ranges(entry.src or ""))
+    partial = "base" in entry.payload or bool(registry.partial_spools.ranges(entry.src or ""))
     return inode is None or (left >= inode.size and not partial)
 
 
@@ -129,7 +129,7 @@ def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: J
         with registry.db.transaction():
             inode = registry.tree.get(entry.ino or 0)
             if inode is not None and _is_left(registry, entry):
-                overlays.keep_durable(registry, entry, inode, spool)
+                partial_spools.keep_durable(registry, entry, inode, spool)
     while True:
         file = _file(registry, entry)
         seen = _look(registry, store, entry, file, _left(spool, entry))

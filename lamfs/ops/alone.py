@@ -117,7 +117,7 @@ class NoOpenFiles:
         registry = self._instance.registry
         with self._spool.opened(src, os.O_RDWR) as fd:
             size = os.fstat(fd).st_size
-            ranges = registry.overlays.ranges(src)
+            ranges = registry.partial_spools.ranges(src)
             for block in sorted(blocks):
                 offset, known = block * BLOCK_SIZE, ranges.get(block, ())
                 if lacks_some(known, size - offset):
@@ -125,7 +125,7 @@ class NoOpenFiles:
                     for place, piece in unwritten(offset, data[: size - offset], known):
                         copying.write_full(fd, piece, place)
                 os.fdatasync(fd)  # a power cut must not leave zeros where the registry says that bytes are
-                registry.overlays.add(src, [block])
+                registry.partial_spools.add(src, [block])
 
     def _block(self, base: Revision, block: int) -> bytes:
         """A block of the revision, verified."""

@@ -220,7 +220,7 @@ def _same(spool: SpoolFolder, other: str, fd: int, size: int) -> bool:
 
 def _may_be_partial(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str) -> bool:
     """Whether a spool file may lack bytes that a stored revision has: it has holes, and its file is a large one."""
-    if registry.overlays.present(src) or registry.overlays.ranges(src):
+    if registry.partial_spools.present(src) or registry.partial_spools.ranges(src):
         return True
     artifact = registry.artifacts.by_ino(spool_inode(src))
     if store.parts is None or artifact is None or artifact.size <= hashing.MD5_MAX:

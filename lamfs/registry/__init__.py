@@ -17,8 +17,8 @@ from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Backup, Namespace, Renamed
 from lamfs.registry.origins import PUSHES, PUSHES_KEPT, pushes_of
-from lamfs.registry.overlays import (
-    Overlays,
+from lamfs.registry.partial_spools import (
+    PartialSpools,
     Ranges,
     add_range,
     base_id,
@@ -51,7 +51,7 @@ class Registry:
         self.tree = Tree(self.db)
         self.artifacts = Artifacts(self.db)
         self.journal = Journal(self.db)
-        self.overlays = Overlays(self.db)
+        self.partial_spools = PartialSpools(self.db)
         self.uploads = Uploads(self.db)
         self.seals = Seals(self.db)
         self.changes = ChangeLog(self.db, self.origin)

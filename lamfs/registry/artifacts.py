@@ -240,43 +240,39 @@ class Artifacts:
         now = now_ns()
         record.created_at = record.created_at or now
         record.updated_at = record.updated_at or now
-        revision_id = self._next_revision()
         cursor = self._db.execute(
             "INSERT INTO artifact(uid, storage_id, key, suffix, description, accessor, visibility, key_is_virtual,"
-            " created_by_id, run_id, transform_id, created_at, updated_at, ino, revision_id, used)"
-            " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            " created_by_id, run_id, transform_id, created_at, updated_at, ino, used, revision_id)"
+            " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,(SELECT coalesce(max(id), 0) + 1 FROM revision))",
             (
                 record.uid, record.storage_id, record.key, record.suffix, record.description, record.accessor,
                 record.visibility, int(record.key_is_virtual), record.created_by_id, record.run_id,
-                record.transform_id, record.created_at, record.updated_at, record.ino, revision_id, _json(record.used),
+                record.transform_id, record.created_at, record.updated_at, record.ino, _json(record.used),
             ),
         )  # fmt: skip
         record.id = cursor.lastrowid
         assert record.id is not None
-        self._insert_revision(
-            revision_id, record.id, record.number, record.revision, record.updated_at,
-            Provenance(record.created_by_id, record.run_id),
-        )  # fmt: skip
+        origin = Provenance(record.created_by_id, record.run_id)
+        # SQLite gives the new row the id that was foreseen above: one more than the highest.
+        self._insert_revision(record.id, record.number, record.revision, record.updated_at, origin)
         self._put_leaves(record.id, record.revision.content)
         return record.id
 
-    def _next_revision(self) -> int:
-        row = self._db.one("SELECT coalesce(max(id), 0) + 1 FROM revision")
-        assert row is not None
-        return int(row[0])
-
     def _insert_revision(
-        self, id_: int, artifact_id: int, number: int, revision: Revision, created_at: int, origin: Provenance
-    ) -> None:
+        self, artifact_id: int, number: int, revision: Revision, created_at: int, origin: Provenance
+    ) -> int:
+        """Add the row of a revision; its id, one more than the highest."""
         content = revision.content
-        self._db.execute(
-            "INSERT INTO revision(id, artifact_id, number, size, hash, hash_type, blocks, head, object_key, etag,"
-            " created_at, created_by_id, run_id) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        cursor = self._db.execute(
+            "INSERT INTO revision(artifact_id, number, size, hash, hash_type, blocks, head, object_key, etag,"
+            " created_at, created_by_id, run_id) VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
             (
-                id_, artifact_id, number, content.size, content.hash, content.hash_type, content.blocks, content.head,
+                artifact_id, number, content.size, content.hash, content.hash_type, content.blocks, content.head,
                 revision.object_key, revision.etag, created_at, origin.user_id, origin.run_id,
             ),
         )  # fmt: skip
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
 
     def _put_leaves(self, id_: int, content: ContentHash) -> None:
         """Store the leaf hashes that ``content`` has; of other blocks those stay that are there."""
@@ -292,25 +288,27 @@ class Artifacts:
         self._db.execute("UPDATE leaf SET artifact_id=? WHERE artifact_id=?", (target, source))
 
     def set_revision(
-        self, uid: str, revision: Revision, *, updated_at: int | None = None, origin: Provenance | None = None
+        self,
+        record: ArtifactRecord,
+        revision: Revision,
+        *,
+        updated_at: int | None = None,
+        origin: Provenance | None = None,
     ) -> None:
-        """Point an artifact at new bytes, which are its next revision if they are other ones. ``updated_at=None``: now.
-        ``origin``: who has made them."""
-        record = self.by_uid(uid)
-        if record is None:
-            return
+        """Point an artifact, whose row says ``record``, at new bytes, which are its next revision if they are other
+        ones. ``updated_at=None``: now. ``origin``: who has made them."""
         assert record.id is not None
+        uid = record.uid
         at = now_ns() if updated_at is None else updated_at
         if revision.content.same_bytes(record.revision.content):
             self._set_content(record, revision)
             self.update(uid, updated_at=at)
         else:
-            new = self._next_revision()
-            self._insert_revision(new, record.id, record.number + 1, revision, at, origin or Provenance())
+            new = self._insert_revision(record.id, record.number + 1, revision, at, origin or Provenance())
             self._db.execute("DELETE FROM revision WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)", (uid,))
             self._db.execute(
-                "UPDATE artifact SET revision_id=?, updated_at=?, used=? WHERE uid=?",
-                (new, at, _json(_used(record, revision.object_key)), uid),
+                "UPDATE artifact SET revision_id=?, updated_at=?, used=? WHERE id=?",
+                (new, at, _json(_used(record, revision.object_key)), record.id),
             )
         self._db.execute("DELETE FROM leaf WHERE artifact_id=? AND block>=?", (record.id, revision.block_count()))
         self._put_leaves(record.id, revision.content)
@@ -323,13 +321,16 @@ class Artifacts:
             " WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)",
             (content.hash, content.hash_type, content.head, record.uid),
         )
-        self.set_object(record.uid, revision.object_key, revision.etag)
+        self._set_object(record, revision.object_key, revision.etag)
 
     def set_object(self, uid: str, object_key: str, etag: str) -> None:
         """Note that the same bytes are in another object now, or in a copy that has taken its place."""
         record = self.by_uid(uid)
-        if record is None:
-            return
+        if record is not None:
+            self._set_object(record, object_key, etag)
+
+    def _set_object(self, record: ArtifactRecord, object_key: str, etag: str) -> None:
+        uid = record.uid
         self._db.execute(
             "UPDATE revision SET object_key=?, etag=? WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)",
             (object_key, etag, uid),

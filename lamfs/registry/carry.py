@@ -14,7 +14,7 @@ from lamfs.model import ContentHash
 from lamfs.registry.artifacts import NOW
 from lamfs.registry.aside import Told
 from lamfs.registry.db import Database
-from lamfs.registry.overlays import base_id
+from lamfs.registry.partial_spools import base_id
 from lamfs.registry.tree import Tree
 
 _COLUMNS = "op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"

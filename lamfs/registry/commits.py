@@ -42,7 +42,7 @@ from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Namespace
-from lamfs.registry.overlays import Overlays, base_id
+from lamfs.registry.partial_spools import PartialSpools, base_id
 from lamfs.registry.tree import Tree
 
 
@@ -86,7 +86,7 @@ class Commits:
         self._journal = journal
         self._changes = changes
         self._namespace = namespace
-        self._overlays = Overlays(db)
+        self._partial_spools = PartialSpools(db)
 
     # -- puts (the mount) ---------------------------------------------------------------------------------------
 
@@ -164,15 +164,7 @@ class Commits:
             names = itertools.chain([plain], (revision_key(uid, suffix, more) for more in itertools.count(2)))
         else:
             names = self._artifacts.private_keys(dataclasses.replace(known, suffix=suffix), known.number + 1)
-        return next(name for name in names if self._is_free(name, uid, row))
-
-    def _is_free(self, name: str, uid: str, row: int | None) -> bool:
-        """Whether no artifact, and no storage work but that of row ``row``, has this object."""
-        return (
-            self._artifacts.with_object(name) is None
-            and not self._journal.claimed(name, uid, row)
-            and not self._journal.owes_any_delete(name)
-        )
+        return next(name for name in names if self._journal.is_free(name, row))
 
     def _key_of(self, ino: int) -> tuple[str | None, str]:
         first = self._tree.first_name(ino)
@@ -238,7 +230,7 @@ class Commits:
                     self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag, uid=artifact.uid)
                 same = content.same_bytes(artifact.revision.content)
                 self._artifacts.set_revision(
-                    artifact.uid, revision, updated_at=artifact.updated_at if same else now, origin=origin
+                    artifact, revision, updated_at=artifact.updated_at if same else now, origin=origin
                 )
             self._journal.said(object_key)
             self._move_home(artifact, object_key)
@@ -254,10 +246,10 @@ class Commits:
                 # very file that was taken counted a generation meanwhile: then the object is where its bytes are.)
                 self._journal.set_target(entry.id, None)
             if not current and "base" in entry.payload:
-                # What was written meanwhile went into a copy of the overlay that was stored: what it lacks is in here.
-                # By what the file has grown, it lacks nothing.
+                # What was written meanwhile went into a copy of the partial spool that was stored: what it lacks is in
+                # here. By what the file has grown, it lacks nothing.
                 assert entry.src is not None
-                self._overlays.add(entry.src, range(-(-before // BLOCK_SIZE), -(-content.size // BLOCK_SIZE)))
+                self._partial_spools.add(entry.src, range(-(-before // BLOCK_SIZE), -(-content.size // BLOCK_SIZE)))
                 self._journal.set_base(ino, base_id(content))
             self._changes.content(ino)
             return Committed(artifact if made else self._artifacts.by_ino(ino), current, entry.src if current else None)
@@ -312,7 +304,7 @@ class Commits:
             if artifact is not None:
                 if artifact.revision.object_key != object_key:
                     self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag, uid=artifact.uid)
-                self._artifacts.set_revision(artifact.uid, revision, updated_at=now, origin=origin)
+                self._artifacts.set_revision(artifact, revision, updated_at=now, origin=origin)
             else:
                 key, suffix = self._key_of(inode.ino)
                 self._artifacts.insert(
@@ -396,7 +388,7 @@ class Commits:
                 if old.revision.object_key != object_key:
                     self._journal.add_delete(old.revision.object_key, old.revision.etag, uid=old.uid)
                 origin = Provenance(record.created_by_id, record.run_id, record.transform_id)
-                self._artifacts.set_revision(record.uid, revision, updated_at=now, origin=origin)
+                self._artifacts.set_revision(old, revision, updated_at=now, origin=origin)
                 self._artifacts.update(
                     record.uid, description=record.description, accessor=record.accessor, suffix=record.suffix,
                     run_id=record.run_id, transform_id=record.transform_id,
@@ -530,7 +522,7 @@ class Commits:
             same = revision.content.same_bytes(now.revision.content)
             if revision.object_key != now.revision.object_key:
                 self._journal.add_delete(now.revision.object_key, now.revision.etag, uid=now.uid)
-            self._artifacts.set_revision(now.uid, revision, updated_at=now.updated_at if same else mtime_ns)
+            self._artifacts.set_revision(now, revision, updated_at=now.updated_at if same else mtime_ns)
             self._artifacts.set_number(now.uid, number)
             self._journal.said(revision.object_key)
             if not same:

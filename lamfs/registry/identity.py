@@ -101,7 +101,7 @@ class Identity:
             if dropped.object_key is None and same:
                 self._journal.add_delete(source.revision.object_key, source.revision.etag, uid=source.uid)
             else:
-                self._artifacts.set_revision(artifact.uid, source.revision)
+                self._artifacts.set_revision(artifact, source.revision)
                 sure = dropped.object_key is None or dropped.doubted
                 # The stale object goes, or the move writes over it if it still leads there when it comes.
                 etag = artifact.revision.etag if sure else None

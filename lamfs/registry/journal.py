@@ -111,8 +111,9 @@ class Journal:
         mine: str | None = None,
     ) -> str | None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
-        opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is an
-        overlay (overlays.py). Returns the name of the earlier spool file, when it is this process's to remove.
+        opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is a
+        partial spool (partial_spools.py). Returns the name of the earlier spool file, when it is this process's to
+        remove.
 
         ``seen``: the revision of the inode from which what is written goes on (None: whatever there is); ``mine``: the
         spool file of this process that holds it, if it is not stored. Raises FsError(ESTALE), and nothing has changed,
@@ -175,11 +176,6 @@ class Journal:
             )
             is not None
         )
-
-    def owes_any_delete(self, object_key: str) -> bool:
-        """Whether anybody is to delete what is, or may be, in this object."""
-        row = self._db.one("SELECT 1 FROM journal WHERE op='delete' AND object_key=? LIMIT 1", (object_key,))
-        return row is not None
 
     def doubt_claims(self) -> None:
         """Another machine may have had the lease meanwhile: what is in objects that this one was to write, or to delete
@@ -576,6 +572,18 @@ class Journal:
             (entry_id, object_key, moves, uid),
         )
         return any(op in ("save", "put") or (owner != self.owner and is_alive(owner)) for op, owner in rows)
+
+    def is_free(self, object_key: str, entry_id: int | None) -> bool:
+        """Whether no revision is in this object, and no storage work but row ``entry_id`` has to do with it: nobody is
+        to write or delete what is, or may be, there."""
+        return (
+            self._db.one(
+                "SELECT 1 FROM revision WHERE object_key=?1 UNION ALL SELECT 1 FROM journal WHERE object_key=?1"
+                " AND op IN ('save', 'put', 'delete') AND id IS NOT ?2 LIMIT 1",
+                (object_key, entry_id),
+            )
+            is None
+        )
 
     def drop_delete(self, object_key: str) -> bool:
         """The object is about to be written anew: strike its deletion off. Whether one was owed."""

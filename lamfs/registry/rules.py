@@ -214,9 +214,9 @@ TABLES: dict[str, dict[str, Column]] = {
 """The tables whose rows are taken over, in an order in which what is referred to comes first.
 
 Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log), and the work of another
-machine: its puts, saves and drops with their overlays, uploads and parts; and ``unsaid``: what it has written without
-an artifact's row saying so is kept, as any object that is not what the registry says. ``journal`` has its deletes,
-moves and aborts.
+machine: its puts, saves and drops with their partial spools, uploads and parts; and ``unsaid``: what it has written
+without an artifact's row saying so is kept, as any object that is not what the registry says. ``journal`` has its
+deletes, moves and aborts.
 """
 
 

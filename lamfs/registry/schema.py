@@ -115,7 +115,7 @@ _OVERLAY = (
 
 @migrations()
 def overlay(db: Database) -> None:
-    """Version 4: the blocks that are in a spool file which holds only some of its file's; see overlays.py."""
+    """Version 4: the blocks that are in a spool file which holds only some of its file's; see partial_spools.py."""
     for statement in _OVERLAY:
         db.execute(statement)
 
@@ -190,7 +190,7 @@ def heads(db: Database) -> None:
 
 @migrations()
 def ranges(db: Database) -> None:
-    """Version 10: the bytes of a block that are in such a file when not all of it is; see overlays.py."""
+    """Version 10: the bytes of a block that are in such a file when not all of it is; see partial_spools.py."""
     db.execute("ALTER TABLE overlay ADD COLUMN ranges TEXT")
     db.execute("ALTER TABLE overlay ADD COLUMN durable TEXT")
 

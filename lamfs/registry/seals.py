@@ -16,7 +16,8 @@ from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
 from lamfs.registry.db import Database
 
 UNKNOWN = bytes(32)
-"""In place of the hash of a block that nobody has hashed yet, or of which the spool file has not all (overlays.py)."""
+"""In place of the hash of a block that nobody has hashed yet, or of which the spool file has not all
+(partial_spools.py)."""
 
 
 class Seal(NamedTuple):

@@ -13,7 +13,7 @@ def compare(registry: Registry, entry: JournalEntry, content: ContentHash) -> li
     """Blocks of a put's spool file, whose hashes are ``content`` now, that are not what was written; noted in its row.
 
     None: what is known of it has not changed, and it is sound. Then these hashes are its seal from now on: also of what
-    it lacks as an overlay, which comes from the revision that it lies over.
+    it lacks as a partial spool, which comes from the revision that it lies over.
     """
     assert entry.src is not None
     seal, known = registry.seals.of(entry.src), damaged_blocks(entry)

@@ -95,8 +95,8 @@ class Folding:
 
 
 class RangeSync:
-    """Makes ranges of overlays (registry/overlays.py) durable as soon as they were acknowledged: a machine that is shut
-    down, or loses power a moment later, has them then. Loop only."""
+    """Makes ranges of partial spools (registry/partial_spools.py) durable as soon as they were acknowledged: a machine
+    that is shut down, or loses power a moment later, has them then. Loop only."""
 
     def __init__(self, registry: Registry, spool: SpoolFolder) -> None:
         self._registry = registry
@@ -123,10 +123,10 @@ class RangeSync:
             while self._asked:
                 src = self._asked.pop()
                 try:
-                    ranges = self._registry.overlays.ranges(src)
+                    ranges = self._registry.partial_spools.ranges(src)
                     if ranges:
                         await sync_file(self._spool, self._spool.open(src, os.O_RDONLY))
-                        self._registry.overlays.synced(src, ranges)
+                        self._registry.partial_spools.synced(src, ranges)
                 except FileNotFoundError:
                     pass  # it was stored meanwhile
                 except (OSError, LamfsError) as error:

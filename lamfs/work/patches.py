@@ -1,4 +1,4 @@
-"""Which parts of a changed artifact are sent, which are copied in storage: plans of overlays. Pure.
+"""Which parts of a changed artifact are sent, which are copied in storage: plans of partial spools. Pure.
 
 S3 (Amazon S3, "Multipart upload limits"): every part but the last has 5 MiB or more. So sent and copied runs have at
 least two blocks of 4 MiB, but for the last one.

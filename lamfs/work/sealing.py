@@ -132,7 +132,7 @@ class Sealing:
         with self._spool.opened(entry.src, os.O_RDONLY) as fd:
             size = os.fstat(fd).st_size
             if "base" in entry.payload:
-                present = self._registry.overlays.present(entry.src)
+                present = self._registry.partial_spools.present(entry.src)
                 missing = set(range(-(-size // BLOCK_SIZE))) - present
             if size <= SMALL:
                 if not missing:

@@ -61,13 +61,13 @@ class FileHooks(Protocol):
     ) -> None:
         """Spool file ``src`` has been stored as ``revision`` and is owed no more (None: the file is gone).
 
-        ``missing``: the blocks that were never in it, if it is an overlay."""
+        ``missing``: the blocks that were never in it, if it is a partial spool."""
 
     def storing_many(self) -> AbstractContextManager[None]:
         """Around several ``stored`` between which nothing is awaited."""
 
     def rebased(self, ino: int, revision: Revision) -> None:
-        """An overlay has been stored as ``revision`` while its file was written on in a copy of it."""
+        """A partial spool has been stored as ``revision`` while its file was written on in a copy of it."""
 
     def conflicted(self, ino: int, conflict: Conflict) -> None:
         """Somebody else has changed the object of an inode; what was written to it is another file now."""
@@ -82,12 +82,12 @@ class FileHooks(Protocol):
         """What was written to a file last is lost."""
 
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
-        """Copy these blocks of the stored revision ``base`` into the overlay ``src``, which is frozen."""
+        """Copy these blocks of the stored revision ``base`` into the partial spool ``src``, which is frozen."""
 
     async def pin(self, object_key: str, *, but: int | None = None) -> None:
         """The object is about to be replaced or deleted: fetch what open handles still need of it.
 
-        ``but``: the inode of an overlay that is what replaces it."""
+        ``but``: the inode of a partial spool that is what replaces it."""
 
     def gone(self, object_key: str) -> None:
         """The object is deleted, and no revision will have its key."""
@@ -101,7 +101,7 @@ class Upload:
     size: int = 0
     done: int = 0
     missing: set[int] = field(default_factory=set)
-    """Blocks that the spool file lacks, as an overlay of the stored revision."""
+    """Blocks that the spool file lacks, as a partial spool of the stored revision."""
     known: dict[int, ContentHash] = field(default_factory=dict)
     """Hashes of the parts that were sent while the file was written, by number."""
 
@@ -164,10 +164,10 @@ class Steps:
         check_size(self._store, self._spool.stat(entry.src).st_size, what(registry, entry))
         base = self._base(entry)
         if base is not None:
-            present = registry.overlays.present(entry.src)
+            present = registry.partial_spools.present(entry.src)
             size = self._spool.stat(entry.src).st_size
             upload.missing = missing_blocks(present, base.size, size)
-            changed = upload.missing & registry.overlays.ranges(entry.src).keys()
+            changed = upload.missing & registry.partial_spools.ranges(entry.src).keys()
             needed = patches.needed(size, upload.missing - changed, base.content)
             await self._fill(entry, upload, base, needed | changed)
         artifact = registry.artifacts.by_ino(ino)
@@ -350,7 +350,7 @@ class Steps:
             return batches.SMALL + 1
 
     def _base(self, entry: JournalEntry) -> Revision | None:
-        """The stored revision over which a spool file is an overlay. Raises StorageError when it is gone."""
+        """The stored revision over which a spool file is a partial spool. Raises StorageError when it is gone."""
         if "base" not in entry.payload:
             return None
         assert entry.ino is not None
@@ -371,8 +371,9 @@ class Steps:
         try:
             await self.hooks.fill(entry.ino, entry.src, base, blocks)
         except (ObjectChanged, ObjectMissing):
-            # A crash between storing an earlier overlay and saying so leaves the object newer than the base. What this
-            # one lacks is in there all the same, as each block's hash proves; once it is here nothing else is needed.
+            # A crash between storing an earlier partial spool and saying so leaves the object newer than the base. What
+            # this one lacks is in there all the same, as each block's hash proves; once it is here nothing else is
+            # needed.
             blocks = set(upload.missing)
             found = await self._worker.head(base.object_key)
             newer = Revision(base.content, base.object_key, found.etag)
@@ -457,7 +458,7 @@ class Steps:
         return (await self._worker.put(path, target, progress=upload.moved, meta=meta, over=over)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
-        """What of an overlay is sent, after it was brought in if need be, and what is copied from its base."""
+        """What of a partial spool is sent, after it was brought in if need be, and what is copied from its base."""
         found = []
         for sent, offset, length in patches.segments(content, base.content):
             if sent:

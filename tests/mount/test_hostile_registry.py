@@ -26,7 +26,7 @@ from lamfs import hashing
 from lamfs.keys import spool_name
 from lamfs.model import ContentHash, StorageConfig, instance_id
 from lamfs.registry.artifacts import NOW
-from lamfs.registry.overlays import base_id
+from lamfs.registry.partial_spools import base_id
 from tests.support import crafted
 from tests.support.confined import MARKER, MEMORY_MIB, SECONDS, Ended, Machine
 from tests.support.crafted import KEPT, REGISTRY, SLUG, VICTIMS, Good

@@ -22,7 +22,7 @@ import trio
 
 from lamfs import hashing
 from lamfs.errors import StorageUnavailable
-from lamfs.fs import overlay
+from lamfs.fs import partial
 from lamfs.registry import Registry
 from lamfs.work import patches
 from lamfs.work.durable import sync_file
@@ -273,7 +273,7 @@ async def changed_in_places(user: User) -> None:
 
 @pytest.fixture
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((overlay, "ABOVE"), (hashing, "MD5_MAX"), (patches, "MD5_MAX")):
+    for module, name in ((partial, "ABOVE"), (hashing, "MD5_MAX"), (patches, "MD5_MAX")):
         monkeypatch.setattr(module, name, MIB)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from lamfs import hashing
 from lamfs.errors import StorageError, StorageUnavailable
-from lamfs.fs import overlay
+from lamfs.fs import partial
 from lamfs.model import BLOCK_SIZE
 from lamfs.registry import Registry, Seal
 from lamfs.registry.seals import UNKNOWN
@@ -37,7 +37,7 @@ def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multipart, "WINDOW", 1)
     for module in (hashing, steps, patches):
         monkeypatch.setattr(module, "MD5_MAX", BLOCK_SIZE - 5)
-    monkeypatch.setattr(overlay, "ABOVE", BLOCK_SIZE)
+    monkeypatch.setattr(partial, "ABOVE", BLOCK_SIZE)
     monkeypatch.setattr(sealing, "AFTER", NEVER)
 
 

@@ -13,7 +13,7 @@ from lamfs.errors import ObjectChanged, StorageForbidden
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ObjectMeta
 from lamfs.ops import artifacts, damage, fsck, recover, setup
 from lamfs.ops.instance import Instance
-from lamfs.registry.overlays import base_id
+from lamfs.registry.partial_spools import base_id
 from lamfs.storage import local
 from lamfs.storage.base import ObjectStat
 from lamfs.work import guard, unknown
@@ -339,13 +339,13 @@ def test_recovery_does_not_write_over_what_is_where_an_artifact_is_going(instanc
     assert fsck.check(instance, repair=True, data=True).clean
 
 
-def test_recovery_does_not_write_an_overlay_over_what_is_unknown(instance: Instance, past: Past) -> None:
+def test_recovery_does_not_write_a_partial_spool_over_what_is_unknown(instance: Instance, past: Past) -> None:
     """Nothing of the revision below is needed any more: so both are kept as anything else is."""
     record = past.save("one", "a.csv")
     past.forget(record, lambda: past.save("two", "a.csv"))
     assert record.ino is not None
     owe(instance, record.ino, "three", base=base_id(record.revision.content))
-    instance.registry.overlays.add(f"{record.ino:x}-0123456789ab", [0])
+    instance.registry.partial_spools.add(f"{record.ino:x}-0123456789ab", [0])
     assert recover.finish_puts(instance, strict=True) == 1
     past.both("a.csv", "two", "three")
     assert fsck.check(instance, repair=True, data=True).clean

@@ -1,4 +1,4 @@
-"""Overlays: a large artifact that is changed a little, crashed at any step; what is fetched and what is sent."""
+"""Partial spools: a large artifact that is changed a little, crashed at any step; what is fetched and what is sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio.testing
 
 from lamfs import hashing
 from lamfs.errors import StorageUnavailable
-from lamfs.fs import overlay
+from lamfs.fs import partial
 from lamfs.model import BLOCK_SIZE
 from lamfs.ops import recover
 from lamfs.registry import Registry
@@ -29,8 +29,8 @@ BIG = random.Random(1).randbytes(5 * BLOCK_SIZE + 3 * MIB)
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of more than 1 MiB are large: their hash is over the first and the last of it."""
-    monkeypatch.setattr(overlay, "ABOVE", MIB)
-    monkeypatch.setattr(overlay, "WRITES", 4)
+    monkeypatch.setattr(partial, "ABOVE", MIB)
+    monkeypatch.setattr(partial, "WRITES", 4)
     monkeypatch.setattr(hashing, "MD5_MAX", MIB)
     monkeypatch.setattr(patches, "MD5_MAX", MIB)
 

@@ -1,4 +1,4 @@
-"""Spool files that are overlays: they hold the blocks that were written, the stored revision has the others.
+"""Spool files that are partial spools: they hold the blocks that were written, the stored revision has the others.
 
 Synchronous; the Database's thread. The put row of such a file has the identity of that revision in its payload
 (``base``). A block is in the spool file when it has a row here without ranges; it gets that after its old bytes were
@@ -28,7 +28,8 @@ def is_based_on(entry: JournalEntry, content: ContentHash) -> bool:
 
 
 def missing_blocks(present: Iterable[int], base_size: int, size: int) -> set[int]:
-    """Blocks that an overlay of ``size`` bytes lacks: those of the base, ``base_size`` bytes, that are not present."""
+    """Blocks that a partial spool of ``size`` bytes lacks: those of the base, ``base_size`` bytes, that are not
+    present."""
     return set(range(-(-min(base_size, size) // BLOCK_SIZE))).difference(present)
 
 
@@ -81,8 +82,8 @@ def _without(ranges: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]
             yield at, end
 
 
-class Overlays:
-    """Which blocks are present in the overlays of one Database."""
+class PartialSpools:
+    """Which blocks are present in the partial spools of one Database."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

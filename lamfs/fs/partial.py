@@ -1,9 +1,11 @@
-"""Overlays: spool files that hold only the blocks that were written; the stored revision has the others. Loop only.
+"""Partial spools: spool files that hold only the blocks that were written; the stored revision has the others. Loop
+only.
 
 So changing a little of a large artifact in a bucket does not bring all of it here, and waits for nothing: what is
 written within a block is noted as a range of it, and the rest of the block is the base's until the uploader brings it
 in. Only a block that is written in many places, or over the end of the file, is brought in before. Which blocks and
-ranges are there is noted in the registry for the next mount (registry/overlays.py), and in the Spool while it is open.
+ranges are there is noted in the registry for the next mount (registry/partial_spools.py), and in the Spool while it is
+open.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from lamfs.prefetch.patterns import Reader
 from lamfs.registry import Ranges, add_range, base_id, is_based_on, lacks_some, missing_blocks, unwritten
 
 ABOVE = MD5_MAX
-"""Only files of more bytes become overlays: the hash of a smaller one needs all of its bytes at each change."""
+"""Only files of more bytes become partial spools: the hash of a smaller one needs all of its bytes at each change."""
 BATCH = 8
 """Blocks that are brought at a time when many are."""
 WRITES = 64
@@ -38,8 +40,8 @@ Reading = Callable[[FileState, int, int, Reader | None], Awaitable[bytes]]
 """Reads bytes of the stored revision of a file, for a handle's reader, whatever object it is in by now."""
 
 
-class Overlays:
-    """Reads, fills and cuts the overlays of one mount's open files."""
+class PartialSpools:
+    """Reads, fills and cuts the partial spools of one mount's open files."""
 
     def __init__(self, context: Context, read_stored: Reading) -> None:
         self._c = context
@@ -48,24 +50,25 @@ class Overlays:
     # -- making -------------------------------------------------------------------------------------------------
 
     def can_start(self, state: FileState, want: int) -> bool:
-        """Whether a file whose first ``want`` bytes are needed may be written as an overlay."""
+        """Whether a file whose first ``want`` bytes are needed may be written as a partial spool."""
         return self._c.store.parts is not None and want > ABOVE and state.revision is not None
 
     def start(self, spool: Spool, base: Revision) -> None:
-        """Make an empty spool file an overlay of a revision, all of it: it is cut when what that needs has come."""
+        """Make an empty spool file a partial spool of a revision, all of it: it is cut when what that needs has
+        come."""
         os.ftruncate(spool.fd, base.size)
         spool.missing = missing_blocks((), base.size, base.size)
 
     def open(self, spool: Spool, owed: JournalEntry, base: Revision | None) -> None:
-        """Say what an owed spool file lacks, if it is an overlay. Raises FsError(EIO) when its base is gone."""
+        """Say what an owed spool file lacks, if it is a partial spool. Raises FsError(EIO) when its base is gone."""
         if "base" not in owed.payload:
             return
         if base is None or not is_based_on(owed, base.content):
             raise FsError(errno.EIO, "the revision that was changed is not there any more")
         size = os.fstat(spool.fd).st_size
-        overlays = self._c.registry.overlays
-        spool.missing = missing_blocks(overlays.present(spool.name), base.size, size)
-        spool.ranges = {block: found for block, found in overlays.ranges(spool.name).items() if block in spool.missing}
+        known = self._c.registry.partial_spools
+        spool.missing = missing_blocks(known.present(spool.name), base.size, size)
+        spool.ranges = {block: found for block, found in known.ranges(spool.name).items() if block in spool.missing}
 
     def base_of(self, state: FileState) -> str | None:
         """What the journal has to know of the base; None when the spool file lacks nothing."""
@@ -95,8 +98,8 @@ class Overlays:
         assert spool is not None
         if spool.missing and state.revision is not None:
             blocks = range(-(-state.revision.size // BLOCK_SIZE))
-            self._c.registry.overlays.add(spool.name, set(blocks).difference(spool.missing))
-            self._c.registry.overlays.add_ranges(spool.name, spool.ranges)
+            self._c.registry.partial_spools.add(spool.name, set(blocks).difference(spool.missing))
+            self._c.registry.partial_spools.add_ranges(spool.name, spool.ranges)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -160,7 +163,7 @@ class Overlays:
             if ranges != spool.ranges.get(block):
                 found[block] = spool.ranges[block] = ranges
         if found and self._is_noted(state, spool):
-            self._c.registry.overlays.add_ranges(spool.name, found)
+            self._c.registry.partial_spools.add_ranges(spool.name, found)
 
     def edges(self, state: FileState, size: int) -> list[int]:
         """The blocks that must be brought in before the file may be cut or extended to ``size`` bytes."""
@@ -223,7 +226,7 @@ class Overlays:
 
     def _have(self, state: FileState, spool: Spool, blocks: list[int]) -> None:
         if self._is_noted(state, spool):
-            self._c.registry.overlays.add(spool.name, blocks)
+            self._c.registry.partial_spools.add(spool.name, blocks)
         _has(spool, blocks)
 
     def _is_noted(self, state: FileState, spool: Spool) -> bool:
@@ -249,7 +252,7 @@ class Overlays:
             size = os.fstat(fd).st_size
             file = self._c.cache.open(base)
             wanted = sorted(blocks)
-            ranges = self._c.registry.overlays.ranges(src)
+            ranges = self._c.registry.partial_spools.ranges(src)
             for first in range(0, len(wanted), BATCH):
                 batch = wanted[first : first + BATCH]
                 for at, block in enumerate(batch, first):
@@ -262,7 +265,7 @@ class Overlays:
                         for place, piece in unwritten(offset, data, known):
                             copying.write_full(fd, piece, place)
                 await _sync(fd)
-                self._c.registry.overlays.add(src, batch)
+                self._c.registry.partial_spools.add(src, batch)
                 if state is not None and state.spool is not None and state.spool.name == src:
                     _has(state.spool, batch)
         finally:

@@ -1,6 +1,7 @@
-"""Overlays of a mount that is gone, made complete: spool files that lack blocks which the stored revision has.
+"""Partial spools of a mount that is gone, made complete: spool files that lack blocks which the stored revision has.
 
-Synchronous, any thread. See fs/overlay.py for what an overlay is, and registry/overlays.py for what is noted of it.
+Synchronous, any thread. See fs/partial.py for what a partial spool is, and registry/partial_spools.py for what is noted
+of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def keep_durable(registry: Registry, entry: JournalEntry, inode: Inode, spool: S
     """
     assert entry.src is not None
     with registry.db.transaction():
-        lost = registry.overlays.keep_durable(entry.src)
+        lost = registry.partial_spools.keep_durable(entry.src)
         if lost:
             registry.seals.forget(entry.src)
         size = int(str(entry.payload.get("base", "0")).partition(":")[0])
@@ -57,9 +58,10 @@ def _note(registry: Registry, lost: Lost) -> None:
 
 
 def _ends_at(registry: Registry, src: str, size: int, base: int) -> bool:
-    """Whether an overlay of ``size`` bytes lacks what follows the ``base`` bytes of its revision, within a block."""
+    """Whether a partial spool of ``size`` bytes lacks what follows the ``base`` bytes of its revision, within a
+    block."""
     block, end = divmod(base, BLOCK_SIZE)
-    if not end or size <= base or block in registry.overlays.present(src):
+    if not end or size <= base or block in registry.partial_spools.present(src):
         return False
-    ranges = registry.overlays.ranges(src).get(block, ())
+    ranges = registry.partial_spools.ranges(src).get(block, ())
     return not any(start <= end and stop == BLOCK_SIZE for start, stop in ranges)
