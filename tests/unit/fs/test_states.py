@@ -128,7 +128,7 @@ class File:
         if self.entry is not None or entry is None:
             return False
         self.entry = entry
-        self.context.uploader.puts.take(entry)
+        self.context.uploader.puts.begin(entry)
         return True
 
     async def finish(self, failing: Callable[[str, str], LamfsError | None] | None = None) -> bool:
