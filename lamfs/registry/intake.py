@@ -70,6 +70,7 @@ def take(path: Path, name: str, fresh: Path, place: Place) -> Taken:
     os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     with translated(fresh), contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as made:
         made.execute("PRAGMA synchronous=OFF")  # it is synced when it is whole
+        made.execute("PRAGMA temp_store=MEMORY")
         made.execute("BEGIN")
         schema.apply(made, origin.version)
         made.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('schema_version', ?)", (origin.version,))
