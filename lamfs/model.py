@@ -235,23 +235,3 @@ class Dentry:
     cookie: int
     name: str
     inode: Inode
-
-
-@dataclass(slots=True)
-class JournalEntry:
-    """One piece of storage work that is owed. See registry/journal.py for the operations."""
-
-    id: int
-    op: str
-    state: str
-    ino: int | None
-    uid: str | None
-    object_key: str | None
-    src: str | None
-    gen: int
-    attempts: int
-    error: str | None
-    next_at: int
-    created_at: int
-    owner: str | None
-    payload: dict[str, object] = field(default_factory=dict)

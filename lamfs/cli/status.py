@@ -246,11 +246,9 @@ def left_over(registry: Registry) -> dict[str, Any]:
         "owed_bytes": registry.journal.owed_bytes(),
         # boot id, pid, start time: a process that saves something, or a mount that has left the tree already
         "busy": sorted(int(owner.split(":")[1]) for owner in owners if owner and is_alive(owner)),
-        "errors": [
-            {"what": f"{entry.op} {entry.object_key or entry.uid or entry.ino}", "error": entry.error}
-            for entry in entries
-            if entry.error
-        ][-MAX_ERRORS:],
+        "errors": [{"what": f"{entry.op} {entry.about}", "error": entry.error} for entry in entries if entry.error][
+            -MAX_ERRORS:
+        ],
     }
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from lamfs.errors import LamfsError
-from lamfs.model import JournalEntry
 from lamfs.ops import adoption, mounts, strays, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put
 from lamfs.spool import SpoolFolder
 
 log = logging.getLogger("lamfs.daemon")
@@ -23,10 +23,12 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
     """
     taken = adoption.adopt_puts(instance.registry, instance.store, spool, ("put", "move", "delete", "abort", "drop"))
     for entry in taken:
+        if not isinstance(entry, Put):
+            continue
         try:
             _close(instance.registry, spool, entry)
         except (LamfsError, OSError) as error:
-            log.error("could not take over the put of %s: %s", entry.uid or entry.src, error)
+            log.error("could not take over the put of %s: %s", entry.about, error)
     if taken:
         log.info("taking over %d pieces of storage work from a mount that ended early", len(taken))
     if not mounts.live(instance.settings):
@@ -47,10 +49,8 @@ def clear_temporaries(instance: Instance) -> None:
         log.info("removed %d temporary files of processes that are gone: %d bytes", len(swept.removed), swept.size)
 
 
-def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
+def _close(registry: Registry, spool: SpoolFolder, entry: Put) -> None:
     """Close a file with a pending put; its size is that of its spool file. Raises OSError, StorageError."""
-    if entry.op != "put" or entry.ino is None or entry.src is None:
-        return
     try:
         info = spool.stat(entry.src)
     except FileNotFoundError:
@@ -62,7 +62,7 @@ def _close(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> None:
     with registry.db.transaction():
         inode = registry.tree.get(entry.ino)
         if inode is not None and (inode.size != info.st_size or entry.state == "open"):
-            blocks = None if "base" in entry.payload else info.st_blocks
+            blocks = None if entry.base is not None else info.st_blocks
             registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=blocks)
         scratch = registry.names.is_scratch(entry.ino)
         if entry.state == "open":

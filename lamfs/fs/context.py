@@ -15,10 +15,11 @@ from lamfs.fs.nodes import NodeTable
 from lamfs.fs.state import Event, FileState
 from lamfs.fs.stats import Stats
 from lamfs.fs.waits import Waits
-from lamfs.model import Inode, JournalEntry
+from lamfs.model import Inode
 from lamfs.mover.client import Mover
 from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.work.uploader import Uploader
@@ -130,7 +131,7 @@ class Context:
             state.seen = self.registry.tree.rewritten(state.inode) or state.seen
         return gen
 
-    def owes(self, state: FileState, owed: JournalEntry | None) -> bool:
+    def owes(self, state: FileState, owed: Put | None) -> bool:
         """Whether the put ``owed`` is this mount's, with the bytes that are open here.
 
         These are newer then than what the Python API has saved.

@@ -21,10 +21,10 @@ from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import DELETED, STORED, WRITING, Event, FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
 from lamfs.keys import check_name
-from lamfs.model import Inode, JournalEntry, now_ns
+from lamfs.model import Inode, now_ns
 from lamfs.mover import beats
 from lamfs.prefetch.directories import DirectoryPrefetch
-from lamfs.registry import damaged_blocks
+from lamfs.registry.entries import Put
 from lamfs.storage.base import largest
 from lamfs.work import streaming
 from lamfs.work.durable import sync_file
@@ -198,19 +198,19 @@ class Files:
         context.states[fino] = state
         return state
 
-    def _open_owed(self, state: FileState, owed: JournalEntry | None) -> bool:
+    def _open_owed(self, state: FileState, owed: Put | None) -> bool:
         """Open what there is of a file besides its stored revision. False when that could not be: it may have been
         stored by another mount meanwhile."""
         context = self._c
         # After the row was read: once that is struck off, this is what it has become.
         artifact = context.registry.artifacts.by_ino(state.ino)
         state.revision = artifact.revision if artifact is not None else None
-        if owed is None or owed.src is None:
+        if owed is None:
             return True
         try:
             state.spool = open_spool(context.spool, owed.src, context.store, owed.object_key)
             self._spooling.partials.open(state.spool, owed, state.revision)
-            state.spool.damaged = damaged_blocks(owed)
+            state.spool.damaged = set(owed.damaged)
         except FsError:
             return False
         mine = state.spool.own = owed.owner == context.registry.journal.owner
@@ -458,7 +458,7 @@ class Files:
             return
         self._c.uploader.check_refused(ino)
         if entry.state == "scratch":
-            await sync_file(self._c.spool, self._c.spool.open(str(entry.src), os.O_RDONLY))
+            await sync_file(self._c.spool, self._c.spool.open(entry.src, os.O_RDONLY))
             return
 
         async def stored() -> None:
@@ -506,7 +506,7 @@ class Files:
                     for _ in range(min(SYNC_TASKS, len(owed))):
                         nursery.start_soon(self._store_each, left)
         for entry in self._c.registry.journal.refused():
-            if entry.ino is not None and (entry.ino == top or self._c.registry.tree.is_below(entry.ino, top)):
+            if entry.ino == top or self._c.registry.tree.is_below(entry.ino, top):
                 self._c.uploader.check_refused(entry.ino)
         await self._c.uploader.durable()
 

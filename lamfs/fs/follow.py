@@ -16,6 +16,7 @@ from lamfs.errors import LamfsError
 from lamfs.fs.atimes import FLUSH
 from lamfs.fs.context import Context
 from lamfs.registry import Change
+from lamfs.registry.entries import Put
 
 log = logging.getLogger("lamfs.fs")
 
@@ -41,16 +42,16 @@ def adopt(context: Context) -> bool:
     with registry.db.transaction():
         taken = registry.journal.adopt()
         for entry in taken:
-            inode = registry.tree.get(entry.ino) if entry.op == "put" and entry.ino is not None else None
-            if inode is None or entry.state != "open":
+            inode = registry.tree.get(entry.ino) if isinstance(entry, Put) else None
+            if not isinstance(entry, Put) or inode is None or entry.state != "open":
                 continue
             with contextlib.suppress(LamfsError, OSError):  # the uploader says what is wrong with it
                 if entry.object_key is None and not entry.gen:
                     # It may have died between naming a new file and making it: then nothing was written.
-                    os.close(context.spool.open(entry.src or "", os.O_CREAT | os.O_RDWR))
-                info = context.spool.stat(entry.src or "")
+                    os.close(context.spool.open(entry.src, os.O_CREAT | os.O_RDWR))
+                info = context.spool.stat(entry.src)
                 inode.size, inode.mtime_ns = info.st_size, info.st_mtime_ns
-                inode.blocks = None if "base" in entry.payload else info.st_blocks
+                inode.blocks = None if entry.base is not None else info.st_blocks
             registry.journal.ready_put(inode.ino, scratch=registry.names.is_scratch(inode.ino))
             registry.tree.rewritten(inode)
             registry.changes.content(inode.ino)

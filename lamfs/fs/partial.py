@@ -22,10 +22,11 @@ from lamfs.errors import FsError, StorageError
 from lamfs.fs.context import Context
 from lamfs.fs.state import FileState, Spool
 from lamfs.hashing import MD5_MAX
-from lamfs.model import BLOCK_SIZE, JournalEntry, Revision
+from lamfs.model import BLOCK_SIZE, Revision
 from lamfs.mover import beats
 from lamfs.prefetch.patterns import Reader
 from lamfs.registry import Ranges, add_range, base_id, is_based_on, lacks_some, missing_blocks, unwritten
+from lamfs.registry.entries import Put
 
 ABOVE = MD5_MAX
 """Only files of more bytes become partial spools: the hash of a smaller one needs all of its bytes at each change."""
@@ -59,9 +60,9 @@ class PartialSpools:
         os.ftruncate(spool.fd, base.size)
         spool.missing = missing_blocks((), base.size, base.size)
 
-    def open(self, spool: Spool, owed: JournalEntry, base: Revision | None) -> None:
+    def open(self, spool: Spool, owed: Put, base: Revision | None) -> None:
         """Say what an owed spool file lacks, if it is a partial spool. Raises FsError(EIO) when its base is gone."""
-        if "base" not in owed.payload:
+        if owed.base is None:
             return
         if base is None or not is_based_on(owed, base.content):
             raise FsError(errno.EIO, "the revision that was changed is not there any more")

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_spool_name
-from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, now_ns
+from lamfs.model import ArtifactRecord, ContentHash, now_ns
 from lamfs.ops import partial_spools
 from lamfs.registry import Lost, Provenance, Registry, of_another_boot
+from lamfs.registry.entries import Owed, Put
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.work import direct
@@ -60,9 +61,7 @@ class _Seen:
     untold: StorageError | None = None
 
 
-def adopt_puts(
-    registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: Iterable[str] = ("put",)
-) -> list[JournalEntry]:
+def adopt_puts(registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: Iterable[str] = ("put",)) -> list[Owed]:
     """Take over the journal rows of processes that are gone. Returns them as they were, but for puts given up.
 
     Those are of files that the disk has lost: the machine went down (power cut), and less of the spool file is left
@@ -72,36 +71,35 @@ def adopt_puts(
     """
     wanted = set(ops)
     taken = registry.journal.adopt(wanted - {"put"})
-    left = registry.journal.left(wanted & {"put"})
+    left = registry.journal.left_puts() if "put" in wanted else []
     plain = {entry.id for entry in left if _is_there(registry, spool, entry)}
     taken += registry.journal.take(entry for entry in left if entry.id in plain)
     taken += [entry for entry in left if entry.id not in plain and _decide(registry, store, spool, entry)]
     return sorted(taken, key=lambda entry: entry.id)
 
 
-def _is_there(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> bool:
+def _is_there(registry: Registry, spool: SpoolFolder, entry: Put) -> bool:
     """Whether the spool file of a put has all that it had."""
     if _foreign(spool, entry) is not None or (left := _left(spool, entry)) is None:
         return False
     if not of_another_boot(entry.owner):
         return True
-    inode = registry.tree.get(entry.ino or 0)
-    partial = "base" in entry.payload or bool(registry.partial_spools.ranges(entry.src or ""))
+    inode = registry.tree.get(entry.ino)
+    partial = entry.base is not None or bool(registry.partial_spools.ranges(entry.src))
     return inode is None or (left >= inode.size and not partial)
 
 
-def _left(spool: SpoolFolder, entry: JournalEntry) -> int | None:
+def _left(spool: SpoolFolder, entry: Put) -> int | None:
     """Bytes of the spool file of a put; None: there is none. Raises OSError."""
-    assert entry.src is not None
     try:
         return spool.stat(entry.src).st_size
     except FileNotFoundError:
         return None
 
 
-def _foreign(spool: SpoolFolder, entry: JournalEntry) -> str | None:
+def _foreign(spool: SpoolFolder, entry: Put) -> str | None:
     """Why a put cannot be lamfs's own, by what it names; None: it may be. Raises OSError."""
-    if entry.ino is None:
+    if not entry.ino:
         return "it is of no file"
     try:
         spool.exists(check_spool_name(entry.src))
@@ -113,7 +111,7 @@ def _foreign(spool: SpoolFolder, entry: JournalEntry) -> str | None:
     return None
 
 
-def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: JournalEntry) -> bool:
+def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: Put) -> bool:
     """Take over a put whose spool file lacks something, or give it up. Whether it is owed on, by this process.
 
     Storage is asked outside of any transaction. One transaction then takes the row over and writes the decision: until
@@ -127,7 +125,7 @@ def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: J
         return False
     if of_another_boot(entry.owner):
         with registry.db.transaction():
-            inode = registry.tree.get(entry.ino or 0)
+            inode = registry.tree.get(entry.ino)
             if inode is not None and _is_left(registry, entry):
                 partial_spools.keep_durable(registry, entry, inode, spool)
     while True:
@@ -141,20 +139,20 @@ def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: J
             registry.journal.take([entry])
             goes_on = seen.goes_on or file is None or _settle(registry, spool, entry, file, seen)
         if not goes_on:
-            spool.unlink(entry.src or "")
+            spool.unlink(entry.src)
         return goes_on
 
 
-def _is_left(registry: Registry, entry: JournalEntry) -> bool:
+def _is_left(registry: Registry, entry: Put) -> bool:
     """Whether a row is as it was when its process was found gone."""
-    now = registry.journal.get(entry.id)
+    now = registry.journal.get_put(entry.id)
     return now is not None and all(
-        getattr(now, name) == getattr(entry, name) for name in ("op", "ino", "uid", "object_key", "src", "gen", "owner")
+        getattr(now, name) == getattr(entry, name) for name in ("ino", "uid", "object_key", "src", "gen", "owner")
     )
 
 
-def _strike_off(registry: Registry, entry: JournalEntry, why: str) -> None:
-    if entry.ino is None:
+def _strike_off(registry: Registry, entry: Put, why: str) -> None:
+    if not entry.ino:
         log.error("A row of the journal owes what was written to no file, and is struck off.")
         registry.journal.done(entry.id)
         return
@@ -166,9 +164,8 @@ def _strike_off(registry: Registry, entry: JournalEntry, why: str) -> None:
         registry.rescue.give_up(entry.id)
 
 
-def _file(registry: Registry, entry: JournalEntry) -> _File | None:
+def _file(registry: Registry, entry: Put) -> _File | None:
     """The file of a put; None: there is none any more."""
-    assert entry.ino is not None
     inode = registry.tree.get(entry.ino)
     if inode is None:
         return None
@@ -182,7 +179,7 @@ def _file(registry: Registry, entry: JournalEntry) -> _File | None:
     return replace(file, free=False)
 
 
-def _look(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _File | None, left: int | None) -> _Seen:
+def _look(registry: Registry, store: ObjectStore, entry: Put, file: _File | None, left: int | None) -> _Seen:
     """What there is of a put. Raises storage errors where the artifact's own object cannot be looked at."""
     if file is None or (left is not None and (left >= file.size or not of_another_boot(entry.owner))):
         return _Seen(left, goes_on=True)
@@ -212,7 +209,7 @@ def may_be_stored(store: ObjectStore, object_key: str | None, artifact: Artifact
         return True  # a link; the folder is away; …: said when it is stored
 
 
-def _stored(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _File) -> _Stored | None:
+def _stored(registry: Registry, store: ObjectStore, entry: Put, file: _File) -> _Stored | None:
     """The spool file of a put is lost, but what was closed may have reached its object, and the registry does not say
     so: the power was cut before, or it was set back. Then that is the file's content. All of the object is read.
 
@@ -229,7 +226,7 @@ def _stored(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _
             if said is None or said.uid != (entry.uid if artifact is None else artifact.uid):
                 return None  # what was there before is on its way out, or somebody else's
         content, etag = direct.hash_object(store, key)
-        seal = registry.seals.of(entry.src or "")
+        seal = registry.seals.of(entry.src)
         if seal is not None:
             return _Stored(content, etag, not seal.broken(content))
         # A registry that was set back to when the file was new knows of no bytes that might be missing.
@@ -238,11 +235,9 @@ def _stored(registry: Registry, store: ObjectStore, entry: JournalEntry, file: _
     return None
 
 
-def _settle(registry: Registry, spool: SpoolFolder, entry: JournalEntry, file: _File, seen: _Seen) -> bool:
+def _settle(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, seen: _Seen) -> bool:
     """Decide on a put of this process, in one transaction with its take-over. Whether it is owed on; if not, its spool
     file is to be removed."""
-    assert entry.ino is not None
-    assert entry.src is not None
     left, empty = seen.left, seen.left is None and not file.size
     if empty and file.artifact is not None:
         os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
@@ -264,7 +259,7 @@ def _settle(registry: Registry, spool: SpoolFolder, entry: JournalEntry, file: _
     if artifact is None and left:
         registry.seals.forget(entry.src)
         key = registry.tree.path(entry.ino) or entry.src
-        registry.rescue.note_lost(Lost(key, entry.uid or "", file.size, False, now_ns(), left=left))
+        registry.rescue.note_lost(Lost(key, entry.uid, file.size, False, now_ns(), left=left))
         log.error("Of '%s' %d of %d bytes are left: %s before they were stored.", name, left, file.size, why)
         return True
     if artifact is None:
@@ -275,13 +270,12 @@ def _settle(registry: Registry, spool: SpoolFolder, entry: JournalEntry, file: _
     return False
 
 
-def _take_stored(registry: Registry, entry: JournalEntry, file: _File, stored: _Stored) -> bool:
+def _take_stored(registry: Registry, entry: Put, file: _File, stored: _Stored) -> bool:
     """What is in the object of a put is its file's content. Whether all of it is there: else the row is left."""
-    assert entry.ino is not None
     assert file.object_key is not None
     if stored.whole and entry.state == "open":
         registry.journal.ready_put(entry.ino)
-    row = registry.journal.get(entry.id)
+    row = registry.journal.get_put(entry.id)
     gen = entry.gen if row is None else row.gen
     registry.commits.put(
         entry.ino, gen if stored.whole else gen - 1, stored.content, file.object_key, stored.etag, Provenance(),

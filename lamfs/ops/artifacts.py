@@ -30,6 +30,7 @@ from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry import Provenance
+from lamfs.registry.entries import Save
 from lamfs.registry.rules import RETAINED, TEXT_MAX
 from lamfs.spool import SpoolFolder
 from lamfs.storage.root import is_utf8
@@ -288,8 +289,8 @@ def cache(
 
 def _rests(instance: Instance, record: ArtifactRecord) -> bool:
     """Whether nobody is at work on an artifact's object; an interrupted save on it is finished here."""
-    entries = [entry for entry in instance.registry.journal.entries() if entry.uid == record.uid]
-    if not any(entry.op == "save" for entry in entries):
+    entries = instance.registry.journal.entries()
+    if not any(isinstance(entry, Save) and entry.uid == record.uid for entry in entries):
         return True
     instance.hold()
     recover.finish_saves(instance)

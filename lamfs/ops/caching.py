@@ -91,8 +91,8 @@ def _settle(instance: Instance, covers: Callable[[str], bool]) -> list[str]:
     """See to it that what mounts owe of covered files is stored. Returns keys of files that were never stored."""
     registry = instance.registry
     unstored = []
-    for entry in registry.journal.entries():
-        if entry.op != "put" or entry.state == "scratch" or entry.ino is None:
+    for entry in registry.journal.puts():
+        if entry.state == "scratch":
             continue
         place = registry.tree.path(entry.ino)
         if place is not None and covers(place):
@@ -158,7 +158,7 @@ def _fetch_small(
     """What became of the small ones, but for those that are being changed, or need a closer look."""
     small = {record.uid: record for record in records if 0 < record.size <= LARGEST} if copies(instance) else {}
     uids = list(small)
-    owed = {entry.ino for entry in instance.registry.journal.entries() if entry.op == "put"}
+    owed = {entry.ino for entry in instance.registry.journal.puts()}
     chosen = [
         small[now.uid]
         for start in range(0, len(uids), _AT_A_TIME)

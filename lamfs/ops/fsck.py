@@ -22,7 +22,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
-from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, JournalEntry, iso, now_ns
+from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, iso, now_ns
 from lamfs.ops import (
     damage,
     husks,
@@ -40,7 +40,8 @@ from lamfs.ops import (
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
 from lamfs.printable import count_of
-from lamfs.registry import damaged_blocks, is_alive
+from lamfs.registry import is_alive
+from lamfs.registry.entries import Put, Save
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
@@ -269,7 +270,7 @@ def _orphans(instance: Instance, report: Report, repair: bool) -> None:
 
 def _keys(instance: Instance, report: Report) -> None:
     registry = instance.registry
-    pending = {entry.ino for entry in registry.journal.entries() if entry.op == "put"}
+    pending = {entry.ino for entry in registry.journal.puts()}
     for record in registry.artifacts.filter(visibility=None):
         assert record.ino is not None
         if record.visibility > -1:
@@ -295,10 +296,10 @@ def _journal(instance: Instance, report: Report) -> None:
     mounted = next((record for record in mounts.live(instance.settings) if not record.read_only), None)
     step = _next_step(instance) if left and mounted is None else "'lamfs fsck --repair' does it"
     for entry in entries:
-        what = f"{entry.op} of {entry.object_key or entry.uid or entry.src or entry.ino}"
+        what = f"{entry.op} of {entry.about}"
         if entry.state == "scratch":
             continue  # in the spool, and nowhere else
-        if not is_alive(entry.owner) and mounted is not None and entry.op != "save":
+        if not is_alive(entry.owner) and mounted is not None and not isinstance(entry, Save):
             report.notes.append(f"journal: the {what} was left to the mount at {mounted.mountpoint}, which does it")
         elif not is_alive(entry.owner):
             report.add(f"journal: the {what} was left by a process that is gone; {step}")
@@ -344,16 +345,14 @@ def _spool_files(
     instance: Instance, report: Report, repair: bool, spool: SpoolFolder | None, elsewhere: Collection[str]
 ) -> None:
     files = {*(spool.names() if spool is not None else ()), *elsewhere}
-    entries: dict[str | None, JournalEntry] = {
-        entry.src: entry for entry in instance.registry.journal.entries() if entry.op == "put"
-    }
+    entries = {entry.src: entry for entry in instance.registry.journal.puts()}
     if spool is not None and not mounts.live(instance.settings):
         _strays(instance, report, repair, spool)
     for name in spool.strangers() if spool is not None else ():
         assert spool is not None
         report.notes.append(f"spool: {spool.shown(name)} is not a spool file, and is left there")
     for src, entry in entries.items():
-        key = instance.registry.tree.path(entry.ino or 0) or entry.uid
+        key = instance.registry.tree.path(entry.ino) or entry.uid
         if not is_spool_name(src):
             report.add(
                 f"spool: the journal owes '{key}' a file named {str(src)[:80]!r}, which is not the name of a spool file"
@@ -368,13 +367,13 @@ def _spool_files(
 def _keep_damaged(instance: Instance, report: Report) -> bool:
     """Put spool files that are not what was written into ``lost+found``, as they are; whether there were any."""
     registry = instance.registry
-    wrong = [entry for entry in registry.journal.mine("put") if damaged_blocks(entry)]
+    wrong = [entry for entry in registry.journal.mine(Put) if entry.damaged]
     spool = SpoolFolder.find(*instance.settings.spool_place) if wrong else None
     if spool is None or mounts.live(instance.settings):
         return False
     with spool:
         for entry in wrong:
-            was = registry.tree.path(entry.ino or 0) or entry.uid
+            was = registry.tree.path(entry.ino) or entry.uid
             key = strays.keep_damaged(registry, spool, entry)
             report.add(
                 f"spool: the last bytes of '{was}' are not what was written: what is left of them is '{key}'", True
@@ -662,8 +661,9 @@ def _targets(instance: Instance) -> set[str]:
     registry = instance.registry
     found = registry.uploads.targets()
     for entry in registry.journal.entries():
-        found.add(entry.object_key or "")
-        record = registry.artifacts.by_uid(entry.uid) if entry.uid else None
+        found.add(getattr(entry, "object_key", None) or "")
+        uid = getattr(entry, "uid", None)
+        record = registry.artifacts.by_uid(uid) if uid else None
         if record is not None:
             found.add(registry.artifacts.home(record))
     return found

@@ -10,25 +10,25 @@ import contextlib
 import logging
 import os
 
-from lamfs.model import BLOCK_SIZE, Inode, JournalEntry, now_ns
+from lamfs.model import BLOCK_SIZE, Inode, now_ns
 from lamfs.registry import Lost, Registry
+from lamfs.registry.entries import Put
 from lamfs.spool import SpoolFolder
 
 log = logging.getLogger("lamfs.recover")
 
 
-def keep_durable(registry: Registry, entry: JournalEntry, inode: Inode, spool: SpoolFolder) -> None:
+def keep_durable(registry: Registry, entry: Put, inode: Inode, spool: SpoolFolder) -> None:
     """The machine went down: of the ranges of a put's spool file only those that are durable are there. The others are
     noted as lost, in one transaction.
 
     Where the stored revision ends within a block, and what was appended there is lost, the file ends there again.
     """
-    assert entry.src is not None
     with registry.db.transaction():
         lost = registry.partial_spools.keep_durable(entry.src)
         if lost:
             registry.seals.forget(entry.src)
-        size = int(str(entry.payload.get("base", "0")).partition(":")[0])
+        size = int((entry.base or "0").partition(":")[0])
         before = inode.size
         if not _ends_at(registry, entry.src, before, size):
             size = before

@@ -14,10 +14,11 @@ from collections.abc import Iterable
 
 from lamfs.errors import LamfsError, ObjectChanged, StorageError, StorageUnavailable, TooLarge
 from lamfs.keys import check_spool_name
-from lamfs.model import JournalEntry, now_ns
+from lamfs.model import now_ns
 from lamfs.ops import adoption, alone, messages, mounts, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import sync_log
+from lamfs.registry.entries import Abort, Delete, Move, Owed, Put, Save
 from lamfs.spool import SpoolFolder
 from lamfs.work.direct import finish
 from lamfs.work.moves import Moves
@@ -45,11 +46,11 @@ def finish_all(instance: Instance, *, strict: bool = True) -> None:
     run_owed(instance, strict=strict)
 
 
-def _trouble(instance: Instance, entry: JournalEntry, error: LamfsError, strict: bool) -> None:
+def _trouble(instance: Instance, entry: Owed, error: LamfsError, strict: bool) -> None:
     instance.registry.journal.failed(entry.id, str(error), now_ns() + RETRY_NS)
     if strict:
         raise error
-    log.warning("could not finish %s of %s: %s", entry.op, entry.object_key or entry.uid or entry.src, error)
+    log.warning("could not finish %s of %s: %s", entry.op, entry.about, error)
 
 
 # -- saves ------------------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def finish_saves(instance: Instance, *, strict: bool = False) -> int:
     count = 0
     with alone.storage_work:  # who announces a save holds it until the save is known to be active
         journal.adopt(("save",))
-        mine = [entry for entry in journal.mine("save") if entry.id not in alone.active]
+        mine = [entry for entry in journal.mine(Save) if entry.id not in alone.active]
     for entry in mine:
         try:
             count += finish(alone.saves(instance).finish(entry)) is not None
@@ -84,7 +85,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     if mounts.is_written(instance.settings):
         return 0
     journal = instance.registry.journal
-    if not any(entry.op == "put" for entry in journal.entries()):
+    if not journal.puts():
         return 0  # whatever is there instead of a spool
     try:
         spool = spools.find(instance.settings, instance.registry)
@@ -104,8 +105,8 @@ def _finish_puts(instance: Instance, spool: SpoolFolder, strict: bool) -> int:
     adoption.adopt_puts(instance.registry, instance.store, spool)
     count = 0
     first: LamfsError | None = None
-    for entry in journal.entries():
-        if entry.op != "put" or entry.state == "scratch" or entry.owner != journal.owner:
+    for entry in journal.mine(Put):
+        if entry.state == "scratch":
             continue
         try:
             count += finish_put(instance, spool, entry)
@@ -117,7 +118,7 @@ def _finish_puts(instance: Instance, spool: SpoolFolder, strict: bool) -> int:
         except LamfsError as problem:
             error = problem
         except OSError as problem:
-            error = StorageError(f"The spool file {spool.shown(entry.src or '')}: {problem}.", errno=problem.errno)
+            error = StorageError(f"The spool file {spool.shown(entry.src)}: {problem}.", errno=problem.errno)
         _trouble(instance, entry, error, strict and isinstance(error, StorageUnavailable))
         first = first or error
     if strict and first is not None:
@@ -125,16 +126,15 @@ def _finish_puts(instance: Instance, spool: SpoolFolder, strict: bool) -> int:
     return count
 
 
-def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> bool:
+def finish_put(instance: Instance, spool: SpoolFolder, entry: Put) -> bool:
     """Store one spool file; False when its file is gone from the tree. Raises InvalidName when the row names none,
     storage errors, and OSError."""
     registry, src = instance.registry, check_spool_name(entry.src)
-    assert entry.ino is not None
     inode = registry.tree.get(entry.ino)
     if inode is None or not stat.S_ISREG(inode.mode):
         with registry.db.transaction():
             registry.journal.done(entry.id)
-            doubted = entry.object_key is None or "doubted" in entry.payload  # it may be another machine's
+            doubted = entry.object_key is None or entry.doubted  # it may be another machine's
             if not doubted and registry.artifacts.with_object(entry.object_key or "") is None:
                 registry.journal.add_delete(entry.object_key or "")
         spool.unlink(src)
@@ -158,7 +158,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: JournalEntry) -> b
             # Both are kept: what the put has is a file of its own now, and is stored as that.
             messages.warn(str(error))
             told.conflict = None
-        left = registry.journal.get(entry.id)
+        left = registry.journal.get_put(entry.id)
         if left is None:
             return False
         entry = left
@@ -206,24 +206,23 @@ def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abo
     with alone.storage_work:
         journal.adopt(wanted)
         moves = alone.moves(instance)
-        for entry in journal.mine("move", "abort"):
+        for entry in (*journal.mine(Move), *journal.mine(Abort)):
             try:
-                if entry.op == "move" and "move" in wanted:
+                if isinstance(entry, Move) and "move" in wanted:
                     _move(instance, moves, entry)
-                elif entry.op == "abort" and "abort" in wanted:
+                elif isinstance(entry, Abort) and "abort" in wanted:
                     finish(moves.abort(entry))
             except LamfsError as error:
                 _trouble(instance, entry, error, strict)
-        entries = journal.mine("delete") if "delete" in wanted else []
+        entries = journal.mine(Delete) if "delete" in wanted else []
         problem = _delete(instance, moves, entries) if entries else None
         if problem is not None and strict:
             raise problem
 
 
-def _move(instance: Instance, moves: Moves, entry: JournalEntry) -> None:
+def _move(instance: Instance, moves: Moves, entry: Move) -> None:
     """Bring an object all the way home, as far as nobody is in the way."""
     registry = instance.registry
-    assert entry.uid is not None
     while registry.journal.get(entry.id) is not None:
         before = registry.artifacts.by_uid(entry.uid)
         finish(moves.move(entry))
@@ -231,7 +230,7 @@ def _move(instance: Instance, moves: Moves, entry: JournalEntry) -> None:
             return  # the next process moves it
 
 
-def _delete(instance: Instance, moves: Moves, entries: list[JournalEntry]) -> LamfsError | None:
+def _delete(instance: Instance, moves: Moves, entries: list[Delete]) -> LamfsError | None:
     """Delete what these rows mean, and strike them off; what stopped one of them. What storage refuses of one object
     keeps no other one."""
     journal = instance.registry.journal

@@ -35,6 +35,7 @@ from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
 from lamfs.printable import count_of
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put, Save
 from lamfs.storage import ObjectStore, parse_root
 from lamfs.work import refused
 
@@ -469,12 +470,12 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
         with contextlib.suppress(TooLarge):  # said below
             recover.finish_all(instance)
         owed = instance.registry.journal.entries()
-        if too_large := [entry for entry in owed if entry.state == "refused"]:
+        if too_large := [entry for entry in owed if isinstance(entry, Put) and entry.state == "refused"]:
             raise TooLarge(
                 f"The instance '{settings.slug}' cannot be closed yet: {refused.sentence(instance.registry, too_large)}"
                 " Mount it to change or delete what is too large."
             )
-        busy = [entry for entry in owed if entry.op in ("save", "put") and entry.state != "scratch"]
+        busy = [entry for entry in owed if isinstance(entry, Put | Save) and entry.state != "scratch"]
         if busy:
             raise Locked(
                 f"The instance '{settings.slug}' cannot be closed yet: {count_of(len(busy), 'file', 'is')} still on the"
@@ -578,7 +579,7 @@ def _is_readable(instance: Instance, force: bool) -> bool:
 def _refuse_contents(instance: Instance) -> None:
     """Raise NotEmpty when an instance has artifacts, or files that are to become some, or scratch files with bytes."""
     registry, slug = instance.registry, instance.settings.slug
-    owed = sum(1 for entry in registry.journal.entries() if entry.op in ("put", "save") and entry.state != "scratch")
+    owed = sum(1 for entry in registry.journal.entries() if isinstance(entry, Put | Save) and entry.state != "scratch")
     count = registry.artifacts.count() + registry.artifacts.count(trash=True) + owed
     if count:
         raise NotEmpty(

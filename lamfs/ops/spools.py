@@ -35,6 +35,7 @@ from lamfs.model import iso
 from lamfs.ops import messages, mounts
 from lamfs.printable import count_of
 from lamfs.registry import Registry
+from lamfs.registry.entries import Drop, Put
 from lamfs.spool import SpoolFolder
 
 _MACHINE = re.compile(r"\.[0-9a-f]{12}")
@@ -151,7 +152,9 @@ def owed_elsewhere(settings: InstanceSettings, registry: Registry) -> dict[str, 
 
 def owed(registry: Registry) -> set[str]:
     """Names of the spool files that the journal owes."""
-    return {entry.src for entry in registry.journal.entries() if entry.src is not None and is_spool_name(entry.src)}
+    return {
+        entry.src for entry in registry.journal.entries() if isinstance(entry, Put | Drop) and is_spool_name(entry.src)
+    }
 
 
 class _Folder(NamedTuple):

@@ -19,9 +19,10 @@ from pathlib import Path
 from lamfs import hashing
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.keys import root_path, spool_inode, spool_name, suffix_of
-from lamfs.model import TRASH, ContentHash, JournalEntry
+from lamfs.model import TRASH, ContentHash
 from lamfs.printable import count_of
-from lamfs.registry import Registry, aside, damaged_blocks
+from lamfs.registry import Registry, aside
+from lamfs.registry.entries import Drop, Put
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 
@@ -51,7 +52,7 @@ class Stray:
 def look(registry: Registry, store: ObjectStore, spool: SpoolFolder) -> Iterator[Stray]:
     """Spool files that nothing owes, by name, and what each is. Nothing is changed."""
     names = spool.names()  # before the journal: what is made meanwhile by another process stays
-    owed = {entry.src for entry in registry.journal.entries() if entry.src}
+    owed = {entry.src for entry in registry.journal.entries() if isinstance(entry, Put | Drop)}
     spent = registry.journal.spent()
     sizes: set[int] | None = None
     for name in names:
@@ -134,21 +135,19 @@ def keep(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str, t
     )
 
 
-def keep_damaged(registry: Registry, spool: SpoolFolder, entry: JournalEntry) -> str:
+def keep_damaged(registry: Registry, spool: SpoolFolder, entry: Put) -> str:
     """Make a file in ``lost+found`` of a put's spool file that is not what was written, as it is; its key there. The
     put's own file is as it was stored last, or gone. Raises OSError."""
-    assert entry.ino is not None
-    assert entry.src is not None
     name = spool_name(entry.ino)
     spool.rename(entry.src, name)  # what is known of the old name is that nobody owes it
     status = spool.stat(name)
     key = registry.tree.path(entry.ino) or str(entry.uid)
     called = root_path(key)[1]
     suffix = suffix_of(called)
-    blocks = ", ".join(map(str, sorted(damaged_blocks(entry))[:20]))
+    blocks = ", ".join(map(str, sorted(entry.damaged)[:20]))
     with registry.db.transaction():
         found = registry.rescue.keep_file(
-            f"{called.removesuffix(suffix)} (damaged){suffix}{'.partial' if 'base' in entry.payload else ''}",
+            f"{called.removesuffix(suffix)} (damaged){suffix}{'.partial' if entry.base is not None else ''}",
             src=name,
             size=status.st_size,
             mtime_ns=status.st_mtime_ns,

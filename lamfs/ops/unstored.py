@@ -81,12 +81,10 @@ def _wanted(registry: Registry | None, store: ObjectStore, spool: SpoolFolder) -
     if registry is None:
         return {}
     found: dict[str, str] = {}
-    for entry in registry.journal.entries():
-        if entry.op != "put" or entry.src is None or entry.ino is None:
-            continue
+    for entry in registry.journal.puts():
         inode = registry.tree.get(entry.ino)
         if entry.state != "scratch" or (inode is not None and inode.size):
-            found[entry.src] = registry.tree.path(entry.ino) or entry.uid or ""
+            found[entry.src] = registry.tree.path(entry.ino) or entry.uid
     found |= {stray.src: "" for stray in strays.look(registry, store, spool) if stray.kind in _UNKNOWN}
     return found
 

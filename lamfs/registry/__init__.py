@@ -11,7 +11,7 @@ from lamfs.model import ArtifactRecord, iso, new_uid
 from lamfs.processes import is_alive, of_another_boot, process_id
 from lamfs.registry.artifacts import Artifacts, Provenance
 from lamfs.registry.changes import Change, ChangeLog
-from lamfs.registry.commits import Commits, Committed, Conflict, record_from_payload
+from lamfs.registry.commits import Commits, Committed, Conflict
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
@@ -29,7 +29,7 @@ from lamfs.registry.partial_spools import (
 )
 from lamfs.registry.people import People, Run, Storage, Transform, User
 from lamfs.registry.rescue import Lost, Rescue
-from lamfs.registry.seals import Seal, Seals, damaged_blocks
+from lamfs.registry.seals import Seal, Seals
 from lamfs.registry.tree import Tree
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.scratch import Matcher, nothing
@@ -113,6 +113,6 @@ class Registry:
 __all__ = [
     "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Provenance", "Ranges",
     "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads", "User",
-    "add_range", "base_id", "damaged_blocks", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
-    "of_another_boot", "process_id", "record_from_payload", "sync_log", "unwritten",
+    "add_range", "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
+    "of_another_boot", "process_id", "sync_log", "unwritten",
 ]  # fmt: skip

@@ -12,7 +12,6 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from lamfs.errors import AlreadyExists, NotFound
 from lamfs.keys import (
@@ -31,7 +30,6 @@ from lamfs.model import (
     TRASH,
     ArtifactRecord,
     ContentHash,
-    JournalEntry,
     ObjectMeta,
     Revision,
     new_uid,
@@ -40,6 +38,7 @@ from lamfs.model import (
 from lamfs.registry.artifacts import Artifacts, Provenance
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
+from lamfs.registry.entries import Put, Save, save_payload
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Namespace
 from lamfs.registry.partial_spools import PartialSpools, base_id
@@ -90,25 +89,23 @@ class Commits:
 
     # -- puts (the mount) ---------------------------------------------------------------------------------------
 
-    def put_target(self, entry: JournalEntry) -> str:
+    def put_target(self, entry: Put) -> str:
         """The object key under which the content of a put row belongs now: the artifact's real key, or a name that no
         revision of it has had. What an earlier try has begun to store goes on there.
 
         Where another artifact's bytes are still at the real key (its relocation is owed), or another process is at
         work on it: a name below ``.lamindb/``, and a move follows.
         """
-        assert entry.ino is not None
-        assert entry.uid is not None
         artifact = self._artifacts.by_ino(entry.ino)
         if artifact is not None:
             uid, suffix, key, virtual = artifact.uid, artifact.suffix, artifact.key, artifact.key_is_virtual
         else:
             uid = entry.uid
             key, suffix = self._key_of(entry.ino)
-            virtual = bool(entry.payload.get("key_is_virtual", True))
+            virtual = entry.key_is_virtual
         return self._free_object(uid, suffix, key, virtual, artifact, entry)
 
-    def put_meta(self, entry: JournalEntry, content: ContentHash | None) -> ObjectMeta:
+    def put_meta(self, entry: Put, content: ContentHash | None) -> ObjectMeta:
         """What the object of a put row is to say of itself. ``content``: its bytes, where they are known before they
         are stored, and cannot become others meanwhile."""
         artifact = None if entry.ino is None else self._artifacts.by_ino(entry.ino)
@@ -118,12 +115,10 @@ class Commits:
         same = content is not None and content.same_bytes(artifact.revision.content)
         return ObjectMeta.of(artifact.uid, artifact.key, artifact.number + (not same), content)
 
-    def new_object(self, entry: JournalEntry, content: ContentHash) -> tuple[str, ObjectMeta]:
+    def new_object(self, entry: Put, content: ContentHash) -> tuple[str, ObjectMeta]:
         """What put_target and put_meta say of a put row whose file is no artifact yet."""
-        assert entry.ino is not None
-        assert entry.uid is not None
         key, suffix = self._key_of(entry.ino)
-        virtual = bool(entry.payload.get("key_is_virtual", True))
+        virtual = entry.key_is_virtual
         target = self._free_object(entry.uid, suffix, key, virtual, None, entry)
         return target, ObjectMeta.of(entry.uid, key, 1, content)
 
@@ -140,7 +135,7 @@ class Commits:
         key: str | None,
         virtual: bool,
         known: ArtifactRecord | None,
-        entry: JournalEntry | None,
+        entry: Put | None,
     ) -> str:
         """Where new bytes of an artifact are written: to its real key, else to a name below ``.lamindb/``. Not where
         another artifact's bytes are, nor where storage work of others is under way. ``known``: the artifact as it is;
@@ -151,7 +146,7 @@ class Commits:
             self._artifacts.in_the_way(place, uid) or self._journal.claimed(place, uid, row)
         ):
             return place
-        begun = None if entry is None or "doubted" in entry.payload else entry.object_key
+        begun = None if entry is None or entry.doubted else entry.object_key
         if (
             begun is not None
             and is_in_place(begun, uid, suffix, None, True)
@@ -213,13 +208,12 @@ class Commits:
                 self._drop_object(object_key)
                 return Committed(None, current=False)
             if artifact is None:
-                assert entry.uid is not None
                 key, suffix = self._key_of(ino)
                 description = self._tree.take_xattr(ino, DESCRIPTION_XATTR)
                 artifact = ArtifactRecord(
                     uid=entry.uid, key=key, suffix=suffix, revision=revision,
                     description=description.decode() if description else None,
-                    key_is_virtual=bool(entry.payload.get("key_is_virtual", True)),
+                    key_is_virtual=entry.key_is_virtual,
                     created_by_id=origin.user_id, run_id=origin.run_id, transform_id=origin.transform_id,
                     created_at=now, updated_at=now, ino=ino,
                 )  # fmt: skip
@@ -245,10 +239,9 @@ class Commits:
                 # What stays owed has not been written anywhere yet; the object is the artifact's now. (A close of the
                 # very file that was taken counted a generation meanwhile: then the object is where its bytes are.)
                 self._journal.set_target(entry.id, None)
-            if not current and "base" in entry.payload:
+            if not current and entry.base is not None:
                 # What was written meanwhile went into a copy of the partial spool that was stored: what it lacks is in
                 # here. By what the file has grown, it lacks nothing.
-                assert entry.src is not None
                 self._partial_spools.add(entry.src, range(-(-before // BLOCK_SIZE), -(-content.size // BLOCK_SIZE)))
                 self._journal.set_base(ino, base_id(content))
             self._changes.content(ino)
@@ -271,7 +264,7 @@ class Commits:
             current = entry.gen == gen and entry.state in ("ready", "scratch")
             artifact = self._artifacts.by_ino(ino)
             if current:
-                if entry.object_key is not None and is_private(entry.object_key) and "doubted" not in entry.payload:
+                if entry.object_key is not None and is_private(entry.object_key) and not entry.doubted:
                     self._drop_object(entry.object_key)  # an earlier try may have stored other bytes there
                 self._journal.done(entry.id)
                 if artifact is not None:
@@ -284,10 +277,10 @@ class Commits:
         """Somebody else has put ``content`` into the object that a put is about to write: that is the file's content
         from now on, and what the put has becomes a file of its own beside it. None: the put is owed no more."""
         with self._db.transaction():
-            entry = self._journal.get(entry_id)
-            inode = self._tree.get(entry.ino) if entry is not None and entry.ino is not None else None
+            entry = self._journal.get_put(entry_id)
+            inode = self._tree.get(entry.ino) if entry is not None else None
             first = self._tree.first_name(inode.ino) if inode is not None else None
-            if entry is None or entry.op != "put" or inode is None or first is None:
+            if entry is None or inode is None or first is None:
                 return None
             now = now_ns()
             parent, name = first
@@ -348,16 +341,16 @@ class Commits:
             object_key = self.save_target(record)
             old = self._artifacts.by_uid(record.uid)
             owed = None if old is None or old.ino is None else self._journal.put_of(old.ino)
-            if owed is not None and "base" in owed.payload:
+            if owed is not None and owed.base is not None:
                 raise AlreadyExists(
                     f"'{record.key or record.uid}' has changes that a mount has still to store, and which need the"
                     " bytes that would be replaced; run 'lamfs sync' first."
                 )
-            base = None if old is None else [old.revision.object_key, old.revision.etag]
-            payload = save_payload(record) | {"base": base, "mode": mode}
+            base = None if old is None else (old.revision.object_key, old.revision.etag)
             # Written anew in a moment; what another process is about to delete was not chosen above.
-            if not self._journal.drop_delete(object_key) and foreign is not None and object_key == home:
-                payload["foreign"] = foreign
+            if self._journal.drop_delete(object_key) or object_key != home:
+                foreign = None
+            payload = save_payload(record, base=base, mode=mode, foreign=foreign)
             return self._journal.add_save(record.uid, object_key, payload), object_key
 
     def save(
@@ -375,7 +368,7 @@ class Commits:
             old = self._artifacts.by_uid(record.uid)
             if old is None:
                 entry = self._journal.get(entry_id)
-                if entry is not None and entry.payload.get("base") is not None:
+                if isinstance(entry, Save) and entry.base is not None:
                     raise NotFound(f"The artifact {record.uid} was deleted for good while it was being replaced.")
                 inode = self._tree.new_inode(stat.S_IFREG | mode, uid, gid, now=now)
                 self._namespace.place(inode, record.key, record.uid, record.suffix)
@@ -543,22 +536,3 @@ class Commits:
             if now.ino is not None:
                 self._changes.record(now.ino)
             return True
-
-
-def save_payload(record: ArtifactRecord) -> dict[str, Any]:
-    """The journal's form of an artifact that is about to be saved."""
-    content = record.revision.content
-    return {
-        "uid": record.uid, "key": record.key, "suffix": record.suffix, "description": record.description,
-        "key_is_virtual": record.key_is_virtual, "accessor": record.accessor, "storage_id": record.storage_id,
-        "created_by_id": record.created_by_id, "run_id": record.run_id, "transform_id": record.transform_id,
-        "size": content.size, "hash": content.hash, "hash_type": content.hash_type, "blocks": content.blocks.hex(),
-    }  # fmt: skip
-
-
-def record_from_payload(payload: dict[str, Any], object_key: str) -> ArtifactRecord:
-    """The record that ``save_payload`` described."""
-    content = ContentHash(payload["size"], payload["hash"], payload["hash_type"], bytes.fromhex(payload["blocks"]))
-    names = ("uid", "key", "suffix", "description", "key_is_virtual", "accessor", "storage_id", "created_by_id",
-             "run_id", "transform_id")  # fmt: skip
-    return ArtifactRecord(revision=Revision(content, object_key, ""), **{name: payload[name] for name in names})

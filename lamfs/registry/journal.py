@@ -39,19 +39,20 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
 
 from lamfs.errors import FsError
-from lamfs.model import ArtifactRecord, JournalEntry, Revision, new_uid, now_ns
+from lamfs.model import ArtifactRecord, Revision, new_uid, now_ns
 from lamfs.processes import is_alive, process_id
 from lamfs.registry.db import Database
-
-_COLUMNS = "id, op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"
-
+from lamfs.registry.entries import COLUMNS, Drop, Owed, Put, entry
 
 URGENT = -1
 """``next_at`` of a row for which another process waits."""
+
+
+T = TypeVar("T", bound=Owed)
 
 
 class Dropped(NamedTuple):
@@ -86,17 +87,16 @@ class Journal:
         *,
         key_is_virtual: bool = True,
         artifact_uid: str | None = None,
-        payload: Mapping[str, object] | None = None,
     ) -> None:
         """As begin_put, of an inode that was made in the same transaction: nobody knows anything of it.
-        ``artifact_uid``: the uid of the artifact that comes of it (None: a new one); ``payload``: what else is known.
+        ``artifact_uid``: the uid of the artifact that comes of it (None: a new one).
         """
         self._db.execute(
             "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, payload)"
             " VALUES('put','open',?,?,?,?,?,?)",
             (
                 ino, artifact_uid or new_uid(), src, now_ns(), self.owner,
-                json.dumps({"key_is_virtual": key_is_virtual, **(payload or {})}),
+                json.dumps({"key_is_virtual": key_is_virtual}),
             ),
         )  # fmt: skip
 
@@ -126,7 +126,7 @@ class Journal:
             payload: dict[str, object] = {"key_is_virtual": key_is_virtual}
             uid, gen, free = new_uid(), 0, None
             if before is not None and self._leave_to_owner(before):
-                uid, gen, payload = before.uid or uid, before.gen, before.payload
+                uid, gen, payload = before.uid or uid, before.gen, {"key_is_virtual": before.key_is_virtual}
             elif before is not None and before.src != src:
                 free = before.src
             self._db.execute(
@@ -139,7 +139,7 @@ class Journal:
             self.set_base(ino, base)
             return free
 
-    def _goes_on(self, ino: int, before: JournalEntry | None, seen: int, mine: str | None) -> bool:
+    def _goes_on(self, ino: int, before: Put | None, seen: int, mine: str | None) -> bool:
         """Whether revision ``seen`` of an inode may be followed by one of this process."""
         if before is not None and before.owner == self.owner and mine is not None and before.src == mine:
             return True  # whatever the Python API has saved meanwhile: these bytes are stored over it
@@ -231,20 +231,20 @@ class Journal:
             for owner in self._owners()
         )
 
-    def _leave_to_owner(self, entry: JournalEntry) -> bool:
+    def _leave_to_owner(self, put: Put) -> bool:
         """A put of another living process is taken from it. What that has begun with it ends by itself: the row becomes
         the removal of its spool file, and of the object that it may be writing a ``held`` deletion. Whether that was
         so."""
-        if entry.owner == self.owner or not is_alive(entry.owner):
+        if put.owner == self.owner or not is_alive(put.owner):
             return False
-        if entry.object_key is None:
-            self._db.execute("UPDATE journal SET op='drop', state='ready', next_at=0, ino=NULL WHERE id=?", (entry.id,))
+        if put.object_key is None:
+            self._db.execute("UPDATE journal SET op='drop', state='ready', next_at=0, ino=NULL WHERE id=?", (put.id,))
             return True
-        self._db.execute("UPDATE journal SET op='delete', state='held', ino=NULL, src=NULL WHERE id=?", (entry.id,))
-        if entry.src is not None:
+        self._db.execute("UPDATE journal SET op='delete', state='held', ino=NULL, src=NULL WHERE id=?", (put.id,))
+        if put.src is not None:
             self._db.execute(
                 "INSERT INTO journal(op, state, src, created_at, owner) VALUES('drop','ready',?,?,?)",
-                (entry.src, now_ns(), entry.owner),
+                (put.src, now_ns(), put.owner),
             )
         return True
 
@@ -316,15 +316,20 @@ class Journal:
         rows = self._db.all("SELECT id FROM journal WHERE owner=? AND state='ready' AND next_at<0", (self.owner,))
         return [row[0] for row in rows]
 
-    def put_of(self, ino: int) -> JournalEntry | None:
+    def put_of(self, ino: int) -> Put | None:
         """The put row of an inode."""
-        row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE op='put' AND ino=?", (ino,))
-        return _entry(row) if row else None
+        row = self._db.one(f"SELECT {COLUMNS} FROM journal WHERE op='put' AND ino=?", (ino,))
+        return None if row is None else _as(Put, entry(row))
 
-    def get(self, entry_id: int) -> JournalEntry | None:
+    def get(self, entry_id: int) -> Owed | None:
         """One row by id."""
-        row = self._db.one(f"SELECT {_COLUMNS} FROM journal WHERE id=?", (entry_id,))
-        return _entry(row) if row else None
+        row = self._db.one(f"SELECT {COLUMNS} FROM journal WHERE id=?", (entry_id,))
+        return entry(row) if row else None
+
+    def get_put(self, entry_id: int) -> Put | None:
+        """One row by id, if it is a put."""
+        found = self.get(entry_id)
+        return found if isinstance(found, Put) else None
 
     def add_delete(
         self, object_key: str, etag: str | None = None, *, copy_of: str | None = None, uid: str | None = None
@@ -376,13 +381,13 @@ class Journal:
 
     def drop_put(self, ino: int) -> Dropped:
         """Strike the put of an inode off."""
-        entry = self.put_of(ino)
-        if entry is None:
+        found = self.put_of(ino)
+        if found is None:
             return Dropped()
-        if self._leave_to_owner(entry):
+        if self._leave_to_owner(found):
             return Dropped()
-        self.done(entry.id)
-        return Dropped(entry.src, entry.object_key, "doubted" in entry.payload)
+        self.done(found.id)
+        return Dropped(found.src, found.object_key, found.doubted)
 
     def failed(self, entry_id: int, error: str, retry_at: int) -> None:
         """Note a failure and when (ns) to try again."""
@@ -397,12 +402,12 @@ class Journal:
             (error, entry_id),
         )
 
-    def refused(self) -> list[JournalEntry]:
+    def refused(self) -> list[Put]:
         """What this process owes and storage can never take."""
         rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM journal WHERE owner=? AND state='refused' ORDER BY id", (self.owner,)
+            f"SELECT {COLUMNS} FROM journal WHERE owner=? AND state='refused' ORDER BY id", (self.owner,)
         )
-        return [_entry(row) for row in rows]
+        return [_as(Put, entry(row)) for row in rows]
 
     def postpone(self, entry_id: int, seconds: float) -> None:
         """Do not try a row before ``seconds`` from now (0: at once)."""
@@ -415,15 +420,15 @@ class Journal:
         another number than before."""
         self._db.execute("UPDATE journal SET payload=json_set(payload, '$.beat', ?) WHERE id=?", (count, entry_id))
 
-    def ready(self, limit: int = 256, *, skip: Iterable[int] = ()) -> list[JournalEntry]:
+    def ready(self, limit: int = 256, *, skip: Iterable[int] = ()) -> list[Owed]:
         """Work of this process that may start now, longest due first; ``skip`` are ids under way already."""
         busy = set(skip)
         rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM journal WHERE owner=? AND state='ready' AND next_at<=?"
+            f"SELECT {COLUMNS} FROM journal WHERE owner=? AND state='ready' AND next_at<=?"
             " ORDER BY next_at, id LIMIT ?",
             (self.owner, now_ns(), limit + len(busy)),
         )
-        return [_entry(row) for row in rows if row[0] not in busy][:limit]
+        return [entry(row) for row in rows if row[0] not in busy][:limit]
 
     def next_at(self, *, skip: Iterable[int] = ()) -> int | None:
         """When (ns) the next row of this process, not among ``skip``, may be tried; None when nothing is owed."""
@@ -470,25 +475,27 @@ class Journal:
             " WHERE j.op='put' AND j.state='scratch' AND i.size>0 ORDER BY j.id"
         )
 
-    def entries(self) -> list[JournalEntry]:
+    def entries(self) -> list[Owed]:
         """Everything owed by anybody, oldest first."""
-        return [_entry(row) for row in self._db.all(f"SELECT {_COLUMNS} FROM journal ORDER BY id")]
+        return [entry(row) for row in self._db.all(f"SELECT {COLUMNS} FROM journal ORDER BY id")]
 
-    def mine(self, *ops: str) -> list[JournalEntry]:
-        """What this process owes of these operations, oldest first."""
-        marks = ",".join("?" * len(ops))
-        rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM journal WHERE owner=? AND op IN ({marks}) ORDER BY id", (self.owner, *ops)
-        )
-        return [_entry(row) for row in rows]
+    def puts(self) -> list[Put]:
+        """The puts that anybody owes, oldest first."""
+        rows = self._db.all(f"SELECT {COLUMNS} FROM journal WHERE op='put' ORDER BY id")
+        return [_as(Put, entry(row)) for row in rows]
 
-    def failing(self, limit: int) -> tuple[int, list[JournalEntry]]:
+    def mine(self, kind: type[T]) -> list[T]:
+        """What this process owes of a kind, oldest first."""
+        rows = self._db.all(f"SELECT {COLUMNS} FROM journal WHERE owner=? AND op=? ORDER BY id", (self.owner, kind.op))
+        return [_as(kind, entry(row)) for row in rows]
+
+    def failing(self, limit: int) -> tuple[int, list[Owed]]:
         """How many rows have failed and wait for another try, or are not tried again (``refused``); the first ``limit``
         of them, next to come first, those that are refused last."""
         which = "FROM journal WHERE attempts>0 AND state IN ('ready', 'refused')"
         row = self._db.one(f"SELECT count(*) {which}")
-        rows = self._db.all(f"SELECT {_COLUMNS} {which} ORDER BY state, next_at, id LIMIT ?", (limit,))
-        return int(row[0]) if row else 0, [_entry(row) for row in rows]
+        rows = self._db.all(f"SELECT {COLUMNS} {which} ORDER BY state, next_at, id LIMIT ?", (limit,))
+        return int(row[0]) if row else 0, [entry(row) for row in rows]
 
     def owed(self) -> dict[str, int]:
         """Number of rows per operation; what is scratch is not owed, nor is a removal from the spool."""
@@ -498,33 +505,39 @@ class Journal:
         """Forget backoffs: what waits to be tried again may be tried at once."""
         self._db.execute("UPDATE journal SET next_at=0 WHERE next_at>0")
 
-    def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort", "drop")) -> list[JournalEntry]:
+    def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort", "drop")) -> list[Owed]:
         """Take over the rows of processes that are gone. Returns them as they were."""
         left = self.left(ops)
         return self.take(left) if left else []
 
-    def left(self, ops: Iterable[str]) -> list[JournalEntry]:
+    def left_puts(self) -> list[Put]:
+        """The puts of processes that are gone, oldest first."""
+        return [found for found in self.left(("put",)) if isinstance(found, Put)]
+
+    def left(self, ops: Iterable[str]) -> list[Owed]:
         """What processes that are gone owe of these operations, oldest first."""
         wanted = set(ops)
         gone = [owner for owner in self._owners() if owner != self.owner and not is_alive(owner)] if wanted else []
-        found: list[JournalEntry] = []
+        found: list[Owed] = []
         for owner in gone:
-            rows = self._db.all(f"SELECT {_COLUMNS} FROM journal WHERE owner IS ?", (owner,))
-            found += [entry for entry in map(_entry, rows) if entry.op in wanted]
-        return sorted(found, key=lambda entry: entry.id)
+            rows = self._db.all(f"SELECT {COLUMNS} FROM journal WHERE owner IS ?", (owner,))
+            found += [row for row in map(entry, rows) if row.op in wanted]
+        return sorted(found, key=lambda row: row.id)
 
-    def take(self, entries: Iterable[JournalEntry]) -> list[JournalEntry]:
+    def take(self, entries: Iterable[T]) -> list[T]:
         """Take over rows of ``left``. Returns those that nobody else has taken or changed since, as they were."""
         with self._db.transaction():
-            return [
-                entry
-                for entry in entries
-                if self._db.execute(
-                    "UPDATE journal SET owner=?, next_at=0, state=replace(state, 'held', 'ready')"
-                    " WHERE id=? AND op=? AND owner IS ? AND src IS ? AND gen=?",
-                    (self.owner, entry.id, entry.op, entry.owner, entry.src, entry.gen),
-                ).rowcount
-            ]
+            return [found for found in entries if self._take(found)]
+
+    def _take(self, found: Owed) -> bool:
+        src = found.src if isinstance(found, Put | Drop) else ""
+        gen = found.gen if isinstance(found, Put) else None
+        taken = self._db.execute(
+            "UPDATE journal SET owner=?1, next_at=0, state=replace(state, 'held', 'ready')"
+            " WHERE id=?2 AND op=?3 AND owner IS ?4 AND coalesce(src, '')=?5 AND (?6 IS NULL OR gen=?6)",
+            (self.owner, found.id, found.op, found.owner, src, gen),
+        )
+        return taken.rowcount > 0
 
     def _owners(self) -> list[str | None]:
         """Who owes anything. One step in an index for each of them, however much it is."""
@@ -595,5 +608,7 @@ class Journal:
         )
 
 
-def _entry(row: tuple[Any, ...]) -> JournalEntry:
-    return JournalEntry(*(*row[:13], json.loads(row[13])))
+def _as(kind: type[T], found: Owed) -> T:
+    """A row of which the query has said what it is."""
+    assert isinstance(found, kind)
+    return found

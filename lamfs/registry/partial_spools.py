@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from blake3 import blake3
 
-from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
+from lamfs.model import BLOCK_SIZE, ContentHash
 from lamfs.registry.db import Database
+from lamfs.registry.entries import Put
 
 
 def base_id(content: ContentHash) -> str:
@@ -22,9 +23,9 @@ def base_id(content: ContentHash) -> str:
     return f"{content.size}:{blake3(content.blocks).hexdigest()}"
 
 
-def is_based_on(entry: JournalEntry, content: ContentHash) -> bool:
+def is_based_on(entry: Put, content: ContentHash) -> bool:
     """Whether the spool file of a put lies over these bytes."""
-    return entry.payload.get("base") == base_id(content)
+    return entry.base == base_id(content)
 
 
 def missing_blocks(present: Iterable[int], base_size: int, size: int) -> set[int]:

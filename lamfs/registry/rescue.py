@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lamfs.keys import suffix_of
@@ -126,14 +126,13 @@ class Rescue:
         owner: tuple[int, int] | None = None,
         artifact_uid: str | None = None,
         description: str | None = None,
-        payload: Mapping[str, object] | None = None,
     ) -> str:
         """Make a regular file in ``lost+found`` whose bytes are the spool file ``src``, and owe its put, ready; returns
         its key.
 
         ``name``: as for ``free_name``. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch. ``mode``: its
         permissions. ``owner``: uid and gid; None: this process's. ``artifact_uid``: the uid that its artifact gets, if
-        none has it yet. ``description``: what the artifact gets as its own. ``payload``: what else the put's row says.
+        none has it yet. ``description``: what the artifact gets as its own.
         """
         with self._db.transaction():
             folder = self.folder()
@@ -145,7 +144,7 @@ class Rescue:
             self._tree.update(inode.ino, size=size, mtime_ns=mtime_ns)
             if artifact_uid is not None and self._artifacts.by_uid(artifact_uid) is not None:
                 artifact_uid = None
-            self._journal.begin_first_put(inode.ino, src, artifact_uid=artifact_uid, payload=payload)
+            self._journal.begin_first_put(inode.ino, src, artifact_uid=artifact_uid)
             self._journal.ready_put(inode.ino)
             if description is not None:
                 self._tree.set_xattr(inode.ino, DESCRIPTION_XATTR, description.encode())
@@ -215,7 +214,7 @@ class Rescue:
         if now is None or now.revision != before.revision:
             return False
         owed = None if now.ino is None else self._journal.put_of(now.ino)
-        if owed is not None and "base" in owed.payload:
+        if owed is not None and owed.base is not None:
             return False  # what it lacks may be in there
         if self._journal.holds(object_key) or self._journal.saves(now.uid):
             return False
@@ -252,8 +251,8 @@ class Rescue:
         has it, so fsck names it, and whoever stores something at its key keeps it.
         """
         with self._db.transaction():
-            entry = self._journal.get(row)
-            if entry is None or entry.op != "put" or entry.ino is None:
+            entry = self._journal.get_put(row)
+            if entry is None:
                 return None
             inode = self._tree.get(entry.ino)
             artifact = self._artifacts.by_ino(entry.ino)
@@ -273,7 +272,7 @@ class Rescue:
                 self._tree.bump_revision(inode.ino)
                 self._changes.content(inode.ino)
             uid = entry.uid if artifact is None else artifact.uid
-            lost = Lost(key or uid or entry.src or "", uid or "", inode.size, artifact is not None, now_ns(), names)
+            lost = Lost(key or uid or entry.src, uid, inode.size, artifact is not None, now_ns(), names)
             if note:
                 self.note_lost(lost)
             return lost

@@ -12,8 +12,9 @@ import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
+from lamfs.model import BLOCK_SIZE, ContentHash
 from lamfs.registry.db import Database
+from lamfs.registry.entries import Put
 
 UNKNOWN = bytes(32)
 """In place of the hash of a block that nobody has hashed yet, or of which the spool file has not all
@@ -57,7 +58,7 @@ class Seals:
         row = self._db.one("SELECT size, blocks FROM seal WHERE src=?", (src,))
         return None if row is None else Seal(row[0], bytes(row[1]))
 
-    def add(self, entry: JournalEntry, size: int, blocks: bytes, first: int = 0) -> None:
+    def add(self, entry: Put, size: int, blocks: bytes, first: int = 0) -> None:
         """The spool file of a put has ``size`` bytes, and its blocks from number ``first`` on had these hashes.
 
         Not noted when it was opened for writing since; what is known already stays.
@@ -108,9 +109,3 @@ def _joined(known: bytes, blocks: bytes) -> bytes:
     """``known``, and what ``blocks`` have where that knows nothing."""
     pairs = ((known[at : at + 32], blocks[at : at + 32]) for at in range(0, len(known), 32))
     return b"".join(new if old == UNKNOWN else old for old, new in pairs)
-
-
-def damaged_blocks(entry: JournalEntry) -> set[int]:
-    """Blocks of a put's spool file that are known not to be what was written."""
-    found = entry.payload.get("damaged")
-    return {block for block in found if isinstance(block, int)} if isinstance(found, list) else set()

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from lamfs.errors import InvalidName, LamfsError, PreconditionFailed, StorageError
 from lamfs.hashing import hash_fd
-from lamfs.model import ContentHash, JournalEntry, ObjectMeta, Revision
+from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.registry import Committed, Provenance, Registry
+from lamfs.registry.entries import Put
 from lamfs.spool import SpoolFolder
 from lamfs.work import damage
 from lamfs.work.worker import Worker
@@ -29,7 +30,7 @@ class _Small:
     """One file of a batch: its row, its spool file, its content, the object it becomes, one that has its bytes, and
     what the object says of itself."""
 
-    entry: JournalEntry
+    entry: Put
     path: str
     content: ContentHash
     target: str
@@ -57,7 +58,7 @@ class Batches:
         self._busy = busy
         self._durable = durable
 
-    async def put(self, entries: list[JournalEntry]) -> dict[int, Committed | LamfsError]:
+    async def put(self, entries: list[Put]) -> dict[int, Committed | LamfsError]:
         """Store the spool files of put rows; what became of each, by the row's id.
 
         A row that is not in it has to be stored by itself: nothing was done. Raises RegistryError.
@@ -79,7 +80,6 @@ class Batches:
                     if isinstance(found, LamfsError):
                         outcomes[entry.id] = found
                         continue
-                    assert entry.ino is not None
                     outcomes[entry.id] = self._registry.commits.put(
                         entry.ino, entry.gen, file.content, file.target, found.etag, self._origin, row=entry.id
                     )
@@ -88,7 +88,7 @@ class Batches:
             self._busy -= targets
         return outcomes
 
-    def _announce(self, entries: list[JournalEntry]) -> list[_Small]:
+    def _announce(self, entries: list[Put]) -> list[_Small]:
         """Choose the object of each file that may be stored in a batch, and note it, and what bytes it gets."""
         files: list[_Small] = []
         targets: set[str] = set()
@@ -103,13 +103,11 @@ class Batches:
                 targets.add(file.target)
         return files
 
-    def _look_at(self, entry: JournalEntry) -> _Small | None:
+    def _look_at(self, entry: Put) -> _Small | None:
         """The file of a row, if it is small and new."""
         registry = self._registry
-        assert entry.ino is not None
-        if "base" in entry.payload or not entry.payload.get("key_is_virtual", True):
+        if entry.base is not None or not entry.key_is_virtual:
             return None  # whether somebody else has put something at a real key, has to be asked of storage
-        assert entry.src is not None
         try:
             with self._spool.opened(entry.src, os.O_RDONLY) as fd:
                 size = os.fstat(fd).st_size

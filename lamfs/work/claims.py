@@ -8,8 +8,9 @@ lamfs wrote it (storage/meta.py), or has to have the bytes that were to be writt
 from __future__ import annotations
 
 from lamfs.keys import is_private
-from lamfs.model import ContentHash, JournalEntry, ObjectMeta
+from lamfs.model import ContentHash, ObjectMeta
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put
 from lamfs.registry.seals import Seal
 from lamfs.storage.base import ObjectStat
 
@@ -19,28 +20,26 @@ def is_said(registry: Registry, found: ObjectStat, said: ObjectMeta | None) -> b
     return is_private(found.key) or said is not None or registry.journal.owes_delete(found.key, found.etag)
 
 
-def may_have_bytes(registry: Registry, found: ObjectStat, entry: JournalEntry) -> bool:
+def may_have_bytes(registry: Registry, found: ObjectStat, entry: Put) -> bool:
     """Whether it is worth to compare the bytes of an object with those of a put (``has_bytes``)."""
     seal = _seal(registry, entry)
     return seal is not None and seal.size == found.size
 
 
-def has_bytes(registry: Registry, content: ContentHash, entry: JournalEntry) -> bool:
+def has_bytes(registry: Registry, content: ContentHash, entry: Put) -> bool:
     """Whether these are the bytes of a put. Storage that keeps no metadata cannot show more, nor what lamfs stored
     before objects said whose they are."""
     seal = _seal(registry, entry)
     return seal is not None and not seal.broken(content)
 
 
-def is_put(
-    registry: Registry, object_key: str, said: ObjectMeta | None, content: ContentHash, entry: JournalEntry
-) -> bool:
+def is_put(registry: Registry, object_key: str, said: ObjectMeta | None, content: ContentHash, entry: Put) -> bool:
     """Whether the object that a put claimed, with these bytes, is what the put stored. ``said``: by the object itself;
     it need not be asked where only lamfs stores anything (``is_private``)."""
     return is_private(object_key) or said is not None or has_bytes(registry, content, entry)
 
 
-def _seal(registry: Registry, entry: JournalEntry) -> Seal | None:
+def _seal(registry: Registry, entry: Put) -> Seal | None:
     """The hashes of a put's file, if all are noted: they are before an object is made of it, and what is known of some
     blocks says nothing of the others."""
     seal = None if entry.src is None else registry.seals.of(entry.src)

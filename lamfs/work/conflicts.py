@@ -17,8 +17,9 @@ from dataclasses import replace
 
 from lamfs.errors import ObjectMissing, StorageError
 from lamfs.keys import is_private
-from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
+from lamfs.model import ArtifactRecord, ContentHash, Revision
 from lamfs.registry import Conflict, Provenance, Registry
+from lamfs.registry.entries import Put
 from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
 from lamfs.work import claims, reading, unknown
 from lamfs.work.worker import Waits, Worker
@@ -67,7 +68,7 @@ class Conflicts:
         self._origin = origin
 
     async def find(
-        self, entry: JournalEntry | None, artifact: ArtifactRecord | None, target: str
+        self, entry: Put | None, artifact: ArtifactRecord | None, target: str
     ) -> tuple[ObjectStat | None, bool]:
         """What is at ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing to keep. And
         whether storage has said that it is the artifact's revision.
@@ -82,7 +83,7 @@ class Conflicts:
             return None, True
         return (None if await self.is_own(found, entry) else found), False
 
-    async def is_own(self, found: ObjectStat, entry: JournalEntry | None) -> bool:
+    async def is_own(self, found: ObjectStat, entry: Put | None) -> bool:
         """As is_own above; also when the object has the bytes of the put ``entry``."""
         registry = self._registry
         if await is_own(registry, self._worker, found):
@@ -93,14 +94,13 @@ class Conflicts:
             return False
         return claims.has_bytes(registry, await self.hash(found), entry)
 
-    async def settle(self, entry: JournalEntry, found: ObjectStat) -> Conflict | str | None:
+    async def settle(self, entry: Put, found: ObjectStat) -> Conflict | str | None:
         """Make the object's bytes the artifact's content, and the put's file one beside it. One transaction.
 
         If they are damaged bytes of what was stored, they become a file of ``lost+found`` instead, whose key is
         returned: the put can go on, to another object. None when the put has come to its end meanwhile. Raises
         ObjectChanged when the object changes again, storage errors, OSError.
         """
-        assert entry.ino is not None
         content = await self.hash(found)
         artifact = self._registry.artifacts.by_ino(entry.ino)
         if artifact is not None and artifact.revision.object_key == found.key:
@@ -109,9 +109,7 @@ class Conflicts:
                 return self._keep_damage(entry, artifact, found, content)
         return self._registry.commits.conflict(entry.id, content, found.key, found.etag, self._origin)
 
-    def _keep_damage(
-        self, entry: JournalEntry, artifact: ArtifactRecord, found: ObjectStat, content: ContentHash
-    ) -> str | None:
+    def _keep_damage(self, entry: Put, artifact: ArtifactRecord, found: ObjectStat, content: ContentHash) -> str | None:
         """An object says that it is the artifact's revision, and has other bytes."""
         if entry.object_key == found.key:
             self._registry.journal.unclaim(entry.id, found.key)

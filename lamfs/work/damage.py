@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from lamfs.errors import StorageError
-from lamfs.model import ContentHash, JournalEntry
-from lamfs.registry import Registry, Seal, damaged_blocks
+from lamfs.model import ContentHash
+from lamfs.registry import Registry, Seal
+from lamfs.registry.entries import Put
 
 
-def compare(registry: Registry, entry: JournalEntry, content: ContentHash) -> list[int] | None:
+def compare(registry: Registry, entry: Put, content: ContentHash) -> list[int] | None:
     """Blocks of a put's spool file, whose hashes are ``content`` now, that are not what was written; noted in its row.
 
     None: what is known of it has not changed, and it is sound. Then these hashes are its seal from now on: also of what
     it lacks as a partial spool, which comes from the revision that it lies over.
     """
-    assert entry.src is not None
-    seal, known = registry.seals.of(entry.src), damaged_blocks(entry)
+    seal, known = registry.seals.of(entry.src), entry.damaged
     if seal is None and known:
         return sorted(known)
     blocks = [] if seal is None else seal.broken(content)
@@ -27,18 +27,17 @@ def compare(registry: Registry, entry: JournalEntry, content: ContentHash) -> li
     return blocks if blocks or known else None
 
 
-def seal(registry: Registry, entry: JournalEntry, content: ContentHash) -> bool:
+def seal(registry: Registry, entry: Put, content: ContentHash) -> bool:
     """Make the hashes of a spool file its seal. False, and nothing is noted, when it is not what it was when it was
     closed, as far as that is known."""
-    assert entry.src is not None
     known = registry.seals.of(entry.src)
-    if damaged_blocks(entry) if known is None else known.broken(content):
+    if entry.damaged if known is None else known.broken(content):
         return False
     _seal(registry, entry, content, known)
     return True
 
 
-def _seal(registry: Registry, entry: JournalEntry, content: ContentHash, known: Seal | None) -> None:
+def _seal(registry: Registry, entry: Put, content: ContentHash, known: Seal | None) -> None:
     if known is None or not known.is_whole:
         registry.seals.add(entry, content.size, content.blocks)
 

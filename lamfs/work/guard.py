@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 
 from lamfs.errors import ObjectChanged, PreconditionFailed
 from lamfs.keys import is_private
-from lamfs.model import ArtifactRecord, JournalEntry
+from lamfs.model import ArtifactRecord
 from lamfs.processes import uptime
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put
 from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
 from lamfs.work.conflicts import look
 from lamfs.work.worker import Worker
@@ -54,11 +55,11 @@ class Guard:
         store: ObjectStore,
         worker: Worker,
         permit: Permit,
-        entry: JournalEntry | None,
+        entry: Put | None,
         artifact: ArtifactRecord | None,
         target: str,
         looked: float | None,
-        is_own: Callable[[ObjectStat, JournalEntry | None], Awaitable[bool]],
+        is_own: Callable[[ObjectStat, Put | None], Awaitable[bool]],
     ) -> None:
         self._registry = registry
         self._store = store

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from lamfs.errors import ObjectChanged, ObjectMissing
-from lamfs.model import JournalEntry
 from lamfs.registry import Registry
+from lamfs.registry.entries import Abort, Delete, Move
 from lamfs.storage.base import ObjectStore, Over
 from lamfs.work.conflicts import is_own, look, object_at
 from lamfs.work.guard import Permit
@@ -61,9 +61,8 @@ class Moves:
         self.pin = pin
         self.gone = gone
 
-    async def move(self, entry: JournalEntry) -> None:
+    async def move(self, entry: Move) -> None:
         """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
-        assert entry.uid is not None
         registry = self._registry
         artifact = registry.artifacts.by_uid(entry.uid)
         owed = None if artifact is None or artifact.ino is None else registry.journal.put_of(artifact.ino)
@@ -110,19 +109,18 @@ class Moves:
         found, over = await look(self._worker, target)
         return over if found is None or await is_own(self._registry, self._worker, found) else None
 
-    async def delete(self, entries: list[JournalEntry]) -> None:
+    async def delete(self, entries: list[Delete]) -> None:
         """Delete objects that no artifact needs, many in one request."""
         registry = self._registry
-        rows: list[JournalEntry] = []
+        rows: list[Delete] = []
         keys: set[str] = set()
         meant = meant_by(entries)
         for entry in entries:
             if await self._is_only_copy(entry):
-                say_left(self._store.url(entry.object_key or ""))
+                say_left(self._store.url(entry.object_key))
                 registry.journal.done(entry.id)
         entries = [entry for entry in entries if registry.journal.get(entry.id) is not None]
         for entry in entries:
-            assert entry.object_key is not None
             if entry.object_key in self._busy or registry.journal.holds(entry.object_key):
                 registry.journal.postpone(entry.id, 0.1)
             elif registry.artifacts.with_object(entry.object_key) is not None:
@@ -148,15 +146,15 @@ class Moves:
         finally:
             self._busy -= keys
 
-    async def _is_only_copy(self, entry: JournalEntry) -> bool:
+    async def _is_only_copy(self, entry: Delete) -> bool:
         """Whether this is a move's copy (stale.copied_from), and what it was made of is gone; or it may be another only
         copy (stale.only_copy_but_for). Raises StorageError."""
         source = copied_from(self._registry, entry)
         if source is not None and await self._is_gone(source):
             return True
-        if not is_doubted(entry) or await self._is_gone(entry.object_key or ""):
+        if not is_doubted(entry) or await self._is_gone(entry.object_key):
             return False
-        other = only_copy_but_for(self._registry, entry, await self._worker.meta(entry.object_key or ""))
+        other = only_copy_but_for(self._registry, entry, await self._worker.meta(entry.object_key))
         if isinstance(other, bool):
             return other
         found = await object_at(self._worker, other.object_key)
@@ -170,7 +168,7 @@ class Moves:
             return True
         return False
 
-    async def abort(self, entry: JournalEntry) -> None:
+    async def abort(self, entry: Abort) -> None:
         """Abort an upload that is needed no more."""
         if await self._multipart.abort(entry):
             self._registry.journal.done(entry.id)

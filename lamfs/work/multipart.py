@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from lamfs.errors import InvalidArgument, LamfsError, StorageError, StorageUnavailable, UploadGone
 from lamfs.hashing import join_ranges
-from lamfs.model import BLOCK_SIZE, ContentHash, JournalEntry
+from lamfs.model import BLOCK_SIZE, ContentHash
 from lamfs.registry import PartRecord, Registry, UploadRecord
+from lamfs.registry.entries import Abort, Put
 from lamfs.registry.seals import UNKNOWN
 from lamfs.work.guard import Ready, over_anything
 from lamfs.work.worker import Waits, Worker
@@ -100,7 +101,7 @@ class _Job:
     """One file on its way: ``hashes`` has those of single parts, by number, when ``content`` is not known yet;
     ``etags`` those of the parts that storage has."""
 
-    entry: JournalEntry
+    entry: Put
     path: str
     target: str
     parts: list[Part]
@@ -149,7 +150,7 @@ class Multipart:
 
     async def store(
         self,
-        entry: JournalEntry,
+        entry: Put,
         content: ContentHash,
         path: str,
         target: str,
@@ -166,7 +167,7 @@ class Multipart:
 
     async def store_unhashed(
         self,
-        entry: JournalEntry,
+        entry: Put,
         size: int,
         path: str,
         target: str,
@@ -264,7 +265,7 @@ class Multipart:
             blocks += job.hashes[part.number].blocks
         self._registry.seals.add(job.entry, job.size, bytes(blocks), first)
 
-    async def _resume(self, entry: JournalEntry, target: str) -> UploadRecord:
+    async def _resume(self, entry: Put, target: str) -> UploadRecord:
         """The record of the row's upload to ``target``; a new one if it has none."""
         record = self._uploads.of(entry.id)
         if record is not None and record.object_key != target:
@@ -282,7 +283,7 @@ class Multipart:
                     await self._worker.abort_upload(target, upload_id)
         return record
 
-    async def begin(self, entry: JournalEntry, target: str) -> str:
+    async def begin(self, entry: Put, target: str) -> str:
         """Begin the upload that was announced for a row; its id. It is busy from now on, until ``release``."""
         # Without a hash: the upload may be gone on with when the file has other bytes.
         meta = self._registry.commits.put_meta(entry, None)
@@ -293,7 +294,7 @@ class Multipart:
         return upload_id
 
     async def _there(
-        self, entry: JournalEntry, target: str, upload_id: str, *, all_known: bool
+        self, entry: Put, target: str, upload_id: str, *, all_known: bool
     ) -> set[tuple[int, int, str]] | None:
         """Number, size and ETag of the parts that storage has, of some servers also those that were replaced; None: the
         upload is gone, perhaps because it is complete."""
@@ -354,14 +355,13 @@ class Multipart:
         if not self._uploads.add_part(entry_id, upload_id, record):
             raise _overtaken()
 
-    async def abort(self, entry: JournalEntry) -> bool:
+    async def abort(self, entry: Abort) -> bool:
         """Do an ``abort`` row; False when it has to wait, because somebody is at work there."""
-        assert entry.object_key is not None
-        key, upload_id = entry.object_key, entry.payload.get("upload_id")
+        key, upload_id = entry.object_key, entry.upload_id
         if upload_id is not None:
-            if self.is_busy(str(upload_id)):
+            if self.is_busy(upload_id):
                 return False
-            await self._worker.abort_upload(key, str(upload_id))
+            await self._worker.abort_upload(key, upload_id)
             return True
         if self._registry.journal.holds(key):
             return False

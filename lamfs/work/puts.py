@@ -10,8 +10,8 @@ import logging
 import time
 
 from lamfs.errors import LamfsError, StorageUnavailable
-from lamfs.model import JournalEntry
 from lamfs.registry import Committed, Registry
+from lamfs.registry.entries import Put
 from lamfs.spool import SpoolFolder
 from lamfs.work.steps import Steps, Upload
 
@@ -38,20 +38,16 @@ class Puts:
         self.stored_bytes = 0
         self.stored_files = 0
 
-    def begin(self, entry: JournalEntry) -> None:
+    def begin(self, entry: Put) -> None:
         """A put is about to begin: its spool file is not written any more. To be followed by ``one`` or ``many``."""
         assert self._steps.hooks is not None
-        assert entry.ino is not None
-        assert entry.src is not None
         self.uploading[entry.ino] = entry.src
         self._steps.hooks.freeze(entry.ino, entry.src)
         self.uploads[entry.id] = Upload(entry)
 
-    async def one(self, entries: list[JournalEntry]) -> None:
+    async def one(self, entries: list[Put]) -> None:
         """Store one spool file, with its open handles told before and after."""
         entry = entries[0]
-        assert entry.ino is not None
-        assert entry.src is not None
         started = time.monotonic()
         upload = self.uploads[entry.id]
         current = False
@@ -68,7 +64,7 @@ class Puts:
         finally:
             self._leave(entry, current)
 
-    async def many(self, entries: list[JournalEntry]) -> dict[int, LamfsError]:
+    async def many(self, entries: list[Put]) -> dict[int, LamfsError]:
         """Store many small files; the errors of those that failed. What cannot be stored so is stored alone, next."""
         hooks = self._steps.hooks
         assert hooks is not None
@@ -99,14 +95,12 @@ class Puts:
         """A put is done: tell the open handles, and count. Whether nothing was written meanwhile."""
         hooks, entry, record = self._steps.hooks, upload.entry, committed.record
         assert hooks is not None
-        assert entry.ino is not None
-        assert entry.src is not None
         if entry.ino in self.wanted:
             self.committed[entry.ino] = entry.id, entry.gen
         if committed.current:
             hooks.stored(entry.ino, entry.src, record.revision if record else None, consumed, upload.missing)
         else:
-            if record is not None and "base" in entry.payload:
+            if record is not None and entry.base is not None:
                 hooks.rebased(entry.ino, record.revision)
             if not consumed and self._superseded(entry.src):
                 self._spool.unlink(entry.src)
@@ -114,11 +108,9 @@ class Puts:
         self.stored_bytes += upload.size
         return committed.current
 
-    def _leave(self, entry: JournalEntry, current: bool) -> None:
+    def _leave(self, entry: Put, current: bool) -> None:
         """A put has ended."""
         assert self._steps.hooks is not None
-        assert entry.ino is not None
-        assert entry.src is not None
         self._steps.streams.finished(entry.ino)
         if self.uploading.get(entry.ino) == entry.src:  # not the next one of this file, which may have begun
             del self.uploading[entry.ino]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lamfs.model import JournalEntry
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put
 
 NAMED = 3
 """Files that are named beside the first."""
 
 
-def sentence(registry: Registry, entries: Sequence[JournalEntry]) -> str:
+def sentence(registry: Registry, entries: Sequence[Put]) -> str:
     """Why the first of these puts is not stored, and which others are not."""
     first, *others = entries
     names = [f"'{_name(registry, entry)}'" for entry in others[:NAMED]]
@@ -26,6 +26,5 @@ def sentence(registry: Registry, entries: Sequence[JournalEntry]) -> str:
     return f"{why} Until then it is not stored, and stays in the spool.{more}"
 
 
-def _name(registry: Registry, entry: JournalEntry) -> str:
-    key = None if entry.ino is None else registry.tree.path(entry.ino)
-    return key or entry.uid or f"journal row {entry.id}"
+def _name(registry: Registry, entry: Put) -> str:
+    return registry.tree.path(entry.ino) or entry.about

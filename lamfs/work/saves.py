@@ -25,9 +25,10 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.keys import is_private, object_key_for
-from lamfs.model import ArtifactRecord, ContentHash, JournalEntry, Revision
+from lamfs.model import ArtifactRecord, ContentHash, Revision
 from lamfs.processes import uptime
-from lamfs.registry import Provenance, Registry, record_from_payload
+from lamfs.registry import Provenance, Registry
+from lamfs.registry.entries import Save
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.work import twins, unknown
 from lamfs.work.conflicts import Conflicts, object_at
@@ -231,7 +232,7 @@ class Saves:
     async def _resolve(self, entry_id: int, *, refused: bool = False) -> ArtifactRecord | None:
         """After a failed step: finish the save if its bytes are there, else undo it. None: undone, or still owed."""
         entry = self._registry.journal.get(entry_id)
-        if entry is None:
+        if not isinstance(entry, Save):
             return None
         try:
             return await self.finish(entry, refused=refused)
@@ -239,38 +240,36 @@ class Saves:
             log.debug("save %d stays owed: %s", entry_id, error)
             return None
 
-    async def finish(self, entry: JournalEntry, *, refused: bool = False) -> ArtifactRecord | None:
+    async def finish(self, entry: Save, *, refused: bool = False) -> ArtifactRecord | None:
         """Finish one interrupted save if its bytes are in storage; else undo it and return None. Raises storage errors.
 
         ``refused``: storage has not taken it, for something else was there. That stays."""
         registry = self._registry
-        assert entry.object_key is not None
-        record = record_from_payload(entry.payload, entry.object_key)
+        record = entry.record
         await self._permit(True)
         now = registry.artifacts.by_uid(record.uid)
-        base = None if now is None else [now.revision.object_key, now.revision.etag]
+        base = None if now is None else (now.revision.object_key, now.revision.etag)
         await self._multipart.abort_unknown(entry.object_key)
         etag = None
-        if base == entry.payload.get("base"):  # only what it set out to replace: whoever came later counts
+        if base == entry.base:  # only what it set out to replace: whoever came later counts
             etag = await self._find_bytes(entry.object_key, record.revision.content)
         if etag is not None:
             try:
-                mode = int(str(entry.payload.get("mode", 0o644)))
-                return registry.commits.save(entry.id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid())
+                return registry.commits.save(entry.id, record, etag, mode=entry.mode, uid=os.getuid(), gid=os.getgid())
             except (AlreadyExists, NotFound, InvalidName) as error:
                 log.warning("the interrupted save of '%s' is undone: %s", record.key or record.uid, error)
         delete = not refused and await self._is_left_over(entry, entry.object_key)
         registry.commits.abandon_save(entry.id, entry.object_key, delete=delete)
         return None
 
-    async def _is_left_over(self, entry: JournalEntry, object_key: str) -> bool:
+    async def _is_left_over(self, entry: Save, object_key: str) -> bool:
         """Whether what is in the object may be of a save that did not become an artifact. An object that was there
         before, and no artifact's, is not, unless the save wrote over it."""
         if not is_private(object_key):
             # Other programs store things at such keys, before or after: only what says that it is this artifact's is.
             with suppress(ObjectMissing):
                 said, found = await self._worker.meta(object_key), await self._worker.head(object_key)
-                return said is not None and said.uid == entry.uid and found.etag != entry.payload.get("foreign")
+                return said is not None and said.uid == entry.uid and found.etag != entry.foreign
             return False
         return True
 

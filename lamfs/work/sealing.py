@@ -19,9 +19,10 @@ import trio
 
 from lamfs.errors import LamfsError
 from lamfs.hashing import hash_block, zero_block
-from lamfs.model import BLOCK_SIZE, JournalEntry
+from lamfs.model import BLOCK_SIZE
 from lamfs.mover.client import Mover
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put
 from lamfs.registry.seals import UNKNOWN
 from lamfs.spool import SpoolFolder
 
@@ -131,7 +132,7 @@ class Sealing:
         missing: set[int] = set()
         with self._spool.opened(entry.src, os.O_RDONLY) as fd:
             size = os.fstat(fd).st_size
-            if "base" in entry.payload:
+            if entry.base is not None:
                 present = self._registry.partial_spools.present(entry.src)
                 missing = set(range(-(-size // BLOCK_SIZE))) - present
             if size <= SMALL:
@@ -165,7 +166,7 @@ class Sealing:
             return zero_block() * (length // BLOCK_SIZE)
         return (await self._mover.hash_range(self._spool.path(src), offset, length)).blocks
 
-    def _waiting(self, ino: int) -> JournalEntry | None:
+    def _waiting(self, ino: int) -> Put | None:
         """The put of a file that is closed, and not stored."""
         entry = self._registry.journal.put_of(ino)
         if entry is None or entry.state != "ready" or entry.owner != self._registry.journal.owner:

@@ -6,49 +6,48 @@ import logging
 from collections.abc import Iterable
 
 from lamfs.keys import OWN_OBJECT, is_private
-from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, JournalEntry, ObjectMeta, Revision
+from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, ObjectMeta, Revision
 from lamfs.registry import Registry
+from lamfs.registry.entries import Delete, Move
 
 log = logging.getLogger("lamfs.uploader")
 
 
-def meant_by(entries: Iterable[JournalEntry]) -> dict[str, set[str] | None]:
+def meant_by(entries: Iterable[Delete]) -> dict[str, set[str] | None]:
     """Which objects deletes mean: ETags by object key; None: whatever lamfs has stored there. A doubted one without
     an ETag means none."""
     meant: dict[str, set[str] | None] = {}
     for entry in entries:
-        etag = entry.payload.get("etag")
-        key = entry.object_key or ""
+        key = entry.object_key
         known = meant.setdefault(key, set())
-        if known is not None and isinstance(etag, str):
-            known.add(etag)
-        elif "doubted" not in entry.payload:
+        if known is not None and entry.etag is not None:
+            known.add(entry.etag)
+        elif not entry.doubted:
             meant[key] = None
     return meant
 
 
-def copied_from(registry: Registry, entry: JournalEntry) -> str | None:
+def copied_from(registry: Registry, entry: Delete) -> str | None:
     """Key of the object of which a move may have made the one that is to be deleted; None: no move has. When that is
     gone (the registry has lost its last changes, or the object was damaged), this one is no leftover."""
-    uid = entry.payload.get("copy_of")
-    artifact = registry.artifacts.by_uid(str(uid)) if uid is not None else None
+    artifact = None if entry.copy_of is None else registry.artifacts.by_uid(entry.copy_of)
     if artifact is None or artifact.revision.object_key == entry.object_key:
         return None
     return artifact.revision.object_key
 
 
-def is_doubted(entry: JournalEntry) -> bool:
+def is_doubted(entry: Delete) -> bool:
     """Whether a delete says which object it means, but another machine may have had the lease since."""
-    return "doubted" in entry.payload and isinstance(entry.payload.get("etag"), str)
+    return entry.doubted and entry.etag is not None
 
 
-def only_copy_but_for(registry: Registry, entry: JournalEntry, said: ObjectMeta | None) -> Revision | bool:
+def only_copy_but_for(registry: Registry, entry: Delete, said: ObjectMeta | None) -> Revision | bool:
     """Whether a doubted delete may mean the only copy of something: its bytes may have come back to the same key, with
     the same ETag, by work of which this registry does not know. ``said``: what the object says of itself.
 
     A Revision: it is needed unless storage has that.
     """
-    key, meant = entry.object_key or "", entry.payload.get("uid")
+    key, meant = entry.object_key, entry.uid
     uid = said.uid if said is not None else None
     if uid is None and OWN_OBJECT.fullmatch(key):
         uid = key.removeprefix(AUTO_KEY_PREFIX)[:ARTIFACT_UID_LEN]
@@ -63,7 +62,7 @@ def say_left(url: str) -> None:
     log.warning("The object %s is not the one that was to be deleted, and stays; 'lamfs fsck' says what it is.", url)
 
 
-def give_up_lost_move(registry: Registry, entry: JournalEntry, target: str, url: str) -> None:
+def give_up_lost_move(registry: Registry, entry: Move, target: str, url: str) -> None:
     """The object that was to be moved to ``target`` is not there, or not what the registry knows. ``url``: the place
     where it should be."""
     registry.commits.give_up_move(entry.id, target)
@@ -73,7 +72,7 @@ def give_up_lost_move(registry: Registry, entry: JournalEntry, target: str, url:
     )  # fmt: skip
 
 
-def give_up_move(registry: Registry, entry: JournalEntry, url: str) -> None:
+def give_up_move(registry: Registry, entry: Move, url: str) -> None:
     """Something unknown is where an object was to be moved: it stays, and so does the object, which is as good."""
     registry.journal.done(entry.id)
     log.warning(

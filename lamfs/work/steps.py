@@ -26,9 +26,10 @@ from lamfs.errors import (
 )
 from lamfs.hashing import MD5_MAX, hash_fd
 from lamfs.keys import check_spool_name, is_private
-from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, JournalEntry, Revision
+from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, Revision
 from lamfs.processes import uptime
 from lamfs.registry import Committed, Conflict, Lost, Provenance, Registry, is_based_on, missing_blocks
+from lamfs.registry.entries import Drop, Owed, Put
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore, check_size
 from lamfs.storage.local import etag_of
@@ -97,7 +98,7 @@ class FileHooks(Protocol):
 class Upload:
     """One upload under way: its journal row, and how far it is, in bytes."""
 
-    entry: JournalEntry
+    entry: Put
     size: int = 0
     done: int = 0
     missing: set[int] = field(default_factory=set)
@@ -144,17 +145,15 @@ class Steps:
         )
         self.hooks: FileHooks | None = None
 
-    async def put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool]:
+    async def put(self, entry: Put, upload: Upload) -> tuple[Committed, bool]:
         """Store the spool file of a put row; the outcome, and whether the file was taken (renamed) into storage."""
         while (done := await self._put(entry, upload)) is None:
             pass
         return done
 
-    async def _put(self, entry: JournalEntry, upload: Upload) -> tuple[Committed, bool] | None:
+    async def _put(self, entry: Put, upload: Upload) -> tuple[Committed, bool] | None:
         """One try of ``put``; None when what was in the way has left: it can be tried again at once."""
         assert self.hooks is not None
-        assert entry.ino is not None
-        assert entry.src is not None
         registry, ino, src = self._registry, entry.ino, entry.src
         if not self._spool.exists(entry.src):
             ended = await self._find_stored(entry)
@@ -196,7 +195,7 @@ class Steps:
             artifact = registry.artifacts.by_ino(ino)  # as it is now that nobody else here is at work on the object
             replaces = artifact is not None and artifact.revision.object_key == target
             earlier = entry.object_key if entry.object_key != target else None
-            if "doubted" in entry.payload or (earlier and registry.artifacts.with_object(earlier) is not None):
+            if entry.doubted or (earlier and registry.artifacts.with_object(earlier) is not None):
                 earlier = None  # it may be another machine's by now, or is an artifact's
             if earlier is not None:
                 # An earlier try may have written elsewhere, before the file was renamed.
@@ -254,7 +253,7 @@ class Steps:
 
     async def _taken(
         self,
-        entry: JournalEntry,
+        entry: Put,
         upload: Upload,
         base: Revision | None,
         target: str,
@@ -268,8 +267,6 @@ class Steps:
 
         Raises ObjectChanged when it cannot, storage errors.
         """
-        assert entry.ino is not None
-        assert entry.src is not None
         journal = self._registry.journal
         found = await object_at(self._worker, target)
         if found is None:
@@ -290,34 +287,31 @@ class Steps:
         entry.object_key = None
         return None
 
-    def _compare(self, entry: JournalEntry, content: ContentHash) -> None:
+    def _compare(self, entry: Put, content: ContentHash) -> None:
         """See that a spool file has the bytes with which it was closed. Raises StorageError."""
         blocks = damage.compare(self._registry, entry, content)
         if blocks is None:
             return
         assert self.hooks is not None
-        assert entry.ino is not None
-        assert entry.src is not None
         self.hooks.damaged(entry.ino, entry.src, blocks)
         if blocks:
             raise damage.error(what(self._registry, entry), self._spool.shown(entry.src), blocks)
 
-    async def _compare_for_good(self, entry: JournalEntry, content: ContentHash) -> None:
+    async def _compare_for_good(self, entry: Put, content: ContentHash) -> None:
         """As _compare; what is known of the file then survives a power cut."""
         self._compare(entry, content)
         await self._waits.durable()
 
-    async def _keep_both(self, entry: JournalEntry, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
+    async def _keep_both(self, entry: Put, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
         """Somebody else has changed the object: give the file's bytes a name beside it, and raise ObjectChanged. If it
         is only damaged, it has left when this returns."""
         assert self.hooks is not None
-        assert entry.ino is not None
         name = what(self._registry, entry)
         if base is not None:
             await self.hooks.pin(base.object_key)
             await self._fill(entry, upload, base, set(upload.missing))
             self._registry.journal.set_base(entry.ino, None)
-            entry.payload.pop("base", None)
+            entry.base = None
         conflict = await self._conflicts.settle(entry, found)
         if conflict is None:
             raise ObjectChanged(f"'{name}' was deleted or written while it was stored.")
@@ -341,7 +335,7 @@ class Steps:
             return False
         return (artifact is None or artifact.size != size) and not self._registry.artifacts.has_large(size)
 
-    def size_of(self, entry: JournalEntry) -> int:
+    def size_of(self, entry: Put) -> int:
         """Bytes of a put's spool file; more than any file has when it is not there: then it is no small one, and asks
         for a closer look."""
         try:
@@ -349,11 +343,10 @@ class Steps:
         except (OSError, InvalidName, StorageError):
             return batches.SMALL + 1
 
-    def _base(self, entry: JournalEntry) -> Revision | None:
+    def _base(self, entry: Put) -> Revision | None:
         """The stored revision over which a spool file is a partial spool. Raises StorageError when it is gone."""
-        if "base" not in entry.payload:
+        if entry.base is None:
             return None
-        assert entry.ino is not None
         artifact = self._registry.artifacts.by_ino(entry.ino)
         if artifact is None or not is_based_on(entry, artifact.revision.content):
             raise StorageError(
@@ -362,10 +355,8 @@ class Steps:
             )
         return artifact.revision
 
-    async def _fill(self, entry: JournalEntry, upload: Upload, base: Revision, blocks: set[int]) -> None:
+    async def _fill(self, entry: Put, upload: Upload, base: Revision, blocks: set[int]) -> None:
         assert self.hooks is not None
-        assert entry.ino is not None
-        assert entry.src is not None
         if not blocks:
             return
         try:
@@ -399,12 +390,11 @@ class Steps:
         head, ends = patches.known(size, upload.missing, base)
         return await self._worker.hash(path, bulk=bulk, known=known, head=head, ends=ends)
 
-    async def _unneeded(self, entry: JournalEntry, revision: Revision) -> Committed | None:
+    async def _unneeded(self, entry: Put, revision: Revision) -> Committed | None:
         """The artifact has these bytes already: strike the row off, if storage has them too.
 
         Other bytes may have reached the object by a put that was superseded, or that did not live to see its row.
         """
-        assert entry.ino is not None
         key = revision.object_key
         while key in self._busy_objects:
             await self._waits.pause(0.01)
@@ -426,7 +416,6 @@ class Steps:
         """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
         assert self.hooks is not None
         entry = upload.entry
-        assert entry.ino is not None
         meta = self._registry.commits.put_meta(entry, content)
         if self._store.kind == "local":
             consume = not self.hooks.has_writers(entry.ino)
@@ -467,10 +456,9 @@ class Steps:
             found.append(Segment(offset, length, None if sent else (base.object_key, base.etag)))
         return found
 
-    async def _find_stored(self, entry: JournalEntry) -> Committed | None:
+    async def _find_stored(self, entry: Put) -> Committed | None:
         """The spool file is gone: it was renamed into storage before a crash, or something removed it. Who has it open
         still has its bytes, and it is made again (None); else the file is as it was stored last."""
-        assert entry.ino is not None
         key, local = entry.object_key, None
         with suppress(ObjectMissing):
             local = self._store.open_local(key) if key is not None else None
@@ -489,11 +477,9 @@ class Steps:
             return await self._miss(entry)  # somebody else has stored something there
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
 
-    async def _miss(self, entry: JournalEntry) -> Committed | None:
+    async def _miss(self, entry: Put) -> Committed | None:
         """The spool file is nowhere: see _find_stored."""
         assert self.hooks is not None
-        assert entry.ino is not None
-        assert entry.src is not None
         if await self.hooks.revive(entry.ino, entry.src):
             log.warning(
                 "The spool file %s of '%s' was missing, and was made again of what is open.", entry.src,
@@ -506,17 +492,14 @@ class Steps:
             self.hooks.lost(entry.ino, lost)
         return Committed(None, current=True)
 
-    async def drop(self, entry: JournalEntry) -> None:
+    async def drop(self, entry: Drop) -> None:
         """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""
         with suppress(InvalidName):
             self._spool.unlink(check_spool_name(entry.src))
         self._registry.journal.done(entry.id)
 
 
-def what(registry: Registry, entry: JournalEntry) -> str:
+def what(registry: Registry, entry: Owed) -> str:
     """What a journal row is about, for people: the key of its file if it has one."""
-    if entry.ino is not None:
-        key = registry.tree.path(entry.ino)
-        if key is not None:
-            return key
-    return entry.object_key or entry.uid or f"journal row {entry.id}"
+    key = registry.tree.path(entry.ino) if isinstance(entry, Put) else None
+    return entry.about if key is None else key

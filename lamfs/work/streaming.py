@@ -13,9 +13,10 @@ import logging
 import trio
 
 from lamfs.errors import LamfsError
-from lamfs.model import ContentHash, JournalEntry
+from lamfs.model import ContentHash
 from lamfs.mover import beats
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put
 from lamfs.spool import SpoolFolder
 from lamfs.work import multipart
 from lamfs.work.multipart import Multipart, Part, part_size
@@ -167,7 +168,7 @@ class Streams:
             stream.end()
 
     async def _run(self, stream: _Stream) -> None:
-        begun: JournalEntry | None = None
+        begun: Put | None = None
         try:
             with trio.move_on_after(WAIT):
                 await stream.stopped.wait()
@@ -193,10 +194,10 @@ class Streams:
                 self._multipart.finished(begun.id)
             stream.ended.set()
 
-    def _may_send(self, stream: _Stream, entry: JournalEntry) -> bool:
+    def _may_send(self, stream: _Stream, entry: Put) -> bool:
         """Whether a file may become an artifact as it is. What an earlier try left goes on when it is put."""
         registry = self._registry
-        if entry.src != stream.src or entry.owner != registry.journal.owner or "base" in entry.payload:
+        if entry.src != stream.src or entry.owner != registry.journal.owner or entry.base is not None:
             return False
         names = registry.tree.names(stream.ino)
         if not names or names[0][1].startswith(".") or registry.names.is_scratch(stream.ino):

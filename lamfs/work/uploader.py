@@ -14,15 +14,17 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
 from lamfs.errors import FsError, LamfsError, StorageError, TooLarge, TransferDied
-from lamfs.model import JournalEntry, now_ns
+from lamfs.model import now_ns
 from lamfs.mover import beats
 from lamfs.mover.beats import Beat
 from lamfs.mover.client import Mover
 from lamfs.registry import Provenance, Registry
+from lamfs.registry.entries import Abort, Delete, Drop, Move, Owed, Put
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.work import batches, multipart
@@ -55,7 +57,8 @@ CLOCK_STEP = 1.0
 BATCH = 256
 """Rows read from the journal at a time, and objects deleted in one request at most."""
 
-Job = Callable[[list[JournalEntry]], Awaitable[dict[int, LamfsError] | None]]
+T = TypeVar("T", bound=Owed)
+Job = Callable[[list[T]], Awaitable[dict[int, LamfsError] | None]]
 """Does rows of the journal; the errors of those that failed while others did not, by id."""
 
 
@@ -129,7 +132,7 @@ class Uploader:
         """... and what is done for rows that have not failed: whose steps are not done again and again in vain."""
         self._beats: dict[int, Beat] = {}
         self._limit = workers
-        self._queue: deque[JournalEntry] = deque()
+        self._queue: deque[Owed] = deque()
         self._busy: set[int] = set()
         self._jobs = 0
         self._large: set[int] = set()
@@ -216,7 +219,7 @@ class Uploader:
             return id(beat), beat.value()
         entry = self._registry.journal.put_of(ino)
         if entry is not None and entry.owner != self._registry.journal.owner:
-            return entry.payload.get("beat")
+            return entry.beat
         return self.beat.value()
 
     async def wait_stored(self, ino: int, row: int, gen: int) -> None:
@@ -368,9 +371,9 @@ class Uploader:
                 self._queue.extend(journal.ready(BATCH, skip=skip))
                 continue
             entry = self._next()
-            if entry is None or (burst and entry.ino not in self._wanted):
+            if entry is None or (burst and not self._is_wanted(entry)):
                 continue  # what is passed by now is read again
-            if entry.op == "put":
+            if isinstance(entry, Put):
                 if self._must_wait(entry):
                     continue
                 size = self._steps.size_of(entry)
@@ -378,11 +381,14 @@ class Uploader:
                     self._begin(nursery, self.puts.many, self._gather(entry))
                 elif self._may_begin(entry, size):
                     self._begin(nursery, self.puts.one, [entry])
-            elif entry.op == "delete":
+            elif isinstance(entry, Delete):
                 self._begin(nursery, self._delete, self._gather_deletes(entry))
-            else:
-                jobs = {"move": self._move, "abort": self._abort, "drop": self._drop}
-                self._begin(nursery, jobs[entry.op], [entry])
+            elif isinstance(entry, Move):
+                self._begin(nursery, self._move, [entry])
+            elif isinstance(entry, Abort):
+                self._begin(nursery, self._abort, [entry])
+            elif isinstance(entry, Drop):
+                self._begin(nursery, self._drop, [entry])
         if not self._has_room():
             return 3600.0
         next_at = journal.next_at(skip=self._busy.union(self._being_written.values(), self._parked))
@@ -393,7 +399,7 @@ class Uploader:
         """Whether another job may begin that is not for a large file."""
         return self._jobs < self._limit
 
-    def _next(self) -> JournalEntry | None:
+    def _next(self) -> Owed | None:
         """The next row of the queue; None when it is not to be worked on now."""
         journal = self._registry.journal
         found = self._queue.popleft()
@@ -401,32 +407,36 @@ class Uploader:
         entry = journal.get(found.id)
         if entry is None or entry.op != found.op or entry.owner != journal.owner:
             # Its file was deleted, or another mount writes it by now: who waits for it has to look again.
-            self._look_again(found.ino)
+            if isinstance(found, Put):
+                self._look_again(found.ino)
             self.puts.alone.discard(found.id)
             return None
         if entry.id in self._busy or entry.next_at > now_ns():
             return None
-        if entry.state != "ready" and entry.ino not in self._wanted:
+        if entry.state != "ready" and not self._is_wanted(entry):
             return None
         return entry
 
-    def _is_small(self, entry: JournalEntry, size: int) -> bool:
+    def _is_wanted(self, entry: Owed) -> bool:
+        """Whether somebody waits for the put of a file."""
+        return isinstance(entry, Put) and entry.ino in self._wanted
+
+    def _is_small(self, entry: Put, size: int) -> bool:
         """Whether a put may be done in a batch: of a new file."""
-        assert entry.ino is not None
         if size > batches.SMALL or self._store.imports_files or entry.id in self.puts.alone:
             return False
         return not (self._steps.streams.sends(entry.ino) or self._registry.artifacts.has_ino(entry.ino))
 
-    def _gather(self, entry: JournalEntry) -> list[JournalEntry]:
+    def _gather(self, entry: Put) -> list[Put]:
         """A batch of small files from the queue, with ``entry``: all jobs that may begin get their share.
 
         What somebody waits for does not wait for what nobody does.
         """
         share = min(-(-(1 + len(self._queue)) // (self._limit - self._jobs)), batches.FILES)
         found = {entry.id: entry}
-        while self._queue and len(found) < share and self._queue[0].op == "put":
+        while self._queue and len(found) < share and isinstance(self._queue[0], Put):
             more = self._next()
-            if more is None or more.id in found or self._must_wait(more):
+            if not isinstance(more, Put) or more.id in found or self._must_wait(more):
                 continue
             urgent = more.ino in self._wanted or entry.ino not in self._wanted
             if not urgent or not self._is_small(more, self._steps.size_of(more)):
@@ -435,20 +445,20 @@ class Uploader:
             found[more.id] = more
         return list(found.values())
 
-    def _gather_deletes(self, entry: JournalEntry) -> list[JournalEntry]:
+    def _gather_deletes(self, entry: Delete) -> list[Delete]:
         """Deletions from the queue for one request, with ``entry``."""
         found = {entry.id: entry}
         if entry.id in self._singly:
             return [entry]
-        while self._queue and self._queue[0].op == "delete" and len(found) < BATCH:
+        while self._queue and isinstance(self._queue[0], Delete) and len(found) < BATCH:
             if self._queue[0].id in self._singly:
                 break
             more = self._registry.journal.get(self._queue.popleft().id)
-            if more is not None and more.id not in self._busy:
+            if isinstance(more, Delete) and more.id not in self._busy:
                 found[more.id] = more
         return list(found.values())
 
-    def _may_begin(self, entry: JournalEntry, size: int) -> bool:
+    def _may_begin(self, entry: Put, size: int) -> bool:
         """Whether a put may begin now; a large file that nobody waits for may have to wait for another.
 
         Its parts do not keep other files' jobs waiting, so it needs no slot of theirs.
@@ -461,9 +471,8 @@ class Uploader:
         self._large.add(entry.id)
         return True
 
-    def _must_wait(self, entry: JournalEntry) -> bool:
+    def _must_wait(self, entry: Put) -> bool:
         """Whether a file that was closed once is still being written by somebody: its upload waits for them."""
-        assert entry.ino is not None
         assert self._steps.hooks is not None
         if self._hurry or entry.next_at < 0 or entry.ino in self._wanted:
             return False
@@ -472,18 +481,18 @@ class Uploader:
         self._being_written[entry.ino] = entry.id
         return True
 
-    def _begin(self, nursery: trio.Nursery, job: Job, entries: list[JournalEntry]) -> None:
+    def _begin(self, nursery: trio.Nursery, job: Job[T], entries: list[T]) -> None:
         self._busy.update(entry.id for entry in entries)
         for entry in entries:
-            if entry.op == "put":
+            if isinstance(entry, Put):
                 self.puts.begin(entry)  # now: until the job has its turn the file may be written again
         self._jobs += entries[0].id not in self._large
         nursery.start_soon(self._guard, job, entries)
 
-    async def _guard(self, job: Job, entries: list[JournalEntry]) -> None:
+    async def _guard(self, job: Job[T], entries: list[T]) -> None:
         """Run one job, and count how it goes on."""
         whole = self.beat if any(entry.attempts for entry in entries) else self.fresh
-        puts = {entry.ino: entry.id for entry in entries if entry.op == "put" and entry.ino is not None}
+        puts = {entry.ino: entry.id for entry in entries if isinstance(entry, Put)}
         beat = _PutBeat(whole, self._registry, list(puts.values()))
         own: dict[int, Beat] = dict.fromkeys(puts, beat)
         self._beats.update(own)
@@ -495,12 +504,12 @@ class Uploader:
                 if self._beats.get(ino) is beat:
                     del self._beats[ino]
 
-    async def _run_job(self, job: Job, entries: list[JournalEntry]) -> None:
+    async def _run_job(self, job: Job[T], entries: list[T]) -> None:
         """Run one job; whatever goes wrong becomes a failed try of its rows."""
         error: LamfsError | None = None
         errors: dict[int, LamfsError] = {}
         try:
-            await self._permit(entries[0].op != "put")
+            await self._permit(not isinstance(entries[0], Put))
             errors = await job(entries) or {}
         except LamfsError as problem:
             error = problem
@@ -513,11 +522,11 @@ class Uploader:
         for entry in entries:
             problem_of = error or errors.get(entry.id)
             overtaken = problem_of is not None and self._overtaken(entry)
-            if entry.op != "put":
+            if not isinstance(entry, Put):
                 self._note_refusal(entry, problem_of, alone=len(entries) == 1)
             if problem_of is not None and not overtaken and not self._failed(entry, problem_of):
                 unnoted = RETRY_UNNOTED
-            if entry.ino is not None:
+            if isinstance(entry, Put):
                 if entry.ino in self._wanted:
                     self._results[entry.ino] = None if overtaken else problem_of
                 self._look_again(entry.ino)
@@ -533,28 +542,28 @@ class Uploader:
         self._work.set()
         self._idle.set()
 
-    def _overtaken(self, entry: JournalEntry) -> bool:
+    def _overtaken(self, entry: Owed) -> bool:
         """Whether a put's row was struck off or written anew meanwhile: its file may be gone, and nothing failed."""
-        if entry.op != "put":
+        if not isinstance(entry, Put):
             return False
         try:
-            now = self._registry.journal.get(entry.id)
+            now = self._registry.journal.get_put(entry.id)
         except LamfsError:
             return False
-        return now is None or now.op != entry.op or (now.src, now.gen) != (entry.src, entry.gen)
+        return now is None or (now.src, now.gen) != (entry.src, entry.gen)
 
-    def _note_refusal(self, entry: JournalEntry, error: LamfsError | None, *, alone: bool) -> None:
+    def _note_refusal(self, entry: Owed, error: LamfsError | None, *, alone: bool) -> None:
         """Remember whether trying a deletion, move or abort again, ``alone`` or not, can help."""
         self._refused.pop(entry.id, None)
         self._singly.discard(entry.id)
         if not isinstance(error, StorageError) or error.retryable:
             return
-        if entry.op == "delete":
+        if isinstance(entry, Delete):
             self._singly.add(entry.id)
         if alone:
-            self._refused[entry.id] = trio.current_time(), f"{entry.op} {entry.object_key or entry.uid}: {error}"
+            self._refused[entry.id] = trio.current_time(), f"{entry.op} {entry.about}: {error}"
 
-    def _failed(self, entry: JournalEntry, error: LamfsError) -> bool:
+    def _failed(self, entry: Owed, error: LamfsError) -> bool:
         """Note a failed try; False when the registry does not take the note (its disk is full)."""
         longest = HURRIED_PAUSE if self._hurry else MAX_PAUSE
         pause = min(longest, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
@@ -569,21 +578,21 @@ class Uploader:
             self.failed_tries += 1
             self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
             self._registry.journal.failed(entry.id, str(error), now_ns() + int(pause * 1e9))
-            if entry.op == "put" and entry.ino is not None:
+            if isinstance(entry, Put):
                 self.sealing.closed(entry.ino)  # it waits now
         except LamfsError as problem:
             log.error("could not note a failure: %s", problem)
             return False
         return True
 
-    async def _delete(self, entries: list[JournalEntry]) -> None:
+    async def _delete(self, entries: list[Delete]) -> None:
         await self._moves.delete(entries)
 
-    async def _move(self, entries: list[JournalEntry]) -> None:
+    async def _move(self, entries: list[Move]) -> None:
         await self._moves.move(entries[0])
 
-    async def _drop(self, entries: list[JournalEntry]) -> None:
+    async def _drop(self, entries: list[Drop]) -> None:
         await self._steps.drop(entries[0])
 
-    async def _abort(self, entries: list[JournalEntry]) -> None:
+    async def _abort(self, entries: list[Abort]) -> None:
         await self._moves.abort(entries[0])

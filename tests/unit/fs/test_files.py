@@ -18,8 +18,9 @@ from lamfs.errors import FsError, LamfsError, RegistryError, StorageUnavailable,
 from lamfs.fs import backpressure
 from lamfs.fs.filesystem import Changes
 from lamfs.fs.state import Spool
-from lamfs.model import ROOT_INO, JournalEntry
+from lamfs.model import ROOT_INO
 from lamfs.registry import Committed, Registry
+from lamfs.registry.entries import Put
 from lamfs.storage import base
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
@@ -588,7 +589,7 @@ def test_a_changed_file_is_stored_by_itself_at_once(make_box: MakeBox) -> None:
         batches = user.fs.context.uploader._steps.batches
         put, turns = batches.put, 0
 
-        async def count(entries: list[JournalEntry]) -> dict[int, Committed | LamfsError]:
+        async def count(entries: list[Put]) -> dict[int, Committed | LamfsError]:
             nonlocal turns
             turns += 1
             return await put(entries)

@@ -38,7 +38,8 @@ from lamfs.fs.state import (
 )
 from lamfs.fuse.operations import fuse_error
 from lamfs.keys import spool_name
-from lamfs.model import BLOCK_SIZE, ROOT_INO, JournalEntry
+from lamfs.model import BLOCK_SIZE, ROOT_INO
+from lamfs.registry.entries import Put
 from tests.support.fsbox import Box
 from tests.unit.fs.conftest import MakeBox
 
@@ -76,7 +77,7 @@ class File:
         self.handle, self.fino, inode = fs.files.create(ROOT_INO, name.encode(), 0o644, os.O_RDWR, 0, 0)
         self.ino = inode.ino
         self.opened, self.named = True, True
-        self.entry: JournalEntry | None = None
+        self.entry: Put | None = None
         self.state = fs.files.handles[self.handle].state
         self.written = 0
 

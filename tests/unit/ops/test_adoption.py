@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from lamfs.errors import StorageUnavailable
-from lamfs.model import ContentHash, JournalEntry
+from lamfs.model import ContentHash
 from lamfs.ops import adoption, artifacts, recover, setup
 from lamfs.ops.instance import Instance
 from lamfs.processes import process_id
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import LocalStore
@@ -30,7 +31,7 @@ def read(opened: Instance) -> str:
     return artifacts.cache(opened, artifacts.find(opened, "a.txt")).read_text()
 
 
-def begin(opened: Instance, *, here: bool = True) -> JournalEntry:
+def begin(opened: Instance, *, here: bool = True) -> Put:
     """A new file ``a.txt`` as the registry has it before its first close. ``here``: by a process of this boot."""
     registry = opened.registry
     inode, src = registry.names.create_file(1, "a.txt", 0o100644, 0, 0)
@@ -42,7 +43,7 @@ def begin(opened: Instance, *, here: bool = True) -> JournalEntry:
     return entry
 
 
-def store_it(opened: Instance, entry: JournalEntry, path: Path, text: str) -> str:
+def store_it(opened: Instance, entry: Put, path: Path, text: str) -> str:
     """The object that the close of the file has become."""
     path.write_text(text)
     target = opened.registry.commits.put_target(entry)

@@ -13,6 +13,7 @@ from lamfs.errors import ObjectChanged, StorageForbidden
 from lamfs.model import BLOCK_SIZE, ArtifactRecord, ObjectMeta
 from lamfs.ops import artifacts, damage, fsck, recover, setup
 from lamfs.ops.instance import Instance
+from lamfs.registry.entries import Delete
 from lamfs.registry.partial_spools import base_id
 from lamfs.storage import local
 from lamfs.storage.base import ObjectStat
@@ -384,9 +385,8 @@ def test_an_old_delete_does_not_hit_what_was_stored_since(instance: Instance, pa
     old = past.save("old", "old.csv")
     instance.registry.names.purge(old.uid)
     key = old.revision.object_key
-    assert [entry.payload for entry in instance.registry.journal.entries()] == [
-        {"etag": old.revision.etag, "uid": old.uid}
-    ]
+    (owed,) = instance.registry.journal.mine(Delete)
+    assert (owed.etag, owed.uid) == (old.revision.etag, old.uid)
     past.put("used anew", key, ObjectMeta(old.uid, "old.csv", 2, None))
     recover.run_owed(instance, strict=True)
     assert instance.registry.journal.entries() == []
@@ -416,7 +416,7 @@ def test_an_object_that_storage_shows_to_nobody_keeps_no_other_one(
     with monkeypatch.context() as patch:
         patch.setattr(store, "head", forbidden)
         recover.run_owed(instance)
-        assert [entry.object_key for entry in journal.mine("delete")] == [hidden]
+        assert [entry.object_key for entry in journal.mine(Delete)] == [hidden]
         with pytest.raises(StorageForbidden):
             recover.run_owed(instance, strict=True)
     assert past.objects() == [b"two"]

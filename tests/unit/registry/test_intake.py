@@ -17,6 +17,7 @@ from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, C
 from lamfs.registry import Registry, intake, schema
 from lamfs.registry.artifacts import NOW
 from lamfs.registry.db import SCHEMA_VERSION
+from lamfs.registry.entries import Abort
 from lamfs.registry.rules import TABLES
 
 Change = Callable[[sqlite3.Connection], object]
@@ -411,8 +412,8 @@ def test_an_abort_says_which_upload_or_nothing(
             )
 
     result, fresh = taken(change)
-    aborts = [entry for entry in fresh.journal.entries() if entry.op == "abort"]
-    assert [entry.payload for entry in aborts] == [{}, {"upload_id": "2~a/+=.-_^"}, {"upload_id": None}]
+    aborts = [entry for entry in fresh.journal.entries() if isinstance(entry, Abort)]
+    assert [entry.upload_id for entry in aborts] == [None, "2~a/+=.-_^", None]
     assert [entry.ino for entry in aborts] == [None] * 3
     assert result.total == 3
 

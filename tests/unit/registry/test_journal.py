@@ -6,9 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from lamfs.errors import RegistryError
+from lamfs.model import ArtifactRecord, ContentHash, Revision
 from lamfs.registry import Registry, process_id
+from lamfs.registry.entries import Delete, Move, Put, Save, save_payload
 from tests.unit.registry.conftest import Hands
 
+RECORD = ArtifactRecord(
+    uid="s" * 20, key="a.csv", suffix=".csv", revision=Revision(ContentHash(3, "h" * 22, "md5", b"b" * 32), "a.csv", "")
+)
 BACKLOG = 5000
 STEPS = 100
 """Instructions of SQLite's machine between two ticks."""
@@ -32,19 +38,19 @@ def test_what_is_owed_is_found_by_owner_and_operation(registry: Registry, backlo
     journal = registry.journal
     assert not journal.saves()
     journal.add_move("m" * 20)
-    entry_id = journal.add_save("s" * 20, "a.csv", {})
+    entry_id = journal.add_save("s" * 20, "a.csv", save_payload(RECORD, base=None, mode=0o644))
     journal.add_delete("b.csv")
     assert journal.saves()
     assert journal.saves("s" * 20)
     assert not journal.saves("m" * 20)
-    assert [entry.op for entry in journal.mine("move", "delete")] == ["move", "delete"]
-    assert [entry.id for entry in journal.mine("save")] == [entry_id]
-    assert journal.mine("put") == []
+    assert [len(journal.mine(kind)) for kind in (Move, Delete)] == [1, 1]
+    assert [entry.id for entry in journal.mine(Save)] == [entry_id]
+    assert journal.mine(Put) == []
     # A save of another process counts too, and so does one that nobody has.
     for owner in (backlog, None):
         registry.db.execute("UPDATE journal SET owner=? WHERE op='save'", (owner,))
         assert journal.saves("s" * 20)
-        assert journal.mine("save") == []
+        assert journal.mine(Save) == []
 
 
 def test_only_what_dead_processes_owe_is_adopted(registry: Registry, backlog: str) -> None:
@@ -58,7 +64,7 @@ def test_only_what_dead_processes_owe_is_adopted(registry: Registry, backlog: st
         ("1.csv", None),
         ("3.csv", "zz:2:2"),
     ]
-    assert [entry.object_key for entry in journal.mine("delete")] == ["0.csv", "1.csv", "3.csv"]
+    assert [entry.object_key for entry in journal.mine(Delete)] == ["0.csv", "1.csv", "3.csv"]
 
 
 def test_a_backlog_of_others_is_not_read(registry: Registry, backlog: str) -> None:
@@ -75,7 +81,7 @@ def test_a_backlog_of_others_is_not_read(registry: Registry, backlog: str) -> No
         assert not journal.saves()
         assert not journal.saves("uid7")
         assert journal.adopt(("save", "move", "delete", "abort", "put")) == []
-        assert journal.mine("move", "delete", "save") == []
+        assert [journal.mine(kind) for kind in (Move, Delete, Save)] == [[], [], []]
         assert ticks * STEPS < BACKLOG
         assert len(journal.entries()) == BACKLOG
         assert ticks * STEPS > BACKLOG
@@ -96,3 +102,37 @@ def test_what_storage_never_takes_is_among_what_fails(registry: Registry) -> Non
         (rows["waits"].id, "ready"),
         (rows["large"].id, "refused"),
     ]
+
+
+def test_each_kind_of_row_comes_back_as_what_it_is(registry: Registry, hands: Hands) -> None:
+    journal = registry.journal
+    ino = hands.create("f.csv")
+    journal.set_base(ino, "3:abc")
+    journal.add_save("s" * 20, "a.csv", save_payload(RECORD, base=("o", "e"), mode=0o600, foreign="f"))
+    journal.add_move("m" * 20)
+    journal.add_delete("b.csv", "etag", uid="d" * 20)
+    journal.doubt_claims()
+    put, save, move, delete = journal.entries()
+    assert isinstance(put, Put)
+    assert (put.ino, put.gen, put.state, put.base, put.key_is_virtual) == (ino, 1, "ready", "3:abc", True)
+    assert isinstance(save, Save)
+    assert (save.record, save.base, save.mode, save.foreign) == (RECORD, ("o", "e"), 0o600, "f")
+    assert isinstance(move, Move)
+    assert move.uid == "m" * 20
+    assert isinstance(delete, Delete)
+    assert (delete.object_key, delete.etag, delete.uid, delete.doubted) == ("b.csv", "etag", "d" * 20, True)
+    assert [entry.op for entry in journal.entries()] == ["put", "save", "move", "delete"]
+    assert [entry.about for entry in (save, move, delete)] == ["a.csv", "m" * 20, "b.csv"]
+    for row in (save, move, delete):
+        journal.done(row.id)
+
+
+@pytest.mark.parametrize(("op", "payload"), [("evil", "{}"), ("save", "{}"), ("put", "[]")])
+def test_a_row_that_lamfs_has_not_written_is_a_sentence(registry: Registry, op: str, payload: str) -> None:
+    registry.db.execute(
+        "INSERT INTO journal(op, state, ino, uid, src, created_at, payload) VALUES(?, 'ready', 7, 'u', 's', 1, ?)",
+        (op, payload),
+    )
+    with pytest.raises(RegistryError, match=r"^(Row \d+ of the journal|The journal has a row)"):
+        registry.journal.entries()
+    registry.db.execute("DELETE FROM journal")

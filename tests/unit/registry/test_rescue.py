@@ -69,7 +69,7 @@ def test_free_name_counts(registry: Registry) -> None:
 
 def test_kept_file_is_a_file_whose_put_is_owed(registry: Registry) -> None:
     src, before = spool_name(77), registry.changes.last()
-    key = registry.rescue.keep_file("x.csv", src=src, size=5, mtime_ns=7, artifact_uid="u" * 20, payload={"found": 1})
+    key = registry.rescue.keep_file("x.csv", src=src, size=5, mtime_ns=7, artifact_uid="u" * 20)
     assert key == "lost+found/x.csv"
     inode = registry.tree.resolve(key)
     assert inode is not None
@@ -79,7 +79,6 @@ def test_kept_file_is_a_file_whose_put_is_owed(registry: Registry) -> None:
     assert (owed.src, owed.state, owed.gen, owed.uid, owed.owner) == (
         src, "ready", 1, "u" * 20, registry.journal.owner,
     )  # fmt: skip
-    assert owed.payload["found"] == 1
     changes, _ = registry.changes.since(before)
     assert [change.name for change in changes] == ["lost+found", "x.csv"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lamfs.keys import spool_name
-from lamfs.model import BLOCK_SIZE, JournalEntry
+from lamfs.model import BLOCK_SIZE
 from lamfs.registry import Registry
+from lamfs.registry.entries import Put
 from lamfs.registry.seals import UNKNOWN
 from tests.unit.registry.conftest import Hands
 
@@ -15,19 +16,19 @@ ONE, TWO, THREE, FOUR = (bytes([number]) * 32 for number in range(1, 5))
 
 
 @pytest.fixture
-def entry(registry: Registry, hands: Hands) -> JournalEntry:
+def entry(registry: Registry, hands: Hands) -> Put:
     """The put of a closed file."""
     found = registry.journal.put_of(hands.create("a"))
     assert found is not None
     return found
 
 
-def known(registry: Registry, entry: JournalEntry) -> bytes | None:
+def known(registry: Registry, entry: Put) -> bytes | None:
     seal = registry.seals.of(entry.src or "")
     return None if seal is None else seal.blocks
 
 
-def test_what_comes_later_fills_gaps_only(registry: Registry, entry: JournalEntry) -> None:
+def test_what_comes_later_fills_gaps_only(registry: Registry, entry: Put) -> None:
     registry.seals.add(entry, SIZE, TWO, 1)
     assert known(registry, entry) == UNKNOWN + TWO + UNKNOWN
     assert registry.seals.unsealed(registry.journal.owner) == [(entry.ino, entry.src)]
@@ -42,7 +43,7 @@ def test_what_comes_later_fills_gaps_only(registry: Registry, entry: JournalEntr
     assert known(registry, entry) is None
 
 
-def test_a_scratch_file_has_a_seal_too(registry: Registry, entry: JournalEntry) -> None:
+def test_a_scratch_file_has_a_seal_too(registry: Registry, entry: Put) -> None:
     assert entry.ino is not None
     registry.journal.set_scratch(entry.ino, True)
     registry.seals.add(entry, 5, ONE)
@@ -50,7 +51,7 @@ def test_a_scratch_file_has_a_seal_too(registry: Registry, entry: JournalEntry) 
     assert known(registry, entry) == ONE
 
 
-def test_what_was_hashed_before_a_write_is_not_noted_after_it(registry: Registry, entry: JournalEntry) -> None:
+def test_what_was_hashed_before_a_write_is_not_noted_after_it(registry: Registry, entry: Put) -> None:
     assert entry.ino is not None
     registry.seals.add(entry, 5, ONE)
     registry.journal.begin_put(entry.ino, entry.src or "")
