@@ -161,16 +161,16 @@ def test_a_file_whose_next_upload_has_begun_stays_frozen(make_box: MakeBox) -> N
             await fs.flush(handle)
             fs.release(handle)
             await blocked.wait()
+            mover.hold = "put"
             handle = await fs.open(fino, os.O_RDWR)
             await fs.files.write(handle, 0, b"two")
             await fs.flush(handle)
             fs.release(handle)
-            while len(uploader.puts.uploads) < 2:
-                await trio.sleep(0.001)
-            mover.hold = "put"
-            synced.set()
             await mover.held.wait()
-            assert len(uploader.puts.uploads) == 1
+            assert len(uploader.puts.uploads) == 2
+            synced.set()
+            while len(uploader.puts.uploads) == 2:
+                await trio.sleep(0.001)
             handle = await fs.open(fino, os.O_RDWR)
             assert fs.files.handles[handle].state.phase is Phase.FROZEN
             fs.release(handle)
