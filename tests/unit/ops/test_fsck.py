@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from lamfs.model import ROOT_INO, ArtifactRecord
 from lamfs.ops import artifacts, damage, fsck, mounts, recover, scrub, setup, strays
 from lamfs.ops.instance import Instance
 from lamfs.registry import process_id
+from lamfs.registry.entries import save_payload
 from lamfs.spool import SpoolFolder
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
@@ -466,5 +468,6 @@ def test_what_is_said_of_work_that_was_left_can_be_done(
     report = fsck.check(instance)
     assert report.problems == []
     assert f"{left}to the mount at /mnt/here, which does it" in report.notes
-    instance.registry.db.execute("UPDATE journal SET op='save', object_key='x'")
+    payload = json.dumps(save_payload(record, base=None, mode=0o644))
+    instance.registry.db.execute("UPDATE journal SET op='save', object_key='x', payload=?", (payload,))
     assert any(text.endswith("'lamfs fsck --repair' does it") for text in fsck.check(instance).problems)
