@@ -76,7 +76,7 @@ def test_the_life_of_an_artifact_with_a_key(instance: MountedInstance, words: li
     instance.run(["cp", FILES / "new_iris.csv", "flowers/iris.csv"])
     instance.cli("sync", str(top))
     assert info(instance, uid) == second
-    assert objects(instance) == ["flowers/iris.csv" if real else f".lamindb/{uid}.csv"]
+    assert objects(instance) == ["flowers/iris.csv" if real else f".lamindb/{uid}.2.csv"]
 
     # mv to a name with another suffix: the key and the object follow. mv over an artifact replaces its content.
     instance.run(["mv", "flowers/iris.csv", "flowers/iris.data"])

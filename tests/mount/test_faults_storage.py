@@ -460,10 +460,9 @@ def test_a_full_disk_of_the_registry(small_registry: MountedInstance) -> None:
     instance = small_registry
     (instance.path / "old").write_bytes(DATA)
     instance.sync()
-    with open(instance.data_dir / "filler", "wb") as filler, contextlib.suppress(OSError):
+    with open(instance.data_dir / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
         while True:
             filler.write(bytes(1 << 16))
-            filler.flush()
     kept = {"old": DATA}
     results = []
     for number in range(400):

@@ -154,6 +154,7 @@ def _victims(conn: sqlite3.Connection, table: str) -> list[tuple[str, tuple[Any,
     kept = "SELECT ino FROM temp.kept"
     spared = {
         "inode": f"ino NOT IN ({kept})", "dentry": f"ino NOT IN ({kept})", "artifact": f"ino NOT IN ({kept})",
+        "revision": f"id NOT IN (SELECT revision_id FROM artifact WHERE ino IN ({kept}))",
         "meta": "key NOT IN ('slug', 'schema_version')",
     }.get(table, "1")  # fmt: skip
     found = conn.execute(f"SELECT {', '.join(keys)} FROM {table} WHERE {spared} ORDER BY 1").fetchall()
@@ -384,10 +385,15 @@ def of_version(path: Path, version: int) -> None:
         conn.execute("ATTACH ? AS now", (str(path),))
         for table in schema.tables(version):
             names = [row[1] for row in conn.execute(f"PRAGMA main.table_info({table})")]
-            there = {row[1] for row in conn.execute(f"PRAGMA now.table_info({table})")}
-            chosen = ", ".join(name for name in names if name in there)
+            there = {row[1]: "t" for row in conn.execute(f"PRAGMA now.table_info({table})")}
+            source = f"now.{table} t"
+            if table == "artifact":  # which had the columns of its revision, once
+                source += " JOIN now.revision r ON r.id=t.revision_id"
+                there = {row[1]: "r" for row in conn.execute("PRAGMA now.table_info(revision)")} | there
+            chosen = [name for name in names if name in there]
+            values = ", ".join(f"{there[name]}.{name}" for name in chosen)
             if chosen:
-                conn.execute(f"INSERT OR REPLACE INTO main.{table}({chosen}) SELECT {chosen} FROM now.{table}")
+                conn.execute(f"INSERT OR REPLACE INTO main.{table}({', '.join(chosen)}) SELECT {values} FROM {source}")
         conn.execute("UPDATE main.meta SET value=? WHERE key='schema_version'", (version,))
         conn.execute("DETACH now")
     with contextlib.closing(sqlite3.connect(new)) as conn:
