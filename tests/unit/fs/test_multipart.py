@@ -7,6 +7,7 @@ import os
 import pytest
 
 from lamfs.errors import InvalidArgument, StorageUnavailable
+from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE
 from lamfs.work import multipart
 from lamfs.work.multipart import Segment, plan
@@ -194,16 +195,16 @@ async def _pieces(box: Box, user: User) -> None:
     """An object of the changed middle of a file, and of the rest of another object."""
     await user.write_file("a.bin", BIG)
     await user.sync()
-    uid = user.uid("a.bin")
     record = user.fs.context.registry.artifacts.by_key("a.bin")
     assert record is not None
+    assert record.ino is not None
     source = (record.revision.object_key, record.revision.etag)
     changed = box.base / "changed"
     changed.write_bytes(CHANGED)
     registry = user.fs.context.registry
     store = multipart.Multipart(registry, user.mover, user.fs.context.uploader._waits)  # type: ignore[arg-type]
-    entry_id = registry.journal.add_save(uid, "elsewhere", {})
-    entry = registry.journal.get(entry_id)
+    registry.journal.begin_put(record.ino, spool_name(record.ino))
+    entry = registry.journal.put_of(record.ino)
     assert entry is not None
     content = await user.mover.hash(str(changed))
     segments = [
@@ -217,7 +218,7 @@ async def _pieces(box: Box, user: User) -> None:
     assert box.store.get("elsewhere", etag=etag) == CHANGED
     assert sum(moved) == len(CHANGED)
     assert box.store.sent[before:] == [1, 2, 3]
-    registry.journal.done(entry_id)
+    registry.journal.done(entry.id)
 
 
 def test_an_object_of_pieces(make_box: MakeBox) -> None:
