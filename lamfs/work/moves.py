@@ -116,7 +116,9 @@ class Moves:
         keys: set[str] = set()
         meant = meant_by(entries)
         for entry in entries:
-            if await self._is_only_copy(entry):
+            if entry.object_key in self._busy:
+                continue  # a move is making it just now, and strikes this off when it is done
+            if await self._is_only_copy(entry) and registry.journal.get(entry.id) is not None:
                 say_left(self._store.url(entry.object_key))
                 registry.journal.done(entry.id)
         entries = [entry for entry in entries if registry.journal.get(entry.id) is not None]

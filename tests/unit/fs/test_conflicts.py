@@ -11,6 +11,7 @@ import trio
 from lamfs.errors import LeaseLost, ObjectChanged, ObjectMissing, StorageUnavailable
 from lamfs.keys import conflict_name
 from lamfs.model import ObjectMeta
+from lamfs.registry.entries import Delete
 from lamfs.work import guard
 from tests.support.fsbox import Box, User
 from tests.unit.fs.conftest import MakeBox
@@ -665,6 +666,31 @@ def test_a_delete_that_another_machine_may_have_overtaken(make_box: MakeBox, the
         assert objects(box) == ({"a.csv": b"first"} if theirs else {})
 
     box.run(scenario, User())
+
+
+def test_the_copy_that_a_move_is_making_is_not_looked_at(make_box: MakeBox, caplog: pytest.LogCaptureFixture) -> None:
+    """Its deletion is owed until the copy is known. Meanwhile the original may go, and the copy is no leftover."""
+    box = make_box("s3")
+    asked: list[str] = []
+    head = box.store.head
+
+    async def scenario(user: User) -> None:
+        await user.write_file("a", b"first")
+        await user.sync()
+        user.mover.hold = "copy"
+        await user.rename("a", "a.csv")
+        await user.mover.held.wait()
+        box.store.head = lambda key: (asked.append(key), head(key))[1]
+        (owed,) = user.fs.context.registry.journal.mine(Delete)
+        await user.fs.context.uploader._moves.delete([owed])
+        assert asked == []
+        user.mover.release.set()
+        await user.sync()
+        assert await user.read("a.csv") == b"first"
+        assert box.problems(user.fs.context.registry) == []
+
+    box.run(scenario, User())
+    assert "is not the one that was to be deleted" not in caplog.text
 
 
 def test_a_move_does_not_replace_what_comes_to_its_place_while_it_is_copied(make_box: MakeBox) -> None:
