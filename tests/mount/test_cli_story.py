@@ -85,7 +85,9 @@ def test_the_life_of_an_artifact_with_a_key(instance: MountedInstance, words: li
     instance.cli("sync", str(top))
     third = info(instance, "flowers/iris.data")
     assert (third["uid"], third["suffix"], content(third)) == (uid, ".data", DATA)
-    assert objects(instance) == ["flowers/iris.data" if real else f".lamindb/{uid}.data"]
+    # If the rename was in storage before the new bytes, these have the name of the third revision.
+    places = [["flowers/iris.data"]] if real else [[f".lamindb/{uid}{number}.data"] for number in ("", ".3")]
+    assert objects(instance) in places
     cached = Path(instance.cli("cache", "flowers/iris.data").stdout.strip())
     assert cached.suffix == ".data"
     assert cached.read_bytes() == (FILES / "iris.data").read_bytes()
