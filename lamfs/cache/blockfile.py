@@ -515,7 +515,7 @@ class BlockFile:
         return self.state.find(ABSENT) < 0
 
     def shut(self) -> int:
-        """Give the descriptor to the caller, who closes it. Reads fail from now on."""
+        """Return the descriptor, which the caller has to close. Later reads fail."""
         fd, self._fd = self._fd, -1
         return fd
 

@@ -42,7 +42,7 @@ LeafHashes = Callable[[Revision, int], bytes | None]
 
 
 class Prefetch(Protocol):
-    """What the cache tells whoever prefetches into it."""
+    """The prefetcher, as the cache sees it."""
 
     def random_miss(self, file: BlockFile) -> bool:
         """A random read has to fetch leaves. True: it should fetch its whole block."""
@@ -103,7 +103,7 @@ class Fetches:
         self.grown = grown
         """Called with numbers of bytes that were added to the cache."""
         self.prefetch: Prefetch = NoPrefetch()
-        """Set by whoever prefetches into this cache."""
+        """Set by the prefetcher of this cache."""
 
     def stop(self) -> None:
         """The nursery has ended."""

@@ -40,8 +40,8 @@ Outcome = tuple[int, bool | StorageUnavailable | None]
 class _File:
     """A file in flight. ``number``: its place among the revisions; ``mtime_ns``: 0 until it is complete.
 
-    ``fds``: its descriptor; whoever removes it from the list owns it. While it is open no other file can get the same
-    inode number, so it is closed only when the row is written.
+    ``fds``: its descriptor. The code that removes it from the list has to close it, and only when the row is written:
+    while it is open, no other file can get the same inode number.
     """
 
     number: int

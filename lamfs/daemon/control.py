@@ -160,7 +160,7 @@ class ControlServer:
 
 
 def _also(refused: list[str]) -> list[str]:
-    """Sentences for what storage refuses besides files that are too large."""
+    """A sentence for each thing that storage refuses, except for files that are too large."""
     if not refused:
         return []
     more = f"; and {len(refused) - MAX_REFUSED} more" if len(refused) > MAX_REFUSED else ""

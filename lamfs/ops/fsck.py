@@ -41,7 +41,7 @@ from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
 from lamfs.printable import count_of
 from lamfs.registry import is_alive
-from lamfs.registry.entries import Put, Save
+from lamfs.registry.entries import Abort, Delete, Move, Put, Save
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.storage.root import check_object_key
@@ -661,8 +661,9 @@ def _targets(instance: Instance) -> set[str]:
     registry = instance.registry
     found = registry.uploads.targets()
     for entry in registry.journal.entries():
-        found.add(getattr(entry, "object_key", None) or "")
-        uid = getattr(entry, "uid", None)
+        if isinstance(entry, Put | Save | Delete | Abort):
+            found.add(entry.object_key or "")
+        uid = entry.uid if isinstance(entry, Put | Save | Move | Delete) else None
         record = registry.artifacts.by_uid(uid) if uid else None
         if record is not None:
             found.add(registry.artifacts.home(record))

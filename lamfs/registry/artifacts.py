@@ -140,7 +140,7 @@ class Artifacts:
         In the trash it stays where it is, unless the living need the place: others in the trash may have the same key.
         """
         at = record.revision.object_key if at is None else at
-        if record.visibility == TRASH and (at.startswith(AUTO_KEY_PREFIX) or not self._is_wanted(at)):
+        if record.visibility == TRASH and (is_private(at) or not self._is_wanted(at)):
             return at
         key = None if record.visibility == TRASH else record.key
         if is_in_place(at, record.uid, record.suffix, key, record.key_is_virtual):
@@ -169,7 +169,7 @@ class Artifacts:
     def in_the_way(self, object_key: str, uid: str) -> list[ArtifactRecord]:
         """Artifacts whose objects are where this object is to be: under the same key or, since a folder and some
         servers cannot have both ``a`` and ``a/b``, above or below it."""
-        if object_key.startswith(AUTO_KEY_PREFIX):
+        if is_private(object_key):
             holder = self._one("object_key=? AND uid<>?", object_key, uid)
             return [] if holder is None else [holder]
         clause, params = _conflicts("object_key", object_key)

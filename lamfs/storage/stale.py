@@ -11,7 +11,7 @@ import errno
 from collections.abc import Collection, Mapping
 
 from lamfs.errors import ObjectMissing, StorageError
-from lamfs.model import AUTO_KEY_PREFIX
+from lamfs.keys import is_private
 from lamfs.pool import Pool
 from lamfs.storage.base import ObjectStore
 
@@ -30,7 +30,7 @@ def delete_meant(store: ObjectStore, meant: Meant) -> list[str]:
 
     Raises storage errors; by then some of them may be deleted.
     """
-    asked = [key for key, etags in meant.items() if etags is not None or not key.startswith(AUTO_KEY_PREFIX)]
+    asked = [key for key, etags in meant.items() if etags is not None or not is_private(key)]
     left = set()
     if len(asked) == 1:
         left = {key for key in asked if not _is_meant(store, key, meant[key])}
@@ -49,7 +49,7 @@ def _is_meant(store: ObjectStore, key: str, etags: Collection[str] | None) -> bo
     try:
         if etags is not None:
             return store.head(key).etag in etags
-        return key.startswith(AUTO_KEY_PREFIX) or store.meta(key) is not None
+        return is_private(key) or store.meta(key) is not None
     except StorageError as error:
         # Behind a link, or with an impossible name, there is no object, and nothing to delete.
         if isinstance(error, ObjectMissing) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):

@@ -5,7 +5,6 @@ What an object says of itself is a hint and no more: nothing is deleted because 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from lamfs.keys import name_with, root_path
@@ -21,8 +20,6 @@ from lamfs.model import (
 )
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStat
-
-log = logging.getLogger("lamfs.unknown")
 
 
 def keep(
