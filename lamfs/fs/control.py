@@ -159,7 +159,7 @@ class Control:
         if number < _STATS:
             return None
         db = self._c.registry.db
-        return db.changes(), db.data_version(), _counted(self._c.stats.counters)
+        return db.changes(), db.data_version(), db.work_version(), _counted(self._c.stats.counters)
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         """Bytes of an opened file."""

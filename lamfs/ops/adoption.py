@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_spool_name
 from lamfs.model import ArtifactRecord, ContentHash, now_ns
-from lamfs.ops import partial_spools
+from lamfs.ops import partial_spools, strays
 from lamfs.registry import Lost, Provenance, Registry, of_another_boot
 from lamfs.registry.entries import Owed, Put
 from lamfs.spool import SpoolFolder
@@ -69,6 +69,7 @@ def adopt_puts(registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: 
     although the registry does not say so any more. What was never stored keeps what is left.
     And those that name no spool file, or something that is none: no lamfs has written to that.
     """
+    replay(registry, store, spool)
     wanted = set(ops)
     taken = registry.journal.adopt(wanted - {"put"})
     left = registry.journal.left_puts() if "put" in wanted else []
@@ -76,6 +77,16 @@ def adopt_puts(registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: 
     taken += registry.journal.take(entry for entry in left if entry.id in plain)
     taken += [entry for entry in left if entry.id not in plain and _decide(registry, store, spool, entry)]
     return sorted(taken, key=lambda entry: entry.id)
+
+
+def replay(registry: Registry, store: ObjectStore, spool: SpoolFolder) -> None:
+    """Bring together what a crash between the commits of registry and work database has left apart."""
+
+    def has_all(ino: int, src: str) -> bool:
+        return spool.exists(src) and not strays.may_be_partial(registry, store, spool, src)
+
+    if registry.replay.is_needed():
+        registry.replay.run(has_all, now_ns())
 
 
 def _is_there(registry: Registry, spool: SpoolFolder, entry: Put) -> bool:

@@ -84,8 +84,9 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     """
     if mounts.is_written(instance.settings):
         return 0
-    journal = instance.registry.journal
-    if not journal.puts():
+    registry = instance.registry
+    journal = registry.journal
+    if not journal.puts() and not registry.replay.is_needed():
         return 0  # whatever is there instead of a spool
     try:
         spool = spools.find(instance.settings, instance.registry)

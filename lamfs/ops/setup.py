@@ -180,7 +180,7 @@ def _create_registry(instance: Instance) -> None:
     settings = instance.settings
     config.make_directory(settings.directory)
     temp = settings.directory / f".new-{config.temporary_name()}.lndb"
-    registry = Registry(temp, create=True)
+    registry = Registry(temp, create=True, work=False)
     try:
         with registry.db.transaction():
             registry.db.set_meta("slug", settings.slug)

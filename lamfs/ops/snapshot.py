@@ -46,7 +46,7 @@ from lamfs.model import StorageConfig, iso
 from lamfs.ops import diverged, held, kept, messages, working_copy, written
 from lamfs.ops.opened import FENCE, Opened
 from lamfs.printable import count_of
-from lamfs.registry import Registry
+from lamfs.registry import Registry, workdb
 from lamfs.storage.base import ObjectStat
 
 if TYPE_CHECKING:
@@ -455,7 +455,7 @@ def pull(
             taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
         except DamagedRegistry as error:
             raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
-        with contextlib.closing(Registry(fresh)) as registry:
+        with contextlib.closing(Registry(fresh, work=False)) as registry:
             registry.db.set_meta(TAKEN, stored.etag)
             if copy is not None:
                 _supersede(instance, registry)
@@ -552,8 +552,7 @@ def _temporary(instance: Opened, what: str) -> Iterator[Path]:
     try:
         yield temp
     finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            Path(f"{temp}{suffix}").unlink(missing_ok=True)
+        workdb.remove(temp)
 
 
 def origin(instance: Opened, key: str) -> Origin:

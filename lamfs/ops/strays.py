@@ -115,7 +115,7 @@ def keep(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str, t
     perhaps = key is None
     if key is None and inode is not None and stat.S_ISREG(inode.mode):
         key = registry.tree.path(inode.ino)
-    partial = told.partial if told is not None else _may_be_partial(registry, store, spool, src)
+    partial = told.partial if told is not None else may_be_partial(registry, store, spool, src)
     stem, suffix = "", ""
     if key:
         name = root_path(key)[1]
@@ -217,7 +217,7 @@ def _same(spool: SpoolFolder, other: str, fd: int, size: int) -> bool:
         return False
 
 
-def _may_be_partial(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str) -> bool:
+def may_be_partial(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str) -> bool:
     """Whether a spool file may lack bytes that a stored revision has: it has holes, and its file is a large one."""
     if registry.partial_spools.present(src) or registry.partial_spools.ranges(src):
         return True

@@ -104,7 +104,7 @@ def clear(settings: InstanceSettings, *, keep: bool) -> Path | None:
     if settings.registry_path.exists():
         kept = working_copy.put_aside(settings.registry_path, "registry")
         settings.registry_path.unlink(missing_ok=True)
-    stays = {directory / "spool", *aside, *directory.glob("*.*.lndb*")}
+    stays = {directory / "spool", *aside, *directory.glob("*.*.lndb*"), *directory.glob("*.*.work.db*")}
     for path in directory.iterdir():
         if path in stays:
             continue

@@ -18,7 +18,7 @@ from lamfs.keys import root_path
 from lamfs.model import ArtifactRecord, now_ns
 from lamfs.ops import adoption, messages, spools, strays
 from lamfs.printable import count_of
-from lamfs.registry import Lost, Registry
+from lamfs.registry import Lost, Registry, workdb
 from lamfs.registry.aside import Told
 from lamfs.registry.carry import carry_over
 from lamfs.spool import SpoolFolder
@@ -33,7 +33,7 @@ KEPT = 3
 
 def uid(settings: InstanceSettings) -> str | None:
     """The random name of the instance that the working copy is of; None without one, or when it cannot be read."""
-    with contextlib.suppress(LamfsError), contextlib.closing(Registry(settings.registry_path)) as registry:
+    with contextlib.suppress(LamfsError), contextlib.closing(Registry(settings.registry_path, work=False)) as registry:
         found = registry.db.get_meta("uid")
         return None if found is None else str(found)
     return None
@@ -64,6 +64,8 @@ def replace(
             os.fsync(file.fileno())
         kept = put_aside(path, word) if path.exists() else None
         logs_aside(path, word)
+        # A crash before the last step leaves the old registry, which finds the work database that belongs to it.
+        workdb.rename_work(fresh, path)
         os.rename(fresh, path)
         fsync_folder(str(path.parent))
     return kept
@@ -225,6 +227,7 @@ def put_aside(path: Path, word: str) -> Path:
         for suffix in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{path}{suffix}", f"{kept}{suffix}")
+        workdb.rename_work(path, kept)
         return kept
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
@@ -232,13 +235,15 @@ def put_aside(path: Path, word: str) -> Path:
         os.link(path, kept)
     except OSError:  # a file system without hard links
         os.rename(path, kept)
+    workdb.rename_work(path, kept)
     return kept
 
 
 def logs_aside(path: Path, word: str) -> None:
-    """Before a new registry gets the name ``path``: logs that one before has left there get another name, for SQLite
-    would write what is in them into the new one."""
+    """Before a new registry gets the name ``path``: what one before has left there gets another name. SQLite would
+    write what is in a log into the new one."""
     kept = aside(path.parent, word)
+    workdb.rename_work(path, kept)
     for suffix in ("-wal", "-shm", "-journal"):
         with contextlib.suppress(FileNotFoundError):
             os.rename(f"{path}{suffix}", f"{kept}{suffix}")
@@ -252,4 +257,4 @@ def aside(directory: Path, word: str) -> Path:
 def keep_newest(directory: Path, word: str) -> None:
     """Remove what was put aside with this word, but for the newest KEPT."""
     for old in sorted(directory.glob(f"{word}.*.lndb"))[:-KEPT]:
-        old.unlink(missing_ok=True)
+        workdb.remove(old)

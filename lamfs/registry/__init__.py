@@ -28,6 +28,7 @@ from lamfs.registry.partial_spools import (
     unwritten,
 )
 from lamfs.registry.people import People, Run, Storage, Transform, User
+from lamfs.registry.replay import Pending, Replay
 from lamfs.registry.rescue import Lost, Rescue
 from lamfs.registry.seals import Seal, Seals
 from lamfs.registry.tree import Tree
@@ -39,21 +40,28 @@ class Registry:
     """All of one registry file, seen through one connection. Belongs to the thread that made it.
 
     ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts. ``name``: what
-    messages call the instance.
+    messages call the instance. ``work``: with this machine's work on it (workdb.py).
     """
 
     def __init__(
-        self, path: Path, *, create: bool = False, scratch: Matcher = nothing, name: str | None = None
+        self,
+        path: Path,
+        *,
+        create: bool = False,
+        scratch: Matcher = nothing,
+        name: str | None = None,
+        work: bool = True,
     ) -> None:
         self.path = path
         self.origin = new_uid(12)
-        self.db = Database(path, create=create, name=name)
+        self.db = Database(path, create=create, name=name, work=work)
         self.tree = Tree(self.db)
         self.artifacts = Artifacts(self.db)
         self.journal = Journal(self.db)
         self.partial_spools = PartialSpools(self.db)
         self.uploads = Uploads(self.db)
         self.seals = Seals(self.db)
+        self.replay = Replay(self.db)
         self.changes = ChangeLog(self.db, self.origin)
         self.people = People(self.db)
         self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
@@ -67,7 +75,7 @@ class Registry:
         run = self.people.run(record.run_id)
         transform = self.people.transform(record.transform_id)
         root = storage.root if storage else ""
-        pending = self.journal.put_of(record.ino) if record.ino is not None else None
+        pending = None if record.ino is None else self.replay.of(record.ino)
         return {
             "uid": record.uid,
             "key": record.key,
@@ -111,8 +119,8 @@ class Registry:
 
 
 __all__ = [
-    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Provenance", "Ranges",
-    "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads", "User",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Pending", "Provenance",
+    "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads", "User",
     "add_range", "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
     "of_another_boot", "process_id", "sync_log", "unwritten",
 ]  # fmt: skip

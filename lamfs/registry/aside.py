@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lamfs.keys import is_spool_name
 from lamfs.model import ARTIFACT_UID_LEN, BASE62, ROOT_INO
+from lamfs.registry import workdb
+from lamfs.registry.replay import pending
 
 DEPTH = 256
 """Most parts of a key that are followed."""
@@ -35,20 +38,23 @@ def puts(path: Path) -> dict[str, Told]:
     """Of the registry at ``path``, what it says of each spool file that it owes; as much as can be read."""
     found: dict[str, Told] = {}
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_open(path)) as conn:
-        rows = conn.execute(
-            "SELECT src, ino, uid, payload FROM journal WHERE op='put' AND src IS NOT NULL LIMIT ?", (ROWS,)
-        )
-        while True:
-            try:
-                row = rows.fetchone()
-            except sqlite3.Error:
-                break
-            if row is None:
-                break
-            src, ino, uid, payload = row
-            if is_spool_name(src):
-                found[src] = Told(_key(conn, ino), _uid(uid), isinstance(payload, str) and '"base"' in payload)
+        for ino, text in _rows(conn, "SELECT ino, pending FROM inode WHERE pending IS NOT NULL LIMIT ?"):
+            said = pending(text)
+            if said is not None:
+                found[said.src] = Told(_key(conn, ino), _uid(said.uid), False)
+        # Up to version 13 the journal is in the registry itself.
+        with contextlib.suppress(sqlite3.Error), workdb.attached(conn, path):
+            puts = "SELECT src, ino, uid, payload FROM journal WHERE op='put' AND src IS NOT NULL LIMIT ?"
+            for src, ino, uid, payload in _rows(conn, puts):
+                if is_spool_name(src):
+                    found[src] = Told(_key(conn, ino), _uid(uid), isinstance(payload, str) and '"base"' in payload)
     return found
+
+
+def _rows(conn: sqlite3.Connection, query: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a query, as far as they can be read."""
+    with contextlib.suppress(sqlite3.Error):
+        yield from conn.execute(query, (ROWS,))
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -17,6 +17,7 @@ from lamfs.registry.db import Database
 from lamfs.registry.partial_spools import base_id
 from lamfs.registry.tree import Tree
 
+_OWED_COLUMNS = "op, uid, object_key, attempts, error, next_at, created_at, owner, payload"
 _COLUMNS = "op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"
 
 
@@ -61,6 +62,12 @@ def carry_over(old: Database, new: Database, *, apart: bool = False) -> dict[str
         for (src,) in old.all("SELECT src FROM spent"):
             if src not in left and new.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is None:
                 new.execute("INSERT OR IGNORE INTO spent VALUES(?)", (src,))
+        # What the new one has of earlier work of this machine is behind: the journal above is all that there is.
+        new.execute(
+            "UPDATE inode SET pending=NULL WHERE pending IS NOT NULL AND substr(pending, 1, ?)=?"
+            " AND NOT EXISTS (SELECT 1 FROM journal j WHERE j.op='put' AND j.ino=inode.ino)",
+            (len(old.machine) + 1, f"{old.machine}:"),
+        )
         for row in old.all("SELECT src, size, blocks FROM seal"):
             if new.one("SELECT 1 FROM journal WHERE op='put' AND src=? AND state<>'open'", row[:1]) is not None:
                 new.execute("INSERT OR IGNORE INTO seal VALUES(?,?,?)", row)
@@ -94,8 +101,8 @@ def _carry_saves(old: Database, new: Database) -> None:
             continue
         marks = ",".join("?" * len(columns))
         new.execute(f"INSERT INTO journal({_COLUMNS}) VALUES({marks})", (*columns[:12], json.dumps(payload)))
-    for (object_key,) in old.all("SELECT object_key FROM unsaid"):
-        new.execute("INSERT OR IGNORE INTO unsaid VALUES(?)", (object_key,))
+    for (object_key,) in old.all("SELECT object_key FROM claim"):
+        new.execute("INSERT OR IGNORE INTO claim VALUES(?)", (object_key,))
 
 
 def _same_row(old: Database, new: Database, table: str, id_: object) -> bool:
@@ -108,21 +115,22 @@ def _same_row(old: Database, new: Database, table: str, id_: object) -> bool:
 
 
 def _carry_deletes(old: Database, new: Database) -> None:
-    """Objects that are to go, unless something in ``new`` may need them. Not those of which nobody knows any more which
-    object was meant: work that ``new`` knows nothing of may have used the key anew."""
-    rows = old.all(
-        f"SELECT {_COLUMNS} FROM journal WHERE op='delete' AND object_key IS NOT NULL"
-        " AND json_type(payload, '$.etag')='text' ORDER BY id"
-    )
-    for columns in rows:
-        object_key = columns[4]
-        needed = new.one(
-            "SELECT 1 FROM revision WHERE object_key=?1 UNION ALL SELECT 1 FROM journal WHERE object_key=?1 LIMIT 1",
-            (object_key,),
-        )
-        if needed is None:
-            marks = ",".join("?" * len(columns))
-            new.execute(f"INSERT INTO journal({_COLUMNS}) VALUES({marks})", columns)
+    """Objects that are to go, unless something in ``new`` may need them; and uploads that are needed no more. Not those
+    of which nobody knows any more which object was meant: work that ``new`` knows nothing of may have used the key
+    anew."""
+    for table, columns, which in (
+        ("owed", _OWED_COLUMNS, "op='delete' AND object_key IS NOT NULL"),
+        ("journal", _COLUMNS, "op='abort' AND object_key IS NOT NULL AND json_type(payload, '$.upload_id')='text'"),
+    ):
+        for object_key, *row in old.all(f"SELECT object_key, {columns} FROM {table} WHERE {which} ORDER BY id"):
+            needed = new.one(
+                "SELECT 1 FROM revision WHERE object_key=?1 UNION ALL SELECT 1 FROM all_work WHERE object_key=?1"
+                " LIMIT 1",
+                (object_key,),
+            )
+            if needed is None or table == "journal":
+                marks = ",".join("?" * len(row))
+                new.execute(f"INSERT INTO {table}({columns}) VALUES({marks})", row)
 
 
 def _same_file(old: Database, new: Database, ino: int) -> bool:
@@ -145,7 +153,7 @@ def _same_file(old: Database, new: Database, ino: int) -> bool:
 
 def _take_along(old: Database, new: Database, old_id: int, new_id: int, src: str) -> None:
     """The blocks that a partial spool file has, and the parts that storage has."""
-    for table, key, was, now in (("overlay", "src", src, src), ("upload", "journal_id", old_id, new_id),
+    for table, key, was, now in (("partial_spool", "src", src, src), ("upload", "journal_id", old_id, new_id),
                                  ("part", "journal_id", old_id, new_id)):  # fmt: skip
         names = [row[1] for row in new.all(f"PRAGMA table_info({table})")]
         marks = ",".join("?" * len(names))

@@ -81,6 +81,6 @@ class ChangeLog:
         """Forget rows that no follower can need any more, and objects that nobody speaks of."""
         self._db.execute("DELETE FROM change WHERE seq < ?", (self.last() - KEEP,))
         self._db.execute(
-            "DELETE FROM unsaid WHERE NOT EXISTS (SELECT 1 FROM revision WHERE revision.object_key=unsaid.object_key)"
-            " AND NOT EXISTS (SELECT 1 FROM journal WHERE journal.object_key=unsaid.object_key)"
+            "DELETE FROM claim WHERE NOT EXISTS (SELECT 1 FROM revision r WHERE r.object_key=claim.object_key)"
+            " AND NOT EXISTS (SELECT 1 FROM all_work w WHERE w.object_key=claim.object_key)"
         )

@@ -1,5 +1,7 @@
 """The SQLite connection of one thread to one registry: pragmas, transactions, durability.
 
+The work database of this machine (workdb.py) is attached to it, and its transactions are over both files.
+
 A Database belongs to the thread that made it. Any number of threads and processes may have one open on the same file:
 WAL lets readers and one writer go on together, and writers wait for each other (``BUSY_TIMEOUT``) instead of failing.
 """
@@ -17,8 +19,12 @@ from typing import Any
 from urllib.parse import quote
 
 from lamfs.errors import DamagedRegistry, LamfsError, NotSetUp, RegistryError
+from lamfs.registry import workdb
 
-SCHEMA_VERSION = 13
+SCHEMA_VERSION = 14
+WORK_SPLIT = 14
+"""Version from which on this machine's work is in a file of its own (workdb.py), and the registry has what others may
+do too."""
 
 LOG_PAGES = 1000
 """Pages (of 4 KiB) in the write-ahead log from which on a commit folds it into the file itself: SQLite's default."""
@@ -38,8 +44,9 @@ class Database:
     a file that is no registry: an empty one never becomes one.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, name: str | None = None) -> None:
-        """``create``: make the file and its tables where they are missing. ``name``: the instance, for messages."""
+    def __init__(self, path: Path, *, create: bool = False, name: str | None = None, work: bool = True) -> None:
+        """``create``: make the file and its tables where they are missing. ``name``: the instance, for messages.
+        ``work``: attach the work database; without it, nothing of this machine's work can be asked or noted."""
         self.path = path
         self.name = name
         if not create:
@@ -62,7 +69,8 @@ class Database:
                 self.conn.execute("PRAGMA synchronous=NORMAL")
                 self.conn.execute("PRAGMA temp_store=MEMORY")
                 self.conn.execute("PRAGMA cache_size=-32768")
-                self._migrate(create)
+                self._migrate(create, work)
+                self.machine = workdb.attach(self.conn, path) if work else ""
             except BaseException:
                 self.conn.close()
                 raise
@@ -74,7 +82,7 @@ class Database:
         """The error that says what is wrong with this file."""
         return damaged(self.path, what, self.name)
 
-    def _migrate(self, create: bool) -> None:
+    def _migrate(self, create: bool, work: bool) -> None:
         version = self._version()
         if version == SCHEMA_VERSION:
             return
@@ -86,17 +94,29 @@ class Database:
                 " install the newer lamfs that wrote it."
             )
         # Two processes may arrive here together: the migrations run under one write lock, and look again inside it.
+        if version and version < WORK_SPLIT - 1:
+            with self.transaction():
+                self._bring_to(WORK_SPLIT - 1)
         with self.transaction():
-            if self._version() < SCHEMA_VERSION:
-                # Imported only now: sqlite-utils imports pandas where that is installed, which takes half a second.
-                from lamfs.registry.schema import apply
+            before = self._version()
+            # Of a registry that came from storage there is no work of this machine.
+            has_work = work and 0 < before < WORK_SPLIT
+            pending = workdb.split(self.path) if has_work else []
+            self._bring_to(SCHEMA_VERSION)
+            self.conn.executemany("UPDATE inode SET pending=? WHERE ino=?", pending)
 
-                apply(self.conn)
-                self.conn.execute(
-                    "INSERT INTO meta(key, value) VALUES('schema_version', ?)"
-                    " ON CONFLICT(key) DO UPDATE SET value=excluded.value",
-                    (SCHEMA_VERSION,),
-                )
+    def _bring_to(self, version: int) -> None:
+        """Run the migrations up to a version that are still to run."""
+        # Imported only now: sqlite-utils imports pandas where that is installed, which takes half a second.
+        from lamfs.registry import schema
+
+        if self._version() < version:
+            schema.apply(self.conn, version)
+            self.conn.execute(
+                "INSERT INTO meta(key, value) VALUES('schema_version', ?)"
+                " ON CONFLICT(key) DO UPDATE SET value=excluded.value",
+                (version,),
+            )
 
     def _version(self) -> int:
         has = self.conn.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone()
@@ -184,12 +204,19 @@ class Database:
         for (text,) in self.all("PRAGMA quick_check(1)"):
             if text != "ok":
                 raise self.damaged(str(text))
-        if self.one("SELECT 1 FROM journal WHERE NOT json_valid(payload) LIMIT 1") is not None:
+        if self.one("SELECT 1 FROM all_work WHERE NOT json_valid(payload) LIMIT 1") is not None:
             raise self.damaged("a row of its journal is not as it was written")
 
     def data_version(self) -> int:
-        """A number that changes when another connection has committed (SQLite documentation, PRAGMA data_version)."""
-        row = self.one("PRAGMA data_version")
+        """A number that changes when another connection has changed the registry (SQLite documentation, PRAGMA
+        data_version)."""
+        row = self.one("PRAGMA main.data_version")
+        assert row is not None
+        return int(row[0])
+
+    def work_version(self) -> int:
+        """As ``data_version``, of the work database."""
+        row = self.one("PRAGMA work.data_version")
         assert row is not None
         return int(row[0])
 
@@ -202,10 +229,11 @@ class Database:
         self.execute(f"PRAGMA wal_autocheckpoint={count:d}")
 
     def snapshot(self, target: Path) -> None:
-        """Write a consistent, compact copy of the registry to ``target`` (a new file, mode 0600)."""
+        """Write a consistent, compact copy of the registry, and of no work of this machine, to ``target`` (a new file,
+        mode 0600)."""
         target.unlink(missing_ok=True)
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        self.execute("VACUUM INTO ?", (str(target),))
+        self.execute("VACUUM main INTO ?", (str(target),))
 
     def get_meta(self, key: str, default: Any = None) -> Any:
         """Value of one row of the meta table."""
@@ -284,13 +312,16 @@ def fold_log(path: Path) -> None:
     Writers go on meanwhile; once all is folded the next one begins the log anew. Raises RegistryError.
     """
     _check_file(path, None)
-    with translated(path):
-        conn = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=rw", uri=True, timeout=0, isolation_level=None)
-        try:
-            conn.execute("PRAGMA synchronous=NORMAL")
-            conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        finally:
-            conn.close()
+    for each in filter(Path.exists, (path, workdb.work_path(path))):
+        with translated(each):
+            conn = sqlite3.connect(
+                f"file:{quote(os.fsencode(each))}?mode=rw", uri=True, timeout=0, isolation_level=None
+            )
+            try:
+                conn.execute("PRAGMA synchronous=NORMAL")
+                conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            finally:
+                conn.close()
 
 
 def sync_log(path: Path) -> None:
@@ -301,14 +332,23 @@ def sync_log(path: Path) -> None:
     Logging"). SQLite keeps its POSIX locks on other files, so closing this descriptor drops none of them.
     Raises RegistryError.
     """
+    # This machine's work first: what of the two is durable is then never a registry that knows of less.
+    work = workdb.work_path(path)
+    for each in (work, path) if work.exists() else (path,):
+        try:
+            _sync_log(each)
+        except OSError as error:
+            raise RegistryError(
+                f"The registry {each} could not be written to disk: {error}.", errno=error.errno
+            ) from error
+
+
+def _sync_log(path: Path) -> None:
     try:
-        try:
-            fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise RegistryError(f"The registry {path} could not be written to disk: {error}.", errno=error.errno) from error
+        fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)

@@ -97,7 +97,7 @@ class Identity:
             if not same and source.id is not None and artifact.id is not None:
                 self._artifacts.take_leaves(source.id, artifact.id)
             self._artifacts.remove(source.uid)
-            self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
+            self._journal.drop_move(source.uid)
             if dropped.object_key is None and same:
                 self._journal.add_delete(source.revision.object_key, source.revision.etag, uid=source.uid)
             else:
@@ -137,7 +137,7 @@ class Identity:
             copy_uid = new_uid()
             self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (copy_uid, backup))
             if old is not None:
-                self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (old.uid,))
+                self._journal.drop_move(old.uid)
                 self._artifacts.update(
                     old.uid, uid=copy_uid, description=None, created_at=now_ns(), updated_at=now_ns()
                 )
@@ -153,7 +153,7 @@ class Identity:
         """Give ``heir`` the identity of an artifact that has no row any more; ``old`` has its stored bytes now."""
         source = self._artifacts.by_ino(heir)
         if source is not None:
-            self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (source.uid,))
+            self._journal.drop_move(source.uid)
             self._artifacts.update(
                 source.uid, uid=ended.uid, description=ended.description, created_at=ended.created_at,
                 created_by_id=ended.created_by_id, run_id=ended.run_id, transform_id=ended.transform_id,
@@ -174,7 +174,7 @@ class Identity:
         copy = self._artifacts.by_uid(removed.trashed)
         assert copy is not None
         dropped = self.drop_put(inode.ino)
-        self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (copy.uid,))
+        self._journal.drop_move(copy.uid)
         self._artifacts.remove(copy.uid)
         xattrs = self._tree.remove_inode(inode.ino)
         self._journal.add_delete(copy.revision.object_key, dropped.meant(copy.revision), uid=copy.uid)

@@ -3,10 +3,10 @@
 Synchronous, one thread. A row that breaks a rule (rules.py) is left out, or loses what is wrong with it, and is a
 Finding. What has lost its place by that is attached in ``lost+found`` (lostfound.py). All else is used.
 
-The work of other machines stays theirs. Their puts and saves need a spool that is elsewhere: these rows are not taken
-over, and a file shows the revision that is stored. Their owed deletes, moves and aborts are: these need storage alone.
-But a copy may be older than what is in storage, and an object key may have been used anew since: so of the deletes only
-those that say which object they mean.
+The work of other machines stays theirs. Their puts and saves need a spool that is elsewhere: a registry has nothing of
+these, and a file shows the revision that is stored. (In one of an older version such rows are left out.) Their owed
+deletes and moves are taken over: these need storage alone. But a copy may be older than what is in storage, and an
+object key may have been used anew since: so of the deletes only those that say which object they mean.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lamfs.config import machine_mark
 from lamfs.model import STORAGE_UID_LEN, new_uid, now_ns, storage_id
 from lamfs.registry import schema
-from lamfs.registry.db import Database, translated
+from lamfs.registry.db import WORK_SPLIT, Database, translated
 from lamfs.registry.lostfound import Finding, reattach
 from lamfs.registry.origins import PUSHES, Origin
 from lamfs.registry.received import Received
@@ -80,14 +81,14 @@ def take(path: Path, name: str, fresh: Path, place: Place) -> Taken:
         for other in others:
             intake.found("registry", other, "it is not of lamfs, and was left out")
         intake.run()
-    db = Database(fresh)  # which brings it to the present version
+    db = Database(fresh, work=False)  # which brings it to the present version
     try:
         with db.transaction():
             db.execute(
                 "INSERT OR REPLACE INTO meta(key, value) SELECT 'uid', uid FROM storage UNION ALL"
                 " SELECT 'root', root FROM storage"
             )
-            db.execute("DELETE FROM journal WHERE op='delete' AND coalesce(json_type(payload, '$.etag'), '')<>'text'")
+            db.execute("DELETE FROM owed WHERE op='delete' AND coalesce(json_type(payload, '$.etag'), '')<>'text'")
             for finding in reattach(db, intake.unnamed, intake.unread):
                 intake.add(finding)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -149,7 +150,7 @@ class _Intake:
         columns = self._tables[table]
         # Not by an index: what that says of a row may be another thing.
         source = f"src.{table} NOT INDEXED"
-        whose = "1" if table != "journal" else "coalesce(op NOT IN ('put', 'save', 'drop'), 1)"
+        whose = "1" if table != "journal" else "coalesce(op IN ('move', 'delete'), 0)"
         values, right = names, whose
         wrong = self._name_wrong(table, names, source, whose)
         if wrong:
@@ -294,6 +295,9 @@ class _Intake:
         stored = f"(SELECT size FROM main.artifact a{row} WHERE a.ino=inode.ino)"
         blocks = ", blocks=NULL" if self._origin.version >= 2 else ""
         change(f"UPDATE main.inode SET size={stored}, revision=revision+1{blocks} WHERE size<>{stored}")
+        if self._origin.version >= WORK_SPLIT:
+            # What this machine has is in its own work database, and nobody else says which of its files is whose.
+            change("UPDATE main.inode SET pending=NULL WHERE substr(pending, 1, 13)=?", (f"{machine_mark()}:",))
 
     def _renumber(self) -> None:
         """Inode numbers near the highest would leave none for files to come: what has them gets others."""
@@ -326,6 +330,7 @@ class _Intake:
             ("inode", "ino"),
             ("dentry", "id"),
             ("journal", "id"),
+            ("owed", "id"),
             ("change", "seq"),
             ("rekey", "id"),
         ):

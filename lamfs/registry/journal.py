@@ -3,6 +3,11 @@
 Every step on storage is written here, in the transaction that decides it, before it runs; a crash at any point leaves
 a row that the next mount (or the next command, when its process is gone) finishes.
 
+The rows are in two tables of two files. ``owed``, in the registry, has what needs storage alone and says which object it
+means: moves, and deletions with an ETag. Any machine may do that. ``journal``, in the work database (workdb.py), has
+what is this machine's: puts, saves, drops, aborts, and deletions of what it may have left half done. The view
+``all_work`` is both.
+
 Operations:
 
 ``put``     the bytes of inode ``ino`` are in spool file ``src`` and have to become the content of its artifact. One row
@@ -47,6 +52,7 @@ from lamfs.model import ArtifactRecord, Revision, new_uid, now_ns
 from lamfs.processes import is_alive, process_id
 from lamfs.registry.db import Database
 from lamfs.registry.entries import COLUMNS, Drop, Owed, Put, entry
+from lamfs.registry.workdb import FIRST_OWED
 
 URGENT = -1
 """``next_at`` of a row for which another process waits."""
@@ -78,7 +84,9 @@ class Journal:
 
     def disown(self) -> None:
         """Leave what this process owes to whoever comes next."""
-        self._db.execute("UPDATE journal SET owner=NULL WHERE owner=?", (self.owner,))
+        with self._db.transaction():
+            for table in ("journal", "owed"):
+                self._db.execute(f"UPDATE {table} SET owner=NULL WHERE owner=?", (self.owner,))
 
     def begin_first_put(
         self,
@@ -161,8 +169,8 @@ class Journal:
         may be somebody else's all the same, unless nobody else uses such names (claims.is_private)."""
         return (
             self._db.one(
-                "SELECT 1 FROM journal WHERE object_key=?1 AND payload->>'$.doubted' IS NULL"
-                " UNION ALL SELECT 1 FROM unsaid WHERE object_key=?1 LIMIT 1",
+                "SELECT 1 FROM all_work WHERE object_key=?1 AND payload->>'$.doubted' IS NULL"
+                " UNION ALL SELECT 1 FROM claim WHERE object_key=?1 LIMIT 1",
                 (object_key,),
             )
             is not None
@@ -172,7 +180,7 @@ class Journal:
         """Whether this very object is owed its deletion."""
         return (
             self._db.one(
-                "SELECT 1 FROM journal WHERE op='delete' AND object_key=? AND payload->>'$.etag'=?", (object_key, etag)
+                "SELECT 1 FROM owed WHERE op='delete' AND object_key=? AND payload->>'$.etag'=?", (object_key, etag)
             )
             is not None
         )
@@ -181,19 +189,20 @@ class Journal:
         """Another machine may have had the lease meanwhile: what is in objects that this one was to write, or to delete
         whatever they are, may be its."""
         with self._db.transaction():
-            self._db.execute("DELETE FROM unsaid")
-            self._db.execute(
-                "UPDATE journal SET payload=json_set(payload, '$.doubted', 1)"
-                " WHERE op IN ('put', 'delete') AND object_key IS NOT NULL"
-            )
+            self._db.execute("DELETE FROM claim")
+            for table in ("journal", "owed"):
+                self._db.execute(
+                    f"UPDATE {table} SET payload=json_set(payload, '$.doubted', 1)"
+                    " WHERE op IN ('put', 'delete') AND object_key IS NOT NULL"
+                )
 
     def announced(self, object_key: str) -> None:
         """The object is about to be written."""
-        self._db.execute("INSERT OR IGNORE INTO unsaid VALUES(?)", (object_key,))
+        self._db.execute("INSERT OR IGNORE INTO claim VALUES(?)", (object_key,))
 
     def said(self, object_key: str) -> None:
         """An artifact's row says what is in the object."""
-        self._db.execute("DELETE FROM unsaid WHERE object_key=?", (object_key,))
+        self._db.execute("DELETE FROM claim WHERE object_key=?", (object_key,))
 
     def owes_file(self, src: str) -> bool:
         """Whether spool file ``src`` is owed, of whatever inode."""
@@ -323,7 +332,7 @@ class Journal:
 
     def get(self, entry_id: int) -> Owed | None:
         """One row by id."""
-        row = self._db.one(f"SELECT {COLUMNS} FROM journal WHERE id=?", (entry_id,))
+        row = self._db.one(f"SELECT {COLUMNS} FROM all_work WHERE id=?", (entry_id,))
         return entry(row) if row else None
 
     def get_put(self, entry_id: int) -> Put | None:
@@ -337,22 +346,33 @@ class Journal:
         """Owe the deletion of an object that no artifact has any more.
 
         ``etag``: the object that is meant, so that another one stays that is there by then. None: whatever is there,
-        as also where lamfs may have written since without an artifact's row saying so. ``copy_of``: uid of the artifact
-        whose object is about to be copied there. ``uid``: of the artifact that had it.
+        as also where lamfs may have written since without an artifact's row saying so. That is this machine's to do:
+        nobody else knows what it may have left there. ``copy_of``: uid of the artifact whose object is about to be
+        copied there. ``uid``: of the artifact that had it.
         """
-        if self._db.one("SELECT 1 FROM unsaid WHERE object_key=?", (object_key,)) is not None:
+        if self._db.one("SELECT 1 FROM claim WHERE object_key=?", (object_key,)) is not None:
             etag = None
         known = {"etag": etag, "copy_of": copy_of, "uid": uid}
         payload = {name: value for name, value in known.items() if value is not None}
-        self._add("delete", "ready", object_key=object_key, payload=payload or None)
+        if etag is None:
+            self._add("delete", "ready", object_key=object_key, payload=payload or None)
+            return
+        self._db.execute(
+            "INSERT INTO owed(op, object_key, created_at, owner, payload) VALUES('delete',?,?,?,?)",
+            (object_key, now_ns(), self.owner, json.dumps(payload)),
+        )
 
     def add_move(self, uid: str) -> None:
         """Owe the relocation of an artifact's object; at most one row per artifact."""
         self._db.execute(
-            "INSERT INTO journal(op, state, uid, created_at, owner) VALUES('move','ready',?,?,?)"
+            "INSERT INTO owed(op, uid, created_at, owner) VALUES('move',?,?,?)"
             " ON CONFLICT(uid) WHERE op='move' DO NOTHING",
             (uid, now_ns(), self.owner),
         )
+
+    def drop_move(self, uid: str) -> None:
+        """The object of an artifact has to go nowhere any more."""
+        self._db.execute("DELETE FROM owed WHERE op='move' AND uid=?", (uid,))
 
     def add_save(self, uid: str, object_key: str, payload: dict[str, Any]) -> int:
         """Announce that the bytes described by ``payload`` are about to be stored under ``object_key``."""
@@ -377,7 +397,7 @@ class Journal:
 
     def done(self, entry_id: int) -> None:
         """Strike a row off."""
-        self._db.execute("DELETE FROM journal WHERE id=?", (entry_id,))
+        self._db.execute(f"DELETE FROM {_table(entry_id)} WHERE id=?", (entry_id,))
 
     def drop_put(self, ino: int) -> Dropped:
         """Strike the put of an inode off."""
@@ -392,7 +412,8 @@ class Journal:
     def failed(self, entry_id: int, error: str, retry_at: int) -> None:
         """Note a failure and when (ns) to try again."""
         self._db.execute(
-            "UPDATE journal SET attempts=attempts+1, error=?, next_at=? WHERE id=?", (error, retry_at, entry_id)
+            f"UPDATE {_table(entry_id)} SET attempts=attempts+1, error=?, next_at=? WHERE id=?",
+            (error, retry_at, entry_id),
         )
 
     def refuse(self, entry_id: int, error: str) -> None:
@@ -412,7 +433,8 @@ class Journal:
     def postpone(self, entry_id: int, seconds: float) -> None:
         """Do not try a row before ``seconds`` from now (0: at once)."""
         self._db.execute(
-            "UPDATE journal SET next_at=? WHERE id=?", (now_ns() + int(seconds * 1e9) if seconds else 0, entry_id)
+            f"UPDATE {_table(entry_id)} SET next_at=? WHERE id=?",
+            (now_ns() + int(seconds * 1e9) if seconds else 0, entry_id),
         )
 
     def went_on(self, entry_id: int, count: int) -> None:
@@ -424,7 +446,7 @@ class Journal:
         """Work of this process that may start now, longest due first; ``skip`` are ids under way already."""
         busy = set(skip)
         rows = self._db.all(
-            f"SELECT {COLUMNS} FROM journal WHERE owner=? AND state='ready' AND next_at<=?"
+            f"SELECT {COLUMNS} FROM all_work WHERE owner=? AND state='ready' AND next_at<=?"
             " ORDER BY next_at, id LIMIT ?",
             (self.owner, now_ns(), limit + len(busy)),
         )
@@ -434,7 +456,7 @@ class Journal:
         """When (ns) the next row of this process, not among ``skip``, may be tried; None when nothing is owed."""
         busy = set(skip)
         rows = self._db.all(
-            "SELECT id, next_at FROM journal WHERE owner=? AND state IN ('ready', 'held') ORDER BY next_at, id LIMIT ?",
+            "SELECT id, next_at FROM all_work WHERE owner=? AND state IN ('ready', 'held') ORDER BY next_at, id LIMIT ?",
             (self.owner, len(busy) + 1),
         )
         return next((next_at for entry_id, next_at in rows if entry_id not in busy), None)
@@ -443,7 +465,7 @@ class Journal:
         """Rows of this process that are ready, and the bytes of the files that are to be put."""
         row = self._db.one(
             "SELECT count(*), coalesce(sum(CASE j.op WHEN 'put' THEN i.size END), 0)"
-            " FROM journal j LEFT JOIN inode i ON i.ino=j.ino WHERE j.owner=? AND j.state='ready'",
+            " FROM all_work j LEFT JOIN inode i ON i.ino=j.ino WHERE j.owner=? AND j.state='ready'",
             (self.owner,),
         )
         assert row is not None
@@ -477,7 +499,7 @@ class Journal:
 
     def entries(self) -> list[Owed]:
         """Everything owed by anybody, oldest first."""
-        return [entry(row) for row in self._db.all(f"SELECT {COLUMNS} FROM journal ORDER BY id")]
+        return [entry(row) for row in self._db.all(f"SELECT {COLUMNS} FROM all_work ORDER BY id")]
 
     def puts(self) -> list[Put]:
         """The puts that anybody owes, oldest first."""
@@ -486,24 +508,25 @@ class Journal:
 
     def mine(self, kind: type[T]) -> list[T]:
         """What this process owes of a kind, oldest first."""
-        rows = self._db.all(f"SELECT {COLUMNS} FROM journal WHERE owner=? AND op=? ORDER BY id", (self.owner, kind.op))
+        rows = self._db.all(f"SELECT {COLUMNS} FROM all_work WHERE owner=? AND op=? ORDER BY id", (self.owner, kind.op))
         return [_as(kind, entry(row)) for row in rows]
 
     def failing(self, limit: int) -> tuple[int, list[Owed]]:
         """How many rows have failed and wait for another try, or are not tried again (``refused``); the first ``limit``
         of them, next to come first, those that are refused last."""
-        which = "FROM journal WHERE attempts>0 AND state IN ('ready', 'refused')"
+        which = "FROM all_work WHERE attempts>0 AND state IN ('ready', 'refused')"
         row = self._db.one(f"SELECT count(*) {which}")
         rows = self._db.all(f"SELECT {COLUMNS} {which} ORDER BY state, next_at, id LIMIT ?", (limit,))
         return int(row[0]) if row else 0, [entry(row) for row in rows]
 
     def owed(self) -> dict[str, int]:
         """Number of rows per operation; what is scratch is not owed, nor is a removal from the spool."""
-        return dict(self._db.all("SELECT op, count(*) FROM journal WHERE state<>'scratch' AND op<>'drop' GROUP BY op"))
+        return dict(self._db.all("SELECT op, count(*) FROM all_work WHERE state<>'scratch' AND op<>'drop' GROUP BY op"))
 
     def retry_now(self) -> None:
         """Forget backoffs: what waits to be tried again may be tried at once."""
-        self._db.execute("UPDATE journal SET next_at=0 WHERE next_at>0")
+        for table in ("journal", "owed"):
+            self._db.execute(f"UPDATE {table} SET next_at=0 WHERE next_at>0")
 
     def adopt(self, ops: Iterable[str] = ("put", "move", "delete", "abort", "drop")) -> list[Owed]:
         """Take over the rows of processes that are gone. Returns them as they were."""
@@ -520,7 +543,7 @@ class Journal:
         gone = [owner for owner in self._owners() if owner != self.owner and not is_alive(owner)] if wanted else []
         found: list[Owed] = []
         for owner in gone:
-            rows = self._db.all(f"SELECT {COLUMNS} FROM journal WHERE owner IS ?", (owner,))
+            rows = self._db.all(f"SELECT {COLUMNS} FROM all_work WHERE owner IS ?", (owner,))
             found += [row for row in map(entry, rows) if row.op in wanted]
         return sorted(found, key=lambda row: row.id)
 
@@ -530,6 +553,12 @@ class Journal:
             return [found for found in entries if self._take(found)]
 
     def _take(self, found: Owed) -> bool:
+        if found.id > FIRST_OWED:
+            taken = self._db.execute(
+                "UPDATE owed SET owner=?, next_at=0 WHERE id=? AND op=? AND owner IS ?",
+                (self.owner, found.id, found.op, found.owner),
+            )
+            return taken.rowcount > 0
         src = found.src if isinstance(found, Put | Drop) else ""
         gen = found.gen if isinstance(found, Put) else None
         taken = self._db.execute(
@@ -541,16 +570,17 @@ class Journal:
 
     def _owners(self) -> list[str | None]:
         """Who owes anything. One step in an index for each of them, however much it is."""
-        found: list[str | None] = []
-        if self._db.one("SELECT 1 FROM journal WHERE owner IS NULL LIMIT 1") is not None:
-            found.append(None)
-        last = ""
-        while True:
-            row = self._db.one("SELECT min(owner) FROM journal WHERE owner>?", (last,))
-            if row is None or row[0] is None:
-                return found
-            last = row[0]
-            found.append(last)
+        found: dict[str | None, None] = {}
+        for table in ("journal", "owed"):
+            if self._db.one(f"SELECT 1 FROM {table} WHERE owner IS NULL LIMIT 1") is not None:
+                found[None] = None
+            last = ""
+            while (row := self._db.one(f"SELECT min(owner) FROM {table} WHERE owner>?", (last,))) and row[
+                0
+            ] is not None:
+                last = row[0]
+                found[last] = None
+        return list(found)
 
     def holds(self, object_key: str) -> bool:
         """Whether a row is about to write, or is writing, or has written this object.
@@ -580,7 +610,7 @@ class Journal:
         process's relocation of artifact ``uid``, wherever to.
         """
         rows = self._db.all(
-            "SELECT op, owner FROM journal WHERE id IS NOT ?1 AND"
+            "SELECT op, owner FROM all_work WHERE id IS NOT ?1 AND"
             " (object_key=?2 AND op IN ('save', 'put', 'delete') OR ?3 AND op='move' AND uid=?4)",
             (entry_id, object_key, moves, uid),
         )
@@ -591,7 +621,7 @@ class Journal:
         to write or delete what is, or may be, there."""
         return (
             self._db.one(
-                "SELECT 1 FROM revision WHERE object_key=?1 UNION ALL SELECT 1 FROM journal WHERE object_key=?1"
+                "SELECT 1 FROM revision WHERE object_key=?1 UNION ALL SELECT 1 FROM all_work WHERE object_key=?1"
                 " AND op IN ('save', 'put', 'delete') AND id IS NOT ?2 LIMIT 1",
                 (object_key, entry_id),
             )
@@ -600,12 +630,21 @@ class Journal:
 
     def drop_delete(self, object_key: str) -> bool:
         """The object is about to be written anew: strike its deletion off. Whether one was owed."""
-        return (
-            self._db.execute(
-                "DELETE FROM journal WHERE op='delete' AND state<>'held' AND object_key=?", (object_key,)
-            ).rowcount
-            > 0
-        )
+        with self._db.transaction():
+            dropped = [
+                self._db.execute(f"DELETE FROM {which} AND object_key=?", (object_key,)).rowcount
+                for which in ("journal WHERE op='delete' AND state<>'held'", "owed WHERE op='delete'")
+            ]
+            return any(dropped)
+
+    def names(self, object_key: str) -> bool:
+        """Whether any row has to do with this object."""
+        return self._db.one("SELECT 1 FROM all_work WHERE object_key=? LIMIT 1", (object_key,)) is not None
+
+
+def _table(entry_id: int) -> str:
+    """The table that has a row."""
+    return "owed" if entry_id > FIRST_OWED else "journal"
 
 
 def _as(kind: type[T], found: Owed) -> T:

@@ -430,7 +430,7 @@ class Namespace:
             artifact = self._artifact(uid)
             assert artifact.ino is not None
             dropped = self._identity.drop_put(artifact.ino)
-            self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (uid,))
+            self._journal.drop_move(uid)
             self._artifacts.remove(uid)
             self._tree.remove_inode(artifact.ino)
             if storage:

@@ -91,25 +91,27 @@ class PartialSpools:
 
     def present(self, src: str) -> set[int]:
         """The blocks that are in spool file ``src``, all of each."""
-        rows = self._db.all("SELECT block FROM overlay WHERE src=? AND ranges IS NULL", (src,))
+        rows = self._db.all("SELECT block FROM partial_spool WHERE src=? AND ranges IS NULL", (src,))
         return {block for (block,) in rows}
 
     def ranges(self, src: str) -> dict[int, Ranges]:
         """Which bytes of its other blocks are in spool file ``src``."""
-        rows = self._db.all("SELECT block, ranges FROM overlay WHERE src=? AND ranges IS NOT NULL", (src,))
+        rows = self._db.all("SELECT block, ranges FROM partial_spool WHERE src=? AND ranges IS NOT NULL", (src,))
         return {block: tuple((start, end) for start, end in json.loads(text)) for block, text in rows}
 
     def add(self, src: str, blocks: Iterable[int]) -> None:
         """These blocks are in spool file ``src`` now, or are cut off."""
         with self._db.transaction() as conn:
-            conn.executemany("INSERT OR REPLACE INTO overlay VALUES(?,?,NULL,NULL)", [(src, block) for block in blocks])
+            conn.executemany(
+                "INSERT OR REPLACE INTO partial_spool VALUES(?,?,NULL,NULL)", [(src, block) for block in blocks]
+            )
 
     def add_ranges(self, src: str, ranges: Mapping[int, Ranges]) -> None:
         """Of these blocks these bytes are in spool file ``src`` now."""
         rows = [(src, block, json.dumps(found)) for block, found in ranges.items()]
         with self._db.transaction() as conn:
             conn.executemany(
-                "INSERT INTO overlay(src, block, ranges) VALUES(?,?,?)"
+                "INSERT INTO partial_spool(src, block, ranges) VALUES(?,?,?)"
                 " ON CONFLICT(src, block) DO UPDATE SET ranges=excluded.ranges",
                 rows,
             )
@@ -118,7 +120,7 @@ class PartialSpools:
         """These ranges, which were there before the last sync of spool file ``src`` began, are durable."""
         rows = [(json.dumps(found), src, block) for block, found in ranges.items()]
         with self._db.transaction() as conn:
-            conn.executemany("UPDATE overlay SET durable=? WHERE src=? AND block=? AND ranges IS NOT NULL", rows)
+            conn.executemany("UPDATE partial_spool SET durable=? WHERE src=? AND block=? AND ranges IS NOT NULL", rows)
 
     def keep_durable(self, src: str) -> list[tuple[int, int]]:
         """The power was cut: of ranges only those that are durable are in ``src``. Start and end, in the file, of what
@@ -126,7 +128,7 @@ class PartialSpools:
         lost: list[tuple[int, int]] = []
         with self._db.transaction() as conn:
             rows = conn.execute(
-                "SELECT block, ranges, durable FROM overlay WHERE src=? AND ranges IS NOT NULL"
+                "SELECT block, ranges, durable FROM partial_spool WHERE src=? AND ranges IS NOT NULL"
                 " AND ranges IS NOT durable ORDER BY block",
                 (src,),
             ).fetchall()
@@ -137,6 +139,6 @@ class PartialSpools:
                         lost[-1] = lost[-1][0], end
                     else:
                         lost.append((start, end))
-            conn.execute("DELETE FROM overlay WHERE src=? AND ranges IS NOT NULL AND durable IS NULL", (src,))
-            conn.execute("UPDATE overlay SET ranges=durable WHERE src=? AND ranges IS NOT NULL", (src,))
+            conn.execute("DELETE FROM partial_spool WHERE src=? AND ranges IS NOT NULL AND durable IS NULL", (src,))
+            conn.execute("UPDATE partial_spool SET ranges=durable WHERE src=? AND ranges IS NOT NULL", (src,))
         return lost

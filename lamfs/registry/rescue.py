@@ -235,10 +235,7 @@ class Rescue:
             return unknown
 
     def _is_unknown(self, object_key: str) -> bool:
-        return (
-            self._artifacts.with_object(object_key) is None
-            and self._db.one("SELECT 1 FROM journal WHERE object_key=? LIMIT 1", (object_key,)) is None
-        )
+        return self._artifacts.with_object(object_key) is None and not self._journal.names(object_key)
 
     # -- what is lost -------------------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ from lamfs.model import (
     TRANSFORM_UID_LEN,
     USER_UID_LEN,
 )
+from lamfs.registry.db import WORK_SPLIT
+from lamfs.registry.workdb import FIRST_OWED
 
 INO_MAX = (1 << 47) - 1
 """Highest inode number: above are the numbers that a mount gives to second revisions (fs/nodes.py)."""
@@ -98,6 +100,7 @@ def _path(rule: str, *forbidden: str) -> str:
 
 
 _ID = _integer(1, ROW_MAX)
+_OWED_ID = _integer(FIRST_OWED + 1, ROW_MAX)
 _INO = _integer(1, INO_MAX)
 _TIME = _integer(-_INT_MAX, _INT_MAX)
 _HANDLE = f"({_ascii('0-9A-Za-z._-', 1, 64)} AND {{0}} GLOB '[0-9A-Za-z]*')"
@@ -150,6 +153,15 @@ _CONTENT = {
     "number": Column(_integer(1, ROW_MAX), "1"),
 }  # fmt: skip
 
+_OWED = {
+    "uid": Column(f"CASE op WHEN 'move' THEN {_uid(ARTIFACT_UID_LEN)} ELSE {_or_null(_uid(ARTIFACT_UID_LEN))} END"),
+    "object_key": Column(f"CASE op WHEN 'move' THEN {{0}} IS NULL ELSE {_OBJECT_KEY} END"),
+    "attempts": Column(_integer(0, ROW_MAX), "0"), "error": Column(_or_null(_text(0, TEXT_MAX)), "NULL"),
+    "next_at": Column(_TIME, "0"), "created_at": Column(_TIME, "0"),
+    "owner": Column(_or_null(_ascii("!-~", 0, 256)), "NULL"),
+    "payload": Column(_PAYLOAD, "'{}'"),
+}  # fmt: skip
+
 TABLES: dict[str, dict[str, Column]] = {
     "user": {
         "id": Column(_ID), "uid": Column(_uid(USER_UID_LEN)), "handle": Column(_HANDLE),
@@ -179,6 +191,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "atime_ns": Column(_TIME, "0"), "mtime_ns": Column(_TIME, "0"), "ctime_ns": Column(_TIME, "0"),
         "rdev": Column(_integer(0, _OWNER_MAX), "0"), "revision": Column(_integer(0, ROW_MAX), "0"),
         "blocks": Column(_or_null(_integer(0, _INT_MAX)), "NULL"),
+        "pending": Column(_or_null(_ascii("0-9A-Za-z:-", 1, 64)), "NULL"),
     },
     "dentry": {"id": Column(_ID), "parent": Column(_INO), "name": Column(_NAME), "ino": Column(_INO)},
     "symlink": {"ino": Column(_INO), "target": Column(f"({_blob(1, 4095)} AND instr({{0}}, x'00')=0)")},
@@ -199,24 +212,17 @@ TABLES: dict[str, dict[str, Column]] = {
     },
     "leaf": {"artifact_id": Column(_ID), "block": Column(_integer(0, ROW_MAX)), "hashes": Column(_blob(8, _LEAVES))},
     "journal": {
-        "id": Column(_ID), "op": Column("({0} IN ('move', 'delete', 'abort'))"),
+        "id": Column(_ID), "op": Column("({0} IN ('move', 'delete'))"),
         "state": Column("({0} IN ('ready', 'held'))", "'ready'"), "ino": Column("({0} IS NULL)", "NULL"),
-        "uid": Column(f"CASE op WHEN 'move' THEN {_uid(ARTIFACT_UID_LEN)} ELSE {_or_null(_uid(ARTIFACT_UID_LEN))} END"),
-        "object_key": Column(f"CASE op WHEN 'move' THEN {{0}} IS NULL ELSE {_OBJECT_KEY} END"),
         "src": Column("({0} IS NULL)", "NULL"), "gen": Column(_integer(0, ROW_MAX), "0"),
-        "attempts": Column(_integer(0, ROW_MAX), "0"), "error": Column(_or_null(_text(0, TEXT_MAX)), "NULL"),
-        "next_at": Column(_TIME, "0"), "created_at": Column(_TIME, "0"),
-        "owner": Column(_or_null(_ascii("!-~", 0, 256)), "NULL"),
-        "payload": Column(_PAYLOAD, "'{}'"),
-    },
+    } | _OWED,
+    "owed": {"id": Column(_OWED_ID), "op": Column("({0} IN ('move', 'delete'))")} | _OWED,
     "rekey": {"id": Column(_ID), "old": Column(_KEY), "new": Column(_KEY)},
 }  # fmt: skip
 """The tables whose rows are taken over, in an order in which what is referred to comes first.
 
-Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log), and the work of another
-machine: its puts, saves and drops with their partial spools, uploads and parts; and ``unsaid``: what it has written
-without an artifact's row saying so is kept, as any object that is not what the registry says. ``journal`` has its
-deletes, moves and aborts.
+Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log). Up to version 13 the
+work of a machine was in its registry: of that only the deletes and moves in ``journal`` are taken.
 """
 
 
@@ -226,12 +232,15 @@ def tables(kind: str, version: int) -> dict[str, dict[str, Column]]:
     In a folder (``local``) an object's key is a path, so it has no empty part and no
     ``.``: of another name nothing can be there, and not even be deleted."""
     found = {name: columns for name, columns in TABLES.items() if version >= REVISIONS or name != "revision"}
+    if version < WORK_SPLIT:
+        found["inode"] = {name: column for name, column in found["inode"].items() if name != "pending"}
+    del found["owed" if version < WORK_SPLIT else "journal"]
     if version < REVISIONS:
         found["artifact"] = {**found["artifact"], **_CONTENT}
     if kind != "local":
         return found
     path = "({0} IS NULL OR (instr('/'||{0}||'/', '//')=0 AND instr('/'||{0}||'/', '/./')=0))"
-    for table in ("revision" if version >= REVISIONS else "artifact", "journal"):
+    for table in {"revision" if version >= REVISIONS else "artifact", "journal", "owed"} & found.keys():
         key = found[table]["object_key"]
         found[table] = {**found[table], "object_key": key._replace(rule=f"({key.rule} AND {path})")}
     return found

@@ -17,6 +17,7 @@ import time
 from sqlite_utils import Database, Migrations
 
 from lamfs.model import AUTO_INO, ROOT_INO
+from lamfs.registry.workdb import FIRST_OWED, IS_OWED
 
 migrations = Migrations("lamfs")
 
@@ -280,6 +281,33 @@ def revisions(db: Database) -> None:
     """Version 13: a revision has a row of its own, and an artifact refers to the one that it has now. ``used``: JSON
     list, ArtifactRecord.used."""
     for statement in _REVISIONS:
+        db.execute(statement)
+
+
+_OWED = (
+    """CREATE TABLE owed(
+        id INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT NOT NULL, uid TEXT, object_key TEXT,
+        attempts INTEGER NOT NULL DEFAULT 0, error TEXT, next_at INTEGER NOT NULL DEFAULT 0,
+        created_at INTEGER NOT NULL, owner TEXT, payload TEXT NOT NULL DEFAULT '{}')""",
+    "CREATE UNIQUE INDEX owed_move ON owed(uid) WHERE op='move'",
+    "CREATE INDEX owed_object ON owed(object_key)",
+    "CREATE INDEX owed_due ON owed(owner, next_at, id)",
+    f"INSERT INTO sqlite_sequence(name, seq) VALUES('owed', {FIRST_OWED})",
+    "INSERT INTO owed(op, uid, object_key, attempts, error, next_at, created_at, owner, payload)"
+    " SELECT op, uid, object_key, attempts, error, next_at, created_at, owner, payload FROM journal"
+    f" WHERE coalesce({IS_OWED}, 0) ORDER BY id",
+    *(f"DROP TABLE {name}" for name in ("upload", "part", "overlay", "seal", "spent", "unsaid", "journal")),
+    "ALTER TABLE inode ADD COLUMN pending TEXT",
+    "CREATE INDEX inode_pending ON inode(ino) WHERE pending IS NOT NULL",
+)
+
+
+@migrations()
+def work_split(db: Database) -> None:
+    """Version 14: the work of one machine has left (workdb.split has copied it before). What is owed and any machine
+    may do stays, and each inode says which machine has its bytes while they are not stored: ``pending``,
+    ``machine:spool file:artifact uid``."""
+    for statement in _OWED:
         db.execute(statement)
 
 

@@ -42,7 +42,7 @@ class LogSync:
         self._db = db
         self._lock = trio.Lock()
         self._asked = self._done = 0
-        self._synced: tuple[int, int] | None = None
+        self._synced: tuple[int, int, int] | None = None
 
     async def __call__(self) -> None:
         self._asked = mine = self._asked + 1
@@ -50,7 +50,7 @@ class LogSync:
             if self._done >= mine:
                 return  # a sync that began after the call has ended meanwhile
             covered = self._asked
-            now = self._db.changes(), self._db.data_version()
+            now = self._db.changes(), self._db.data_version(), self._db.work_version()
             if now != self._synced or self._db.conn.in_transaction:  # whose commit will not change the numbers
                 self._synced = None
                 with beats.paused():

@@ -1,0 +1,336 @@
+"""The work database: this machine's own work on a registry, in a file beside it. Synchronous; any thread.
+
+``registry.lndb`` has what other machines may see. ``work.db`` has what is this machine's alone: the journal of puts,
+saves and aborts, which blocks a partial spool file has, multipart uploads, the hashes of spool files. It never goes to
+storage. Every connection to the registry attaches it under the name ``work``.
+
+SQLite makes a transaction over two files atomic in each of them, not in both (https://www.sqlite.org/lang_attach.html,
+"if the journal_mode is WAL"). It commits the registry first. So the registry says, for each inode whose bytes are not
+stored, which spool file of which machine has them (``inode.pending``), and a crash between the two commits is mended
+from that (registry/replay.py).
+
+The two files are a pair: a random id is in both. One that belongs to another registry is put aside, never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from lamfs import config
+from lamfs.errors import RegistryError
+
+log = logging.getLogger("lamfs.registry")
+
+REGISTRY_NAME = "registry.lndb"
+"""Name of a working copy. Its work database is ``work.db``; that of another registry ``X.lndb`` is ``X.work.db``."""
+PAIR = "work"
+"""Key of the registry's meta table: the id of the work database that belongs to it."""
+VERSION = 1
+FIRST_OWED = 1 << 40
+"""Ids of rows that the registry itself owes (moves, deletes) are higher, so that no two rows have one id."""
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_SIDES = ("", "-wal", "-shm", "-journal")
+_MACHINE = re.compile("[0-9a-z-]{12}")
+
+_TABLES = (
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    """CREATE TABLE journal(
+        id INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT NOT NULL, state TEXT NOT NULL, ino INTEGER, uid TEXT,
+        object_key TEXT, src TEXT, gen INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, error TEXT,
+        next_at INTEGER NOT NULL DEFAULT 0, created_at INTEGER NOT NULL, owner TEXT,
+        payload TEXT NOT NULL DEFAULT '{}')""",
+    "CREATE UNIQUE INDEX journal_put ON journal(ino) WHERE op='put'",
+    "CREATE INDEX journal_src ON journal(src) WHERE op='put'",
+    "CREATE INDEX journal_object ON journal(object_key)",
+    "CREATE INDEX journal_due ON journal(owner, state, next_at, id)",
+    # Objects that this machine may have written without an artifact's row saying so.
+    "CREATE TABLE claim(object_key TEXT PRIMARY KEY) WITHOUT ROWID",
+    # The blocks that are in a partial spool file; see partial_spools.py.
+    """CREATE TABLE partial_spool(src TEXT NOT NULL, block INTEGER NOT NULL, ranges TEXT, durable TEXT,
+        PRIMARY KEY(src, block)) WITHOUT ROWID""",
+    "CREATE TABLE spent(src TEXT PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE seal(src TEXT PRIMARY KEY, size INTEGER NOT NULL, blocks BLOB NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE upload(
+        journal_id INTEGER PRIMARY KEY, object_key TEXT NOT NULL, upload_id TEXT, completed INTEGER NOT NULL DEFAULT 0)
+    """,
+    "CREATE INDEX upload_object ON upload(object_key)",
+    """CREATE TABLE part(
+        journal_id INTEGER NOT NULL, number INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
+        blocks BLOB NOT NULL, etag TEXT NOT NULL, PRIMARY KEY(journal_id, number)) WITHOUT ROWID""",
+    "CREATE TRIGGER upload_parts AFTER DELETE ON upload BEGIN DELETE FROM part WHERE journal_id=OLD.journal_id; END",
+    """CREATE TRIGGER upload_abandoned AFTER DELETE ON journal BEGIN
+        INSERT INTO journal(op, state, object_key, created_at, owner, payload)
+            SELECT 'abort', 'ready', object_key, OLD.created_at, OLD.owner, json_object('upload_id', upload_id)
+            FROM upload WHERE journal_id=OLD.id AND NOT completed;
+        DELETE FROM upload WHERE journal_id=OLD.id;
+    END""",
+    """CREATE TRIGGER upload_scratch AFTER UPDATE OF state ON journal WHEN NEW.state='scratch' BEGIN
+        INSERT INTO journal(op, state, object_key, created_at, owner, payload)
+            SELECT 'abort', 'ready', object_key, NEW.created_at, NEW.owner, json_object('upload_id', upload_id)
+            FROM upload WHERE journal_id=NEW.id AND NOT completed;
+        DELETE FROM upload WHERE journal_id=NEW.id;
+    END""",
+    # What is known of a spool file ends with the row that names it, whoever strikes that off and why.
+    """CREATE TRIGGER spool_done AFTER DELETE ON journal WHEN old.src IS NOT NULL BEGIN
+        DELETE FROM partial_spool WHERE src=old.src;
+        DELETE FROM seal WHERE src=old.src;
+        INSERT OR IGNORE INTO spent VALUES(old.src);
+    END""",
+    """CREATE TRIGGER spool_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src
+    BEGIN
+        DELETE FROM partial_spool WHERE src=old.src;
+        DELETE FROM seal WHERE src=old.src;
+        INSERT OR IGNORE INTO spent VALUES(old.src);
+    END""",
+    """CREATE TRIGGER seal_broken AFTER UPDATE OF state ON journal WHEN new.state='open' AND new.src IS NOT NULL
+        BEGIN DELETE FROM seal WHERE src=new.src; END""",
+)
+
+_HERE = (
+    # Everything that is owed, whichever of the two files has it.
+    """CREATE TEMP VIEW all_work AS
+        SELECT id, op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload
+            FROM work.journal
+        UNION ALL
+        SELECT id, op, 'ready', NULL, uid, object_key, NULL, 0, attempts, error, next_at, created_at, owner, payload
+            FROM main.owed""",
+    # Which machine has the bytes of an inode, and where: what Pending reads.
+    """CREATE TEMP TRIGGER pending_new AFTER INSERT ON work.journal WHEN new.op='put' BEGIN
+        UPDATE inode SET pending='{0}:'||new.src||':'||coalesce(new.uid, '') WHERE ino=new.ino;
+    END""",
+    """CREATE TEMP TRIGGER pending_changed AFTER UPDATE OF op, ino, uid, src ON work.journal WHEN old.op='put' BEGIN
+        UPDATE inode SET pending=NULL WHERE ino=old.ino AND (new.op<>'put' OR new.ino IS NOT old.ino);
+        UPDATE inode SET pending='{0}:'||new.src||':'||coalesce(new.uid, '') WHERE new.op='put' AND ino=new.ino;
+    END""",
+    """CREATE TEMP TRIGGER pending_done AFTER DELETE ON work.journal WHEN old.op='put' BEGIN
+        UPDATE inode SET pending=NULL WHERE ino=old.ino;
+    END""",
+)
+
+# Table in the registry up to version 13, table here, columns.
+_MOVED = (
+    ("journal", "journal", "id, op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner,"
+     " payload"),
+    ("unsaid", "claim", "object_key"),
+    ("overlay", "partial_spool", "src, block, ranges, durable"),
+    ("spent", "spent", "src"),
+    ("seal", "seal", "src, size, blocks"),
+    ("upload", "upload", "journal_id, object_key, upload_id, completed"),
+    ("part", "part", "journal_id, number, offset, length, blocks, etag"),
+)  # fmt: skip
+IS_OWED = "(op='move' OR op='delete' AND state='ready' AND json_type(payload, '$.etag')='text')"
+"""Of a journal row, as SQL: it needs storage alone, and says which object it means. So any machine may do it."""
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def work_path(registry: Path) -> Path:
+    """Where the work database of a registry is."""
+    return registry.with_name("work.db") if registry.name == REGISTRY_NAME else registry.with_suffix(".work.db")
+
+
+def remove(registry: Path) -> None:
+    """Remove a registry with its work database and the logs of both, as far as they are there."""
+    for path in (registry, work_path(registry)):
+        for side in _SIDES:
+            Path(f"{path}{side}").unlink(missing_ok=True)
+
+
+def rename_work(old: Path, new: Path) -> None:
+    """The work database of the registry ``old`` becomes that of the registry ``new``. Nobody has it open."""
+    _rename(work_path(old), work_path(new))
+
+
+def _rename(old: Path, new: Path) -> None:
+    for side in _SIDES[1:]:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{old}{side}", f"{new}{side}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(old, new)
+
+
+# -- opening --------------------------------------------------------------------------------------------------------
+
+
+def attach(conn: sqlite3.Connection, registry: Path) -> str:
+    """Attach the work database of a registry as ``work``; made when there is none. Returns this machine's name.
+
+    Raises sqlite3.Error, RegistryError (a newer lamfs made it), and OSError.
+    """
+    path = work_path(registry)
+    for last in (False, False, True):
+        if _is_attached(conn, path):
+            if _belongs(conn):
+                break
+            conn.execute("DETACH work")
+        if last:
+            raise RegistryError(
+                f"The work database {path} belongs to another registry than {registry}, and cannot be put aside; move"
+                " it away, and try again: the next mount looks into the spool for what is not stored yet."
+            )
+        _replace(registry, path)
+    conn.execute("PRAGMA work.journal_mode=WAL")
+    conn.execute("PRAGMA work.synchronous=NORMAL")
+    row = conn.execute("SELECT value FROM work.meta WHERE key='machine'").fetchone()
+    machine = str(row[0]) if row is not None and _MACHINE.fullmatch(str(row[0])) else config.machine_mark()
+    for statement in _HERE:
+        conn.execute(statement.format(machine))
+    return machine
+
+
+def _is_attached(conn: sqlite3.Connection, path: Path) -> bool:
+    """Attach the file at ``path``, with its tables; False when it is damaged, and nothing is attached."""
+    if not path.exists():
+        _make(path)
+    conn.execute("ATTACH ? AS work", (f"file:{quote(os.fsencode(path))}?mode=rw",))
+    try:
+        version = int(conn.execute("PRAGMA work.user_version").fetchone()[0])
+        if not version:  # another process makes it just now, or it is empty
+            conn.execute("DETACH work")
+            _make(path)
+            conn.execute("ATTACH ? AS work", (f"file:{quote(os.fsencode(path))}?mode=rw",))
+            version = VERSION
+        conn.execute("SELECT count(*) FROM work.meta").fetchone()
+    except sqlite3.DatabaseError as error:
+        with contextlib.suppress(sqlite3.Error):
+            conn.execute("DETACH work")
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE or "no such table" in str(error):
+            log.error("the work database %s is damaged (%s)", path, error)
+            return False
+        raise
+    if version > VERSION:
+        raise RegistryError(
+            f"The work database {path} has version {version}, this lamfs knows up to {VERSION}; install the newer"
+            " lamfs that wrote it."
+        )
+    return True
+
+
+def _make(path: Path) -> None:
+    """Make a work database with its tables, unless another process does it first."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    with contextlib.closing(sqlite3.connect(path, timeout=30.0, isolation_level=None)) as conn:
+        conn.execute("PRAGMA journal_mode=WAL")
+        conn.execute("BEGIN IMMEDIATE")
+        if not conn.execute("PRAGMA user_version").fetchone()[0]:
+            for statement in _TABLES:
+                conn.execute(statement)
+            conn.execute("INSERT INTO meta VALUES('machine', ?)", (config.machine_mark(),))
+            conn.execute(f"PRAGMA user_version={VERSION}")
+        conn.execute("COMMIT")
+
+
+_PAIRS = f"SELECT (SELECT value FROM main.meta WHERE key='{PAIR}'), (SELECT value FROM work.meta WHERE key='registry')"
+
+
+def _belongs(conn: sqlite3.Connection) -> bool:
+    """Whether the work database that is attached is this registry's. A new one becomes it."""
+    registry, work = conn.execute(_PAIRS).fetchone()
+    if registry is not None and registry == work:
+        return True
+    if work is not None:
+        return False
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        registry, work = conn.execute(_PAIRS).fetchone()
+        if work is None:
+            work = registry or secrets.token_hex(8)
+            if registry is None:
+                conn.execute("INSERT INTO main.meta(key, value) VALUES(?, ?)", (PAIR, work))
+                registry = work
+            conn.execute("INSERT INTO work.meta VALUES('registry', ?)", (work,))
+        conn.execute("COMMIT")
+    except BaseException:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+        raise
+    return bool(registry == work)
+
+
+def _replace(registry: Path, path: Path) -> None:
+    """Put the work database at ``path`` aside, which is damaged or another registry's, and bring the one back that
+    belongs to this registry, if it is beside it: a crash while a working copy was replaced leaves them like that."""
+    with contextlib.closing(sqlite3.connect(registry, timeout=30.0, isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")  # of two processes that come here one does it
+        row = lock.execute("SELECT value FROM meta WHERE key=?", (PAIR,)).fetchone()
+        wanted = None if row is None else row[0]
+        if wanted is not None and _pair_of(path) == wanted:
+            return
+        if path.exists() and _pair_of(path) != "":
+            word = path.name.removesuffix(".db")
+            kept = path.with_name(time.strftime(f"{word}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.work.db"))
+            _rename(path, kept)
+            log.warning("the work database %s was put aside as %s, for it is not this registry's", path, kept.name)
+        for other in sorted(path.parent.glob("*.work.db")) if wanted is not None else ():
+            if _pair_of(other) == wanted:
+                _rename(other, path)
+                return
+
+
+def _pair_of(path: Path) -> str | None:
+    """Id of the registry that a work database belongs to; ``""``: of none yet; None: it cannot be read."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as conn:
+            row = conn.execute("SELECT value FROM meta WHERE key='registry'").fetchone()
+            return "" if row is None else str(row[0])
+    except sqlite3.Error:
+        return None
+
+
+# -- registries of older versions -----------------------------------------------------------------------------------
+
+
+def split(registry: Path) -> list[tuple[str, int]]:
+    """Copy this machine's work out of a registry of version 13 into a new work database, durably. Returns what
+    ``inode.pending`` is to be, with the inode.
+
+    The caller holds the registry's write lock, and drops the old tables afterwards: after a crash between the two
+    it is done once more.
+    """
+    path = work_path(registry)
+    if path.exists():  # an earlier try's, or of a registry that is gone
+        _rename(path, path.with_name(f"{path.name.removesuffix('.db')}.{secrets.token_hex(4)}.work.db"))
+    _make(path)
+    with contextlib.closing(sqlite3.connect(path, timeout=30.0, isolation_level=None)) as conn:
+        conn.execute("ATTACH ? AS old", (f"file:{quote(os.fsencode(registry))}?mode=ro",))
+        conn.execute("BEGIN IMMEDIATE")
+        for table, now, columns in _MOVED:
+            keep = f" WHERE NOT coalesce({IS_OWED}, 0)" if table == "journal" else ""
+            conn.execute(f"INSERT INTO main.{now}({columns}) SELECT {columns} FROM old.{table}{keep}")
+        rows = conn.execute("SELECT seq FROM old.sqlite_sequence WHERE name='journal'").fetchall()
+        conn.execute("DELETE FROM main.sqlite_sequence WHERE name='journal'")
+        conn.executemany("INSERT INTO main.sqlite_sequence(name, seq) VALUES('journal', ?)", rows)
+        machine = conn.execute("SELECT value FROM main.meta WHERE key='machine'").fetchone()[0]
+        found = conn.execute(
+            "SELECT ?||':'||src||':'||coalesce(uid, ''), ino FROM main.journal WHERE op='put' AND src IS NOT NULL",
+            (machine,),
+        ).fetchall()
+        conn.execute("COMMIT")
+        conn.execute("PRAGMA main.wal_checkpoint(TRUNCATE)")
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return found
+
+
+@contextlib.contextmanager
+def attached(conn: sqlite3.Connection, registry: Path) -> Iterator[bool]:
+    """Attach the work database of a registry to a connection that only reads, as ``work``; whether there is one."""
+    path = work_path(registry)
+    if not path.exists():
+        yield False
+        return
+    conn.execute("ATTACH ? AS work", (f"{path.absolute().as_uri()}?mode=ro",))
+    try:
+        yield True
+    finally:
+        conn.execute("DETACH work")
