@@ -120,7 +120,7 @@ class Registry:
 
 __all__ = [
     "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Pending", "Provenance",
-    "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads", "User",
-    "add_range", "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
+    "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads",
+    "User", "add_range", "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
     "of_another_boot", "process_id", "sync_log", "unwritten",
 ]  # fmt: skip

@@ -3,8 +3,8 @@
 Every step on storage is written here, in the transaction that decides it, before it runs; a crash at any point leaves
 a row that the next mount (or the next command, when its process is gone) finishes.
 
-The rows are in two tables of two files. ``owed``, in the registry, has what needs storage alone and says which object it
-means: moves, and deletions with an ETag. Any machine may do that. ``journal``, in the work database (workdb.py), has
+The rows are in two tables of two files. ``owed``, in the registry, has what needs storage alone and says which object
+it means: moves, and deletions with an ETag. Any machine may do that. ``journal``, in the work database (workdb.py), has
 what is this machine's: puts, saves, drops, aborts, and deletions of what it may have left half done. The view
 ``all_work`` is both.
 
@@ -456,7 +456,8 @@ class Journal:
         """When (ns) the next row of this process, not among ``skip``, may be tried; None when nothing is owed."""
         busy = set(skip)
         rows = self._db.all(
-            "SELECT id, next_at FROM all_work WHERE owner=? AND state IN ('ready', 'held') ORDER BY next_at, id LIMIT ?",
+            "SELECT id, next_at FROM all_work WHERE owner=? AND state IN ('ready', 'held')"
+            " ORDER BY next_at, id LIMIT ?",
             (self.owner, len(busy) + 1),
         )
         return next((next_at for entry_id, next_at in rows if entry_id not in busy), None)
@@ -574,12 +575,11 @@ class Journal:
         for table in ("journal", "owed"):
             if self._db.one(f"SELECT 1 FROM {table} WHERE owner IS NULL LIMIT 1") is not None:
                 found[None] = None
-            last = ""
-            while (row := self._db.one(f"SELECT min(owner) FROM {table} WHERE owner>?", (last,))) and row[
-                0
-            ] is not None:
-                last = row[0]
-                found[last] = None
+            last: str | None = ""
+            while last is not None:
+                row = self._db.one(f"SELECT min(owner) FROM {table} WHERE owner>?", (last,))
+                last = None if row is None else row[0]
+                found |= {} if last is None else {last: None}
         return list(found)
 
     def holds(self, object_key: str) -> bool:

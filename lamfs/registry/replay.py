@@ -3,7 +3,7 @@
 A transaction over registry and work database is atomic in each file. SQLite commits the registry first, and a power cut
 may set either of them back (workdb.py). Each half says enough to redo the other one:
 
-- The inode says which spool file of this machine has its bytes, and the journal has no put of it: the put is owed again.
+- The inode says which spool file of this machine has its bytes, and the journal has no put of it: it is owed again.
 - A put is of an inode that says something else: the registry decides. It was stored, or deleted, or is another file's
   by now; or the registry is older than the put. The row goes, and its spool file is looked at as any that nothing owes
   (ops/strays.py): bytes that storage has go, others become files of ``lost+found``.

@@ -168,6 +168,8 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
     Raises sqlite3.Error, RegistryError (a newer lamfs made it), and OSError.
     """
     path = work_path(registry)
+    if not path.exists():
+        _replace(registry, path)
     for last in (False, False, True):
         if _is_attached(conn, path):
             if _belongs(conn):
