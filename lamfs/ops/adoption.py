@@ -82,11 +82,11 @@ def adopt_puts(registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: 
 def replay(registry: Registry, store: ObjectStore, spool: SpoolFolder) -> None:
     """Bring together what a crash between the commits of registry and work database has left apart."""
 
-    def has_all(ino: int, src: str) -> bool:
-        return spool.exists(src) and not strays.may_be_partial(registry, store, spool, src)
+    def may_lack(src: str) -> bool:
+        return spool.exists(src) and strays.may_be_partial(registry, store, spool, src)
 
     if registry.replay.is_needed():
-        registry.replay.run(has_all, now_ns())
+        registry.replay.run(may_lack, now_ns())
 
 
 def _is_there(registry: Registry, spool: SpoolFolder, entry: Put) -> bool:

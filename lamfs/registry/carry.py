@@ -119,7 +119,7 @@ def _carry_deletes(old: Database, new: Database) -> None:
     of which nobody knows any more which object was meant: work that ``new`` knows nothing of may have used the key
     anew."""
     for table, columns, which in (
-        ("owed", _OWED_COLUMNS, "op='delete' AND object_key IS NOT NULL"),
+        ("owed", _OWED_COLUMNS, "op='delete' AND object_key IS NOT NULL AND json_type(payload, '$.etag')='text'"),
         ("journal", _COLUMNS, "op='abort' AND object_key IS NOT NULL AND json_type(payload, '$.upload_id')='text'"),
     ):
         for object_key, *row in old.all(f"SELECT object_key, {columns} FROM {table} WHERE {which} ORDER BY id"):

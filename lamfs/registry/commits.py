@@ -347,8 +347,9 @@ class Commits:
                     " bytes that would be replaced; run 'lamfs sync' first."
                 )
             base = None if old is None else (old.revision.object_key, old.revision.etag)
-            # Written anew in a moment; what another process is about to delete was not chosen above.
-            if self._journal.drop_delete(object_key) or object_key != home:
+            # What is owed its deletion is written over in a moment, and struck off then. What another process is about
+            # to delete was not chosen above.
+            if self._journal.owes_any_delete(object_key) or object_key != home:
                 foreign = None
             payload = save_payload(record, base=base, mode=mode, foreign=foreign)
             return self._journal.add_save(record.uid, object_key, payload), object_key
@@ -389,6 +390,7 @@ class Commits:
                 if record.suffix != old.suffix and old.visibility > -1:
                     self._rename_for_suffix(old, record)
             self._journal.said(object_key)
+            self._journal.drop_delete(object_key)
             ino = record.ino
             self._tree.update(ino, size=content.size, mtime_ns=now, ctime_ns=now, blocks=None)
             # A mount's own unsent writes to this inode stay owed and come later; what is shown is a new revision.

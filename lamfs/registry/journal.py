@@ -3,9 +3,9 @@
 Every step on storage is written here, in the transaction that decides it, before it runs; a crash at any point leaves
 a row that the next mount (or the next command, when its process is gone) finishes.
 
-The rows are in two tables of two files. ``owed``, in the registry, has what needs storage alone and says which object
-it means: moves, and deletions with an ETag. Any machine may do that. ``journal``, in the work database (workdb.py), has
-what is this machine's: puts, saves, drops, aborts, and deletions of what it may have left half done. The view
+The rows are in two tables of two files. ``owed``, in the registry, has what needs storage alone: moves and deletions.
+They are written with the names and revisions that make them necessary, and any machine may do them. ``journal``, in the
+work database (workdb.py), has what is this machine's: puts, saves, drops and aborts, and held deletions. The view
 ``all_work`` is both.
 
 Operations:
@@ -347,16 +347,13 @@ class Journal:
 
         ``etag``: the object that is meant, so that another one stays that is there by then. None: whatever is there,
         as also where lamfs may have written since without an artifact's row saying so. That is this machine's to do:
-        nobody else knows what it may have left there. ``copy_of``: uid of the artifact whose object is about to be
-        copied there. ``uid``: of the artifact that had it.
+        nobody else knows what it may have left there, and intake.py leaves such a row out. ``copy_of``: uid of the
+        artifact whose object is about to be copied there. ``uid``: of the artifact that had it.
         """
         if self._db.one("SELECT 1 FROM claim WHERE object_key=?", (object_key,)) is not None:
             etag = None
         known = {"etag": etag, "copy_of": copy_of, "uid": uid}
         payload = {name: value for name, value in known.items() if value is not None}
-        if etag is None:
-            self._add("delete", "ready", object_key=object_key, payload=payload or None)
-            return
         self._db.execute(
             "INSERT INTO owed(op, object_key, created_at, owner, payload) VALUES('delete',?,?,?,?)",
             (object_key, now_ns(), self.owner, json.dumps(payload)),
@@ -633,9 +630,18 @@ class Journal:
         with self._db.transaction():
             dropped = [
                 self._db.execute(f"DELETE FROM {which} AND object_key=?", (object_key,)).rowcount
-                for which in ("journal WHERE op='delete' AND state<>'held'", "owed WHERE op='delete'")
+                for which in ("owed WHERE op='delete'", "journal WHERE op='delete' AND state<>'held'")
             ]
             return any(dropped)
+
+    def owes_any_delete(self, object_key: str) -> bool:
+        """Whether what is there, or was, is owed its deletion by whoever may do it now."""
+        return (
+            self._db.one(
+                "SELECT 1 FROM all_work WHERE op='delete' AND state='ready' AND object_key=? LIMIT 1", (object_key,)
+            )
+            is not None
+        )
 
     def names(self, object_key: str) -> bool:
         """Whether any row has to do with this object."""

@@ -4,9 +4,11 @@ A transaction over registry and work database is atomic in each file. SQLite com
 may set either of them back (workdb.py). Each half says enough to redo the other one:
 
 - The inode says which spool file of this machine has its bytes, and the journal has no put of it: it is owed again.
-- A put is of an inode that says something else: the registry decides. It was stored, or deleted, or is another file's
-  by now; or the registry is older than the put. The row goes, and its spool file is looked at as any that nothing owes
-  (ops/strays.py): bytes that storage has go, others become files of ``lost+found``.
+- A put is of an inode that says something else. Both files count these changes, so it is known which one is ahead. If
+  the registry is, its decision counts: what was put is stored, or deleted, or is another file's. If the work database
+  is, its put counts as long as there is the inode.
+
+A spool file that loses its row is looked at as any that nothing owes (ops/strays.py), unless the registry is ahead.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lamfs.keys import is_spool_name
+from lamfs.processes import of_another_boot
+from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
 
 log = logging.getLogger("lamfs.recover")
@@ -38,8 +42,9 @@ def pending(text: object) -> Pending | None:
 class Replay:
     """Brings the two halves of one Database together."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, changes: ChangeLog) -> None:
         self._db = db
+        self._changes = changes
 
     def of(self, ino: int) -> Pending | None:
         """Which machine has bytes of an inode that are not stored."""
@@ -47,26 +52,40 @@ class Replay:
         return None if row is None else pending(row[0])
 
     def is_needed(self) -> bool:
-        """Whether the two halves differ in what this machine has."""
-        return bool(self._unowed() or self._unsaid())
+        """Whether the two halves differ."""
+        return self._lead() != 0
 
-    def run(self, has_all: Callable[[int, str], bool], now: int) -> int:
-        """Make the journal follow the registry, in one transaction; how many rows it has changed.
+    def _lead(self) -> int:
+        """How many changes of puts the registry is ahead; negative: behind."""
+        row = self._db.one("SELECT (SELECT n FROM registry_count), (SELECT n FROM work_count)")
+        assert row is not None
+        return int(row[0]) - int(row[1])
 
-        ``has_all(ino, src)``: whether a spool file is there, and has all bytes of its file. ``now``: ns since the
-        epoch. Inside of the transaction nobody is between two commits: what is apart then was left by a crash.
+    def run(self, may_lack: Callable[[str], bool], now: int) -> int:
+        """Make the two halves agree, in one transaction; how many rows have changed.
+
+        ``may_lack(src)``: whether a spool file is there that may have only some blocks of its file. ``now``: ns since
+        the epoch. Inside of the transaction nobody is between two commits: what is apart then was left by a crash.
         """
         count = 0
         with self._db.transaction():
-            for row, ino, src in self._unsaid():
+            lead = self._lead()
+            if not lead:
+                return 0
+            for row, ino, src, uid, owner in self._unsaid():
                 count += 1
-                self._follow(row, ino, src)
+                self._agree(row, ino, src, uid, registry_first=lead > 0, killed=not of_another_boot(owner))
             for ino, src, uid, stored in self._unowed():
                 count += 1
-                if stored and not has_all(ino, src):
-                    # It was stored once more, or lacks what nobody knows of: the file is as it was stored.
-                    self._db.execute("UPDATE inode SET pending=NULL WHERE ino=?", (ino,))
-                    log.warning("the spool file %s of inode %d is not what is missing there", src, ino)
+                if stored and may_lack(src):
+                    # Which blocks it has, nobody knows any more: the file is as it was stored.
+                    self._db.execute(
+                        "UPDATE inode SET pending=NULL, blocks=NULL, revision=revision+1, size=(SELECT r.size"
+                        " FROM artifact a JOIN revision r ON r.id=a.revision_id WHERE a.ino=inode.ino) WHERE ino=?",
+                        (ino,),
+                    )
+                    self._changes.content(ino)
+                    log.warning("of the spool file %s of inode %d nobody knows which blocks it has", src, ino)
                     continue
                 self._db.execute("DELETE FROM spent WHERE src=?", (src,))
                 self._db.execute(
@@ -74,38 +93,64 @@ class Replay:
                     (ino, uid, src, now),
                 )
                 log.warning("the spool file %s of inode %d is owed again", src, ino)
+            self._db.execute("UPDATE work_count SET n=max(n, (SELECT n FROM registry_count))")
+            self._db.execute("UPDATE registry_count SET n=(SELECT n FROM work_count)")
         return count
 
-    def _follow(self, row: int, ino: int | None, src: str | None) -> None:
-        """A put whose inode does not say so: it is of the inode that does, or of none."""
-        found = self._db.one(
-            "SELECT ino, pending FROM inode WHERE pending IS NOT NULL AND substr(pending, 1, ?)=? LIMIT 1",
-            (len(self._mine) + len(src or ""), f"{self._mine}{src or ''}"),
-        )
-        said = None if found is None or src is None else pending(found[1])
-        if found is not None and said is not None and said.src == src:
-            self._db.execute("UPDATE journal SET ino=NULL WHERE op='put' AND ino=? AND id<>?", (found[0], row))
-            self._db.execute("UPDATE journal SET ino=?, uid=? WHERE id=?", (found[0], said.uid, row))
-            log.warning("the spool file %s is of inode %d, not of %s", src, found[0], ino)
+    def _agree(self, row: int, ino: int | None, src: str, uid: str, *, registry_first: bool, killed: bool) -> None:
+        """A put whose inode says something else. ``killed``: its process was, and the machine went on: then of the
+        registry's last transaction the other half is missing, and no more."""
+        other = self._inode_of(src)
+        if other is not None and registry_first:
+            self._db.execute("UPDATE journal SET ino=NULL WHERE op='put' AND ino=? AND id<>?", (other[0], row))
+            self._db.execute("UPDATE journal SET ino=?, uid=? WHERE id=?", (other[0], other[1].uid, row))
+            log.warning("the spool file %s is of inode %d, not of %s", src, other[0], ino)
             return
-        stored = self._db.one(
-            "SELECT 1 FROM journal j JOIN revision r ON r.object_key=j.object_key JOIN artifact a ON a.revision_id=r.id"
-            " WHERE j.id=? AND a.ino=j.ino AND a.key_is_virtual",
+        there = None if ino is None else self._db.one("SELECT pending FROM inode WHERE ino=?", (ino,))
+        said = None if there is None else pending(there[0])
+        if said is not None and said.machine == self._db.machine and (killed or not registry_first):
+            # It was about to go on in another spool file: nothing of that was acknowledged.
+            if killed:
+                self._db.execute("INSERT OR IGNORE INTO spent VALUES(?)", (said.src,))
+            self._db.execute("UPDATE journal SET ino=ino WHERE id=?", (row,))  # the inode follows
+            log.warning("inode %s goes on in the spool file %s, and not in %s", ino, src, said.src)
+            return
+        if there is not None and not registry_first:
+            self._db.execute("UPDATE journal SET ino=ino WHERE id=?", (row,))
+            log.warning("inode %s has bytes in the spool file %s", ino, src)
+            return
+        # What a try of it may have left in storage goes, as when a put is struck off.
+        self._db.execute(
+            "INSERT INTO owed(op, object_key, created_at)"
+            " SELECT 'delete', object_key, created_at FROM journal j WHERE id=? AND object_key IS NOT NULL"
+            " AND payload->>'$.doubted' IS NULL"
+            " AND NOT EXISTS (SELECT 1 FROM revision r WHERE r.object_key=j.object_key)",
             (row,),
         )
         self._db.execute("DELETE FROM journal WHERE id=?", (row,))
-        if stored is None:
+        if not (registry_first and killed):
             self._db.execute("DELETE FROM spent WHERE src=?", (src,))
-        log.warning("the spool file %s is owed no more: %s", src, "it is stored" if stored else "its file is not known")
+        log.warning("the spool file %s of inode %s is owed no more", src, ino)
+
+    def _inode_of(self, src: str) -> tuple[int, Pending] | None:
+        """The inode that says its bytes are in a spool file of this machine."""
+        mine = f"{self._mine}{src}:"
+        row = self._db.one(
+            "SELECT ino, pending FROM inode WHERE pending IS NOT NULL AND substr(pending, 1, ?)=? LIMIT 1",
+            (len(mine), mine),
+        )
+        said = None if row is None else pending(row[1])
+        return None if row is None or said is None else (int(row[0]), said)
 
     @property
     def _mine(self) -> str:
         return f"{self._db.machine}:"
 
-    def _unsaid(self) -> list[tuple[int, int | None, str | None]]:
-        """Puts whose inode is not waiting for them: row, inode, spool file."""
+    def _unsaid(self) -> list[tuple[int, int | None, str, str, str | None]]:
+        """Puts whose inode is not waiting for them: row, inode, spool file, uid and owner."""
         return self._db.all(
-            "SELECT j.id, j.ino, j.src FROM journal j LEFT JOIN inode i ON i.ino=j.ino"
+            "SELECT j.id, j.ino, coalesce(j.src, ''), coalesce(j.uid, ''), j.owner"
+            " FROM journal j LEFT JOIN inode i ON i.ino=j.ino"
             " WHERE j.op='put' AND i.pending IS NOT (? || j.src || ':' || coalesce(j.uid, '')) ORDER BY j.id",
             (self._mine,),
         )

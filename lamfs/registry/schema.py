@@ -297,6 +297,8 @@ _OWED = (
     " SELECT op, uid, object_key, attempts, error, next_at, created_at, owner, payload FROM journal"
     f" WHERE coalesce({IS_OWED}, 0) ORDER BY id",
     *(f"DROP TABLE {name}" for name in ("upload", "part", "overlay", "seal", "spent", "unsaid", "journal")),
+    "CREATE TABLE registry_count(n INTEGER NOT NULL)",
+    "INSERT INTO registry_count VALUES(0)",
     "ALTER TABLE inode ADD COLUMN pending TEXT",
     "CREATE INDEX inode_pending ON inode(ino) WHERE pending IS NOT NULL",
 )
@@ -306,7 +308,7 @@ _OWED = (
 def work_split(db: Database) -> None:
     """Version 14: the work of one machine has left (workdb.split has copied it before). What is owed and any machine
     may do stays, and each inode says which machine has its bytes while they are not stored: ``pending``,
-    ``machine:spool file:artifact uid``."""
+    ``machine:spool file:artifact uid``. ``registry_count``: how often that has changed."""
     for statement in _OWED:
         db.execute(statement)
 

@@ -43,6 +43,9 @@ _MACHINE = re.compile("[0-9a-z-]{12}")
 
 _TABLES = (
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    # As the registry's registry_count: which of the two is ahead.
+    "CREATE TABLE work_count(n INTEGER NOT NULL)",
+    "INSERT INTO work_count VALUES(0)",
     """CREATE TABLE journal(
         id INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT NOT NULL, state TEXT NOT NULL, ino INTEGER, uid TEXT,
         object_key TEXT, src TEXT, gen INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, error TEXT,
@@ -103,16 +106,22 @@ _HERE = (
         UNION ALL
         SELECT id, op, 'ready', NULL, uid, object_key, NULL, 0, attempts, error, next_at, created_at, owner, payload
             FROM main.owed""",
-    # Which machine has the bytes of an inode, and where: what Pending reads.
+    # Which machine has the bytes of an inode, and where (replay.Pending). Both files count these changes.
     """CREATE TEMP TRIGGER pending_new AFTER INSERT ON work.journal WHEN new.op='put' BEGIN
         UPDATE inode SET pending='{0}:'||new.src||':'||coalesce(new.uid, '') WHERE ino=new.ino;
+        UPDATE registry_count SET n=n+1;
+        UPDATE work_count SET n=n+1;
     END""",
     """CREATE TEMP TRIGGER pending_changed AFTER UPDATE OF op, ino, uid, src ON work.journal WHEN old.op='put' BEGIN
         UPDATE inode SET pending=NULL WHERE ino=old.ino AND (new.op<>'put' OR new.ino IS NOT old.ino);
         UPDATE inode SET pending='{0}:'||new.src||':'||coalesce(new.uid, '') WHERE new.op='put' AND ino=new.ino;
+        UPDATE registry_count SET n=n+1;
+        UPDATE work_count SET n=n+1;
     END""",
     """CREATE TEMP TRIGGER pending_done AFTER DELETE ON work.journal WHEN old.op='put' BEGIN
         UPDATE inode SET pending=NULL WHERE ino=old.ino;
+        UPDATE registry_count SET n=n+1;
+        UPDATE work_count SET n=n+1;
     END""",
 )
 
@@ -127,8 +136,8 @@ _MOVED = (
     ("upload", "upload", "journal_id, object_key, upload_id, completed"),
     ("part", "part", "journal_id, number, offset, length, blocks, etag"),
 )  # fmt: skip
-IS_OWED = "(op='move' OR op='delete' AND state='ready' AND json_type(payload, '$.etag')='text')"
-"""Of a journal row, as SQL: it needs storage alone, and says which object it means. So any machine may do it."""
+IS_OWED = "(op='move' OR op='delete' AND state='ready')"
+"""Of a journal row, as SQL: it needs storage alone."""
 
 
 # -- files ----------------------------------------------------------------------------------------------------------

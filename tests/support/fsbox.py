@@ -411,6 +411,7 @@ class Box:
         self.steps: list[str] = []
         self.crash_at = 0
         self.mounted, self.gone = True, False
+        self._rewind: dict[str, bytes] | None = None
         self.clock = trio.testing.MockClock(autojump_threshold=0)
         """Time passes when nobody can run, in one life after the other."""
         self.boot = (process_id() or "").split(":")[0]
@@ -446,26 +447,55 @@ class Box:
             outermost = not db.conn.in_transaction
             if outermost:
                 self.live()
+                before = self._files()
             with transaction() as conn:
                 yield conn
             if outermost:
-                self.step("commit")
+                self._committed(before)
 
         def run(sql: str, params: Any = ()) -> Any:
             alone = not db.conn.in_transaction and not sql.lstrip().startswith(("SELECT", "PRAGMA"))
             if alone:
                 self.live()
+                before = self._files()
             cursor = execute(sql, params)
             if alone:
                 if "RETURNING" in sql:
                     # The row is given out after the commit, which comes when the statement ends.
                     cursor = _Rows(cursor.fetchall())
-                self.step("commit")
+                self._committed(before)
             return cursor
 
         db.transaction = stepped  # type: ignore[method-assign]
         db.execute = run  # type: ignore[method-assign,assignment]
         return registry
+
+    def _files(self) -> tuple[list[tuple[int, int]], dict[str, bytes] | None]:
+        """Of registry and work database, before something is committed: how their logs are; and, when the next step is
+        the last, the work database itself."""
+        logs = [self.base / f"{name}-wal" for name in ("registry.lndb", "work.db")]
+        sizes = [(log.stat().st_size, log.stat().st_mtime_ns) if log.exists() else (0, 0) for log in logs]
+        if len(self.steps) + 1 != self.crash_at:
+            return sizes, None
+        kept = [path for path in self.base.glob("work.db*") if path.name != "work.db-shm"]
+        return sizes, {path.name: path.read_bytes() for path in kept}
+
+    def _committed(self, before: tuple[list[tuple[int, int]], dict[str, bytes] | None]) -> None:
+        """A transaction over both files is two commits: the registry's is the first."""
+        if all(now != was for now, was in zip(self._files()[0], before[0], strict=True)):
+            self._rewind = before[1]
+            self.step("between the commits")
+            self._rewind = None
+        self.step("commit")
+
+    def _crashed(self) -> None:
+        """After a crash between two commits the second has not happened."""
+        if self._rewind is not None:
+            for path in self.base.glob("work.db*"):
+                path.unlink()
+            for name, data in self._rewind.items():
+                (self.base / name).write_bytes(data)
+            self._rewind = None
 
     @contextlib.asynccontextmanager
     async def living(self) -> Any:
@@ -503,6 +533,7 @@ class Box:
                     state.drop_spool()
             index.close()
             registry.close()
+            self._crashed()
             spool.close()
 
     def _instance(self, registry: Registry, store: Any) -> Any:
@@ -525,6 +556,7 @@ class Box:
         finally:
             self.crash_at, self.gone, self.mounted = 0, False, True
             registry.close()
+            self._crashed()
         return False
 
     def finish_alone(self, *, crash_at: int = 0) -> bool:

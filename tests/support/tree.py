@@ -46,7 +46,7 @@ def check_tree(registry: Registry) -> list[str]:
         found.append(f"artifact {uid} has no revision")
     for (key,) in db.all("SELECT object_key FROM revision WHERE id NOT IN (SELECT revision_id FROM artifact)"):
         found.append(f"the revision in {key} is no artifact's")
-    owed = {row[0] for row in db.all("SELECT ino FROM journal WHERE op='put'")}
+    owed = {row[0] for row in db.all("SELECT ino FROM inode WHERE pending IS NOT NULL")}
     for ino, (mode, nlink) in inodes.items():
         count = len(names.get(ino, []))
         if stat.S_ISDIR(mode):
@@ -87,6 +87,6 @@ def check_tree(registry: Registry) -> list[str]:
         for row in db.all(f"SELECT DISTINCT ino FROM {table}"):
             if row[0] not in inodes:
                 found.append(f"{table} of inode {row[0]}, which is gone")
-    for row in db.all("SELECT uid FROM journal WHERE op='move' AND uid NOT IN (SELECT uid FROM artifact)"):
+    for row in db.all("SELECT uid FROM owed WHERE op='move' AND uid NOT IN (SELECT uid FROM artifact)"):
         found.append(f"a move is owed for artifact {row[0]}, which is gone")
     return found

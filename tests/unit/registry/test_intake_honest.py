@@ -159,13 +159,11 @@ class Life:
 def rows_of(registry: Registry, table: str, unstored: str) -> list[tuple[Any, ...]]:
     """What of a table has to come over. The bytes of what is still to be stored are on the other machine."""
     where = {
-        # Of a delete nobody can tell any more which object it meant, unless it says so.
-        "journal": "op NOT IN ('put', 'save', 'drop') AND (op<>'delete' OR json_type(payload, '$.etag')='text')",
         "meta": f"key GLOB '{RETAINED}*'",
     }.get(table, "1")
     names = ", ".join(
         f"CASE WHEN ino IN ({unstored}) THEN 0 ELSE {name} END"
-        if table == "inode" and name in ("size", "revision", "blocks")
+        if table == "inode" and name in ("size", "revision", "blocks", "pending")
         else name
         for name in TABLES.get(table, ("key", "value"))
     )
@@ -192,7 +190,7 @@ def test_nothing_of_an_honest_registry_is_lost(tmp_path: Path, seed: int) -> Non
         stack.callback(fresh.close)
         puts = [row[0] for row in registry.db.all("SELECT ino FROM journal WHERE op='put'")]
         unstored = ", ".join(map(str, puts))
-        for table in (*TABLES, "meta"):
+        for table in (*TABLES.keys() - {"journal"}, "meta"):
             assert rows_of(fresh, table, unstored) == rows_of(registry, table, unstored), table
         files = {f"file {ino} is no artifact and none is owed" for ino in puts}
         assert set(check_tree(fresh)) - files == set(check_tree(registry))

@@ -31,7 +31,8 @@ def backlog(registry: Registry) -> Iterator[str]:
             [(1000 + number, f"uid{number}", f"src{number}", owner) for number in range(BACKLOG)],
         )
     yield owner
-    registry.db.execute("DELETE FROM journal")
+    for table in ("journal", "owed"):
+        registry.db.execute(f"DELETE FROM {table}")
 
 
 def test_what_is_owed_is_found_by_owner_and_operation(registry: Registry, backlog: str) -> None:

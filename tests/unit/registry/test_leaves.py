@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from pathlib import Path
 
 from lamfs.hashing import hash_block, hash_leaves, zero_leaves
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, ArtifactRecord, ContentHash, Revision
-from lamfs.registry import Provenance, Registry
+from lamfs.registry import Provenance, Registry, schema
 from tests.unit.registry.conftest import Hands, content_of
 
 ONE, TWO, THREE = (os.urandom(2 * LEAF_SIZE) for _ in range(3))
@@ -90,17 +92,19 @@ def test_a_save_stores_them(registry: Registry) -> None:
 
 def test_a_registry_of_the_version_before(tmp_path: Path) -> None:
     path = tmp_path / "old.lndb"
-    registry = Registry(path, create=True)
-    registry.people.ensure_storage("s3://bucket/prefix", "s3")
-    hands = Hands(registry)
-    hands.save("a", b"abc")
-    registry.db.execute("DROP TABLE leaf")
-    registry.db.execute("DELETE FROM _sqlite_migrations WHERE name='leaves'")
-    registry.db.set_meta("schema_version", 2)
-    registry.close()
+    content = content_of(b"abc")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        schema.apply(conn, 2)
+        conn.execute("INSERT INTO meta VALUES('schema_version', 2)")
+        conn.execute("INSERT INTO storage VALUES(1, 'abcdefghijkl', ?, 's3://b', 's3', NULL, 1)", ("a" * 32,))
+        conn.execute(
+            "INSERT INTO artifact(uid, storage_id, key, suffix, size, hash, hash_type, blocks, object_key, etag, ino,"
+            " created_at, updated_at) VALUES(?,1,'a','',3,?,?,?,'.lamindb/y','e',3,1,1)",
+            ("u" * 20, content.hash, content.hash_type, content.blocks),
+        )
     registry = Registry(path)
     record = registry.artifacts.by_key("a")
     assert record is not None
-    assert record.revision.content == content_of(b"abc")
+    assert record.revision.content == content
     assert known(registry, record) == [None]
     registry.close()
