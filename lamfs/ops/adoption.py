@@ -82,11 +82,14 @@ def adopt_puts(registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: 
 def replay(registry: Registry, store: ObjectStore, spool: SpoolFolder) -> None:
     """Bring together what a crash between the commits of registry and work database has left apart."""
 
+    def size(src: str) -> int | None:
+        return spool.stat(src).st_size if spool.exists(src) else None
+
     def may_lack(src: str) -> bool:
-        return spool.exists(src) and strays.may_be_partial(registry, store, spool, src)
+        return strays.may_be_partial(registry, store, spool, src)
 
     if registry.replay.is_needed():
-        registry.replay.run(may_lack, now_ns())
+        registry.replay.run(size, may_lack, now_ns())
 
 
 def _is_there(registry: Registry, spool: SpoolFolder, entry: Put) -> bool:

@@ -332,9 +332,8 @@ def sync_log(path: Path) -> None:
     Logging"). SQLite keeps its POSIX locks on other files, so closing this descriptor drops none of them.
     Raises RegistryError.
     """
-    # This machine's work first: what of the two is durable is then never a registry that knows of less.
-    work = workdb.work_path(path)
-    for each in (work, path) if work.exists() else (path,):
+    # In the order in which SQLite commits: what a power cut leaves is a registry that knows more (replay.py).
+    for each in filter(Path.exists, (path, workdb.work_path(path))):
         try:
             _sync_log(each)
         except OSError as error:

@@ -22,6 +22,9 @@ from lamfs.processes import of_another_boot
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
 
+NOBODY = "replayed:0:0"
+"""Owner of a put that is owed again: a process that is gone, and perhaps ran before the machine went down."""
+
 log = logging.getLogger("lamfs.recover")
 
 
@@ -61,23 +64,24 @@ class Replay:
         assert row is not None
         return int(row[0]) - int(row[1])
 
-    def run(self, may_lack: Callable[[str], bool], now: int) -> int:
+    def run(self, size: Callable[[str], int | None], may_lack: Callable[[str], bool], now: int) -> int:
         """Make the two halves agree, in one transaction; how many rows have changed.
 
-        ``may_lack(src)``: whether a spool file is there that may have only some blocks of its file. ``now``: ns since
-        the epoch. Inside of the transaction nobody is between two commits: what is apart then was left by a crash.
+        ``size(src)``: bytes of a spool file; None: it is not there. ``may_lack(src)``: whether it may have only some
+        blocks of its file. ``now``: ns since the epoch. Inside of the transaction nobody is between two commits: what
+        is apart then was left by a crash.
         """
         count = 0
         with self._db.transaction():
             lead = self._lead()
             if not lead:
                 return 0
-            for row, ino, src, uid, owner in self._unsaid():
+            for row, ino, src, owner in self._unsaid():
                 count += 1
-                self._agree(row, ino, src, uid, registry_first=lead > 0, killed=not of_another_boot(owner))
+                self._agree(row, ino, src, size, registry_first=lead > 0, killed=not of_another_boot(owner))
             for ino, src, uid, stored in self._unowed():
                 count += 1
-                if stored and may_lack(src):
+                if stored and size(src) and may_lack(src):
                     # Which blocks it has, nobody knows any more: the file is as it was stored.
                     self._db.execute(
                         "UPDATE inode SET pending=NULL, blocks=NULL, revision=revision+1, size=(SELECT r.size"
@@ -89,15 +93,24 @@ class Replay:
                     continue
                 self._db.execute("DELETE FROM spent WHERE src=?", (src,))
                 self._db.execute(
-                    "INSERT INTO journal(op, state, ino, uid, src, created_at) VALUES('put','open',?,?,?,?)",
-                    (ino, uid, src, now),
+                    "INSERT INTO journal(op, state, ino, uid, src, created_at, owner) VALUES('put','open',?,?,?,?,?)",
+                    (ino, uid, src, now, NOBODY),
                 )
                 log.warning("the spool file %s of inode %d is owed again", src, ino)
             self._db.execute("UPDATE work_count SET n=max(n, (SELECT n FROM registry_count))")
             self._db.execute("UPDATE registry_count SET n=(SELECT n FROM work_count)")
         return count
 
-    def _agree(self, row: int, ino: int | None, src: str, uid: str, *, registry_first: bool, killed: bool) -> None:
+    def _agree(
+        self,
+        row: int,
+        ino: int | None,
+        src: str,
+        size: Callable[[str], int | None],
+        *,
+        registry_first: bool,
+        killed: bool,
+    ) -> None:
         """A put whose inode says something else. ``killed``: its process was, and the machine went on: then of the
         registry's last transaction the other half is missing, and no more."""
         other = self._inode_of(src)
@@ -108,8 +121,13 @@ class Replay:
             return
         there = None if ino is None else self._db.one("SELECT pending FROM inode WHERE ino=?", (ino,))
         said = None if there is None else pending(there[0])
-        if said is not None and said.machine == self._db.machine and (killed or not registry_first):
-            # It was about to go on in another spool file: nothing of that was acknowledged.
+        if said is not None and said.machine == self._db.machine:
+            # It was about to go on in another spool file. Nothing of that was acknowledged, if the process was killed.
+            if registry_first and not killed and (size(said.src) or 0) >= (size(src) or 0):
+                self._db.execute("UPDATE journal SET src=?, state='open' WHERE id=?", (said.src, row))
+                self._db.execute("DELETE FROM spent WHERE src IN (?, ?)", (src, said.src))
+                log.warning("inode %s goes on in the spool file %s, and not in %s", ino, said.src, src)
+                return
             if killed:
                 self._db.execute("INSERT OR IGNORE INTO spent VALUES(?)", (said.src,))
             self._db.execute("UPDATE journal SET ino=ino WHERE id=?", (row,))  # the inode follows
@@ -128,6 +146,8 @@ class Replay:
             (row,),
         )
         self._db.execute("DELETE FROM journal WHERE id=?", (row,))
+        if there is not None:
+            self._db.execute("UPDATE inode SET pending=? WHERE ino=?", (there[0], ino))  # perhaps another machine's
         if not (registry_first and killed):
             self._db.execute("DELETE FROM spent WHERE src=?", (src,))
         log.warning("the spool file %s of inode %s is owed no more", src, ino)
@@ -146,10 +166,10 @@ class Replay:
     def _mine(self) -> str:
         return f"{self._db.machine}:"
 
-    def _unsaid(self) -> list[tuple[int, int | None, str, str, str | None]]:
-        """Puts whose inode is not waiting for them: row, inode, spool file, uid and owner."""
+    def _unsaid(self) -> list[tuple[int, int | None, str, str | None]]:
+        """Puts whose inode is not waiting for them: row, inode, spool file and owner."""
         return self._db.all(
-            "SELECT j.id, j.ino, coalesce(j.src, ''), coalesce(j.uid, ''), j.owner"
+            "SELECT j.id, j.ino, coalesce(j.src, ''), j.owner"
             " FROM journal j LEFT JOIN inode i ON i.ino=j.ino"
             " WHERE j.op='put' AND i.pending IS NOT (? || j.src || ':' || coalesce(j.uid, '')) ORDER BY j.id",
             (self._mine,),

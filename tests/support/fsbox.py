@@ -411,7 +411,7 @@ class Box:
         self.steps: list[str] = []
         self.crash_at = 0
         self.mounted, self.gone = True, False
-        self._rewind: dict[str, bytes] | None = None
+        self.rewind: dict[str, bytes] | None = None
         self.clock = trio.testing.MockClock(autojump_threshold=0)
         """Time passes when nobody can run, in one life after the other."""
         self.boot = (process_id() or "").split(":")[0]
@@ -483,19 +483,19 @@ class Box:
     def _committed(self, before: tuple[list[tuple[int, int]], dict[str, bytes] | None]) -> None:
         """A transaction over both files is two commits: the registry's is the first."""
         if all(now != was for now, was in zip(self._files()[0], before[0], strict=True)):
-            self._rewind = before[1]
+            self.rewind = before[1]
             self.step("between the commits")
-            self._rewind = None
+            self.rewind = None
         self.step("commit")
 
     def _crashed(self) -> None:
         """After a crash between two commits the second has not happened."""
-        if self._rewind is not None:
+        if self.rewind is not None:
             for path in self.base.glob("work.db*"):
                 path.unlink()
-            for name, data in self._rewind.items():
+            for name, data in self.rewind.items():
                 (self.base / name).write_bytes(data)
-            self._rewind = None
+            self.rewind = None
 
     @contextlib.asynccontextmanager
     async def living(self) -> Any:
