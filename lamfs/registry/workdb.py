@@ -203,8 +203,8 @@ def _is_attached(conn: sqlite3.Connection, path: Path) -> bool:
     """Attach the file at ``path``, with its tables; False when it is damaged, and nothing is attached."""
     if not path.exists():
         _make(path)
-    conn.execute("ATTACH ? AS work", (f"file:{quote(os.fsencode(path))}?mode=rw",))
     try:
+        conn.execute("ATTACH ? AS work", (f"file:{quote(os.fsencode(path))}?mode=rw",))
         version = int(conn.execute("PRAGMA work.user_version").fetchone()[0])
         if not version:  # another process makes it just now, or it is empty
             conn.execute("DETACH work")

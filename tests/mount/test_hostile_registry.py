@@ -24,9 +24,8 @@ import pytest
 
 from lamfs import hashing
 from lamfs.keys import spool_name
-from lamfs.model import ContentHash, StorageConfig, instance_id
+from lamfs.model import StorageConfig, instance_id
 from lamfs.registry.artifacts import NOW
-from lamfs.registry.partial_spools import base_id
 from tests.support import crafted
 from tests.support.confined import MARKER, MEMORY_MIB, SECONDS, Ended, Machine
 from tests.support.crafted import KEPT, REGISTRY, SLUG, VICTIMS, Good
@@ -104,10 +103,16 @@ def ino_of(conn: sqlite3.Connection, key: str) -> int:
 
 
 def wants_the_home(conn: sqlite3.Connection, machine: Machine) -> None:
-    """Rows that tell to store, to show, to write over and to remove files of the home."""
+    """Rows that tell to store, to show, to write over and to remove files of the home. The journal is not in the
+    registry, but somebody may put one there, and say which spool files have the bytes of inodes."""
     home = machine.home
     spool = spool_of(SLUG, StorageConfig(str(store_of(machine))), machine.data_dir)
     key = f"{home}/.ssh/id_rsa"
+    conn.execute(
+        "CREATE TABLE journal(id INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT, state TEXT, ino INTEGER, uid TEXT,"
+        " object_key TEXT, src TEXT, gen INTEGER DEFAULT 0, attempts INTEGER DEFAULT 0, error TEXT,"
+        " next_at INTEGER DEFAULT 0, created_at INTEGER, owner TEXT, payload TEXT DEFAULT '{}')"
+    )
     for turn, (name, src, state) in enumerate(
         (
             (VICTIM[0], key, "ready"),
@@ -115,6 +120,8 @@ def wants_the_home(conn: sqlite3.Connection, machine: Machine) -> None:
             (VICTIM[2], key, "open"),
             (VICTIM[3], f"{home}/new", "ready"),
             (VICTIM[4], f"{spool_name(9)}/../../../../../../../../../../..{key}", "ready"),
+            (VICTIM[6], f"{home}/.bashrc", "ready"),
+            (VICTIM[7], f"{home}/Documents/letter.txt", "ready"),
         )
     ):
         ino = ino_of(conn, name)
@@ -123,26 +130,18 @@ def wants_the_home(conn: sqlite3.Connection, machine: Machine) -> None:
             "INSERT INTO journal(op, state, ino, src, owner, created_at) VALUES('put', ?, ?, ?, ?, 1)",
             (state, ino, src, owner),
         )
-        conn.execute("UPDATE inode SET size=? WHERE ino=?", (os.path.getsize(key), ino))
-    # What a file of the tree has, with a file of the home laid over it: writing goes there.
-    for name, src in ((VICTIM[6], f"{home}/.bashrc"), (VICTIM[7], f"{home}/Documents/letter.txt")):
-        (blocks,) = conn.execute(f"SELECT blocks FROM {NOW} WHERE key=?", (name,)).fetchone()
-        content = ContentHash(len(VICTIMS[name]), "", "", blocks)
-        payload = json.dumps({"base": base_id(content)})
         conn.execute(
-            "INSERT INTO journal(op, state, ino, src, owner, created_at, payload)"
-            " VALUES('put', 'ready', ?, ?, ?, 1, ?)",
-            (ino_of(conn, name), src, GONE, payload),
+            "UPDATE inode SET size=?, pending=? WHERE ino=?",
+            (os.path.getsize(key), f"{'0' * 12}:{src}:{'u' * 20}", ino),
         )
-        conn.execute("INSERT OR REPLACE INTO overlay(src, block) VALUES(?, 7)", (src,))
     for object_key in (key, "../home/.ssh/id_rsa", "x/../../home/.bashrc"):
-        for op in ("delete", "abort"):
+        for payload in ("{}", '{"etag": "e"}'):
             conn.execute(
-                "INSERT INTO journal(op, state, object_key, owner, created_at) VALUES(?, 'ready', ?, ?, 1)",
-                (op, object_key, GONE),
+                "INSERT INTO owed(op, object_key, owner, created_at, payload) VALUES('delete', ?, ?, 1, ?)",
+                (object_key, GONE, payload),
             )
-    row = f"INSERT INTO journal(op, state, ino, src, created_at) SELECT 'put', 'ready', ino, '{key}', 1 FROM inode"
-    conn.execute(f"CREATE TRIGGER back AFTER DELETE ON journal BEGIN {row} WHERE ino=OLD.ino; END")
+    row = f"INSERT INTO owed(op, object_key, created_at) SELECT 'delete', '{key}', 1 FROM inode"
+    conn.execute(f"CREATE TRIGGER back AFTER DELETE ON owed BEGIN {row} WHERE ino=1; END")
     conn.execute(f"CREATE TRIGGER again AFTER UPDATE ON inode BEGIN {row} WHERE ino=NEW.ino; END")
 
 
@@ -246,10 +245,10 @@ def takes_links(conn: sqlite3.Connection, machine: Machine) -> None:
     conn.execute("UPDATE dentry SET parent=9000, name='authorized_keys' WHERE ino=?", (ino,))
     conn.execute("UPDATE artifact SET key='keys/authorized_keys', key_is_virtual=0, suffix='' WHERE ino=?", (ino,))
     (uid,) = conn.execute("SELECT uid FROM artifact WHERE ino=?", (ino,)).fetchone()
-    conn.execute("INSERT INTO journal(op, state, uid, owner, created_at) VALUES('move', 'ready', ?, ?, 1)", (uid, GONE))
+    conn.execute("INSERT INTO owed(op, uid, owner, created_at) VALUES('move', ?, ?, 1)", (uid, GONE))
     conn.execute(
-        "INSERT INTO journal(op, state, object_key, owner, created_at) VALUES('delete', 'ready', 'keys/id_rsa', ?, 1)",
-        (GONE,),
+        "INSERT INTO owed(op, object_key, owner, created_at, payload) VALUES('delete', 'keys/id_rsa', ?, 1, ?)",
+        (GONE, '{"etag": "e"}'),
     )
 
 

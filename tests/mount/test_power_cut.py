@@ -102,7 +102,8 @@ def test_what_fsync_acknowledged_survives_a_power_cut(on_disk: tuple[MountedInst
             edited.close()
     disk.lose_power(copy)
     with instance.registry() as registry:  # the machine was started again
-        registry.db.execute("UPDATE journal SET owner='another boot' || substr(owner, instr(owner, ':'))")
+        for table in ("journal", "owed"):
+            registry.db.execute(f"UPDATE {table} SET owner='another boot' || substr(owner, instr(owner, ':'))")
     shutil.rmtree(instance.cache_dir, ignore_errors=True)
     instance.mount()
     found = {path.name: path.read_bytes() for path in instance.path.iterdir()}

@@ -24,7 +24,7 @@ from lamfs.errors import (
 from lamfs.model import StorageConfig, instance_id
 from lamfs.ops import artifacts, fsck, recover, setup, snapshot, working_copy
 from lamfs.ops.instance import Instance
-from lamfs.registry import Lost
+from lamfs.registry import Lost, schema, workdb
 from lamfs.spool import SpoolFolder
 from lamfs.storage.local import LocalStore
 from lamfs.work import steps
@@ -615,12 +615,24 @@ def test_an_older_working_copy_says_its_root_with_the_first_change(tmp_path: Pat
     root = tmp_path / "store"
     settings = setup.init(str(root), "default")
     save("ada/default", tmp_path, "a.txt", "ours")
-    with contextlib.closing(sqlite3.connect(settings.registry_path)) as conn:
-        conn.execute("UPDATE storage SET root='/elsewhere'")
-        conn.execute("DELETE FROM meta WHERE key IN ('root', 'uid')")
-        conn.execute("UPDATE meta SET value=10 WHERE key='schema_version'")
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name='identity'")
-        conn.commit()
+    now = settings.registry_path.rename(tmp_path / "now.lndb")
+    workdb.remove(settings.registry_path)
+    with contextlib.closing(sqlite3.connect(settings.registry_path, isolation_level=None)) as conn:
+        schema.apply(conn, 10)
+        conn.execute("ATTACH ? AS now", (str(now),))
+        content = {"size", "hash", "hash_type", "blocks", "object_key", "etag", "head"}
+        for table in ("user", "storage", "inode", "dentry", "artifact"):
+            names = [row[1] for row in conn.execute(f"PRAGMA main.table_info({table})")]
+            if table == "artifact":
+                chosen = [f"{'r' if name in content else 'a'}.{name}" for name in names]
+                source = "now.artifact a JOIN now.revision r ON r.id=a.revision_id"
+            else:
+                chosen, source = names, f"now.{table}"
+            conn.execute(f"INSERT OR REPLACE INTO main.{table} SELECT {', '.join(chosen)} FROM {source}")
+        conn.execute("INSERT INTO main.sqlite_sequence SELECT * FROM now.sqlite_sequence WHERE name='change'")
+        conn.execute("INSERT INTO main.meta SELECT key, value FROM now.meta WHERE key='slug'")
+        conn.execute("INSERT INTO main.meta VALUES('schema_version', 10)")
+        conn.execute("UPDATE main.storage SET root='/elsewhere'")
     save("ada/default", tmp_path, "b.txt", "more")
     assert keys("ada/default") == ["a.txt", "b.txt"]
     with Instance.open("ada/default") as opened:

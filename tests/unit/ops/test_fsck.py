@@ -452,7 +452,7 @@ def test_what_is_said_of_work_that_was_left_can_be_done(
 ) -> None:
     """By the mount that lives, by the next mount, or not before the machine that has the lock lets it go."""
     instance.registry.journal.add_move(record.uid)
-    instance.registry.db.execute("UPDATE journal SET owner='x:1:1'")
+    instance.registry.db.execute("UPDATE owed SET owner='x:1:1'")
     left = f"journal: the move of {record.uid} was left "
     assert fsck.check(instance).problems == [f"{left}by a process that is gone; mount, or 'lamfs fsck --repair'"]
     instance.release_lease()
@@ -469,5 +469,9 @@ def test_what_is_said_of_work_that_was_left_can_be_done(
     assert report.problems == []
     assert f"{left}to the mount at /mnt/here, which does it" in report.notes
     payload = json.dumps(save_payload(record, base=None, mode=0o644))
-    instance.registry.db.execute("UPDATE journal SET op='save', object_key='x', payload=?", (payload,))
+    instance.registry.db.execute(
+        "INSERT INTO journal(op, state, uid, object_key, created_at, owner, payload)"
+        " VALUES('save', 'open', ?, 'x', 1, 'x:1:1', ?)",
+        (record.uid, payload),
+    )
     assert any(text.endswith("'lamfs fsck --repair' does it") for text in fsck.check(instance).problems)

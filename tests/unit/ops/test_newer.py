@@ -442,7 +442,7 @@ def test_an_old_move_does_not_hit_what_was_stored_since(instance: Instance, past
     past.put("two", "b.csv", later)
     if not source_is_there:
         (Path(instance.settings.storage.root) / "a.csv").unlink()
-    instance.registry.db.execute("DELETE FROM unsaid")
+    instance.registry.db.execute("DELETE FROM claim")
     instance.registry.journal.add_move(record.uid)
     recover.run_owed(instance)
     assert instance.store.get("b.csv") == b"two"

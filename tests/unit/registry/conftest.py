@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lamfs.hashing import encode_digest, hash_block
+from lamfs.keys import spool_name
 from lamfs.model import ROOT_INO, ArtifactRecord, ContentHash
 from lamfs.registry import Provenance, Registry
 
@@ -45,7 +46,7 @@ class Hands:
     def rewrite(self, path: str) -> None:
         """An existing file is written again and closed."""
         ino = self.ino(path)
-        self.registry.journal.begin_put(ino, f"{ino}-again")
+        self.registry.journal.begin_put(ino, spool_name(ino))
         self.registry.journal.ready_put(ino)
 
     def store(self, ino: int, data: bytes, etag: str | None = None) -> ArtifactRecord | None:

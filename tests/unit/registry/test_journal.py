@@ -58,7 +58,7 @@ def test_only_what_dead_processes_owe_is_adopted(registry: Registry, backlog: st
     journal = registry.journal
     for number, owner in enumerate(("00000000-boot:1:1", None, backlog, "zz:2:2")):
         journal.add_delete(f"{number}.csv")
-        registry.db.execute("UPDATE journal SET owner=? WHERE object_key=?", (owner, f"{number}.csv"))
+        registry.db.execute("UPDATE owed SET owner=? WHERE object_key=?", (owner, f"{number}.csv"))
     assert journal.adopt(("move",)) == []
     assert [(entry.object_key, entry.owner) for entry in journal.adopt(("delete",))] == [
         ("0.csv", "00000000-boot:1:1"),
