@@ -458,8 +458,7 @@ _tokens: dict[Path, str] = {}
 
 
 def machine_mark() -> str:
-    """The beginning of machine_token(), for names of temporary files. Without a token: zeros, which are no
-    machine's."""
+    """The beginning of machine_token(), for names of temporary files. Zeros if there is no token."""
     try:
         path = data_dir()
         if path not in _tokens:

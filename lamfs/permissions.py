@@ -31,9 +31,9 @@ def others(status: os.stat_result, *, uid: int | None = None) -> Others:
     """Who else than ``uid`` (None: the user of this process) can write to the folder with this stat(2).
 
     The owner's private group, which Debian and Fedora make for umask 002, does not count: it is the owner's primary
-    group, has the owner's name, and has no members. Root is a user like any other here: what somebody else puts into
-    root's folder, lamfs would use with root's rights. Access control lists count only as far as the mode shows them, in
-    the group bits.
+    group, has the owner's name, and has no other members. Root is a user like any other here: what somebody else puts
+    into root's folder, lamfs would use with root's rights. Access control lists count only as far as the mode shows
+    them, in the group bits.
     """
     if status.st_mode & stat.S_IWOTH:
         return Others.EVERYBODY

@@ -33,7 +33,7 @@ ABOVE = MD5_MAX
 BATCH = 8
 """Most blocks that are fetched at a time."""
 WRITES = 64
-"""Writes to a block that are recorded as ranges. Before the next one, the block is fetched, which ends the record."""
+"""Writes to a block that are recorded as ranges. The block is fetched before the next one."""
 AHEAD = 6
 """Blocks that are being fetched at a time while the uploader waits for them."""
 

@@ -30,7 +30,7 @@ LONG_SECONDS = 0.1
 STOPPED_SECONDS = 10.0
 """Seconds after the end of a thread's call in which no new wait of it starts while it is still told to stop."""
 SHARE = 10
-"""Finding the processes that have a file open may take one in SHARE seconds of a thread, even with many processes."""
+"""Finding the processes that have a file open takes at most a tenth of a thread's time, however many there are."""
 
 T = TypeVar("T")
 

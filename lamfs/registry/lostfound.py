@@ -81,7 +81,7 @@ class _Tree:
         self._db = db
         self._folder: int | None = None
 
-    # -- what there is ------------------------------------------------------------------------------------------
+    # -- inodes and entries -------------------------------------------------------------------------------------
 
     def fix_roots(self) -> None:
         """Make the two directories that always exist."""
@@ -247,7 +247,7 @@ class _Tree:
                 place = self._attach(ino, name)
                 yield Finding("inode", f"'{name}' (inode {ino})", "nobody knows where its bytes are", place)
 
-    # -- what follows -------------------------------------------------------------------------------------------
+    # -- keys and link counts -----------------------------------------------------------------------------------
 
     def follow_renames(self) -> None:
         """Change the keys that have not followed their renamed directories yet (Artifacts.settle).

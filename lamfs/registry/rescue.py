@@ -246,7 +246,7 @@ class Rescue:
             and self._db.one("SELECT 1 FROM journal WHERE object_key=? LIMIT 1", (object_key,)) is None
         )
 
-    # -- what is lost -------------------------------------------------------------------------------------------
+    # -- lost files ---------------------------------------------------------------------------------------------
 
     def give_up(self, row: int, *, note: bool = True) -> Lost | None:
         """The spool file of a put is gone, or is not a spool file: remove the put's row.

@@ -210,7 +210,7 @@ class Tree:
         meanwhile sees the file once. It also keeps its age among the names of the file.
 
         ``cookie``: of the entry that had the new name until now. If the file has only one name, that name takes it
-        over: so a program that reads the directory always finds a name that always exists.
+        over: so a program that reads the directory finds every name that exists all the time.
         """
         directory = stat.S_ISDIR(inode.mode)
         self._db.execute(

@@ -344,8 +344,7 @@ class Uploader:
                 self._wakes_at = trio.current_time() + pause
                 with trio.move_on_after(pause):
                     await self._work.wait()
-                    # Each closed file wakes this up, so wait a little to serve a burst at once. Waiting callers are
-                    # served now.
+                    # Each closed file wakes this up: wait a little, to serve a burst at once, unless a caller waits.
                     await trio.sleep(0.0 if self._wanted else 0.001)
 
     def _start_ready(self, nursery: trio.Nursery) -> float:
