@@ -1,7 +1,7 @@
-"""``lamfs``, and ``python -m lamfs``: the program's beginning. Ctrl-C ends it with 130 from the first moment on.
+"""``lamfs``, and ``python -m lamfs``: the start of the program. Ctrl-C ends it with 130 from the first moment on.
 
-The imports take a moment, and Ctrl-C during them must not give a traceback: SIGINT ends the process at once. When the
-command runs, it handles SIGINT itself, and says so (cli/seam.py).
+The imports take a moment, and Ctrl-C during them must not give a traceback: SIGINT ends the process at once. Once the
+command runs, it handles SIGINT itself, with a message (cli/seam.py).
 """
 
 import os

@@ -1,9 +1,9 @@
-"""Opening what lies below a folder, and nothing outside of it: component by component, following no links.
+"""Opening what is below a folder, and nothing outside of it: component by component, without following links.
 
-A folder that others have filled (a shared disk, an unpacked archive) may hold links to anywhere. The folder itself is
-the user's choice, and links on the way to it are followed. Plain functions, any thread, blocking. All raise OSError:
-ELOOP for a link, ENOTDIR for anything else that is not a directory, and what open(2) and mkdir(2) say. Of a directory
-on the way, ``filename`` is its path below the root.
+A folder that others have filled (a shared disk, an unpacked archive) may contain links to anywhere. The folder itself
+is the user's choice, and links on the path to it are followed. Plain functions, any thread, blocking. All raise
+OSError: ELOOP for a link, ENOTDIR for anything else that is not a directory, and the errors of open(2) and mkdir(2).
+For a directory on the path, ``filename`` is its path below the root.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from collections.abc import Iterator, Sequence
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 THROUGH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-"""For a directory on the way: takes search permission alone, and the file system is not asked to open anything."""
+"""For a directory on the path: needs only search permission, and asks the file system to open nothing."""
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-"""What link(2) answers on file systems without hard links."""
+"""Errors of link(2) on file systems without hard links."""
 
 
 @contextlib.contextmanager
 def directory(root: str | os.PathLike[str], parts: Sequence[str], *, make: bool = False) -> Iterator[int]:
     """Descriptor of the directory at ``parts`` below ``root``, for the time of the block.
 
-    With ``make`` missing directories are made (mode 0700), never the root.
+    With ``make`` missing directories are made (mode 0700), but never the root.
     """
     fd = open_directory(root, parts, make=make)
     try:
@@ -37,7 +37,7 @@ def directory(root: str | os.PathLike[str], parts: Sequence[str], *, make: bool 
 def open_directory(
     root: str | os.PathLike[str], parts: Sequence[str], *, make: bool = False, flags: int = DIRECTORY
 ) -> int:
-    """As ``directory``; the descriptor is the caller's to close. ``flags``: DIRECTORY, or THROUGH."""
+    """As ``directory``; the caller closes the descriptor. ``flags``: DIRECTORY, or THROUGH."""
     fd = os.open(root, THROUGH if parts else flags)
     last = len(parts) - 1
     for depth, part in enumerate(parts):
@@ -69,13 +69,13 @@ def _enter(fd: int, part: str, flags: int, make: bool) -> int:
 
 
 def open_file(fd: int, name: str, flags: int, mode: int = 0o600) -> int:
-    """Open the file ``name`` in directory ``fd``. A link is ELOOP, whatever it leads to."""
+    """Open the file ``name`` in directory ``fd``. A link is ELOOP, whatever its target."""
     check_part(name)
     return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=fd)
 
 
 def refuse_link(name: str, fd: int) -> None:
-    """Raise ELOOP when ``name`` in directory ``fd`` is a link: open(2) says ENOTDIR of it when it wants a directory."""
+    """Raise ELOOP if ``name`` in directory ``fd`` is a link. (open(2) reports ENOTDIR if it expects a directory.)"""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
             raise OSError(errno.ELOOP, "it is a link, and links are not followed here", name)

@@ -1,9 +1,9 @@
 """Settings: where lamfs keeps things, who the user is, which instances this machine knows. Any thread.
 
-No state, but for which of its directories are known to be the user's alone.
+No state, except for the directories that are known to be writable only by the user.
 
-Small JSON files below the config directory, mode 0600, each replaced as a whole (temporary file, fsync, rename), so
-that a reader sees an old or a new one. They hold no credentials: a storage names a profile of boto3 at most.
+Small JSON files below the config directory, mode 0600. Each is replaced as a whole (temporary file, fsync, rename), so
+that a reader sees the old or the new one. They contain no credentials: at most, a storage names a profile of boto3.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from lamfs.model import BASE62, USER_UID_LEN, StorageConfig, instance_id
 
 _HANDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_TIMEOUT = 1e9
-"""Seconds: what poll(2) and socket timeouts can take."""
+"""Seconds: the most that poll(2) and socket timeouts accept."""
 MAX_JSON = 1 << 20
-"""Bytes of a settings file, unless its reader says otherwise."""
+"""Most bytes of a settings file, unless its reader gives another limit."""
 
 
 # -- directories ------------------------------------------------------------------------------------------------------
 
 _checked: dict[str, tuple[int, int, int]] = {}
-"""Mode, owner and group of directories as they were when only the user could write to them, by path."""
+"""Mode, owner and group that directories had when only the user could write to them, by path."""
 
 
 def config_dir() -> Path:
@@ -60,7 +60,7 @@ def cache_dir() -> Path:
 
 
 def _directory(variable: str, default: Callable[..., str]) -> Path:
-    """Raises NotSetUp when it cannot be made, or others can write to it: cheap while it stays as it was."""
+    """Raises NotSetUp if it cannot be made, or others can write to it. Cheap as long as nothing changes."""
     path = os.path.abspath(os.path.expanduser(os.environ.get(variable) or default("lamfs", appauthor=False)))
     if not os.path.isdir(path):
         make_directory(Path(path))
@@ -73,7 +73,7 @@ def _directory(variable: str, default: Callable[..., str]) -> Path:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory that only its owner can enter, and what is missing above it likewise. Raises NotSetUp."""
+    """Make a directory that only its owner can enter, and missing parents likewise. Raises NotSetUp."""
     try:
         for missing in reversed([folder for folder in (path, *path.parents) if not folder.is_dir()]):
             missing.mkdir(mode=0o700, exist_ok=True)
@@ -89,8 +89,8 @@ def make_directory(path: Path) -> None:
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any] | None:
-    """The object in a settings file of up to ``limit`` bytes; None when there is no such file. Raises NotSetUp when it
-    is damaged."""
+    """The object in a settings file of up to ``limit`` bytes; None if there is no such file. Raises NotSetUp if it is
+    damaged."""
     try:
         with path.open("rb") as stream:
             return parse_object(stream.read(limit + 1), limit)
@@ -103,7 +103,7 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any] | None:
 def write_json(path: Path, data: dict[str, Any], *, durable: bool = True) -> None:
     """Replace a settings file as a whole, mode 0600. Raises LamfsError.
 
-    ``durable``: on the disk before it has its name; not needed where the file is of no use after this boot.
+    ``durable``: sync it before it gets its name. Not needed for a file that is useless after the next boot.
     """
     make_directory(path.parent)
     temp = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
@@ -132,7 +132,7 @@ def write_json(path: Path, data: dict[str, Any], *, durable: bool = True) -> Non
 
 @dataclass(slots=True, frozen=True)
 class UserSettings:
-    """Who works here. ``uid``: 8 base62 characters, made from the handle, so the same on every machine."""
+    """The user. ``uid``: 8 base62 characters, made from the handle, so it is the same on every machine."""
 
     handle: str
     email: str | None
@@ -141,7 +141,7 @@ class UserSettings:
 
 
 def user_uid(handle: str) -> str:
-    """uid of a user: 8 base62 characters that depend on the handle alone."""
+    """uid of a user: 8 base62 characters that depend only on the handle."""
     number = int.from_bytes(hashlib.sha256(f"lamfs user {handle}".encode()).digest(), "big")
     digits = []
     for _ in range(USER_UID_LEN):
@@ -151,7 +151,7 @@ def user_uid(handle: str) -> str:
 
 
 def check_handle(handle: str) -> str:
-    """A user's handle or an instance's name. Raises InvalidArgument."""
+    """Check a user's handle or an instance's name. Raises InvalidArgument."""
     if not _HANDLE.fullmatch(handle):
         raise InvalidArgument(
             f"'{handle}' is no name for a user or an instance; use up to 64 letters, digits, '.', '_' and '-',"
@@ -161,19 +161,19 @@ def check_handle(handle: str) -> str:
 
 
 def make_user(handle: str, email: str | None = None, name: str | None = None) -> UserSettings:
-    """A user of that handle; without an e-mail address ``handle@host``, as git has it. Raises InvalidArgument."""
+    """A user with that handle. Without an e-mail address: ``handle@host``, like git. Raises InvalidArgument."""
     check_handle(handle)
     return UserSettings(handle, email or f"{handle}@{socket.gethostname()}", user_uid(handle), name)
 
 
 def load_user() -> UserSettings | None:
-    """Who is logged in; None: nobody. Raises NotSetUp when the file is damaged."""
+    """The user who is logged in; None: nobody. Raises NotSetUp if the file is damaged."""
     path = config_dir() / "user.json"
     return _user(path, read_json(path))
 
 
 def known_user(handle: str) -> UserSettings | None:
-    """Who logged in here earlier under that handle."""
+    """The user who logged in here earlier with that handle."""
     path = config_dir() / "users" / f"{check_handle(handle)}.json"
     return _user(path, read_json(path))
 
@@ -202,7 +202,7 @@ def save_user(user: UserSettings) -> None:
 
 
 def current_user() -> UserSettings:
-    """Who is logged in, else the user of the operating system."""
+    """The user who is logged in, else the user of the operating system."""
     return load_user() or make_user(system_handle())
 
 
@@ -221,9 +221,9 @@ def system_handle() -> str:
 
 @dataclass(slots=True, frozen=True)
 class InstanceSettings:
-    """One instance as this machine knows it: its slug ``owner/name`` and how to reach its storage.
+    """One instance as this machine knows it: its slug ``owner/name``, and how to reach its storage.
 
-    ``stored_slug``: the slug that its registry has, when this machine knows another instance by that one already.
+    ``stored_slug``: the slug in its registry, if this machine already knows another instance by that one.
     """
 
     slug: str
@@ -232,7 +232,7 @@ class InstanceSettings:
 
     @property
     def registry_slug(self) -> str:
-        """The slug that its registry has."""
+        """The slug in its registry."""
         return self.stored_slug or self.slug
 
     @property
@@ -252,7 +252,7 @@ class InstanceSettings:
 
     @property
     def directory(self) -> Path:
-        """What belongs to the instance on this machine."""
+        """The directory for the instance's files on this machine."""
         return data_dir() / instance_id(self.slug).hex
 
     @property
@@ -261,7 +261,7 @@ class InstanceSettings:
         return self.directory / "registry.lndb"
 
     def check_working_copy(self) -> None:
-        """Raise NotSetUp when the registry's working copy is not there."""
+        """Raise NotSetUp if the registry's working copy is missing."""
         if not self.registry_path.exists():
             raise NotSetUp(
                 f"The working copy of instance '{self.slug}' is not on this machine ({self.registry_path}); run"
@@ -275,10 +275,10 @@ class InstanceSettings:
 
     @property
     def spool_place(self) -> tuple[str, tuple[str, ...]]:
-        """Where bytes wait for storage: a folder that is there, and the folders below it, which lamfs makes (spool.py).
+        """Where bytes wait for storage: an existing folder, and the folders below it, which lamfs makes (spool.py).
 
-        On the storage's own file system when that is a folder, so that storing is a rename. There each machine that
-        uses the folder has one of its own (ops/spools.py). Raises NotSetUp as machine_token.
+        If storage is a folder, the spool is on its file system, so that storing is a rename. Each machine that uses the
+        folder has its own spool there (ops/spools.py). Raises NotSetUp like machine_token.
         """
         if self.storage.root.startswith("/"):
             return self.storage.root, (".lamindb", "_spool", f"{self.id.hex}.{spool_mark()}")
@@ -291,7 +291,7 @@ class InstanceSettings:
 
 
 def parse_slug(text: str) -> str:
-    """``owner/name``, or ``name`` of the current user's. Raises InvalidArgument."""
+    """``owner/name``, or ``name`` of the current user's instance. Raises InvalidArgument."""
     owner, slash, name = text.rpartition("/")
     if not slash:
         owner = current_user().handle
@@ -303,9 +303,10 @@ def _instance_path(slug: str) -> Path:
 
 
 def load_instance(slug: str | None = None) -> InstanceSettings:
-    """Settings of an instance; None: the current one. A bare name may be anybody's when only one instance has it.
+    """Settings of an instance; None: the current one. A bare name also finds another owner's instance, if only one
+    instance has that name.
 
-    Raises NotSetUp, which says what to run.
+    Raises NotSetUp, which tells what to run.
     """
     if slug is None:
         slug = current_slug()
@@ -337,7 +338,7 @@ def load_instance(slug: str | None = None) -> InstanceSettings:
 def _instance(path: Path, data: dict[str, Any]) -> InstanceSettings:
     fields = {field.name for field in dataclasses.fields(StorageConfig)}
     try:
-        # Fields of a newer lamfs are left out: an older one can still use what it knows.
+        # Fields of a newer lamfs are left out: an older one can still use the fields that it knows.
         storage = StorageConfig(**{name: value for name, value in data["storage"].items() if name in fields})
         _check_types(storage)
         stored = data.get("stored_slug")
@@ -347,7 +348,7 @@ def _instance(path: Path, data: dict[str, Any]) -> InstanceSettings:
 
 
 def _check_types(storage: StorageConfig) -> None:
-    """Raises TypeError when the settings of a storage are not of the types that they have."""
+    """Raise TypeError if a setting of a storage has a wrong type."""
     optional = (storage.endpoint_url, storage.region, storage.profile)
     if not (
         isinstance(storage.root, str)
@@ -364,7 +365,7 @@ def save_instance(settings: InstanceSettings) -> None:
 
 
 def remove_instance(slug: str) -> None:
-    """Forget an instance; also as the current one. No error when it is not known."""
+    """Forget an instance, also as the current one. No error if it is not known."""
     with contextlib.suppress(FileNotFoundError):
         _instance_path(slug).unlink()
     if current_slug() == slug:
@@ -372,7 +373,7 @@ def remove_instance(slug: str) -> None:
 
 
 def list_instances() -> list[InstanceSettings]:
-    """All instances that this machine knows, by slug. Raises NotSetUp when a file is damaged."""
+    """All instances that this machine knows, by slug. Raises NotSetUp if a file is damaged."""
     found = []
     for path in (config_dir() / "instances").glob("*.json"):
         data = None if path.name.startswith(".") else read_json(path)
@@ -382,7 +383,7 @@ def list_instances() -> list[InstanceSettings]:
 
 
 def current_slug() -> str | None:
-    """The instance that commands mean when none is named: ``LAMFS_INSTANCE``, else the one set last."""
+    """The instance for commands that name none: ``LAMFS_INSTANCE``, else the one set last."""
     named = os.environ.get("LAMFS_INSTANCE")
     if named:
         return parse_slug(named)
@@ -404,18 +405,18 @@ _REFUSED = "refused.json"
 
 
 def note_refused(command: str) -> None:
-    """Somebody wanted an instance that was locked, by this command. It is noted until an instance is chosen."""
+    """Record the command that wanted a locked instance, until an instance is chosen."""
     write_json(config_dir() / _REFUSED, {"command": command})
 
 
 def refused() -> str | None:
-    """The command of ``note_refused``; None: no instance was refused since one was chosen. Raises NotSetUp."""
+    """The command of ``note_refused``. None: no instance was refused since one was chosen. Raises NotSetUp."""
     data = read_json(config_dir() / _REFUSED)
     return str(data["command"]) if data and data.get("command") else None
 
 
 def scratch_names() -> tuple[str, ...]:
-    """Patterns of names that never become artifacts (scratch.py). Raises NotSetUp when the settings are damaged."""
+    """Patterns of names that never become artifacts (scratch.py). Raises NotSetUp if the settings are damaged."""
     path = config_dir() / "settings.json"
     found = (read_json(path) or {}).get("scratch_names")
     if found is None:
@@ -426,7 +427,7 @@ def scratch_names() -> tuple[str, ...]:
 
 
 def set_scratch_names(patterns: Iterable[str] | None) -> None:
-    """Choose the patterns, for mounts to come; None: the default ones. Raises InvalidArgument."""
+    """Choose the patterns for future mounts; None: the default ones. Raises InvalidArgument."""
     path = config_dir() / "settings.json"
     data = read_json(path) or {}
     data.pop("scratch_names", None)
@@ -436,13 +437,13 @@ def set_scratch_names(patterns: Iterable[str] | None) -> None:
 
 
 def machine_token() -> str:
-    """A random name of this data directory: to a lease on an instance, one data directory is one machine."""
+    """A random name of this data directory. For the lease of an instance, one data directory is one machine."""
     path = data_dir() / "machine.json"
     data = read_json(path)
     if data is None:
         temp = data_dir() / f".machine.{secrets.token_hex(6)}"
         write_json(temp, {"token": secrets.token_hex(16)})
-        # Two processes may come here at once: link(2) lets one of them win.
+        # Two processes may be here at once: link(2) lets one of them win.
         with contextlib.suppress(FileExistsError):
             os.link(temp, path)
         temp.unlink()
@@ -457,7 +458,7 @@ _tokens: dict[Path, str] = {}
 
 
 def machine_mark() -> str:
-    """The beginning of machine_token(), which names of temporary files have; without a token one of nobody's."""
+    """The beginning of machine_token(), for names of temporary files. Zeros if there is no token."""
     try:
         path = data_dir()
         if path not in _tokens:
@@ -468,11 +469,11 @@ def machine_mark() -> str:
 
 
 def spool_mark() -> str:
-    """12 hexadecimal digits that tell this data directory's spools from those of others in a shared storage folder.
+    """12 hexadecimal digits that distinguish this data directory's spools from others in a shared storage folder.
 
-    They are made of machine_token(), to which the lease goes as well, and of the directory's inode number: a copied
-    home folder has the same token as its original, which may be at work still. Neither a host name nor what an instance
-    says of itself is in them, so that they stay when the machine is called otherwise, or the instance is connected
+    They are made from machine_token(), which also identifies the machine to the lease, and from the directory's inode
+    number: a copied home folder has the same token as its original, which may still be in use. They contain neither the
+    host name nor anything from the instance, so they stay when the machine is renamed, or the instance is connected
     again. Raises NotSetUp.
     """
     name = f"{machine_token()}:{os.stat(data_dir()).st_ino}"
@@ -480,14 +481,14 @@ def spool_mark() -> str:
 
 
 def temporary_name() -> str:
-    """A new name for a temporary file, which says whose it is."""
+    """A new name for a temporary file, which tells whose it is."""
     return processes.mark(machine_mark())
 
 
 def temporary_folder() -> Path:
-    """Where this machine's temporary files lie that are no part of an instance; made when missing.
+    """The folder of this machine's temporary files that do not belong to an instance. Made if missing.
 
-    What dead processes leave there is removed: ops/temporaries.py. Raises LamfsError.
+    ops/temporaries.py removes what dead processes leave there. Raises LamfsError.
     """
     folder = data_dir() / "tmp"
     make_directory(folder)

@@ -1,7 +1,7 @@
 """Copying the bytes of one local file into another without reading holes. Plain functions, any thread, blocking.
 
-A reflink (FICLONE: btrfs, XFS, bcachefs) shares the extents; otherwise copy_file_range lets the kernel move the data;
-otherwise pread and pwrite.
+A reflink (FICLONE: btrfs, XFS, bcachefs) shares the extents. Otherwise copy_file_range lets the kernel move the data.
+Otherwise pread and pwrite do it.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ FICLONE = 0x40049409
 """``ioctl(dst, FICLONE, src)``: linux/fs.h."""
 
 COPY_CHUNK = 4 << 20
-"""Bytes per copy_file_range or read: between two of them the caller is told."""
+"""Bytes per copy_file_range or read. The progress is reported after each."""
 _WRITE_OUT_CHUNK = 64 << 20
-"""Bytes that the kernel is asked to write out at a time: between two of them the caller is told."""
+"""Bytes that the kernel is asked to write out at a time. The progress is reported after each."""
 _WRITE_OUT = 1 | 2 | 4
 """``SYNC_FILE_RANGE_WAIT_BEFORE``, ``_WRITE`` and ``_WAIT_AFTER``: linux/fs.h."""
 WRITE_CHUNK = 512 << 10
-"""Bytes per pwrite. One of 2 MiB or more makes the page cache take huge pages. In a virtual machine that gives free
-memory back to its host (virtio-balloon's free page reporting) the host must find those anew: 2.3 s of CPU per GiB
-written instead of 0.2."""
+"""Bytes per pwrite. One of 2 MiB or more makes the page cache use huge pages. A virtual machine may give free memory
+back to its host (virtio-balloon's free page reporting), and then the host must find those pages anew: 2.3 s of CPU per
+GiB written instead of 0.2."""
 _NO_RANGE_COPY = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EBADF, errno.ETXTBSY, errno.EIO}
 )
-"""copy_file_range refuses: another kind of file system, an old kernel, a seccomp filter, or procfs. An EIO that is
-real comes again from the plain read."""
+"""copy_file_range refuses: another kind of file system, an old kernel, a seccomp filter, or procfs. A real EIO occurs
+again in the plain read."""
 
 _OPEN_FILE = re.compile("/proc/(?:self|[0-9]+)/fd/[0-9]+")
 _IN_OPEN_FOLDER = re.compile(f"{_OPEN_FILE.pattern}/[^/]+")
 
 
 def path_of(fd: int) -> str:
-    """The path by which a job names a file that is open here."""
+    """The path by which a job names a file that is open in this process."""
     return f"/proc/{os.getpid()}/fd/{fd}"
 
 
 @contextlib.contextmanager
 def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
-    """A descriptor for the time of the block. Raises OSError; ELOOP when ``path`` is a link, unless it is that of an
+    """A descriptor for the time of the block. Raises OSError; ELOOP if ``path`` is a link, unless it is the path of an
     open file, ``/proc/<pid>/fd/<number>``."""
     follow = 0 if _OPEN_FILE.fullmatch(path) else os.O_NOFOLLOW
     fd = os.open(path, flags | follow | os.O_CLOEXEC, mode)
@@ -57,14 +57,14 @@ def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
 def open_source(path: str, flags: int = os.O_RDONLY) -> int:
     """Descriptor of a file that is to be stored. Raises OSError.
 
-    A path of the user's own may be a link, as for cp(1). A spool file, which is named by way of its open folder, is
-    none: ELOOP.
+    A user's own path may be a link, as for cp(1). A spool file, which is named through its open folder, must not be
+    one: ELOOP.
     """
     return os.open(path, flags | os.O_CLOEXEC | (os.O_NOFOLLOW if _IN_OPEN_FOLDER.fullmatch(path) else 0))
 
 
 def shown(text: str) -> str:
-    """A message for people, in which paths by way of a process's open file or folder are its own ones."""
+    """A message for people: paths through an open file or folder of a process are replaced by their real paths."""
 
     def own(match: re.Match[str]) -> str:
         try:
@@ -76,11 +76,11 @@ def shown(text: str) -> str:
 
 
 def copy_fd(source: int, target: int, progress: Callable[[int], None] = lambda count: None) -> int:
-    """Make ``target`` (empty, open for writing) hold what ``source`` holds now; holes stay holes. Returns the size in
-    bytes.
+    """Copy the present content of ``source`` to ``target`` (empty, open for writing). Holes stay holes. Returns the
+    size in bytes.
 
     ``progress`` gets byte counts that add up to the size, from this thread. Moves the file offset of ``source``. Raises
-    OSError, and EOFError when ``source`` becomes shorter meanwhile; ``target`` then has a part, and zeros behind it.
+    OSError, and EOFError if ``source`` becomes shorter meanwhile; then ``target`` has a part, followed by zeros.
     """
     size = os.fstat(source).st_size
     if _clone(source, target):
@@ -98,7 +98,7 @@ def copy_fd(source: int, target: int, progress: Callable[[int], None] = lambda c
         while position < end:
             want = min(COPY_CHUNK, end - position)
             done = _copy_in_kernel(source, target, position, want) if in_kernel else 0
-            if done == 0:  # some kernels answer 0 where they cannot
+            if done == 0:  # some kernels return 0 if they cannot copy
                 in_kernel = False
                 done = _copy_through(source, target, position, want)
             position += done
@@ -117,7 +117,7 @@ def _clone(source: int, target: int) -> bool:
 
 
 def _next_extent(fd: int, position: int, size: int) -> tuple[int, int]:
-    """Bounds of the next data at or after ``position``; ``(size, size)`` when only a hole follows."""
+    """Bounds of the next data at or after ``position``. ``(size, size)`` if only a hole follows."""
     try:
         start = os.lseek(fd, position, os.SEEK_DATA)
         end = os.lseek(fd, start, os.SEEK_HOLE)
@@ -146,8 +146,8 @@ def _copy_through(source: int, target: int, position: int, want: int) -> int:
 
 
 def write_out(fd: int, progress: Callable[[], None]) -> None:
-    """Have the bytes of a file written to its disk, and ``progress`` called behind each piece: the fsync(2) that has to
-    follow then takes no long time of which nothing is heard. What goes wrong, that will say."""
+    """Write the bytes of a file to its disk, and call ``progress`` after each piece. So the fsync(2) that has to follow
+    takes no long time without a sign of life. Errors are left to that fsync."""
     size = os.fstat(fd).st_size
     if size <= _WRITE_OUT_CHUNK:
         return
@@ -162,7 +162,7 @@ def write_out(fd: int, progress: Callable[[], None]) -> None:
 
 
 def write_full(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite all of ``data`` at ``offset``, in pieces of WRITE_CHUNK. Raises OSError as pwrite does."""
+    """pwrite all of ``data`` at ``offset``, in pieces of WRITE_CHUNK. Raises OSError like pwrite."""
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view[:WRITE_CHUNK], offset)

@@ -1,6 +1,6 @@
-"""Domain errors. Each carries the errno that the mount answers with; the CLI prints the message as it is.
+"""Domain errors. Each carries the errno for the mount. The CLI prints the message as it is.
 
-A message is one sentence or two: the thing, the cause, and the next step. Pure: nothing here does I/O.
+A message has one or two sentences: the thing, the cause, and the next step. Pure: nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 class LamfsError(Exception):
     """Base of every error that lamfs raises on purpose.
 
-    ``errno`` is what a system call on the mount returns for it (a class default, or given per instance).
+    ``errno``: what a system call on the mount returns for it (a class default, or given per instance).
     """
 
     errno: int = errno.EIO
@@ -24,14 +24,14 @@ class LamfsError(Exception):
 
 
 class FsError(LamfsError):
-    """A POSIX refusal with no more to say than its errno: ``FsError(errno.ENOTEMPTY)``."""
+    """A POSIX error whose errno says everything: ``FsError(errno.ENOTEMPTY)``."""
 
     def __init__(self, number: int, message: str = "") -> None:
         super().__init__(message, errno=number)
 
 
 class NotFound(LamfsError):
-    """No artifact, key, instance or path of that name."""
+    """There is no artifact, key, instance or path with that name."""
 
     errno = errno.ENOENT
 
@@ -65,7 +65,7 @@ class NotSetUp(LamfsError):
 
 
 class NotEmpty(LamfsError):
-    """The thing still holds artifacts or entries, and force was not given."""
+    """The thing still has artifacts or entries, and force was not given."""
 
     errno = errno.ENOTEMPTY
 
@@ -77,8 +77,8 @@ class RegistryError(LamfsError):
 
 
 class DamagedRegistry(RegistryError):
-    """A registry file, here or in storage, is not what was written: empty, cut, of another instance, older. Nothing is
-    made of it, and nothing replaces a good one by it."""
+    """A registry file, here or in storage, is not what was written: empty, cut, older, or of another instance. It is
+    never used, and never replaces a good one."""
 
 
 class Locked(LamfsError):
@@ -88,19 +88,19 @@ class Locked(LamfsError):
 
 
 class LeaseLost(Locked):
-    """This machine held the lease, and has it no more: another one took over."""
+    """This machine held the lease and has lost it: another machine took over."""
 
     errno = errno.EIO
 
 
 class TooLarge(LamfsError):
-    """A file has more bytes than storage ever takes."""
+    """A file has more bytes than storage can ever take."""
 
     errno = errno.EFBIG
 
 
 class StorageError(LamfsError):
-    """Storage answered with an error, or did not answer. ``retryable`` says whether trying again can help."""
+    """Storage answered with an error, or did not answer. ``retryable``: whether trying again can help."""
 
     errno = errno.EIO
     retryable: bool = False
@@ -144,28 +144,28 @@ class ObjectMissing(StorageError):
 
 
 class ObjectChanged(StorageError):
-    """The object is not the revision that was asked for (ETag mismatch, HTTP 412)."""
+    """The object is not the requested revision (ETag mismatch, HTTP 412)."""
 
     errno = errno.ESTALE
 
 
 class PreconditionFailed(StorageError):
-    """A conditional write found the object there (``If-None-Match: *``) or changed (``If-Match``)."""
+    """A conditional write failed: the object exists (``If-None-Match: *``) or has changed (``If-Match``)."""
 
     errno = errno.EEXIST
 
 
 class UploadGone(StorageUnavailable):
-    """The multipart upload is not there any more: completed, aborted, or removed by the bucket's owner."""
+    """The multipart upload no longer exists: completed, aborted, or removed by the bucket's owner."""
 
 
 class DamagedData(StorageError):
-    """Bytes whose BLAKE3 is not the one recorded at save."""
+    """Bytes whose BLAKE3 differs from the one recorded at save."""
 
     errno = errno.EIO
 
 
 class TransferDied(LamfsError):
-    """The process that moves bytes ended while a job was under way. The job may be given again."""
+    """The process that moves bytes ended while a job was under way. The job may be tried again."""
 
     errno = errno.EIO

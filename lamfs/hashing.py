@@ -21,7 +21,7 @@ from blake3 import blake3
 from lamfs.model import BLOCK_SIZE, LEAF_HASH, LEAF_SIZE, ContentHash
 
 PIECE = 1 << 20
-"""Bytes that are read at a time: they are still in the processor's cache when the second hash is taken."""
+"""Bytes read at a time. They are still in the processor's cache for the second hash."""
 MD5_MAX = 52_428_800
 """Files up to this many bytes (50 MiB) are hashed with md5, larger ones with sha1-fl."""
 
@@ -56,12 +56,14 @@ def hash_fd(
     head: bytes | None = None,
     ends: str | None = None,
 ) -> ContentHash:
-    """Hash ``size`` bytes of an open file from its start, in one pass of pread; the file offset may move.
+    """Hash ``size`` bytes of an open file from its start, in one pass of pread. The file offset may move.
 
-    ``progress`` is called with the number of bytes of each block. Raises EOFError when the file is shorter. The leaves
-    of files of one leaf are left out (their block is as good), and those of holes (zero_leaves knows them). ``known``:
-    BLAKE3 of blocks that need not be read; not for those that the whole-file hash is over, unless that is known too,
-    of a file of more than MD5_MAX bytes: ``head``, the SHA-1 of the first, and ``ends``, the sha1-fl.
+    ``progress`` gets the number of bytes of each block. Raises EOFError if the file is shorter. No leaves are returned
+    for files of a single leaf (their block hash is enough) or for holes (see zero_leaves).
+
+    ``known``: BLAKE3 of blocks that need not be read. It must not contain blocks that the whole-file hash covers,
+    unless that hash is known too. For a file of more than MD5_MAX bytes that is ``head``, the SHA-1 of the first
+    MD5_MAX bytes, and ``ends``, the sha1-fl.
     """
     small = size <= MD5_MAX
     data_at = 0
@@ -93,7 +95,7 @@ def hash_fd(
         if progress is not None:
             progress(want)
     if os.fstat(fd).st_size < size:
-        raise EOFError("file ended while it was hashed")  # behind its end there is no data either
+        raise EOFError("file ended while it was hashed")  # there is no data beyond its end either
     if small:
         return ContentHash(size, encode_digest(whole.digest()), "md5", bytes(blocks), leaves)
     if ends is None:
@@ -103,10 +105,10 @@ def hash_fd(
 
 
 def hash_range(fd: int, offset: int, length: int, progress: Callable[[int], None] = lambda count: None) -> ContentHash:
-    """BLAKE3 of the blocks of a range that begins with one, and their leaves, numbered from the range's start.
+    """BLAKE3 of the blocks of a range that begins at a block, and of their leaves, numbered from the start of the
+    range.
 
-    There is no whole-file hash in it. ``progress`` gets the bytes of each block. Raises EOFError when the file is
-    shorter.
+    It has no whole-file hash. ``progress`` gets the bytes of each block. Raises EOFError if the file is shorter.
     """
     blocks = bytearray()
     leaves: dict[int, bytes] = {}
@@ -122,14 +124,14 @@ def hash_range(fd: int, offset: int, length: int, progress: Callable[[int], None
 
 
 def hash_view(block: memoryview) -> ContentHash:
-    """As hash_range, of one block that is in memory."""
+    """Like hash_range, for one block in memory."""
     digest = hash_block(block)
     leaves = {} if digest == zero_block() else {0: hash_leaves(block)}
     return ContentHash(len(block), "", "", digest, leaves)
 
 
 def join_ranges(ranges: Iterable[ContentHash], ends: tuple[str, bytes]) -> ContentHash:
-    """The ContentHash of a file from those of ranges that follow each other, and what hash_ends says of it."""
+    """The ContentHash of a file, from those of consecutive ranges and the result of hash_ends."""
     size = 0
     blocks = bytearray()
     leaves: dict[int, bytes] = {}
@@ -141,8 +143,8 @@ def join_ranges(ranges: Iterable[ContentHash], ends: tuple[str, bytes]) -> Conte
 
 
 def hash_ends(fd: int, size: int, progress: Callable[[int], None] = lambda count: None) -> tuple[str, bytes]:
-    """The sha1-fl of a file of more than MD5_MAX bytes, of which only the first and the last MD5_MAX count; and the
-    SHA-1 of the first. ``progress`` gets byte counts."""
+    """The sha1-fl of a file of more than MD5_MAX bytes, which covers only the first and the last MD5_MAX; and the SHA-1
+    of the first. ``progress`` gets byte counts."""
     buffer = memoryview(bytearray(PIECE))
     head = _sha1(fd, 0, buffer, progress)
     return _both(head, _sha1(fd, size - MD5_MAX, buffer, progress)), head
@@ -172,8 +174,8 @@ def _hash_block_at(
     whole: Any = None,
     whole_bytes: int = 0,
 ) -> bytes:
-    """BLAKE3 of a block of a file; the hashes of its leaves are added to ``leaves``, its first ``whole_bytes`` to
-    ``whole``."""
+    """BLAKE3 of a block of a file. Appends the hashes of its leaves to ``leaves``, and feeds its first ``whole_bytes``
+    to ``whole``."""
     block = blake3()
     for at in range(0, length, len(buffer)):
         view = buffer[: min(len(buffer), length - at)]
@@ -199,7 +201,7 @@ def zero_leaves() -> bytes:
 
 
 def _next_data(fd: int, offset: int, size: int) -> int:
-    """Where the next data at or after ``offset`` begins; lseek(2), SEEK_DATA. Files without holes: ``offset``."""
+    """Where the next data at or after ``offset`` begins: lseek(2), SEEK_DATA. On files without holes: ``offset``."""
     try:
         return os.lseek(fd, offset, os.SEEK_DATA)
     except OSError as error:
@@ -216,7 +218,7 @@ def _read_full(fd: int, view: memoryview, offset: int) -> None:
 
 
 def hash_file(path: str | os.PathLike[str], progress: Callable[[int], None] | None = None) -> ContentHash:
-    """Hash a regular file. Raises OSError as open does, EOFError when the file shrinks meanwhile."""
+    """Hash a regular file. Raises OSError like open, EOFError if the file shrinks meanwhile."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return hash_fd(fd, os.fstat(fd).st_size, progress)

@@ -1,4 +1,4 @@
-"""JSON objects as lines of a byte stream: what lamfs's own processes tell each other over sockets and pipes. Pure."""
+"""JSON objects as lines of a byte stream: messages between lamfs's own processes, over sockets and pipes. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """The object in one line. Raises ValueError when it is not a JSON object."""
+    """The object in one line. Raises ValueError if it is not a JSON object."""
     message = json.loads(line)
     if not isinstance(message, dict):
         raise ValueError(f"not a message: {line[:80]!r}")
@@ -24,15 +24,15 @@ class Lines:
     """Cuts a byte stream into lines, in time linear in the bytes. One reader owns it."""
 
     def __init__(self, limit: int | None = None) -> None:
-        """``limit``: bytes that a line may have before its end has come."""
+        """``limit``: bytes that an unfinished line may have."""
         self._limit = limit
         self._parts: list[bytes] = []
         self._buffered = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take what the stream gave; return the lines that it completed, without their newline.
+        """Take data of the stream. Returns the lines that it completed, without their newline.
 
-        Raises ValueError when what waits for its end is longer than the limit.
+        Raises ValueError if an unfinished line is longer than the limit.
         """
         lines = data.split(b"\n")
         rest = lines.pop()

@@ -1,7 +1,7 @@
-"""JSON objects that somebody else has written: read within bounds, with one error for all that can be wrong. Pure.
+"""JSON objects written by others: read within bounds, with one error for anything that can be wrong. Pure.
 
-Python's reader takes NaN and Infinity, which JSON has not (RFC 8259 §6), makes infinity of ``1e400``, and ends a deep
-nesting with a RecursionError.
+Python's reader accepts NaN and Infinity, which JSON does not have (RFC 8259 §6), turns ``1e400`` into infinity, and
+fails on deep nesting with a RecursionError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 def parse_object(data: bytes, limit: int) -> dict[str, Any]:
     """The JSON object in ``data``, which may have up to ``limit`` bytes. Every number in it is finite.
 
-    Raises ValueError, which says in a few words what is wrong.
+    Raises ValueError with a short reason.
     """
     if len(data) > limit:
         raise ValueError(f"more than {limit} bytes")

@@ -21,11 +21,11 @@ REAL_KEY_MAX = 1024
 SUFFIX_MAX = 64
 _SPOOL_NAME = re.compile("[0-9a-f]{1,16}-[0-9a-f]{12}")
 LOCK_FOLDER = f"{AUTO_KEY_PREFIX}_exclusion/"
-"""What the keys of locks begin with, and of what ``is_probe``."""
+"""Prefix of the keys of locks, and of the keys for which ``is_probe`` is true."""
 PROBE_PREFIX = f"{LOCK_FOLDER}probe-"
-"""What the key of an object begins with that asks the storage what it can do."""
+"""Prefix of the keys of objects that test what the storage can do."""
 _PROBE = re.compile(rf"{re.escape(LOCK_FOLDER)}(probe-[^/]+|[0-9a-f]{{32}}\.([0-9a-f]{{8}}|[0-9a-z-]+))")
-"""The 8 digits are of older versions."""
+"""Older versions use 8 digits."""
 _REGISTRY_KEY = re.compile(r"[0-9a-f]{32}\.lndb")
 OWN_OBJECT = re.compile(r"\.lamindb/[0-9A-Za-z]{20}(\..*)?", re.DOTALL)
 """Object keys that lamfs gives artifacts without a real key."""
@@ -75,8 +75,8 @@ FORMAT_SUFFIXES = frozenset(
         ".md",
     }
 )
-"""Suffixes that make the last two count as one when another follows (``.csv.gz``): LaminDB's list, and the usual
-formats of the field beside it."""
+"""If one of these is followed by another suffix, both count as one (``.csv.gz``): LaminDB's list, and the usual formats
+of the field."""
 
 COMPOSITE_SUFFIXES = (".anndata.zarr", ".spatialdata.zarr", ".vitessce.json")
 
@@ -85,9 +85,9 @@ COMPOSITE_SUFFIXES = (".anndata.zarr", ".spatialdata.zarr", ".vitessce.json")
 def suffix_of(name: str) -> str:
     """The artifact suffix of a path or key, with its dot, or ``""``.
 
-    One suffix: as it is, unless all digits (``v1.2`` has none). Several: a composite suffix, else the last two when
-    the second-last is a known format, else the last. LaminDB 0.72. What is longer than 64 bytes is no suffix: the name
-    ``{uid}{suffix}`` has to be one that every storage can keep.
+    One suffix: as it is, unless it is all digits (``v1.2`` has none). Several: a composite suffix; else the last two,
+    if the second-last is a known format; else the last. As in LaminDB 0.72. Anything longer than 64 bytes is not a
+    suffix, because every storage must be able to keep the name ``{uid}{suffix}``.
     """
     suffix = _suffix(name)
     return suffix if len(suffix.encode("utf-8", "surrogateescape")) <= SUFFIX_MAX else ""
@@ -109,16 +109,16 @@ def _suffix(name: str) -> str:
 
 
 def key_with_suffix(key: str, old_suffix: str, new_suffix: str) -> str:
-    """The key after a replace by a file with another suffix: ``a.tar.gz`` replaced by csv is ``a.csv``."""
+    """The key after a replace by a file with another suffix: ``a.tar.gz`` replaced by a csv file is ``a.csv``."""
     stem = key[: -len(old_suffix)] if old_suffix and key.endswith(old_suffix) else key
     return stem + new_suffix
 
 
 def object_key_for(uid: str, suffix: str, key: str | None, key_is_virtual: bool) -> str:
-    """Where the object of an artifact belongs: ``.lamindb/{uid}{suffix}``, or the key itself when it is real.
+    """Where the object of an artifact belongs: ``.lamindb/{uid}{suffix}``, or the key itself if it is real.
 
-    A real key of more than 1024 bytes (a file can come by one when a directory is renamed) cannot name an S3 object,
-    and one that a registry has in storage would overwrite that.
+    A real key of more than 1024 bytes (which renaming a directory can make) cannot name an S3 object. A real key that
+    is the object key of a registry would overwrite that registry.
     """
     if key is None or key_is_virtual or len(key.encode()) > REAL_KEY_MAX or is_registry_key(key):
         return f"{AUTO_KEY_PREFIX}{uid}{suffix}"
@@ -126,18 +126,18 @@ def object_key_for(uid: str, suffix: str, key: str | None, key_is_virtual: bool)
 
 
 def revision_key(uid: str, suffix: str, number: int) -> str:
-    """Object key of revision ``number`` of an artifact, if ``.lamindb/{uid}{suffix}`` was used before: see
+    """Object key of revision ``number`` of an artifact, if ``.lamindb/{uid}{suffix}`` was used before. See
     docs/decisions/one-object-per-revision.md."""
     return f"{AUTO_KEY_PREFIX}{uid}.{number}{suffix}"
 
 
 def is_private(object_key: str) -> bool:
-    """Whether only lamfs stores objects of such names."""
+    """Whether only lamfs stores objects with such keys."""
     return object_key.startswith(AUTO_KEY_PREFIX)
 
 
 def is_in_place(object_key: str, uid: str, suffix: str, key: str | None, key_is_virtual: bool) -> bool:
-    """Whether the object of an artifact is where its key and suffix say: at its real key, else below ``.lamindb/``
+    """Whether the object of an artifact is where its key and suffix require: at its real key, else below ``.lamindb/``
     under the name of any of its revisions."""
     place = object_key_for(uid, suffix, key, key_is_virtual)
     if object_key == place or not is_private(place):
@@ -152,17 +152,18 @@ def is_registry_key(object_key: str) -> bool:
 
 
 def is_internal(object_key: str) -> bool:
-    """Whether an object is none of an artifact, but lamfs's own: a lock, a kept registry, a spool or temporary file."""
+    """Whether an object is not an artifact's but lamfs's own: a lock, a kept registry, a spool file or temporary
+    file."""
     return object_key.startswith(f"{AUTO_KEY_PREFIX}_")
 
 
 def is_probe(object_key: str) -> bool:
-    """Whether an object was made for a moment only, to ask the storage what time it is or what it can do."""
+    """Whether an object exists only for a moment, to ask the storage what time it is or what it can do."""
     return _PROBE.fullmatch(object_key) is not None
 
 
 def check_name(name: bytes) -> str:
-    """Decode and check one path component as it comes from the kernel.
+    """Decode and check one path component from the kernel.
 
     Raises FsError with EILSEQ (not UTF-8), ENAMETOOLONG (over 255 bytes) or EINVAL (empty, ``.``, ``..``, ``/``, NUL).
     """
@@ -178,9 +179,9 @@ def check_name(name: bytes) -> str:
 
 
 def check_key(key: str, *, real: bool = False) -> str:
-    """Check a key given by hand (API or CLI) and return it without duplicate slashes.
+    """Check a key that a user gave (API or CLI), and return it without duplicate slashes.
 
-    Raises InvalidName, a ValueError that says which rule the key breaks.
+    Raises InvalidName, a ValueError that names the broken rule.
     """
     try:
         raw = key.encode("utf-8")
@@ -221,7 +222,7 @@ def check_key(key: str, *, real: bool = False) -> str:
 
 
 def into(key: str, name: str) -> str:
-    """The key of a file that is to be stored at ``key``: as with cp(1), ``folder/`` means by its ``name`` in there."""
+    """The key of a file that is to be stored at ``key``. As with cp(1), ``folder/`` means ``name`` in that folder."""
     return f"{key}{name}" if key.endswith("/") and key.strip("/") else key
 
 
@@ -232,15 +233,15 @@ def root_path(key: str) -> tuple[str, str]:
 
 
 def is_glob(text: str) -> bool:
-    """Whether a text has characters that mean something in a pattern."""
+    """Whether a text has characters with a meaning in patterns."""
     return any(char in text for char in "*?[")
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
-    """A pattern over keys as the shell has it (glob(7), bash's globstar), for ``fullmatch``.
+    """A pattern over keys, as in the shell (glob(7), bash's globstar), for ``fullmatch``.
 
-    ``*`` is any text without ``/``, ``?`` one character, ``[ab]``, ``[a-z]``, ``[!a]`` one of (or not of) these; ``**``
-    as a whole part is any number of parts, as the last one everything below.
+    ``*`` is any text without ``/``, ``?`` is one character, ``[ab]``, ``[a-z]``, ``[!a]`` is one of (or not of) these.
+    ``**`` as a whole part is any number of parts; as the last part it is everything below.
     """
     parts = [part for part in glob.split("/") if part]
     text = ""
@@ -277,12 +278,12 @@ def _part_pattern(part: str) -> str:
 
 
 def conflict_name(name: str, what: str) -> str:
-    """``a (conflict <what>).csv`` for ``a.csv``; see name_with."""
+    """``a (conflict <what>).csv`` for ``a.csv``. See name_with."""
     return name_with(name, f"conflict {what}")
 
 
 def name_with(name: str, note: str) -> str:
-    """``a (<note>).csv`` for ``a.csv``: the suffix stays, and no more than 255 bytes (NAME_MAX) are used."""
+    """``a (<note>).csv`` for ``a.csv``. The suffix stays, and the name has at most 255 bytes (NAME_MAX)."""
     suffix = suffix_of(name)
     mark = f" ({note}){suffix}"
     stem = name.removesuffix(suffix).encode()[: 255 - len(mark.encode())]
@@ -290,17 +291,17 @@ def name_with(name: str, note: str) -> str:
 
 
 def spool_name(ino: int) -> str:
-    """A fresh name for a spool file of an inode."""
+    """A new name for a spool file of an inode."""
     return f"{ino:x}-{secrets.token_hex(6)}"
 
 
 def is_spool_name(text: object) -> bool:
-    """Whether ``spool_name`` makes such a name."""
+    """Whether ``spool_name`` can make this name."""
     return isinstance(text, str) and _SPOOL_NAME.fullmatch(text) is not None
 
 
 DRAFT = ".new"
-"""What the name of a spool file ends with while it is being made."""
+"""Ends the name of a spool file while it is being made."""
 
 
 def is_draft_name(text: str) -> bool:
@@ -309,12 +310,12 @@ def is_draft_name(text: str) -> bool:
 
 
 def spool_inode(name: str) -> int:
-    """The inode number that a spool file was made for, by its name."""
+    """The inode number in the name of a spool file: the inode that it was made for."""
     return int(check_spool_name(name).partition("-")[0], 16)
 
 
 def check_spool_name(text: object) -> str:
-    """A name that ``spool_name`` makes, as it is. Raises InvalidName for anything else that a registry may hold."""
+    """Returns a name that ``spool_name`` can make. Raises InvalidName for anything else that a registry may contain."""
     if isinstance(text, str) and _SPOOL_NAME.fullmatch(text) is not None:
         return text
     raise InvalidName(

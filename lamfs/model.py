@@ -18,9 +18,9 @@ BLOCK_SIZE = 4 << 20
 """Bytes per block: the unit of per-block hashes, of the cache and of fetching."""
 
 LEAF_SIZE = 64 << 10
-"""Bytes per leaf of a block: the least that is fetched and verified for a random read."""
+"""Bytes per leaf of a block: the smallest unit that is fetched and verified for a random read."""
 LEAF_HASH = 16
-"""Bytes per leaf hash: BLAKE3, cut."""
+"""Bytes per leaf hash: BLAKE3, truncated."""
 
 AUTO_KEY_PREFIX = ".lamindb/"
 """Object keys of artifacts without a real key start with this (LaminDB 0.72)."""
@@ -34,20 +34,20 @@ TRANSFORM_UID_LEN = 16
 ROOT_INO = 1
 """Inode number of the root of the tree, as in FUSE."""
 AUTO_INO = 2
-"""Inode number of the directory ``.lamindb`` in which auto-managed artifacts show."""
+"""Inode number of the directory ``.lamindb``, which shows auto-managed artifacts."""
 
 DESCRIPTION_XATTR = "user.lamfs.description"
-"""The one extended attribute of lamfs's own that can be written; a file that is not stored yet has it as any other."""
+"""lamfs's only own extended attribute that can be written. A file that is not stored yet has it like any other."""
 
 SHOWN, TRASH = 1, -1
-"""Artifact visibility (LaminDB's VisibilityChoice, whose 0, archived, lamfs keeps and never sets)."""
+"""Artifact visibility (LaminDB's VisibilityChoice). lamfs keeps its 0, archived, but never sets it."""
 
 
 def new_uid(length: int = ARTIFACT_UID_LEN) -> str:
     """A random uid of ``length`` base62 characters."""
     text = ""
     while len(text) < length:
-        # Of a byte's 256 values 248 are four times 62; the others would make some characters more likely.
+        # Of a byte's 256 values, 248 are four times 62. The others would make some characters more likely.
         text += "".join([BASE62[byte % 62] for byte in secrets.token_bytes(2 * length) if byte < 248])
     return text[:length]
 
@@ -69,14 +69,14 @@ def now_ns() -> int:
 
 
 def iso(ns: int) -> str:
-    """Nanoseconds since the epoch as ISO 8601 in UTC, microseconds kept."""
+    """Nanoseconds since the epoch as ISO 8601 in UTC, with microseconds."""
     seconds, rest = divmod(ns, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000).isoformat()
 
 
 @dataclass(slots=True, frozen=True)
 class StorageConfig:
-    """How to reach a storage. Holds no secret: credentials come from boto3's own chain (environment, profile, role).
+    """How to reach a storage. Has no secrets: credentials come from boto3's own chain (environment, profile, role).
 
     ``root`` is ``s3://bucket[/prefix]`` or an absolute folder path, without a trailing slash.
     """
@@ -93,12 +93,13 @@ class StorageConfig:
 class ContentHash:
     """What is known about the bytes of one revision before they are stored.
 
-    ``size`` in bytes; ``hash``/``hash_type`` are LaminDB's (22 characters; ``md5`` or ``sha1-fl``);
-    ``blocks`` is the concatenation of one 32-byte BLAKE3 digest per 4 MiB block (empty for an empty file).
-    Two revisions are equal when ``size`` and ``blocks`` are, never by ``hash`` alone.
-    ``leaves`` has, for some blocks, the concatenated hashes of their 64 KiB leaves (``LEAF_HASH`` bytes each). Only who
-    has just hashed the bytes has them here; the registry hands them out by block.
-    ``head``: SHA-1 of the first 50 MiB of what has more, where it is known: ``hash`` is made of it and of the last's.
+    ``size`` in bytes. ``hash`` and ``hash_type`` are LaminDB's (22 characters; ``md5`` or ``sha1-fl``). ``blocks`` is
+    the concatenation of one 32-byte BLAKE3 digest per 4 MiB block (empty for an empty file). Two revisions are equal if
+    ``size`` and ``blocks`` are, never by ``hash`` alone.
+
+    ``leaves`` has, for some blocks, the concatenated hashes of their 64 KiB leaves (``LEAF_HASH`` bytes each). It is
+    filled only when the bytes have just been hashed; the registry returns leaf hashes by block. ``head``: SHA-1 of the
+    first 50 MiB of a larger file, if known: ``hash`` is made from it and from the hash of the last 50 MiB.
     """
 
     size: int
@@ -109,7 +110,7 @@ class ContentHash:
     head: bytes | None = field(default=None, compare=False, repr=False)
 
     def same_bytes(self, other: ContentHash | None) -> bool:
-        """Whether both describe the same bytes (decided on the BLAKE3 block hashes)."""
+        """Whether both describe the same bytes (decided by the BLAKE3 block hashes)."""
         return other is not None and self.size == other.size and self.blocks == other.blocks
 
     def block(self, index: int) -> bytes:
@@ -119,7 +120,7 @@ class ContentHash:
 
 @dataclass(slots=True, frozen=True)
 class Revision:
-    """One stored revision of an artifact: what its bytes are, and the object they are in."""
+    """One stored revision of an artifact: its bytes, and the object that contains them."""
 
     content: ContentHash
     object_key: str
@@ -127,7 +128,7 @@ class Revision:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.content.size
 
     def block_count(self) -> int:
@@ -137,11 +138,12 @@ class Revision:
 
 @dataclass(slots=True, frozen=True)
 class ObjectMeta:
-    """What an object says of itself beside its bytes: whose they are. A hint for a person who has lost the registry;
-    it comes from storage, so nothing is done because of it that cannot be undone.
+    """An object's metadata: whose bytes it has. A hint for a person who has lost the registry. It comes from storage,
+    so it never leads to anything that cannot be undone.
 
-    ``key``: of the artifact when the object was stored; None without one, and only its beginning when it is ``cut``.
-    ``revision``: ArtifactRecord.number; ``hash``: LaminDB's, as ``type:hash``. None: not known when it was stored.
+    ``key``: of the artifact when the object was stored. None: the artifact had none. Only the beginning if it is
+    ``cut``. ``revision``: ArtifactRecord.number. ``hash``: LaminDB's, as ``type:hash``. None: not known when it was
+    stored.
     """
 
     uid: str
@@ -152,11 +154,11 @@ class ObjectMeta:
 
     @classmethod
     def of(cls, uid: str, key: str | None, revision: int, content: ContentHash | None) -> ObjectMeta:
-        """The same of an artifact's revision."""
+        """The metadata for a revision of an artifact."""
         return cls(uid, key, revision, None if content is None else f"{content.hash_type}:{content.hash}")
 
     def is_revision_of(self, known: ObjectMeta) -> bool:
-        """Whether it says what the registry knows of a revision, under whatever key that had."""
+        """Whether this is the metadata of the revision ``known`` to the registry, whatever its key was."""
         return None not in (known.revision, known.hash) and (self.uid, self.revision, self.hash) == (
             known.uid, known.revision, known.hash,
         )  # fmt: skip
@@ -183,13 +185,13 @@ class ArtifactRecord:
     ino: int | None = None
     id: int | None = None
     number: int = 1
-    """Of the revision: 1 is the first, and other bytes are the next one."""
+    """Number of the revision. 1 is the first; each change of the bytes makes the next one."""
     used: tuple[str, ...] = ()
-    """Suffixes with which ``.lamindb/{uid}{suffix}`` has named an object of an earlier revision."""
+    """Suffixes for which ``.lamindb/{uid}{suffix}`` has been the object key of an earlier revision."""
 
     @property
     def meta(self) -> ObjectMeta:
-        """What the object of its revision says of itself."""
+        """The metadata of the object of its revision."""
         return ObjectMeta.of(self.uid, self.key, self.number, self.revision.content)
 
     @property
@@ -199,7 +201,7 @@ class ArtifactRecord:
 
     @property
     def place(self) -> str:
-        """Where it shows in a mount: its key, or below ``.lamindb/``."""
+        """Where it shows in a mount: at its key, or below ``.lamindb/``."""
         return f"{AUTO_KEY_PREFIX}{self.uid}{self.suffix}" if self.key is None else self.key
 
     @property
@@ -223,14 +225,14 @@ class Inode:
     ctime_ns: int
     rdev: int = 0
     revision: int = 0
-    """Counts content revisions made outside of the mount that shows it; a new value means a new FUSE inode."""
+    """Counts content revisions made outside the mount that shows it. A new value means a new FUSE inode."""
     blocks: int | None = None
     """Allocated units of 512 bytes (st_blocks) of a file with holes; None: all of ``size``."""
 
 
 @dataclass(slots=True)
 class Dentry:
-    """One directory entry. ``cookie`` is stable for the entry's life and orders readdir."""
+    """One directory entry. ``cookie`` never changes, and orders readdir."""
 
     cookie: int
     name: str

@@ -11,7 +11,7 @@ OWN = "/proc/self/mountinfo"
 
 
 class Mounted(NamedTuple):
-    """One line: where it is mounted, the file system's type and source, its device (major:minor), the mount's id."""
+    """One line: mount point, the file system's type and source, its device (major:minor), and the mount's id."""
 
     path: str
     fstype: str
@@ -26,7 +26,7 @@ class Mounted(NamedTuple):
 
 
 def table(path: str = OWN) -> list[Mounted]:
-    """All mounts, the later ones on top of the earlier ones. Raises OSError."""
+    """All mounts, later ones on top of earlier ones. Raises OSError."""
     mounts = []
     with open(path, "rb") as lines:
         for line in lines:
@@ -38,7 +38,7 @@ def table(path: str = OWN) -> list[Mounted]:
 
 
 def at(path: str) -> Mounted | None:
-    """What is mounted at just this path, on top of others; None: nothing. Raises OSError."""
+    """The topmost mount at exactly this path; None: nothing is mounted there. Raises OSError."""
     return next((mounted for mounted in reversed(table()) if mounted.path == path), None)
 
 

@@ -1,8 +1,8 @@
-"""Who else can write to a folder, by its owner, group and mode; and what follows from that. No state; any thread.
+"""Who else can write to a folder, by its owner, group and mode, and what follows from that. No state; any thread.
 
-Whoever can write to the folders that lamfs keeps its own state in, can make it read or overwrite any file of its user:
-those are refused as ssh(1) does. What is in a storage folder is checked before it is used, and no link in it is
-followed; it is refused only when everybody can write to it.
+Anybody who can write to the folders of lamfs's own state can make lamfs read or overwrite any file of its user. Such
+folders are refused, as ssh(1) does. Objects in a storage folder are checked before they are used, and links in it are
+not followed. A storage folder is refused only if everybody can write to it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Others(enum.Enum):
     NOBODY = enum.auto()
     EVERYBODY = enum.auto()
     OWNER = enum.auto()
-    """It is somebody else's."""
+    """It belongs to somebody else."""
     GROUP = enum.auto()
 
 
 def others(status: os.stat_result, *, uid: int | None = None) -> Others:
-    """Who else than ``uid`` (the user of this process when None) can write to the folder with this stat(2).
+    """Who else than ``uid`` (None: the user of this process) can write to the folder with this stat(2).
 
-    A group that is the owner's alone, as Debian and Fedora make it with umask 002, is nobody else: it is the owner's
-    primary group, has the owner's name, and no member. Root is a user as any other here: what somebody else puts into
-    a folder of his, lamfs would use with root's rights. Access control lists count as far as the mode shows them, in
-    the bits of the group.
+    The owner's private group, which Debian and Fedora make for umask 002, does not count: it is the owner's primary
+    group, has the owner's name, and has no other members. Root is a user like any other here: what somebody else puts
+    into root's folder, lamfs would use with root's rights. Access control lists count only as far as the mode shows
+    them, in the group bits.
     """
     if status.st_mode & stat.S_IWOTH:
         return Others.EVERYBODY
@@ -53,7 +53,8 @@ def _is_private_group(gid: int, uid: int) -> bool:
 
 
 def check_private(path: str, status: os.stat_result, variable: str, *, uid: int | None = None) -> None:
-    """Raise NotSetUp when others can write to a folder of lamfs's own, which ``variable`` names or can name."""
+    """Raise NotSetUp if others can write to a folder of lamfs's own. ``variable`` names the folder, or can name
+    another."""
     found = others(status, uid=uid)
     if found is Others.NOBODY:
         return
@@ -70,11 +71,11 @@ def check_private(path: str, status: os.stat_result, variable: str, *, uid: int 
 
 
 def check_storage_folder(path: str, status: os.stat_result, *, uid: int | None = None) -> str | None:
-    """A sentence that warns of others who can write to the root of a storage folder; None: there are none.
+    """A warning, as a sentence, about others who can write to the root of a storage folder. None: there are none.
 
-    Raises StorageForbidden when everybody can. The owner and a group are warned of only, be the process root's or not:
-    an administrator, or a container whose volume has its host's users, may mean it so. But two users cannot share such
-    a storage: the objects of each are mode 0600.
+    Raises StorageForbidden if everybody can. An owner or a group only gets a warning, also for root's processes: an
+    administrator may intend that, and so may a container whose volume has its host's users. But two users cannot share
+    such a storage: the objects of each have mode 0600.
     """
     found = others(status, uid=uid)
     if found is Others.NOBODY:

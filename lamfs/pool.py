@@ -1,7 +1,7 @@
 """A bounded number of threads for blocking work, such as fetching blocks. A Pool may be used from any thread.
 
-Unlike concurrent.futures' executor its threads are daemons, so that a program which was interrupted ends although a
-server does not answer; and ``stop`` wakes whoever waits for what has not begun.
+Unlike those of concurrent.futures' executor, its threads are daemons, so that an interrupted program ends even if a
+server does not answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 GRACE_SECONDS = 3.0
-"""After an exception: how long what has begun may take to end before it is left alone."""
+"""After an exception: time for running calls to end, before they are left alone."""
 
 
 class _Task(Generic[R]):
@@ -42,8 +42,8 @@ class _Task(Generic[R]):
 
 
 class Pool:
-    """``threads`` threads, started as they are needed. Context manager: waits for them to end; after an exception what
-    has not begun is cancelled, and what has begun is given GRACE_SECONDS and then left to the background."""
+    """``threads`` threads, started as they are needed. Context manager: waits for them to end. After an exception,
+    calls that have not begun are cancelled. Running calls get GRACE_SECONDS, and then are left to the background."""
 
     def __init__(self, threads: int, name: str, *, leave: Callable[[], None] | None = None) -> None:
         self.threads = threads
@@ -73,11 +73,11 @@ class Pool:
     def unordered(
         self, call: Callable[[T], R], items: Iterable[T], *, abandon: bool = False
     ) -> Generator[tuple[T, Future[R]], None, None]:
-        """``call`` each item in the threads; items and their finished futures as they come.
+        """``call`` each item in the threads. Yields items with their finished futures, as they finish.
 
-        Items are taken as threads become free, two for each thread: there may be any number of them. When the caller
-        stops iterating, or an exception comes, those of its calls that have not begun are cancelled, and, unless
-        ``abandon``, those that have are waited for.
+        Items are taken as threads become free, two for each thread, so there may be any number of items. If the caller
+        stops iterating, or there is an exception, calls that have not begun are cancelled. Running calls are waited
+        for, unless ``abandon``.
         """
         finished: SimpleQueue[Future[R]] = SimpleQueue()
         waiting: dict[Future[R], T] = {}

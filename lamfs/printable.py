@@ -1,7 +1,7 @@
-"""Text as it may go to a terminal or a log: that of others stays on its line and commands the terminal nothing. Pure.
+"""Text that is safe for a terminal or a log: text from others stays on its line, and cannot control the terminal. Pure.
 
-Names, messages of servers and rows of a registry may hold escape sequences. Surrogates stay: they are bytes of file
-names that are not UTF-8, and leave as those bytes.
+Names, messages of servers and rows of a registry may contain escape sequences. Surrogates stay: they are bytes of file
+names that are not UTF-8, and are written as those bytes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from typing import Any
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Controls of terminals (C0, DEL and C1: ECMA-48), other ends of a line, and what turns the direction of the text
-around (Unicode Standard Annex #9), so that a line shows what it does not say."""
+"""Controls of terminals (C0, DEL and C1: ECMA-48), other line ends, and controls of the text direction (Unicode
+Standard Annex #9), which make a line look like something else."""
 _MANY = {"is": "are", "was": "were", "has": "have"}
 _BUT_LINES = re.compile(CONTROL.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
 
 
 def one_line(text: str) -> str:
-    """The text with every control character spelled out."""
+    """The text with every control character escaped."""
     return CONTROL.sub(_spelled, text)
 
 
@@ -28,7 +28,7 @@ def lines(text: str) -> str:
 
 
 def in_json(text: str) -> str:
-    """JSON text with the control characters that JSON lets pass in a string written as JSON writes the others."""
+    """JSON text in which control characters that JSON allows in strings are escaped like the others."""
     return _BUT_LINES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -41,7 +41,7 @@ def count_of(number: int, noun: str, verb: str = "") -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """Records of one line each. A traceback follows its record in lines that begin with spaces."""
+    """Records of one line each. A traceback follows its record, in lines that begin with spaces."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return one_line(super().formatMessage(record))

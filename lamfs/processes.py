@@ -1,8 +1,8 @@
-"""Names of processes that no other process ever has, and names of temporary files that say whose they are. Any thread.
+"""Names of processes that are never reused, and names of temporary files that tell whose they are. Any thread.
 
-A pid alone is given out again, and means another process in another container or on another machine. So a process is
-named by the boot of its kernel, its pid and its start time (proc(5)), and a temporary file in a place that several
-machines share also by the machine and the pid namespace.
+A pid alone is reused, and names another process in another container or on another machine. So a process is named by
+the boot of its kernel, its pid and its start time (proc(5)). A temporary file in a place that several machines share
+is named also by the machine and the pid namespace.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def process_id(pid: int | None = None) -> str | None:
 
 
 def is_alive(owner: str | None) -> bool:
-    """Whether the process that ``process_id`` named is still there."""
+    """Whether the process that ``process_id`` named is still running."""
     if not owner:
         return False
     try:
@@ -43,14 +43,14 @@ def is_alive(owner: str | None) -> bool:
 
 
 def of_another_boot(owner: str | None) -> bool:
-    """Whether the process that ``process_id`` named ran before this machine was started, or on another one."""
+    """Whether the process that ``process_id`` named ran before this machine's last boot, or on another machine."""
     mine = process_id()
     return bool(owner) and mine is not None and ":" in str(owner) and str(owner).split(":")[0] != mine.split(":")[0]
 
 
 class Mark(NamedTuple):
-    """What the name of a temporary file says: who makes it. ``boot``: the beginning of the boot id; ``namespace``: of
-    its pids, the inode number."""
+    """What the name of a temporary file tells about its maker. ``boot``: the beginning of the boot id. ``namespace``:
+    the inode number of the pid namespace."""
 
     machine: str
     boot: str
@@ -60,13 +60,13 @@ class Mark(NamedTuple):
 
 
 def mark(machine: str) -> str:
-    """A new name for a temporary file of this process. ``machine``: a name of this machine, of 12 characters."""
+    """A new name for a temporary file of this process. ``machine``: a name of this machine, 12 characters."""
     here = _here(os.getpid())
     return f"{machine}-{here.boot}-{here.namespace}-{here.pid}-{here.started}-{secrets.token_hex(4)}"
 
 
 def find_mark(name: str) -> Mark | None:
-    """What ``mark`` has put into a name; None: nothing."""
+    """What ``mark`` has put into a name. None: nothing."""
     found = _MARK.search(name)
     if found is None:
         return None
@@ -74,7 +74,7 @@ def find_mark(name: str) -> Mark | None:
 
 
 def state_of(name: str, machine: str) -> Literal["alive", "dead", "elsewhere"]:
-    """Whether the process that made a temporary file lives; ``elsewhere``: that cannot be known here."""
+    """Whether the process that made a temporary file lives. ``elsewhere``: that cannot be known here."""
     found = find_mark(name)
     if found is None or found.machine != machine:
         return "elsewhere"
@@ -84,14 +84,14 @@ def state_of(name: str, machine: str) -> Literal["alive", "dead", "elsewhere"]:
     if found.boot != here.boot:
         return "dead"
     if found.namespace != here.namespace:
-        return "elsewhere"  # a container's, which shares this machine's directories
+        return "elsewhere"  # made in a container that shares this machine's directories
     now = process_id(found.pid)
     return "alive" if now is not None and int(now.split(":")[2]) == found.started else "dead"
 
 
 @functools.lru_cache(maxsize=4)
 def _here(pid: int) -> Mark:
-    """This process; by its pid, because a child of a fork is another one."""
+    """This process. Cached by pid, because the child of a fork is another process."""
     boot, _, started = (process_id(pid) or "::0").split(":")
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
@@ -101,11 +101,11 @@ def _here(pid: int) -> Mark:
 
 
 def boot_id() -> str:
-    """A name of the time since this machine was started (random(4))."""
+    """The id of this machine's present boot (random(4))."""
     with open("/proc/sys/kernel/random/boot_id") as boot:
         return boot.read().strip()
 
 
 def uptime() -> float:
-    """Seconds since this machine was started, those included in which it slept (clock_gettime(2))."""
+    """Seconds since this machine was booted, including the time it slept (clock_gettime(2))."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,8 +1,8 @@
-"""Scratch names: what programs drop beside a file for themselves, and what never becomes an artifact. Pure functions.
+"""Scratch names: files that programs make for themselves, and that never become artifacts. Pure functions.
 
-Only names that no person gives are on the list that lamfs comes with. ``x~`` is a backup that somebody may want, and
-``4913`` a gene, a patient or a chunk of an array. A pattern is of a file's own name: ``*`` is any characters, ``?``
-one, ``[…]`` one of a set (fnmatch(3)). The directories above do not count, whatever they are called.
+The default list has only names that no person gives. ``x~`` is a backup that somebody may want, and ``4913`` may be a
+gene, a patient or a chunk of an array. A pattern applies to a file's own name: ``*`` is any characters, ``?`` is one,
+``[…]`` is one of a set (fnmatch(3)). The names of the directories above it do not count.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ DEFAULT = (".*.sw?", ".#*", ".~lock.*#", ".DS_Store", "._*", ".nfs*")
 """vim's swap files, emacs's locks, LibreOffice's locks, macOS, NFS."""
 
 PROBE_SECONDS = 60.0
-"""So long an empty file with the name of a probe is not stored: vim removes its own at once."""
+"""Seconds for which an empty file with the name of a probe is not stored. vim removes its own at once."""
 _PROBE = "4913"
-"""What vim makes, empty, to see whether it may write to a directory (vim's fileio.c, buf_write)."""
+"""vim makes it, empty, to test whether it may write to a directory (vim's fileio.c, buf_write)."""
 
 Matcher = Callable[[str], bool]
-"""Says of a name whether it is scratch."""
+"""Tells whether a name is scratch."""
 
 
 def is_probe(name: str) -> bool:
-    """Whether an empty file of this name may be a probe, which is gone again in a moment."""
+    """Whether an empty file with this name may be a probe, which will be gone in a moment."""
     return name == _PROBE
 
 
@@ -36,7 +36,7 @@ def nothing(name: str) -> bool:
 
 
 def check(pattern: str) -> str:
-    """A pattern that can name something. Raises InvalidArgument."""
+    """Check that a pattern is valid and does not match every name. Raises InvalidArgument."""
     if not pattern or "/" in pattern or "\0" in pattern or not pattern.isprintable() or pattern in (".", ".."):
         raise InvalidArgument(f"{pattern!r} is no pattern of a name; give one such as '*.tmp', without '/'.")
     if not pattern.strip("*?"):
@@ -45,7 +45,7 @@ def check(pattern: str) -> str:
 
 
 def matcher(patterns: Iterable[str]) -> Matcher:
-    """Whether a name matches any of the patterns."""
+    """A Matcher for names that match any of the patterns."""
     one = "|".join(fnmatch.translate(pattern) for pattern in patterns)
     if not one:
         return nothing

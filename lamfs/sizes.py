@@ -11,7 +11,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def parse_size(text: str) -> int:
-    """``4096``, ``512M``, ``1.5 GB``, ``20GiB`` in bytes; K, M, G and T are powers of 1024. Raises InvalidArgument."""
+    """``4096``, ``512M``, ``1.5 GB``, ``20GiB`` in bytes. K, M, G and T are powers of 1024. Raises InvalidArgument."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise InvalidArgument(f"'{text}' is not a size; write bytes, or a number with K, M, G or T such as '20G'.")

@@ -1,8 +1,8 @@
 """The spool of one instance on this machine: a folder of files with bytes that storage may not have yet.
 
-A registry and a shared storage folder come from others, so neither the names in a journal nor what lies in the folder
-is trusted: a spool file has a name that ``spool_name`` makes, is a regular file, and is opened relative to its folder,
-following no links. The folder is a directory of this user that nobody else may enter.
+A registry and a shared storage folder come from others. So neither the names in a journal nor the files in the folder
+are trusted: a spool file has a name that ``spool_name`` can make, is a regular file, and is opened relative to its
+folder, without following links. The folder belongs to this user, and nobody else may enter it.
 """
 
 from __future__ import annotations
@@ -22,35 +22,36 @@ from lamfs.keys import DRAFT, check_spool_name, is_draft_name, is_spool_name
 log = logging.getLogger("lamfs.spool")
 
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
-"""What fsync(2) of a folder answers on file systems that do it by themselves."""
+"""Errors of fsync(2) on a folder, on file systems that need none."""
 _NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV})
-"""What open(2) answers for a link, a directory, a FIFO, a socket, a device."""
+"""Errors of open(2) for a link, a directory, a FIFO, a socket, a device."""
 
 
 class SpoolFolder:
-    """An open spool folder; its descriptor is held until ``close``. Any thread. Context manager: closes.
+    """An open spool folder. Its descriptor is held until ``close``. Any thread. Context manager: closes.
 
-    Methods with a name raise InvalidName when ``spool_name`` does not make it, StorageError when it is not the name of
-    a regular file, and OSError as the system call does.
+    Methods with a name raise InvalidName if ``spool_name`` cannot make it, StorageError if it does not name a regular
+    file, and OSError like the system call.
     """
 
     def __init__(self, fd: int, folder: str) -> None:
-        """Use ``find`` or ``make``. ``fd`` is this object's to close."""
+        """Use ``find`` or ``make``. This object closes ``fd``."""
         self._fd = fd
         self.folder = folder
-        """The path for people; nothing is opened by it."""
+        """The path for people. Nothing is opened by it."""
 
     @classmethod
     def find(cls, root: str | os.PathLike[str], parts: Sequence[str]) -> Self | None:
-        """The folder at ``parts`` below ``root``; None when there is none (no spool yet, or its disk is not mounted).
+        """The folder at ``parts`` below ``root``. None if there is none (no spool yet, or its disk is not mounted).
 
-        Raises StorageError: it, or a folder on the way to it, is a link or no directory; it is somebody else's.
+        Raises StorageError if it, or a folder on the path to it, is a link or not a directory, or if it is somebody
+        else's.
         """
         return cls._open(root, parts, make=False)
 
     @classmethod
     def make(cls, root: str | os.PathLike[str], parts: Sequence[str]) -> Self:
-        """As ``find``; made when there is none. Raises StorageError also when it cannot be made."""
+        """Like ``find``, but makes the folder if there is none. Raises StorageError also if it cannot be made."""
         found = cls._open(root, parts, make=True)
         assert found is not None
         return found
@@ -86,7 +87,7 @@ class SpoolFolder:
     # -- files --------------------------------------------------------------------------------------------------
 
     def open(self, name: str, flags: int) -> int:
-        """Descriptor of a spool file, made with mode 0600 when ``flags`` say so; the caller's to close."""
+        """Descriptor of a spool file, made with mode 0600 if ``flags`` require it. The caller closes it."""
         check_spool_name(name)
         try:
             fd = beneath.open_file(self._fd, name, flags | os.O_NONBLOCK)
@@ -117,7 +118,7 @@ class SpoolFolder:
         return found
 
     def exists(self, name: str) -> bool:
-        """Whether there is a spool file of that name."""
+        """Whether there is a spool file with that name."""
         try:
             self.stat(name)
         except FileNotFoundError:
@@ -125,7 +126,7 @@ class SpoolFolder:
         return True
 
     def unlink(self, name: str, *, missing_ok: bool = True) -> None:
-        """Remove a spool file; of a link, the link."""
+        """Remove a spool file. If the name is a link, remove the link."""
         check_spool_name(name)
         try:
             os.unlink(name, dir_fd=self._fd)
@@ -134,8 +135,8 @@ class SpoolFolder:
                 raise
 
     def link(self, name: str, other: SpoolFolder) -> None:
-        """Give a spool file its name in another folder on the same disk, too. It is moved there when the file system
-        has no hard links."""
+        """Also give a spool file its name in another folder on the same disk. If the file system has no hard links,
+        move it there."""
         check_spool_name(name)
         try:
             os.link(name, name, src_dir_fd=self._fd, dst_dir_fd=other._fd, follow_symlinks=False)
@@ -145,7 +146,7 @@ class SpoolFolder:
             os.rename(name, name, src_dir_fd=self._fd, dst_dir_fd=other._fd)
 
     def receive(self, name: str, folder: int) -> None:
-        """Move a spool file here out of another folder on the same disk, of which ``folder`` is a descriptor."""
+        """Move a spool file here, from another folder on the same disk. ``folder``: descriptor of that folder."""
         os.rename(check_spool_name(name), name, src_dir_fd=folder, dst_dir_fd=self._fd)
 
     def rename(self, name: str, new: str) -> None:
@@ -153,24 +154,24 @@ class SpoolFolder:
         os.rename(check_spool_name(name), check_spool_name(new), src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     # -- drafts -------------------------------------------------------------------------------------------------
-    # A spool file that gets bytes which are elsewhere too has a name of its own until it has all of them: what a crash
-    # leaves of it is nobody's.
+    # A spool file whose bytes exist elsewhere too is made under another name until it has all of them. After a crash
+    # the incomplete file is not needed.
 
     def open_draft(self, name: str) -> int:
-        """Descriptor of the new draft of a spool file, to read and write; the caller's to close."""
+        """Descriptor of the new draft of a spool file, to read and write. The caller closes it."""
         check_spool_name(name)
         return beneath.open_file(self._fd, f"{name}{DRAFT}", os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def draft_path(self, name: str) -> str:
-        """As ``path``, of the draft of a spool file."""
+        """As ``path``, for the draft of a spool file."""
         return f"{self.path(name)}{DRAFT}"
 
     def finish_draft(self, name: str) -> None:
-        """The draft of a spool file is all there."""
+        """The draft of a spool file is complete: give it the spool file's name."""
         os.rename(f"{check_spool_name(name)}{DRAFT}", name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def finish_draft_as(self, draft: str, name: str) -> None:
-        """The draft of ``draft`` is all there, and becomes spool file ``name``, unless there is one, which stays."""
+        """The draft of ``draft`` is complete: make it spool file ``name``. If that exists already, it stays."""
         source = f"{check_spool_name(draft)}{DRAFT}"
         try:
             os.link(source, check_spool_name(name), src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
@@ -184,20 +185,20 @@ class SpoolFolder:
         self.drop_draft(draft)
 
     def drop_draft(self, name: str) -> None:
-        """Remove the draft of a spool file, if it is there."""
+        """Remove the draft of a spool file, if there is one."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{check_spool_name(name)}{DRAFT}", dir_fd=self._fd)
 
     def drafts(self) -> list[str]:
-        """The spool files that have a draft, in order; whoever made it may be at work."""
+        """The spool files that have a draft, in order. A process may still be working on a draft."""
         with self._entries() as entries:
             found = [entry.name for entry in entries if is_draft_name(entry.name)]
         return sorted(name.removesuffix(DRAFT) for name in found)
 
     def path(self, name: str) -> str:
         """A path for open(2), link(2) and rename(2), in this and other processes of this user, as long as the folder is
-        held here: it leads to the folder whatever has become of its name. open(2) follows a link there, so only for a
-        file that ``stat`` or ``open`` has found."""
+        open here. It leads to the folder even if that is renamed. open(2) follows a link there, so use the path only
+        for a file that ``stat`` or ``open`` has found."""
         return f"/proc/{os.getpid()}/fd/{self._fd}/{check_spool_name(name)}"
 
     def shown(self, name: str) -> str:
@@ -218,7 +219,7 @@ class SpoolFolder:
             return sorted(entry.name for entry in entries if _is_spool_file(entry))
 
     def strangers(self) -> list[str]:
-        """Names of everything else that lies in the folder, in order."""
+        """Names of everything else in the folder, in order."""
         with self._entries() as entries:
             return sorted(
                 entry.name for entry in entries if not _is_spool_file(entry) and not is_draft_name(entry.name)
@@ -235,7 +236,7 @@ class SpoolFolder:
 
     @contextlib.contextmanager
     def _entries(self) -> Iterator[Iterator[os.DirEntry[str]]]:
-        # An open file description of its own: two readers of one would share the place they are at.
+        # Its own open file description: two readers of the same one would share their position.
         fd = os.open(".", beneath.DIRECTORY, dir_fd=self._fd)
         try:
             with os.scandir(fd) as entries:
@@ -261,9 +262,9 @@ class SpoolFolder:
 
 
 def remove(root: str | os.PathLike[str], parts: Sequence[str]) -> list[str]:
-    """Remove a spool: its files, and the folder when nothing else is in it, as the one above it (not ``root``).
+    """Remove a spool: its files, then the folder and the one above it (not ``root``), if nothing else is in them.
 
-    Returns the paths that stay, because lamfs has not made what is there. Raises StorageError as ``find``, OSError.
+    Returns the paths that stay because lamfs has not made them. Raises StorageError like ``find``, OSError.
     """
     spool = SpoolFolder.find(root, parts)
     if spool is None:
@@ -285,7 +286,7 @@ def _is_spool_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _make_private(fd: int, folder: str) -> None:
-    """See to it that nobody but this user enters the folder. Raises StorageError when it is somebody else's."""
+    """Make sure that only this user can enter the folder. Raises StorageError if it belongs to somebody else."""
     found = os.fstat(fd)
     if found.st_uid != os.geteuid():
         raise StorageError(
@@ -297,7 +298,7 @@ def _make_private(fd: int, folder: str) -> None:
         with contextlib.suppress(OSError):
             os.fchmod(fd, 0o700)
         if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
-            # The file system has no permissions (exFAT), or is read-only. What is stored there is as open.
+            # The file system has no permissions (exFAT), or is read-only. Files in there are equally open.
             log.info("the permissions of the spool folder %s cannot be changed", folder)
 
 

@@ -1,8 +1,8 @@
 """Back-pressure: writers slow down near the spool's limit, then wait for the uploader. Loop only.
 
-A disk that the spool shares with the registry must never be full. A registry that cannot commit cannot strike off what
-is stored: the spool would never drain, and not even the next mount could start. So writers get ENOSPC while the
-registry still has space, but only when neither the uploader nor the cache can free any.
+The disk that the spool shares with the registry must never be full. A registry that cannot commit cannot remove the
+rows of stored files: the spool would never drain, and not even the next mount could start. So writers get ENOSPC while
+the registry still has space, but only if neither the uploader nor the cache can free any.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ FLOOR = (1 << 30, 0.02)
 class BackPressure:
     """Bytes that may be written to the spool, counted down between two looks at it.
 
-    ``limit``: bytes in the spool; ``floor``: bytes of its disk that stay free (None: see FLOOR). Both hold only while
-    the uploader can drain the spool. When storage is a folder on the same disk it cannot, and only ENOSPC is left.
-    ``make_room`` evicts some of the cache; it returns False when nothing is left to evict.
+    ``limit``: bytes in the spool. ``floor``: bytes of its disk that stay free (None: see FLOOR). Both apply only while
+    the uploader can drain the spool. If storage is a folder on the same disk it cannot, and only ENOSPC is left.
+    ``make_room`` evicts some of the cache; it returns False if nothing is left to evict.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class BackPressure:
         return False
 
     def check(self) -> None:
-        """Raise OSError(ENOSPC) when the disk is full."""
+        """Raise OSError(ENOSPC) if the disk is full."""
         if self._free() < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -111,7 +111,7 @@ class BackPressure:
                     deadline, seen = trio.current_time() + self._timeout, now
                 elif trio.current_time() > deadline and self._uploader.failed_tries > failed:
                     used = await trio.to_thread.run_sync(self._spool.allocated)
-                    if free < 0 or used + size < self._limit:  # the disk is what is full
+                    if free < 0 or used + size < self._limit:  # the disk is full, not the spool
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     raise FsError(errno.EIO, "the spool is at its limit, and storage takes nothing")
                 if not waiting:

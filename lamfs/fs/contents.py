@@ -30,7 +30,7 @@ class Content:
 
 @dataclass(slots=True, eq=False)
 class Opened:
-    """An open handle. ``end``: where it was told that the content ends; None before that, and when it reads again."""
+    """An open handle. ``end``: the end of the content that it was told; None before that, and when it reads again."""
 
     number: int
     content: Content | None = None
@@ -70,7 +70,7 @@ class Contents:
         return self._next
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Bytes of a file. A handle reads one content until it was told of its end, as long as that is kept."""
+        """Bytes of a file. A handle reads one content until it was told the end, as long as that content is kept."""
         opened = self._opened[handle]
         if opened.end is not None and offset >= opened.end:
             return b""  # a content that was made meanwhile may be longer

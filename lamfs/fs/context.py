@@ -154,7 +154,7 @@ class Context:
             return
         if state is not None:
             # Open handles go on reading the old revision, and learn at the next write that it was replaced.
-            state.dirty = state.dirty and not state.is_deleted()  # nobody misses what was written to a deleted file
+            state.dirty = state.dirty and not state.is_deleted()  # what was written to a deleted file is not needed
             state.become(Event.REPLACE)
         for parent, name in self.registry.tree.names(ino):
             self.kernel.entry(parent, name)
@@ -167,7 +167,7 @@ class Context:
         if inode.mode & S_IFMT == stat.S_IFREG:
             state = self.states.get(fino)
             if state is not None and state.is_deleted():
-                # It has a name again: what is written by that must not go where only the old handles find it.
+                # It has a name again: what is written by that name must not go where only the old handles find it.
                 self._supersede(inode.ino)
                 return self.nodes.fino(inode.ino), inode
             if state is not None and state.spool is not None:

@@ -1,7 +1,7 @@
 """Regular files: open, read, write, truncate, flush, fsync, release. Loop only.
 
-Reads and writes of bytes that are on the local disk do not wait for anything. docs/SEMANTICS.md says what a return code
-means: ``flush`` (close) acknowledges into spool and journal, ``fsync`` waits for storage and registry.
+Reads and writes of bytes on the local disk never wait. docs/SEMANTICS.md explains what a return code means: ``flush``
+(close) acknowledges into spool and journal, ``fsync`` waits for storage and registry.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from lamfs.work import streaming
 from lamfs.work.durable import sync_file
 
 SYNC_TASKS = 64
-"""Files that are waited for at a time when everything below a directory is to be stored; as many can be stored at once.
-"""
+"""Files that are waited for at a time when everything below a directory has to be stored. So many can be stored at
+once."""
 LOOK_SECONDS = 1.0
-"""Between two looks at how much of that is left."""
+"""Seconds between two looks at how much of that is left."""
 RETRY_SECONDS = 0.5
-"""Between two tries of a file that could not be stored."""
+"""Seconds between two tries of a file that could not be stored."""
 OTHERS_LOOK = 0.05
 """Seconds between two looks at what another mount has to store."""
 T = TypeVar("T")
 AGAIN_SECONDS = 1.0
-"""When a read fails, the kernel asks once or twice more for the same bytes, at once."""
+"""Seconds: after a failed read, the kernel asks once or twice more for the same bytes, at once."""
 
 
 class Files:
@@ -58,12 +58,12 @@ class Files:
     # -- opening ------------------------------------------------------------------------------------------------
 
     async def open(self, fino: int, flags: int, *, privileged: bool = True, pid: int = 0) -> int:
-        """Open an existing file; returns the handle. Raises FsError: ESTALE, EROFS, EISDIR, ELOOP.
+        """Open an existing file. Returns the handle. Raises FsError: ESTALE, EROFS, EISDIR, ELOOP.
 
-        Who is not ``privileged`` takes the set-user-ID and set-group-ID bits away by O_TRUNC; of other changes of the
-        content the kernel sees to that. ``pid``: the thread that opens it.
+        With O_TRUNC a caller that is not ``privileged`` clears the set-user-ID and set-group-ID bits. For other changes
+        of the content the kernel does that. ``pid``: the thread that opens it.
         """
-        # O_TRUNC cuts the file also when it is opened for reading; the kernel has checked that it may be written.
+        # O_TRUNC also cuts a file that is opened for reading. The kernel has checked that it may be written.
         writable = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writable and self._c.policy.read_only:
             raise FsError(errno.EROFS)
@@ -98,7 +98,7 @@ class Files:
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, uid: int, gid: int, *, pid: int = 0
     ) -> tuple[int, int, Inode]:
-        """Make and open a regular file; returns handle, FUSE inode and attributes, one lookup counted."""
+        """Make and open a regular file. Returns handle, FUSE inode and attributes. Counts one lookup."""
         context = self._c
         text = check_name(name)
         backup = context.backups.kept(context.nodes.ino(parent), text)
@@ -114,13 +114,14 @@ class Files:
             )
         except FsError as error:
             if error.errno == errno.EEXIST and not flags & os.O_EXCL:
-                # Somebody else made it, and the kernel does not know yet: ESTALE makes it look, and open what is there.
+                # Somebody else made it, and the kernel does not know yet: ESTALE makes the kernel look again and open
+                # it.
                 raise FsError(errno.ESTALE) from None
             raise
         try:
             spool = self._spooling.new_spool(inode.ino, src)
         except OSError:
-            # With a kept backup, the artifact goes back to that.
+            # If a backup was kept, the artifact goes back to it.
             place = context.backups.place(backup) if backup is not None else None
             context.registry.names.unlink(context.nodes.ino(parent), text, left=lambda _: place)
             raise
@@ -128,7 +129,7 @@ class Files:
         if backup is not None:
             context.backups.handed(backup)
             artifact = context.registry.artifacts.by_ino(inode.ino)
-            # What it replaces: bytes that are closed as they were are nothing new.
+            # The content that this file replaces: if it is closed with the same bytes, nothing has to be stored.
             state.revision = artifact.revision if artifact is not None else None
         context.states[inode.ino] = state
         context.nodes.looked_up(inode.ino, inode.revision)
@@ -152,10 +153,10 @@ class Files:
         return number
 
     def _state(self, fino: int, *, emptied: bool = False) -> FileState:
-        """The shared state of an open file, made from what registry and journal know when it is not open yet.
+        """The shared state of an open file. Made from registry and journal if the file is not open yet.
 
-        ``emptied``: its present content is not needed, so a file that lost its name since the kernel looked it up can
-        be opened, as on a local disk. Otherwise that is ESTALE, upon which the kernel looks the name up again, once.
+        ``emptied``: its present content is not needed. So a file that lost its name since the kernel looked it up can
+        be opened, as on a local disk. Otherwise that is ESTALE, and the kernel looks the name up again, once.
         """
         context = self._c
         state = context.states.get(fino)
@@ -173,8 +174,8 @@ class Files:
             raise FsError(errno.ESTALE)
         unlinked = inode.nlink == 0 and inode.ino in context.nodes.unlinked
         if inode.nlink == 0 and not unlinked:
-            # Somebody else deleted it, and the kernel does not know yet: it looks the name up again, instead of writing
-            # into a file that nobody can find. (Who has it open here shares the state above.)
+            # Somebody else deleted it, and the kernel does not know yet. ESTALE makes it look the name up again,
+            # instead of writing into a file that nobody can find. (Open handles here share the state above.)
             raise FsError(errno.ESTALE)
         state = FileState(inode.ino, fino, inode, DELETED if unlinked else STORED, seen=inode.revision)
         while not self._open_owed(state, owed := context.registry.journal.put_of(inode.ino)):
@@ -192,17 +193,17 @@ class Files:
         if state.spool is None or not state.spool.own:
             now = context.registry.tree.get(inode.ino)
             if now is not None and now.revision != inode.revision:
-                # It was replaced between the look at its size and the look at its content.
+                # It was replaced between reading its size and reading its content.
                 self._spooling.give_up(state)
                 raise FsError(errno.ESTALE)
         context.states[fino] = state
         return state
 
     def _open_owed(self, state: FileState, owed: Put | None) -> bool:
-        """Open what there is of a file besides its stored revision. False when that could not be: it may have been
-        stored by another mount meanwhile."""
+        """Open what there is of a file besides its stored revision. False if that is not possible: another mount may
+        have stored it meanwhile."""
         context = self._c
-        # After the row was read: once that is struck off, this is what it has become.
+        # Read after the row: if the row is removed meanwhile, this is what the put has become.
         artifact = context.registry.artifacts.by_ino(state.ino)
         state.revision = artifact.revision if artifact is not None else None
         if owed is None:
@@ -222,7 +223,7 @@ class Files:
         return True
 
     def _is_replaced(self, state: FileState) -> bool:
-        """As _is_outdated, also when that is known already; not of a file that was deleted."""
+        """As _is_outdated, also if that is known already. False for a deleted file."""
         return (state.is_stale() or self._is_outdated(state)) and not self._spooling.is_gone(state)
 
     def _is_outdated(self, state: FileState) -> bool:
@@ -238,7 +239,7 @@ class Files:
     # -- bytes --------------------------------------------------------------------------------------------------
 
     def read_now(self, handle: int, offset: int, size: int) -> bytes | None:
-        """Bytes that are on the local disk and checked, without waiting; None when ``read`` has to be awaited."""
+        """Bytes that are on the local disk and verified, without waiting. None: ``read`` has to be awaited."""
         opened = self.handles[handle]
         state = opened.state
         if not state.accessed:
@@ -269,7 +270,7 @@ class Files:
         return found
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes at ``offset``; fewer only at the end of the file."""
+        """Up to ``size`` bytes at ``offset``. Fewer only at the end of the file."""
         data = self.read_now(handle, offset, size)
         if data is not None:
             return data
@@ -307,7 +308,7 @@ class Files:
         return data
 
     def _caller(self, opened: Handle) -> Caller:
-        """Who waits when a call through a handle does."""
+        """Who waits during a call through a handle."""
         fino = opened.state.fino
 
         def rivals() -> list[int]:
@@ -318,7 +319,7 @@ class Files:
     async def _wait(
         self, work: Callable[[], Awaitable[T]], state: FileState, caller: Caller, seconds: float | None = None
     ) -> T:
-        """The result of what needs storage. Raises FsError: EIO when it does not go on for too long, EINTR."""
+        """The result of work that needs storage. Raises FsError: EIO if it makes no progress for too long, EINTR."""
 
         def progress() -> object:
             return state.beat.value(), None if state.base is None else state.base.beat.value()
@@ -336,8 +337,9 @@ class Files:
         return self._c.registry.tree.path(ino) or f"inode {ino}"
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write ``data``, as far as storage takes a file of that size; returns how much. Raises OSError (ENOSPC …),
-        StorageError (content unreachable), FsError (EFBIG; EROFS: the lease was lost since the file was opened)."""
+        """Write ``data``, up to the largest file that storage takes. Returns the number of bytes. Raises OSError
+        (ENOSPC …), StorageError (content unreachable), FsError (EFBIG; EROFS: the lease was lost since the file was
+        opened)."""
         if self._c.policy.read_only:
             raise FsError(errno.EROFS)
         state = self.handles[handle].state
@@ -348,10 +350,10 @@ class Files:
         spool = state.spool
         if spool is None or spool.missing or not state.writable_now:
             spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
-        state.dirty = True  # the journal says "open" by now: the next close has to acknowledge, also with a full disk
+        state.dirty = True  # the journal's row is open by now: the next close has to acknowledge, also with a full disk
         back_pressure = self._spooling.back_pressure
         if not back_pressure.admit(len(data)):
-            # It has an end of its own, which moves on as long as storage takes something.
+            # This wait has its own limit, which moves on as long as storage takes something.
             await self._wait(lambda: back_pressure.wait(len(data)), state, self._caller(self.handles[handle]), math.inf)
             if state.spool is not spool or spool.missing or not state.writable_now:  # stored, cut … meanwhile
                 spool = await self._prepare(state, self._caller(self.handles[handle]), write=(offset, len(data)))
@@ -407,20 +409,21 @@ class Files:
     # -- acknowledging ------------------------------------------------------------------------------------------
 
     def _acknowledge(self, state: FileState, *, tell: bool = False) -> None:
-        """Journal what was written. When that is not this mount's to store any more, because somebody else has replaced
-        the file, what was written here is lost: with ``tell`` FsError(ESTALE)."""
+        """Journal what was written. If somebody else has replaced the file, this mount cannot store that any more, and
+        it is lost: with ``tell`` raises FsError(ESTALE)."""
         if state.is_deleted() or not (state.dirty or state.is_open_in_journal()):
-            return  # a write that failed has left a row, too
+            return  # a failed write has left an open row too
         if self._spooling.acknowledge(state):
             return
         if self._spooling.is_gone(state):
-            state.become(Event.UNLINK)  # nobody misses what was written to it
+            state.become(Event.UNLINK)  # its written bytes are not needed
             state.dirty = False
         elif tell:
             raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
 
     async def flush(self, handle: int) -> None:
-        """close(2): bytes and intent are in spool and journal; with ``-o close=storage`` in storage too."""
+        """close(2): bytes and intent are in spool and journal. With ``-o close=storage`` the bytes are in storage
+        too."""
         opened = self.handles[handle]
         state = opened.state
         if not opened.writable or not state.dirty:
@@ -430,9 +433,9 @@ class Files:
             await self.store(state.ino, self._caller(opened))
 
     async def fsync(self, handle: int) -> None:
-        """fsync(2): in storage and in the registry; with ``-o fsync=spool`` on the local disk only.
+        """fsync(2): in storage and in the registry. With ``-o fsync=spool`` only on the local disk.
 
-        Raises the error of the try it made when storage refuses or is away; the upload stays owed.
+        Raises the error of the failed try if storage refuses or is away. The upload stays pending.
         """
         opened = self.handles[handle]
         state = opened.state
@@ -448,10 +451,10 @@ class Files:
         await self._c.uploader.durable()
 
     async def store(self, ino: int, caller: Caller | None = None) -> None:
-        """Wait until what is owed for an inode now is in storage.
+        """Wait until the bytes of an inode that are pending now are in storage.
 
-        Raises FsError: EIO when storing does not go on for too long, EINTR when the caller is told to stop, ESTALE when
-        another mount writes the file anew.
+        Raises FsError: EIO if storing makes no progress for too long, EINTR if the caller is told to stop, ESTALE if
+        another mount rewrites the file.
         """
         entry = self._c.registry.journal.put_of(ino)
         if entry is None:
@@ -463,7 +466,7 @@ class Files:
 
         async def stored() -> None:
             journal, now = self._c.registry.journal, entry
-            while now.owner != journal.owner:  # another mount has it in hand
+            while now.owner != journal.owner:  # another mount works on it
                 self._c.uploader.check_refused(ino)
                 if now.state == "open":
                     if not now.gen:
@@ -494,8 +497,8 @@ class Files:
     async def sync_below(self, top: int, progress: Callable[[int, int], None]) -> None:
         """Return when everything written so far to a file, or below a directory, is in storage and in the registry.
 
-        Waits through failures, of which each is tried again. ``progress(files, bytes)`` now and then. Raises TooLarge
-        for a file that storage can never take, when all others are stored.
+        Waits through failures, and tries each again. Calls ``progress(files, bytes)`` now and then. Raises TooLarge for
+        a file that storage can never take, once all others are stored.
         """
         self.acknowledge_all()
         while owed := self._owed_below(top):
@@ -511,7 +514,7 @@ class Files:
         await self._c.uploader.durable()
 
     def _owed_below(self, top: int) -> list[tuple[int, int]]:
-        """Files at or below an inode that are not stored yet, and their bytes."""
+        """Files at or below an inode that are not stored yet, with their bytes."""
         tree = self._c.registry.tree
         below = [ino for ino in self._c.registry.journal.owed_inodes() if ino == top or tree.is_below(ino, top)]
         return [(ino, inode.size) for ino in below if (inode := tree.get(ino)) is not None]
@@ -521,7 +524,7 @@ class Files:
             try:
                 await self.store(ino)
             except LamfsError:
-                await trio.sleep(RETRY_SECONDS)  # the uploader has said what it is
+                await trio.sleep(RETRY_SECONDS)  # the uploader has logged the error
 
     # -- closing ------------------------------------------------------------------------------------------------
 

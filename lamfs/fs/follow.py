@@ -1,7 +1,7 @@
 """Following the change log: what the Python API, the CLI and other mounts did shows here at once. Loop only.
 
-``PRAGMA data_version`` says cheaply whether another connection committed anything. Then the rows since the last look
-say exactly what the kernel has to forget.
+``PRAGMA data_version`` tells cheaply whether another connection committed anything. Then the rows since the last look
+tell exactly what the kernel has to forget.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ INTERVAL = 0.1
 TRIM_INTERVAL = 3600.0
 """Seconds between two trims of the change log."""
 FORGET_INTERVAL = 60.0
-"""Seconds between two looks which spent spool files are gone."""
+"""Seconds between two checks whether spent spool files are gone."""
 ADOPT_INTERVAL = 2.0
 """Seconds between two looks for storage work left behind by processes that are gone."""
 
 KEYS, KEYS_PAUSE = 2000, 0.02
-"""Keys that follow a renamed directory at a time, and seconds in between that everybody else has."""
+"""Keys that follow a renamed directory in one step, and seconds between two steps for everybody else."""
 
 
 def adopt(context: Context) -> bool:
-    """Take over what processes of this machine that are gone had still to do; whether there was anything.
+    """Take over the work of processes of this machine that are gone. Returns whether there was any.
 
-    A file that another mount was writing when its daemon died counts as closed where it was.
+    If another mount's daemon died while it was writing a file, the file counts as closed with what was written.
     """
     registry = context.registry
     with registry.db.transaction():
@@ -45,9 +45,9 @@ def adopt(context: Context) -> bool:
             inode = registry.tree.get(entry.ino) if isinstance(entry, Put) else None
             if not isinstance(entry, Put) or inode is None or entry.state != "open":
                 continue
-            with contextlib.suppress(LamfsError, OSError):  # the uploader says what is wrong with it
+            with contextlib.suppress(LamfsError, OSError):  # the uploader will report what is wrong with it
                 if entry.object_key is None and not entry.gen:
-                    # It may have died between naming a new file and making it: then nothing was written.
+                    # The daemon may have died between naming a new file and making it: then nothing was written.
                     os.close(context.spool.open(entry.src, os.O_CREAT | os.O_RDWR))
                 info = context.spool.stat(entry.src)
                 inode.size, inode.mtime_ns = info.st_size, info.st_mtime_ns
@@ -60,7 +60,7 @@ def adopt(context: Context) -> bool:
 
 
 class Follower:
-    """Reads the change log of one mount's registry and invalidates."""
+    """Reads the change log of one mount's registry, and invalidates the kernel's caches."""
 
     def __init__(self, context: Context) -> None:
         self._c = context
@@ -69,7 +69,7 @@ class Follower:
         self._poke = trio.Event()
 
     def poke(self) -> None:
-        """Look now: somebody says that there is something new."""
+        """Look now: a message says that there are changes."""
         self._poke.set()
 
     async def run(self) -> None:
@@ -101,12 +101,12 @@ class Follower:
                 log.exception("could not follow the registry's changes; trying again")
 
     def _forget_spent(self) -> None:
-        """Nobody needs to know of spool files that are gone that they are owed no more."""
+        """Forget spent spool files that are gone: their records are not needed any more."""
         self._c.registry.journal.forget_spent(self._c.spool.names())
 
     def look(self) -> bool:
-        """Handle what others committed since the last look; says whether there was anything."""
-        # In this order: rows up to ``last`` are this mount's own when nobody else has committed since the last look.
+        """Handle what others committed since the last look. Returns whether there was anything."""
+        # In this order: if nobody else has committed since the last look, rows up to ``last`` are this mount's own.
         last = self._c.registry.changes.last()
         version = self._c.registry.db.data_version()
         if version == self._version:
@@ -144,10 +144,10 @@ class Follower:
             self._new_revision(change.ino)
 
     def _new_revision(self, ino: int) -> None:
-        """Somebody else made new content: the kernel gets a new inode for it, open handles keep the old one."""
+        """Somebody else made new content: the kernel gets a new inode for it, and open handles keep the old one."""
         state = self._c.state_of(ino)
         if state is not None and state.spool is not None and self._c.owes(state, self._c.registry.journal.put_of(ino)):
-            return  # our own bytes are newer, and will be stored over theirs
+            return  # our own bytes are newer, and will replace theirs
         self._c.renew(ino)
 
     def _forget_everything(self) -> None:
@@ -161,9 +161,9 @@ class Follower:
             self._c.kernel.attributes(fino)
 
     def _adopt(self) -> None:
-        """Take over what processes that are gone (a CLI command, a crashed notebook) left to do."""
+        """Take over the work of processes that are gone (a CLI command, a crashed notebook)."""
         if self._c.policy.read_only:
-            return  # it would never do the work, and keep others from doing it
+            return  # a read-only mount would never do the work, and keep others from it
         taken = adopt(self._c)
         if taken or self._c.registry.journal.next_at() is not None:
             self._c.uploader.notify()

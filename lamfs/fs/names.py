@@ -1,6 +1,6 @@
-"""Names: lookup, readdir, mkdir, unlink, rename, link and the rest of what works on directory entries. Loop only.
+"""Names: lookup, readdir, mkdir, unlink, rename, link and other operations on directory entries. Loop only.
 
-Every call is one registry transaction and asks nobody else; none of them waits.
+Every call is one registry transaction, and none waits for anything else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lamfs.registry.tree import NEWEST
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 FIRST_COOKIE = 2
-"""Cookies 1 and 2 are ``.`` and ``..``; an entry's is its registry cookie above that."""
+"""Cookies 1 and 2 are ``.`` and ``..``. An entry's cookie is its registry cookie plus 2."""
 SYMLINK_MAX = 4095
 
 
@@ -35,10 +35,10 @@ class Names:
     # -- looking ------------------------------------------------------------------------------------------------
 
     def lookup(self, parent: int, name: bytes) -> tuple[int, Inode] | None:
-        """FUSE inode and attributes of an entry, one lookup counted; None when there is none.
+        """FUSE inode and attributes of an entry, with one lookup counted. None if there is no such entry.
 
-        Raises FsError: ESTALE (``.`` or ``..`` of what the kernel has forgotten), ENAMETOOLONG; a name that can not
-        exist (not UTF-8) does not.
+        Raises FsError: ESTALE (``.`` or ``..`` of an inode that the kernel has forgotten), ENAMETOOLONG. A name that
+        cannot exist (not UTF-8) gives None.
         """
         if name in (b".", b".."):
             return self._dot(parent, name)
@@ -69,8 +69,8 @@ class Names:
     def entries(self, directory: int, cookie: int, last: int | None = None) -> Iterator[tuple[int, bytes, int, Inode]]:
         """(cookie, name, FUSE inode, attributes) of a directory's entries after ``cookie``, ``.`` and ``..`` first.
 
-        Counts no lookup: the caller does, for each entry that the kernel took. ``.lamindb`` is shown when it holds
-        something; the control directory never is. Entries with a registry cookie above ``last`` are left out.
+        Counts no lookup: the caller does, for each entry that the kernel took. ``.lamindb`` is shown if it has entries.
+        The control directory is never shown. Entries with a registry cookie above ``last`` are left out.
         """
         tree = self._c.registry.tree
         inode = self._c.inode(directory)
@@ -97,7 +97,7 @@ class Names:
     def make(
         self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes | None = None
     ) -> tuple[int, Inode]:
-        """mkdir, mknod and symlink. Raises FsError as Namespace.create does, ENAMETOOLONG for a long target."""
+        """mkdir, mknod and symlink. Raises FsError like Namespace.create, and ENAMETOOLONG for a long target."""
         if target is not None and not 0 < len(target) <= SYMLINK_MAX:
             raise FsError(errno.ENAMETOOLONG if target else errno.ENOENT)
         inode = self._c.registry.names.create(
@@ -174,7 +174,8 @@ class Names:
         places = (self._c.nodes.ino(parent), self._c.nodes.ino(other_parent))
         one, two = self._c.registry.names.exchange(places[0], known, places[1], other_known)
         for inode, left, at in ((one, (places[0], known), other_known), (two, (places[1], other_known), known)):
-            # Who saves by an exchange removes the old content next: then its artifact is at the name that it has left.
+            # A program that saves by an exchange removes the old content next. Its artifact stays at the name it has
+            # left.
             self._put_aside(inode, *left, at)
             state = self._c.state_of(inode.ino)
             if state is not None:
@@ -188,7 +189,7 @@ class Names:
             self._c.backups.put_aside(Backup(inode.ino, ended), place, name, at)
 
     def _known_name(self, parent: int, name: bytes) -> str:
-        """A name that has to exist: one that can not is simply not there. The control directory stays where it is."""
+        """A name that must exist. An impossible name is ENOENT. The control directory cannot be changed: EPERM."""
         if parent == ROOT_INO and name == CONTROL_NAME:
             raise FsError(errno.EPERM)
         try:
@@ -214,10 +215,10 @@ class Names:
             self._c.nodes.ghosts[inode.ino] = inode
             self._c.nodes.ghost_xattrs[inode.ino] = removed.xattrs
         if state is not None and stat.S_ISREG(inode.mode):
-            # From now on it is only for who has it open. A spool that the trash is still owed is not written any more.
+            # Now only its handles have it. A spool that still has to be stored for the trash is not written any more.
             owed = self._c.registry.journal.put_of(inode.ino)
             if owed is not None and owed.state == "open" and owed.owner == self._c.registry.journal.owner:
-                # What was written until now goes to the trash.
+                # What was written so far goes to the trash.
                 with self._c.registry.db.transaction():
                     self._c.owe(state)
             state.become(Event.UNLINK if owed is None or state.spool is None else Event.TRASH)

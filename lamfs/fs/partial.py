@@ -1,11 +1,11 @@
-"""Partial spools: spool files that hold only the blocks that were written; the stored revision has the others. Loop
+"""Partial spools: spool files that hold only the blocks that were written. The stored revision has the others. Loop
 only.
 
-So changing a little of a large artifact in a bucket does not bring all of it here, and waits for nothing: what is
-written within a block is noted as a range of it, and the rest of the block is the base's until the uploader brings it
-in. Only a block that is written in many places, or over the end of the file, is brought in before. Which blocks and
-ranges are there is noted in the registry for the next mount (registry/partial_spools.py), and in the Spool while it is
-open.
+So changing a little of a large artifact in a bucket does not fetch all of it, and waits for nothing. A write within a
+block is recorded as a range of the block. The rest of the block stays the base's until the uploader fetches it. A block
+is fetched before a write only if it was written in many places, or the write goes over the end of the file. The blocks
+and ranges that are present are recorded in the registry for the next mount (registry/partial_spools.py), and in the
+Spool while it is open.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from lamfs.registry.entries import Put
 ABOVE = MD5_MAX
 """Only files of more bytes become partial spools: the hash of a smaller one needs all of its bytes at each change."""
 BATCH = 8
-"""Blocks that are brought at a time when many are."""
+"""Most blocks that are fetched at a time."""
 WRITES = 64
-"""Writes to a block that are noted before it is brought in: then they need not be."""
+"""Writes to a block that are recorded as ranges. The block is fetched before the next one."""
 AHEAD = 6
-"""Blocks that are on their way at a time while the uploader waits for them."""
+"""Blocks that are being fetched at a time while the uploader waits for them."""
 
 Reading = Callable[[FileState, int, int, Reader | None], Awaitable[bytes]]
-"""Reads bytes of the stored revision of a file, for a handle's reader, whatever object it is in by now."""
+"""Reads bytes of the stored revision of a file, for a handle's reader, from whichever object has them now."""
 
 
 class PartialSpools:
@@ -55,13 +55,13 @@ class PartialSpools:
         return self._c.store.parts is not None and want > ABOVE and state.revision is not None
 
     def start(self, spool: Spool, base: Revision) -> None:
-        """Make an empty spool file a partial spool of a revision, all of it: it is cut when what that needs has
-        come."""
+        """Make an empty spool file a partial spool of a whole revision. The caller cuts it once the needed blocks are
+        here."""
         os.ftruncate(spool.fd, base.size)
         spool.missing = missing_blocks((), base.size, base.size)
 
     def open(self, spool: Spool, owed: Put, base: Revision | None) -> None:
-        """Say what an owed spool file lacks, if it is a partial spool. Raises FsError(EIO) when its base is gone."""
+        """Set what a pending spool file lacks, if it is a partial spool. Raises FsError(EIO) if its base is gone."""
         if owed.base is None:
             return
         if base is None or not is_based_on(owed, base.content):
@@ -72,13 +72,13 @@ class PartialSpools:
         spool.ranges = {block: found for block, found in known.ranges(spool.name).items() if block in spool.missing}
 
     def base_of(self, state: FileState) -> str | None:
-        """What the journal has to know of the base; None when the spool file lacks nothing."""
+        """The id of the base, for the journal. None if the spool file lacks nothing."""
         assert state.spool is not None
         return base_id(state.revision.content) if state.spool.missing and state.revision is not None else None
 
     def is_sound(self, state: FileState) -> bool:
-        """Whether the base is what the artifact has now, and no other process is at work on it: else the file must be
-        completed before it is journaled."""
+        """Whether the base is the artifact's present content, and no other process is working on it. Otherwise the file
+        must be completed before it is journaled."""
         assert state.spool is not None
         if not state.spool.missing:
             return True
@@ -94,7 +94,7 @@ class PartialSpools:
         )
 
     def note(self, state: FileState) -> None:
-        """Tell the registry all blocks that the spool file has; its put row was just made."""
+        """Record all blocks of the spool file in the registry. Its put row has just been made."""
         spool = state.spool
         assert spool is not None
         if spool.missing and state.revision is not None:
@@ -105,7 +105,7 @@ class PartialSpools:
     # -- reading ------------------------------------------------------------------------------------------------
 
     async def read(self, state: FileState, offset: int, size: int, reader: Reader | None = None) -> bytes:
-        """Up to ``size`` bytes at ``offset``, from the spool file and the base. Raises as reading the base does."""
+        """Up to ``size`` bytes at ``offset``, from the spool file and the base. Raises like reading the base."""
         parts: list[bytes] = []
         size = min(size, state.inode.size - offset)
         while size > 0:
@@ -122,7 +122,7 @@ class PartialSpools:
                 except (FsError, StorageError):
                     if state.spool is spool and block in spool.missing:
                         raise
-                    continue  # it was brought in meanwhile, and then the base has been replaced
+                    continue  # the block was fetched meanwhile, and then the base was replaced
             else:
                 data = os.pread(spool.fd, length, offset)
             parts.append(data)
@@ -134,7 +134,7 @@ class PartialSpools:
     # -- filling ------------------------------------------------------------------------------------------------
 
     def lacks(self, state: FileState, offset: int, size: int) -> list[int]:
-        """The blocks that must be brought in before ``size`` bytes at ``offset`` may be written."""
+        """The blocks that must be fetched before ``size`` bytes at ``offset`` may be written."""
         spool = state.spool
         assert spool is not None
         if not spool.missing or not size:
@@ -145,8 +145,8 @@ class PartialSpools:
         return sorted(touched | self._tail(state, spool, offset + size))
 
     def wrote(self, state: FileState, spool: Spool, offset: int, size: int) -> None:
-        """So many bytes were written to the spool file just now. Nothing may be awaited in between: whoever stores the
-        file writes the base's bytes to where no range is."""
+        """``size`` bytes were just written to the spool file. Nothing may be awaited between the write and this call:
+        an upload writes the base's bytes wherever no range is recorded."""
         if not spool.missing:
             return
         written: dict[int, tuple[int, int]] = {}
@@ -167,16 +167,16 @@ class PartialSpools:
             self._c.registry.partial_spools.add_ranges(spool.name, found)
 
     def edges(self, state: FileState, size: int) -> list[int]:
-        """The blocks that must be brought in before the file may be cut or extended to ``size`` bytes."""
+        """The blocks that must be fetched before the file may be cut or extended to ``size`` bytes."""
         spool = state.spool
         assert spool is not None
         cut = {size // BLOCK_SIZE} if size % BLOCK_SIZE and size < state.inode.size else set()
         return sorted((spool.missing & cut) | self._tail(state, spool, size))
 
     def _tail(self, state: FileState, spool: Spool, size: int) -> set[int]:
-        """The last block, if it is a part of one and the file grows to ``size``: zeros will follow its bytes.
+        """The last block, if it is incomplete and the file grows to ``size``: zeros will follow its bytes.
 
-        When the base has nothing there, that can be noted, and it need not be brought in.
+        If the base has nothing there, the zeros are recorded as a range, and the block need not be fetched.
         """
         block, end = divmod(state.inode.size, BLOCK_SIZE)
         if not end or size <= state.inode.size or block not in spool.missing:
@@ -190,7 +190,7 @@ class PartialSpools:
     async def bring_in(self, state: FileState, blocks: Iterable[int]) -> None:
         """Copy blocks of the base into the spool file. Raises storage errors, OSError; FsError(ESTALE).
 
-        They are durable before the registry says that they are there: a power cut must not leave zeros in their place.
+        The blocks are durable before the registry records them: a power cut must not leave zeros in their place.
         """
         written: list[tuple[Spool, int]] = []
         for block in blocks:
@@ -203,7 +203,7 @@ class PartialSpools:
             if lacks_some(spool.ranges.get(block, ()), length):
                 data = await self._read_stored(state, offset, length, None)
                 if state.spool is not spool or block not in spool.missing:
-                    continue  # the file went on without this spool file, or another task was quicker
+                    continue  # the file went on without this spool file, or another task was faster
                 if len(data) != length:
                     raise FsError(errno.EIO, "the stored revision is shorter than it should be")
                 data = data[: max(state.inode.size - offset, 0)]
@@ -218,7 +218,7 @@ class PartialSpools:
                 self._have(state, spool, [block])
 
     def cut(self, state: FileState, size: int) -> None:
-        """The file has been cut to ``size`` bytes: what was behind is not the base's any more."""
+        """The file was cut to ``size`` bytes: what was beyond does not belong to the base any more."""
         spool = state.spool
         assert spool is not None
         gone = [block for block in spool.missing if block * BLOCK_SIZE >= size]
@@ -231,19 +231,19 @@ class PartialSpools:
         _has(spool, blocks)
 
     def _is_noted(self, state: FileState, spool: Spool) -> bool:
-        """Whether the registry is told what is in the spool file: not before it has a put row, nor after."""
+        """Whether the registry records the blocks of the spool file: only while the file has a put row."""
         owed = None if state.is_deleted() else self._c.registry.journal.put_of(state.ino)
         return owed is not None and owed.src == spool.name
 
     async def complete(self, state: FileState) -> None:
-        """Bring all blocks in: the file needs its base no more."""
+        """Fetch all blocks: then the file does not need its base any more."""
         while state.spool is not None and state.spool.missing:
             await self.bring_in(state, sorted(state.spool.missing)[:BATCH])
 
     # -- for the uploader ---------------------------------------------------------------------------------------
 
     async def fill(self, src: str, base: Revision, blocks: Iterable[int], state: FileState | None) -> None:
-        """Copy blocks of the base into spool file ``src``, which nobody writes to meanwhile (it is frozen).
+        """Copy blocks of the base into spool file ``src``, which is frozen, so that nobody writes to it meanwhile.
 
         ``state``: the open file that shows it. Raises storage errors, OSError.
         """
@@ -276,7 +276,7 @@ class PartialSpools:
 
 
 def _has(spool: Spool, blocks: Iterable[int]) -> None:
-    """These blocks are in the spool file, all of each."""
+    """The spool file has all of these blocks now."""
     for block in blocks:
         spool.missing.discard(block)
         spool.ranges.pop(block, None)
@@ -284,7 +284,7 @@ def _has(spool: Spool, blocks: Iterable[int]) -> None:
 
 
 def _piece(spool: Spool, offset: int, stop: int) -> tuple[bool, int]:
-    """Whether the spool file lacks the bytes from ``offset`` on, and how far that is so, ``stop`` at most."""
+    """Whether the spool file lacks the bytes from ``offset`` on, and the end of that stretch, ``stop`` at most."""
     block = offset // BLOCK_SIZE
     lacking = block in spool.missing
     ranges = spool.ranges.get(block)
@@ -303,7 +303,7 @@ def _piece(spool: Spool, offset: int, stop: int) -> tuple[bool, int]:
 
 
 async def _sync(fd: int) -> None:
-    """fdatasync(2) of an open file, in a thread; the descriptor may be closed meanwhile."""
+    """fdatasync(2) of an open file, in a thread. The descriptor may be closed meanwhile."""
     own = os.dup(fd)
 
     def work() -> None:

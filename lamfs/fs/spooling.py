@@ -1,7 +1,7 @@
-"""Spool files of open files: copy on write, acknowledging, and what happens when the uploader has stored them.
+"""Spool files of open files: copy on write, acknowledging, and what follows an upload.
 
-Loop only. Implements the uploader's FileHooks. A spool file is never written while somebody reads it for an upload:
-it is frozen, and the next write goes to a copy (a reflink where the disk can).
+Loop only. Implements the uploader's FileHooks. A spool file is never written while an upload reads it: it is frozen,
+and the next write goes to a copy (a reflink if the disk supports that).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger("lamfs.fs")
 
 RELOOKS = 400
 RELOOK_PAUSE = 0.05
-"""Seconds between two looks at a revision that is just being replaced."""
+"""Seconds between two looks at a revision that is being replaced."""
 T = TypeVar("T")
 
 
@@ -57,7 +57,7 @@ class Spooling:
     # -- stored content -----------------------------------------------------------------------------------------
 
     async def read_stored(self, state: FileState, offset: int, size: int, reader: Reader | None = None) -> bytes:
-        """Bytes of the stored revision. Raises FsError(ESTALE) when that revision is no more, else StorageError."""
+        """Bytes of the stored revision. Raises FsError(ESTALE) if that revision no longer exists, else StorageError."""
 
         async def read(base: BlockFile | None) -> bytes:
             if base is None:
@@ -67,7 +67,7 @@ class Spooling:
         return await self._from_base(state, read)
 
     async def fill_stored(self, state: FileState) -> int:
-        """Descriptor of a complete local file with the stored revision (it belongs to the cache)."""
+        """Descriptor of a complete local file with the stored revision. It belongs to the cache."""
 
         async def fill(base: BlockFile | None) -> int:
             assert base is not None
@@ -76,7 +76,8 @@ class Spooling:
         return await self._from_base(state, fill)
 
     async def _from_base(self, state: FileState, what: Callable[[BlockFile | None], Awaitable[T]]) -> T:
-        """Run ``what`` with ``state.base`` open; when the object is not the revision any more, look it up again."""
+        """Run ``what`` with ``state.base`` open. If the object is not the revision any more, look the artifact up
+        again."""
         for _ in range(RELOOKS):
             before = state.revision
             try:
@@ -100,10 +101,10 @@ class Spooling:
                     if not self._c.registry.journal.holds(before.object_key):
                         self._c.stats.changed(self._c.store, record, gone=isinstance(error, ObjectMissing))
                         raise
-                    # Somebody has stored new bytes there, and is about to say so in the registry.
+                    # Somebody has stored new bytes there, and is about to commit that to the registry.
                     await trio.sleep(RELOOK_PAUSE)
                     continue
-                # The same bytes have moved to another object.
+                # The same bytes are in another object now.
                 state.revision = record.revision
         raise FsError(errno.ESTALE)
 
@@ -113,16 +114,17 @@ class Spooling:
             state.base = self._c.cache.open(state.revision)
 
     def keep_stored(self, state: FileState) -> None:
-        """As open_stored, when that keeps the bytes whatever comes: in a local folder the descriptor does, and a cache
-        file that is open already."""
+        """As open_stored, if that keeps the bytes whatever happens: in a local folder the descriptor does, and so does
+        an open cache file."""
         if state.spool is None and (self._c.store.on_disk or self._c.cache.is_open(state.revision)):
             with contextlib.suppress(StorageError):
                 self.open_stored(state)
 
     def verify_small(self, state: FileState, offset: int) -> bool:
-        """Open the stored revision and, when that takes no time, verify what is read at ``offset``; whether it was."""
+        """Open the stored revision, and verify what is read at ``offset`` if that takes no time. Returns whether it
+        did."""
         if state.base is None and state.spool is None:
-            with contextlib.suppress(StorageError):  # who reads it hears of it
+            with contextlib.suppress(StorageError):  # the read will report it
                 self.open_stored(state)
         return state.base is not None and state.base.verify_small(offset // BLOCK_SIZE)
 
@@ -131,10 +133,10 @@ class Spooling:
     async def prepare_write(
         self, state: FileState, keep: int | None = None, write: tuple[int, int] | None = None
     ) -> Spool:
-        """Make sure that the file has a spool that may be written: at ``write`` (offset and length in bytes), or cut or
-        extended to ``keep`` bytes, of which no more are needed then.
+        """Make sure that the file has a spool that may be written at ``write`` (offset and length in bytes), or cut or
+        extended to ``keep`` bytes. Content beyond ``keep`` bytes is not needed then.
 
-        Raises StorageError when its present content cannot be fetched, OSError when the spool's disk is full.
+        Raises StorageError if the present content cannot be fetched, OSError if the spool's disk is full.
         """
         async with state.lock:
             while True:
@@ -149,7 +151,7 @@ class Spooling:
                     await self._make_spool(state, keep)
                 elif state.phase is SPOOLED:
                     if spool.inherited:
-                        # Until what is being stored has become the base, no base has these blocks.
+                        # No base has these blocks until the revision that is being stored has become the base.
                         await self.partials.bring_in(state, sorted(spool.ranges))
                         spool.inherited = bool(spool.ranges)
                     elif self.partials.is_sound(state):
@@ -166,20 +168,20 @@ class Spooling:
                     return spool
 
     def _is_nobodys(self, ino: int, name: str) -> bool:
-        """Whether a spool file of this mount is neither owed (perhaps as another file, after a conflict) nor read by
-        the uploader, which removes it then."""
+        """Whether a spool file of this mount is neither needed by a put (perhaps another file's, after a conflict) nor
+        read by the uploader, which removes it afterwards."""
         journal, owed = self._c.registry.journal, self._c.registry.journal.put_of(ino)
         mine = owed is not None and owed.src == name
         return not (mine or self._c.uploader.is_uploading(ino, name) or journal.owes_file(name))
 
     def _begin_put(self, state: FileState, src: str) -> None:
-        """Journal that a spool file is about to be written. Raises FsError(ESTALE) when the file has another revision
-        by now than the one that is open here, or another mount is writing it."""
+        """Journal that a spool file is about to be written. Raises FsError(ESTALE) if the file has another revision by
+        now than the open one, or another mount is writing it."""
         registry = self._c.registry
         try:
             with registry.db.transaction():
                 if registry.tree.get(state.ino) is None:
-                    # Somebody else has deleted it for good: as on a local disk.
+                    # Somebody else has deleted it for good: go on as on a local disk.
                     registry.journal.spend(src)
                     state.become(Event.UNLINK)
                     return
@@ -206,13 +208,13 @@ class Spooling:
             raise
         state.become(Event.JOURNAL)
         state.owed = src
-        # Whoever uploads the earlier spool file removes it then; otherwise nobody else would.
+        # If an upload reads the earlier spool file, it removes it afterwards. Otherwise nobody else would.
         if replaced is not None and not self._c.uploader.is_uploading(state.ino, replaced):
             self._c.spool.unlink(replaced)
 
     def _rename_spool(self, state: FileState, name: str) -> None:
-        """The spool file of an open file was stored, and is to be written again: under another name, since what is
-        known of the old one is that nobody owes it. Raises FileNotFoundError when another mount's bytes have ended it.
+        """The spool file of an open file was stored, and is to be written again. It gets another name, because the old
+        one is recorded as not needed. Raises FileNotFoundError if it is gone because of another mount's bytes.
         """
         assert state.spool is not None
         self._c.spool.rename(state.spool.name, name)
@@ -239,8 +241,8 @@ class Spooling:
         self._go_on_in(state, spool)
 
     def _go_on_in(self, state: FileState, spool: Spool) -> None:
-        """Let an open file go on in a spool file that was made for it, if it still needs one: while that was made, an
-        upload may have left it the one that it had, or somebody else may have replaced the file."""
+        """Let an open file go on in a spool file that was made for it, if it still needs one. In the meantime an upload
+        may have ended and left the old one usable, or somebody else may have replaced the file."""
         if state.is_stale() or state.phase is SPOOLED or state.writable_now:
             spool.close()
             self._c.spool.unlink(spool.name)
@@ -256,14 +258,14 @@ class Spooling:
             state.drop_base()
 
     def _new_name(self, state: FileState) -> str:
-        """The name of a spool file to come. What is written to a file that was deleted is nobody's after a crash."""
+        """The name of a new spool file. What is written to a deleted file is not needed after a crash."""
         name = spool_name(state.ino)
         if state.is_deleted():
             self._c.registry.journal.spend(name)
         return name
 
     def _filled_spool(self, state: FileState, data: bytes, size: int | None = None) -> Spool:
-        """A spool file of ``size`` bytes (None: of ``data`` only) that begins with ``data``. Raises OSError."""
+        """A spool file of ``size`` bytes (None: only of ``data``) that begins with ``data``. Raises OSError."""
         self.back_pressure.check()
         name = self._new_name(state)
         spool = Spool(self._c.spool.open_draft(name), name)
@@ -285,13 +287,13 @@ class Spooling:
         assert old is not None
         size = state.inode.size
         want = size if keep is None else min(keep, size)
-        # as it is before it is copied: what is brought in meanwhile may not be in the copy
+        # taken before the copy: blocks that are fetched meanwhile may not be in the copy
         missing, ranges = set(old.missing), dict(old.ranges)
         if not want or (want <= BLOCK_SIZE and not missing):
             data = os.pread(old.fd, want, 0) if want else b""
             spool = self._filled_spool(state, data, want)
         else:
-            # The upload may end meanwhile and close the old spool: hold the file by a descriptor of our own.
+            # The upload may end meanwhile and close the old spool: hold the file by our own descriptor.
             held = os.dup(old.fd)
             try:
                 spool = await self._clone(state, f"/proc/{os.getpid()}/fd/{held}")
@@ -314,13 +316,13 @@ class Spooling:
         raise AssertionError
 
     def is_gone(self, state: FileState) -> bool:
-        """Whether somebody else has deleted a file that is open here: then nobody misses what was written to it."""
+        """Whether somebody else has deleted a file that is open here: then its written bytes are not needed."""
         inode = self._c.registry.tree.get(state.ino)
         return inode is None or inode.nlink == 0
 
     def acknowledge(self, state: FileState) -> bool:
-        """Journal that what was written so far has to be stored. One transaction. False, and nothing has changed, when
-        that is not owed by this mount any more."""
+        """Journal that the bytes written so far have to be stored. One transaction. False, with nothing changed, if
+        this mount does not have to store them any more."""
         registry = self._c.registry
         src = state.spool.name if state.spool is not None and not state.is_stale() else None
         if src is None:
@@ -357,13 +359,13 @@ class Spooling:
         """An upload reads ``src`` from now on."""
         state = self._showing(ino, src)
         if state is not None and state.spool is not None:
-            state.spool.own = True  # another mount's, if that is dead and this one has taken its work over
+            state.spool.own = True  # was another mount's, which is dead: this mount has taken over its work
             state.become(Event.FREEZE)
 
     def thaw(self, ino: int, src: str) -> None:
-        """The upload of ``src`` did not become the current content; it may be written again."""
+        """The upload of ``src`` did not become the current content: it may be written again."""
         state = self._showing(ino, src)
-        # A file that was taken into a local storage is an object now, although the try to say so has failed.
+        # A file that was renamed into a local storage is an object now, although the commit has failed.
         if state is not None and not state.is_deleted() and self._c.spool.exists(src):
             state.become(Event.THAW)
 
@@ -375,14 +377,14 @@ class Spooling:
         return state
 
     def rebased(self, ino: int, revision: Revision) -> None:
-        """A partial spool was stored while its file went on in a copy: what that lacks is in the new revision too."""
+        """A partial spool was stored while its file went on in a copy: the new revision has what the copy lacks."""
         state = self._c.state_of(ino)
         if state is not None and state.spool is not None and state.spool.missing:
             state.revision = revision
             state.drop_base()
 
     def conflicted(self, ino: int, conflict: Conflict) -> None:
-        """What was written to an inode is another file now: its open handles keep what they have, to read only."""
+        """What was written to an inode is another file now. Its open handles keep what they have, for reading only."""
         state = self._c.state_of(ino)
         if state is not None:
             state.become(Event.REPLACE)
@@ -392,14 +394,14 @@ class Spooling:
         self._c.kernel.attributes(conflict.parent)
 
     def damaged(self, ino: int, src: str, blocks: Collection[int]) -> None:
-        """These blocks of the spool file ``src`` are not what was written: they are not read, nor written over."""
+        """These blocks of the spool file ``src`` differ from what was written: they are not read, nor written over."""
         state = self._c.state_of(ino)
         if state is not None and state.spool is not None and state.spool.name == src:
             state.spool.damaged = set(blocks)
             self._c.kernel.attributes(state.fino)
 
     async def revive(self, ino: int, src: str) -> bool:
-        """The spool file ``src``, which is frozen, has lost its name: a copy gets it, if it is open."""
+        """The frozen spool file ``src`` has lost its name: if it is open, a copy gets the name."""
         state = self._c.state_of(ino)
         if state is None or state.spool is None or state.spool.name != src:
             return False
@@ -431,14 +433,14 @@ class Spooling:
     def stored(
         self, ino: int, src: str, revision: Revision | None, consumed: bool, missing: Collection[int] = ()
     ) -> None:
-        """``src`` is stored and owed no more: open handles go on with the stored revision."""
+        """``src`` was stored and is not needed any more: open handles go on with the stored revision."""
         state = self._showing(ino, src)
         if state is not None:
             if revision is not None:
                 state.revision = revision
                 state.drop_base()
             if state.is_deleted() or revision is None:
-                # Only its handles know it. A consumed file is the stored object by now: it must not change.
+                # Only its handles know it. A consumed file is the stored object now, so it must not change.
                 if not consumed:
                     state.become(Event.FREE)
                     self._c.spool.unlink(src)
@@ -455,7 +457,7 @@ class Spooling:
             state.become(Event.STORE)
 
     def storing_many(self) -> contextlib.AbstractContextManager[None]:
-        """Around several ``stored``."""
+        """Context for several calls of ``stored``."""
         return self._c.cache.importing()
 
     def _import(self, src: str, revision: Revision, missing: Collection[int] = ()) -> bool:
@@ -473,13 +475,13 @@ class Spooling:
             os.close(fd)
 
     def gone(self, object_key: str) -> None:
-        """The object is deleted: what the cache has of it is of no use any more. Open handles keep it."""
+        """The object was deleted: drop what the cache has of it. Open handles keep it."""
         self._c.cache.drop(object_key)
 
     async def pin(self, object_key: str, *, but: int | None = None) -> None:
-        """The object is about to go: fetch what open handles of the revision in it have not read yet.
+        """The object is about to go: fetch what open handles of its revision have not read yet.
 
-        ``but``: an inode whose partial spool of that revision is what is being stored.
+        ``but``: an inode whose partial spool of that revision is being stored.
         """
         if self._c.store.on_disk:
             return  # their descriptors keep the old file
@@ -495,7 +497,7 @@ class Spooling:
                     log.warning("open handles of %s may lose their old revision: %s", object_key, error)
 
     def give_up(self, state: FileState) -> None:
-        """The last handle is gone: close everything, and remove or keep the spool file as the journal says."""
+        """The last handle is gone: close everything, and remove or keep the spool file as the journal requires."""
         spool = state.spool
         if spool is not None and not spool.own:
             state.drop_spool()  # another mount's, which removes it itself
@@ -510,7 +512,7 @@ class Spooling:
 
 
 def _serves(state: FileState, before: Revision, now: Revision) -> bool:
-    """Whether another revision has the bytes that an open file still needs of the one it was opened with."""
+    """Whether revision ``now`` has the bytes that an open file still needs of ``before``, with which it was opened."""
     if now.content.same_bytes(before.content):
         return True
     missing = state.spool.missing if state.spool is not None else None

@@ -3,22 +3,22 @@
 There is one FileState per FUSE inode that has open handles. It belongs to the loop's thread. It is made at the first
 open and dropped after the last close: by then the journal and the registry know everything it knew.
 
-Its phase says what the next write has to do first:
+Its phase tells what the next write has to do first:
 
 STORED       The stored revision is the content (of a new file: nothing). A write makes a spool file of it.
-SPOOLED      A spool file has the content. A write tells the journal first, because the file may be uploaded any time.
-WRITING      The journal's row is open: bytes are coming, and nobody uploads them. A write goes straight in.
+SPOOLED      A spool file has the content. A write updates the journal first, because an upload may begin at any time.
+WRITING      The journal's row is open: the file is being written, so it is not uploaded. A write goes straight in.
 FROZEN       The spool file must not change: an upload reads it, it has become the object, or it is another mount's. A
              write makes a copy of it.
-FROZEN_OPEN  The same, with the journal's row still open: an upload that somebody waits for began between two writes.
-DELETED      The file has no name any more. What is written now is for its handles alone, and the journal hears nothing
-             of it. There is no spool file that it may write to (the trash's must not change). A write makes one.
+FROZEN_OPEN  The same, with the journal's row still open: an upload that a caller waits for began between two writes.
+DELETED      The file has no name any more. New writes are only for its handles, and are not journaled. There is no
+             spool file that it may write to (the trash's must not change). A write makes one.
 PRIVATE      The same, with a spool file that only these handles know. A write goes straight in.
-STALE        Somebody else has replaced the file, or has taken it out of the trash. It goes on under another FUSE inode
-             number. The old handles read what they have; a write fails with ESTALE.
+STALE        Somebody else has replaced the file, or has taken it out of the trash. It lives on under another FUSE inode
+             number. The old handles read what they have. A write fails with ESTALE.
 
 A file begins as STORED, as DELETED (opened again after its last name went) or, if it is new, as WRITING. Only the
-events below change that; Event says what each is. Any other event is a mistake in the program and raises IllegalEvent.
+events below change that; Event explains them. Any other event is a mistake in the program and raises IllegalEvent.
 
     FIND         STORED -> SPOOLED, DELETED -> DELETED
     MAKE         STORED -> SPOOLED, FROZEN -> SPOOLED, FROZEN_OPEN -> SPOOLED, DELETED -> PRIVATE
@@ -35,10 +35,10 @@ events below change that; Event says what each is. Any other event is a mistake 
     REPLACE      STORED -> STALE, SPOOLED -> STALE, WRITING -> STALE, FROZEN -> STALE, FROZEN_OPEN -> STALE,
                  DELETED -> STALE, PRIVATE -> STALE, STALE -> STALE
 
-Most files go WRITING, SPOOLED (close), FROZEN (upload), STORED. Two facts are apart from the phase. ``dirty``: bytes
-were written that nobody has promised to keep. They outlive the phase in which they were written: a copy of a frozen
-spool file has them before the journal knows it, and a file that was replaced has to say at close that they are lost.
-``accessed`` is about times only.
+Most files go WRITING, SPOOLED (close), FROZEN (upload), STORED. Two facts are independent of the phase. ``dirty``:
+bytes were written that are not acknowledged yet. They outlive the phase in which they were written: a copy of a frozen
+spool file has them before the journal knows it, and a replaced file has to report at close that they are lost.
+``accessed`` is only about times.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from lamfs.storage.base import ObjectStore
 
 
 class Phase(StrEnum):
-    """Where the bytes of an open file are, and what the next write has to do first; see the module."""
+    """Where the bytes of an open file are, and what the next write has to do first. See the module."""
 
     STORED = "STORED"
     SPOOLED = "SPOOLED"
@@ -79,30 +79,30 @@ class Event(StrEnum):
     """What happens to an open file."""
 
     FIND = "FIND"
-    """It is opened, and the journal names a spool file of it."""
+    """It was opened, and the journal names a spool file of it."""
     MAKE = "MAKE"
-    """It has got a spool file of its own: made of the stored revision, or a copy of the frozen one."""
+    """It got a new spool file: made of the stored revision, or a copy of the frozen one."""
     JOURNAL = "JOURNAL"
     """The journal knows that its spool file is about to be written."""
     ACKNOWLEDGE = "ACKNOWLEDGE"
-    """The journal knows that what was written until now has to be stored."""
+    """The journal knows that the bytes written so far have to be stored."""
     FREEZE = "FREEZE"
     """Its spool file must not change from now on."""
     THAW = "THAW"
     """The upload is over, and the spool file may be written again."""
     STORE = "STORE"
-    """The upload is over, and the stored revision has taken the place of the spool file."""
+    """The upload is over, and the stored revision has replaced the spool file."""
     TRASH = "TRASH"
-    """Its last name is gone, and the trash is owed its spool file."""
+    """Its last name is gone, and its spool file still has to be stored, for the trash."""
     UNLINK = "UNLINK"
-    """Its last name is gone, and nobody is owed its bytes."""
+    """Its last name is gone, and its bytes need not be stored."""
     FREE = "FREE"
-    """It has no name, and nobody needs its spool file any more."""
+    """It has no name, and only its handles need its spool file now."""
     REPLACE = "REPLACE"
     """Somebody else has made another revision of it, or has taken it out of the trash."""
 
 
-# Names of their own: on Python 3.11, reading them from the enumeration takes ten times as long.
+# Module names: on Python 3.11, reading them from the enumeration takes ten times as long.
 STORED, SPOOLED, WRITING, FROZEN, FROZEN_OPEN, DELETED, PRIVATE, STALE = Phase
 
 TRANSITIONS: dict[Event, dict[Phase, Phase]] = {
@@ -110,7 +110,7 @@ TRANSITIONS: dict[Event, dict[Phase, Phase]] = {
     Event.MAKE: {STORED: SPOOLED, FROZEN: SPOOLED, FROZEN_OPEN: SPOOLED, DELETED: PRIVATE},
     Event.JOURNAL: {SPOOLED: WRITING},
     Event.ACKNOWLEDGE: {WRITING: SPOOLED, FROZEN_OPEN: FROZEN},
-    # Once more: a try to store it failed when it was the object already, or it was another mount's until now.
+    # FREEZE again: a try to store it failed after it had become the object, or it was another mount's until now.
     Event.FREEZE: {
         SPOOLED: FROZEN, WRITING: FROZEN_OPEN, FROZEN: FROZEN, FROZEN_OPEN: FROZEN_OPEN, DELETED: DELETED,
     },
@@ -127,17 +127,17 @@ TRANSITIONS: dict[Event, dict[Phase, Phase]] = {
 
 
 class IllegalEvent(FsError):
-    """Something happened to an open file that cannot happen in its phase: a mistake of the program. EIO at the mount;
-    the file keeps its phase."""
+    """An event that cannot happen in the open file's phase: a mistake in the program. EIO at the mount. The file keeps
+    its phase."""
 
 
 class Spool:
     """An open spool file: the bytes of one inode that storage may not have. Closed by ``close``.
 
-    ``missing``: 4 MiB blocks that are not in it, but in the stored revision (partial.py). ``ranges``: those bytes of
-    them that are in it all the same. ``inherited``: these may be of a spool file that is being stored.
-    ``writes``: how many there were to such a block. ``own``: this process made it, or has taken it over from a
-    dead one; nobody else may remove it. ``damaged``: blocks that are not what was written.
+    ``missing``: 4 MiB blocks that are only in the stored revision (partial.py). ``ranges``: bytes of those blocks that
+    were written here. ``inherited``: these may belong to a spool file that is being stored. ``writes``: number of
+    writes to each such block. ``own``: this process made it, or took it over from a dead one; no other process may
+    remove it. ``damaged``: blocks that differ from what was written.
     """
 
     __slots__ = ("damaged", "fd", "inherited", "missing", "name", "own", "ranges", "writes")
@@ -145,7 +145,7 @@ class Spool:
     def __init__(self, fd: int, name: str, *, own: bool = True) -> None:
         self.own = own
         self.fd = fd
-        # Another mount may have written it, and let it become a cache file: no holes then, as long as it is open here.
+        # Another mount may have written it, and turn it into a cache file: no holes then, while it is open here.
         holes.share(self.fd)
         self.name = name
         self.missing: set[int] = set()
@@ -155,7 +155,7 @@ class Spool:
         self.writes: Counter[int] = Counter()
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Write all of ``data`` at ``offset``. Raises OSError (ENOSPC …) and then may have written a part."""
+        """Write all of ``data`` at ``offset``. Raises OSError (ENOSPC …), perhaps after a part was written."""
         done = os.pwrite(self.fd, data, offset)
         while done < len(data):
             more = os.pwrite(self.fd, memoryview(data)[done:], offset + done)
@@ -165,24 +165,25 @@ class Spool:
         return done
 
     def check(self, offset: int, size: int) -> None:
-        """Raise FsError(EIO) when bytes at ``offset`` are not what was written."""
+        """Raise FsError(EIO) if bytes at ``offset`` are in a damaged block."""
         last = (offset + max(size, 1) - 1) // BLOCK_SIZE
         if self.damaged and any(offset // BLOCK_SIZE <= block <= last for block in self.damaged):
             raise FsError(errno.EIO, f"the spool file {self.name} is not what was written")
 
     def close(self) -> None:
-        """Close the descriptor; the file stays."""
+        """Close the descriptor. The file stays."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def open_spool(folder: SpoolFolder, name: str, store: ObjectStore, object_key: str | None) -> Spool:
-    """The spool file of an owed put. Raises FsError(EIO) when it is nowhere, StorageError, and as SpoolFolder.open.
+    """The spool file of a pending put. Raises FsError(EIO) if it cannot be found, StorageError, and like
+    SpoolFolder.open.
 
-    ``object_key``: the object that it became if it was renamed into a local storage a moment ago, and that is not
-    committed yet. That is opened to read it: a file that is an object is never written again. The path stays that of
-    the spool file: what is removed when the file is given up must not be the object.
+    ``object_key``: the object that it became, if it was renamed into a local storage a moment ago and is not committed
+    yet. The object is opened only for reading: a file that is an object is never written again. The path stays that of
+    the spool file, because giving up the file removes that path, which must not be the object.
     """
     try:
         return Spool(folder.open(name, os.O_RDWR), name)
@@ -200,15 +201,15 @@ def open_spool(folder: SpoolFolder, name: str, store: ObjectStore, object_key: s
 class FileState:
     """An open regular file.
 
-    ``inode`` is a copy of its attributes; while ``spool`` is there, its size and times are the true ones. ``phase``:
-    see the module; only ``become`` changes it. STORED has no spool, DELETED and STALE may have one, all others have.
-    ``writable_now``: whether a write may go into the spool without further ado; it follows from the phase, and is
-    kept because each write asks. ``dirty``: written since the last acknowledgement. ``accessed``: read since it was
-    opened, written, or given other times. ``unsaved``: columns of ``inode`` that the registry gets with the next
-    acknowledgement: a program that is not done with a file it writes (tar, cp -a) sets three or four, one by one.
-    ``beat``: how what calls wait for (but storing) goes on. ``seen``: the revision of the inode that this is, but for
-    what is not acknowledged yet. ``owed``: the spool file with it that this process has still to store, as the journal
-    said last.
+    ``inode``: a copy of its attributes. While there is a ``spool``, its size and times are the true ones. ``phase``:
+    see the module; only ``become`` changes it. STORED has no spool, DELETED and STALE may have one, all others have
+    one. ``writable_now``: whether a write may go straight into the spool. It follows from the phase, and is kept
+    because each write asks. ``dirty``: written since the last acknowledgement. ``accessed``: read since it was opened,
+    written, or given other times. ``unsaved``: columns of ``inode`` that the registry gets with the next
+    acknowledgement. (Programs such as tar and cp -a set three or four, one by one, on a file that they are still
+    writing.) ``beat``: progress of the work that calls wait for, other than storing. ``seen``: the revision of the
+    inode that this is, apart from bytes that are not acknowledged yet. ``owed``: the spool file with that revision that
+    this process has still to store, as last read from the journal.
     """
 
     ino: int
@@ -234,9 +235,9 @@ class FileState:
         self._enter(self.phase)
 
     def become(self, event: Event) -> None:
-        """Enter the phase that follows ``event``; the spool is to be what that phase needs already.
+        """Enter the phase that follows ``event``. The spool must already be as that phase needs it.
 
-        Raises IllegalEvent, and nothing has changed, when the table has no such event in the present phase.
+        Raises IllegalEvent, with nothing changed, if the table does not have the event in the present phase.
         """
         after = TRANSITIONS[event].get(self.phase)
         if after is None:
@@ -250,7 +251,7 @@ class FileState:
         self.writable_now = phase is WRITING or phase is PRIVATE
 
     def is_deleted(self) -> bool:
-        """Whether its last name is gone, so that what is written now is not journaled."""
+        """Whether its last name is gone, so that new writes are not journaled."""
         return self.phase is DELETED or self.phase is PRIVATE
 
     def is_stale(self) -> bool:
@@ -258,26 +259,27 @@ class FileState:
         return self.phase is STALE
 
     def is_open_in_journal(self) -> bool:
-        """Whether its row in the journal is open, and has to be acknowledged even when nothing was written."""
+        """Whether its journal row is open, and has to be acknowledged even if nothing was written."""
         return self.phase is WRITING or self.phase is FROZEN_OPEN
 
     def will_be_acknowledged(self) -> bool:
-        """Whether somebody has it open for writing who has not closed it since the last write."""
+        """Whether a writer has not closed it since the last write."""
         return self.dirty and self.writers > 0 and self.is_open_in_journal()
 
     def count_blocks(self) -> None:
-        """See how much of the spool file is allocated: holes are not, but for what the stored revision has."""
+        """Update the number of allocated blocks from the spool. Holes do not count, unless the stored revision has
+        them."""
         if self.spool is not None:
             self.inode.blocks = None if self.spool.missing else os.fstat(self.spool.fd).st_blocks
 
     def drop_base(self) -> None:
-        """Let go of the stored revision's file."""
+        """Close the stored revision's file."""
         if self.base is not None:
             self.base.close()
             self.base = None
 
     def drop_spool(self) -> None:
-        """Let go of the spool file's descriptor."""
+        """Close the spool file's descriptor."""
         if self.spool is not None:
             self.spool.close()
             self.spool = None
@@ -285,10 +287,10 @@ class FileState:
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """One open file description. ``reader`` knows what it has read of the stored revision.
+    """One open file description. ``reader`` knows what was read through it of the stored revision.
 
-    ``opener``: the thread that opened it (0: not known). ``failed``: when a read failed for lack of storage last, and
-    when that read began (seconds of trio's clock).
+    ``opener``: the thread that opened it (0: not known). ``failed``: the time at which a read last failed for lack of
+    storage, and the time at which that read began (seconds of trio's clock).
     """
 
     state: FileState

@@ -1,7 +1,7 @@
-"""Waiting for storage on behalf of a program, with a time limit, and only until the program is told to stop.
+"""Waiting for storage on behalf of a program: with a time limit, and only until the program is told to stop.
 
-The limit is the mount's timeout, counted from the last progress. The loop only; a thread looks at /proc while somebody
-waits. Calls that do not wait for storage never come here.
+The limit is the mount's timeout, counted from the last progress. Loop only; a thread looks at /proc while a call waits.
+Calls that do not wait for storage never come here.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from lamfs.fs.counters import Counters
 log = logging.getLogger("lamfs.fs")
 
 LOOK_SECONDS = 0.25
-"""Seconds between two looks for signals while somebody waits."""
+"""Seconds between two looks for signals while a call waits."""
 LONG_SECONDS = 0.1
 """Seconds that a wait must last before signals are looked for."""
 STOPPED_SECONDS = 10.0
-"""Seconds after a call of a thread was ended in which no other one starts while the thread is told to stop."""
+"""Seconds after the end of a thread's call in which no new wait of it starts while it is still told to stop."""
 SHARE = 10
-"""Finding out who has a file open may take a tenth of a thread's time at most, with very many processes."""
+"""Finding the processes that have a file open takes at most a tenth of a thread's time, however many there are."""
 
 T = TypeVar("T")
 
 
 class Caller(NamedTuple):
-    """Who waits: the thread ``pid`` that made the call, or that opened the file for it (0: not known).
+    """Who waits: the thread ``pid`` that made the call, or that opened the file (0: not known).
 
-    In the second case ``fino`` is the file: others may have inherited its descriptor. ``rivals``: threads that have
-    opened the same file themselves.
+    In the second case ``fino`` is the file: other processes may have inherited its descriptor. ``rivals``: threads that
+    have opened the same file themselves.
     """
 
     pid: int = 0
@@ -62,7 +62,7 @@ class _Wait:
         self.scope.cancel()
 
     def look(self) -> None:
-        """If there was progress since the last look, the time counts from now."""
+        """If there was progress since the last look, the time limit starts again."""
         if self.progress is not None and not self.interrupted and (now := self.progress()) != self.seen:
             self.seen = now
             self.scope.deadline = trio.current_time() + self.seconds
@@ -76,7 +76,7 @@ class Waits:
         self._waiting: set[_Wait] = set()
         self._begun = trio.Event()
         self._stopped: dict[int, float] = {}
-        """When a call of this thread was last ended: the kernel asks again after an interrupted readahead."""
+        """Time at which a call of this thread was last ended: the kernel asks again after an interrupted readahead."""
 
     def _is_stopped(self, pid: int) -> bool:
         """Whether a thread whose call was ended is still told to stop."""
@@ -96,10 +96,9 @@ class Waits:
         what: Callable[[], str],
         progress: Callable[[], object] | None = None,
     ) -> T:
-        """The result of ``work``. ``what`` names the file for an error; ``progress`` changes when there was progress.
+        """The result of ``work``. ``what`` names the file for an error. ``progress`` changes when there was progress.
 
-        Raises FsError: EIO when it takes longer than ``seconds`` since then, EINTR when the caller is told to stop
-        meanwhile.
+        Raises FsError: EIO if there is no progress for ``seconds``, EINTR if the caller is told to stop meanwhile.
         """
         with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
             wait = _Wait(caller, scope, trio.current_time(), seconds, progress)
@@ -122,13 +121,13 @@ class Waits:
         raise FsError(errno.EIO, f"'{what()}': storage did not answer in time.")
 
     async def run(self, mountpoint: str, *, shared: bool = False) -> None:
-        """Look for progress and signals while anybody waits, until cancelled. ``shared``: others may use the mount."""
+        """Look for progress and signals while a call waits, until cancelled. ``shared``: others may use the mount."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.follow)
             nursery.start_soon(self._look_for_signals, mountpoint, shared)
 
     async def follow(self) -> None:
-        """Look for progress while anybody waits, until cancelled."""
+        """Look for progress while a call waits, until cancelled."""
         while True:
             if not self._waiting:
                 await self._begun.wait()
@@ -145,7 +144,7 @@ class Waits:
             if not self._waiting:
                 await self._begun.wait()
             began = trio.current_time()
-            # Most waits end before anybody could lose patience: nothing is looked up for those.
+            # Most waits end before anybody loses patience: nothing is looked up for those.
             if not any(began - wait.since >= LONG_SECONDS for wait in self._waiting):
                 await trio.sleep(LONG_SECONDS)
                 continue
@@ -169,7 +168,7 @@ class _Look:
 
     def __init__(self, mount: signals.Mount | None, callers: list[tuple[Caller, list[int]]], search: bool) -> None:
         self.searched = 0.0
-        """Seconds spent on finding out who has files open."""
+        """Seconds spent on finding the processes that have files open."""
         self._mount = mount
         self._callers = callers
         self._search = search
@@ -184,15 +183,15 @@ class _Look:
         opener = signals.process_of(caller.pid) if caller.pid else None
         if any(self._is(pid, caller, opener, rivals) for pid in self._told):
             return True
-        # The kernel lets a reader die, but keeps its request, which would block one of the kernel's few.
+        # The kernel lets a reader die but keeps its request, which would block one of the few that the kernel allows.
         gone = caller.pid and opener is None and caller.fino and self._mount is not None and self._search
         return bool(gone) and self._nobody_else(caller, rivals)
 
     def _is(self, pid: int, caller: Caller, opener: int | None, rivals: list[int]) -> bool:
         """Whether a process that is told to stop is the one that waits.
 
-        It is, if it made the call or opened the file. Otherwise it must have the file open, must not have opened it
-        itself, and must have inherited it: descend from the process that opened it, if that still lives.
+        It is, if it made the call or opened the file. Otherwise it must have the file open and must have inherited it:
+        it has not opened the file itself, and descends from the process that did, if that still lives.
         """
         if pid == opener:
             return True

@@ -37,10 +37,10 @@ from lamfs.scratch import Matcher, nothing
 
 
 class Registry:
-    """All of one registry file, seen through one connection. Belongs to the thread that made it.
+    """One registry file, through one connection. Belongs to the thread that made it.
 
-    ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts. ``name``: what
-    messages call the instance. ``work``: with this machine's work on it (workdb.py).
+    ``origin`` marks this object's rows in the change log. ``scratch`` tells which keys are not artifacts. ``name``: how
+    messages call the instance. ``work``: whether this machine's work on it is attached (workdb.py).
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class Registry:
         }
 
     def pushes(self) -> tuple[str, ...]:
-        """Names of the pushes that this registry comes from, or replaces, the newest first; see Origin."""
+        """Names of the pushes that this registry comes from, or replaces, newest first. See Origin."""
         return pushes_of(self.db.get_meta(PUSHES))
 
     def add_pushes(self, names: Iterable[str]) -> None:
-        """It comes from these, too."""
+        """Record that this registry also comes from the pushes ``names``."""
         with self.db.transaction():
             found = list(dict.fromkeys([*names, *self.pushes()]))
             self.db.set_meta(PUSHES, json.dumps(found[:PUSHES_KEPT]))
 
     def move_to(self, root: str) -> None:
-        """The storage is at another root from now on."""
+        """Record that the storage is at another root from now on."""
         with self.db.transaction():
             self.db.set_meta("root", root)
             self.people.move_storage(root)

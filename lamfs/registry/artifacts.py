@@ -1,6 +1,6 @@
 """The artifact table: rows as ArtifactRecord. Synchronous; the Database's thread. Knows nothing of names in the tree.
 
-Changes of several rows belong into ``Database.transaction()``; namespace.py and commits.py see to that.
+Changes of several rows belong in one ``Database.transaction()``: namespace.py and commits.py open it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _COLUMNS = (
     " a.updated_at, a.ino, r.head, r.number, a.used"
 )
 NOW = "artifact a JOIN revision r ON r.id=a.revision_id AND a.id=r.artifact_id"
-"""Artifacts with the revision that they have now. (By the second condition SQLite gets from either to the other.)"""
+"""Artifacts with their current revision. (The second condition lets SQLite go from either table to the other.)"""
 _MARK = 8
-"""Bytes of the block's own hash before its leaf hashes: rows of content that was replaced are known by them."""
+"""Bytes of the block's own hash that precede its leaf hashes. They show which rows belong to content since replaced."""
 _RENAMES = "(SELECT json_group_array(json_array(old, new)) FROM (SELECT old, new FROM rekey ORDER BY id))"
 FEW = 100
-"""Artifacts below a directory whose keys follow its rename at once."""
+"""With up to so many artifacts below it, a renamed directory changes their keys at once."""
 STEP, PAUSE = 2000, 0.005
-"""Keys that follow in one transaction, and seconds in between for others who want to write."""
+"""Keys that are changed in one transaction, and seconds between two of them for other writers."""
 
 
 @dataclass(slots=True)
 class Provenance:
-    """Who and what a new artifact, or a revision, is linked to."""
+    """The user, run and transform of a new artifact or revision."""
 
     user_id: int | None = None
     run_id: int | None = None
@@ -49,12 +49,12 @@ class Artifacts:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    # -- keys that are still to follow --------------------------------------------------------------------------
+    # -- keys below renamed directories -------------------------------------------------------------------------
 
     def settle(self, limit: int | None = None) -> bool:
-        """Let the keys below renamed directories follow, in the order of the renames, at most ``limit`` rows for now.
+        """Change the keys below renamed directories, in the order of the renames: at most ``limit`` rows, or all.
 
-        Whoever asks by key does so first. Returns whether something is left to do.
+        Every search by key calls this first. Returns whether keys are left to change.
         """
         if limit is None and not self._db.conn.in_transaction:
             while self._settle(STEP):
@@ -73,16 +73,17 @@ class Artifacts:
         return False
 
     def _make_way(self, key: str | None) -> None:
-        """A living artifact is about to get a key: no rename that the others are still to follow may take it along."""
+        """Before a living artifact gets ``key``: finish the pending renames if one of them would change that key
+        too."""
         if key is not None and any(key.startswith(f"{old}/") for _, old, _ in self._renames()):
             self.settle()
 
     def _renames(self) -> list[tuple[Any, ...]]:
-        """Renamed directories whose keys have not all followed, as (id, old key, new key)."""
+        """Renamed directories with keys that are still to change, as (id, old key, new key)."""
         return self._db.all("SELECT id, old, new FROM rekey ORDER BY id")
 
     def _move_keys(self, old: str, new: str, limit: int = -1) -> int:
-        """Move at most ``limit`` keys from below ``old`` to below ``new``; returns how many there were."""
+        """Move at most ``limit`` keys from below ``old`` to below ``new``. Returns how many were moved."""
         return self._db.execute(
             "UPDATE artifact SET key=?||substr(key, ?) WHERE id IN"
             " (SELECT id FROM artifact WHERE key>=? AND key<? AND visibility>-1 LIMIT ?)",
@@ -92,7 +93,7 @@ class Artifacts:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def by_uid(self, uid: str) -> ArtifactRecord | None:
-        """The artifact of that uid, in the trash or not."""
+        """The artifact with this uid, in the trash or not."""
         return self._one("uid=?", uid)
 
     def by_ino(self, ino: int) -> ArtifactRecord | None:
@@ -104,16 +105,16 @@ class Artifacts:
         return self._db.one("SELECT 1 FROM artifact WHERE ino=?", (ino,)) is not None
 
     def by_key(self, key: str) -> ArtifactRecord | None:
-        """The artifact that has this key now; never one in the trash."""
+        """The artifact that has this key now, never one in the trash."""
         self.settle()
         return self._one("key=? AND visibility>-1", key)
 
     def trashed(self, key: str) -> ArtifactRecord | None:
-        """The artifact in the trash that had this key, the last one thrown away first."""
+        """The artifact in the trash that had this key: of several, the last one deleted."""
         return self._one("key=? AND visibility=-1 ORDER BY a.updated_at DESC, a.id DESC", key)
 
     def same_content(self, content: ContentHash, limit: int = -1) -> list[ArtifactRecord]:
-        """Artifacts with exactly these bytes, whatever their visibility, the ``limit`` oldest first (-1: all)."""
+        """Artifacts with exactly these bytes, of any visibility: the ``limit`` oldest, oldest first (-1: all)."""
         rows = self._db.all(
             f"SELECT {_COLUMNS}, {_RENAMES} FROM {NOW} WHERE r.hash=? AND r.size=? AND r.blocks=?"
             " ORDER BY a.id LIMIT ?",
@@ -122,12 +123,12 @@ class Artifacts:
         return [_record_now(row) for row in rows]
 
     def has_large(self, size: int) -> bool:
-        """Whether there is an artifact of ``size`` bytes, which are more than 64 MiB."""
-        # 'size>67108864' is what lets SQLite use the index of large ones.
+        """Whether there is an artifact of ``size`` bytes. ``size`` must be more than 64 MiB."""
+        # With 'size>67108864' SQLite uses the index of large revisions.
         return self._db.one("SELECT 1 FROM revision WHERE size=? AND size>67108864 LIMIT 1", (size,)) is not None
 
     def sizes(self) -> set[int]:
-        """The sizes in bytes that artifacts have. Looks at all rows."""
+        """The sizes of all artifacts, in bytes. Reads all rows."""
         return {row[0] for row in self._db.all("SELECT DISTINCT size FROM revision")}
 
     def with_object(self, object_key: str) -> ArtifactRecord | None:
@@ -135,9 +136,10 @@ class Artifacts:
         return self._one("object_key=?", object_key)
 
     def home(self, record: ArtifactRecord, at: str | None = None) -> str:
-        """The object key under which the bytes of an artifact belong. ``at``: where they are (None: the record says).
+        """The object key where an artifact's bytes belong. ``at``: where they are (None: where the record says).
 
-        In the trash it stays where it is, unless the living need the place: others in the trash may have the same key.
+        In the trash the object stays where it is, unless a living artifact needs that place. Several artifacts in the
+        trash may have the same key.
         """
         at = record.revision.object_key if at is None else at
         if record.visibility == TRASH and (is_private(at) or not self._is_wanted(at)):
@@ -149,8 +151,8 @@ class Artifacts:
         return next(self.private_keys(record, record.number)) if is_private(place) else place
 
     def private_keys(self, record: ArtifactRecord, number: int) -> Iterator[str]:
-        """Object keys below ``.lamindb/`` for revision ``number`` of an artifact, the right one first: without a number
-        if no earlier revision has had that name. The artifact's own object has none of them."""
+        """Object keys below ``.lamindb/`` for revision ``number`` of an artifact, best first, without its present
+        object key. The first one has no number, unless an earlier revision has used that name."""
         plain, at = object_key_for(record.uid, record.suffix, None, True), record.revision.object_key
         if record.suffix not in record.used and at != plain:
             yield plain
@@ -160,21 +162,22 @@ class Artifacts:
                 yield name
 
     def _is_wanted(self, key: str) -> bool:
-        """Whether a living artifact has a real key that is this one, or that cannot exist beside it in a folder."""
+        """Whether a living artifact has this real key, or one that a folder cannot have beside it."""
         self.settle()
         clause, params = _conflicts("key", key)
-        # 'key IS NOT NULL' is what lets SQLite use the index of living keys.
+        # With 'key IS NOT NULL' SQLite uses the index of living keys.
         return self._one(f"visibility>-1 AND key IS NOT NULL AND key_is_virtual=0 AND ({clause})", *params) is not None
 
     def in_the_way(self, object_key: str, uid: str) -> list[ArtifactRecord]:
-        """Artifacts whose objects are where this object is to be: under the same key or, since a folder and some
-        servers cannot have both ``a`` and ``a/b``, above or below it."""
+        """Artifacts whose objects prevent an object from being at ``object_key``: those at the same key, above it or
+        below it, since a folder and some servers cannot have both ``a`` and ``a/b``."""
         if is_private(object_key):
             holder = self._one("object_key=? AND uid<>?", object_key, uid)
             return [] if holder is None else [holder]
         clause, params = _conflicts("object_key", object_key)
         rows = self._db.all(
-            # Its own object is in the way too when one of the two would have to be a folder: 'a' on its way to 'a/a'.
+            # The artifact's own object is in the way too if one of the two would have to be a folder: 'a' moving to
+            # 'a/a'.
             f"SELECT {_COLUMNS}, {_RENAMES} FROM {NOW} WHERE ({clause}) AND NOT (uid=? AND object_key=?) LIMIT 1000",
             (*params, uid, object_key),
         )
@@ -185,9 +188,9 @@ class Artifacts:
         return None if row is None else _record_now(row)
 
     def leaves(self, revision: Revision, block: int) -> bytes | None:
-        """The concatenated leaf hashes of one block of a stored revision; None when they are not known.
+        """The concatenated leaf hashes of one block of a stored revision; None if they are not known.
 
-        A row that was stored with other content of the block is not believed.
+        A row that was stored for another content of the block is ignored.
         """
         digest = revision.content.block(block)
         if digest == zero_block():
@@ -202,7 +205,7 @@ class Artifacts:
         return None
 
     def filter(self, **conditions: Any) -> Iterator[ArtifactRecord]:
-        """Artifacts that meet all conditions, oldest first; the trash only when ``visibility`` is named.
+        """Artifacts that meet all conditions, oldest first. Includes the trash only if ``visibility`` is given.
 
         ``field=value``, ``field=None`` and ``field__op=value`` (conditions.py). ``visibility=None`` means any. Raises
         InvalidArgument.
@@ -235,7 +238,7 @@ class Artifacts:
     # -- changing -----------------------------------------------------------------------------------------------
 
     def insert(self, record: ArtifactRecord) -> int:
-        """Add a row (``record.ino`` must be set) and one for its revision; fills in id and times. Returns the id."""
+        """Add a row (``record.ino`` must be set) and one for its revision. Fills in id and times. Returns the id."""
         self._make_way(record.key)
         now = now_ns()
         record.created_at = record.created_at or now
@@ -253,7 +256,7 @@ class Artifacts:
         record.id = cursor.lastrowid
         assert record.id is not None
         origin = Provenance(record.created_by_id, record.run_id)
-        # SQLite gives the new row the id that was foreseen above: one more than the highest.
+        # SQLite gives the new row the id predicted above: one more than the highest.
         self._insert_revision(record.id, record.number, record.revision, record.updated_at, origin)
         self._put_leaves(record.id, record.revision.content)
         return record.id
@@ -261,7 +264,7 @@ class Artifacts:
     def _insert_revision(
         self, artifact_id: int, number: int, revision: Revision, created_at: int, origin: Provenance
     ) -> int:
-        """Add the row of a revision; its id, one more than the highest."""
+        """Add the row of a revision. Returns its id, one more than the highest."""
         content = revision.content
         cursor = self._db.execute(
             "INSERT INTO revision(artifact_id, number, size, hash, hash_type, blocks, head, object_key, etag,"
@@ -275,7 +278,7 @@ class Artifacts:
         return cursor.lastrowid
 
     def _put_leaves(self, id_: int, content: ContentHash) -> None:
-        """Store the leaf hashes that ``content`` has; of other blocks those stay that are there."""
+        """Store the leaf hashes that ``content`` has. Rows of other blocks stay."""
         if content.leaves:
             self._db.conn.executemany(
                 "INSERT OR REPLACE INTO leaf(artifact_id, block, hashes) VALUES(?, ?, ?)",
@@ -283,7 +286,7 @@ class Artifacts:
             )
 
     def take_leaves(self, source: int, target: int) -> None:
-        """The artifact of id ``target`` gets the content of ``source``, which goes: its leaf hashes too."""
+        """Move the leaf hashes of artifact id ``source``, which goes away, to artifact id ``target``."""
         self._db.execute("DELETE FROM leaf WHERE artifact_id=?", (target,))
         self._db.execute("UPDATE leaf SET artifact_id=? WHERE artifact_id=?", (target, source))
 
@@ -295,8 +298,10 @@ class Artifacts:
         updated_at: int | None = None,
         origin: Provenance | None = None,
     ) -> None:
-        """Point an artifact, whose row says ``record``, at new bytes, which are its next revision if they are other
-        ones. ``updated_at=None``: now. ``origin``: who has made them."""
+        """Point an artifact, whose row is ``record``, at new bytes. Bytes that differ become its next revision.
+
+        ``updated_at=None``: now. ``origin``: the user and run of the new bytes.
+        """
         assert record.id is not None
         uid = record.uid
         at = now_ns() if updated_at is None else updated_at
@@ -314,7 +319,7 @@ class Artifacts:
         self._put_leaves(record.id, revision.content)
 
     def _set_content(self, record: ArtifactRecord, revision: Revision) -> None:
-        """The bytes of an artifact's revision are the same, but what is known of them may be more."""
+        """Update a revision whose bytes stay the same: more may be known of them now."""
         content = revision.content
         self._db.execute(
             "UPDATE revision SET hash=?, hash_type=?, head=coalesce(?, head)"
@@ -324,7 +329,7 @@ class Artifacts:
         self._set_object(record, revision.object_key, revision.etag)
 
     def set_object(self, uid: str, object_key: str, etag: str) -> None:
-        """Note that the same bytes are in another object now, or in a copy that has taken its place."""
+        """Record that the same bytes are in another object now, or in a copy at the same place."""
         record = self.by_uid(uid)
         if record is not None:
             self._set_object(record, object_key, etag)
@@ -340,7 +345,7 @@ class Artifacts:
             self._db.execute("UPDATE artifact SET used=? WHERE uid=?", (_json(used), uid))
 
     def set_number(self, uid: str, number: int) -> None:
-        """The revision that an artifact has is its ``number``-th: as its object says."""
+        """Set the number of the current revision to the one that its object names."""
         self._db.execute(
             "UPDATE revision SET number=? WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)", (number, uid)
         )
@@ -348,7 +353,7 @@ class Artifacts:
     def update(self, uid: str, /, **columns: Any) -> None:
         """Set other columns of a row (key, suffix, description, accessor, visibility, ino, run_id …)."""
         if "visibility" in columns and "key" not in columns and (record := self.by_uid(uid)) is not None:
-            columns["key"] = record.key  # in the trash it follows nothing any more
+            columns["key"] = record.key  # in the trash its key follows no rename any more
         if columns.get("visibility") != TRASH:
             self._make_way(columns.get("key"))
         names = ", ".join(f"{name}=?" for name in columns)
@@ -361,7 +366,8 @@ class Artifacts:
         self._db.execute("DELETE FROM artifact WHERE uid=?", (uid,))
 
     def rekey(self, old: str, new: str) -> list[str]:
-        """Give every artifact below directory key ``old`` its key below ``new``; returns uids with real keys."""
+        """Move the keys of all artifacts from below directory key ``old`` to below ``new``. Returns uids with real
+        keys."""
         self.settle()
         real = self._db.all(
             "SELECT uid FROM artifact INDEXED BY artifact_real WHERE key>=? AND key<? AND visibility>-1"
@@ -372,9 +378,10 @@ class Artifacts:
         return [row[0] for row in real]
 
     def rekey_later(self, old: str, new: str) -> bool:
-        """As ``rekey``, in the time of one row, however many artifacts there are; ``settle`` does the rest.
+        """Like ``rekey``, but writes one row, however many artifacts there are; ``settle`` does the rest.
 
-        False when that is no good, and nothing was done: a few rows are as quick, and real keys mean work for storage.
+        Returns False, and does nothing, where ``rekey`` fits better: it is as quick for few rows, and real keys mean
+        storage work.
         """
         below = _below(old)
         if self._db.one(
@@ -391,7 +398,7 @@ class Artifacts:
 
 
 def _used(record: ArtifactRecord, object_key: str) -> tuple[str, ...]:
-    """ArtifactRecord.used when the artifact's bytes are in ``object_key`` from now on."""
+    """The value of ArtifactRecord.used once the artifact's bytes are in ``object_key``."""
     at, suffix = record.revision.object_key, record.revision.object_key.removeprefix(f"{AUTO_KEY_PREFIX}{record.uid}")
     if object_key == at or suffix == at or suffix.startswith(f".{record.number}.") or suffix == f".{record.number}":
         return record.used
@@ -403,12 +410,13 @@ def _json(used: tuple[str, ...]) -> str | None:
 
 
 def _below(key: str) -> tuple[str, str]:
-    """The range of keys below a directory's: '0' is the character after '/', so it is what starts with 'key/'."""
+    """The range of keys below a directory. '0' is the character after '/', so the range is all that starts with
+    'key/'."""
     return f"{key}/", f"{key}0"
 
 
 def _conflicts(column: str, key: str) -> tuple[str, list[str]]:
-    """A condition that ``column`` is ``key``, a folder above it, or anything below it ('0' follows '/')."""
+    """A condition: ``column`` is ``key``, a folder above it, or anything below it ('0' follows '/')."""
     parts = key.split("/")
     above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
     marks = ",".join("?" * len(above))
@@ -416,9 +424,9 @@ def _conflicts(column: str, key: str) -> tuple[str, list[str]]:
 
 
 def _record_now(row: tuple[Any, ...]) -> ArtifactRecord:
-    """A row, with the renames that it may not have followed yet, as a record with the key that it has now.
+    """A record with its present key, from a row and the renames that its key may not have followed yet.
 
-    Both come from one statement: between two others may let it follow.
+    Both come from one statement: between two statements another thread may change the key.
     """
     record = _record(row[:-1])
     if row[-1] != "[]" and record.key is not None and record.visibility != TRASH:

@@ -1,9 +1,9 @@
 """The change log: what changed in the tree, in the transaction that changed it. Synchronous; the Database's thread.
 
-A mount follows it to invalidate what the kernel has cached. Rows carry the origin (one random id per Registry object)
-so that a mount can skip what it did itself.
+A mount follows it to invalidate the kernel's caches. Rows carry their origin, one random id per Registry object, so
+that a mount can skip its own changes.
 
-Kinds: ``entry`` (an entry ``name`` of directory ``parent`` came, went or means another inode), ``attr`` (mode, owner,
+Kinds: ``entry`` (an entry ``name`` of directory ``parent`` came, went or has another inode), ``attr`` (mode, owner,
 times or size of ``ino``), ``content`` (bytes of ``ino``), ``record`` (description, visibility … of its artifact).
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lamfs.registry.db import Database
 
 KEEP = 200_000
-"""Rows kept; a follower that is further behind than this has to drop everything it cached."""
+"""Rows kept. A follower that is further behind has to drop everything it cached."""
 
 
 class Change(NamedTuple):
@@ -36,7 +36,7 @@ class ChangeLog:
         self.origin = origin
 
     def entry(self, parent: int, name: str, ino: int) -> None:
-        """An entry came, went or changed its inode."""
+        """An entry came, went or has another inode."""
         self._append("entry", ino, parent, name)
 
     def attr(self, ino: int) -> None:
@@ -58,19 +58,19 @@ class ChangeLog:
         )
 
     def last(self) -> int:
-        """Number of the newest row ever written (0 when there is none)."""
+        """The number of the newest row ever written; 0 if there is none."""
         row = self._db.one("SELECT seq FROM sqlite_sequence WHERE name='change'")
         return int(row[0]) if row else 0
 
     def reach(self, seq: int) -> None:
-        """Count on from ``seq``, when the newest row has a lower number."""
+        """Continue counting from ``seq``, if the newest row has a lower number."""
         if self.last() < seq:
             self._db.execute("DELETE FROM sqlite_sequence WHERE name='change'")
             self._db.execute("INSERT INTO sqlite_sequence(name, seq) VALUES('change', ?)", (seq,))
 
     def since(self, seq: int, limit: int = 10_000) -> tuple[list[Change], bool]:
         """Rows after ``seq`` in order, and whether rows between were trimmed already (then drop all caches)."""
-        last = self.last()  # before the rows: what is committed between the two is not missing from them
+        last = self.last()  # before the rows: a row that comes between the two statements is not lost
         rows = self._db.all(
             "SELECT seq, origin, kind, ino, parent, name FROM change WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
         )
@@ -78,7 +78,7 @@ class ChangeLog:
         return [Change(*row) for row in rows], lost
 
     def trim(self) -> None:
-        """Forget rows that no follower can need any more, and objects that nobody speaks of."""
+        """Drop rows that no follower can need any more, and rows of ``unsaid`` for objects that nothing refers to."""
         self._db.execute("DELETE FROM change WHERE seq < ?", (self.last() - KEEP,))
         self._db.execute(
             "DELETE FROM claim WHERE NOT EXISTS (SELECT 1 FROM revision r WHERE r.object_key=claim.object_key)"

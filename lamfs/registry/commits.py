@@ -1,7 +1,7 @@
-"""Commits: what storage has done becomes what the registry says, one transaction each. The Database's thread.
+"""Commits: what was done in storage becomes registry rows, in one transaction each. The Database's thread.
 
-The order is object first, registry row second, stale object last (docs/ARCHITECTURE.md). These are the "row" steps;
-each strikes the journal row off, and owes the deletion of the object that has become stale.
+The order is object first, registry row second, stale object last (docs/ARCHITECTURE.md). These are the "row" steps:
+each removes the journal row, and journals the deletion of the object that has become stale.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from lamfs.registry.tree import Tree
 
 @dataclass(slots=True)
 class Committed:
-    """Outcome of a put. ``record`` is None when the file was deleted meanwhile, or became scratch (then not
-    ``current``), and the object is stale already.
+    """Outcome of a put. ``record`` is None if the file was deleted meanwhile, or became scratch (then not
+    ``current``). The object is stale already in both cases.
 
     ``current``: nothing was written to the file after what was stored. ``spool``: name of the spool file that is free.
     """
@@ -60,7 +60,7 @@ class Committed:
 
 @dataclass(slots=True)
 class Conflict:
-    """Where the bytes of a put are now that somebody else has changed its object: inode, directory and name."""
+    """Where the bytes of a put are after somebody else changed its object: inode, directory and name."""
 
     ino: int
     parent: int
@@ -90,11 +90,11 @@ class Commits:
     # -- puts (the mount) ---------------------------------------------------------------------------------------
 
     def put_target(self, entry: Put) -> str:
-        """The object key under which the content of a put row belongs now: the artifact's real key, or a name that no
-        revision of it has had. What an earlier try has begun to store goes on there.
+        """The object key for the content of a put row: the artifact's real key, or a name that none of its revisions
+        has had. If an earlier try began to store under such a name, that name.
 
-        Where another artifact's bytes are still at the real key (its relocation is owed), or another process is at
-        work on it: a name below ``.lamindb/``, and a move follows.
+        While another artifact's bytes are still at the real key (its move is pending), or another process works on it:
+        a name below ``.lamindb/``, and a move follows.
         """
         artifact = self._artifacts.by_ino(entry.ino)
         if artifact is not None:
@@ -106,8 +106,8 @@ class Commits:
         return self._free_object(uid, suffix, key, virtual, artifact, entry)
 
     def put_meta(self, entry: Put, content: ContentHash | None) -> ObjectMeta:
-        """What the object of a put row is to say of itself. ``content``: its bytes, where they are known before they
-        are stored, and cannot become others meanwhile."""
+        """The metadata of a put row's object. ``content``: its bytes, if they are known before they are stored, and
+        cannot change meanwhile."""
         artifact = None if entry.ino is None else self._artifacts.by_ino(entry.ino)
         if artifact is None:
             key = None if entry.ino is None else self._key_of(entry.ino)[0]
@@ -116,14 +116,14 @@ class Commits:
         return ObjectMeta.of(artifact.uid, artifact.key, artifact.number + (not same), content)
 
     def new_object(self, entry: Put, content: ContentHash) -> tuple[str, ObjectMeta]:
-        """What put_target and put_meta say of a put row whose file is no artifact yet."""
+        """The results of put_target and put_meta for a put row whose file is not an artifact yet."""
         key, suffix = self._key_of(entry.ino)
         virtual = entry.key_is_virtual
         target = self._free_object(entry.uid, suffix, key, virtual, None, entry)
         return target, ObjectMeta.of(entry.uid, key, 1, content)
 
     def save_meta(self, record: ArtifactRecord) -> ObjectMeta:
-        """What the object of an artifact that is about to be saved is to say of itself."""
+        """The metadata of the object of an artifact that is about to be saved."""
         old, content = self._artifacts.by_uid(record.uid), record.revision.content
         number = 1 if old is None else old.number + (not content.same_bytes(old.revision.content))
         return ObjectMeta.of(record.uid, record.key, number, content)
@@ -137,9 +137,9 @@ class Commits:
         known: ArtifactRecord | None,
         entry: Put | None,
     ) -> str:
-        """Where new bytes of an artifact are written: to its real key, else to a name below ``.lamindb/``. Not where
-        another artifact's bytes are, nor where storage work of others is under way. ``known``: the artifact as it is;
-        ``entry``: the put that writes them."""
+        """The object key for new bytes of an artifact: its real key, else a name below ``.lamindb/``. Never a key with
+        another artifact's bytes, or with storage work of others under way. ``known``: the artifact as it is now.
+        ``entry``: the put that writes the bytes."""
         row = None if entry is None else entry.id
         place = object_key_for(uid, suffix, key, virtual)
         if not is_private(place) and not (
@@ -181,8 +181,8 @@ class Commits:
     ) -> Committed:
         """The bytes of generation ``gen`` of inode ``ino`` are in ``object_key``: save or replace its artifact.
 
-        ``taken``: name of the spool file when it has become the object itself, by a rename. ``row``: the journal row
-        that was worked on; when it is not the inode's put any more, another process has newer bytes, and these end.
+        ``taken``: name of the spool file, if a rename turned it into the object itself. ``row``: the journal row of
+        this work. If it is not the inode's put any more, another process has newer bytes, and this object is dropped.
         """
         with self._db.transaction():
             entry = self._journal.put_of(ino)
@@ -203,7 +203,7 @@ class Commits:
             before, made = artifact.size if artifact is not None else 0, False
             now = now_ns()
             if artifact is None and entry.state == "scratch" and taken is None:
-                # It got a scratch name while it was on its way: it stays in the spool.
+                # It got a scratch name during the upload: it stays in the spool.
                 self._journal.set_target(entry.id, None)
                 self._drop_object(object_key)
                 return Committed(None, current=False)
@@ -218,7 +218,7 @@ class Commits:
                     created_at=now, updated_at=now, ino=ino,
                 )  # fmt: skip
                 self._artifacts.insert(artifact)
-                made = not content.leaves  # which nobody is to keep in memory
+                made = not content.leaves  # leaf hashes are not kept in memory
             elif artifact.revision != revision:
                 if artifact.revision.object_key != object_key:
                     self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag, uid=artifact.uid)
@@ -228,7 +228,7 @@ class Commits:
                 )
             self._journal.said(object_key)
             self._move_home(artifact, object_key)
-            # Scratch only now: it is an artifact all the same, when its only bytes have gone to storage.
+            # Scratch only now, but its only bytes have gone to storage: so it is an artifact.
             current = entry.gen == gen and entry.state in ("ready", "scratch")
             if entry.state == "scratch":
                 self._journal.set_scratch(ino, False)
@@ -236,24 +236,24 @@ class Commits:
                 self._journal.done(entry.id)
                 self._tree.update(ino, size=content.size)
             elif entry.src != taken:
-                # What stays owed has not been written anywhere yet; the object is the artifact's now. (A close of the
-                # very file that was taken counted a generation meanwhile: then the object is where its bytes are.)
+                # The rest of this put is not in storage yet, and the object now belongs to the artifact. (A close of
+                # the very file that was taken counted a generation meanwhile: then the object is where its bytes are.)
                 self._journal.set_target(entry.id, None)
             if not current and entry.base is not None:
-                # What was written meanwhile went into a copy of the partial spool that was stored: what it lacks is in
-                # here. By what the file has grown, it lacks nothing.
+                # Later writes went into a copy of the partial spool that was stored. The blocks that the copy lacks are
+                # in this revision. It lacks none of the blocks by which the file has grown.
                 self._partial_spools.add(entry.src, range(-(-before // BLOCK_SIZE), -(-content.size // BLOCK_SIZE)))
                 self._journal.set_base(ino, base_id(content))
             self._changes.content(ino)
             return Committed(artifact if made else self._artifacts.by_ino(ino), current, entry.src if current else None)
 
     def _drop_object(self, object_key: str) -> None:
-        """Owe the deletion of an object, unless it is an artifact's."""
+        """Journal the deletion of an object, unless an artifact has it."""
         if self._artifacts.with_object(object_key) is None:
             self._journal.add_delete(object_key)
 
     def put_unneeded(self, ino: int, gen: int, *, row: int | None = None) -> Committed:
-        """Generation ``gen`` of an inode has the content its artifact has already: only the journal row goes.
+        """Generation ``gen`` of an inode has the content that its artifact has already: only the journal row goes.
         ``row``: as in put."""
         with self._db.transaction():
             entry = self._journal.put_of(ino)
@@ -274,8 +274,8 @@ class Commits:
     def conflict(
         self, entry_id: int, content: ContentHash, object_key: str, etag: str, origin: Provenance
     ) -> Conflict | None:
-        """Somebody else has put ``content`` into the object that a put is about to write: that is the file's content
-        from now on, and what the put has becomes a file of its own beside it. None: the put is owed no more."""
+        """Somebody else has put ``content`` into the object that a put is about to write. The file gets that content,
+        and the put's bytes become a new file beside it. None: the put is not pending any more."""
         with self._db.transaction():
             entry = self._journal.get_put(entry_id)
             inode = self._tree.get(entry.ino) if entry is not None else None
@@ -330,11 +330,11 @@ class Commits:
     def announce_save(
         self, record: ArtifactRecord, *, foreign: str | None = None, mode: int = 0o644
     ) -> tuple[int, str]:
-        """Journal a save of ``record`` (its revision's etag not known yet). Returns the journal id and the object
-        key to store under, which is not one that holds another artifact's bytes.
+        """Journal a save of ``record``, whose ETag is not known yet. Returns the journal id and the object key to store
+        under. No other artifact has its bytes at that key.
 
-        ``foreign``: ETag of an object that is at the artifact's home and no artifact's; kept in the payload as long as
-        it is not one of lamfs's own, whose deletion is owed.
+        ``foreign``: ETag of an object at the artifact's home that is not an artifact's. The payload keeps it, unless it
+        is lamfs's own object with a pending deletion.
         """
         with self._db.transaction():
             home = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
@@ -347,8 +347,8 @@ class Commits:
                     " bytes that would be replaced; run 'lamfs sync' first."
                 )
             base = None if old is None else (old.revision.object_key, old.revision.etag)
-            # What is owed its deletion is written over in a moment, and struck off then. What another process is about
-            # to delete was not chosen above.
+            # The object of a deletion that is owed is written over in a moment, and struck off then. A key that another
+            # process is about to delete was not chosen above.
             if self._journal.owes_any_delete(object_key) or object_key != home:
                 foreign = None
             payload = save_payload(record, base=base, mode=mode, foreign=foreign)
@@ -357,10 +357,11 @@ class Commits:
     def save(
         self, entry_id: int, record: ArtifactRecord, etag: str, *, mode: int, uid: int, gid: int
     ) -> ArtifactRecord:
-        """The bytes of ``record`` are in storage: insert or update its row, name it in the tree, owe the stale object.
+        """The bytes of ``record`` are in storage: insert or update its row, name it in the tree, journal the deletion
+        of the stale object.
 
-        Raises AlreadyExists when the key was taken meanwhile, NotFound when the artifact was deleted for good; then
-        nothing has changed, and the caller abandons the save.
+        Raises AlreadyExists if the key was taken meanwhile, NotFound if the artifact was deleted for good. Then nothing
+        has changed, and the caller abandons the save.
         """
         with self._db.transaction():
             content, object_key = record.revision.content, record.revision.object_key
@@ -393,7 +394,7 @@ class Commits:
             self._journal.drop_delete(object_key)
             ino = record.ino
             self._tree.update(ino, size=content.size, mtime_ns=now, ctime_ns=now, blocks=None)
-            # A mount's own unsent writes to this inode stay owed and come later; what is shown is a new revision.
+            # A mount's own writes to this inode stay pending and are stored later; until then it shows a new revision.
             self._tree.bump_revision(ino)
             self._changes.content(ino)
             saved = self._artifacts.by_uid(record.uid)
@@ -403,13 +404,13 @@ class Commits:
             return saved
 
     def _rename_for_suffix(self, old: ArtifactRecord, record: ArtifactRecord) -> None:
-        """A replace changed the suffix: the name in the tree changes with it."""
+        """Rename the file in the tree after a replace changed the suffix."""
         assert old.ino is not None
         names = self._tree.names(old.ino)
         if not names:
             return
         parent, name = names[0]
-        # The name as it is now: the file may have been renamed while its bytes were on their way.
+        # Use the present name: the file may have been renamed during the upload.
         new_name = record.uid + record.suffix if old.key is None else key_with_suffix(name, old.suffix, record.suffix)
         if new_name == name:
             return
@@ -423,9 +424,10 @@ class Commits:
         self._changes.entry(parent, new_name, old.ino)
 
     def abandon_save(self, entry_id: int, object_key: str, *, delete: bool) -> None:
-        """A save failed or its process died: strike it off; with ``delete`` owe the removal of what it may have left.
+        """A save failed, or its process died: remove its row. ``delete``: journal the deletion of the object that it
+        may have left.
 
-        The object stays when an artifact's row says its bytes are in there.
+        The object stays if it holds the bytes of an artifact.
         """
         with self._db.transaction():
             self._journal.done(entry_id)
@@ -435,10 +437,10 @@ class Commits:
     # -- moves --------------------------------------------------------------------------------------------------
 
     def move_plan(self, uid: str) -> tuple[ArtifactRecord, str] | None:
-        """Where the object of an artifact has to go: its record and the object key to copy to; None: nowhere.
+        """Where the object of an artifact has to go: its record and the object key to copy to. None: nowhere.
 
-        When another artifact's bytes are still at the destination, the plan is a name below ``.lamindb/``, so that
-        cycles of renames (a→b, b→a) come apart; the rest of the way stays owed.
+        While another artifact's bytes are at the destination, the plan is a name below ``.lamindb/``. That breaks
+        cycles of renames (a→b, b→a). The rest of the way stays pending.
         """
         artifact = self._artifacts.by_uid(uid)
         if artifact is None:
@@ -456,40 +458,40 @@ class Commits:
             if others:
                 for other in others:
                     if other.visibility == TRASH or self._artifacts.home(other) != other.revision.object_key:
-                        # Nothing else would make what is in the trash, or was found where it is, give way.
+                        # Nothing else makes it give way: it is in the trash, or was found where it is.
                         self._journal.add_move(other.uid)
                 continue
             return None if self._journal.claimed(target, uid, None, moves=False) else (artifact, target)
         return None
 
     def is_home(self, uid: str) -> bool:
-        """Whether the object of an artifact is where its key and suffix say; also when there is no such artifact."""
+        """Whether the object of an artifact is where its key and suffix require. True if there is no such artifact."""
         artifact = self._artifacts.by_uid(uid)
         return artifact is None or artifact.revision.object_key == self._artifacts.home(artifact)
 
     def begin_move(self, uid: str, object_key: str) -> None:
-        """The object of an artifact is about to be copied to ``object_key``: until ``moved`` says that it is there, the
-        deletion of the copy is owed."""
+        """The object of an artifact is about to be copied to ``object_key``. The deletion of the copy is pending until
+        ``moved`` says that the copy is there."""
         with self._db.transaction():
             self._journal.drop_delete(object_key)
             self._journal.add_delete(object_key, copy_of=uid)
 
     def give_up_move(self, entry_id: int, object_key: str) -> None:
-        """What was to be copied to ``object_key`` is gone, or is something else. So what is there may be the copy, made
-        before this registry lost its last changes: nothing is to be done there."""
+        """The object that was to be copied to ``object_key`` is gone, or has changed. The object at ``object_key`` may
+        be the copy, made before this registry lost its last changes: so leave it alone."""
         with self._db.transaction():
             self._journal.drop_delete(object_key)
             self._journal.done(entry_id)
 
     def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str) -> bool:
-        """The object was copied: point the row at the copy and owe the deletion of the original.
+        """The object was copied: point the row at the copy and journal the deletion of the original.
 
-        False when the artifact has other bytes by now; the copy is then stale, unless it is in use.
+        False if the artifact has other bytes by now. Then the copy is stale, unless it is in use.
         """
         with self._db.transaction():
             now = self._artifacts.by_uid(before.uid)
             if now is None or now.revision != before.revision:
-                return False  # what begin_move owes is done
+                return False  # the deletion that begin_move journaled is still due
             self._journal.drop_delete(object_key)
             self._artifacts.set_object(before.uid, object_key, etag)
             self._journal.add_delete(before.revision.object_key, before.revision.etag, uid=before.uid)
@@ -500,10 +502,10 @@ class Commits:
             return True
 
     def adopt(self, before: ArtifactRecord, revision: Revision, number: int, *, mtime_ns: int) -> bool:
-        """An object in storage is revision ``number`` of an artifact, of which the registry knows only an earlier one,
-        or another object: that is its content now, written at ``mtime_ns``, in nanoseconds since the epoch.
+        """An object in storage is revision ``number`` of an artifact, and the registry knows only an earlier revision
+        or another object. It becomes the artifact's content, written at ``mtime_ns``, in nanoseconds since the epoch.
 
-        False, and nothing has changed, when the artifact has another revision by now, somebody is writing it, or the
+        False, with nothing changed, if the artifact has another revision by now, if somebody is writing it, or if the
         object is another artifact's.
         """
         with self._db.transaction():
@@ -528,7 +530,7 @@ class Commits:
             return True
 
     def same_bytes(self, before: ArtifactRecord, etag: str) -> bool:
-        """The object of an artifact is a copy of the one that was saved: note its ETag. False when the artifact has
+        """The object of an artifact is a copy of the one that was saved: record its ETag. False if the artifact has
         another revision by now."""
         with self._db.transaction():
             now = self._artifacts.by_uid(before.uid)

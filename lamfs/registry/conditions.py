@@ -1,7 +1,7 @@
 """Conditions on artifacts, ``field__operator=value``, as SQL. Pure functions.
 
-Each field has a type, and a value is brought to it or refused: SQLite compares values of different types by their
-types, so a text where a number is meant would find everything, or nothing. Operators are Django's, as LaminDB has them.
+Each field has a type, and a value is converted to it or refused. SQLite compares values of different types by their
+types: a text in place of a number would find everything, or nothing. Operators are Django's, as in LaminDB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lamfs.sizes import parse_size
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST = (1 << 63) - 1
-"""Of SQLite's integers: https://www.sqlite.org/datatype3.html"""
+"""The largest integer of SQLite: https://www.sqlite.org/datatype3.html"""
 _COMPARE = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _TEXT = {
     "startswith": "substr({0}, 1, length(?)) = ?",
@@ -47,18 +47,18 @@ class Clause(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The nanoseconds since the epoch that a time means, from ``begin`` to before ``end``: a registry has times in
-    nanoseconds, a datetime is one of a microsecond, and a date is one of a day."""
+    """The nanoseconds since the epoch that a time means, from ``begin`` to before ``end``. A registry has times in
+    nanoseconds, a datetime covers a microsecond, and a date covers a day."""
 
     begin: int
     end: int
 
 
 def clause(name: str, value: object) -> Clause:
-    """The condition ``name=value``: ``name`` is a field, or ``field__operator``.
+    """The condition ``name=value``. ``name`` is a field, or ``field__operator``.
 
-    Raises InvalidArgument: an unknown field or operator, an operator that the field does not have, or a value that is
-    not of the field's type.
+    Raises InvalidArgument for an unknown field or operator, an operator that the field does not have, or a value of
+    another type than the field's.
     """
     field, _, word = name.partition("__")
     if field not in FIELDS:
@@ -101,7 +101,7 @@ def _among(name: str, field: str, value: object) -> Clause:
             f"({' OR '.join(found.sql for found in spans)})", [one for found in spans for one in found.params]
         )
     parse = _parser(field)
-    # One parameter, however many values there are: SQLite takes no more than 32,766.
+    # One parameter, however many values there are: SQLite takes at most 32,766.
     return Clause(
         f"{_column(field)} IN (SELECT value FROM json_each(?))", [json.dumps([parse(name, one) for one in values])]
     )
@@ -111,7 +111,7 @@ def _compare_times(field: str, word: str, span: Span) -> Clause:
     if not word:
         column = _column(field)
         return Clause(f"({column} >= ? AND {column} < ?)", [span.begin, span.end])
-    # After a day means after its end, and up to a day means with all of it.
+    # "After a day" means after its end, and "up to a day" includes all of it.
     sign, bound = {"gt": (">=", span.end), "gte": (">=", span.begin), "lt": ("<", span.begin), "lte": ("<", span.end)}[
         word
     ]
@@ -193,7 +193,7 @@ def _span(name: str, value: object) -> Span:
         begin = _nanoseconds(value)
         return Span(begin, min(begin + 1000, _LARGEST))
     if isinstance(value, date):
-        # The day where this computer is, which may have 23 or 25 hours.
+        # The day in this computer's time zone, which may have 23 or 25 hours.
         after = value + timedelta(days=1) if value < date.max else value
         return Span(_nanoseconds(datetime.combine(value, time.min)), _nanoseconds(datetime.combine(after, time.min)))
     raise _refuse(name, value, "a time; give a datetime, a date, or a text such as '2026-11-28' or '2026-11-28T14:00Z'")
@@ -210,7 +210,7 @@ def _parse_time(name: str, text: str) -> date:
 
 
 def _nanoseconds(moment: datetime) -> int:
-    """Since the epoch; one without a time zone is local. Cut off to what SQLite can hold (the years 1677 to 2262)."""
+    """Since the epoch. A time without a zone is local. Clamped to what SQLite can hold (the years 1677 to 2262)."""
     if moment.tzinfo is None:
         try:
             moment = moment.astimezone()

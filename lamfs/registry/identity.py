@@ -1,6 +1,6 @@
-"""Which artifact a file is, as names come and go. Synchronous; the Database's thread, inside of its transactions.
+"""Which artifact a file is, as names come and go. Synchronous; the Database's thread, inside its transactions.
 
-Used by namespace.py alone, which owns the transactions and logs the changes of entries.
+Used only by namespace.py, which opens the transactions and logs the changes of entries.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lamfs.scratch import Matcher, nothing
 
 @dataclass(slots=True)
 class Removed:
-    """What a removal did. ``spool``: name of the spool file that nothing owes any more.
+    """What a removal did. ``spool``: name of the spool file that no put needs any more.
 
-    ``row_gone``: the registry knows the inode no more, nor the ``xattrs`` that it had.
+    ``row_gone``: the registry has no row for the inode any more, nor the ``xattrs`` that it had.
     """
 
     inode: Inode
@@ -34,7 +34,7 @@ class Removed:
 
 
 class Identity:
-    """Hands artifacts from file to file in one Database."""
+    """Hands artifacts from one file to another in one Database."""
 
     def __init__(
         self, db: Database, tree: Tree, artifacts: Artifacts, journal: Journal, changes: ChangeLog, scratch: Matcher
@@ -47,7 +47,8 @@ class Identity:
         self.scratch = scratch
 
     def drop_name(self, parent: int, name: str, inode: Inode) -> Removed:
-        """Remove a name of a file; with the last one its artifact goes to the trash, what is not stored yet goes."""
+        """Remove a name of a file. With the last name, its artifact goes to the trash, and unstored bytes are
+        dropped."""
         self._tree.remove_entry(parent, name, inode, now_ns())
         artifact = self._artifacts.by_ino(inode.ino)
         if inode.nlink:
@@ -63,13 +64,13 @@ class Identity:
         return Removed(inode, spool=spool, row_gone=True, xattrs=xattrs)
 
     def replace_file(self, parent: int, name: str, target: Inode, inode: Inode) -> tuple[Removed, str | None]:
-        """Remove ``target`` from its name, and hand its artifact on to ``inode``."""
+        """Remove ``target`` from its name, and hand its artifact to ``inode``."""
         artifact = self._artifacts.by_ino(target.ino)
         if artifact is None or target.nlink > 1 or not stat.S_ISREG(inode.mode):
             pending = self._journal.put_of(target.ino) if artifact is None and target.nlink == 1 else None
             removed = self.drop_name(parent, name, target)
             if pending is not None and self._artifacts.by_ino(inode.ino) is None:
-                # Closed but not stored yet: whoever saw its uid finds it again.
+                # Closed but not stored yet: the uid stays valid for programs that have seen it.
                 self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (pending.uid, inode.ino))
             return removed, None
         self._tree.remove_entry(parent, name, target, now_ns())
@@ -79,7 +80,7 @@ class Identity:
         return Removed(target, spool=dropped.src, row_gone=True, xattrs=xattrs), artifact.uid
 
     def drop_put(self, ino: int) -> Dropped:
-        """Owe nothing for an inode any more; what an upload may have left behind is owed its deletion."""
+        """Drop the pending put of an inode. Journal the deletion of the object that an upload may have left behind."""
         dropped = self._journal.drop_put(ino)
         key = dropped.object_key
         if key is not None and not dropped.doubted and self._artifacts.with_object(key) is None:
@@ -87,9 +88,9 @@ class Identity:
         return dropped
 
     def inherit(self, artifact: ArtifactRecord, ino: int, dropped: Dropped) -> None:
-        """The bytes of inode ``ino`` become the content of ``artifact``; an artifact that ``ino`` had ends here.
+        """The bytes of inode ``ino`` become the content of ``artifact``. An artifact that ``ino`` had ends here.
 
-        ``dropped``: an upload that is not owed any more, which may have written over the artifact's object.
+        ``dropped``: a put that is not pending any more. It may have written over the artifact's object.
         """
         source = self._artifacts.by_ino(ino)
         if source is not None:
@@ -103,7 +104,7 @@ class Identity:
             else:
                 self._artifacts.set_revision(artifact, source.revision)
                 sure = dropped.object_key is None or dropped.doubted
-                # The stale object goes, or the move writes over it if it still leads there when it comes.
+                # Delete the stale object, or let the move overwrite it if it still leads there.
                 etag = artifact.revision.etag if sure else None
                 self._journal.add_delete(artifact.revision.object_key, etag, uid=artifact.uid)
                 self._journal.add_move(artifact.uid)
@@ -114,16 +115,16 @@ class Identity:
         self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (artifact.uid, ino))
 
     def known_as(self, ino: int) -> ArtifactRecord | str | None:
-        """The artifact of a file; of one that is not stored yet the uid that it will have."""
+        """The artifact of a file. If it is not stored yet: the uid that its artifact will have."""
         owed = self._journal.put_of(ino)
         return self._artifacts.by_ino(ino) or (owed.uid if owed is not None else None)
 
     def keep_backup(self, backup: int, heir: int, ended: ArtifactRecord | str | None) -> bool:
-        """The file ``heir`` has got the name that ``backup`` had: the artifact goes on with it.
+        """The file ``heir`` has got the name of ``backup``: it becomes the content of the same artifact.
 
-        The old content becomes an artifact of its own, at the backup's name, without history. Until the new content is
-        stored, both have the same object. ``ended``: what ``backup`` was known as, if it has replaced the content of an
-        older backup, whose artifact it is now. False when ``backup`` has no name any more, or was no artifact.
+        The old content becomes a new artifact at the backup's name, without history. Until the new content is stored,
+        both have the same object. ``ended``: what ``backup`` was known as, if it replaced the content of an older
+        backup and so has that one's artifact now. False if ``backup`` has no name any more, or was not an artifact.
         """
         inode = self._tree.get(backup)
         if inode is None or inode.nlink == 0:
@@ -150,7 +151,8 @@ class Identity:
         return True
 
     def _go_on(self, ended: ArtifactRecord, heir: int, old: ArtifactRecord | None) -> None:
-        """Give ``heir`` the identity of an artifact that has no row any more; ``old`` has its stored bytes now."""
+        """Give ``heir`` the identity of an artifact whose row is gone. ``old`` has the stored bytes of that
+        artifact."""
         source = self._artifacts.by_ino(heir)
         if source is not None:
             self._journal.drop_move(source.uid)
@@ -167,7 +169,7 @@ class Identity:
         self._journal.add_move(ended.uid)
 
     def drop_copy(self, parent: int, name: str, inode: Inode) -> Removed:
-        """Remove a backup whose artifact went on with another file: for good, its content was replaced."""
+        """Remove a backup whose artifact went on with another file. Its content was replaced, so it goes for good."""
         removed = self.drop_name(parent, name, inode)
         if removed.trashed is None:
             return removed
@@ -181,19 +183,19 @@ class Identity:
         return Removed(inode, spool=dropped.src, row_gone=True, xattrs=xattrs)
 
     def is_scratch(self, ino: int) -> bool:
-        """Whether a file is no artifact, and by none of its names becomes one."""
+        """Whether a file is not an artifact, and none of its names makes it one."""
         if self.scratch is nothing or self._artifacts.has_ino(ino):
             return False
         names = self._tree.names(ino)
         return bool(names) and all(self.scratch(name) for _, name in names)
 
     def follow_scratch(self, inode: Inode) -> None:
-        """The names of a file have changed: what is not stored yet is to be stored now, or not any more."""
+        """The names of a file have changed: unstored bytes have to be stored now, or not any more."""
         if self.scratch is not nothing and self._journal.put_of(inode.ino) is not None:
             self._journal.set_scratch(inode.ino, self.is_scratch(inode.ino))
 
     def follow_name(self, artifact: ArtifactRecord) -> None:
-        """Bring key and suffix of an artifact in line with the first name of its inode."""
+        """Set key and suffix of an artifact from the first name of its inode."""
         assert artifact.ino is not None
         first = self._tree.first_name(artifact.ino)
         if first is None:

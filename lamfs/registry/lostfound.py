@@ -1,6 +1,6 @@
-"""``lost+found``: where files and directories go that have lost their place in the tree. The Database's thread.
+"""``lost+found``: the folder for files and directories that have lost their place in the tree. The Database's thread.
 
-For a tree whose rows cannot all be believed: one that came from storage. Runs inside of the caller's transaction.
+For a registry that came from storage, whose rows may contradict each other. Runs inside the caller's transaction.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from lamfs.registry.db import Database
 
 NAME = "lost+found"
 KEY_BYTES = 64 << 20
-"""Most characters of keys that are written anew: a deep tree of wrong keys would be larger than what it came from."""
+"""Limit on the characters of keys that are rewritten: a deep tree of wrong keys could be larger than its source."""
 STEPS = 10_000_000
-"""Most keys, times renames of directories, that are let follow; lamfs itself lets them follow within seconds."""
+"""Limit on keys, times renames of directories, that are rewritten. lamfs itself rewrites them within seconds."""
 _DIRECTORY = f"mode & {0o170000} = {stat.S_IFDIR}"
 _REGULAR = f"mode & {0o170000} = {stat.S_IFREG}"
 
 
 class Finding(NamedTuple):
-    """Something that was wrong. ``row`` says which row of ``table``, ``what`` what was wrong and was done. ``place``:
-    where in the tree the file is now, if it has another place by that."""
+    """A fault that was found. ``row`` names the row of ``table``; ``what`` tells the fault and the repair. ``place``:
+    the file's new place in the tree, if the repair moved it."""
 
     table: str
     row: str
@@ -35,17 +35,20 @@ class Finding(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """For people; may hold any characters."""
+        """For people. May contain any characters."""
         where = f"; it is at '{self.place}'" if self.place else ""
         return f"{self.table}: {self.row}: {self.what}{where}"
 
 
 def reattach(db: Database, unnamed: Iterable[int] = (), unread: Iterable[int] = ()) -> Iterator[Finding]:
-    """Make a tree of the inodes and entries that there are, whatever they say: one way from the root to each directory,
-    no entry of what is not there, and each living artifact and each inode of ``unnamed`` with a place. Files of
-    ``unread``, whose bytes nobody knows any more, leave their names to others.
+    """Make a tree of the given inodes and entries, whatever they say.
 
-    Yields what was found and done; nothing is right before the last. Link counts and the keys of artifacts follow.
+    Afterwards each directory is reached by one path from the root, no entry names a missing inode, and each living
+    artifact and each inode of ``unnamed`` has a place. Files of ``unread``, whose bytes are not known any more, give
+    their names up to others.
+
+    Yields what was found and done. The tree is right only after the last one. Link counts and the keys of artifacts
+    follow.
     """
     tree = _Tree(db)
     tree.fix_roots()
@@ -61,7 +64,7 @@ def reattach(db: Database, unnamed: Iterable[int] = (), unread: Iterable[int] = 
 
 
 def find_folder(db: Database) -> tuple[str, int | None]:
-    """Name at the root, and inode number, of the folder for what is lost; None when it is still to be made."""
+    """Name and inode number of the folder ``lost+found`` at the root. The number is None if it does not exist yet."""
     name, count = NAME, 1
     while (row := db.one("SELECT ino FROM dentry WHERE parent=? AND name=?", (ROOT_INO, name))) is not None:
         if db.one(f"SELECT 1 FROM inode WHERE ino=? AND {_DIRECTORY}", row) is not None:
@@ -72,16 +75,16 @@ def find_folder(db: Database) -> tuple[str, int | None]:
 
 
 class _Tree:
-    """The tree of one Database while it is mended."""
+    """The tree of one Database during repair."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._folder: int | None = None
 
-    # -- what there is ------------------------------------------------------------------------------------------
+    # -- inodes and entries -------------------------------------------------------------------------------------
 
     def fix_roots(self) -> None:
-        """The two directories that are always there."""
+        """Make the two directories that always exist."""
         now = now_ns()
         for ino in (ROOT_INO, AUTO_INO):
             if self._db.one(f"SELECT 1 FROM inode WHERE ino=? AND {_DIRECTORY}", (ino,)) is None:
@@ -90,7 +93,7 @@ class _Tree:
                     " VALUES(?,?,?,?,2,?,?,?)",
                     (ino, stat.S_IFDIR | 0o755, os.getuid(), os.getgid(), now, now, now),
                 )
-        # Whatever else has their names, or says that they are elsewhere, is dropped below.
+        # Other entries with their names, or that place them elsewhere, are dropped below.
         self._db.execute("DELETE FROM dentry WHERE ino=? AND NOT (parent=? AND name='.lamindb')", (AUTO_INO, ROOT_INO))
         if self._db.one("SELECT 1 FROM dentry WHERE ino=?", (AUTO_INO,)) is None:
             self._db.execute("UPDATE dentry SET name='.lamindb.' || id WHERE parent=? AND name='.lamindb'", (ROOT_INO,))
@@ -102,7 +105,7 @@ class _Tree:
         self._db.execute("UPDATE dentry SET name=? WHERE parent=? AND name='.lamfs'", (name, ROOT_INO))
 
     def drop_dangling(self) -> Iterator[Finding]:
-        """Remove entries whose file or directory is missing; give an artifact without a file a new one."""
+        """Remove entries whose file or directory is missing. Give an artifact without a file a new one."""
         rows = self._db.all(
             "SELECT d.id, d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode p ON p.ino=d.parent"
             f" LEFT JOIN inode i ON i.ino=d.ino WHERE i.ino IS NULL OR p.ino IS NULL OR NOT p.{_DIRECTORY}"
@@ -130,7 +133,7 @@ class _Tree:
             self._db.execute("UPDATE artifact SET ino=last_insert_rowid() WHERE id=?", (id_,))
 
     def one_name_for_directories(self) -> Iterator[Finding]:
-        """Directories have one name."""
+        """Leave each directory one name."""
         rows = self._db.all(
             f"SELECT d.id, d.name, d.ino FROM dentry d JOIN inode i ON i.ino=d.ino WHERE i.{_DIRECTORY}"
             " AND d.id>(SELECT min(id) FROM dentry o WHERE o.ino=d.ino)"
@@ -140,7 +143,7 @@ class _Tree:
             yield Finding("dentry", f"'{name}' (inode {ino})", "a directory has one name, and this was another")
 
     def break_circles(self) -> Iterator[Finding]:
-        """Directories that cannot be reached from the root."""
+        """Give a place to directories that cannot be reached from the root."""
         above: dict[int, tuple[int, str]] = {
             ino: (parent, name)
             for ino, parent, name in self._db.all(
@@ -175,7 +178,7 @@ class _Tree:
     # -- lost+found ---------------------------------------------------------------------------------------------
 
     def place_artifacts(self) -> Iterator[Finding]:
-        """Living artifacts whose file has no name."""
+        """Give a place to living artifacts whose file has no name."""
         rows = self._db.all(
             "SELECT uid, suffix, ino, key FROM artifact a WHERE visibility>-1"
             " AND NOT EXISTS (SELECT 1 FROM dentry d WHERE d.ino=a.ino)"
@@ -183,7 +186,7 @@ class _Tree:
         for uid, suffix, ino, key in rows:
             place = self._attach(ino, f"{uid}{suffix}")
             yield Finding("artifact", f"'{key or uid}'", "its file has no name", place)
-        # What has a name is not in the trash.
+        # A file with a name is not in the trash.
         for uid, key in self._db.all(
             "SELECT uid, key FROM artifact a WHERE visibility=-1 AND EXISTS (SELECT 1 FROM dentry d WHERE d.ino=a.ino)"
         ):
@@ -191,7 +194,7 @@ class _Tree:
             yield Finding("artifact", f"'{key or uid}'", "it is in the trash and has a name, and was taken out")
 
     def place_unnamed(self, unnamed: Iterable[int]) -> Iterator[Finding]:
-        """Files whose entry was left out."""
+        """Give a place to files whose entry was left out."""
         for ino in sorted(unnamed):
             row = self._db.one("SELECT mode FROM inode WHERE ino=?", (ino,))
             trashed = self._db.one("SELECT 1 FROM artifact WHERE ino=? AND visibility=-1", (ino,)) is not None
@@ -203,7 +206,7 @@ class _Tree:
         return self._db.one("SELECT 1 FROM dentry WHERE ino=? LIMIT 1", (ino,)) is None
 
     def _attach(self, ino: int, name: str) -> str:
-        """Give an inode a name in ``lost+found``; the key that it has there."""
+        """Give an inode a name in ``lost+found``. Returns its key there."""
         folder = self._lost_and_found()
         wanted = name or f"inode-{ino}"
         count = 1
@@ -232,7 +235,7 @@ class _Tree:
         return self._folder
 
     def move_unread(self, unread: Iterable[int]) -> Iterator[Finding]:
-        """Files whose artifact was left out."""
+        """Give a place to files whose artifact was left out."""
         for ino in sorted(unread):
             names = self._db.all(
                 "SELECT d.name FROM dentry d JOIN inode i ON i.ino=d.ino WHERE d.ino=?"
@@ -244,11 +247,13 @@ class _Tree:
                 place = self._attach(ino, name)
                 yield Finding("inode", f"'{name}' (inode {ino})", "nobody knows where its bytes are", place)
 
-    # -- what follows -------------------------------------------------------------------------------------------
+    # -- keys and link counts -----------------------------------------------------------------------------------
 
     def follow_renames(self) -> None:
-        """Keys that are still to follow renamed directories (Artifacts.settle) do so now, unless that may take too long
-        or make them too large. Then the tree alone says what they are (follow_names)."""
+        """Change the keys that have not followed their renamed directories yet (Artifacts.settle).
+
+        If that could take too long, or make keys too large, the tree alone decides what the keys are (follow_names).
+        """
         count, grown = self._db.all("SELECT count(*), coalesce(sum(max(length(new)-length(old), 0)), 0) FROM rekey")[0]
         keyed = self._db.all("SELECT count(*) FROM artifact WHERE key IS NOT NULL AND visibility>-1")[0][0]
         if count * keyed <= STEPS and grown * keyed <= KEY_BYTES:
@@ -260,7 +265,7 @@ class _Tree:
         self._db.execute("DELETE FROM rekey")
 
     def follow_names(self) -> Iterator[Finding]:
-        """The key of an artifact is the way to the first name of its file."""
+        """Set each artifact's key to the path of the first name of its file."""
         budget = KEY_BYTES
         wrong: list[tuple[str, str | None]] = []
         for uid, key, parts, above, name in self._artifacts():
@@ -285,10 +290,11 @@ class _Tree:
         )
 
     def _artifacts(self) -> Iterator[tuple[str, str | None, list[str], int, str]]:
-        """uid, key, and the way to the first name of each artifact that has a key or ought to: parts, how many
-        characters these take with a slash after each, and the name.
+        """uid, key, and the path of the first name of each artifact that has a key or ought to have one.
 
-        Directory by directory, depth first, so that no more than one way is in memory."""
+        The path comes as its directories, the number of characters that these take with a slash after each, and the
+        name. Directory by directory, depth first, so that only one path is in memory.
+        """
         here: list[str] = []
         todo = [(ROOT_INO, "", 0, 0)]
         while todo:
@@ -312,7 +318,7 @@ class _Tree:
             ]
 
     def count_links(self) -> None:
-        """Link counts are what there is."""
+        """Set link counts to the number of entries."""
         self._db.execute(
             f"UPDATE inode SET nlink=(SELECT count(*) FROM dentry d WHERE d.ino=inode.ino) WHERE NOT ({_DIRECTORY})"
         )

@@ -2,10 +2,10 @@
 
 Each public method is one transaction, with its change-log rows. The rules that make files artifacts live here:
 
-- A name that goes takes its artifact to the trash (visibility -1), where the inode row waits without an entry.
-- A file renamed over an artifact replaces that artifact's content: its uid, description and provenance stay, its inode
-  becomes the one that was renamed (docs/SEMANTICS.md).
-- Keys follow their names at once; the objects of real keys follow later, through the journal.
+- Removing the last name of a file moves its artifact to the trash (visibility -1). The inode row stays, without entry.
+- Renaming a file over an artifact replaces that artifact's content. uid, description and provenance stay, and the inode
+  becomes the renamed file's (docs/SEMANTICS.md).
+- Keys follow their names at once. The objects of real keys follow later, through the journal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIXED = (ROOT_INO, AUTO_INO)
 
 
 class Backup(NamedTuple):
-    """A file that was renamed aside and is kept; ``ended`` as in Renamed."""
+    """A file that was renamed aside and is kept. ``ended``: as in Renamed."""
 
     ino: int
     ended: ArtifactRecord | str | None = None
@@ -39,7 +39,7 @@ class Backup(NamedTuple):
 
 @dataclass(slots=True)
 class Renamed:
-    """What a rename did. ``replaced`` is the file or directory whose name was taken."""
+    """What a rename did. ``replaced``: the file or directory that had the new name."""
 
     inode: Inode
     replaced: Removed | None = None
@@ -47,7 +47,7 @@ class Renamed:
     inherited: str | None = None
     """uid of the artifact whose content the renamed file has become."""
     ended: ArtifactRecord | str | None = None
-    """What the renamed file was known as, when it has become the content of another artifact."""
+    """What the renamed file was known as before it became the content of another artifact."""
     kept: bool = False
     """Whether the artifact of the backup went on with the renamed file."""
 
@@ -94,7 +94,7 @@ class Namespace:
         key_is_virtual: bool = True,
         backup: Backup | None = None,
     ) -> tuple[Inode, str]:
-        """Make a regular file that is about to be written; returns its inode and the name of its spool file.
+        """Make a regular file that is about to be written. Returns its inode and the name of its spool file.
 
         ``backup``: the file that had this name until now, and is kept as a backup (Identity.keep_backup).
         """
@@ -112,7 +112,7 @@ class Namespace:
         if self._tree.lookup(parent, name) is not None:
             raise FsError(errno.EEXIST)
         if directory.mode & stat.S_ISGID:
-            # open(2), mkdir(2): a set-group-ID directory hands its group on, and the bit to directories.
+            # open(2), mkdir(2): new entries get the group of a set-group-ID directory; directories also get the bit.
             gid = directory.gid
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
@@ -139,9 +139,9 @@ class Namespace:
             return inode
 
     def ensure_directory(self, key: str, uid: int, gid: int) -> int:
-        """Inode number of the directory at ``key``, made with its parents when missing.
+        """Inode number of the directory at ``key``. Makes it and its parents if they are missing.
 
-        Raises InvalidName when a part of the key is not a directory.
+        Raises InvalidName if a part of the key is not a directory.
         """
         with self._db.transaction():
             ino = ROOT_INO
@@ -159,7 +159,7 @@ class Namespace:
             return ino
 
     def place(self, inode: Inode, key: str | None, artifact_uid: str, suffix: str) -> None:
-        """Name an inode by its artifact's key, or below ``.lamindb`` when the key is None. Raises AlreadyExists."""
+        """Name an inode by its artifact's key, or below ``.lamindb`` if the key is None. Raises AlreadyExists."""
         with self._db.transaction():
             if key is None:
                 parent, name = AUTO_INO, artifact_uid + suffix
@@ -193,11 +193,11 @@ class Namespace:
     ) -> Removed:
         """Remove a name of a file. Raises FsError: ENOENT, EISDIR.
 
-        ``is_copy(ino)``: whether the inode is a backup whose artifact was handed on; then it goes for good.
+        ``is_copy(ino)``: whether the inode is a backup whose artifact was handed on. Such a backup is deleted for good.
 
-        ``left(ino)``: the (parent, name) that the inode has just been moved away from, to be kept as a backup while
-        the file is written anew there. Then the new file is the new content of the same artifact, and nothing goes to
-        the trash: this is how vim saves.
+        ``left(ino)``: the (parent, name) from which the inode has just been moved, as a backup while the file is
+        rewritten there. Then the new file is the new content of the same artifact, and nothing goes to the trash: vim
+        saves like this.
         """
         with self._db.transaction():
             inode = self._existing(parent, name)
@@ -250,10 +250,10 @@ class Namespace:
         noreplace: bool = False,
         backup: Backup | None = None,
     ) -> Renamed:
-        """rename(2). ``backup``: as for create_file, when nothing is at the new name, or another name of the backup.
+        """rename(2). ``backup``: as for create_file, if the new name is free or is another name of the backup.
 
-        Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR,
-        EBUSY and EPERM (reserved places).
+        Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR, EBUSY and EPERM
+        (reserved places).
         """
         with self._db.transaction():
             inode = self._existing(parent, name)
@@ -304,10 +304,10 @@ class Namespace:
             return result
 
     def exchange(self, parent: int, name: str, other_parent: int, other_name: str) -> tuple[Inode, Inode]:
-        """renameat2(2) with RENAME_EXCHANGE: each name gets what the other one meant; artifacts go with their files.
+        """renameat2(2) with RENAME_EXCHANGE: two names exchange their inodes. Artifacts go with their files.
 
         Returns the inode that was at ``name`` and the one at ``other_name``. Raises FsError: ENOENT, EINVAL (one is
-        inside of the other), EBUSY and EPERM (reserved places).
+        inside the other), EBUSY and EPERM (reserved places).
         """
         with self._db.transaction():
             one, two = self._existing(parent, name), self._existing(other_parent, other_name)
@@ -332,7 +332,7 @@ class Namespace:
             return one, two
 
     def _exchange_keys(self, one: tuple[Inode, str], two: tuple[Inode, str]) -> None:
-        """Bring the keys of what has just changed places in line. ``//`` begins no key, so it is room to swap in."""
+        """Update the keys after an exchange. No key begins with ``//``, so keys can wait there during the swap."""
         for (inode, old), spare in ((one, "//1"), (two, "//2")):
             artifact = self._artifacts.by_ino(inode.ino)
             if stat.S_ISDIR(inode.mode):
@@ -349,7 +349,7 @@ class Namespace:
                     self._identity.follow_name(artifact)
 
     def follow(self, ino: int) -> None:
-        """A file has got another name than its artifact, or what it owes, says: bring these in line."""
+        """The name of a file has changed: update its artifact and its pending put."""
         artifact, inode = self._artifacts.by_ino(ino), self._tree.get(ino)
         if artifact is not None:
             self._identity.follow_name(artifact)
@@ -357,24 +357,24 @@ class Namespace:
             self._identity.follow_scratch(inode)
 
     def is_scratch(self, ino: int) -> bool:
-        """Identity.is_scratch."""
+        """As Identity.is_scratch."""
         return self._identity.is_scratch(ino)
 
     def is_scratch_name(self, name: str) -> bool:
-        """Whether a file of that name would be scratch."""
+        """Whether a file with that name would be scratch."""
         return self._identity.scratch(name)
 
     def is_probe(self, ino: int) -> bool:
-        """Whether an empty file has no name but that of a probe (scratch.is_probe)."""
+        """Whether all names of an empty file are those of a probe (scratch.is_probe)."""
         names = self._tree.names(ino)
         return bool(names) and all(is_probe(name) for _, name in names)
 
     def scratch_files(self) -> list[tuple[str, int]]:
-        """Key and size in bytes of each file that is scratch, and holds bytes: they are on this machine only."""
+        """Key and size in bytes of each scratch file that is not empty. Their bytes are on this machine only."""
         return [(self._tree.path(ino) or f"inode {ino}", size) for ino, size in self._journal.scratch_files()]
 
     def unread_scratch(self) -> list[Inode]:
-        """Files that are scratch, and whose bytes this registry knows nowhere: on another machine, if anywhere."""
+        """Scratch files whose bytes this registry cannot find: they can only be on another machine."""
         rows = self._db.all(
             f"SELECT i.ino FROM inode i WHERE i.mode & {0o170000} = {stat.S_IFREG} AND i.size>0"
             " AND NOT EXISTS (SELECT 1 FROM artifact a WHERE a.ino=i.ino)"
@@ -394,9 +394,10 @@ class Namespace:
             return [self.unlink(parent, name) for parent, name in names]
 
     def restore(self, uid: str, key: str | None = None) -> ArtifactRecord:
-        """Bring an artifact back from the trash to where it was, or to ``key``; ``folder/`` is by its name in there.
+        """Bring an artifact back from the trash to where it was, or to ``key``. ``folder/`` keeps its name in that
+        folder.
 
-        Raises NotFound, AlreadyExists, InvalidName; InvalidArgument when it is not in the trash and has another key.
+        Raises NotFound, AlreadyExists, InvalidName; InvalidArgument if it is not in the trash and has another key.
         """
         with self._db.transaction():
             artifact = self._artifact(uid)
@@ -423,7 +424,7 @@ class Namespace:
     def purge(self, uid: str, *, storage: bool = True) -> ArtifactRecord:
         """Delete an artifact for good: names, row and inode now, the object afterwards through the journal.
 
-        With ``storage=False`` the object is left where it is. Returns the record as it was.
+        With ``storage=False`` the object stays. Returns the record as it was.
         """
         with self._db.transaction():
             self.trash(uid)

@@ -1,4 +1,4 @@
-"""Where a registry comes from: what it says of itself, and the pushes that are its ancestors. Pure."""
+"""Where a registry comes from: its own record of that, and the pushes that are its ancestors. Pure."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import re
 from typing import NamedTuple
 
 PUSHES = "pushes"
-"""Key of the meta table: JSON, the names of the pushes that a registry comes from, the newest first."""
+"""Key of the meta table: JSON, the names of the pushes that a registry comes from, newest first."""
 PUSHES_KEPT = 64
 PUSH = re.compile("[0-9a-f]{16}")
-"""A name of a push: random."""
+"""The name of a push: random."""
 
 
 class Origin(NamedTuple):
-    """What a registry says of itself. ``slug``: the instance, ``owner/name``; ``uid``: of its default storage's row, 12
-    random characters, made when the instance was; ``root``: where that storage was when the file was written.
-    ``version``: of its schema. ``changes``: how many changes of the tree it has seen, of all machines. ``pushes``: the
-    random names of the pushes that it comes from, its own first; none of an older lamfs. ``fence``: the number of the
-    lease under which it was written, 0 of an older lamfs."""
+    """A registry's own record of where it comes from.
+
+    ``slug``: the instance, ``owner/name``. ``uid``: of its default storage's row, 12 random characters, made with the
+    instance. ``root``: where that storage was when the file was written. ``version``: of its schema. ``changes``: how
+    many changes of the tree it has seen, on all machines. ``pushes``: the random names of the pushes that it comes
+    from, its own first; none from an older lamfs. ``fence``: the number of the lease under which it was written, 0 from
+    an older lamfs.
+    """
 
     slug: str
     uid: str | None
@@ -30,7 +33,7 @@ class Origin(NamedTuple):
 
 
 def pushes_of(value: object) -> tuple[str, ...]:
-    """What the meta row PUSHES says; nothing when it is not as lamfs writes it."""
+    """The names in the meta row PUSHES; none if the row does not have lamfs's format."""
     try:
         found = json.loads(value) if isinstance(value, str) else []
     except (ValueError, RecursionError):

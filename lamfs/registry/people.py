@@ -16,7 +16,7 @@ from lamfs.registry.db import Database
 
 
 class User(NamedTuple):
-    """A row of the user table; ``uid`` has 8 base62 characters."""
+    """A row of the user table. ``uid`` has 8 base62 characters."""
 
     id: int
     uid: str
@@ -26,7 +26,7 @@ class User(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """A row of the storage table; ``uid``: 12 base62 characters; ``uuid``: ``uuid5(NAMESPACE_URL, root)``."""
+    """A row of the storage table. ``uid``: 12 base62 characters. ``uuid``: ``uuid5(NAMESPACE_URL, root)``."""
 
     id: int
     uid: str
@@ -64,7 +64,7 @@ class People:
         self._db = db
 
     def ensure_user(self, uid: str, handle: str, email: str | None, name: str | None) -> User:
-        """The user of that handle, made or brought up to date."""
+        """The user with that handle, inserted or updated."""
         self._db.execute(
             "INSERT INTO user(uid, handle, email, name, created_at) VALUES(?,?,?,?,?)"
             " ON CONFLICT(handle) DO UPDATE"
@@ -86,7 +86,7 @@ class People:
         return User(*row) if row else None
 
     def ensure_storage(self, root: str, kind: str, region: str | None = None) -> Storage:
-        """The storage with that root, made when missing."""
+        """The storage with that root, inserted if missing."""
         self._db.execute(
             "INSERT INTO storage(uid, uuid, root, type, region, created_at) VALUES(?,?,?,?,?,?)"
             " ON CONFLICT(root) DO NOTHING",
@@ -97,7 +97,7 @@ class People:
         return Storage(*row)
 
     def move_storage(self, root: str) -> None:
-        """The default storage, which is the first one, is at another root now."""
+        """Record that the default storage, which is the first one, is at another root now."""
         self._db.execute(
             "UPDATE storage SET root=?, uuid=? WHERE id=(SELECT min(id) FROM storage)", (root, storage_id(root).hex)
         )
@@ -108,7 +108,7 @@ class People:
         return Storage(*row) if row else None
 
     def ensure_transform(self, name: str, key: str | None, kind: str, user_id: int | None) -> Transform:
-        """The transform with that key (its path or name), made when missing."""
+        """The transform with that key (its path or name), inserted if missing."""
         with self._db.transaction():
             row = self._db.one("SELECT id, uid, name, key, type FROM transform WHERE key IS ? AND name=?", (key, name))
             if row is None:
@@ -149,5 +149,5 @@ class People:
         return Run(*row) if row else None
 
     def finish_run(self, run_id: int) -> None:
-        """Note that a run has ended."""
+        """Record that a run has ended."""
         self._db.execute("UPDATE run SET finished_at=? WHERE id=?", (now_ns(), run_id))

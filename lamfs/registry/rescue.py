@@ -1,7 +1,7 @@
-"""``lost+found`` of a registry in use: bytes whose place nobody knows become files there. The Database's thread.
+"""``lost+found`` of a registry in use: bytes without a known place become files there. The Database's thread.
 
-Each public method is one transaction, with its change-log rows, so living mounts show what comes. (A registry that came
-from storage is mended by lostfound.py, which puts things into the same folder.)
+Each public method is one transaction, with its change-log rows, so that mounts show the new files. (lostfound.py
+repairs a registry that came from storage, and uses the same folder.)
 """
 
 from __future__ import annotations
@@ -24,22 +24,25 @@ from lamfs.registry.namespace import Namespace
 from lamfs.registry.tree import Tree
 
 NAME_MAX = 255
-"""Bytes of a name."""
+"""Most bytes of a name."""
 LOST = 100_000
-"""Lost files that are remembered, the last ones."""
+"""Lost files that are remembered: the last ones."""
 LOST_META = "lost:"
-"""Keys of the meta table that have them: with a number, in order."""
+"""Keys of their rows in the meta table: followed by a number, in order."""
 _LOST_END = "lost;"
 _LOST_LIST = "lost"
-"""Row of the meta table in which older versions have all of them."""
+"""Row of the meta table in which older versions keep all of them."""
 RANGES = 16
-"""Lost ranges of a file that are remembered one by one, the first ones."""
+"""Lost ranges of a file that are remembered one by one: the first ones."""
 
 
 class Lost(NamedTuple):
-    """A file whose last bytes, ``size`` of them, are lost since ``at`` (ns since the epoch): it is as it was ``stored``
-    last, or is gone with its ``names`` (directory and name). ``left``: bytes that it has; None: as just said.
-    ``ranges``: where the lost bytes were (start and end of the first RANGES pieces) in a file that has all others."""
+    """A file whose last ``size`` bytes are lost since ``at`` (ns since the epoch). It has its last ``stored`` content,
+    or is gone with its ``names`` (directory and name).
+
+    ``left``: bytes that it still has; None: see above. ``ranges``: where the lost bytes were (start and end of the
+    first RANGES pieces), in a file that has all its other bytes.
+    """
 
     key: str
     uid: str
@@ -90,7 +93,7 @@ class Rescue:
         self._names = names
 
     def folder(self) -> int:
-        """Inode number of ``lost+found`` at the root, made when missing, mode 0700. Where that is a file, the folder is
+        """Inode number of ``lost+found`` at the root, made if missing, mode 0700. If that name is a file, the folder is
         ``lost+found.2`` …"""
         with self._db.transaction():
             name, ino = find_folder(self._db)
@@ -99,8 +102,8 @@ class Rescue:
             return self._names.create(ROOT_INO, name, stat.S_IFDIR | 0o700, os.getuid(), os.getgid()).ino
 
     def free_name(self, wanted: str) -> str:
-        """``wanted`` as a name that is free in ``lost+found`` and never scratch: what no name may have in it is left
-        out, and a number tells it from what is there."""
+        """A free name in ``lost+found``, made from ``wanted``, and never scratch. Characters that no name may contain
+        are left out, and a number distinguishes it from present names."""
         with self._db.transaction():
             folder = self.folder()
             base = _clean(wanted)
@@ -127,12 +130,12 @@ class Rescue:
         artifact_uid: str | None = None,
         description: str | None = None,
     ) -> str:
-        """Make a regular file in ``lost+found`` whose bytes are the spool file ``src``, and owe its put, ready; returns
-        its key.
+        """Make a regular file in ``lost+found`` with the bytes of the spool file ``src``, and journal its put as ready.
+        Returns its key.
 
         ``name``: as for ``free_name``. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch. ``mode``: its
-        permissions. ``owner``: uid and gid; None: this process's. ``artifact_uid``: the uid that its artifact gets, if
-        none has it yet. ``description``: what the artifact gets as its own.
+        permissions. ``owner``: uid and gid; None: this process's. ``artifact_uid``: the uid for its artifact, unless
+        another artifact has it. ``description``: of the artifact.
         """
         with self._db.transaction():
             folder = self.folder()
@@ -160,12 +163,13 @@ class Rescue:
         mode: int = 0o600,
         instead: tuple[ArtifactRecord, str] | None = None,
     ) -> str | None:
-        """Make an artifact, a file in ``lost+found``, of the object that ``record`` names, where that is; its key.
+        """Make an artifact, a file in ``lost+found``, from the object that ``record`` names. The object stays in place.
+        Returns the key.
 
-        ``names``: what it may be called, the first that is free. ``record``: with content, object and ETag; it gets
-        key, suffix and inode, and another uid if an artifact has that. ``mtime_ns``: in nanoseconds since the epoch.
-        ``instead``: the artifact whose object it was before something else was written there, and the object key which
-        that gets. None, and nothing has changed: an artifact or the journal names the object by now.
+        ``names``: possible names; the first free one is used. ``record``: with content, object and ETag. It gets key,
+        suffix and inode, and another uid if an artifact has its uid. ``mtime_ns``: in nanoseconds since the epoch.
+        ``instead``: the artifact that had this object before something else was written there, and its new object key.
+        None, with nothing changed: an artifact or the journal names the object by now.
         """
         with self._db.transaction():
             object_key = record.revision.object_key
@@ -187,8 +191,8 @@ class Rescue:
             return record.key
 
     def name_again(self, ino: int) -> str:
-        """Give a file or directory that has lost its name one in ``lost+found``; the key that it has there. The keys of
-        artifacts below follow."""
+        """Give a file or directory that has lost its name a name in ``lost+found``. Returns its key there. The keys of
+        artifacts below it follow."""
         with self._db.transaction():
             inode = self._tree.get(ino)
             assert inode is not None
@@ -209,13 +213,14 @@ class Rescue:
             return self._tree.path(ino) or name
 
     def _give_way(self, object_key: str, before: ArtifactRecord, elsewhere: str) -> bool:
-        """An artifact leaves its object to another one. False when it has another revision by now, or is written."""
+        """An artifact leaves its object to another one. False if it has another revision by now, or is being
+        written."""
         now = self._artifacts.by_uid(before.uid)
         if now is None or now.revision != before.revision:
             return False
         owed = None if now.ino is None else self._journal.put_of(now.ino)
         if owed is not None and owed.base is not None:
-            return False  # what it lacks may be in there
+            return False  # the blocks that it lacks may be in this object
         if self._journal.holds(object_key) or self._journal.saves(now.uid):
             return False
         others = self._artifacts.in_the_way(object_key, now.uid)
@@ -227,7 +232,8 @@ class Rescue:
         return True
 
     def give_up_object(self, object_key: str, etag: str) -> bool:
-        """Owe the deletion of an object, if neither an artifact nor the journal names it; whether that is so."""
+        """Journal the deletion of an object, if neither an artifact nor the journal names it. Returns whether it
+        did."""
         with self._db.transaction():
             unknown = self._is_unknown(object_key)
             if unknown:
@@ -237,15 +243,16 @@ class Rescue:
     def _is_unknown(self, object_key: str) -> bool:
         return self._artifacts.with_object(object_key) is None and not self._journal.names(object_key)
 
-    # -- what is lost -------------------------------------------------------------------------------------------
+    # -- lost files ---------------------------------------------------------------------------------------------
 
     def give_up(self, row: int, *, note: bool = True) -> Lost | None:
-        """The spool file of a put is gone, or is no spool file: the put is struck off. Its file is as it was stored
-        last; one that never was goes. Either is noted (``lost``), but not without ``note``: its bytes are elsewhere.
-        None: there is no such file any more.
+        """The spool file of a put is gone, or is not a spool file: remove the put's row.
 
-        The object that the put was to make stays: storage may have got it, and it is the only copy then. No artifact
-        has it, so fsck names it, and whoever stores something at its key keeps it.
+        Its file gets its last stored content; a file that was never stored is removed. Either is noted (``lost``).
+        ``note=False``: not noted, since its bytes are elsewhere. None: the file does not exist any more.
+
+        The object that the put was to make stays: storage may have received it, and then it is the only copy. No
+        artifact has it, so fsck names it, and a program that stores something at its key keeps it.
         """
         with self._db.transaction():
             entry = self._journal.get_put(row)
@@ -275,7 +282,7 @@ class Rescue:
             return lost
 
     def note_lost(self, lost: Lost) -> None:
-        """Remember what is lost, for ``lost``."""
+        """Remember a loss, for ``lost``."""
         with self._db.transaction():
             last = self._db.one(
                 "SELECT key FROM meta WHERE key>=? AND key<? ORDER BY key DESC LIMIT 1", (LOST_META, _LOST_END)
@@ -286,7 +293,7 @@ class Rescue:
             self._db.execute("DELETE FROM meta WHERE key>=? AND key<=?", (LOST_META, _lost_key(max(0, number - LOST))))
 
     def lost(self) -> list[Lost]:
-        """Files whose last bytes were lost with their spool file, oldest first, as long as nobody has forgotten it."""
+        """Files whose last bytes were lost with their spool file, oldest first, until ``forget_lost``."""
         found: list[Lost] = []
         with contextlib.suppress(TypeError, ValueError):
             found += map(_lost, json.loads(self._db.get_meta(_LOST_LIST, "[]")))
@@ -298,11 +305,11 @@ class Rescue:
         return found
 
     def forget_lost(self) -> None:
-        """Somebody has been told what is lost."""
+        """Forget the losses: they were reported."""
         self._db.execute("DELETE FROM meta WHERE key>=? AND key<?", (_LOST_LIST, _LOST_END))
 
     def found(self) -> tuple[str, int]:
-        """Name of the folder for what is found, and how many entries it has; none without one."""
+        """Name of the folder ``lost+found``, and its number of entries: 0 if it does not exist."""
         name, ino = find_folder(self._db)
         row = None if ino is None else self._db.one("SELECT count(*) FROM dentry WHERE parent=?", (ino,))
         return name, int(row[0]) if row is not None else 0
@@ -324,5 +331,5 @@ def _clean(wanted: str) -> str:
 
 
 def _cut(text: str, end: str) -> str:
-    """``text`` and ``end``, of which no more than NAME_MAX bytes are used."""
+    """``text`` followed by ``end``, with ``text`` cut so that the result has at most NAME_MAX bytes."""
     return text.encode()[: NAME_MAX - len(end.encode())].decode(errors="ignore") + end

@@ -1,8 +1,8 @@
-"""What each column of a registry may hold, as SQL: for registries that come from storage. Pure.
+"""What each column of a registry may contain, as SQL: for registries that come from storage. Pure.
 
 SQLite keeps any type in any column, and text that is not UTF-8. A rule is an expression over one column that is 1 or 0,
-never NULL, for any value of any type. Most rules run inside SQLite; ``lamfs_utf8`` is the one function that the
-connection has to provide (see ``is_utf8``), and is asked only about text that is not plain ASCII.
+never NULL, for any value of any type. Most rules run inside SQLite. The connection has to provide one function,
+``lamfs_utf8`` (see ``is_utf8``); it is called only for text that is not plain ASCII.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from lamfs.registry.db import WORK_SPLIT
 from lamfs.registry.workdb import FIRST_OWED
 
 INO_MAX = (1 << 47) - 1
-"""Highest inode number: above are the numbers that a mount gives to second revisions (fs/nodes.py)."""
+"""Highest inode number. Mounts give the numbers above it to later revisions (fs/nodes.py)."""
 INO_GIVEN = INO_MAX // 2
-"""What lamfs never comes near by itself: a registry with higher ones wants that there are no more."""
+"""lamfs itself never gets near this number. A registry with higher ones tries to use up all inode numbers."""
 ROW_MAX = 1 << 53
-"""Highest id of any row: leaves AUTOINCREMENT room for good."""
+"""Highest id of any row: leaves AUTOINCREMENT enough numbers forever."""
 TEXT_MAX = 1 << 20
-"""Bytes of a description, of a key (a tree may be deeper than PATH_MAX), and of text without a rule of its own."""
+"""Most bytes of a description, of a key (a tree may be deeper than PATH_MAX), and of text without its own rule."""
 REVISIONS = 13
-"""Version of the schema from which on a revision has a row of its own."""
+"""First version of the schema in which a revision has its own row."""
 RETAINED = "retained:"
-"""Keys of the meta table with this and an object key: somebody wanted the object to stay without an artifact."""
+"""Prefix of keys of the meta table, before an object key: somebody wanted the object to stay without an artifact."""
 _INT_MAX = (1 << 63) - 1
 _OWNER_MAX = (1 << 32) - 1
 
 
 class Column(NamedTuple):
-    """``rule``: when the value is right. ``instead``: what a wrong one becomes, as SQL; None: the row is left out."""
+    """``rule``: true for a valid value. ``instead``: SQL that replaces an invalid one; None: the row is left out."""
 
     rule: str
     instead: str | None = None
 
 
 def is_utf8(value: object) -> bool:
-    """Whether bytes are UTF-8 text without NUL. What ``lamfs_utf8`` does."""
+    """Whether bytes are UTF-8 text without NUL. This is ``lamfs_utf8``."""
     if not isinstance(value, bytes) or b"\0" in value:
         return False
     try:
@@ -59,7 +59,7 @@ def is_utf8(value: object) -> bool:
     return True
 
 
-# -- kinds of values. {0} is the column -------------------------------------------------------------------------------
+# -- kinds of values; {0} is the column -------------------------------------------------------------------------------
 
 
 def _text(least: int, most: int) -> str:
@@ -71,7 +71,7 @@ def _text(least: int, most: int) -> str:
 
 
 def _ascii(characters: str, least: int, most: int) -> str:
-    """Text of these characters, in the form that GLOB has in brackets."""
+    """Text of these characters, written as inside GLOB's brackets."""
     return (
         f"(typeof({{0}})='text' AND length(CAST({{0}} AS BLOB)) BETWEEN {least} AND {most}"
         f" AND instr(CAST({{0}} AS BLOB), x'00')=0 AND {{0}} NOT GLOB '*[^{characters}]*')"
@@ -113,7 +113,7 @@ _OBJECT_KEY = (
     f"({_path(_text(1, REAL_KEY_MAX), '/../')} AND {{0}} NOT GLOB '/*' AND {{0}} NOT GLOB '.lamindb/_*'"
     f" AND {{0}} NOT GLOB '{'[0-9a-f]' * 32}.lndb')"
 )
-"""An object of an artifact: below the root, and not the registry, the lock, a spool file or a temporary file."""
+"""An object of an artifact: below the root, but not the registry, the lock, a spool file or a temporary file."""
 _SUFFIX = f"({_text(0, SUFFIX_MAX)} AND instr({{0}}, '/')=0)"
 _ETAG = _ascii("!#-~", 0, 1024)
 _HASH = _ascii("0-9A-Za-z_-", 1, 64)
@@ -134,13 +134,13 @@ _PAYLOAD = (
     " AND instr({0}, '[')=0 AND instr({0}, '\\')=0 THEN CASE WHEN json_valid({0})"
     " THEN op<>'abort' OR coalesce(json_type({0}, '$.upload_id'), 'null') IN ('text', 'null') END END"
 )
-"""A flat JSON object without escapes. A ``held`` delete has that of the put that it was, and nobody reads it."""
+"""A flat JSON object without escapes. A ``held`` delete keeps the payload of its former put, which nobody reads."""
 
 RETAINED_KEY = (
     f"({_text(1, len(RETAINED) + REAL_KEY_MAX)} AND substr({{0}}, 1, {len(RETAINED)})='{RETAINED}'"
     f" AND {_OBJECT_KEY.format(f'substr({{0}}, {len(RETAINED) + 1})')})"
 )
-"""For a key of the meta table."""
+"""For a key of the meta table that begins with RETAINED."""
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ TABLES: dict[str, dict[str, Column]] = {
     "owed": {"id": Column(_OWED_ID), "op": Column("({0} IN ('move', 'delete'))")} | _OWED,
     "rekey": {"id": Column(_ID), "old": Column(_KEY), "new": Column(_KEY)},
 }  # fmt: skip
-"""The tables whose rows are taken over, in an order in which what is referred to comes first.
+"""The tables whose rows are taken over, in an order in which referenced rows come first.
 
 Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log). Up to version 13 the
 work of a machine was in its registry: of that only the deletes and moves in ``journal`` are taken.
@@ -227,10 +227,11 @@ work of a machine was in its registry: of that only the deletes and moves in ``j
 
 
 def tables(kind: str, version: int) -> dict[str, dict[str, Column]]:
-    """TABLES of a schema's version, for a storage of a kind. Before REVISIONS artifacts have the columns of theirs.
+    """TABLES of a schema's version, for one kind of storage. Before REVISIONS, artifacts have the columns of revisions.
 
-    In a folder (``local``) an object's key is a path, so it has no empty part and no
-    ``.``: of another name nothing can be there, and not even be deleted."""
+    In a folder (``local``) an object key is a path, so it has no empty part and no ``.``. An object with another key
+    cannot exist there, and cannot even be deleted.
+    """
     found = {name: columns for name, columns in TABLES.items() if version >= REVISIONS or name != "revision"}
     if version < WORK_SPLIT:
         found["inode"] = {name: column for name, column in found["inode"].items() if name != "pending"}
@@ -247,5 +248,5 @@ def tables(kind: str, version: int) -> dict[str, dict[str, Column]]:
 
 
 def rule(column: str, of: Column) -> str:
-    """The rule of a column as an expression that is 1 or 0."""
+    """The rule of a column, as an expression that is 1 or 0."""
     return f"coalesce({of.rule.format(column)}, 0)"

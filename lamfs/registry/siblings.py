@@ -1,7 +1,7 @@
-"""What comes next in a directory, with the revisions it shows: for who reads ahead. Synchronous; the Database's thread.
+"""The next entries of a directory, with their revisions: for prefetch. Synchronous; the Database's thread.
 
-Programs go through a directory by name (``ls``, a shell's ``*``, rsync) or as readdir gives it (find, tar, grep -r),
-which is in the order of cookies.
+Programs go through a directory by name (``ls``, a shell's ``*``, rsync) or in the order of readdir (find, tar, grep
+-r), which is the order of cookies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 
 class Sibling(NamedTuple):
-    """An entry of a directory. ``revision``: what of it is stored, if that is not larger than was asked for."""
+    """An entry of a directory. ``revision``: what is stored of it, if that is not larger than the given limit."""
 
     place: Place
     ino: int
@@ -45,7 +45,7 @@ class Siblings:
         self._db = db
 
     def place(self, ino: int) -> Place | None:
-        """The name that an inode has had longest; None without a name."""
+        """The oldest name of an inode; None if it has no name."""
         row = self._db.one("SELECT parent, name, id FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
         return None if row is None else Place(*row)
 
@@ -55,9 +55,9 @@ class Siblings:
         return row is not None and row[0] > count
 
     def after(self, place: Place, count: int, *, by_name: bool, most: int) -> list[Sibling]:
-        """The ``count`` entries of ``place``'s directory that follow it; revisions of up to ``most`` bytes.
+        """The ``count`` entries that follow ``place`` in its directory, with revisions of up to ``most`` bytes.
 
-        A name ``""`` or a cookie 0 is before all others.
+        A name ``""`` or a cookie 0 comes before all entries.
         """
         if by_name:
             rows = self._db.all(_BY_NAME, (most, place.parent, place.name, count))

@@ -1,7 +1,8 @@
-"""Inodes and directory entries: the tree itself, knowing nothing of artifacts. Synchronous; the Database's thread.
+"""Inodes and directory entries: the tree itself, without artifacts. Synchronous; the Database's thread.
 
-Mutators must run inside ``Database.transaction()`` (namespace.py sees to that) and keep nlink and the parents' times as
-POSIX.1-2024 says: a change of entries marks mtime and ctime of the directory, a change of links ctime of the inode.
+Methods that change something must run inside ``Database.transaction()`` (namespace.py does that). They keep nlink and
+the parents' times as POSIX.1-2024 requires: a change of entries updates mtime and ctime of the directory, a change of
+links updates ctime of the inode.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _WALK = (
 )
 _LIST = f"{_WALK} LIMIT ?"
 NEWEST = (1 << 63) - 1
-"""As large as a cookie can be."""
+"""The largest possible cookie."""
 LINK_MAX = 65_000
-"""Most names one inode may have, as on ext4."""
+"""Most names of one inode, as on ext4."""
 MAX_DEPTH = 65_536
-"""Far more levels than PATH_MAX can spell; a walk that is longer has met a loop, which is damage."""
+"""Far more levels than PATH_MAX allows. A longer walk has met a loop, which is damage."""
 
 
 class Tree:
@@ -46,7 +47,7 @@ class Tree:
         return None if row is None else Inode(*row)
 
     def lookup(self, parent: int, name: str) -> Inode | None:
-        """The inode that ``name`` means in directory ``parent``."""
+        """The inode of entry ``name`` in directory ``parent``."""
         row = self._db.one(_LOOKUP, (parent, name))
         return None if row is None else Inode(*row)
 
@@ -56,9 +57,9 @@ class Tree:
         return [Dentry(row[0], row[1], Inode(*row[2:])) for row in rows]
 
     def walk(self, parent: int, after: int = 0, last: int = NEWEST) -> Iterator[tuple[int, str, Inode]]:
-        """As ``entries``, as (cookie, name, inode) and one by one: whoever takes only some pays only for these.
+        """Like ``entries``, but yields (cookie, name, inode) one by one, so a caller that stops early reads only these.
 
-        Nothing may be changed while the iterator is held. ``last``: the highest cookie that is of interest.
+        Nothing may be changed while the iterator is held. ``last``: the highest cookie to return.
         """
         for cookie, name, *columns in self._db.rows(_WALK, (parent, after, last)):
             yield cookie, name, Inode(*columns)
@@ -73,23 +74,23 @@ class Tree:
         return self._db.one("SELECT 1 FROM dentry WHERE parent=? LIMIT 1", (ino,)) is None
 
     def names(self, ino: int) -> list[tuple[int, str]]:
-        """All (parent, name) of an inode, the first given first."""
+        """All (parent, name) of an inode, the oldest first."""
         return [
             (row[0], row[1]) for row in self._db.all("SELECT parent, name FROM dentry WHERE ino=? ORDER BY id", (ino,))
         ]
 
     def first_name(self, ino: int) -> tuple[int, str] | None:
-        """The (parent, name) that an inode has had longest; None without a name."""
+        """The oldest (parent, name) of an inode; None if it has no name."""
         row = self._db.one("SELECT parent, name FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
         return None if row is None else (row[0], row[1])
 
     def parent(self, ino: int) -> int | None:
-        """Directory of the inode's first name; None for the root and for what has no name."""
+        """The directory of the inode's oldest name; None for the root and for an inode without a name."""
         row = self._db.one("SELECT parent FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
         return None if row is None else int(row[0])
 
     def path(self, ino: int) -> str | None:
-        """Key of an inode: the path of its first entry from the root (``""`` for the root); None without a name."""
+        """Key of an inode: the path of its oldest entry from the root (``""`` for the root). None without a name."""
         parts: list[str] = []
         while ino != ROOT_INO:
             row = self._db.one("SELECT parent, name FROM dentry WHERE ino=? ORDER BY id LIMIT 1", (ino,))
@@ -116,7 +117,7 @@ class Tree:
         return inode
 
     def is_below(self, ino: int, ancestor: int) -> bool:
-        """Whether ``ino`` is ``ancestor`` or, by its first name, inside of it."""
+        """Whether ``ino`` is ``ancestor``, or is inside it by its oldest name."""
         for _ in range(MAX_DEPTH):
             if ino == ancestor:
                 return True
@@ -133,7 +134,7 @@ class Tree:
         return int(row[0])
 
     def symlink_target(self, ino: int) -> bytes:
-        """What a symlink says. Raises FsError(EINVAL) for another kind."""
+        """The target of a symlink. Raises FsError(EINVAL) for another kind."""
         row = self._db.one("SELECT target FROM symlink WHERE ino=?", (ino,))
         if row is None:
             raise FsError(errno.EINVAL)
@@ -150,7 +151,7 @@ class Tree:
     def new_entry(
         self, parent: int, name: str, mode: int, uid: int, gid: int, *, rdev: int, now: int, target: bytes | None
     ) -> Inode:
-        """Make an inode and give it its first name: what new_inode and add_entry do, in fewer statements."""
+        """Make an inode and give it its first name: like new_inode and add_entry, in fewer statements."""
         directory = stat.S_ISDIR(mode)
         inode = self._new_inode(mode, uid, gid, 2 if directory else 1, rdev, now, target)
         self._db.execute("INSERT INTO dentry(parent, name, ino) VALUES(?,?,?)", (parent, name, inode.ino))
@@ -170,7 +171,7 @@ class Tree:
         return Inode(cursor.lastrowid, mode, uid, gid, nlink, size, now, now, now, rdev)
 
     def add_entry(self, parent: int, name: str, inode: Inode, now: int) -> None:
-        """Give an inode a name; counts the link, on directories the parent's too. Updates ``inode`` in place."""
+        """Give an inode a name. Counts the link, for a directory also the parent's. Updates ``inode`` in place."""
         directory = stat.S_ISDIR(inode.mode)
         if not directory and inode.nlink >= LINK_MAX:
             raise FsError(errno.EMLINK)
@@ -181,7 +182,7 @@ class Tree:
         self.touch_directory(parent, now, links=1 if directory else 0)
 
     def remove_entry(self, parent: int, name: str, inode: Inode, now: int) -> None:
-        """Take a name away. The inode row stays, with nlink one less (0 for a directory)."""
+        """Remove a name. The inode row stays, with nlink one less (0 for a directory)."""
         directory = stat.S_ISDIR(inode.mode)
         self._db.execute("DELETE FROM dentry WHERE parent=? AND name=?", (parent, name))
         inode.nlink = 0 if directory else inode.nlink - 1
@@ -190,7 +191,7 @@ class Tree:
         self.touch_directory(parent, now, links=-1 if directory else 0)
 
     def cookie(self, parent: int, name: str) -> int | None:
-        """Cookie of an entry; None without one."""
+        """Cookie of an entry; None if there is no such entry."""
         row = self._db.one("SELECT id FROM dentry WHERE parent=? AND name=?", (parent, name))
         return None if row is None else int(row[0])
 
@@ -205,11 +206,11 @@ class Tree:
         *,
         cookie: int | None = None,
     ) -> None:
-        """Rename an entry; the new name must be free. It keeps its cookie, so that who reads the directory meanwhile
-        sees the file once, and its age among the names of a file.
+        """Rename an entry; the new name must be free. It keeps its cookie, so a program that reads the directory
+        meanwhile sees the file once. It also keeps its age among the names of the file.
 
-        ``cookie``: that of the entry which had the new name until now. The only name of a file takes it over, so that
-        a name which is always there is seen by whoever reads the directory.
+        ``cookie``: of the entry that had the new name until now. If the file has only one name, that name takes it
+        over: so a program that reads the directory finds every name that exists all the time.
         """
         directory = stat.S_ISDIR(inode.mode)
         self._db.execute(
@@ -226,7 +227,7 @@ class Tree:
     def exchange_entries(
         self, parent: int, name: str, one: Inode, other_parent: int, other_name: str, two: Inode, now: int
     ) -> None:
-        """Let two names change what they mean. Cookies stay with the names: a reader sees each once."""
+        """Exchange the inodes of two names. Cookies stay with the names, so a reader sees each name once."""
         for at, called, inode in ((parent, name, two), (other_parent, other_name, one)):
             self._db.execute("UPDATE dentry SET ino=? WHERE parent=? AND name=?", (inode.ino, at, called))
             self._db.execute("UPDATE inode SET ctime_ns=? WHERE ino=?", (now, inode.ino))
@@ -246,12 +247,12 @@ class Tree:
         self._db.execute(f"UPDATE inode SET {names} WHERE ino=?", (*columns.values(), ino))
 
     def bump_revision(self, ino: int) -> None:
-        """Count a content revision that the mounts showing this inode did not make."""
+        """Count a content revision that the mounts which show this inode did not make."""
         self._db.execute("UPDATE inode SET revision=revision+1 WHERE ino=?", (ino,))
 
     def rewritten(self, inode: Inode) -> int:
-        """New bytes are acknowledged: size, blocks and times are those of ``inode``, and its revision is the next.
-        Returns that (0: there is no such inode)."""
+        """New bytes are acknowledged: store size, blocks and times of ``inode``, and count a revision. Returns its
+        number; 0: there is no such inode."""
         row = self._db.one(
             "UPDATE inode SET size=?, blocks=?, mtime_ns=?, ctime_ns=?, revision=revision+1 WHERE ino=?"
             " RETURNING revision",
@@ -260,7 +261,7 @@ class Tree:
         return int(row[0]) if row else 0
 
     def remove_inode(self, ino: int) -> dict[str, bytes]:
-        """Forget an inode, its target and its xattrs, which are returned. The two fixed directories stay."""
+        """Remove an inode, its symlink target and its xattrs. Returns the xattrs. The two fixed directories stay."""
         if ino in (ROOT_INO, AUTO_INO):
             raise FsError(errno.EBUSY)
         self._db.execute("DELETE FROM inode WHERE ino=?", (ino,))
@@ -285,7 +286,7 @@ class Tree:
         return {row[0]: row[1] for row in rows}
 
     def take_xattr(self, ino: int, name: str) -> bytes | None:
-        """Remove an extended attribute; its value, or None when there was none."""
+        """Remove an extended attribute. Returns its value; None if there was none."""
         value = self.xattr(ino, name)
         if value is not None:
             self.remove_xattr(ino, name)
@@ -300,5 +301,5 @@ class Tree:
         )
 
     def remove_xattr(self, ino: int, name: str) -> bool:
-        """Remove an extended attribute; False when there was none."""
+        """Remove an extended attribute. Returns False if there was none."""
         return self._db.execute("DELETE FROM xattr WHERE ino=? AND name=?", (ino, name)).rowcount > 0

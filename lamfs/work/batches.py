@@ -1,7 +1,8 @@
-"""Small new files are stored many at a time: one transaction announces their objects and one sync makes that durable,
-one job of the mover sends them one after the other, one transaction says where they are. In the daemon's trio loop.
+"""Small new files are stored many at a time. In the daemon's trio loop.
 
-What is no new file, or needs to ask storage something first, is left to Steps.put, one row at a time.
+One transaction announces their objects, and one sync makes that durable. One job of the mover sends them, one after the
+other. One transaction records where they are. Files that are not new, or that need to ask storage first, are left to
+Steps.put, one row at a time.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from lamfs.work.worker import Worker
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
 FILES = 16
-"""Files of one batch at most. They are sent one after the other, so each is under way as long as all of them are."""
+"""Most files of one batch. They are sent one after the other, so each is under way as long as all of them."""
 
 
 @dataclass(slots=True)
 class _Small:
-    """One file of a batch: its row, its spool file, its content, the object it becomes, one that has its bytes, and
-    what the object says of itself."""
+    """One file of a batch: its row, its spool file, its content, its object key, another object with its bytes, and the
+    metadata of its object."""
 
     entry: Put
     path: str
@@ -39,7 +40,7 @@ class _Small:
 
 
 class Batches:
-    """Stores batches of small new files. Loop only. ``busy`` are the objects that are being written, by whomever."""
+    """Stores batches of small new files. Loop only. ``busy``: the objects that anyone in this process is writing."""
 
     def __init__(
         self,
@@ -59,9 +60,9 @@ class Batches:
         self._durable = durable
 
     async def put(self, entries: list[Put]) -> dict[int, Committed | LamfsError]:
-        """Store the spool files of put rows; what became of each, by the row's id.
+        """Store the spool files of put rows. Returns the outcome of each, by the row's id.
 
-        A row that is not in it has to be stored by itself: nothing was done. Raises RegistryError.
+        A row without an outcome has to be stored by itself: nothing was done for it. Raises RegistryError.
         """
         files = self._announce(entries)
         outcomes: dict[int, Committed | LamfsError] = {}
@@ -76,7 +77,7 @@ class Batches:
                 for file, found in zip(files, stored, strict=True):
                     entry = file.entry
                     if isinstance(found, PreconditionFailed):
-                        continue  # there is such an object already: Steps.put sees whose
+                        continue  # the object exists already: Steps.put finds out whose it is
                     if isinstance(found, LamfsError):
                         outcomes[entry.id] = found
                         continue
@@ -89,7 +90,7 @@ class Batches:
         return outcomes
 
     def _announce(self, entries: list[Put]) -> list[_Small]:
-        """Choose the object of each file that may be stored in a batch, and note it, and what bytes it gets."""
+        """Choose the object of each file that may be stored in a batch. Record it, and the bytes that it gets."""
         files: list[_Small] = []
         targets: set[str] = set()
         with self._registry.db.transaction():
@@ -104,10 +105,10 @@ class Batches:
         return files
 
     def _look_at(self, entry: Put) -> _Small | None:
-        """The file of a row, if it is small and new."""
+        """The file of a row, if it is small and new; else None."""
         registry = self._registry
         if entry.base is not None or not entry.key_is_virtual:
-            return None  # whether somebody else has put something at a real key, has to be asked of storage
+            return None  # only storage knows whether somebody else has put something at a real key
         try:
             with self._spool.opened(entry.src, os.O_RDONLY) as fd:
                 size = os.fstat(fd).st_size

@@ -1,12 +1,14 @@
-"""Somebody else has changed an object that a file is about to be stored over: both are kept. Steps that do no I/O
-themselves (worker.py). Puts and saves (saves.py) find conflicts alike; ``settle`` is for puts.
+"""Conflicts: somebody else has changed an object that a file is about to replace. Both contents are kept.
 
-What is in storage then becomes the content of the artifact; what was written here becomes a file beside it, ``name
-(conflict <date>)``. It is looked for before a put writes to the object; where an earlier try of the same put may have
-written it, the object has to show that (claims.py).
+Steps that do no I/O themselves (worker.py). Puts and saves (saves.py) find conflicts in the same way; ``settle`` is for
+puts.
 
-An object that says it is the very revision that the registry knows, and has other bytes, is nobody's revision but
-damage: the put goes on, and the damaged bytes become a file of ``lost+found``.
+The content in storage becomes the content of the artifact. What was written here becomes a file beside it, ``name
+(conflict <date>)``. A put looks for a conflict before it writes to the object. Where an earlier try of the same put may
+have written the object, the object has to prove that (claims.py).
+
+An object whose metadata names the very revision that the registry knows, but which has other bytes, is damaged. The put
+goes on, and the damaged bytes become a file of ``lost+found``.
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ log = logging.getLogger("lamfs.conflicts")
 
 
 async def look(worker: Worker, key: str) -> tuple[ObjectStat | None, Over]:
-    """The object at ``key``, None if there is none, and what replaces it alone. A link is none: what is stored replaces
-    it, and not what it leads to; behind a linked folder that is refused by itself. Raises other storage errors."""
+    """The object at ``key``, None if there is none, and the condition under which it may be replaced.
+
+    A link counts as no object: the new object replaces the link, not its target. Writing behind a linked folder is
+    refused elsewhere. Raises other storage errors.
+    """
     try:
         found = await worker.head(key)
     except StorageError as error:
@@ -47,8 +52,8 @@ async def object_at(worker: Worker, key: str) -> ObjectStat | None:
 
 
 async def is_own(registry: Registry, worker: Worker, found: ObjectStat) -> bool:
-    """Whether the object that was found is lamfs's own work, though no artifact's row says so (claims.py). Raises
-    storage errors."""
+    """Whether the object that was found is lamfs's own, though no artifact's row names it (claims.py). Raises storage
+    errors."""
     if not registry.journal.is_claimed(found.key):
         return False
     said = None if is_private(found.key) else await worker.meta(found.key)
@@ -56,7 +61,7 @@ async def is_own(registry: Registry, worker: Worker, found: ObjectStat) -> bool:
 
 
 class Conflicts:
-    """Finds conflicts, and settles those of puts."""
+    """Finds conflicts, and resolves those of puts."""
 
     def __init__(
         self, registry: Registry, store: ObjectStore, worker: Worker, waits: Waits, origin: Provenance
@@ -70,10 +75,10 @@ class Conflicts:
     async def find(
         self, entry: Put | None, artifact: ArtifactRecord | None, target: str
     ) -> tuple[ObjectStat | None, bool]:
-        """What is at ``target`` if that is neither the artifact's revision nor lamfs's own; None: nothing to keep. And
-        whether storage has said that it is the artifact's revision.
+        """The object at ``target``, if it is neither the artifact's revision nor lamfs's own; None: nothing to keep.
+        The bool tells whether storage confirmed that it is the artifact's revision.
 
-        ``artifact``: the one that is about to be written there, None for a new one. ``entry``: the put that does it;
+        ``artifact``: the one that is about to be written there, None for a new one. ``entry``: the put that writes it;
         None: a save. Raises storage errors.
         """
         found = await object_at(self._worker, target)
@@ -84,7 +89,7 @@ class Conflicts:
         return (None if await self.is_own(found, entry) else found), False
 
     async def is_own(self, found: ObjectStat, entry: Put | None) -> bool:
-        """As is_own above; also when the object has the bytes of the put ``entry``."""
+        """As is_own above; also true if the object has the bytes of the put ``entry``."""
         registry = self._registry
         if await is_own(registry, self._worker, found):
             return True
@@ -95,11 +100,11 @@ class Conflicts:
         return claims.has_bytes(registry, await self.hash(found), entry)
 
     async def settle(self, entry: Put, found: ObjectStat) -> Conflict | str | None:
-        """Make the object's bytes the artifact's content, and the put's file one beside it. One transaction.
+        """Make the object's bytes the artifact's content, and the put's file a file beside it. One transaction.
 
-        If they are damaged bytes of what was stored, they become a file of ``lost+found`` instead, whose key is
-        returned: the put can go on, to another object. None when the put has come to its end meanwhile. Raises
-        ObjectChanged when the object changes again, storage errors, OSError.
+        If the bytes are a damaged revision, they become a file of ``lost+found`` instead, and its key is returned: the
+        put can go on, to another object. None if the put has ended meanwhile. Raises ObjectChanged if the object
+        changes again, storage errors, OSError.
         """
         content = await self.hash(found)
         artifact = self._registry.artifacts.by_ino(entry.ino)
@@ -110,7 +115,7 @@ class Conflicts:
         return self._registry.commits.conflict(entry.id, content, found.key, found.etag, self._origin)
 
     def _keep_damage(self, entry: Put, artifact: ArtifactRecord, found: ObjectStat, content: ContentHash) -> str | None:
-        """An object says that it is the artifact's revision, and has other bytes."""
+        """Keep an object whose metadata names the artifact's revision, but whose bytes differ."""
         if entry.object_key == found.key:
             self._registry.journal.unclaim(entry.id, found.key)
             entry.object_key = None
@@ -125,5 +130,5 @@ class Conflicts:
         return place
 
     async def hash(self, found: ObjectStat) -> ContentHash:
-        """The hash of an object. Raises as reading.hash_object."""
+        """The hash of an object. Raises like reading.hash_object."""
         return await reading.hash_object(self._worker, self._waits, self._store, found)

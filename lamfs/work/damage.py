@@ -1,4 +1,4 @@
-"""What is done when a spool file is not what it was when it was closed. Synchronous; the thread of the Registry."""
+"""Spool files that changed after they were closed. Synchronous; the thread of the Registry."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from lamfs.registry.entries import Put
 
 
 def compare(registry: Registry, entry: Put, content: ContentHash) -> list[int] | None:
-    """Blocks of a put's spool file, whose hashes are ``content`` now, that are not what was written; noted in its row.
+    """Compare a put's spool file, whose hashes are now ``content``, with what was written. Records and returns the
+    blocks that differ.
 
-    None: what is known of it has not changed, and it is sound. Then these hashes are its seal from now on: also of what
-    it lacks as a partial spool, which comes from the revision that it lies over.
+    None: the file is sound, as before. Then these hashes become its seal. For a partial spool they include the blocks
+    that it lacks, which come from its base revision.
     """
     seal, known = registry.seals.of(entry.src), entry.damaged
     if seal is None and known:
@@ -28,8 +29,8 @@ def compare(registry: Registry, entry: Put, content: ContentHash) -> list[int] |
 
 
 def seal(registry: Registry, entry: Put, content: ContentHash) -> bool:
-    """Make the hashes of a spool file its seal. False, and nothing is noted, when it is not what it was when it was
-    closed, as far as that is known."""
+    """Make the hashes of a spool file its seal. Returns False, and records nothing, if the file is known to have
+    changed since it was closed."""
     known = registry.seals.of(entry.src)
     if entry.damaged if known is None else known.broken(content):
         return False
@@ -43,7 +44,7 @@ def _seal(registry: Registry, entry: Put, content: ContentHash, known: Seal | No
 
 
 def error(name: str, path: str, blocks: Collection[int]) -> StorageError:
-    """What is said of it."""
+    """The error for a spool file with damaged blocks."""
     which = (
         f"block {min(blocks)}" if len(blocks) == 1 else f"{len(blocks)} blocks, the first is {min(blocks)}, of 4 MiB"
     )

@@ -1,8 +1,8 @@
 """Debounce: uploads wait for the end of a burst of writes. Loop only.
 
 A program that makes many small files (tar, git, cp -r) waits for the answer to each call. Uploads at the same time take
-the processor from it, and are wasted when it removes or renames its files again. So no upload starts while files are
-closed in quick succession, or opened after that (git clone, then git status), but for ten seconds at most. Then
+processor time from it, and are wasted if it removes or renames its files again. So no upload starts while files are
+closed in quick succession, or opened right after that (git clone, then git status), but for ten seconds at most. Then
 everything that has piled up is stored in batches.
 """
 
@@ -15,11 +15,11 @@ MANY = 16
 QUIET = 0.1
 """Seconds without a closed or an opened file that end a burst."""
 WAIT = 10.0
-"""Seconds that uploads wait for a burst at most. Then everything that is ready is stored before they wait again."""
+"""Most seconds that uploads wait for a burst. Then everything that is ready is stored before they wait again."""
 
 
 class Debounce:
-    """Counts files as they are closed, and says how long uploads should wait."""
+    """Counts files as they are closed, and tells how long uploads should wait."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -37,13 +37,13 @@ class Debounce:
         self._last = now
 
     def opened(self) -> None:
-        """A file or directory was opened: during a burst that means that it goes on."""
+        """A file or directory was opened. During a burst this means that the burst goes on."""
         now = trio.current_time()
         if self._count >= MANY and now - self._last <= QUIET:
             self._last = now
 
     def pause(self) -> float:
-        """Seconds after which to ask again, because a burst is going on; 0: go on."""
+        """Seconds after which to ask again, because a burst is going on. 0: go on."""
         now = trio.current_time()
         quiet = self._last + QUIET - now
         if self._count < MANY or quiet <= 0:

@@ -1,7 +1,8 @@
-"""What has to survive a power cut before the next step may be taken: the registry's log, a spool file. Loop only.
+"""What has to survive a power cut before the next step: the registry's log, a spool file. Loop only.
 
-Commits go to the registry's write-ahead log, which nobody syncs by itself. What is done to storage lasts, so the row
-that announces it is made durable before; and the row that notes it, before a file goes that would be needed without it.
+Commits go to the registry's write-ahead log, which is not synced at each commit. Changes in storage are permanent. So
+the row that announces a change is made durable before it. The row that records it is made durable before a file is
+deleted that would be needed without the row.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ log = logging.getLogger("lamfs.uploader")
 T = TypeVar("T")
 
 LOOK = 0.1
-"""Seconds between two looks at how much was committed."""
+"""Seconds between two checks of how much was committed."""
 CHANGES = 500
 """Changed rows after which the log is folded: about 2 MiB of it."""
 ROOMY = 1 << 30
-"""Bytes that are free on the registry's disk where the log may become larger."""
+"""Free bytes on the registry's disk above which the log may become larger."""
 
 
 class LogSync:
-    """``await durable()`` returns when every commit before the call is durable: one sync for all who wait, and none
-    when nothing was committed, by whomever, since the last.
+    """``await durable()`` returns when every commit before the call is durable. All waiting callers share one sync.
+    There is no sync if nobody has committed anything since the last one.
 
-    Not to be called while a statement of ``db`` is being read: that hides what others commit. Raises RegistryError.
+    Must not be called while a statement of ``db`` is being read: that hides the commits of others. Raises
+    RegistryError.
     """
 
     def __init__(self, db: Database) -> None:
@@ -51,7 +53,7 @@ class LogSync:
                 return  # a sync that began after the call has ended meanwhile
             covered = self._asked
             now = self._db.changes(), self._db.data_version(), self._db.work_version()
-            if now != self._synced or self._db.conn.in_transaction:  # whose commit will not change the numbers
+            if now != self._synced or self._db.conn.in_transaction:  # its commit will not change the numbers
                 self._synced = None
                 with beats.paused():
                     await trio.to_thread.run_sync(sync_log, self._db.path)
@@ -63,15 +65,15 @@ class LogSync:
 class Folding:
     """Folds the registry's log into its file in a thread, so that no request waits for the two syncs which that takes.
 
-    A commit still does it itself when the log grows faster: when it has four times as many pages as usual, or the usual
-    number where the disk has little left.
+    A commit still folds it itself if the log grows faster: when it has four times the usual number of pages, or the
+    usual number if the disk has little space left.
     """
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
     async def run(self) -> None:
-        """Fold what there is, until cancelled."""
+        """Fold the log when it has grown, until cancelled."""
         seen, roomy = self._db.changes(), False
         while True:
             if roomy != self._is_roomy():
@@ -89,14 +91,14 @@ class Folding:
     def _is_roomy(self) -> bool:
         try:
             disk = os.statvfs(self._db.path.parent)
-        except OSError:  # the next commit will tell
+        except OSError:  # the next commit will report it
             return False
         return disk.f_bavail * disk.f_frsize > ROOMY
 
 
 class RangeSync:
-    """Makes ranges of partial spools (registry/partial_spools.py) durable as soon as they were acknowledged: a machine
-    that is shut down, or loses power a moment later, has them then. Loop only."""
+    """Makes ranges of partial spools (registry/partial_spools.py) durable soon after they were acknowledged, so that
+    they survive a shutdown or a power cut a moment later. Loop only."""
 
     def __init__(self, registry: Registry, spool: SpoolFolder) -> None:
         self._registry = registry
@@ -106,19 +108,19 @@ class RangeSync:
         self._lock = trio.Lock()
 
     def ask(self, src: str) -> None:
-        """The ranges that spool file ``src`` has now are to be made durable."""
+        """Request that the present ranges of spool file ``src`` are made durable."""
         self._asked.add(src)
         self._work.set()
 
     async def run(self) -> None:
-        """Do what is asked, until cancelled."""
+        """Do what was requested, until cancelled."""
         while True:
             await self._work.wait()
             self._work = trio.Event()
             await self.finish()
 
     async def finish(self) -> None:
-        """Return when all that was asked is done, or cannot be."""
+        """Return when all that was requested is done, or has failed."""
         async with self._lock:
             while self._asked:
                 src = self._asked.pop()
@@ -148,7 +150,8 @@ async def sync_file(spool: SpoolFolder, fd: int) -> None:
 
 
 async def beside(work: Callable[[], Awaitable[T]], other: Callable[[], Awaitable[None]]) -> T:
-    """The result of ``work``, when ``other`` has been done too, at the same time. Raises what either of them raises."""
+    """Run ``work`` and ``other`` at the same time. Returns the result of ``work``. Raises what either of them
+    raises."""
     errors: list[Exception] = []
 
     async def do_other() -> None:

@@ -1,7 +1,7 @@
-"""Whether storage may be changed, asked at the last moment before it is. Steps that do no I/O themselves.
+"""Whether storage may be changed: checked at the last moment before the change. Steps that do no I/O themselves.
 
-Between the look at an object and its replacement a put may take hours, and the machine may sleep: then another one may
-have taken the lease over, and stored something there.
+Between the look at an object and its replacement, a put may take hours, and the machine may sleep. Meanwhile another
+machine may have taken over the lease, and stored something there.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from lamfs.work.conflicts import look
 from lamfs.work.worker import Worker
 
 Permit = Callable[[bool], Awaitable[None]]
-"""Returns when this process may change storage. True: storage itself says so, for objects are deleted or replaced that
-other machines may use. Raises why not."""
+"""Returns when this process may change storage. True: storage itself must confirm that, because objects are deleted or
+replaced that other machines may use. Raises the reason if it may not."""
 Ready = Callable[[], Awaitable[Over]]
-"""Awaited just before an object is made: what it may replace."""
+"""Awaited just before an object is made. Returns what it may replace."""
 
 
 LOOKED_SECONDS = 2.0
-"""So long a look at an object counts before a replacement that storage makes on a condition."""
+"""Seconds for which a look at an object is valid, before a replacement that storage makes on a condition."""
 
 
 async def anybody(_: bool) -> None:
-    """A Permit where nobody else can have the lease (unit tests)."""
+    """A Permit for when nobody else can have the lease (unit tests)."""
 
 
 async def over_anything() -> Over:
-    """A Ready of an object that nobody else writes."""
+    """A Ready for an object that nobody else writes."""
     return ANYTHING
 
 
 class Guard:
-    """Sees that a put, or a save, replaces what it set out to replace. Made before that claims its object.
+    """Ensures that a put or a save replaces only what it set out to replace. Made before the object is claimed.
 
-    ``was_claimed``: an earlier try may have made the object. ``looked``: when (uptime) storage was asked last, and had
-    what is to be replaced (Conflicts.find); None: it was not asked, or had not. ``is_own``: Conflicts.is_own.
-    ``entry``: the put; None: a save, which undoes its claim itself.
+    ``was_claimed``: an earlier try may have made the object. ``looked``: when (uptime) storage last confirmed that it
+    has the revision to be replaced (Conflicts.find). None: it was not asked, or did not have it. ``is_own``:
+    Conflicts.is_own. ``entry``: the put; None: a save, which undoes its claim itself.
 
-    A context manager around the sending: where somebody else has changed the object meanwhile, the put has claimed
-    nothing after that, so that the next try finds a conflict, and keeps both.
+    A context manager around the upload. If somebody else has changed the object meanwhile, the put's claim is undone,
+    so that the next try finds a conflict and keeps both.
     """
 
     def __init__(
@@ -69,18 +69,19 @@ class Guard:
         self._target = target
         self._looked = looked
         self._replaced = artifact.revision if artifact is not None and artifact.revision.object_key == target else None
-        # What an artifact had before may be at its place still, and be what another machine's registry tells of.
+        # An earlier revision of the artifact may still be at its place, and another machine's registry may refer to it.
         self._is_new = artifact is None
         self.was_claimed = registry.journal.is_claimed(target)
         self._is_own = is_own
 
     async def ready(self) -> Over:
-        """A Ready: storage itself sees that the object is still what it was a moment ago, so it is not looked at again.
+        """A Ready: storage itself checks that the object has not changed since a moment ago, so no further look is
+        needed.
 
         Raises LeaseLost, PreconditionFailed (somebody else's object is there), storage errors.
         """
         if is_private(self._target):
-            if not self._is_new:  # nobody else has a new artifact
+            if not self._is_new:  # nobody else knows a new artifact
                 await self._permit(True)
             return NOTHING
         if self._replaced is not None and self._looked is not None and uptime() - self._looked < LOOKED_SECONDS:
@@ -89,7 +90,7 @@ class Guard:
         return await self.look()
 
     async def look(self) -> Over:
-        """As ``ready``, of what storage replaces without a condition: a copy."""
+        """Like ``ready``, for a replacement that storage makes without a condition: a copy."""
         private = is_private(self._target)
         if private and self._is_new:
             return NOTHING

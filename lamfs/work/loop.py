@@ -1,4 +1,4 @@
-"""How the steps of storage work wait in a mount: Waits (worker.py) in the daemon's trio loop."""
+"""How the steps of storage work wait in a mount: implements Waits (worker.py) in the daemon's trio loop."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class LoopWaits:
             try:
                 return await work()
             finally:
-                if self._abandonable.get(ino) is scope:  # not that of the file's next put, which may have begun
+                if self._abandonable.get(ino) is scope:  # the file's next put may have begun
                     del self._abandonable[ino]
         return None
 
     def abandon(self, ino: int) -> None:
-        """The inode is gone: what only its work needs is not gone on with."""
+        """The inode is gone: cancel the work that only it needs."""
         scope = self._abandonable.get(ino)
         if scope is not None:
             scope.cancel()
 
     def may_abandon(self, ino: int) -> bool:
-        """Whether such work is under way."""
+        """Whether such work is under way for an inode."""
         return ino in self._abandonable
 
     async def each(
@@ -64,7 +64,7 @@ class LoopWaits:
         done: Callable[[T, U], None],
         at_once: int,
     ) -> None:
-        """Waits.each: as many tasks."""
+        """Waits.each: ``at_once`` tasks."""
         error: LamfsError | None = None
         todo = list(items)
 

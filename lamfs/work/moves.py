@@ -1,4 +1,4 @@
-"""Moves, deletes and aborts: the storage work that brings no new bytes. Steps that do no I/O themselves (worker.py).
+"""Moves, deletes and aborts: storage work without new bytes. Steps that do no I/O themselves (worker.py).
 
 The order is as in steps.py: object first, registry row second, stale object last.
 """
@@ -27,17 +27,17 @@ from lamfs.work.worker import Waits, Worker
 
 
 async def nobody_reads(object_key: str) -> None:
-    """A ``pin`` where no file is open."""
+    """A ``pin`` for when no file is open."""
 
 
 def nobody_caches(object_key: str) -> None:
-    """A ``gone`` where nothing of an object is kept."""
+    """A ``gone`` for when no object is cached."""
 
 
 class Moves:
-    """Does one row of the journal at a time, deletes many at once. ``busy``: the objects that are being written by this
-    process. ``pin``: the object is about to be replaced or deleted: fetch what open handles still need of it.
-    ``gone``: the object is deleted, and no revision will have its key."""
+    """Does one journal row at a time, or many deletes at once. ``busy``: the objects that this process is writing.
+    ``pin``: awaited before an object is replaced or deleted; fetches what open handles still need of it. ``gone``:
+    called after an object was deleted; no revision will have its key."""
 
     def __init__(
         self,
@@ -62,12 +62,12 @@ class Moves:
         self.gone = gone
 
     async def move(self, entry: Move) -> None:
-        """Bring the object of an artifact to where its key and suffix say, one copy at a time."""
+        """Move the object of an artifact to where its key and suffix require, one copy at a time."""
         registry = self._registry
         artifact = registry.artifacts.by_uid(entry.uid)
         owed = None if artifact is None or artifact.ino is None else registry.journal.put_of(artifact.ino)
         if owed is not None and owed.state == "ready":
-            # New bytes are on their way, and will be stored at the right place themselves.
+            # New bytes are being uploaded, and will be stored at the right place.
             registry.journal.postpone(entry.id, 0.2)
             return
         plan = registry.commits.move_plan(entry.uid)
@@ -92,7 +92,7 @@ class Moves:
                 return
             registry.commits.begin_move(entry.uid, target)
             await self._waits.durable()
-            await self._permit(True)  # what was pinned may have taken long
+            await self._permit(True)  # pinning may have taken long
             stat = await self._worker.copy(
                 before.revision.object_key, target, etag=before.revision.etag, meta=before.meta, over=over
             )
@@ -105,7 +105,8 @@ class Moves:
             self._busy -= objects
 
     async def _free(self, target: str) -> Over | None:
-        """What a move may replace: nothing, or what lamfs itself may have left there. None: something else is there."""
+        """What a move may replace: nothing, or an object that lamfs itself left there. None: something else is
+        there."""
         found, over = await look(self._worker, target)
         return over if found is None or await is_own(self._registry, self._worker, found) else None
 
@@ -117,7 +118,7 @@ class Moves:
         meant = meant_by(entries)
         for entry in entries:
             if entry.object_key in self._busy:
-                continue  # a move is making it just now, and strikes this off when it is done
+                continue  # a move is making this object, and removes the row when it is done
             if await self._is_only_copy(entry) and registry.journal.get(entry.id) is not None:
                 say_left(self._store.url(entry.object_key))
                 registry.journal.done(entry.id)
@@ -137,7 +138,7 @@ class Moves:
             for key in keys:
                 await self.pin(key)
             await self._waits.durable()
-            await self._permit(True)  # what was pinned may have taken long
+            await self._permit(True)  # pinning may have taken long
             for key in await self._worker.delete({key: meant[key] for key in sorted(keys)}):
                 say_left(self._store.url(key))
             with registry.db.transaction():
@@ -149,8 +150,8 @@ class Moves:
             self._busy -= keys
 
     async def _is_only_copy(self, entry: Delete) -> bool:
-        """Whether this is a move's copy (stale.copied_from), and what it was made of is gone; or it may be another only
-        copy (stale.only_copy_but_for). Raises StorageError."""
+        """Whether this is a move's copy (stale.copied_from) whose original is gone, or may be the only copy of
+        something else (stale.only_copy_but_for). Raises StorageError."""
         source = copied_from(self._registry, entry)
         if source is not None and await self._is_gone(source):
             return True
@@ -163,7 +164,7 @@ class Moves:
         return found is None or found.etag != other.etag
 
     async def _is_gone(self, object_key: str) -> bool:
-        """Whether there is no such object. Raises StorageError where that cannot be told: behind a linked folder."""
+        """Whether there is no such object. Raises StorageError if that cannot be determined: behind a linked folder."""
         try:
             await self._worker.head(object_key)
         except ObjectMissing:
@@ -171,7 +172,7 @@ class Moves:
         return False
 
     async def abort(self, entry: Abort) -> None:
-        """Abort an upload that is needed no more."""
+        """Abort an upload that is not needed any more."""
         if await self._multipart.abort(entry):
             self._registry.journal.done(entry.id)
         else:

@@ -1,7 +1,7 @@
-"""Which parts of a changed artifact are sent, which are copied in storage: plans of partial spools. Pure.
+"""Plans of partial spools: which parts of a changed artifact are sent, and which are copied in storage. Pure.
 
-S3 (Amazon S3, "Multipart upload limits"): every part but the last has 5 MiB or more. So sent and copied runs have at
-least two blocks of 4 MiB, but for the last one.
+S3 (Amazon S3, "Multipart upload limits"): every part but the last has at least 5 MiB. So each run of sent or copied
+blocks has at least two blocks of 4 MiB, except for the last one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ LEAST = 2
 
 
 def needed(size: int, missing: set[int], base: ContentHash) -> set[int]:
-    """Missing blocks without which a file of ``size`` bytes cannot be hashed: LaminDB's hash is over all bytes, or over
-    the first and the last 50 MiB (hashing.py). None of an end whose hash is known of ``base``, of which they are."""
+    """The missing blocks without which a file of ``size`` bytes cannot be hashed. LaminDB's hash covers all bytes, or
+    the first and the last 50 MiB (hashing.py). An end that lies in ``base``, where its hash is known, needs no
+    blocks."""
     if size <= MD5_MAX:
         return set(missing)
     head, ends = known(size, missing, base)
@@ -23,25 +24,25 @@ def needed(size: int, missing: set[int], base: ContentHash) -> set[int]:
 
 
 def known(size: int, missing: set[int], base: ContentHash) -> tuple[bytes | None, str | None]:
-    """What has not changed of ``base``, in which the missing blocks are: the SHA-1 of the first 50 MiB, LaminDB's hash.
-    None when it has, or is not known."""
+    """The hashes of ``base`` that are still valid if all changes are outside the missing blocks: the SHA-1 of the first
+    50 MiB, and LaminDB's hash. None if it has changed, or is not known."""
     if min(size, base.size) <= MD5_MAX or base.hash_type != "sha1-fl" or not _head() <= missing:
         return None, None
     return base.head, base.hash if size == base.size and _tail(size) <= missing else None
 
 
 def _head() -> set[int]:
-    """The blocks that the first 50 MiB of a file are in."""
+    """The blocks that contain the first 50 MiB of a file."""
     return set(range(-(-MD5_MAX // BLOCK_SIZE)))
 
 
 def _tail(size: int) -> set[int]:
-    """The blocks that the last 50 MiB are in."""
+    """The blocks that contain the last 50 MiB."""
     return set(range((size - MD5_MAX) // BLOCK_SIZE, -(-size // BLOCK_SIZE)))
 
 
 def segments(content: ContentHash, base: ContentHash) -> list[tuple[bool, int, int]]:
-    """The file in order as (sent, offset, length): what is not sent is copied from the base, at the same place."""
+    """The file in order, as (sent, offset, length). What is not sent is copied from the base, from the same place."""
     count = -(-content.size // BLOCK_SIZE)
     sent = bytearray(
         content.block(block) != base.block(block) or _length(content, block) != _length(base, block)
@@ -53,9 +54,9 @@ def segments(content: ContentHash, base: ContentHash) -> list[tuple[bool, int, i
         if last - first >= LEAST or last == count:
             first = last
         elif sent[first]:
-            sent[last] = 1  # the block behind goes with it
+            sent[last] = 1  # the next block is sent with it
         else:
-            sent[first] = 1  # it goes with those around it
+            sent[first] = 1  # it is sent with its neighbours
     found = []
     first = 0
     while first < count:

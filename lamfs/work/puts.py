@@ -1,6 +1,6 @@
-"""Puts, from the file system's side: open files are told before and after, and what is under way can be seen.
+"""Puts, from the file system's side: open files are notified before and after, and running uploads can be listed.
 
-Runs in the daemon's trio loop, called by the uploader only. What is done to storage and registry is in steps.py and
+Runs in the daemon's trio loop, called only by the uploader. The changes to storage and registry are in steps.py and
 batches.py.
 """
 
@@ -19,10 +19,10 @@ log = logging.getLogger("lamfs.uploader")
 
 
 class Puts:
-    """Does puts, one large file or many small ones at a time. Owns which spool files are being read. Loop only.
+    """Does puts: one large file, or many small ones, at a time. Owns which spool files are being read. Loop only.
 
-    ``wanted``: how many wait for an inode's put; ``committed``: row and generation of what was stored last of those. (A
-    row that comes later has a larger number, and its generations begin anew.)
+    ``wanted``: how many callers wait for an inode's put. ``committed``: row and generation of what was last stored for
+    them. (A later row has a larger number, and its generations start again.)
     """
 
     def __init__(self, registry: Registry, steps: Steps, spool: SpoolFolder) -> None:
@@ -34,19 +34,19 @@ class Puts:
         self.uploading: dict[int, str] = {}
         self.uploads: dict[int, Upload] = {}
         self.alone: set[int] = set()
-        """Rows that cannot be stored together with others, or that failed so."""
+        """Rows that cannot be stored together with others, or that failed that way."""
         self.stored_bytes = 0
         self.stored_files = 0
 
     def begin(self, entry: Put) -> None:
-        """A put is about to begin: its spool file is not written any more. To be followed by ``one`` or ``many``."""
+        """A put is about to begin: its spool file is not written any more. Call ``one`` or ``many`` next."""
         assert self._steps.hooks is not None
         self.uploading[entry.ino] = entry.src
         self._steps.hooks.freeze(entry.ino, entry.src)
         self.uploads[entry.id] = Upload(entry)
 
     async def one(self, entries: list[Put]) -> None:
-        """Store one spool file, with its open handles told before and after."""
+        """Store one spool file. Its open handles are notified before and after."""
         entry = entries[0]
         started = time.monotonic()
         upload = self.uploads[entry.id]
@@ -65,7 +65,8 @@ class Puts:
             self._leave(entry, current)
 
     async def many(self, entries: list[Put]) -> dict[int, LamfsError]:
-        """Store many small files; the errors of those that failed. What cannot be stored so is stored alone, next."""
+        """Store many small files. Returns the errors of those that failed. A file that cannot be stored this way is
+        stored alone, next."""
         hooks = self._steps.hooks
         assert hooks is not None
         uploads = [self.uploads[entry.id] for entry in entries]
@@ -80,7 +81,7 @@ class Puts:
                     if isinstance(outcome, LamfsError):
                         errors[upload.entry.id] = outcome
                         if isinstance(outcome, StorageUnavailable):
-                            self.alone.discard(upload.entry.id)  # that was not this file's fault
+                            self.alone.discard(upload.entry.id)  # not this file's fault
                     elif outcome is not None:
                         self.alone.discard(upload.entry.id)
                         upload.size = outcome.record.size if outcome.record is not None else 0
@@ -92,7 +93,7 @@ class Puts:
         return errors
 
     def _stored(self, upload: Upload, committed: Committed, consumed: bool) -> bool:
-        """A put is done: tell the open handles, and count. Whether nothing was written meanwhile."""
+        """A put is done: notify the open handles, and count. Returns whether nothing was written meanwhile."""
         hooks, entry, record = self._steps.hooks, upload.entry, committed.record
         assert hooks is not None
         if entry.ino in self.wanted:
@@ -112,12 +113,12 @@ class Puts:
         """A put has ended."""
         assert self._steps.hooks is not None
         self._steps.streams.finished(entry.ino)
-        if self.uploading.get(entry.ino) == entry.src:  # not the next one of this file, which may have begun
+        if self.uploading.get(entry.ino) == entry.src:  # the file's next put may have begun
             del self.uploading[entry.ino]
         self.uploads.pop(entry.id, None)
         if not current:
             self._steps.hooks.thaw(entry.ino, entry.src)
 
     def _superseded(self, src: str) -> bool:
-        """Whether nobody owes a spool file any more (as another file it may be owed, after a conflict)."""
+        """Whether no put needs a spool file any more. (After a conflict, another file's put may need it.)"""
         return not self._registry.journal.owes_file(src)

@@ -1,5 +1,5 @@
-"""Whole objects are read and hashed: to tell whose they are, or to make an artifact of them. Steps without I/O of their
-own (worker.py)."""
+"""Whole objects are read and hashed, to tell whose they are, or to make an artifact of them. Steps that do no I/O
+themselves (worker.py)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lamfs.storage.base import ObjectStat, ObjectStore
 from lamfs.work.worker import Progress, Waits, Worker
 
 READERS = 8
-"""Blocks of an object that are read at a time."""
+"""Blocks of an object that are read at the same time."""
 
 
 async def hash_object(
     worker: Worker, waits: Waits, store: ObjectStore, found: ObjectStat, progress: Progress | None = None
 ) -> ContentHash:
-    """Read the object that was ``found``, once, and hash it. ``progress`` is told how many bytes.
+    """Read the object ``found`` once, and hash it. ``progress`` gets the number of bytes of each piece.
 
-    Raises ObjectChanged when it is another one by now, or is being written, ObjectMissing, and other storage errors:
-    a link in a storage folder is one.
+    Raises ObjectChanged if the object has changed since, or is being written, ObjectMissing, and other storage errors,
+    also for a link in a storage folder.
     """
     local = store.open_local(found.key)
     if local is None:
@@ -39,7 +39,7 @@ async def hash_object(
 
 
 async def hash_opened(worker: Worker, fd: int, progress: Progress | None = None) -> ContentHash:
-    """Hash a file that is open here, and close it."""
+    """Hash an open file, and close it."""
     try:
         return await worker.hash(path_of(fd), progress=progress)
     finally:
@@ -47,8 +47,8 @@ async def hash_opened(worker: Worker, fd: int, progress: Progress | None = None)
 
 
 async def _hash_fetched(worker: Worker, waits: Waits, found: ObjectStat, progress: Progress | None) -> ContentHash:
-    """Hash an object of a bucket. On the disk are no more than its two ends, which one of its hashes is made of, and
-    the blocks that are on their way."""
+    """Hash an object of a bucket. Only its two ends, which LaminDB's hash covers, and the blocks being fetched are on
+    the disk."""
     size = found.size
     parts: dict[int, ContentHash] = {}
     with _temporary() as ends:

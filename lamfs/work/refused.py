@@ -1,4 +1,4 @@
-"""What is said of files that storage can never take. Synchronous; the thread of the Registry."""
+"""The message about files that storage can never take. Synchronous; the thread of the Registry."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lamfs.registry import Registry
 from lamfs.registry.entries import Put
 
 NAMED = 3
-"""Files that are named beside the first."""
+"""Files that are named besides the first."""
 
 
 def sentence(registry: Registry, entries: Sequence[Put]) -> str:
-    """Why the first of these puts is not stored, and which others are not."""
+    """Why the first of these puts is not stored, and which others are not stored for the same reason."""
     first, *others = entries
     names = [f"'{_name(registry, entry)}'" for entry in others[:NAMED]]
     if len(others) > NAMED:

@@ -1,10 +1,10 @@
 """Saves: a user's own file becomes the content of an artifact, new or not. Steps that do no I/O themselves (worker.py).
 
-The order is as in steps.py: object first, registry row second, stale object last. The row that announces a save says
-all that the artifact is to become, so whoever finds its process dead finishes it or undoes it (``finish``).
+The order is as in steps.py: object first, registry row second, stale object last. The row that announces a save
+contains the whole new artifact. So after the process has died, another one can finish or undo the save (``finish``).
 
-What somebody else has stored where a save is to go is found as by a put (conflicts.py). But the save gives the
-artifact its bytes all the same, and what was there becomes a file of ``lost+found``.
+A save finds objects of others at its target just as a put does (conflicts.py). But the artifact still gets the bytes of
+the save, and what was there becomes a file of ``lost+found``.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from lamfs.work.worker import Progress, Waits, Worker
 log = logging.getLogger("lamfs.saves")
 
 TRIES = 8
-"""Times that somebody else's object comes in between before that is an error."""
+"""Tries after which an object that somebody else keeps changing is an error."""
 
 
 class Saves:
     """Does one save at a time, for any number of threads with a registry each.
 
-    ``active``: journal rows of the saves that this process is at work on, which nobody else in it may finish.
-    ``announcing``: held while one is announced, until it is active.
+    ``active``: journal rows of the saves that this process is working on; nobody else in it may finish them.
+    ``announcing``: held from the announcement of a save until it is active.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Saves:
         self._announcing = announcing
 
     async def save(self, record: ArtifactRecord, source: Source, progress: Progress | None = None) -> ArtifactRecord:
-        """Store the file, and make it the content of the artifact; the record as it is then.
+        """Store the file, and make it the content of the artifact. Returns the new record.
 
         Raises AlreadyExists (the key was taken meanwhile), NotFound (the artifact was deleted for good),
         InvalidArgument (the file is gone or being written), PreconditionFailed (somebody else writes the object all the
-        time), and storage errors: then the old revision is whole.
+        time), and storage errors. After an error the old revision is whole.
         """
         overtaken: PreconditionFailed | None = None
         written = 0
@@ -90,7 +90,7 @@ class Saves:
             try:
                 saved = await self._try(replace(record), source, progress, overtaken is not None)
             except PreconditionFailed as error:
-                overtaken = error  # what has come is looked at again, and kept
+                overtaken = error  # the next try looks at the new object, and keeps it
                 continue
             if saved is not None:
                 return saved
@@ -102,8 +102,8 @@ class Saves:
     async def _try(
         self, record: ArtifactRecord, source: Source, progress: Progress | None, overtaken: bool
     ) -> ArtifactRecord | None:
-        """One try of ``save``; None when the file was written while it was sent. ``overtaken``: in the last one there
-        was something else."""
+        """One try of ``save``. None if the file was written while it was sent. ``overtaken``: the last try found
+        somebody else's object."""
         registry, commits = self._registry, self._registry.commits
         if registry.artifacts.by_uid(record.uid) is not None:
             await self._permit(True)  # other machines may use the bytes that are replaced
@@ -134,7 +134,7 @@ class Saves:
             if etag is not None:
                 return commits.save(entry_id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid())
         except LamfsError as error:
-            # Nothing of this save may be there then, but what somebody else has stored.
+            # Nothing of this save can be in storage then, only what somebody else has stored.
             refused = isinstance(error, PreconditionFailed) and not guard.was_claimed
             saved = await self._resolve(entry_id, refused=refused)
             if saved is not None:
@@ -142,9 +142,9 @@ class Saves:
             if refused:
                 registry.journal.said(object_key)
             if not source.temporary:
-                check_file(source.path)  # says so when it is gone
+                check_file(source.path)  # raises a better error if the file is gone
             raise
-        except BaseException:  # interrupted: nobody is to find half of it
+        except BaseException:  # interrupted: leave no half of it
             await self._resolve(entry_id)
             raise
         finally:
@@ -155,8 +155,8 @@ class Saves:
     async def _send(
         self, record: ArtifactRecord, source: Source, guard: Guard, progress: Progress | None
     ) -> str | None:
-        """Get the bytes to the object: copied where storage has them, else sent; its ETag. None: the file was written
-        meanwhile, and nobody knows what the object holds."""
+        """Bring the bytes to the object: copied if storage has them, else sent. Returns its ETag. None: the file was
+        written meanwhile, and the content of the object is not known."""
         target, meta = record.revision.object_key, self._registry.commits.save_meta(record)
         copied = await twins.copy_twin(
             self._registry, self._worker, record.revision.content, target, meta, guard.look
@@ -170,11 +170,11 @@ class Saves:
         return None if source.changed() else stat.etag
 
     async def _keep_both(self, record: ArtifactRecord, overtaken: bool) -> tuple[Revision | None, float | None]:
-        """What somebody else has stored in the artifact's object, or where the save is to go, becomes a file of
-        ``lost+found``. Below ``.lamindb/`` nothing is, unless the save was ``overtaken`` there.
+        """Keep what somebody else has stored in the artifact's object, or at the save's target, as a file of
+        ``lost+found``. Below ``.lamindb/`` there is nothing to keep, unless the save was ``overtaken`` there.
 
-        Returns the artifact's revision, and when (uptime) storage said that it is at the save's target. Raises
-        ObjectChanged when that cannot be kept now, and storage errors.
+        Returns the artifact's revision, and when (uptime) storage confirmed that it is at the save's target. Raises
+        ObjectChanged if the object cannot be kept now, and storage errors.
         """
         registry = self._registry
         for _ in range(TRIES):
@@ -193,7 +193,7 @@ class Saves:
         raise StorageUnavailable(f"The object {self._store.url(target)} changes all the time; try again.")
 
     async def _keep(self, found: ObjectStat, artifact: ArtifactRecord | None) -> None:
-        """What was ``found`` becomes a file of ``lost+found``; nothing is done where that is needed no more."""
+        """Make the object ``found`` a file of ``lost+found``. Does nothing if that is not needed any more."""
         registry, url = self._registry, self._store.url(found.key)
         try:
             meta = await self._worker.meta(found.key)
@@ -211,7 +211,7 @@ class Saves:
             raise ObjectChanged(f"Somebody else has changed the object {url}, or is writing its file; try again later.")
 
     async def _foreign(self, record: ArtifactRecord) -> str | None:
-        """ETag of an object at the artifact's real key that is no artifact's, but lamfs's own: another was kept."""
+        """ETag of lamfs's own object at the artifact's real key, if no artifact has it. Objects of others were kept."""
         home, registry = object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual), self._registry
         if is_private(home) or registry.artifacts.with_object(home) is not None:
             return None
@@ -221,16 +221,17 @@ class Saves:
         return None if found is None else found.etag
 
     def _refuse_taken(self, record: ArtifactRecord) -> None:
-        """Before bytes are sent: the key is free, or the artifact's own. Raises AlreadyExists."""
+        """Before any bytes are sent: refuse a key that another artifact has. Raises AlreadyExists."""
         if record.key is None or self._registry.artifacts.by_uid(record.uid) is not None:
             return
         if self._registry.tree.resolve(record.key) is not None:
             raise AlreadyExists(f"The key '{record.key}' was taken meanwhile; choose another, or save the file again.")
 
-    # -- what did not come to its end -----------------------------------------------------------------------------
+    # -- interrupted saves ----------------------------------------------------------------------------------------
 
     async def _resolve(self, entry_id: int, *, refused: bool = False) -> ArtifactRecord | None:
-        """After a failed step: finish the save if its bytes are there, else undo it. None: undone, or still owed."""
+        """After a failed step: finish the save if its bytes are in storage, else undo it. None: undone, or still
+        pending."""
         entry = self._registry.journal.get(entry_id)
         if not isinstance(entry, Save):
             return None
@@ -241,9 +242,10 @@ class Saves:
             return None
 
     async def finish(self, entry: Save, *, refused: bool = False) -> ArtifactRecord | None:
-        """Finish one interrupted save if its bytes are in storage; else undo it and return None. Raises storage errors.
+        """Finish an interrupted save if its bytes are in storage. Else undo it and return None. Raises storage errors.
 
-        ``refused``: storage has not taken it, for something else was there. That stays."""
+        ``refused``: storage refused it because something else was there. That object stays.
+        """
         registry = self._registry
         record = entry.record
         await self._permit(True)
@@ -251,7 +253,7 @@ class Saves:
         base = None if now is None else (now.revision.object_key, now.revision.etag)
         await self._multipart.abort_unknown(entry.object_key)
         etag = None
-        if base == entry.base:  # only what it set out to replace: whoever came later counts
+        if base == entry.base:  # it replaces only what it set out to replace: later changes win
             etag = await self._find_bytes(entry.object_key, record.revision.content)
         if etag is not None:
             try:
@@ -263,10 +265,10 @@ class Saves:
         return None
 
     async def _is_left_over(self, entry: Save, object_key: str) -> bool:
-        """Whether what is in the object may be of a save that did not become an artifact. An object that was there
-        before, and no artifact's, is not, unless the save wrote over it."""
+        """Whether the object may come from a save that did not become an artifact. An object that was there before, and
+        was no artifact's, does not, unless the save overwrote it."""
         if not is_private(object_key):
-            # Other programs store things at such keys, before or after: only what says that it is this artifact's is.
+            # Other programs also store objects at such keys: only the metadata shows that this one is the artifact's.
             with suppress(ObjectMissing):
                 said, found = await self._worker.meta(object_key), await self._worker.head(object_key)
                 return said is not None and said.uid == entry.uid and found.etag != entry.foreign
@@ -274,7 +276,7 @@ class Saves:
         return True
 
     async def _find_bytes(self, object_key: str, content: ContentHash) -> str | None:
-        """ETag of an object if it holds exactly these bytes: all of it is read. None: it does not."""
+        """ETag of an object if it contains exactly these bytes; reads all of it. None: it does not."""
         for _ in range(TRIES):
             found = await object_at(self._worker, object_key)
             if found is None or found.size != content.size:

@@ -1,8 +1,8 @@
 """Seals spool files (registry/seals.py) that wait for their upload, soon after they were closed. Loop only.
 
-What is stored at once is sealed by its upload, which hashes it before it sends it (steps.py, batches.py, multipart.py).
-One that is slow, or waits for storage, is not waited for long. Large files are hashed by the moving process, piece by
-piece, so that nothing waits for it.
+A file that is uploaded at once is sealed by its upload, which hashes it before it sends it (steps.py, batches.py,
+multipart.py). Sealing does not wait long for an upload that is slow, or waits for storage. Large files are hashed by
+the moving process, piece by piece, so that nothing waits for it.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ from lamfs.spool import SpoolFolder
 log = logging.getLogger("lamfs.uploader")
 
 AFTER = 2.0
-"""Seconds after a close. The upload of a file that need not wait begins sooner, and so do those of a program that makes
-a thousand files in a second: these wait until it has come to its end (debounce.py), and it has the loop for itself."""
+"""Seconds after a close. The upload of a file that need not wait begins sooner. A program that makes a thousand files
+in a second delays its uploads until it has finished (debounce.py), and has the loop for itself."""
 UPLOAD = 2.0
-"""Seconds that an upload under way has to hash a file by itself."""
+"""Seconds that a running upload has to hash the file by itself."""
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
 PAUSE = 9
-"""So many times what it took is waited after each file: programs that make many have the loop for themselves."""
+"""Pause after each file, as a multiple of the time it took: programs that make many files have the loop for
+themselves."""
 LONGEST = 1.0
 """Seconds of such a pause at most."""
 UPLOAD_PAUSE = 3
 """The same, after each piece of a file that is being uploaded."""
 PIECE = 64 << 20
-"""Bytes that are hashed by one job."""
+"""Bytes hashed by one job."""
 NOTES = 256
-"""Times that the hashes of a file are noted, at most: each note writes all of them."""
+"""Most times that the hashes of a file are recorded: each time writes all of them."""
 
 
 class _Turn(NamedTuple):
-    """When a file is looked at. ``late``: it is sealed then although it is being uploaded."""
+    """When a file is due. ``late``: seal it then even if it is being uploaded."""
 
     at: float
     ino: int
@@ -58,7 +59,8 @@ class _Turn(NamedTuple):
 class Sealing:
     """Owns which files are to be sealed.
 
-    ``busy(ino, src)``: whether a spool file is being uploaded; ``hashing(ino)``: and is hashed as a whole just now.
+    ``busy(ino, src)``: whether a spool file is being uploaded. ``hashing(ino)``: whether its upload is hashing the
+    whole file.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Sealing:
         self._hashing = hashing
         self._asked: dict[int, _Turn] = {}
         self._turns: list[_Turn] = []
-        """A heap of what is in ``_asked``, and of what was."""
+        """A heap of present and former values of ``_asked``."""
         self._work = trio.Event()
 
     def closed(self, ino: int) -> None:
@@ -90,7 +92,7 @@ class Sealing:
             self._work.set()
 
     async def run(self) -> None:
-        """Seal until cancelled, first what an earlier process has left."""
+        """Seal files until cancelled, first those that an earlier process has left."""
         try:
             for ino, _ in self._registry.seals.unsealed(self._registry.journal.owner):
                 self.closed(ino)
@@ -106,7 +108,7 @@ class Sealing:
             await trio.sleep(min(PAUSE * (trio.current_time() - began), LONGEST))
 
     async def _next(self) -> _Turn:
-        """Wait until a file is to be looked at."""
+        """Wait until a file is due."""
         while True:
             while self._turns and self._asked.get(self._turns[0].ino) is not self._turns[0]:
                 heapq.heappop(self._turns)  # it was closed again: its turn comes later
@@ -139,7 +141,7 @@ class Sealing:
                 if not missing:
                     seals.add(entry, size, hash_block(os.pread(fd, size, 0)) if size else b"")
                 return
-            # An upload begins at the other end: what it has hashed meanwhile is left out.
+            # An upload begins at the other end. Skip what it has hashed meanwhile.
             stretch = max(size // NOTES // PIECE, 1) * PIECE
             for start in range((size - 1) // stretch * stretch, -1, -stretch):
                 end = min(start + stretch, size)
@@ -167,7 +169,7 @@ class Sealing:
         return (await self._mover.hash_range(self._spool.path(src), offset, length)).blocks
 
     def _waiting(self, ino: int) -> Put | None:
-        """The put of a file that is closed, and not stored."""
+        """The put of a file that is closed but not stored."""
         entry = self._registry.journal.put_of(ino)
         if entry is None or entry.state != "ready" or entry.owner != self._registry.journal.owner:
             return None

@@ -1,4 +1,4 @@
-"""A user's own file that becomes the content of an artifact: it may be changed, or go, at any time."""
+"""A user's own file that becomes the content of an artifact. It may change, or disappear, at any time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TRIES = 3
 """Times that a file which is being written is read."""
 
 Stamp = tuple[int, ...]
-"""What changes when a file is written: size, times, inode and device."""
+"""Changes when a file is written: size, times, inode and device."""
 
 
 @dataclass(slots=True)
 class Source:
-    """The file at ``path``. ``stamp``: stamp_of it when it was hashed; ``temporary``: the file is ours, and may be
-    taken (renamed) into storage."""
+    """The file at ``path``. ``stamp``: its stamp_of when it was hashed. ``temporary``: the file is lamfs's own, and may
+    be renamed into storage."""
 
     path: Path
     stamp: Stamp
@@ -30,12 +30,12 @@ class Source:
 
     @property
     def mode(self) -> int:
-        """The permissions that the artifact's file gets. Raises as check_file."""
+        """The permissions for the artifact's file. Raises like check_file."""
         return 0o644 if self.temporary else check_file(self.path).stat().st_mode & 0o777
 
     async def rehash(self, worker: Worker) -> ContentHash | None:
-        """The hash of what is in the file now; None: it has not been written since it was hashed. Raises as check_file
-        and hash_stable."""
+        """The hash of the file now; None: it was not written since it was hashed. Raises like check_file and
+        hash_stable."""
         check_file(self.path)
         if stamp_of(self.path) == self.stamp:
             return None
@@ -43,8 +43,8 @@ class Source:
         return content
 
     def changed(self) -> bool:
-        """Whether the file has been written since it was hashed; not one that is ours, which may have been taken.
-        Raises InvalidArgument when it is gone."""
+        """Whether the file was written since it was hashed. False for a temporary file, which may have been renamed.
+        Raises InvalidArgument if the file is gone."""
         try:
             return not self.temporary and stamp_of(self.path) != self.stamp
         except OSError as error:
@@ -70,9 +70,9 @@ def check_file(path: str | os.PathLike[str]) -> Path:
 
 
 async def hash_stable(worker: Worker, path: Path) -> tuple[ContentHash, Stamp]:
-    """Hash a file that is not being written: the hash, and its stamp before and after.
+    """Hash a file that is not being written. Returns the hash and the file's stamp, the same before and after.
 
-    Raises InvalidArgument when it changes all the time, or cannot be read.
+    Raises InvalidArgument if it changes all the time, or cannot be read.
     """
     for _ in range(TRIES):
         try:
@@ -96,7 +96,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def being_written(path: Path) -> InvalidArgument:
-    """What is said of a file that changes all the time."""
+    """The error for a file that changes all the time."""
     return InvalidArgument(f"The file {path} is being written; save it when that is done.")
 
 

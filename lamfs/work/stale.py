@@ -1,4 +1,4 @@
-"""What journal rows that delete and move mean, and what is said of objects that are others. Any thread."""
+"""Which objects delete and move rows mean, and the messages about objects that are not those. Any thread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ log = logging.getLogger("lamfs.uploader")
 
 
 def meant_by(entries: Iterable[Delete]) -> dict[str, set[str] | None]:
-    """Which objects deletes mean: ETags by object key; None: whatever lamfs has stored there. A doubted one without
-    an ETag means none."""
+    """Which objects the deletes mean: ETags by object key; None: any object that lamfs has stored there. A doubted
+    delete without an ETag means no object."""
     meant: dict[str, set[str] | None] = {}
     for entry in entries:
         key = entry.object_key
@@ -28,8 +28,8 @@ def meant_by(entries: Iterable[Delete]) -> dict[str, set[str] | None]:
 
 
 def copied_from(registry: Registry, entry: Delete) -> str | None:
-    """Key of the object of which a move may have made the one that is to be deleted; None: no move has. When that is
-    gone (the registry has lost its last changes, or the object was damaged), this one is no leftover."""
+    """If a move may have made the object that is to be deleted: the key of its original; None: no move has. If the
+    original is gone (the registry has lost its last changes, or the object was damaged), the copy is not a leftover."""
     artifact = None if entry.copy_of is None else registry.artifacts.by_uid(entry.copy_of)
     if artifact is None or artifact.revision.object_key == entry.object_key:
         return None
@@ -37,15 +37,15 @@ def copied_from(registry: Registry, entry: Delete) -> str | None:
 
 
 def is_doubted(entry: Delete) -> bool:
-    """Whether a delete says which object it means, but another machine may have had the lease since."""
+    """Whether a delete names its object, but another machine may have had the lease since."""
     return entry.doubted and entry.etag is not None
 
 
 def only_copy_but_for(registry: Registry, entry: Delete, said: ObjectMeta | None) -> Revision | bool:
-    """Whether a doubted delete may mean the only copy of something: its bytes may have come back to the same key, with
-    the same ETag, by work of which this registry does not know. ``said``: what the object says of itself.
+    """Whether a doubted delete may mean the only copy of something. Work of which this registry does not know may have
+    brought the bytes back to the same key, with the same ETag. ``said``: the object's metadata.
 
-    A Revision: it is needed unless storage has that.
+    A Revision: the object is needed unless storage has that revision.
     """
     key, meant = entry.object_key, entry.uid
     uid = said.uid if said is not None else None
@@ -58,13 +58,13 @@ def only_copy_but_for(registry: Registry, entry: Delete, said: ObjectMeta | None
 
 
 def say_left(url: str) -> None:
-    """An object is not the one that was to be deleted."""
+    """Log that an object is not the one that was to be deleted."""
     log.warning("The object %s is not the one that was to be deleted, and stays; 'lamfs fsck' says what it is.", url)
 
 
 def give_up_lost_move(registry: Registry, entry: Move, target: str, url: str) -> None:
-    """The object that was to be moved to ``target`` is not there, or not what the registry knows. ``url``: the place
-    where it should be."""
+    """Give up a move to ``target`` whose object is missing, or is not what the registry knows. ``url``: where the
+    object should be."""
     registry.commits.give_up_move(entry.id, target)
     log.warning(
         "The object of artifact %s is not moved, for %s is gone, or is not what this registry knows; 'lamfs fsck' says"
@@ -73,7 +73,7 @@ def give_up_lost_move(registry: Registry, entry: Move, target: str, url: str) ->
 
 
 def give_up_move(registry: Registry, entry: Move, url: str) -> None:
-    """Something unknown is where an object was to be moved: it stays, and so does the object, which is as good."""
+    """Give up a move because something unknown is at its target. Both objects stay: the present place is as good."""
     registry.journal.done(entry.id)
     log.warning(
         "The object of artifact %s stays where it is, for something else is at %s; 'lamfs fsck' says what that is.",

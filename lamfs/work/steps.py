@@ -1,9 +1,8 @@
-"""The steps of storage work: put, move, delete, abort. In the daemon's trio loop, called by the uploader only.
+"""The steps of storage work: put and drop. In the daemon's trio loop, called only by the uploader.
 
-Bytes are moved by the Mover; rows are read and struck off through the Registry of the loop's thread. The order is
-always: object first, registry row second, stale object last (docs/ARCHITECTURE.md), and in a power cut too: the log is
-synced before storage is changed, and before a spool file goes whose row was struck off. Owns which objects are being
-written.
+The Mover moves bytes. Rows are read and removed through the Registry of the loop's thread. The order is always: object
+first, registry row second, stale object last (docs/ARCHITECTURE.md). It survives a power cut: the log is synced before
+storage is changed, and before a spool file is removed whose row is gone. Owns which objects are being written.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ log = logging.getLogger("lamfs.uploader")
 
 
 class FileHooks(Protocol):
-    """What the uploader needs of the open files; implemented by the file system, called in the loop."""
+    """What the uploader needs of the open files. Implemented by the file system, called in the loop."""
 
     def has_writers(self, ino: int) -> bool:
         """Whether a handle may still write to the inode."""
 
     def freeze(self, ino: int, src: str) -> None:
-        """The spool file ``src`` is being read for an upload: nobody writes to it from now on."""
+        """The spool file ``src`` is being read for an upload: it must not be written from now on."""
 
     def thaw(self, ino: int, src: str) -> None:
         """The upload of ``src`` has ended without becoming the current content."""
@@ -60,27 +59,28 @@ class FileHooks(Protocol):
     def stored(
         self, ino: int, src: str, revision: Revision | None, consumed: bool, missing: Collection[int] = ()
     ) -> None:
-        """Spool file ``src`` has been stored as ``revision`` and is owed no more (None: the file is gone).
+        """Spool file ``src`` was stored as ``revision``, and its put is done (None: the file is gone).
 
-        ``missing``: the blocks that were never in it, if it is a partial spool."""
+        ``missing``: the blocks that were never in it, if it is a partial spool.
+        """
 
     def storing_many(self) -> AbstractContextManager[None]:
-        """Around several ``stored`` between which nothing is awaited."""
+        """Context for several calls of ``stored`` without an await in between."""
 
     def rebased(self, ino: int, revision: Revision) -> None:
-        """A partial spool has been stored as ``revision`` while its file was written on in a copy of it."""
+        """A partial spool was stored as ``revision``, while its file was written further in a copy of it."""
 
     def conflicted(self, ino: int, conflict: Conflict) -> None:
-        """Somebody else has changed the object of an inode; what was written to it is another file now."""
+        """Somebody else has changed the object of an inode. What was written to the inode is another file now."""
 
     def damaged(self, ino: int, src: str, blocks: Collection[int]) -> None:
-        """These blocks of the spool file ``src`` are not what was written."""
+        """These blocks of the spool file ``src`` differ from what was written."""
 
     async def revive(self, ino: int, src: str) -> bool:
-        """The spool file ``src`` has lost its name: give its bytes a file of that name again, if it is open here."""
+        """The spool file ``src`` has lost its name. If it is open here, make a file of that name with its bytes."""
 
     def lost(self, ino: int, lost: Lost) -> None:
-        """What was written to a file last is lost."""
+        """What was last written to a file is lost."""
 
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
         """Copy these blocks of the stored revision ``base`` into the partial spool ``src``, which is frozen."""
@@ -88,15 +88,16 @@ class FileHooks(Protocol):
     async def pin(self, object_key: str, *, but: int | None = None) -> None:
         """The object is about to be replaced or deleted: fetch what open handles still need of it.
 
-        ``but``: the inode of a partial spool that is what replaces it."""
+        ``but``: the inode whose partial spool replaces it.
+        """
 
     def gone(self, object_key: str) -> None:
-        """The object is deleted, and no revision will have its key."""
+        """The object was deleted, and no revision will have its key."""
 
 
 @dataclass(slots=True)
 class Upload:
-    """One upload under way: its journal row, and how far it is, in bytes."""
+    """One upload under way: its journal row, and its progress in bytes."""
 
     entry: Put
     size: int = 0
@@ -107,7 +108,7 @@ class Upload:
     """Hashes of the parts that were sent while the file was written, by number."""
 
     def moved(self, count: int) -> None:
-        """Storage has so many bytes more than before (fewer, if it has lost some)."""
+        """Storage has ``count`` more bytes than before (fewer, if it has lost some)."""
         self.done += count
 
 
@@ -146,13 +147,13 @@ class Steps:
         self.hooks: FileHooks | None = None
 
     async def put(self, entry: Put, upload: Upload) -> tuple[Committed, bool]:
-        """Store the spool file of a put row; the outcome, and whether the file was taken (renamed) into storage."""
+        """Store the spool file of a put row. Returns the outcome, and whether the file was renamed into storage."""
         while (done := await self._put(entry, upload)) is None:
             pass
         return done
 
     async def _put(self, entry: Put, upload: Upload) -> tuple[Committed, bool] | None:
-        """One try of ``put``; None when what was in the way has left: it can be tried again at once."""
+        """One try of ``put``. None if an obstacle is gone now: the caller can try again at once."""
         assert self.hooks is not None
         registry, ino, src = self._registry, entry.ino, entry.src
         if not self._spool.exists(entry.src):
@@ -192,11 +193,11 @@ class Steps:
             target = registry.commits.put_target(entry)
         self._busy_objects.add(target)
         try:
-            artifact = registry.artifacts.by_ino(ino)  # as it is now that nobody else here is at work on the object
+            artifact = registry.artifacts.by_ino(ino)  # as it is now: nobody else here works on the object
             replaces = artifact is not None and artifact.revision.object_key == target
             earlier = entry.object_key if entry.object_key != target else None
             if entry.doubted or (earlier and registry.artifacts.with_object(earlier) is not None):
-                earlier = None  # it may be another machine's by now, or is an artifact's
+                earlier = None  # it may be another machine's by now, or an artifact has it
             if earlier is not None:
                 # An earlier try may have written elsewhere, before the file was renamed.
                 registry.journal.add_delete(earlier)
@@ -206,8 +207,8 @@ class Steps:
             if is_private(target):
                 found, is_there = None, False
             elif (replaces or earlier is not None) and self._store.kind != "local":
-                # (A local folder syncs them itself before it replaces the old ones.)
-                # Soon the old bytes will be nowhere else: then the new ones must not be lost.
+                # The old bytes will soon be nowhere else, so the new ones must be durable first. (A local folder syncs
+                # them itself before it replaces the old ones.)
                 found, is_there = await self._waits.beside(
                     lambda: self._conflicts.find(entry, artifact, target),
                     lambda: self._waits.sync_file(self._spool.open(src, os.O_RDONLY)),
@@ -261,11 +262,13 @@ class Steps:
         *,
         ours: bool,
     ) -> Committed | None:
-        """There is an object already under a name that no revision has had. With the put's bytes it is the put's: the
-        answer was lost. With others it is what an earlier try has made (``ours``), and goes; or it is the work of
-        another machine, which is kept. None: the put can be tried again, with another name.
+        """An object exists already under a name that no revision has had.
 
-        Raises ObjectChanged when it cannot, storage errors.
+        If it has the put's bytes, the put stored it, and only the answer was lost. With other bytes it was made by an
+        earlier try (``ours``), and is deleted; or by another machine, and is kept. None: the put can be tried again,
+        with another name.
+
+        Raises ObjectChanged if it cannot, storage errors.
         """
         journal = self._registry.journal
         found = await object_at(self._worker, target)
@@ -288,7 +291,7 @@ class Steps:
         return None
 
     def _compare(self, entry: Put, content: ContentHash) -> None:
-        """See that a spool file has the bytes with which it was closed. Raises StorageError."""
+        """Check that a spool file has the bytes with which it was closed. Raises StorageError."""
         blocks = damage.compare(self._registry, entry, content)
         if blocks is None:
             return
@@ -298,13 +301,13 @@ class Steps:
             raise damage.error(what(self._registry, entry), self._spool.shown(entry.src), blocks)
 
     async def _compare_for_good(self, entry: Put, content: ContentHash) -> None:
-        """As _compare; what is known of the file then survives a power cut."""
+        """As _compare; then what is known of the file survives a power cut."""
         self._compare(entry, content)
         await self._waits.durable()
 
     async def _keep_both(self, entry: Put, upload: Upload, base: Revision | None, found: ObjectStat) -> None:
-        """Somebody else has changed the object: give the file's bytes a name beside it, and raise ObjectChanged. If it
-        is only damaged, it has left when this returns."""
+        """Somebody else has changed the object: give the file's bytes a name beside it, and raise ObjectChanged.
+        Returns if the object is only damaged: the damaged bytes are out of the way then."""
         assert self.hooks is not None
         name = what(self._registry, entry)
         if base is not None:
@@ -325,9 +328,9 @@ class Steps:
         )
 
     def _is_hashed_as_sent(self, size: int, base: Revision | None, artifact: ArtifactRecord | None) -> bool:
-        """Whether a file is so large that it is read once only, to be hashed and sent part by part.
+        """Whether a file is so large that it is read only once, to be hashed and sent part by part.
 
-        One that may have the bytes of an artifact is hashed first: then it need not be sent.
+        A file that may have the bytes of an artifact is hashed first: then it may not have to be sent.
         """
         if self._hash_first or self._store.kind == "local" or base is not None:
             return False
@@ -336,15 +339,15 @@ class Steps:
         return (artifact is None or artifact.size != size) and not self._registry.artifacts.has_large(size)
 
     def size_of(self, entry: Put) -> int:
-        """Bytes of a put's spool file; more than any file has when it is not there: then it is no small one, and asks
-        for a closer look."""
+        """Bytes of a put's spool file. If it is missing: more than a small file has, so that the put looks at it
+        closely."""
         try:
             return self._spool.stat(check_spool_name(entry.src)).st_size
         except (OSError, InvalidName, StorageError):
             return batches.SMALL + 1
 
     def _base(self, entry: Put) -> Revision | None:
-        """The stored revision over which a spool file is a partial spool. Raises StorageError when it is gone."""
+        """The stored revision on which a partial spool is based. Raises StorageError if it is gone."""
         if entry.base is None:
             return None
         artifact = self._registry.artifacts.by_ino(entry.ino)
@@ -362,9 +365,9 @@ class Steps:
         try:
             await self.hooks.fill(entry.ino, entry.src, base, blocks)
         except (ObjectChanged, ObjectMissing):
-            # A crash between storing an earlier partial spool and saying so leaves the object newer than the base. What
-            # this one lacks is in there all the same, as each block's hash proves; once it is here nothing else is
-            # needed.
+            # After a crash between storing an earlier partial spool and committing it, the object is newer than the
+            # base. It still has the blocks that this one lacks, as each block's hash proves. Once they are here,
+            # nothing else is needed from the base.
             blocks = set(upload.missing)
             found = await self._worker.head(base.object_key)
             newer = Revision(base.content, base.object_key, found.etag)
@@ -372,9 +375,9 @@ class Steps:
         upload.missing -= blocks
 
     async def _hash(self, src: str, base: ContentHash | None, upload: Upload) -> ContentHash:
-        """Hash a spool file: a small one here, which takes less time than to ask the moving process.
+        """Hash a spool file. A small one is hashed here, which takes less time than to ask the moving process.
 
-        The hashes of blocks that are missing are those of ``base``, and so may LaminDB's be.
+        The missing blocks have the hashes of ``base``, and LaminDB's hash may be that of ``base`` too.
         """
         size, path = self._spool.stat(src).st_size, self._spool.path(src)
         if size <= batches.SMALL:
@@ -391,9 +394,9 @@ class Steps:
         return await self._worker.hash(path, bulk=bulk, known=known, head=head, ends=ends)
 
     async def _unneeded(self, entry: Put, revision: Revision) -> Committed | None:
-        """The artifact has these bytes already: strike the row off, if storage has them too.
+        """The artifact has these bytes already: remove the row, if storage has them too.
 
-        Other bytes may have reached the object by a put that was superseded, or that did not live to see its row.
+        A put that was superseded, or that died before it was committed, may have put other bytes into the object.
         """
         key = revision.object_key
         while key in self._busy_objects:
@@ -413,7 +416,7 @@ class Steps:
     async def _send(
         self, content: ContentHash, path: str, target: str, upload: Upload, base: Revision | None, guard: Guard
     ) -> tuple[str, bool]:
-        """Get the bytes to ``target``: renamed into a local folder, copied where storage has them, else uploaded."""
+        """Bring the bytes to ``target``: renamed into a local folder, copied if storage has them, else uploaded."""
         assert self.hooks is not None
         entry = upload.entry
         meta = self._registry.commits.put_meta(entry, content)
@@ -421,7 +424,7 @@ class Steps:
             consume = not self.hooks.has_writers(entry.ino)
             over = await guard.ready()
             stat = await self._worker.put(path, target, consume=consume, progress=upload.moved, meta=meta, over=over)
-            # It is copied where it cannot be taken: a crash may have left it another name.
+            # A file that cannot be renamed is copied: after a crash it may have another name too.
             return stat.etag, consume and not self._spool.exists(check_spool_name(entry.src))
         copied = await twins.copy_twin(self._registry, self._worker, content, target, meta, guard.look)
         if copied is not None:
@@ -437,7 +440,7 @@ class Steps:
                     return etag, False
                 except (StorageUnavailable, PreconditionFailed):
                     raise
-                except (StorageError, InvalidArgument) as error:  # more ranges than an upload may have parts, too
+                except (StorageError, InvalidArgument) as error:  # also more ranges than an upload may have parts
                     log.info("ranges cannot be copied in storage, so all of '%s' is sent: %s", target, error)
             await self._fill(entry, upload, base, set(upload.missing))
         if content.size > multipart.MULTIPART_ABOVE:
@@ -447,7 +450,7 @@ class Steps:
         return (await self._worker.put(path, target, progress=upload.moved, meta=meta, over=over)).etag, False
 
     async def _patched(self, content: ContentHash, upload: Upload, base: Revision) -> list[Segment]:
-        """What of a partial spool is sent, after it was brought in if need be, and what is copied from its base."""
+        """The parts of a partial spool: what is sent, fetched first if need be, and what is copied from its base."""
         found = []
         for sent, offset, length in patches.segments(content, base.content):
             if sent:
@@ -457,8 +460,11 @@ class Steps:
         return found
 
     async def _find_stored(self, entry: Put) -> Committed | None:
-        """The spool file is gone: it was renamed into storage before a crash, or something removed it. Who has it open
-        still has its bytes, and it is made again (None); else the file is as it was stored last."""
+        """The spool file is gone: it was renamed into storage before a crash, or something removed it.
+
+        If it is open here, the open handle still has its bytes, and the file is made again (None). Else the file gets
+        its last stored content.
+        """
         key, local = entry.object_key, None
         with suppress(ObjectMissing):
             local = self._store.open_local(key) if key is not None else None
@@ -470,7 +476,7 @@ class Steps:
         artifact = self._registry.artifacts.by_ino(entry.ino)
         if artifact is not None and (artifact.revision.object_key, artifact.revision.etag) == (key, etag):
             os.close(local)
-            return await self._miss(entry)  # that is what the artifact had before
+            return await self._miss(entry)  # the artifact had this before
         content = await hash_opened(self._worker, local)
         said = None if is_private(key) else await self._worker.meta(key)
         if not claims.is_put(self._registry, key, said, content, entry):
@@ -478,7 +484,7 @@ class Steps:
         return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
 
     async def _miss(self, entry: Put) -> Committed | None:
-        """The spool file is nowhere: see _find_stored."""
+        """The spool file cannot be found: see _find_stored."""
         assert self.hooks is not None
         if await self.hooks.revive(entry.ino, entry.src):
             log.warning(
@@ -493,13 +499,13 @@ class Steps:
         return Committed(None, current=True)
 
     async def drop(self, entry: Drop) -> None:
-        """Remove a spool file of this process that another one has made superfluous. Open handles keep it."""
+        """Remove a spool file of this process that another process has made superfluous. Open handles keep it."""
         with suppress(InvalidName):
             self._spool.unlink(check_spool_name(entry.src))
         self._registry.journal.done(entry.id)
 
 
 def what(registry: Registry, entry: Owed) -> str:
-    """What a journal row is about, for people: the key of its file if it has one."""
+    """The name of a journal row for people: the key of its file, if it has one."""
     key = registry.tree.path(entry.ino) if isinstance(entry, Put) else None
     return entry.about if key is None else key

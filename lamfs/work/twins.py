@@ -1,4 +1,4 @@
-"""Bytes that storage has already are copied within it, and not sent. Steps without I/O of their own (worker.py)."""
+"""Bytes that storage has already are copied within it, not sent. Steps that do no I/O themselves (worker.py)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ASKED = 3
 async def copy_twin(
     registry: Registry, worker: Worker, content: ContentHash, target: str, meta: ObjectMeta, look: Ready
 ) -> str | None:
-    """Copy the object of an artifact with the same bytes to ``target``, after ``look``; its ETag. None: there is none
-    that can be copied. Raises storage errors."""
+    """Copy the object of an artifact with the same bytes to ``target``, after ``look``. Returns its ETag. None: no
+    object can be copied. Raises storage errors."""
     for twin in registry.artifacts.same_content(content, ASKED):
         there = twin.revision
         if there.object_key == target:
             continue
-        # Where an artifact would lose its bytes to a wrong copy, storage is asked before.
+        # If a wrong copy would cost an artifact its bytes, storage is asked for the size first.
         size = there.size if registry.artifacts.with_object(target) is None else None
         with suppress(ObjectMissing, ObjectChanged):
             over = await look()

@@ -1,6 +1,6 @@
-"""Objects whose bytes the registry does not know become files of ``lost+found``, where they are in storage.
+"""Objects with unknown bytes become files of ``lost+found``; they stay where they are in storage.
 
-What an object says of itself is a hint and no more: nothing is deleted because of it. The thread of the Registry.
+An object's metadata is only a hint: nothing is deleted because of it. The thread of the Registry.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def keep(
     content: ContentHash,
     instead: ArtifactRecord | None = None,
 ) -> str | None:
-    """Make an object a file of ``lost+found``; its key there. ``meta``: what it says of itself; ``content``: its bytes.
+    """Make an object a file of ``lost+found``. Returns its key there. ``meta``: its metadata. ``content``: its bytes.
 
-    ``instead``: the artifact whose object it was, before something else was written there: that gets an object key
-    where nothing is, for what it had is in storage no more. None, and nothing has changed: the object got an artifact
+    ``instead``: the artifact that had this object before something else was written there. That artifact gets an unused
+    object key, because its bytes are not in storage any more. None, with nothing changed: the object got an artifact
     meanwhile, or ``instead`` has another revision by now, or is being written.
     """
     elsewhere = None
@@ -50,7 +50,7 @@ def keep(
 def record_of(
     registry: Registry, user_id: int | None, item: ObjectStat, meta: ObjectMeta | None, content: ContentHash
 ) -> ArtifactRecord:
-    """The artifact that is made of an unknown object, with the uid that it says, if none has that."""
+    """The artifact for an unknown object. It gets the uid from the metadata, unless an artifact has that."""
     said = meta.uid if meta is not None else None
     uid = said if said is not None and registry.artifacts.by_uid(said) is None else new_uid()
     return ArtifactRecord(
@@ -65,19 +65,19 @@ def record_of(
 
 
 def names(registry: Registry, item: ObjectStat, meta: ObjectMeta | None, place: str | None = None) -> Sequence[str]:
-    """Names for it, the one that is wanted most first. ``place``: where it shows whose object it should have been."""
+    """Names for an unknown object, the best first. ``place``: key of the artifact whose object it should have been."""
     key = meta.key if meta is not None and meta.key is not None else place or item.key
     name = root_path(key)[1]
     if meta is None:
         return (name,)
     if registry.artifacts.by_uid(meta.uid) is not None and meta.revision is not None:
-        # Of that artifact it is an older or a newer revision.
+        # It is an older or a newer revision of that artifact.
         return (name_with(name, f"revision {meta.revision}"), name_with(name, meta.uid))
     return (name, name_with(name, meta.uid))
 
 
 def is_said(meta: ObjectMeta, content: ContentHash) -> bool:
-    """Whether the bytes are those that the object says, where it does."""
+    """Whether the bytes have the hash in the metadata, if there is one."""
     return meta.hash in (None, f"{content.hash_type}:{content.hash}")
 
 

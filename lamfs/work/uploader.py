@@ -1,7 +1,7 @@
-"""The uploader: works off the journal. Runs in the daemon's trio loop; the only task that starts storage work there.
+"""The uploader works through the journal. Runs in the daemon's trio loop; the only task that starts storage work there.
 
-It owns which rows are under way, and when one that failed is tried again: with growing pauses, for as long as it takes.
-What is done for a row is in steps.py.
+It owns which rows are under way, and when a failed row is tried again: with growing pauses, for as long as it takes.
+steps.py and moves.py do the work of a row.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ from lamfs.work.steps import FileHooks, Steps, what
 log = logging.getLogger("lamfs.uploader")
 
 SETTLE = 0.05
-"""Seconds that a closed file waits for its upload, so that write-then-rename, and quick overwriting, is one upload."""
+"""Seconds that a closed file waits for its upload, so that write-then-rename, or quick overwriting, is one upload."""
 RETRY_UNNOTED = 2.0
-"""Pause in seconds when the registry cannot be written."""
+"""Pause in seconds if the registry cannot be written."""
 MAX_PAUSE = 60.0
 """Longest pause in seconds between two tries."""
 HURRIED_PAUSE = 3.0
-"""The same while somebody waits until nothing is owed any more."""
+"""The same while a caller waits until nothing is pending."""
 STILL = 3 * HURRIED_PAUSE
-"""Seconds without any progress after which what could not be tried waits for what storage refuses."""
+"""Seconds without progress after which untried rows count as waiting for those that storage refuses."""
 NOTE_SECONDS = 1.0
-"""Between two notes in the journal that a put goes on, for other mounts that wait for it."""
+"""Seconds between two records in the journal that a put makes progress, for other mounts that wait for it."""
 CLOCK_STEP = 1.0
-"""Seconds by which the wall clock, in which the journal's times are, may go back unnoticed."""
+"""Seconds by which the wall clock may go back unnoticed. The journal's times are of that clock."""
 BATCH = 256
-"""Rows read from the journal at a time, and objects deleted in one request at most."""
+"""Most rows read from the journal at a time, and most objects deleted in one request."""
 
 T = TypeVar("T", bound=Owed)
 Job = Callable[[list[T]], Awaitable[dict[int, LamfsError] | None]]
-"""Does rows of the journal; the errors of those that failed while others did not, by id."""
+"""Does rows of the journal. Returns errors by id, if some rows failed and others did not."""
 
 
 def _wall_clock() -> float:
-    """How far the wall clock is ahead of the one that nobody sets, in seconds."""
+    """Seconds by which the wall clock is ahead of the monotonic clock."""
     return time.time() - time.monotonic()
 
 
@@ -77,7 +77,7 @@ class Failure:
 
 
 class _PutBeat(Beat):
-    """Counts how a job goes on, and notes it in the journal now and then."""
+    """Counts the progress of a job, and records it in the journal now and then."""
 
     __slots__ = ("_next", "_registry", "_rows")
 
@@ -91,7 +91,7 @@ class _PutBeat(Beat):
         super().__call__()
         if trio.current_time() >= self._next:
             self._next = trio.current_time() + NOTE_SECONDS
-            with contextlib.suppress(LamfsError):  # the next one will be noted
+            with contextlib.suppress(LamfsError):  # the next one will be recorded
                 for row in self._rows:
                     self._registry.journal.went_on(row, self.value())
 
@@ -99,8 +99,8 @@ class _PutBeat(Beat):
 class Uploader:
     """Drains the journal with ``workers`` jobs at a time. Loop only.
 
-    Large files are not counted among those, but only half as many are under way at a time: so however many there are,
-    small ones go on. One job stores several small new files (batches.py), one after the other.
+    Large files do not count as jobs, but only half as many are under way at a time: so small files go on, however many
+    large ones there are. One job stores several small new files (batches.py), one after the other.
     """
 
     def __init__(
@@ -127,9 +127,9 @@ class Uploader:
         self.sealing = Sealing(registry, mover, spool, self.is_uploading, self._waits.may_abandon)
         self._wanted = self.puts.wanted
         self.beat = Beat()
-        """All that is done for the journal ..."""
+        """Progress of all work for the journal ..."""
         self.fresh = Beat(self.beat)
-        """... and what is done for rows that have not failed: whose steps are not done again and again in vain."""
+        """... and of work for rows that have not failed. Failed rows repeat their steps, perhaps in vain."""
         self._beats: dict[int, Beat] = {}
         self._limit = workers
         self._queue: deque[Owed] = deque()
@@ -148,19 +148,19 @@ class Uploader:
         self._clock = _wall_clock()
         self._stopped: LamfsError | None = None
         self._singly: set[int] = set()
-        """Deletions that failed among others: they are tried by themselves."""
+        """Deletions that failed together with others: each is tried alone."""
         self._refused: dict[int, tuple[float, str]] = {}
-        """Rows but puts that storage refused for good at their last try: when, and a sentence that says what."""
+        """Rows other than puts that storage refused for good at their last try: the time, and a sentence."""
         self.failures: deque[Failure] = deque(maxlen=50)
         self.failed_tries = 0
 
     def attach(self, hooks: FileHooks) -> None:
-        """Connect the open files; before ``run``."""
+        """Connect the open files. Called before ``run``."""
         self._steps.hooks = hooks
         self._moves.pin = hooks.pin
         self._moves.gone = hooks.gone
 
-    # -- what the file system says ------------------------------------------------------------------------------
+    # -- calls of the file system -------------------------------------------------------------------------------
 
     def notify(self, ino: int | None = None) -> None:
         """Something became ready: the put of ``ino`` (its last writer may be gone), or any row."""
@@ -169,7 +169,7 @@ class Uploader:
             self.sealing.closed(ino)
             self._being_written.pop(ino, None)
             if self._wakes_at <= trio.current_time() + SETTLE:
-                return  # it looks soon enough by itself
+                return  # the loop looks soon enough by itself
         self._work.set()
 
     def opened(self) -> None:
@@ -177,15 +177,15 @@ class Uploader:
         self._debounce.opened()
 
     def written(self, ino: int, src: str, offset: int, length: int, size: int) -> None:
-        """Bytes were written into a spool file, which has ``size`` bytes now: a large one is sent while it grows."""
+        """Bytes were written into a spool file, which has ``size`` bytes now. A large file is sent while it grows."""
         self._steps.streams.written(ino, src, offset, length, size)
 
     def cut(self, ino: int, size: int) -> None:
-        """A spool file was cut, or extended by a hole."""
+        """A spool file was truncated, or extended by a hole."""
         self._steps.streams.cut(ino, size)
 
     def stop(self, error: LamfsError) -> None:
-        """This process may not store any more: whoever waits for it, now or later, gets ``error``."""
+        """This process must not store anything any more. Calls that wait for it, now or later, raise ``error``."""
         self._stopped = error
         for event in self._attempts.values():
             event.set()
@@ -197,23 +197,24 @@ class Uploader:
             raise type(self._stopped)(str(self._stopped), errno=self._stopped.errno)
 
     def abandon(self, ino: int) -> None:
-        """The inode is gone, and its bytes are owed no more."""
+        """The inode is gone, and its put with it."""
         self._waits.abandon(ino)
         self._steps.streams.forget(ino)
         self._look_again(ino)
 
     def _look_again(self, ino: int | None) -> None:
-        """Wake up who waits for the next try of an inode's put."""
+        """Wake up callers that wait for the next try of an inode's put."""
         event = self._attempts.pop(ino, None) if ino is not None else None
         if event is not None:
             event.set()
 
     def is_uploading(self, ino: int, src: str) -> bool:
-        """Whether spool file ``src`` is being read right now."""
+        """Whether spool file ``src`` is being read for an upload now."""
         return self.puts.uploading.get(ino) == src
 
     def progress(self, ino: int) -> object:
-        """Another value than before when the inode's put has gone on meanwhile, or others while that waits its turn."""
+        """A value that changes when the inode's put makes progress, or, while that waits its turn, when other work
+        does."""
         beat = self._beats.get(ino)
         if beat is not None:
             return id(beat), beat.value()
@@ -225,8 +226,8 @@ class Uploader:
     async def wait_stored(self, ino: int, row: int, gen: int) -> None:
         """Return when generation ``gen`` of the inode's put ``row`` is in storage and in the registry.
 
-        Tries at once, and again when the moving process dies. Raises the error of a try that failed (the row stays and
-        is tried again later), FsError(ESTALE) when another mount goes on writing the file.
+        Tries at once, and again if the moving process dies. Raises the error of a failed try (the row stays and is
+        tried again later), and FsError(ESTALE) if another mount goes on writing the file.
         """
         self._wanted[ino] = self._wanted.get(ino, 0) + 1
         self._being_written.pop(ino, None)
@@ -255,17 +256,17 @@ class Uploader:
                 self._results.pop(ino, None)
 
     def check_refused(self, ino: int) -> None:
-        """Raise TooLarge when storage can never take what is owed for an inode."""
+        """Raise TooLarge if storage can never take the pending bytes of an inode."""
         entry = self._registry.journal.put_of(ino)
         if entry is not None and entry.state == "refused":
             raise TooLarge(entry.error or "Storage can never take the file; make it smaller.")
 
     async def drain(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """Return when nothing is owed by this process any more, but for what storage can never take.
+        """Return when this process has no pending rows any more, except for files that storage can never take.
 
-        ``progress(rows, bytes)`` now and then. Waits through failures; the caller decides when to give up (cancel). But
-        deletes, moves and aborts that storage refuses, not for now but for good, are not waited for: no bytes are lost
-        with them. They stay in the journal; returns a sentence for each.
+        Calls ``progress(rows, bytes)`` now and then. Waits through failures: the caller decides when to give up, and
+        cancels. Deletes, moves and aborts that storage refuses for good are not waited for: no bytes are lost with
+        them. They stay in the journal. Returns a sentence for each.
         """
         self._hurry += 1
         self._being_written.clear()
@@ -282,7 +283,7 @@ class Uploader:
                 still = trio.current_time() - changed >= STILL
                 refused = self._all_refused(rows, began if alone is None else alone, still=still)
                 if refused and alone is None:
-                    # Each is tried once more: what has just come to its end may have been in the way.
+                    # Try each once more: work that has just ended may have been in the way.
                     alone, refused = trio.current_time(), []
                 if not self._busy and (not rows or refused):
                     await self.durable()
@@ -292,7 +293,7 @@ class Uploader:
                 self._work.set()
                 with trio.move_on_after(0.2):
                     await self._idle.wait()
-                    while self._busy:  # counting what is owed takes long when it is much
+                    while self._busy:  # counting pending rows takes long if there are many
                         self._idle = trio.Event()
                         await self._idle.wait()
                     await trio.sleep(0.02)
@@ -300,8 +301,9 @@ class Uploader:
             self._hurry -= 1
 
     def _all_refused(self, rows: int, since: float, *, still: bool) -> list[str]:
-        """Sentences about the work of which storage has refused, since ``since``, all that is left; none while there is
-        something else to do. ``still``: nothing has come to its end for a while, so what was not tried waits for that.
+        """A sentence for each row that is left, if storage has refused all of them since ``since``; none while there is
+        other work. ``still``: nothing has ended for a while, so rows that were not tried count as waiting for the
+        refused.
         """
         journal = self._registry.journal
         if not self._refused or self._busy or journal.owes_bytes():
@@ -311,21 +313,21 @@ class Uploader:
         return refused if len(refused) == rows or still else []
 
     async def durable(self) -> None:
-        """Return when everything committed before survives a power cut. Raises RegistryError."""
+        """Return when everything committed so far survives a power cut. Raises RegistryError."""
         await self._waits.durable()
 
     def can_drain(self) -> bool:
-        """Whether something is owed that can be stored now: not only files that are still being written."""
+        """Whether something pending can be stored now: not only files that are still being written."""
         return self._stopped is None and self.owed()[0] > len(self._being_written)
 
     def owed(self) -> tuple[int, int]:
-        """Rows of this process that are ready, and bytes of the files among them."""
+        """Number of ready rows of this process, and bytes of the files among them."""
         return self._registry.journal.owed_by_me()
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until cancelled. What is under way then is finished by the next mount."""
+        """Work until cancelled. The next mount finishes what is under way then."""
         async with trio.open_nursery() as nursery:
             if self._store.parts is not None:
                 self._steps.streams.start(nursery)
@@ -342,11 +344,11 @@ class Uploader:
                 self._wakes_at = trio.current_time() + pause
                 with trio.move_on_after(pause):
                     await self._work.wait()
-                    # Closing a file wakes this up; a burst of them is looked at once. Who waits is served at once.
+                    # Each closed file wakes this up: wait a little, to serve a burst at once, unless a caller waits.
                     await trio.sleep(0.0 if self._wanted else 0.001)
 
     def _start_ready(self, nursery: trio.Nursery) -> float:
-        """Start what may start; how long (s) to wait before looking again without being told."""
+        """Start what may start. Returns the seconds after which to look again, if nothing wakes the loop before."""
         journal = self._registry.journal
         journal.release(self._busy)
         if self._being_written:
@@ -358,7 +360,7 @@ class Uploader:
             journal.retry_now()
         burst = 0.0 if self._hurry else self._debounce.pause()
         if burst and not self._wanted:
-            return min(burst, SETTLE)  # so soon that no closed file wakes this up
+            return min(burst, SETTLE)  # so soon that closed files need not wake this up
         refilled = bool(burst)
         while self._has_room():
             if not self._queue:
@@ -372,7 +374,7 @@ class Uploader:
                 continue
             entry = self._next()
             if entry is None or (burst and not self._is_wanted(entry)):
-                continue  # what is passed by now is read again
+                continue  # rows that are skipped now are read again
             if isinstance(entry, Put):
                 if self._must_wait(entry):
                     continue
@@ -400,13 +402,13 @@ class Uploader:
         return self._jobs < self._limit
 
     def _next(self) -> Owed | None:
-        """The next row of the queue; None when it is not to be worked on now."""
+        """The next row of the queue. None if it must not be worked on now."""
         journal = self._registry.journal
         found = self._queue.popleft()
-        # The row as it is now: it may have been written again, postponed or struck off since it was read.
+        # The present row: it may have been written again, postponed or removed since it was read.
         entry = journal.get(found.id)
         if entry is None or entry.op != found.op or entry.owner != journal.owner:
-            # Its file was deleted, or another mount writes it by now: who waits for it has to look again.
+            # Its file was deleted, or another mount writes it by now: waiting callers have to look again.
             if isinstance(found, Put):
                 self._look_again(found.ino)
             self.puts.alone.discard(found.id)
@@ -418,19 +420,19 @@ class Uploader:
         return entry
 
     def _is_wanted(self, entry: Owed) -> bool:
-        """Whether somebody waits for the put of a file."""
+        """Whether a caller waits for the put of a file."""
         return isinstance(entry, Put) and entry.ino in self._wanted
 
     def _is_small(self, entry: Put, size: int) -> bool:
-        """Whether a put may be done in a batch: of a new file."""
+        """Whether a put may be done in a batch: it must be of a small new file."""
         if size > batches.SMALL or self._store.imports_files or entry.id in self.puts.alone:
             return False
         return not (self._steps.streams.sends(entry.ino) or self._registry.artifacts.has_ino(entry.ino))
 
     def _gather(self, entry: Put) -> list[Put]:
-        """A batch of small files from the queue, with ``entry``: all jobs that may begin get their share.
+        """A batch of small files from the queue, with ``entry``. Each job that may begin gets its share of the queue.
 
-        What somebody waits for does not wait for what nobody does.
+        Files that a caller waits for are not held up by files that nobody waits for.
         """
         share = min(-(-(1 + len(self._queue)) // (self._limit - self._jobs)), batches.FILES)
         found = {entry.id: entry}
@@ -459,9 +461,9 @@ class Uploader:
         return list(found.values())
 
     def _may_begin(self, entry: Put, size: int) -> bool:
-        """Whether a put may begin now; a large file that nobody waits for may have to wait for another.
+        """Whether a put may begin now. A large file that nobody waits for may have to wait for another large file.
 
-        Its parts do not keep other files' jobs waiting, so it needs no slot of theirs.
+        The parts of a large file do not hold up other files' jobs, so it does not count as a job.
         """
         if size <= multipart.MULTIPART_ABOVE:
             return True
@@ -472,7 +474,8 @@ class Uploader:
         return True
 
     def _must_wait(self, entry: Put) -> bool:
-        """Whether a file that was closed once is still being written by somebody: its upload waits for them."""
+        """Whether a file that was closed once is still being written through a handle: its upload waits for the
+        close."""
         assert self._steps.hooks is not None
         if self._hurry or entry.next_at < 0 or entry.ino in self._wanted:
             return False
@@ -485,12 +488,12 @@ class Uploader:
         self._busy.update(entry.id for entry in entries)
         for entry in entries:
             if isinstance(entry, Put):
-                self.puts.begin(entry)  # now: until the job has its turn the file may be written again
+                self.puts.begin(entry)  # now: before the job gets its turn, the file may be written again
         self._jobs += entries[0].id not in self._large
         nursery.start_soon(self._guard, job, entries)
 
     async def _guard(self, job: Job[T], entries: list[T]) -> None:
-        """Run one job, and count how it goes on."""
+        """Run one job, and count its progress."""
         whole = self.beat if any(entry.attempts for entry in entries) else self.fresh
         puts = {entry.ino: entry.id for entry in entries if isinstance(entry, Put)}
         beat = _PutBeat(whole, self._registry, list(puts.values()))
@@ -505,7 +508,7 @@ class Uploader:
                     del self._beats[ino]
 
     async def _run_job(self, job: Job[T], entries: list[T]) -> None:
-        """Run one job; whatever goes wrong becomes a failed try of its rows."""
+        """Run one job. Any error becomes a failed try of its rows."""
         error: LamfsError | None = None
         errors: dict[int, LamfsError] = {}
         try:
@@ -531,7 +534,7 @@ class Uploader:
                     self._results[entry.ino] = None if overtaken else problem_of
                 self._look_again(entry.ino)
         if unnoted:
-            # The rows cannot say when to try again, so they stay busy until then.
+            # The rows cannot record when to try again, so they stay busy until then.
             await trio.sleep(unnoted)
         self._busy.difference_update(entry.id for entry in entries)
         if entries[0].id in self._large:
@@ -543,7 +546,7 @@ class Uploader:
         self._idle.set()
 
     def _overtaken(self, entry: Owed) -> bool:
-        """Whether a put's row was struck off or written anew meanwhile: its file may be gone, and nothing failed."""
+        """Whether a put's row was removed or rewritten meanwhile: its file may be gone, so nothing failed."""
         if not isinstance(entry, Put):
             return False
         try:
@@ -553,7 +556,7 @@ class Uploader:
         return now is None or (now.src, now.gen) != (entry.src, entry.gen)
 
     def _note_refusal(self, entry: Owed, error: LamfsError | None, *, alone: bool) -> None:
-        """Remember whether trying a deletion, move or abort again, ``alone`` or not, can help."""
+        """Remember whether another try of a deletion, move or abort, ``alone`` or not, can succeed."""
         self._refused.pop(entry.id, None)
         self._singly.discard(entry.id)
         if not isinstance(error, StorageError) or error.retryable:
@@ -564,7 +567,7 @@ class Uploader:
             self._refused[entry.id] = trio.current_time(), f"{entry.op} {entry.about}: {error}"
 
     def _failed(self, entry: Owed, error: LamfsError) -> bool:
-        """Note a failed try; False when the registry does not take the note (its disk is full)."""
+        """Record a failed try. False if the registry cannot be written (its disk is full)."""
         longest = HURRIED_PAUSE if self._hurry else MAX_PAUSE
         pause = min(longest, 0.5 * 2 ** min(entry.attempts, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
         try:
@@ -579,7 +582,7 @@ class Uploader:
             self.failures.append(Failure(now_ns(), f"{entry.op} {name}", str(error)))
             self._registry.journal.failed(entry.id, str(error), now_ns() + int(pause * 1e9))
             if isinstance(entry, Put):
-                self.sealing.closed(entry.ino)  # it waits now
+                self.sealing.closed(entry.ino)  # it has to wait now
         except LamfsError as problem:
             log.error("could not note a failure: %s", problem)
             return False

@@ -1,4 +1,4 @@
-"""Time for tests of async code that neither use threads nor wait for I/O: it passes when nobody can run."""
+"""Time for tests of async code that uses neither threads nor real I/O: it advances when no task can run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ async def _run_sync(work: Callable[..., Any], *args: Any, **_: Any) -> Any:
 
 @pytest.fixture
 def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For an async test: trio's autojump clock. No thread would stop it, so what threads are for, the loop does."""
+    """For an async test: trio's autojump clock. Threads would not stop it, so the loop does the work of threads."""
     monkeypatch.setattr(trio.to_thread, "run_sync", _run_sync)
 
 
 @contextlib.contextmanager
 def jumping(clock: trio.testing.MockClock) -> Iterator[None]:
-    """As the fixture, for a synchronous test, which runs trio by itself, with this clock. The times in the journal go
-    with it: what is to be tried again in a minute is due when the clock has jumped that far.
+    """As the fixture, for a synchronous test, which runs trio itself with this clock. The journal's times follow the
+    clock: a row that is to be tried again in a minute is due when the clock has jumped that far.
     """
 
     def now_ns() -> int:
@@ -56,7 +56,7 @@ def _run(main: Callable[..., Any], *args: Any, clock: trio.abc.Clock | None = No
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """pytest-trio sees a clock among a test's own arguments only, not where a folder or module asks for it."""
+    """pytest-trio finds a clock only among a test's own arguments, not if a folder or module requests it."""
     for item in items:
         asks = "jumping_clock" in getattr(item, "fixturenames", ())
         if asks and inspect.iscoroutinefunction(getattr(item, "obj", None)):

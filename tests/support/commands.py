@@ -1,4 +1,4 @@
-"""The command ``lamfs`` as a user runs it (``lamfs``: a process of its own), and quicker (``quick``: in this one)."""
+"""The command ``lamfs``: as a user runs it (``lamfs``, in its own process), and faster (``quick``, in this process)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Word = str | os.PathLike[str]
 
 
 def lamfs(*words: Word, code: int = 0) -> str:
-    """Run ``lamfs``, which has to end with ``code``; what it printed on stdout (stderr, when ``code`` is not 0)."""
+    """Run ``lamfs``, which must end with ``code``. Returns what it printed on stdout (stderr, if ``code`` is not 0)."""
     done = subprocess.run(
         [sys.executable, "-m", "lamfs", *map(os.fspath, words)],
         stdin=subprocess.DEVNULL,
@@ -33,7 +33,7 @@ def lamfs(*words: Word, code: int = 0) -> str:
 
 
 def quick(*words: Word, code: int = 0) -> str:
-    """As ``lamfs``, but in this process, which saves the start of one."""
+    """As ``lamfs``, but in this process, without starting another."""
     from lamfs.cli import main
 
     done = CliRunner().invoke(main, [os.fspath(word) for word in words])
@@ -49,5 +49,5 @@ def _checked(words: tuple[Word, ...], code: int, ended: int, stdout: bytes, stde
 
 
 def quick_json(*words: Word) -> Any:
-    """What ``lamfs … --json`` says."""
+    """The result of ``lamfs … --json``."""
     return json.loads(quick(*words, "--json"))

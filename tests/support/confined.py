@@ -1,13 +1,13 @@
-"""A machine with a home full of secrets, and a watch (strace) over what the commands that it runs reach.
+"""A machine with a home full of secrets. strace watches what the commands that it runs reach.
 
     with Machine() as machine:
         done = machine.lamfs("connect", str(store), allow=[store])
         assert done.code in (0, 1, 2)
-        assert machine.strayed() == []          # opened for writing, renamed, linked, removed … outside of its folders
+        assert machine.strayed() == []          # opened for writing, renamed, linked, removed … outside its folders
         assert machine.harmed() == []
 
-A command's own folders are those that LAMFS_*_DIR name, the mount point, and what ``allow`` adds. What else a program
-may reach is in ``ELSEWHERE``, with the reason.
+A command's own folders are those that LAMFS_*_DIR name, the mount point, and those in ``allow``. Other paths that a
+program may reach are in ``ELSEWHERE``, with the reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.support import watchdog
 from tests.support.mounts import ROOT, wait_until
 
 SECONDS = 20.0
-"""Longest time that any command may take, whatever it is given."""
+"""Longest time that a command may take, whatever its input."""
 MEMORY_MIB = 300
 MARKER = b"TheSecretOfThisTest"
 SECRETS = {
@@ -51,7 +51,7 @@ ELSEWHERE = re.compile(
 )
 
 # Where the paths are in each system call: (argument of the directory or None, argument of the path). An int: a
-# descriptor. Of what was opened the kernel's own word is taken, which is the path behind all links.
+# descriptor. For opened files the kernel's own answer is used, which is the path behind all links.
 _ONE, _TWO = ((None, 0),), ((None, 0), (None, 1))
 _AT, _AT_TWO = ((0, 1),), ((0, 1), (2, 3))
 CALLS: dict[str, tuple[tuple[int | None, int], ...] | int] = {
@@ -76,7 +76,7 @@ _PLAIN = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"v": b"\v", b"f": b"\f"}
 
 
 class Ended(NamedTuple):
-    """How a command ended. ``mib``: the most memory it had at a time."""
+    """How a command ended. ``mib``: its peak memory."""
 
     words: tuple[str, ...]
     code: int
@@ -88,7 +88,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session")
 def strace() -> None:
-    """This machine can watch system calls. Without that tests are skipped; in CI they fail."""
+    """This machine can trace system calls. Otherwise tests are skipped; in CI they fail."""
     if os.getuid() != 0:
         pytest.skip("fusermount3 has no rights of its own while it is traced, so only root can watch a mount")
     missing = None
@@ -117,14 +117,14 @@ if code < 0:
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
-"""A small process that starts a program, and writes its most memory (KiB) into a file. Linux counts the memory of who
-starts a program to the program's own ru_maxrss, and a test run may have had more than what is allowed here."""
+"""A small process that starts a program, and writes the program's peak memory (KiB) into a file. Linux counts the
+memory of the parent in the program's own ru_maxrss, and a test run may have had more than is allowed here."""
 
 
 class Machine:
-    """A machine of its own, below ``base``: a home with secrets, lamfs's folders in it, a place to mount at.
+    """A machine below ``base``: a home with secrets, lamfs's folders in it, and a mount point.
 
-    One thread. A watchdog takes its mount away when the test does not.
+    One thread. A watchdog removes its mount if the test does not.
     """
 
     def __init__(self, *, env: dict[str, str] | None = None, seconds: float = 100.0) -> None:
@@ -155,14 +155,14 @@ class Machine:
             "LC_ALL": "C.UTF-8",
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONSAFEPATH": "1",  # as the installed command has it: nothing is looked for in the home
+            "PYTHONSAFEPATH": "1",  # like the installed command: nothing is imported from the home
             **(env or {}),
         }
         self.seconds = seconds
         self.said = b""
-        """All that commands printed."""
+        """Everything that commands printed."""
         self.peak = 0.0
-        """Most memory (MiB) of any process so far."""
+        """Peak memory (MiB) of any process so far."""
         self._before = self.picture()
         self._traces: list[tuple[Path, list[Path]]] = []
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -194,25 +194,26 @@ class Machine:
     # -- commands -----------------------------------------------------------------------------------------------
 
     def lamfs(self, *words: str, allow: Iterable[Path] = (), seconds: float = SECONDS) -> Ended:
-        """Run ``lamfs``, in the home, and watch it. Fails when it takes longer than ``seconds``."""
+        """Run ``lamfs`` in the home, and watch it. Fails if it takes longer than ``seconds``."""
         return self.run([sys.executable, "-m", "lamfs", *words], allow=allow, watched=True, limit=seconds)
 
     def run(
         self, words: list[str], *, allow: Iterable[Path] = (), watched: bool = False, limit: float = SECONDS
     ) -> Ended:
-        """Run a program, in the home. Fails when it takes longer than ``limit`` seconds."""
+        """Run a program in the home. Fails if it takes longer than ``limit`` seconds."""
         command = words
         if watched:
             trace = self.base / f"trace-{len(self._traces)}"
             self._traces.append((trace, [*self.own, *allow]))
             calls = ",".join(f"?{name}" for name in (*CALLS, "chdir", "fchdir"))
-            # -DD: strace runs beside the program, which stays its starter's child, and goes on with its daemons.
+            # -DD: strace runs beside the program, which stays its parent's child, and goes on with the program's
+            # daemons.
             command = ["strace", "-DD", "-f", "-y", "--seccomp-bpf", "-s", "8192", "-o", str(trace)]
             command += ["-e", f"trace={calls}", *words]
         memory = self.base / "memory"
         begin = time.monotonic()
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as problems:
-            # In files: a daemon's strace keeps its standard output for as long as the daemon lives.
+            # In files: a daemon's strace keeps its standard output as long as the daemon lives.
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _MEASURED, str(memory), *command],
                 stdin=subprocess.DEVNULL,
@@ -232,7 +233,7 @@ class Machine:
         return done
 
     def _ended(self, process: subprocess.Popen[bytes], words: list[str], limit: float) -> int:
-        """Its exit code."""
+        """Wait for the process. Returns its exit code."""
         deadline = time.monotonic() + limit
         delay = 0.005
         while True:
@@ -248,7 +249,7 @@ class Machine:
             delay = min(delay * 1.5, 0.05)
 
     def note_daemons(self) -> None:
-        """Take the memory of what runs in the background into account; called before it ends."""
+        """Count the memory of background processes. Called before they end."""
         for pid in watchdog.processes_of(str(self.data_dir)):
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -256,7 +257,7 @@ class Machine:
                         self.peak = max(self.peak, int(line.split()[1]) / 1024)
 
     def end_daemons(self) -> None:
-        """End what goes on in the background, and not the strace that watches it."""
+        """End background processes, but not the strace that watches them."""
         for pid in watchdog.processes_of(str(self.data_dir)):
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/comm").read_text() != "strace\n":
@@ -265,8 +266,8 @@ class Machine:
     # -- what was reached ---------------------------------------------------------------------------------------
 
     def strayed(self, *forbidden: Path) -> list[str]:
-        """The calls of watched commands so far that changed something outside of their folders, or opened something of
-        the home or of ``forbidden`` to read it; once all processes have ended."""
+        """Calls of watched commands so far that changed something outside their folders, or that opened something in
+        the home or in ``forbidden`` for reading. Waits until all processes have ended."""
         traces, self._traces = self._traces, []
         found = []
         for path, allowed in traces:
@@ -280,7 +281,7 @@ class Machine:
         return found
 
     def picture(self) -> dict[str, tuple[object, ...]]:
-        """Everything in the home that is not lamfs's, with its content and times."""
+        """Everything in the home that does not belong to lamfs, with its content and times."""
         found: dict[str, tuple[object, ...]] = {}
         skipped = {str(folder) for folder in self.own}
         for top, folders, files in os.walk(self.home):
@@ -295,12 +296,12 @@ class Machine:
         return found
 
     def harmed(self) -> list[str]:
-        """What is not as it was of the home."""
+        """What has changed in the home."""
         now = self.picture()
         return sorted(name for name in {*now, *self._before} if now.get(name) != self._before.get(name))
 
     def leaks(self, *folders: Path) -> list[str]:
-        """Where a secret's text is: what commands printed, lamfs's own folders, and these."""
+        """Where a secret's text is found: in what commands printed, in lamfs's own folders, and in ``folders``."""
         found = ["what was printed"] if MARKER in self.said else []
         for folder in (self.data_dir, self.cache_dir, self.config_dir, *folders):
             for path in _files(folder):
@@ -309,7 +310,7 @@ class Machine:
         return found
 
     def logs(self) -> str:
-        """All logs, and what was printed."""
+        """All logs, and everything that was printed."""
         texts = [self.said.decode(errors="replace")]
         texts += [path.read_text(errors="replace") for path in sorted(self.data_dir.rglob("*.log"))]
         return "\n".join(texts)
@@ -328,7 +329,7 @@ def _inside(path: str, folders: Iterable[Path]) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether every process in a trace has come to its end."""
+    """Whether every process in a trace has ended."""
     running: dict[str, bool] = {}
     for line in path.read_text(errors="replace").splitlines():
         pid, _, rest = line.partition(" ")
@@ -340,8 +341,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def touches(trace: Path, cwd: str) -> Iterator[tuple[str, str, str]]:
-    """What was reached: call (``read`` for a file that was opened to be read), path, line. Calls that failed are left
-    out. A path that is not absolute is taken to be below every directory that any process worked in."""
+    """What was reached: call (``read`` for a file opened for reading), path, line. Failed calls are left out. A
+    relative path counts as below every directory that any process worked in."""
     directories = {cwd}
     opened_by: dict[tuple[str | None, str], str] = {}
     for pid, line in _whole_lines(trace):
@@ -362,7 +363,7 @@ def touches(trace: Path, cwd: str) -> Iterator[tuple[str, str, str]]:
             if "O_DIRECTORY" in text or "O_PATH" in text:
                 opened_by[pid, result] = opened_by[None, result] = path
             if "O_PATH" in text and _PROCESS.fullmatch(_string(arguments[1])):
-                continue  # in which mount a process works; what is reached by way of it is seen when it is
+                continue  # a process's cwd or root; what is reached through it is seen then
             yield name if writes else "read", path, line
         elif name == "bind":
             found = re.search(r'sun_path="((?:[^"\\]|\\.)*)"', text)
@@ -380,23 +381,23 @@ def touches(trace: Path, cwd: str) -> Iterator[tuple[str, str, str]]:
                 path = _through_proc(_string(arguments[number]), opened_by)
                 known = directories if folder is None else {_of_fd(arguments[folder])}
                 for whole in _absolute(path, known):
-                    # Of a file that is still there, where the folder really is.
+                    # For an existing file: where its folder really is.
                     yield name, os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole)), line
 
 
 def _through_proc(path: str, opened_by: dict[tuple[str | None, str], str]) -> str:
-    """A path that begins at a directory which a process has open, from where that is."""
+    """The real path of a path that begins at an open directory of a process."""
     matched = re.fullmatch(r"/proc/(\d+)/fd/(\d+)/(.*)", path, re.DOTALL)
     if matched is None:
         return path
     pid, fd, rest = matched.groups()
-    # A process may have it from its parent, under the same number.
+    # A process may have inherited it from its parent, with the same number.
     folder = opened_by.get((pid, fd)) or opened_by.get((None, fd))
     return path if folder is None else f"{folder}/{rest}"
 
 
 def _whole_lines(trace: Path) -> Iterator[tuple[str, str]]:
-    """Process and call; calls that others interrupted are put together."""
+    """Process and call. Calls that others interrupted are joined."""
     begun: dict[str, str] = {}
     for raw in trace.read_text(errors="surrogateescape").split("\n"):
         matched = _LINE.fullmatch(raw)

@@ -1,7 +1,7 @@
-"""Registries that somebody has crafted: what can be wrong with rows, with what SQLite runs, and with the file.
+"""Registries that an attacker has crafted: wrong rows, code that SQLite runs, and damaged files.
 
-``Good`` is an instance with files that nobody touches (``KEPT``), files to be mutated, and a copy of both registry and
-objects for every example. A mutation is a function that changes the registry file; ``str(mutation)`` names it.
+``Good`` is an instance with files that are never changed (``KEPT``), files to be mutated, and a copy of both registry
+and objects for every example. A mutation is a function that changes the registry file; ``str(mutation)`` names it.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class Utf8(bytes):
 
 
 class Many(NamedTuple):
-    """A long value, by a short name."""
+    """A long value with a short name."""
 
     unit: str | bytes
     times: int
 
 
 def whole(value: Any) -> Any:
-    """A value as it is written."""
+    """A value as it is written to the registry."""
     return value.unit * value.times if isinstance(value, Many) else value
 
 
 def values(secret: str) -> list[Any]:
-    """Values for a column. ``secret``: an absolute path of a file that none of this may reach; it is the first."""
+    """Values for a column. ``secret``: an absolute path of a file that nothing may reach. It is the first value."""
     up = "../" * 12 + secret.lstrip("/")
     return [
         secret, None, 0, 1, 2, -1, 7, 1 << 31, 1 << 47, (1 << 63) - 1, -(1 << 63), 1.5, 1e300, float("inf"), "", b"",
@@ -81,7 +81,7 @@ def columns() -> list[tuple[str, str]]:
 def loosened(path: Path, *, stale: bool = False) -> Iterator[sqlite3.Connection]:
     """A registry without constraints, types, indexes and triggers, for the time of the block: anything can be written.
 
-    ``stale``: the indexes stay as they were before, whatever the rows say then.
+    ``stale``: the indexes stay as they were, whatever the rows contain afterwards.
     """
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
         kept = conn.execute("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_master").fetchall()
@@ -112,7 +112,7 @@ def loosened(path: Path, *, stale: bool = False) -> Iterator[sqlite3.Connection]
         with contextlib.closing(sqlite3.connect(path)) as conn:
             for kind, name, *_ in kept:
                 if kind == "index":
-                    with contextlib.suppress(sqlite3.Error):  # rows that the index cannot have
+                    with contextlib.suppress(sqlite3.Error):  # the rows may violate the index
                         conn.execute(f"REINDEX {name}")
 
 
@@ -136,18 +136,18 @@ class Cell:
         return f"{self.table}.{self.column} of row {self.turn} = {self.value!r}"
 
     def apply(self, conn: sqlite3.Connection) -> None:
-        """Change it, where SQLite lets this value into this column at all."""
+        """Change the value, if SQLite accepts it in this column at all."""
         rows = _victims(conn, self.table)
         if not rows:
             return
         where, params = rows[self.turn % len(rows)]
         mark = "CAST(? AS TEXT)" if isinstance(self.value, Utf8) else "?"
-        with contextlib.suppress(sqlite3.IntegrityError):  # the number of a row, or the key of a table that is one
+        with contextlib.suppress(sqlite3.IntegrityError):  # a row id, or a key of a table that is a row id
             conn.execute(f"UPDATE {self.table} SET {self.column}={mark} WHERE {where}", (whole(self.value), *params))
 
 
 def _victims(conn: sqlite3.Connection, table: str) -> list[tuple[str, tuple[Any, ...]]]:
-    """Conditions for the rows of a table that may be harmed without harm to the kept files and the two directories."""
+    """Conditions for the rows of a table that can be changed without harm to the kept files and the two directories."""
     info = conn.execute(f"PRAGMA table_info('{table}')").fetchall()
     sql = str(conn.execute("SELECT sql FROM sqlite_master WHERE name=?", (table,)).fetchone()[0])
     keys = [row[1] for row in info if row[5]] if "WITHOUT ROWID" in sql else ["rowid"]
@@ -163,7 +163,7 @@ def _victims(conn: sqlite3.Connection, table: str) -> list[tuple[str, tuple[Any,
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row that is there twice, gone, or has another one's value in a column."""
+    """A row that exists twice, is deleted, or has another row's value in a column."""
 
     table: str
     how: str
@@ -174,7 +174,7 @@ class Row:
         return f"{self.table}: row {self.turn} {self.how} ({self.column})"
 
     def apply(self, conn: sqlite3.Connection) -> None:
-        """Change it, where SQLite can."""
+        """Change the row, if SQLite can."""
         rows = _victims(conn, self.table)
         if len(rows) < 2:
             return
@@ -202,7 +202,7 @@ HOWS = ("deleted", "twice", "swapped")
 
 @dataclasses.dataclass(frozen=True)
 class Owed:
-    """A row of the journal, with what belongs to it in other tables."""
+    """A row of the journal, with its rows in other tables."""
 
     op: Any
     state: Any
@@ -215,7 +215,7 @@ class Owed:
         return "owed: " + ", ".join(repr(value)[:60] for value in dataclasses.astuple(self))
 
     def apply(self, conn: sqlite3.Connection) -> None:
-        """Add it."""
+        """Add the row."""
         found = conn.execute(
             "SELECT ino, uid FROM artifact WHERE ino NOT IN (SELECT ino FROM temp.kept) ORDER BY id"
         ).fetchall()
@@ -281,7 +281,7 @@ BESIDE = {
     "statistics": "ANALYZE; UPDATE sqlite_stat1 SET stat='999999999999 99999999999 unordered sz=1 noskipscan'",
     "very many tables": ";".join(f"CREATE TABLE t{number}(x)" for number in range(3000)),
 }
-"""Beside the tables: a registry that has these is taken over without them. ``{secret}`` is a path."""
+"""Added beside the tables. Such a registry is taken over without them. ``{secret}`` is a path."""
 
 INSTEAD = {
     "an endless view": f"CREATE VIEW {{table}} AS {_ENDLESS} SELECT x AS id, x AS key, x AS value FROM n",
@@ -293,7 +293,7 @@ INSTEAD = {
     "other columns": "CREATE TABLE {table}(x)",
     "nothing": "",
 }
-"""In the place of a table of lamfs's own: such a registry is refused."""
+"""In place of one of lamfs's own tables. Such a registry is refused."""
 
 
 def run_sql(path: Path, sql: str) -> None:
@@ -303,7 +303,7 @@ def run_sql(path: Path, sql: str) -> None:
 
 
 def instead(path: Path, table: str, sql: str) -> None:
-    """Put something else in the place of a table."""
+    """Replace a table by something else."""
     with contextlib.closing(sqlite3.connect(path)) as conn:
         for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type='trigger'").fetchall():
             conn.execute(f"DROP TRIGGER {name}")
@@ -315,7 +315,7 @@ def instead(path: Path, table: str, sql: str) -> None:
 
 
 def flip_bytes(path: Path, random: random.Random) -> None:
-    """Other bytes in a few places; one in three of them in the header and the first page."""
+    """Change bytes in a few places; one in three of them in the header and the first page."""
     data = bytearray(path.read_bytes())
     for _ in range(random.choice([1, 3, 20, 200])):
         end = 4096 if random.random() < 1 / 3 else len(data)
@@ -324,7 +324,7 @@ def flip_bytes(path: Path, random: random.Random) -> None:
 
 
 def swap_pages(path: Path, random: random.Random) -> None:
-    """Pages that have changed places, but for the first."""
+    """Swap pages, but not the first one."""
     data = path.read_bytes()
     pages = [data[begin : begin + 4096] for begin in range(0, len(data), 4096)]
     for _ in range(random.choice([1, 2, 8])):
@@ -334,7 +334,7 @@ def swap_pages(path: Path, random: random.Random) -> None:
 
 
 def cut(path: Path, random: random.Random) -> None:
-    """The beginning of the file, some of it whole pages."""
+    """Keep only the beginning of the file, in some cases whole pages."""
     data = path.read_bytes()
     path.write_bytes(
         data[: random.choice([1, 99, 100, 4096, 4096 * random.randrange(1, 9), random.randrange(len(data))])]
@@ -342,23 +342,23 @@ def cut(path: Path, random: random.Random) -> None:
 
 
 def empty(path: Path, random: random.Random) -> None:
-    """Nothing."""
+    """Empty the file."""
     path.write_bytes(b"")
 
 
 def noise(path: Path, random: random.Random) -> None:
-    """A header and noise."""
+    """Replace the file by a header and noise."""
     path.write_bytes(b"SQLite format 3\0" + random.randbytes(random.choice([84, 4080, 100_000])))
 
 
 def sparse(path: Path, random: random.Random) -> None:
-    """One TB, of which nothing is on the disk but the registry."""
+    """One TiB, with nothing but the registry on the disk."""
     with path.open("r+b") as file:
         file.truncate(1 << 40)
 
 
 def newer(path: Path, random: random.Random) -> None:
-    """A version that is not there yet."""
+    """A schema version that does not exist yet."""
     run_sql(
         path, f"UPDATE meta SET value={random.choice([SCHEMA_VERSION + 1, 99, 1 << 62])} WHERE key='schema_version'"
     )
@@ -375,7 +375,7 @@ FILES: list[Callable[[Path, random.Random], None]] = [
 
 
 def of_version(path: Path, version: int) -> None:
-    """The same rows in a registry of an older version, as far as that has their tables and columns."""
+    """The same rows in a registry of an older version, as far as that version has their tables and columns."""
     new = path.with_suffix(".old")
     with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as conn:
         schema.apply(conn, version)
@@ -387,7 +387,7 @@ def of_version(path: Path, version: int) -> None:
             names = [row[1] for row in conn.execute(f"PRAGMA main.table_info({table})")]
             there = {row[1]: "t" for row in conn.execute(f"PRAGMA now.table_info({table})")}
             source = f"now.{table} t"
-            if table == "artifact":  # which had the columns of its revision, once
+            if table == "artifact":  # older versions had the columns of the revision in it
                 source += " JOIN now.revision r ON r.id=t.revision_id"
                 there = {row[1]: "r" for row in conn.execute("PRAGMA now.table_info(revision)")} | there
             chosen = [name for name in names if name in there]
@@ -413,7 +413,7 @@ def _triggers(version: int) -> list[tuple[str]]:
 
 
 class Good:
-    """A good instance, made once in a folder; every example gets a copy of its storage. One thread."""
+    """A good instance, made once in a folder. Every example gets a copy of its storage. One thread."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -451,7 +451,7 @@ class Good:
 
 
 def _some_of_everything(path: Path) -> None:
-    """Good rows in the tables that had none."""
+    """Insert good rows into tables that have none."""
     with contextlib.closing(sqlite3.connect(path)) as conn:
         ids = conn.execute("SELECT id, ino FROM artifact WHERE key NOT LIKE 'kept/%'").fetchall()
         for turn, (identity, ino) in enumerate(ids[:6]):

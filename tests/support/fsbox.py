@@ -1,15 +1,15 @@
-"""A file system without kernel and without processes, that can be crashed at every step and started again.
+"""A file system without kernel and processes, which can be crashed at every step and started again.
 
     box = Box(folder, "s3")                      # or "local"; objects, registry and spool outlive a crash
-    box.run(scenario, crash_at=17)               # scenario(user): True when it was crashed at the 17th step
+    box.run(scenario, crash_at=17)               # scenario(user): True if it was crashed at the 17th step
     box.check(user)                              # start again with an empty cache, drain, compare everything
-    box.run_alone(work, crash_at=17)             # work(instance): what CLI and API do, while nothing is mounted
+    box.run_alone(work, crash_at=17)             # work(instance): what CLI and API do while nothing is mounted
 
-A *step* is a committed transaction of the registry, or the beginning or the end of a job of the mover: between two of
-them nothing that survives a crash changes. ``Crash`` is no Exception, so nothing in the product handles it.
+A *step* is a committed transaction of the registry, or the beginning or the end of a job of the mover: nothing that
+survives a crash changes between two steps. ``Crash`` is not an Exception, so nothing in the product handles it.
 
-``User`` does system calls and keeps a model of what the tree must hold: after a crash each file may have the bytes of
-its last acknowledged version or any later one.
+``User`` makes system calls and keeps a model of the expected tree: after a crash each file may have the bytes of its
+last acknowledged version or of any later one.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ from tests.support.tree import check_tree
 T = TypeVar("T")
 
 ROUNDS = 8
-"""Moves that wait for each other come to their end in a few rounds."""
+"""Moves that wait for each other are done after a few rounds."""
 
 
 class Crash(BaseException):
-    """The power is gone."""
+    """The power is cut."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -77,9 +77,10 @@ def _md5(data: bytes) -> str:
 
 @dataclass
 class MemoryStore:
-    """Objects in memory with the face of a bucket. ETags are MD5, so equal bytes have equal ETags, as on S3.
+    """Objects in memory with the interface of a bucket. ETags are MD5, so equal bytes have equal ETags, as on S3.
 
-    ``unfinished``: its uploads; ``made``: what became of the others; ``sent``: the number of each part that came.
+    ``unfinished``: its uploads. ``made``: objects made from finished uploads. ``sent``: the number of each received
+    part.
     """
 
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -163,7 +164,7 @@ class MemoryStore:
         if_none_match: bool = False,
         if_match: str | None = None,
     ) -> ObjectStat:
-        """As a bucket: without a look at the conditions."""
+        """As a bucket: the conditions are ignored."""
         self._stat(src, etag)
         self.objects[dst], self.metas[dst] = self.objects[src], meta
         return self._stat(dst)
@@ -175,7 +176,7 @@ class MemoryStore:
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         return iter([self._stat(key) for key in self.objects if key.startswith(prefix)])
 
-    # in parts: MultipartStore
+    # multipart uploads: MultipartStore
 
     def begin_upload(self, key: str, meta: Any = None) -> str:
         self.begun += 1
@@ -244,11 +245,11 @@ class MemoryStore:
 
 
 class DirectMover(DirectWorker):
-    """The Mover's jobs done on the spot, in the trio loop; each that changes storage is between two steps.
+    """Does the Mover's jobs on the spot, in the trio loop. Each job that changes storage is between two steps.
 
-    ``failing(op, key)`` may return an error for a job: raised before it is done, or after when ``late`` is set.
-    ``hold`` names an op whose next job, once done, waits for ``release`` before it is answered. ``hashed``: where the
-    ranges begin that were hashed, but for those of parts as they are sent.
+    ``failing(op, key)`` may return an error for a job. It is raised before the job is done, or after, if ``late`` is
+    set. ``hold`` names an op: its next job waits for ``release`` after it is done and before it is answered.
+    ``hashed``: the starts of the hashed ranges, except for parts that are hashed while they are sent.
     """
 
     def __init__(self, box: Box) -> None:
@@ -309,7 +310,7 @@ class DirectMover(DirectWorker):
     async def uploads_of(self, key: str) -> list[str]:
         return await self._job("uploads_of", key, partial(super().uploads_of, key))
 
-    # Jobs that change nothing are no steps, but others have their turn.
+    # Jobs that change nothing are not steps, but other tasks get their turn.
 
     async def hash(self, path: str, size: int | None = None, *args: Any, **how: Any) -> ContentHash:
         await trio.lowlevel.checkpoint()
@@ -364,7 +365,7 @@ class DirectMover(DirectWorker):
 
 
 class Stepped:
-    """The storage of a box where nothing is mounted: each change of it is between two steps."""
+    """The storage of a box where nothing is mounted. Each change of it is between two steps."""
 
     CHANGES = frozenset({
         "put_file", "copy", "delete", "begin_upload", "send_part", "copy_part", "complete_upload", "abort_upload",
@@ -407,20 +408,20 @@ class Box:
         self.cache_dir = base / "cache"
         self.permit: Permit = anybody
         self.failing: Callable[[str, str], LamfsError | None] = lambda op, key: None
-        """What the mover's ``failing`` is when a life begins: a mount begins at once with what is owed."""
+        """The mover's ``failing`` at the beginning of a life: a mount starts pending work at once."""
         self.steps: list[str] = []
         self.crash_at = 0
         self.mounted, self.gone = True, False
         self.rewind: dict[str, bytes] | None = None
         self.clock = trio.testing.MockClock(autojump_threshold=0)
-        """Time passes when nobody can run, in one life after the other."""
+        """Time advances when no task can run, in one life after the other."""
         self.boot = (process_id() or "").split(":")[0]
         registry = Registry(base / "registry.lndb", create=True)
         registry.people.ensure_storage(self.store.config.root, kind)
         registry.close()
 
     def step(self, name: str) -> None:
-        """One step is reached; the ``crash_at``-th is the last."""
+        """A step is reached; the ``crash_at``-th is the last."""
         self.live()
         self.steps.append(name)
         if len(self.steps) == self.crash_at:
@@ -428,7 +429,7 @@ class Box:
             raise Crash(name)
 
     def live(self) -> None:
-        """Nothing is done by what is gone: what handles every exception would go on else."""
+        """Crash again if the box is gone already: otherwise code that handles every exception would go on."""
         if self.gone:
             raise Crash
 
@@ -436,7 +437,7 @@ class Box:
 
     def _registry(self) -> Registry:
         registry = Registry(self.base / "registry.lndb")
-        # Each life is a process of its own; none of them is alive for the next.
+        # Each life is its own process; for the next life, none of the earlier ones is alive.
         Box.lives += 1
         registry.journal.owner = f"{self.boot}:0:{Box.lives}"
         db = registry.db
@@ -461,7 +462,7 @@ class Box:
             cursor = execute(sql, params)
             if alone:
                 if "RETURNING" in sql:
-                    # The row is given out after the commit, which comes when the statement ends.
+                    # The row is returned after the commit, which happens when the statement ends.
                     cursor = _Rows(cursor.fetchall())
                 self._committed(before)
             return cursor
@@ -499,7 +500,7 @@ class Box:
 
     @contextlib.asynccontextmanager
     async def living(self) -> Any:
-        """A running file system: yields it."""
+        """A running file system. Yields it."""
         registry = self._registry()
         index = CacheIndex(self.cache_dir)
         mover: Any = DirectMover(self)
@@ -524,7 +525,7 @@ class Box:
             async with trio.open_nursery() as nursery:
                 await nursery.start(cache.run)
                 nursery.start_soon(uploader.run)
-                await trio.testing.wait_all_tasks_blocked()  # what a mount begins with is done
+                await trio.testing.wait_all_tasks_blocked()  # the work at the start of a mount is done
                 yield fs
                 nursery.cancel_scope.cancel()
         finally:
@@ -545,8 +546,8 @@ class Box:
         )
 
     def run_alone(self, work: Callable[[Any], object], *, crash_at: int = 0) -> bool:
-        """Do what the CLI, the API and recovery do, ``work(instance)``, while nothing is mounted; whether it was
-        crashed at the given step (0: never)."""
+        """Do what the CLI, the API and recovery do, ``work(instance)``, while nothing is mounted. Returns whether it
+        was crashed at the given step (0: never)."""
         self.steps, self.crash_at, self.mounted = [], crash_at, False
         registry = self._registry()
         try:
@@ -560,7 +561,7 @@ class Box:
         return False
 
     def finish_alone(self, *, crash_at: int = 0) -> bool:
-        """What is owed is stored, moved and deleted while nothing is mounted; whether it was crashed."""
+        """Store, move and delete all pending work while nothing is mounted. Returns whether it was crashed."""
 
         def finish(instance: Any) -> None:
             for _ in range(ROUNDS):
@@ -570,7 +571,7 @@ class Box:
         return self.run_alone(finish, crash_at=crash_at)
 
     def run(self, scenario: Callable[[User], Awaitable[None]], user: User, *, crash_at: int = 0) -> bool:
-        """Do a scenario; whether it was crashed at the given step (0: never)."""
+        """Do a scenario. Returns whether it was crashed at the given step (0: never)."""
         self.steps, self.crash_at = [], crash_at
 
         async def main() -> None:
@@ -594,7 +595,7 @@ class Box:
         return False
 
     def check(self, user: User) -> None:
-        """Start again with an empty cache, store what is owed, and compare tree, bytes, registry and storage."""
+        """Start again with an empty cache, finish all pending work, and compare tree, bytes, registry and storage."""
         shutil.rmtree(self.cache_dir, ignore_errors=True)
         problems: list[str] = []
 
@@ -608,7 +609,7 @@ class Box:
         assert not problems, problems
 
     def problems(self, registry: Registry) -> list[str]:
-        """What is wrong with registry, storage and spool when nothing is owed."""
+        """What is wrong with registry, storage and spool when no work is pending."""
         found = check_tree(registry)
         found += [f"journal: {entry}" for entry in registry.journal.entries()]
         found += [f"spool: {path.name}" for path in self.spool.iterdir()]
@@ -638,7 +639,7 @@ class Box:
 
 
 class _Rows:
-    """Fetched rows with a cursor's face."""
+    """Fetched rows with the interface of a cursor."""
 
     def __init__(self, rows: list[Any]) -> None:
         self._rows = rows
@@ -652,7 +653,7 @@ class _Rows:
 
 @dataclass(eq=False)
 class Node:
-    """A regular file of the model: what it holds now, and what it may hold after a crash."""
+    """A regular file of the model: its content now, and its possible contents after a crash."""
 
     data: bytes = b""
     since: list[bytes] = field(default_factory=list)
@@ -687,10 +688,10 @@ class Open:
 
 
 class User:
-    """Does system calls on a FileSystem, as a kernel would, and on the model. Paths have no leading slash.
+    """Makes system calls on a FileSystem, as a kernel would, and on the model. Paths have no leading slash.
 
-    ``tree``: what must be there; None stands for a directory. ``maybe``: another tree that is as good, because the
-    call that makes the difference did not return.
+    ``tree``: the expected tree; None stands for a directory. ``maybe``: another possible tree, if the call that makes
+    the difference did not return.
     """
 
     def __init__(self) -> None:
@@ -710,7 +711,7 @@ class User:
         return mover
 
     def crashed(self) -> None:
-        """Handles are gone; what they wrote counts in any version."""
+        """Forget the handles. Any version of what they wrote is possible now."""
         self.handles = []
 
     def forget_handles(self) -> None:
@@ -763,7 +764,7 @@ class User:
         return found
 
     async def compare(self) -> None:
-        """The tree is as the model says. Where the model left a choice, what is there is the truth from now on."""
+        """Compare the tree with the model. If the model allows a choice, the actual tree is the truth from now on."""
         actual = await self.actual()
         wrong = []
         for tree in (self.tree, self.maybe):
@@ -782,7 +783,7 @@ class User:
     # -- calls --------------------------------------------------------------------------------------------------
 
     async def sync(self) -> None:
-        """Nothing is owed any more."""
+        """Wait until no work is pending."""
         with trio.move_on_after(60):  # a retry may be 8 s away, and the machine busy
             await self.fs.sync_all()
             return
@@ -795,7 +796,7 @@ class User:
 
     @contextlib.contextmanager
     def _changing(self, tree: dict[str, Node | None]) -> Iterator[None]:
-        """The call in the body turns the tree into another; if it does not return, either may be found."""
+        """The call in the body turns the tree into another. If it does not return, either tree is possible."""
         self.maybe = tree
         try:
             yield
@@ -828,7 +829,7 @@ class User:
 
     async def pwrite(self, opened: Open, data: bytes, offset: int) -> None:
         if not data:
-            return  # the kernel does not pass that on
+            return  # the kernel does not pass an empty write on
         old = opened.node.data
         with opened.node.becoming(old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]):
             await self.fs.files.write(opened.number, offset, data)
@@ -838,7 +839,7 @@ class User:
             await self.fs.setattr(opened.fino, Changes(size=size))
 
     async def pread(self, opened: Open) -> None:
-        """What a handle reads is what the model says."""
+        """Compare what a handle reads with the model."""
         data = bytes(await self.fs.read(opened.number, 0, len(opened.node.data) + 10))
         assert data == opened.node.data, (data[:60], opened.node.data[:60])
 
@@ -854,14 +855,14 @@ class User:
         self.fs.release(opened.number)
 
     async def write_file(self, path: str, data: bytes) -> None:
-        """What ``cp`` and shells do."""
+        """Write a file as ``cp`` and shells do."""
         opened = await (self.open(path, os.O_RDWR | os.O_TRUNC) if path in self.tree else self.create(path))
         if data:
             await self.pwrite(opened, data, 0)
         await self.close(opened)
 
     async def rename(self, old: str, new: str) -> None:
-        """rename(2) of what is there, over a file too."""
+        """rename(2), also over an existing file."""
         if self.tree[old] is self.tree.get(new, ...) and self.tree[old] is not None:
             tree = self.tree
         else:
@@ -891,7 +892,7 @@ class User:
             self.fs.names.rmdir(*self._at(path))
 
     def revision(self, path: str) -> Revision:
-        """What is stored of the artifact at a path."""
+        """The stored revision of the artifact at a path."""
         record = self.fs.context.registry.artifacts.by_uid(self.uid(path))
         assert record is not None
         return record.revision

@@ -1,10 +1,10 @@
-"""An HTTP server that answers whatever a test wants, also without end. Standard library only.
+"""An HTTP server that sends any answer that a test wants, also an endless one. Standard library only.
 
     with HostileServer(lambda method, target: [b"HTTP/1.1 200 OK\\r\\n\\r\\n", *repeat(b"<a>", 10)]) as server:
         config = server.config()
 
-``answer`` gets each request's method and target, and gives the bytes of the reply, piece by piece, for as long as the
-client takes them. It is called in a thread for each connection.
+``answer`` gets each request's method and target, and returns the bytes of the reply, piece by piece, as long as the
+client reads them. It is called in a thread for each connection.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ Answer = Callable[[str, str], Iterable[bytes]]
 
 
 def reply(body: bytes, status: str = "200 OK", **headers: str) -> list[bytes]:
-    """A whole reply. ``headers`` have ``_`` for ``-``."""
+    """A whole reply. ``headers`` use ``_`` for ``-``."""
     told = {"content-length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
     lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
     return [f"HTTP/1.1 {status}\r\n{lines}\r\n".encode(), body]
 
 
 def tls(folder: Path) -> tuple[ssl.SSLContext, Path]:
-    """For a server on 127.0.0.1, and the certificate that its clients trust. Both are made in ``folder``."""
+    """A TLS context for a server on 127.0.0.1, and the certificate that its clients trust. Both are made in
+    ``folder``."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
@@ -48,7 +49,7 @@ def tls(folder: Path) -> tuple[ssl.SSLContext, Path]:
 
 
 def dripping(data: bytes, size: int, pause: float) -> Iterator[bytes]:
-    """``size`` bytes at a time, one such drop every ``pause`` seconds."""
+    """Yields ``size`` bytes at a time, every ``pause`` seconds."""
     never = threading.Event()
     for at in range(0, len(data), size):
         never.wait(pause)
@@ -125,4 +126,4 @@ class HostileServer:
                 for piece in self._answer(method, target):
                     sock.sendall(piece)
                     if method == "HEAD" and piece.endswith(b"\r\n\r\n"):
-                        break  # such a reply has no body
+                        break  # a reply to HEAD has no body

@@ -1,4 +1,4 @@
-"""What may lie where an instance's lock is, and is none; and one that is, made by another machine."""
+"""Invalid contents of an instance's lock object, and a valid lock of another machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOOD: dict[str, Any] = {
 
 
 def lock_of_another(**changes: Any) -> bytes:
-    """A lock that holds, or with ``changes`` does not."""
+    """A lock that holds. With ``changes``: one that does not."""
     return json.dumps(GOOD | changes).encode()
 
 
@@ -47,4 +47,4 @@ NO_LOCKS: dict[str, bytes] = {
     "machine that is a list": lock_of_another(machine=["m"]),
     "token with half a character": lock_of_another(token="\ud800"),
 }
-"""All of these count as a lock that has run out."""
+"""All of these count as an expired lock."""

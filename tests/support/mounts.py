@@ -1,4 +1,4 @@
-"""Real mounts for tests: an instance with directories and storage of its own, mounted as a user would mount it.
+"""Real mounts for tests: an instance with its own directories and storage, mounted as a user would mount it.
 
     with MountedInstance() as instance:                     # local storage; or MountedInstance(config, env=server.env)
         instance.mount(["xattr"])
@@ -8,14 +8,14 @@
         instance.kill9(); instance.mount()
         instance.umount()
 
-Fixtures: ``local_mount``, ``s3_mount`` and ``mount`` (both in turn) are fresh instances, mounted; ``instance`` (both in
-turn) is not mounted yet. To save time, ``shared_mount`` is one local mount for a whole test file, ``shared`` an empty
-directory in it, ``same`` runs a function there and in a plain directory and wants one result; ``each_mount`` and
-``each_dir`` are such a mount on a local folder, then on S3. After each test the daemon's log must hold nothing above
-INFO but what the test declared with ``expect_log``.
+Fixtures: ``local_mount``, ``s3_mount`` and ``mount`` (both in turn) are new instances, mounted. ``instance`` (both in
+turn) is not mounted yet. To save time, ``shared_mount`` is one local mount for a whole test file, and ``shared`` is an
+empty directory in it. ``same`` runs a function there and in a plain directory, and compares the results. ``each_mount``
+and ``each_dir`` are such a mount on a local folder, then on S3. After each test the daemon's log must not contain
+records above INFO, except those declared with ``expect_log``.
 
-A watchdog process detaches a mount whose test does not end, or whose test run has died: a system call in a stuck mount
-cannot be interrupted otherwise.
+A watchdog process detaches a mount whose test does not end, or whose test run has died. Nothing else can interrupt a
+system call in a stuck mount.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ OWNER = "testuser1"
 START_SECONDS = 60.0
 COMMAND_SECONDS = 60.0
 TEST_SECONDS = 110.0
-"""Until the watchdog takes a mount away; less than scripts/test allows a test."""
+"""Seconds until the watchdog removes a mount: less than scripts/test allows for a test."""
 BUCKET = "lamfs-tests"
 
 Command = Sequence[str | os.PathLike[str]]
 
 
 def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 10.0, every: float = 0.01) -> T:
-    """Poll until ``condition()`` is true, and return what it gave. Fails naming ``what`` after ``seconds``."""
+    """Poll until ``condition()`` is true, and return its value. Fails after ``seconds``, naming ``what``."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -70,7 +70,7 @@ def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 10.0, 
 
 
 def outcome(function: Callable[[], Any]) -> Any:
-    """What a call gives: its value, or the name of the errno with which it fails."""
+    """The result of a call: its value, or the name of its errno if it fails."""
     try:
         return function()
     except OSError as error:
@@ -78,7 +78,7 @@ def outcome(function: Callable[[], Any]) -> Any:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Whether a process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
@@ -98,8 +98,8 @@ def children(pid: int) -> list[int]:
 class MountedInstance:
     """One instance and its mount. Used from one thread. Everything it makes is below ``base``, a short path.
 
-    ``storage``: where the bytes go (None: a folder below ``base``). ``env``: what its processes need beside their
-    directories, such as S3 credentials. ``path`` is the mountpoint, as a Path that tests may use directly.
+    ``storage``: of the instance (None: a folder below ``base``). ``env``: what its processes need besides their
+    directories, such as S3 credentials. ``path`` is the mount point, as a Path that tests may use directly.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class MountedInstance:
         self.cache_dir = self.base / "cache"
         self.directory = self.data_dir / instance_id(self.slug).hex
         self.seconds = seconds
-        # Programs are compiled once, as those of an installed lamfs are, and not again with each command and daemon.
+        # Modules are compiled once, like those of an installed lamfs, and not again for each command and daemon.
         unwanted = ("AWS_", "LAMFS_", "PYTHONDONTWRITEBYTECODE")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
         self.env = {
@@ -169,14 +169,14 @@ class MountedInstance:
             self.close()
 
     def extend(self, seconds: float) -> None:
-        """The watchdog strikes so many seconds from now."""
+        """Let the watchdog act only ``seconds`` from now."""
         assert self._watchdog is not None
         assert self._watchdog.stdin is not None
         self._watchdog.stdin.write(f"deadline {seconds}\n".encode())
         self._watchdog.stdin.flush()
 
     def close(self) -> None:
-        """Kill what still runs, detach the mount, remove everything below ``base``."""
+        """Kill what is still running, detach the mount, and remove everything below ``base``."""
         watchdog.clean_up(str(self.data_dir), str(self.path))
         if self._watchdog is not None:
             assert self._watchdog.stdin is not None
@@ -210,7 +210,7 @@ class MountedInstance:
     # -- the mount ----------------------------------------------------------------------------------------------
 
     def mount(self, words: Sequence[str] = (), *, read_only: bool = False, env: dict[str, str] | None = None) -> None:
-        """``lamfs mount`` with these ``-o`` words; returns when the mount is there. ``env``: only for this daemon."""
+        """``lamfs mount`` with these ``-o`` words. Returns when the mount is there. ``env``: only for this daemon."""
         assert not self.mounted
         self._words, self._read_only = list(words), read_only
         command = ["mount", str(self.path)]
@@ -232,18 +232,18 @@ class MountedInstance:
         for file in (self.directory / "mounts").glob("[0-9]*.json"):
             try:
                 data = json.loads(file.read_text())
-            except ValueError:  # an earlier one, cut off by a power cut: the CLI sees nothing in it either
+            except ValueError:  # an earlier record, cut by a power cut: the CLI ignores it too
                 continue
             if data["mountpoint"] == str(self.path):
                 return mount_records.MountRecord(**data)
         raise AssertionError(f"no record of a mount at {self.path}\n{self.log()}")
 
     def request(self, command: str, *, timeout: float = COMMAND_SECONDS) -> dict[str, Any]:
-        """Give the daemon a command over its control socket; its reply. Raises LamfsError."""
+        """Send the daemon a command over its control socket. Returns the reply. Raises LamfsError."""
         return mount_records.request(self.record(), {"cmd": command}, timeout=timeout)
 
     def sync(self, *, timeout: float = COMMAND_SECONDS) -> None:
-        """Return when nothing is owed. Raises LamfsError when something cannot be stored."""
+        """Return when no work is pending. Raises LamfsError if something cannot be stored."""
         self.request("sync", timeout=timeout)
 
     def status(self) -> dict[str, Any]:
@@ -252,24 +252,24 @@ class MountedInstance:
         return status
 
     def umount(self, *, timeout: float = COMMAND_SECONDS) -> None:
-        """``lamfs umount``: drains, unmounts, and waits for the daemon's end."""
+        """``lamfs umount``: drains, unmounts, and waits for the end of the daemon."""
         self.cli("umount", str(self.path), timeout=timeout)
         assert not self.mounted
         self._gone(timeout)
 
     def fusermount(self, *, timeout: float = COMMAND_SECONDS) -> None:
-        """``fusermount3 -u``, then wait for the daemon's end: what ``umount`` does, without the time the CLI takes."""
+        """``fusermount3 -u``, then wait for the end of the daemon: like ``umount``, without the time of the CLI."""
         subprocess.run(["fusermount3", "-u", str(self.path)], check=True, capture_output=True, timeout=timeout)
         self._gone(timeout)
 
     def term(self, *, timeout: float = COMMAND_SECONDS) -> None:
-        """SIGTERM to the daemon, which drains and ends; waits for that."""
+        """SIGTERM to the daemon, which drains and ends. Waits for its end."""
         os.kill(self.pid, signal.SIGTERM)
         self._gone(timeout)
         wait_until(lambda: not self.mounted, "the mount is gone", seconds=10)
 
     def kill9(self, *, detach: bool = True) -> None:
-        """SIGKILL of daemon and mover, as a power cut of both; then the dead mount is detached if asked."""
+        """SIGKILL of daemon and mover, like a power cut for both. Then the dead mount is detached, if asked."""
         for pid in (self.pid, *children(self.pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -278,7 +278,7 @@ class MountedInstance:
             lambda: not [pid for pid in watchdog.processes_of(str(self.data_dir)) if is_alive(pid)],
             "all processes of the mount have ended",
         )
-        # The kernel ends the connection after the process, as late as its last descriptor: until then a call gets
+        # The kernel ends the connection after the process, when its last descriptor is closed. Until then a call gets
         # ECONNABORTED, or waits.
         wait_until(lambda: not self.mounted or self._is_dead(), "the kernel says that the mount is dead")
         if not detach:
@@ -289,7 +289,7 @@ class MountedInstance:
 
     def _is_dead(self) -> bool:
         try:
-            os.statvfs(self.path)  # which the kernel always asks the daemon
+            os.statvfs(self.path)  # the kernel always asks the daemon for this
         except OSError as exc:
             return exc.errno == errno.ENOTCONN
         return False
@@ -299,7 +299,8 @@ class MountedInstance:
         wait_until(lambda: not is_alive(pid), f"the daemon {pid} has ended", seconds=seconds)
 
     def remount(self, words: Sequence[str] | None = None, *, empty_cache: bool = False) -> None:
-        """Unmount and mount again, with the same words unless others are given; without any cached block if asked."""
+        """Unmount and mount again, with the same words unless others are given. ``empty_cache``: without any cached
+        block."""
         self.umount()
         if empty_cache:
             shutil.rmtree(self.cache_dir, ignore_errors=True)
@@ -318,9 +319,9 @@ class MountedInstance:
         env: dict[str, str] | None = None,
         user: int | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program in the mount (``cwd`` is relative to it). Fails with its output when it fails or is too slow.
+        """Run a program in the mount (``cwd`` is relative to it). Fails with its output if it fails or is too slow.
 
-        A program that hangs in the mount cannot be killed: then the whole mount is taken down, which ends it.
+        A program that hangs in the mount cannot be killed: then the whole mount is removed, which ends it.
         """
         process = subprocess.Popen(
             [os.fspath(word) for word in command],
@@ -348,13 +349,13 @@ class MountedInstance:
         return subprocess.CompletedProcess(process.args, process.returncode, output, problems)
 
     def python(self, code: str, *arguments: str, timeout: float = COMMAND_SECONDS) -> str:
-        """Run Python code outside of the mount, in the instance's environment; what it printed."""
+        """Run Python code outside the mount, in the instance's environment. Returns what it printed."""
         return self.run([sys.executable, "-c", code, *arguments], cwd="/", timeout=timeout).stdout
 
     def cli(
         self, *words: str, timeout: float = START_SECONDS, check: bool = True, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The command ``lamfs`` in the instance's environment, outside of the mount."""
+        """Run the command ``lamfs`` in the instance's environment, outside the mount."""
         return self.run([sys.executable, "-m", "lamfs", *words], cwd="/", timeout=timeout, check=check, env=env)
 
     def info(self, key: str) -> dict[str, Any]:
@@ -369,7 +370,7 @@ class MountedInstance:
 
     @contextlib.contextmanager
     def registry(self) -> Iterator[Registry]:
-        """The instance's registry, to look into."""
+        """The instance's registry, for reading."""
         registry = Registry(self.directory / "registry.lndb")
         try:
             yield registry
@@ -377,7 +378,7 @@ class MountedInstance:
             registry.close()
 
     def fsck(self, *, timeout: float = COMMAND_SECONDS) -> list[str]:
-        """What ``lamfs fsck`` complains of; empty when all is well."""
+        """The problems that ``lamfs fsck`` reports; empty if there are none."""
         done = self.cli("fsck", "--json", timeout=timeout, check=False)
         try:
             report = json.loads(done.stdout)
@@ -405,11 +406,11 @@ class MountedInstance:
         return ""
 
     def expect_log(self, *patterns: str) -> None:
-        """Records above INFO that match one of these (re.search) are no failure."""
+        """Records above INFO that match one of these (re.search) do not make the test fail."""
         self._expected += [re.compile(pattern) for pattern in patterns]
 
     def check_log(self) -> None:
-        """Fail when the log holds a record above INFO, or lines that are none, since the last check."""
+        """Fail if the log has a record above INFO, or a line that is not a record, since the last check."""
         log = self.log()
         new, self._log_seen = log[self._log_seen :], len(log)
         bad = [record for record in log_records(new) if not any(found.search(record) for found in self._expected)]
@@ -420,7 +421,7 @@ _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ (\w+) ")
 
 
 def log_records(text: str) -> list[str]:
-    """The records of a log that are above INFO, with the lines that follow them; so are lines before any record."""
+    """The records of a log above INFO, with the lines that follow them. Includes lines before the first record."""
     found: list[str] = []
     quiet = False
     for line in text.splitlines():
@@ -430,7 +431,7 @@ def log_records(text: str) -> list[str]:
             if not quiet:
                 found.append(line)
         elif not found or quiet:
-            # Nothing that lamfs logs at INFO has a second line: this is from somebody who writes to stderr.
+            # No INFO record of lamfs has a second line: this comes from a program that writes to stderr.
             found.append(line)
             quiet = False
         else:
@@ -443,7 +444,7 @@ def log_records(text: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def fuse() -> None:
-    """This machine can mount. Without that tests are skipped; in CI they fail."""
+    """This machine can mount. Otherwise tests are skipped; in CI they fail."""
     missing = None
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         missing = "/dev/fuse is missing or cannot be opened"
@@ -457,7 +458,7 @@ def fuse() -> None:
 
 @contextlib.contextmanager
 def checked(instance: MountedInstance) -> Iterator[MountedInstance]:
-    """An instance whose log is looked at in the end, when it was unmounted without force."""
+    """An instance whose log is checked at the end, after it was unmounted without force."""
     with instance:
         yield instance
         if instance.mounted:
@@ -467,7 +468,7 @@ def checked(instance: MountedInstance) -> Iterator[MountedInstance]:
 
 @contextlib.contextmanager
 def s3_instance(server: Server, **options: Any) -> Iterator[MountedInstance]:
-    """An instance with a root of its own on an S3 server."""
+    """An instance with its own root on an S3 server."""
     config = server.config(BUCKET, f"m{os.urandom(4).hex()}/root")
     with checked(MountedInstance(config, env=server.env, **options)) as instance:
         yield instance
@@ -484,35 +485,35 @@ def _instance(kind: str, request: pytest.FixtureRequest) -> Iterator[MountedInst
 
 @pytest.fixture(params=["local", "s3"])
 def instance(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInstance]:
-    """A fresh instance, not mounted; on a local folder and on S3."""
+    """A new instance, not mounted; on a local folder and on S3."""
     with _instance(request.param, request) as found:
         yield found
 
 
 @pytest.fixture
 def mount(instance: MountedInstance) -> MountedInstance:
-    """A fresh instance, mounted; on a local folder and on S3."""
+    """A new instance, mounted; on a local folder and on S3."""
     instance.mount()
     return instance
 
 
 @pytest.fixture
 def local_instance(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInstance]:
-    """A fresh instance on a local folder, not mounted."""
+    """A new instance on a local folder, not mounted."""
     with _instance("local", request) as found:
         yield found
 
 
 @pytest.fixture
 def local_mount(local_instance: MountedInstance) -> MountedInstance:
-    """A fresh instance on a local folder, mounted."""
+    """A new instance on a local folder, mounted."""
     local_instance.mount()
     return local_instance
 
 
 @pytest.fixture
 def s3_mount(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInstance]:
-    """A fresh instance on S3, mounted."""
+    """A new instance on S3, mounted."""
     with _instance("s3", request) as found:
         found.mount()
         yield found
@@ -520,7 +521,7 @@ def s3_mount(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInst
 
 @pytest.fixture(scope="module")
 def module_mount(fuse: None) -> Iterator[MountedInstance]:
-    """One local mount for a file of tests; use ``shared_mount``, which looks at the log after each."""
+    """One local mount for a file of tests. Use ``shared_mount``, which checks the log after each test."""
     with checked(MountedInstance()) as found:
         found.mount()
         yield found
@@ -528,7 +529,7 @@ def module_mount(fuse: None) -> Iterator[MountedInstance]:
 
 @pytest.fixture(scope="module", params=["local", "s3"])
 def each_module_mount(request: pytest.FixtureRequest, fuse: None) -> Iterator[MountedInstance]:
-    """One mount of a kind for a file of tests; use ``each_mount``."""
+    """One mount per kind of storage for a file of tests. Use ``each_mount``."""
     with _instance(request.param, request) as found:
         found.mount()
         yield found
@@ -544,7 +545,7 @@ def _one_test(mount: MountedInstance) -> Iterator[MountedInstance]:
 
 @pytest.fixture
 def shared_mount(module_mount: MountedInstance) -> Iterator[MountedInstance]:
-    """The file's mount. A test that needs it clean, or harms it, takes ``local_mount`` instead."""
+    """The file's mount. A test that needs a clean mount, or damages it, uses ``local_mount`` instead."""
     yield from _one_test(module_mount)
 
 
@@ -568,7 +569,7 @@ def shared(shared_mount: MountedInstance) -> Path:
 
 @pytest.fixture
 def same(shared: Path, tmp_path: Path) -> Callable[[Callable[[Path], Any]], Any]:
-    """``same(function)``: run it in an empty directory of a plain disk and of the mount; both results must be equal."""
+    """``same(function)``: run it in an empty directory on a plain disk and in the mount. Both results must be equal."""
     plain = tmp_path / "plain"
     plain.mkdir()
 

@@ -16,7 +16,7 @@ from lamfs.storage import ObjectStore
 
 @contextlib.contextmanager
 def machine(folder: Path) -> Iterator[None]:
-    """Inside of the block, this process works with the directories of another machine."""
+    """Inside the block, this process uses the directories of another machine."""
     names = ("CONFIG", "DATA", "CACHE")
     before = {name: os.environ.get(f"LAMFS_{name}_DIR") for name in names}
     for name in names:
@@ -32,12 +32,12 @@ def machine(folder: Path) -> Iterator[None]:
 
 
 def make_spool(instance: Instance) -> SpoolFolder:
-    """The spool of an instance, made as a mount does; open until the instance's process ends, or it is closed."""
+    """The spool of an instance, made as a mount does. Open until the instance's process ends, or it is closed."""
     return SpoolFolder.make(*instance.settings.spool_place)
 
 
 def write_spool(instance: Instance, name: str, text: str) -> Path:
-    """Put a file into the spool of an instance; its path."""
+    """Put a file into the spool of an instance. Returns its path."""
     with make_spool(instance) as spool:
         path = Path(spool.shown(name))
     path.write_text(text)
@@ -45,10 +45,10 @@ def write_spool(instance: Instance, name: str, text: str) -> Path:
 
 
 class BadStore:
-    """A store around a real one. ``plan`` says what happens at the next call of a method, in order:
+    """A store around a real one. ``plan``: what happens at the next calls of a method, in order.
 
     ``fail``: StorageUnavailable, nothing done. ``lost``: done, then StorageUnavailable. ``die``: the process ends,
-    nothing done. ``die_after``: done, then the process ends. ``half``: half of the bytes are stored, then as fail.
+    nothing done. ``die_after``: done, then the process ends. ``half``: half of the bytes are stored, then as ``fail``.
     """
 
     def __init__(self, store: ObjectStore, **plan: list[str]) -> None:

@@ -8,9 +8,9 @@
         assert rule.hits == 1
         proxy.clear()
 
-Every request is compared with the rules in the order in which they were added; the first that matches acts, and is
-used up after ``count`` requests (None: never). ``method`` and ``header`` (a name the request must carry) narrow a
-rule; ``path`` is a part of the request's path with its query, as sent (so URL-encoded); ``skip`` lets that many
+Every request is compared with the rules in the order in which they were added. The first matching rule acts. It is
+used up after ``count`` requests (None: never). ``method`` and ``header`` (a name that the request must have) restrict a
+rule. ``path`` is a part of the request's path with its query, as sent (so URL-encoded). ``skip`` lets that many
 matching requests through first.
 
 actions: what happens to the request
@@ -19,17 +19,17 @@ actions: what happens to the request
     status      not forwarded; answered with ``code`` (503) and the S3 error code ``error`` ("SlowDown")
     reset       TCP reset: at once without forwarding, or after ``after`` bytes of the reply's body
     hang        swallowed and never answered, until clear(), stop(), or the client goes away
-    truncate    the reply's headers are whole, its body ends after ``keep`` bytes (a half by default) and a clean close
+    truncate    the reply's headers are whole; its body ends after ``keep`` bytes (half by default) with a clean close
     corrupt     the reply's body has the right length and one wrong byte at ``at`` (0)
-    lost_reply  forwarded, the server acts and answers, the client gets a reset instead
-    check_then_write   for PUT with If-None-Match: the condition is checked when the request comes and nothing is held
-                meanwhile, so sequential writers are excluded and concurrent ones are not (as Swift does)
+    lost_reply  forwarded; the server acts and answers, but the client gets a reset
+    check_then_write   for PUT with If-None-Match: the condition is checked when the request comes, and nothing is held
+                meanwhile, so sequential writers are excluded but concurrent ones are not (like Swift)
     strip       forwarded without request header ``name`` (the server must not check signatures)
     reply_header  header ``name`` of the reply becomes ``value`` (None removes it)
 
-``cut()`` resets all connections and refuses new ones, ``heal()`` ends that. ``requests`` lists what came. The Host
-header passes as the client sent it, because SigV4 signs it. The proxy runs in a thread of its own; all methods may be
-called from any thread.
+``cut()`` resets all connections and refuses new ones, ``heal()`` ends that. ``requests`` lists all requests. The Host
+header passes as the client sent it, because SigV4 signs it. The proxy runs in its own thread; all methods may be called
+from any thread.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ CHUNK = 1 << 16
 
 @dataclass
 class Rule:
-    """One fault. ``hits`` counts the requests it acted on."""
+    """One fault. ``hits`` counts the requests on which it acted."""
 
     action: Action
     method: str | None = None
@@ -74,7 +74,7 @@ class Rule:
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
     def takes(self, head: Head) -> bool:
-        """Whether this rule acts on a request; counts it."""
+        """Whether this rule acts on a request. Counts the request."""
         if self.count is not None and self.hits >= self.count:
             return False
         if self.method is not None and head.method != self.method:
@@ -126,11 +126,11 @@ class Head:
 
 
 class _Closed(Exception):
-    """This connection to the client is over."""
+    """The connection to the client has ended."""
 
 
 class FaultProxy:
-    """See the module's text."""
+    """See the docstring of the module."""
 
     def __init__(self, upstream_port: int) -> None:
         self.requests: list[Head] = []
@@ -160,19 +160,19 @@ class FaultProxy:
         skip: int = 0,
         **options: Any,
     ) -> Rule:
-        """Add a rule behind the others."""
+        """Add a rule after the others."""
         rule = Rule(action, method, path, header, count, skip, options)
         self._rules = [*self._rules, rule]
         return rule
 
     def clear(self) -> None:
-        """Drop all rules; requests that hang are let go with a reset."""
+        """Drop all rules. Hanging requests end with a reset."""
         rules, self._rules = self._rules, []
         for rule in rules:
             self._loop.call_soon_threadsafe(rule.released.set)
 
     def cut(self) -> None:
-        """Reset every connection, and from now on every new one."""
+        """Reset every connection now, and every new one from now on."""
         self._cut = True
         self._call(self._reset_all())
 
@@ -236,7 +236,7 @@ class FaultProxy:
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request and its reply."""
+        """Handle one request and its reply."""
         request = Head.parse(await reader.readuntil(b"\r\n\r\n"))
         self.requests.append(request)
         rule = next((rule for rule in self._rules if rule.takes(request)), None)
@@ -349,7 +349,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def _either(*coroutines: Any) -> None:
-    """Wait for the first of several."""
+    """Wait for the first of several coroutines."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -380,8 +380,8 @@ async def _copy_body(
     *,
     pause: float = 0.0,
 ) -> None:
-    """Read the body that belongs to ``head``, and pass it on unless ``writer`` is None. ``request`` for replies;
-    ``pause`` in seconds for each CHUNK."""
+    """Read the body that belongs to ``head``, and forward it unless ``writer`` is None. ``request``: for replies.
+    ``pause``: seconds per CHUNK."""
 
     async def give(data: bytes) -> None:
         if writer is not None:

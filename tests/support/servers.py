@@ -1,13 +1,13 @@
-"""Real S3 servers for tests, each a child process of the test run, on 127.0.0.1 only.
+"""Real S3 servers for tests, each a child process of the test run, only on 127.0.0.1.
 
     with SeaweedServer(folder) as server:
         server.create_bucket("b")
         config = server.config("b", "some/prefix")      # -> StorageConfig; put server.env into the environment
         server.pause(); server.resume(); server.kill(); server.restart()
 
-Pytest fixtures around them are in servers_fixtures.py. The kernel kills the servers when the test run ends, even by
-SIGKILL (prctl PR_SET_PDEATHSIG, set by a small launcher that then becomes the server: no code runs between fork and
-exec in a process with threads). Nothing is ever killed by name.
+servers_fixtures.py has pytest fixtures for them. The kernel kills the servers when the test run ends, even by SIGKILL
+(prctl PR_SET_PDEATHSIG, set by a small launcher that then becomes the server: no code runs between fork and exec in a
+process with threads). Nothing is ever killed by name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 def find_program(name: str) -> str:
     """Path of a server program, from the environment that runs the tests or from PATH.
 
-    Without it the test is skipped; with CI=true it fails, because nothing may go untested there.
+    If it is missing, the test is skipped. With CI=true the test fails, because everything must be tested there.
     """
     here = os.path.dirname(sys.executable)
     found = shutil.which(name, path=here) or shutil.which(name)
@@ -61,9 +61,9 @@ def find_program(name: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, below the range from which the kernel gives out client ports.
+    """Unused ports of 127.0.0.1, below the range from which the kernel assigns client ports.
 
-    They stay free with high probability between two starts of a server, which a port from bind(0) does not.
+    They very probably stay free between two starts of a server. A port from bind(0) does not.
     """
     ports: list[int] = []
     for port in random.sample(range(12000, 32000), 4000):
@@ -78,7 +78,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """One server process. Used from one thread. ``env`` is what a client needs in its environment."""
+    """One server process. Used from one thread. ``env``: what a client needs in its environment."""
 
     name: ClassVar[str]
     program: ClassVar[str]
@@ -96,7 +96,7 @@ class Server:
 
     @staticmethod
     def env_for(access_key: str, secret_key: str) -> dict[str, str]:
-        """The environment of a client with these credentials."""
+        """The environment for a client with these credentials."""
         return {
             "AWS_ACCESS_KEY_ID": access_key,
             "AWS_SECRET_ACCESS_KEY": secret_key,
@@ -104,14 +104,14 @@ class Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    # what the servers differ in
+    # differences between the servers
 
     def arguments(self) -> list[str]:
-        """Command line after the program's name."""
+        """Arguments of the command line."""
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """The server's own environment, beside the inherited one."""
+        """The server's own environment, added to the inherited one."""
         return {}
 
     # life
@@ -133,7 +133,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start on fresh ports and wait until the S3 API answers; another set of ports is tried when one was taken."""
+        """Start on new ports and wait until the S3 API answers. If a port was taken, other ports are tried."""
         for attempt in range(3):
             self.ports = free_ports(self.port_count)
             try:
@@ -170,7 +170,7 @@ class Server:
             time.sleep(0.02)
 
     def answers(self) -> bool:
-        """Whether the S3 API answers a request at all (an unsigned one: any status below 500 will do)."""
+        """Whether the S3 API answers a request (an unsigned one: any status below 500 counts)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
         try:
             connection.request("GET", "/")
@@ -181,7 +181,7 @@ class Server:
             connection.close()
 
     def stop(self) -> None:
-        """End the server in its own time, then by force."""
+        """End the server normally, then by force."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
@@ -190,25 +190,25 @@ class Server:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
+        """SIGKILL, like a power cut."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
         for port in self.ports:
-            # SeaweedFS leaves a socket in /tmp for each of its gRPC ports, and has no option for where
+            # SeaweedFS leaves a socket in /tmp for each of its gRPC ports, and the place cannot be configured.
             for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 path.unlink(missing_ok=True)
 
     def pause(self) -> None:
-        """SIGSTOP: connections are accepted by the kernel, nobody answers."""
+        """SIGSTOP: the kernel accepts connections, but nobody answers."""
         os.kill(self.pid, signal.SIGSTOP)
         deadline = time.monotonic() + READY_SECONDS
         while any(
             task.read_text().rpartition(")")[2].split()[0] != "T"
             for task in Path(f"/proc/{self.pid}/task").glob("*/stat")
         ):
-            assert time.monotonic() < deadline, "the server does not stop"  # its threads end their time slices first
+            assert time.monotonic() < deadline, "the server does not stop"  # its threads finish their time slices first
             time.sleep(0.001)
 
     def resume(self) -> None:
@@ -235,7 +235,7 @@ class Server:
 
     @contextlib.contextmanager
     def client(self, env: dict[str, str] | None = None) -> Iterator[Any]:
-        """A plain boto3 client, for tests that look past lamfs."""
+        """A plain boto3 client, for tests that bypass lamfs."""
         import boto3
         from botocore.config import Config
 
@@ -251,20 +251,20 @@ class Server:
             client.close()
 
     def create_bucket(self, name: str) -> None:
-        """Make a bucket; one that is there already is left alone."""
+        """Make a bucket, unless it exists."""
         with self.client() as client:
             with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
                 client.create_bucket(Bucket=name)
 
     def config(self, bucket: str, prefix: str = "", *, timeout: float = 20.0) -> StorageConfig:
-        """How lamfs reaches ``bucket/prefix`` of this server."""
+        """The settings with which lamfs reaches ``bucket/prefix`` on this server."""
         root = f"s3://{bucket}/{prefix}".rstrip("/")
         return StorageConfig(root, endpoint_url=self.endpoint_url, region="us-east-1", path_style=True, timeout=timeout)
 
 
 class SeaweedServer(Server):
-    """SeaweedFS in one process, its data in ``folder``. Identities: the administrator of ``env``; ``reader_env`` may
-    read and list, ``nobody_env`` may nothing."""
+    """SeaweedFS in one process, with its data in ``folder``. Identities: ``env`` is the administrator, ``reader_env``
+    may read and list, ``nobody_env`` may do nothing."""
 
     name = "seaweedfs"
     program = "weed"
@@ -322,7 +322,7 @@ class SeaweedServer(Server):
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             "-master.telemetry=false",
-            # a bucket that is missing must be missing
+            # a missing bucket must stay missing
             "-s3.autoCreateBucket=false",
             f"-s3.config={config}",
             f"-filer.localSocket={self.folder}/f.sock",
@@ -332,7 +332,7 @@ class SeaweedServer(Server):
 
 
 class MinistackServer(Server):
-    """ministack: S3 in memory, everything lost at kill()."""
+    """ministack: S3 in memory. kill() loses everything."""
 
     name = "ministack"
     program = "ministack"
@@ -345,7 +345,7 @@ class MinistackServer(Server):
 
 
 class RcloneServer(Server):
-    """``rclone serve s3`` over a folder: knows no conditional requests, the negative case."""
+    """``rclone serve s3`` over a folder. It ignores conditional requests: the negative case."""
 
     name = "rclone"
     program = "rclone"

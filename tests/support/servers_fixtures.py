@@ -1,8 +1,8 @@
-"""Fixtures around tests/support/servers.py and proxy.py: one server of a kind per test run, one root per test.
+"""Fixtures for tests/support/servers.py and proxy.py: one server of each kind per test run, one root per test.
 
-``seaweed_config`` and ``ministack_config`` are StorageConfigs of an empty root of its own in a shared bucket, with
-credentials in the environment (child processes inherit them). ``seaweed_proxy`` is a FaultProxy in front of SeaweedFS,
-and ``through(proxy, config)`` the same root behind it.
+``seaweed_config`` and ``ministack_config`` are StorageConfigs of an empty root in a shared bucket, with credentials in
+the environment (child processes inherit them). ``seaweed_proxy`` is a FaultProxy in front of SeaweedFS, and
+``through(proxy, config)`` is the same root behind it.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ def _own_root(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stora
 
 @pytest.fixture
 def seaweed_config(seaweed: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageConfig]:
-    """A root of this test's own on SeaweedFS. The server is running again after the test, whatever it did."""
+    """A root for this test on SeaweedFS. After the test the server is running again, whatever the test did."""
     yield from _own_root(seaweed, monkeypatch)
 
 
 @pytest.fixture
 def ministack_config(ministack: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageConfig]:
-    """A root of this test's own on ministack. A test must not kill it: it would forget the bucket."""
+    """A root for this test on ministack. A test must not kill the server: it would lose the bucket."""
     yield from _own_root(ministack, monkeypatch)
 
 
 @pytest.fixture
 def rclone_config(rclone: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageConfig]:
-    """A root of this test's own on rclone."""
+    """A root for this test on rclone."""
     yield from _own_root(rclone, monkeypatch)
 
 
@@ -77,5 +77,5 @@ def seaweed_proxy(seaweed: Server) -> Iterator[FaultProxy]:
 
 
 def through(proxy: FaultProxy, config: StorageConfig, **changes: float) -> StorageConfig:
-    """The same root, reached through the proxy; ``changes`` as for dataclasses.replace."""
+    """The same root, reached through the proxy. ``changes``: as for dataclasses.replace."""
     return dataclasses.replace(config, endpoint_url=proxy.url, **changes)

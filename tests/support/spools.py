@@ -1,4 +1,4 @@
-"""Where the spool of a machine is: one with a data directory of its own."""
+"""Where the spool of a machine is. Each machine has its own data directory."""
 
 from __future__ import annotations
 

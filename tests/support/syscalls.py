@@ -1,6 +1,6 @@
-"""The same system calls in two places: those that Python lacks, and what of a file has to be equal in both.
+"""The same system calls in two places: calls that Python lacks, and the attributes that must be equal in both.
 
-Paths are str throughout: pathlib would take away the ``/`` at the end and the ``.`` in the middle that calls see.
+Paths are always str: pathlib would drop the ``/`` at the end and the ``.`` in the middle, which the calls must see.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def utimens(where: str | int, atime: int | str, mtime: int | str, *, follow: boo
 
 @contextlib.contextmanager
 def acting_as(user: int) -> Iterator[None]:
-    """Inside of the block, this thread's calls are checked as those of another user (setfsuid(2)); for root only.
+    """Inside the block, this thread's calls are checked like those of another user (setfsuid(2)). Only for root.
 
-    The effective user stays, which is what lets a mount without ``allow_other`` answer.
+    The effective user stays, so a mount without ``allow_other`` answers.
     """
     if user == 0:
         yield
@@ -80,7 +80,7 @@ def acting_as(user: int) -> Iterator[None]:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What a call gives: its value, or the name of the errno with which it fails."""
+    """The result of a call: its value, or the name of its errno if it fails."""
     try:
         return call()
     except OSError as error:
@@ -88,20 +88,20 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 
 def next_tick() -> None:
-    """Return when the clock that local disks stamp times with has moved on: what changes now, changes visibly."""
+    """Return when the clock that stamps times on local disks has advanced, so that the next change is visible."""
     begin = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
     while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) == begin:
         pass
 
 
 def far(time_ns: int) -> int | str:
-    """A time that a call has set, or ``recent``: such a time can not be equal in two places."""
+    """A time that a call has set, or ``recent``: such a time cannot be equal in two places."""
     return "recent" if abs(time_ns - time.time_ns()) < RECENT else time_ns
 
 
 def mode_of(status: os.stat_result) -> str:
-    """The mode, without a set-group-ID bit that nobody can execute by: Linux takes it away when somebody outside of the
-    group writes to the file, but its FUSE leaves it (fuse_setattr), and no file system in user space hears of that."""
+    """The mode, without a set-group-ID bit on a file that the group cannot execute. Linux clears that bit when a user
+    outside the group writes to the file. Its FUSE leaves it (fuse_setattr), without telling the file system."""
     mode = status.st_mode
     if stat.S_ISREG(mode) and not mode & stat.S_IXGRP:
         mode &= ~stat.S_ISGID
@@ -109,7 +109,7 @@ def mode_of(status: os.stat_result) -> str:
 
 
 def shape(status: os.stat_result) -> dict[str, Any]:
-    """What of stat(2) both places must agree on, as long as times were set to ones that are long ago or far ahead."""
+    """The part of stat(2) that must be equal in both places, if times were set to the far past or future."""
     directory = stat.S_ISDIR(status.st_mode)
     return {
         "mode": mode_of(status),
@@ -123,7 +123,7 @@ def shape(status: os.stat_result) -> dict[str, Any]:
 
 
 def xattrs(where: str | int, *, follow: bool = False) -> dict[str, bytes]:
-    """Extended attributes that are the user's own."""
+    """The user's own extended attributes."""
     options = {} if isinstance(where, int) else {"follow_symlinks": follow}
     names = [name for name in os.listxattr(where, **options) if name.startswith("user.")]
     return {name: os.getxattr(where, name, **options) for name in names if not name.startswith("user.lamfs.")}
@@ -132,7 +132,7 @@ def xattrs(where: str | int, *, follow: bool = False) -> dict[str, bytes]:
 def whole_tree(root: str, *, with_xattrs: bool) -> dict[str, dict[str, Any]]:
     """Everything in and below a folder by path, and which paths are the same file.
 
-    It also holds the ways to list a directory against each other.
+    It also compares the ways to list a directory with each other.
     """
     found: dict[str, dict[str, Any]] = {".": shape(os.lstat(root))}
     first: dict[int, str] = {}
@@ -163,7 +163,7 @@ def whole_tree(root: str, *, with_xattrs: bool) -> dict[str, dict[str, Any]]:
 
 
 def differences(wanted: dict[str, Any], got: dict[str, Any], prefix: str = "") -> list[str]:
-    """How two trees (or results made of dicts) differ, one line each."""
+    """The differences between two trees (or results made of dicts), one per line."""
     lines: list[str] = []
     for key in sorted({*wanted, *got}):
         name = f"{prefix}{key}"
@@ -187,7 +187,7 @@ def brief(value: Any) -> str:
 
 
 def keeps_times(folder: str, times: Collection[int]) -> list[int]:
-    """Those of some times that the file system of a folder keeps to the nanosecond."""
+    """Those of ``times`` that the file system of a folder keeps to the nanosecond."""
     path = folder + "/times"
     with open(path, "w"):
         pass
@@ -206,7 +206,7 @@ def keeps_xattrs(folder: str) -> bool:
 
 
 def counts_folders(folder: str) -> bool:
-    """Whether a directory's nlink is two and the number of directories in it, as on ext4 and not on btrfs."""
+    """Whether a directory's nlink is two plus the number of directories in it, as on ext4 but not on btrfs."""
     os.mkdir(folder + "/probe")
     counts = os.stat(folder).st_nlink == 3
     os.rmdir(folder + "/probe")

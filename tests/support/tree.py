@@ -1,4 +1,4 @@
-"""What must always be true of a registry's tree, checked with plain SQL: its own opinion, apart from ``lamfs fsck``."""
+"""What must always be true of a registry's tree, checked with plain SQL, independently of ``lamfs fsck``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lamfs.registry import Registry
 
 
 def check_tree(registry: Registry) -> list[str]:
-    """Problems of inodes, entries, keys and journal rows; empty when all is well."""
+    """Problems of inodes, entries, keys and journal rows; empty if there are none."""
     db, found = registry.db, []
     found += [str(row) for row in db.all("PRAGMA integrity_check") if row[0] != "ok"]
     found += [f"foreign key {row}" for row in db.all("PRAGMA foreign_key_check")]

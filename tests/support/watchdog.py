@@ -1,10 +1,10 @@
-"""The watchdog of one mounted instance: a process of its own that takes a stuck mount away. Run by mounts.py.
+"""The watchdog of one mounted instance: a process that removes a stuck mount. Run by mounts.py.
 
-    python watchdog.py DATA_DIR MOUNTPOINT        a line ``deadline SECONDS`` on stdin says when it is to act
+    python watchdog.py DATA_DIR MOUNTPOINT        a line ``deadline SECONDS`` on stdin sets the time to act
 
-It acts when the deadline passes, or when the test run dies (end of file on stdin): every process that works for the
-instance is killed by its pid, which ends all system calls that hang in the mount, and the mount is detached. Such
-processes are known by LAMFS_DATA_DIR in their environment: a temporary directory that nobody else uses.
+It acts when the deadline passes, or when the test run dies (end of file on stdin). It kills every process of the
+instance by its pid, which ends all system calls that hang in the mount, and detaches the mount. It knows these
+processes by LAMFS_DATA_DIR in their environment: a temporary directory that nobody else uses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 def processes_of(data_dir: str) -> list[int]:
-    """Pids whose environment, when they were started, named this data directory."""
+    """Pids of processes that were started with this data directory in their environment."""
     wanted = f"LAMFS_DATA_DIR={data_dir}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -32,7 +32,7 @@ def processes_of(data_dir: str) -> list[int]:
 
 
 def is_mounted(path: str) -> bool:
-    """Whether something is mounted at ``path``; asks the kernel's table, never the mount."""
+    """Whether something is mounted at ``path``. Reads the kernel's table, never the mount."""
     text = path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
     with open("/proc/self/mountinfo") as table:
         return any(line.split()[4] == text for line in table)

@@ -1,7 +1,7 @@
-"""First on the PYTHONPATH of a daemon that a test wants dead: kills it, by SIGKILL, at a named point of its work.
+"""First on the PYTHONPATH of a daemon that a test wants to crash: kills it, by SIGKILL, at a named point of its work.
 
-LAMFS_TEST_CRASH is ``point:skip``: at which point, and how many times it is passed before. Not imported by tests. The
-moving process, which inherits the environment, is left alone.
+LAMFS_TEST_CRASH is ``point:skip``: the point, and how many times it is passed before the crash. Not imported by tests.
+The mover, which inherits the environment, is left alone.
 """
 
 import importlib.abc
@@ -24,7 +24,7 @@ POINTS = {
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the module be loaded as always, and then puts the point around one function of it."""
+    """Loads the module as usual, and then wraps one function of it with the crash point."""
 
     def __init__(self, point, skip):
         self.name, _, self.when = point.partition(".")

@@ -1,4 +1,4 @@
-"""First on the PYTHONPATH of lamfs's processes whose leases a test wants short. Not imported by tests.
+"""First on the PYTHONPATH of lamfs's processes when a test wants short leases. Not imported by tests.
 
 LAMFS_TEST_LEASE is ``seconds:look``: how long a mount's lease holds, and how often it is renewed, in seconds.
 """
@@ -10,7 +10,7 @@ import sys
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets lamfs.ops.lock be loaded as always, and then sets its times."""
+    """Loads lamfs.ops.lock as usual, and then sets its times."""
 
     def find_spec(self, name, path, target=None):
         if name != "lamfs.ops.lock":
