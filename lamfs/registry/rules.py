@@ -221,8 +221,8 @@ TABLES: dict[str, dict[str, Column]] = {
 }  # fmt: skip
 """The tables whose rows are taken over, in an order in which referenced rows come first.
 
-Not among them: ``meta`` (read by itself), ``change`` (nobody on this machine follows that log). Up to version 13 the
-work of a machine was in its registry: of that only the deletes and moves in ``journal`` are taken.
+Not taken over: ``meta`` (read separately) and ``change`` (nobody on this machine follows that log). Up to version 13
+the work of a machine was in its registry: of that only the deletes and moves in ``journal`` are taken.
 """
 
 

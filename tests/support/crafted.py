@@ -467,7 +467,6 @@ def _some_of_everything(path: Path) -> None:
             )
             conn.execute("INSERT INTO xattr VALUES(?, 'user.x', x'00')", (ino,))
             conn.execute("INSERT INTO leaf VALUES(?, 0, ?)", (identity, bytes(16)))
-            conn.execute("INSERT INTO unsaid VALUES(?)", (f".lamindb/{number}",))
             conn.execute("INSERT INTO rekey VALUES(NULL, ?, ?)", (f"old{turn}", f"new{turn}"))
             conn.execute("INSERT INTO change VALUES(NULL, 'x', 'k', ?, 1, 'n')", (ino,))
             conn.execute("INSERT INTO meta VALUES(?, 1)", (f"retained:.lamindb/r{turn}",))
@@ -477,8 +476,9 @@ def _some_of_everything(path: Path) -> None:
             (link,) = conn.execute("SELECT max(ino) FROM inode").fetchone()
             conn.execute("INSERT INTO symlink VALUES(?, x'612e747874')", (link,))
             conn.execute("INSERT INTO dentry(parent, name, ino) VALUES(1, ?, ?)", (f"link{turn}", link))
-            for op, key in (("delete", f".lamindb/gone{turn}"), ("abort", f".lamindb/abort{turn}")):
-                conn.execute(
-                    "INSERT INTO journal(op, state, object_key, created_at) VALUES(?, 'ready', ?, 1)", (op, key)
-                )
+            conn.execute(
+                "INSERT INTO owed(op, object_key, created_at, payload) VALUES('delete', ?, 1, ?)",
+                (f".lamindb/gone{turn}", '{"etag": "e"}'),
+            )
+            conn.execute("UPDATE inode SET pending=? WHERE ino=?", (f"{'a' * 12}:{ino:x}-{'b' * 12}:{'u' * 20}", ino))
         conn.commit()
