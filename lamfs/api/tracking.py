@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lamfs.api import state
 from lamfs.errors import LamfsError
+from lamfs.model import RUN_UID_LEN, TRANSFORM_UID_LEN, new_uid, now_ns
 from lamfs.ops import messages
 from lamfs.registry import Run
 
@@ -27,8 +28,8 @@ def track(name: str | None = None, *, key: str | None = None) -> Run:
     user = here.user()
     user_id = user.id if user is not None else None
     people = here.registry.people
-    transform = people.ensure_transform(name, key, kind, user_id)
-    run = people.start_run(transform.id, user_id)
+    transform = people.ensure_transform(name, key, kind, user_id, uid=new_uid(TRANSFORM_UID_LEN), now=now_ns())
+    run = people.start_run(transform.id, user_id, uid=new_uid(RUN_UID_LEN), now=now_ns())
     state.tracked = state.Tracked(here.settings.slug, run, transform)
     atexit.unregister(_finish)
     atexit.register(_finish)
@@ -55,4 +56,4 @@ def _finish() -> None:
         with contextlib.suppress(LamfsError):
             here = state.instance()
             if here.settings.slug == now.slug:
-                here.registry.people.finish_run(now.run.id)
+                here.registry.people.finish_run(now.run.id, now=now_ns())

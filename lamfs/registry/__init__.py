@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lamfs.model import ArtifactRecord, iso, new_uid
+from lamfs.model import ArtifactRecord, iso
 from lamfs.processes import is_alive, of_another_boot, process_id
 from lamfs.registry.artifacts import Artifacts, Provenance
+from lamfs.registry.attributes import Attributes
 from lamfs.registry.changes import Change, ChangeLog
-from lamfs.registry.commits import Commits, Committed, Conflict
+from lamfs.registry.clocked import ClockedCommits, ClockedNames, ClockedPeople, ClockedRescue, new_origin
+from lamfs.registry.commits import Commits, Committed, Conflict, NewObject, Stored
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
-from lamfs.registry.namespace import Backup, Namespace, Renamed
+from lamfs.registry.namespace import Backup, Renamed
 from lamfs.registry.origins import PUSHES, PUSHES_KEPT, pushes_of
 from lamfs.registry.partial_spools import (
     PartialSpools,
@@ -27,16 +30,18 @@ from lamfs.registry.partial_spools import (
     missing_blocks,
     unwritten,
 )
-from lamfs.registry.people import People, Run, Storage, Transform, User
-from lamfs.registry.rescue import Lost, Rescue
+from lamfs.registry.people import Run, Storage, Transform, User
+from lamfs.registry.rescue import Lost
 from lamfs.registry.seals import Seal, Seals
 from lamfs.registry.tree import Tree
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
+from lamfs.registry.writes import Writes
 from lamfs.scratch import Matcher, nothing
 
 
 class Registry:
-    """All of one registry file, seen through one connection. Belongs to the thread that made it.
+    """All of one registry file, seen through one connection. Belongs to the thread that made it. It satisfies
+    verbs.Verbs.
 
     ``origin`` marks this object's rows in the change log. ``scratch`` says which keys are no artifacts. ``name``: what
     messages call the instance.
@@ -46,19 +51,21 @@ class Registry:
         self, path: Path, *, create: bool = False, scratch: Matcher = nothing, name: str | None = None
     ) -> None:
         self.path = path
-        self.origin = new_uid(12)
+        self.origin = new_origin()
         self.db = Database(path, create=create, name=name)
         self.tree = Tree(self.db)
-        self.artifacts = Artifacts(self.db)
+        self.artifacts = Artifacts(self.db, time.sleep)
         self.journal = Journal(self.db)
         self.partial_spools = PartialSpools(self.db)
         self.uploads = Uploads(self.db)
         self.seals = Seals(self.db)
         self.changes = ChangeLog(self.db, self.origin)
-        self.people = People(self.db)
-        self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
-        self.rescue = Rescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
-        self.commits = Commits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+        self.people = ClockedPeople(self.db)
+        self.names = ClockedNames(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
+        self.rescue = ClockedRescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+        self.commits = ClockedCommits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+        self.attributes = Attributes(self.db, self.tree, self.artifacts, self.changes)
+        self.writes = Writes(self.db, self.tree, self.journal, self.changes, self.names, self.partial_spools)
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:
         """An artifact's record with its references resolved, ready for JSON: what ``lamfs info`` prints."""
@@ -111,8 +118,9 @@ class Registry:
 
 
 __all__ = [
-    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Provenance", "Ranges",
-    "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads", "User",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "NewObject", "PartRecord",
+    "Provenance", "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Stored", "Transform",
+    "UploadRecord", "Uploads", "User",
     "add_range", "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
     "of_another_boot", "process_id", "sync_log", "unwritten",
 ]  # fmt: skip

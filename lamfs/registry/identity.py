@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass, field
 
 from lamfs.keys import is_in_place, suffix_of
-from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, TRASH, ArtifactRecord, Inode, new_uid, now_ns
+from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, TRASH, ArtifactRecord, Inode
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -34,7 +34,8 @@ class Removed:
 
 
 class Identity:
-    """Hands artifacts from file to file in one Database."""
+    """Hands artifacts from file to file in one Database. ``now``: the time of a change, in nanoseconds since the
+    epoch."""
 
     def __init__(
         self, db: Database, tree: Tree, artifacts: Artifacts, journal: Journal, changes: ChangeLog, scratch: Matcher
@@ -46,9 +47,9 @@ class Identity:
         self._changes = changes
         self.scratch = scratch
 
-    def drop_name(self, parent: int, name: str, inode: Inode) -> Removed:
+    def drop_name(self, parent: int, name: str, inode: Inode, now: int) -> Removed:
         """Remove a name of a file; with the last one its artifact goes to the trash, what is not stored yet goes."""
-        self._tree.remove_entry(parent, name, inode, now_ns())
+        self._tree.remove_entry(parent, name, inode, now)
         artifact = self._artifacts.by_ino(inode.ino)
         if inode.nlink:
             if artifact is not None:
@@ -56,26 +57,26 @@ class Identity:
             self._changes.attr(inode.ino)
             return Removed(inode)
         if artifact is not None:
-            self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now_ns())
+            self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now)
             return Removed(inode, trashed=artifact.uid)
         spool = self.drop_put(inode.ino).src
         xattrs = self._tree.remove_inode(inode.ino)
         return Removed(inode, spool=spool, row_gone=True, xattrs=xattrs)
 
-    def replace_file(self, parent: int, name: str, target: Inode, inode: Inode) -> tuple[Removed, str | None]:
+    def replace_file(self, parent: int, name: str, target: Inode, inode: Inode, now: int) -> tuple[Removed, str | None]:
         """Remove ``target`` from its name, and hand its artifact on to ``inode``."""
         artifact = self._artifacts.by_ino(target.ino)
         if artifact is None or target.nlink > 1 or not stat.S_ISREG(inode.mode):
             pending = self._journal.put_of(target.ino) if artifact is None and target.nlink == 1 else None
-            removed = self.drop_name(parent, name, target)
+            removed = self.drop_name(parent, name, target, now)
             if pending is not None and self._artifacts.by_ino(inode.ino) is None:
                 # Closed but not stored yet: whoever saw its uid finds it again.
                 self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (pending.uid, inode.ino))
             return removed, None
-        self._tree.remove_entry(parent, name, target, now_ns())
+        self._tree.remove_entry(parent, name, target, now)
         dropped = self.drop_put(target.ino)
         xattrs = self._tree.remove_inode(target.ino)
-        self.inherit(artifact, inode.ino, dropped)
+        self.inherit(artifact, inode.ino, dropped, now)
         return Removed(target, spool=dropped.src, row_gone=True, xattrs=xattrs), artifact.uid
 
     def drop_put(self, ino: int) -> Dropped:
@@ -86,7 +87,7 @@ class Identity:
             self._journal.add_delete(key)
         return dropped
 
-    def inherit(self, artifact: ArtifactRecord, ino: int, dropped: Dropped) -> None:
+    def inherit(self, artifact: ArtifactRecord, ino: int, dropped: Dropped, now: int) -> None:
         """The bytes of inode ``ino`` become the content of ``artifact``; an artifact that ``ino`` had ends here.
 
         ``dropped``: an upload that is not owed any more, which may have written over the artifact's object.
@@ -101,7 +102,7 @@ class Identity:
             if dropped.object_key is None and same:
                 self._journal.add_delete(source.revision.object_key, source.revision.etag, uid=source.uid)
             else:
-                self._artifacts.set_revision(artifact, source.revision)
+                self._artifacts.set_revision(artifact, source.revision, updated_at=now)
                 sure = dropped.object_key is None or dropped.doubted
                 # The stale object goes, or the move writes over it if it still leads there when it comes.
                 etag = artifact.revision.etag if sure else None
@@ -118,29 +119,29 @@ class Identity:
         owed = self._journal.put_of(ino)
         return self._artifacts.by_ino(ino) or (owed.uid if owed is not None else None)
 
-    def keep_backup(self, backup: int, heir: int, ended: ArtifactRecord | str | None) -> bool:
+    def keep_backup(
+        self, backup: int, heir: int, ended: ArtifactRecord | str | None, *, copy_uid: str, now: int
+    ) -> bool:
         """The file ``heir`` has got the name that ``backup`` had: the artifact goes on with it.
 
-        The old content becomes an artifact of its own, at the backup's name, without history. Until the new content is
-        stored, both have the same object. ``ended``: what ``backup`` was known as, if it has replaced the content of an
-        older backup, whose artifact it is now. False when ``backup`` has no name any more, or was no artifact.
+        The old content becomes an artifact of its own, ``copy_uid``, at the backup's name, without history. Until the
+        new content is stored, both have the same object. ``ended``: what ``backup`` was known as, if it has replaced
+        the content of an older backup, whose artifact it is now. False when ``backup`` has no name any more, or was no
+        artifact.
         """
         inode = self._tree.get(backup)
         if inode is None or inode.nlink == 0:
             return False
         old = self._artifacts.by_ino(backup)
-        now = self.known_as(backup)
-        if ended is None or _uid(ended) == _uid(now):
-            ended = now
+        known = self.known_as(backup)
+        if ended is None or _uid(ended) == _uid(known):
+            ended = known
             if ended is None:
                 return False
-            copy_uid = new_uid()
             self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (copy_uid, backup))
             if old is not None:
                 self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (old.uid,))
-                self._artifacts.update(
-                    old.uid, uid=copy_uid, description=None, created_at=now_ns(), updated_at=now_ns()
-                )
+                self._artifacts.update(old.uid, uid=copy_uid, description=None, created_at=now, updated_at=now)
                 self._journal.add_move(copy_uid)
         if isinstance(ended, ArtifactRecord):
             self._go_on(ended, heir, old)
@@ -166,9 +167,9 @@ class Identity:
         self.follow_name(record)
         self._journal.add_move(ended.uid)
 
-    def drop_copy(self, parent: int, name: str, inode: Inode) -> Removed:
+    def drop_copy(self, parent: int, name: str, inode: Inode, now: int) -> Removed:
         """Remove a backup whose artifact went on with another file: for good, its content was replaced."""
-        removed = self.drop_name(parent, name, inode)
+        removed = self.drop_name(parent, name, inode, now)
         if removed.trashed is None:
             return removed
         copy = self._artifacts.by_uid(removed.trashed)

@@ -1,6 +1,7 @@
 """``lost+found`` of a registry in use: bytes whose place nobody knows become files there. The Database's thread.
 
-Each public method is one transaction, with its change-log rows, so living mounts show what comes. (A registry that came
+Each public method is one transaction, with its change-log rows, so living mounts show what comes. ``now``: the time of
+a change, in nanoseconds since the epoch. (A registry that came
 from storage is mended by lostfound.py, which puts things into the same folder.)
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lamfs.keys import suffix_of
-from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, new_uid, now_ns
+from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -89,20 +90,20 @@ class Rescue:
         self._changes = changes
         self._names = names
 
-    def folder(self) -> int:
+    def folder(self, *, now: int) -> int:
         """Inode number of ``lost+found`` at the root, made when missing, mode 0700. Where that is a file, the folder is
         ``lost+found.2`` …"""
         with self._db.transaction():
             name, ino = find_folder(self._db)
             if ino is not None:
                 return ino
-            return self._names.create(ROOT_INO, name, stat.S_IFDIR | 0o700, os.getuid(), os.getgid()).ino
+            return self._names.create(ROOT_INO, name, stat.S_IFDIR | 0o700, os.getuid(), os.getgid(), now=now).ino
 
-    def free_name(self, wanted: str) -> str:
+    def free_name(self, wanted: str, *, now: int) -> str:
         """``wanted`` as a name that is free in ``lost+found`` and never scratch: what no name may have in it is left
         out, and a number tells it from what is there."""
         with self._db.transaction():
-            folder = self.folder()
+            folder = self.folder(now=now)
             base = _clean(wanted)
             if self._names.is_scratch_name(base):
                 base = _clean(f"kept {base.strip('.~#')}")
@@ -122,6 +123,8 @@ class Rescue:
         src: str,
         size: int,
         mtime_ns: int,
+        now: int,
+        spare_uid: str,
         mode: int = 0o600,
         owner: tuple[int, int] | None = None,
         artifact_uid: str | None = None,
@@ -132,18 +135,18 @@ class Rescue:
 
         ``name``: as for ``free_name``. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch. ``mode``: its
         permissions. ``owner``: uid and gid; None: this process's. ``artifact_uid``: the uid that its artifact gets, if
-        none has it yet. ``description``: what the artifact gets as its own.
+        none has it yet; else that is ``spare_uid``. ``description``: what the artifact gets as its own.
         """
         with self._db.transaction():
-            folder = self.folder()
-            name = self.free_name(name)
+            folder = self.folder(now=now)
+            name = self.free_name(name, now=now)
             uid, gid = owner if owner is not None else (os.getuid(), os.getgid())
             inode = self._tree.new_entry(
-                folder, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, rdev=0, now=now_ns(), target=None
+                folder, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, rdev=0, now=now, target=None
             )
             self._tree.update(inode.ino, size=size, mtime_ns=mtime_ns)
-            if artifact_uid is not None and self._artifacts.by_uid(artifact_uid) is not None:
-                artifact_uid = None
+            if artifact_uid is None or self._artifacts.by_uid(artifact_uid) is not None:
+                artifact_uid = spare_uid
             self._journal.begin_first_put(inode.ino, src, artifact_uid=artifact_uid)
             self._journal.ready_put(inode.ino)
             if description is not None:
@@ -157,45 +160,48 @@ class Rescue:
         record: ArtifactRecord,
         *,
         mtime_ns: int,
+        now: int,
+        spare_uid: str,
         mode: int = 0o600,
         instead: tuple[ArtifactRecord, str] | None = None,
     ) -> str | None:
         """Make an artifact, a file in ``lost+found``, of the object that ``record`` names, where that is; its key.
 
         ``names``: what it may be called, the first that is free. ``record``: with content, object and ETag; it gets
-        key, suffix and inode, and another uid if an artifact has that. ``mtime_ns``: in nanoseconds since the epoch.
-        ``instead``: the artifact whose object it was before something else was written there, and the object key which
-        that gets. None, and nothing has changed: an artifact or the journal names the object by now.
+        key, suffix, inode and times, and ``spare_uid`` if an artifact has its uid. ``mtime_ns``: in nanoseconds since
+        the epoch. ``instead``: the artifact whose object it was before something else was written there, and the object
+        key which that gets. None, and nothing has changed: an artifact or the journal names the object by now.
         """
         with self._db.transaction():
             object_key = record.revision.object_key
             if not (self._is_unknown(object_key) if instead is None else self._give_way(object_key, *instead)):
                 return None
-            folder = self.folder()
+            folder = self.folder(now=now)
             free = (name for name in names if self._tree.lookup(folder, _clean(name)) is None)
-            name = self.free_name(next(free, names[-1]))
+            name = self.free_name(next(free, names[-1]), now=now)
             inode = self._tree.new_entry(
                 folder, name, stat.S_IFREG | stat.S_IMODE(mode), os.getuid(), os.getgid(),
-                rdev=0, now=now_ns(), target=None,
+                rdev=0, now=now, target=None,
             )  # fmt: skip
             self._tree.update(inode.ino, size=record.size, mtime_ns=mtime_ns)
             if self._artifacts.by_uid(record.uid) is not None:
-                record.uid = new_uid()
+                record.uid = spare_uid
             record.key, record.suffix, record.ino = self._tree.path(inode.ino) or name, suffix_of(name), inode.ino
+            record.created_at, record.updated_at = record.created_at or now, record.updated_at or now
             self._artifacts.insert(record)
             self._changes.entry(folder, name, inode.ino)
             return record.key
 
-    def name_again(self, ino: int) -> str:
+    def name_again(self, ino: int, *, now: int) -> str:
         """Give a file or directory that has lost its name one in ``lost+found``; the key that it has there. The keys of
         artifacts below follow."""
         with self._db.transaction():
             inode = self._tree.get(ino)
             assert inode is not None
             inode.nlink = 0
-            folder = self.folder()
-            name = self.free_name(f"inode {ino}")
-            self._tree.add_entry(folder, name, inode, now_ns())
+            folder = self.folder(now=now)
+            name = self.free_name(f"inode {ino}", now=now)
+            self._tree.add_entry(folder, name, inode, now)
             self._changes.entry(folder, name, ino)
             below = self._db.all(
                 "WITH RECURSIVE below(ino) AS"
@@ -242,7 +248,7 @@ class Rescue:
 
     # -- what is lost -------------------------------------------------------------------------------------------
 
-    def give_up(self, row: int, *, note: bool = True) -> Lost | None:
+    def give_up(self, row: int, *, now: int, note: bool = True) -> Lost | None:
         """The spool file of a put is gone, or is no spool file: the put is struck off. Its file is as it was stored
         last; one that never was goes. Either is noted (``lost``), but not without ``note``: its bytes are elsewhere.
         None: there is no such file any more.
@@ -266,13 +272,13 @@ class Rescue:
             if artifact is None:
                 names = self._tree.names(inode.ino)
                 for parent, name in names:
-                    self._names.unlink(parent, name)
+                    self._names.unlink(parent, name, now=now)
             else:
                 self._tree.update(inode.ino, size=artifact.size, blocks=None)
                 self._tree.bump_revision(inode.ino)
                 self._changes.content(inode.ino)
             uid = entry.uid if artifact is None else artifact.uid
-            lost = Lost(key or uid or entry.src, uid, inode.size, artifact is not None, now_ns(), names)
+            lost = Lost(key or uid or entry.src, uid, inode.size, artifact is not None, now, names)
             if note:
                 self.note_lost(lost)
             return lost

@@ -39,11 +39,11 @@ async def over_anything() -> Over:
 
 
 class Guard:
-    """Sees that a put, or a save, replaces what it set out to replace. Made before that claims its object.
+    """Sees that a put, or a save, replaces what it set out to replace.
 
-    ``was_claimed``: an earlier try may have made the object. ``looked``: when (uptime) storage was asked last, and had
-    what is to be replaced (Conflicts.find); None: it was not asked, or had not. ``is_own``: Conflicts.is_own.
-    ``entry``: the put; None: a save, which undoes its claim itself.
+    ``was_claimed``: an earlier try may have made the object: Journal.is_claimed, before this one claims it. ``looked``:
+    when (uptime) storage was asked last, and had what is to be replaced (Conflicts.find); None: it was not asked, or
+    had not. ``is_own``: Conflicts.is_own. ``entry``: the put; None: a save, which undoes its claim itself.
 
     A context manager around the sending: where somebody else has changed the object meanwhile, the put has claimed
     nothing after that, so that the next try finds a conflict, and keeps both.
@@ -60,6 +60,7 @@ class Guard:
         target: str,
         looked: float | None,
         is_own: Callable[[ObjectStat, Put | None], Awaitable[bool]],
+        was_claimed: bool,
     ) -> None:
         self._registry = registry
         self._store = store
@@ -71,7 +72,7 @@ class Guard:
         self._replaced = artifact.revision if artifact is not None and artifact.revision.object_key == target else None
         # What an artifact had before may be at its place still, and be what another machine's registry tells of.
         self._is_new = artifact is None
-        self.was_claimed = registry.journal.is_claimed(target)
+        self.was_claimed = was_claimed
         self._is_own = is_own
 
     async def ready(self) -> Over:

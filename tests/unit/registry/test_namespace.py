@@ -549,7 +549,7 @@ def test_who_asks_by_key_lets_others_write_while_keys_follow(
         shown = [other.artifacts.by_ino(hands.ino(f"b/{number}")) for number in range(5)]
         assert [record and record.key for record in shown] == [f"b/{number}" for number in range(5)]
 
-    monkeypatch.setattr(artifacts.time, "sleep", meanwhile)
+    monkeypatch.setattr(registry.artifacts, "_pause", meanwhile)
     found = registry.artifacts.by_key("b/4")
     assert found is not None
     assert len(made) == 2
