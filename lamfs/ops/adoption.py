@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -119,21 +118,21 @@ def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: P
     """
     foreign = _foreign(spool, entry)
     if foreign is not None:
-        with registry.db.transaction():
-            if registry.journal.take([entry]):
-                _strike_off(registry, entry, foreign)
+        name = registry.tree.path(entry.ino) or entry.uid
+        if registry.upkeep.strike_off(entry):
+            if entry.ino:
+                log.error("What the journal owes of '%s' is struck off: %s", name, foreign)
+            else:
+                log.error("A row of the journal owes what was written to no file, and is struck off.")
         return False
     if of_another_boot(entry.owner):
-        with registry.db.transaction():
-            inode = registry.tree.get(entry.ino)
-            if inode is not None and _is_left(registry, entry):
-                partial_spools.keep_durable(registry, entry, inode, spool)
+        partial_spools.keep_durable(registry, entry, spool)
     while True:
         file = _file(registry, entry)
         seen = _look(registry, store, entry, file, _left(spool, entry))
-        with registry.db.transaction():
-            if not _is_left(registry, entry):
-                return False  # somebody else has decided
+        with registry.upkeep.deciding(entry) as is_ours:
+            if not is_ours:
+                return False  # another process has decided
             if _file(registry, entry) != file:
                 continue
             registry.journal.take([entry])
@@ -141,27 +140,6 @@ def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: P
         if not goes_on:
             spool.unlink(entry.src)
         return goes_on
-
-
-def _is_left(registry: Registry, entry: Put) -> bool:
-    """Whether a row is as it was when its process was found gone."""
-    now = registry.journal.get_put(entry.id)
-    return now is not None and all(
-        getattr(now, name) == getattr(entry, name) for name in ("ino", "uid", "object_key", "src", "gen", "owner")
-    )
-
-
-def _strike_off(registry: Registry, entry: Put, why: str) -> None:
-    if not entry.ino:
-        log.error("A row of the journal owes what was written to no file, and is struck off.")
-        registry.journal.done(entry.id)
-        return
-    log.error("What the journal owes of '%s' is struck off: %s", registry.tree.path(entry.ino) or entry.uid, why)
-    inode = registry.tree.get(entry.ino)
-    if inode is None or not stat.S_ISREG(inode.mode):
-        registry.journal.done(entry.id)
-    else:
-        registry.rescue.give_up(entry.id)
 
 
 def _file(registry: Registry, entry: Put) -> _File | None:

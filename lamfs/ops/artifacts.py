@@ -9,21 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lamfs.cache import files as cache_files
 from lamfs.errors import (
-    AlreadyExists,
     InvalidArgument,
     LamfsError,
     NotFound,
     ObjectChanged,
     ObjectMissing,
 )
-from lamfs.keys import root_path
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord
 from lamfs.ops import alone, drafts, messages, mounts, recover
 from lamfs.ops.drafts import Draft
@@ -31,7 +28,7 @@ from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry import Provenance
 from lamfs.registry.entries import Save
-from lamfs.registry.rules import RETAINED, TEXT_MAX
+from lamfs.registry.rules import TEXT_MAX
 from lamfs.spool import SpoolFolder
 from lamfs.storage.root import is_utf8
 from lamfs.work.direct import finish
@@ -96,7 +93,7 @@ def commit(
 
     ``key``: the artifact is to be renamed; that comes before all else. Raises storage errors (the old revision is whole
     then), AlreadyExists (the key was taken meanwhile), NotFound (the artifact was deleted for good), InvalidArgument
-    (the file is gone or being written), and what ``_rename`` raises.
+    (the file is gone or being written), and what Namespace.rename_artifact raises.
     """
     record = draft.record
     _check_description(record.description)
@@ -105,7 +102,7 @@ def commit(
         return _update(instance, record, key)
     registry = instance.registry
     if key is not None and registry.artifacts.by_uid(record.uid) is not None:
-        _rename(instance, record.uid, key)
+        registry.names.rename_artifact(record.uid, key)
     if registry.journal.saves():
         # An interrupted save of the same artifact must not come after this one.
         recover.finish_saves(instance, strict=True)
@@ -151,46 +148,16 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
         raise
 
 
-def _rename(instance: Instance, uid: str, key: str) -> None:
-    """Give an artifact another key: what ``mv`` of its first name does in a mount. The directories are made.
-
-    Raises AlreadyExists (something has the key: it is not replaced), InvalidName (a file is where a directory would
-    have to be), InvalidArgument (it is in the trash), NotFound.
-    """
-    registry = instance.registry
-    with registry.db.transaction():
-        record = by_uid(instance, uid)
-        if record.key == key and not in_trash(record):
-            return
-        inode = registry.tree.get(record.ino or 0)
-        first = registry.tree.first_name(record.ino or 0)
-        if inode is None or first is None:
-            raise InvalidArgument(f"The artifact {uid} is in the trash; restore it as '{key}' to have it back there.")
-        there = registry.tree.resolve(key)
-        if there is not None:
-            what = "a directory" if stat.S_ISDIR(there.mode) else "another file"
-            raise AlreadyExists(
-                f"'{record.key or uid}' cannot get the key '{key}': {what} has it; choose another, or rename or delete"
-                " what is there."
-            )
-        folder, name = root_path(key)
-        parent = registry.names.ensure_directory(folder, inode.uid, inode.gid)
-        registry.names.rename(*first, parent, name)
-
-
 def _update(instance: Instance, record: ArtifactRecord, key: str | None) -> ArtifactRecord:
     """Save what a person may change of a record without new content: its description, and its key."""
-    registry = instance.registry
-    with registry.db.transaction():
-        if key is not None:
-            _rename(instance, record.uid, key)
-        current = by_uid(instance, record.uid)
-        if (current.description, current.run_id) != (record.description, record.run_id):
-            registry.artifacts.update(
-                record.uid, description=record.description, run_id=record.run_id, transform_id=record.transform_id
-            )
-            assert current.ino is not None
-            registry.changes.record(current.ino)
+    by_uid(instance, record.uid)
+    instance.registry.names.edit_artifact(
+        record.uid,
+        key=key,
+        description=record.description,
+        run_id=record.run_id,
+        transform_id=record.transform_id,
+    )
     if key is not None:
         recover.run_owed(instance)
     mounts.poke(instance.settings)
@@ -334,10 +301,7 @@ def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> A
     if registry.journal.saves(record.uid):
         recover.finish_saves(instance, strict=True)
     pending = registry.journal.put_of(record.ino) if record.ino is not None else None
-    with registry.db.transaction():
-        gone = registry.names.purge(record.uid, storage=storage)
-        if not storage:
-            registry.db.set_meta(f"{RETAINED}{gone.revision.object_key}", 1)
+    gone = registry.names.purge(record.uid, storage=storage)
     if pending is not None and pending.src and not mounts.live(instance.settings):
         with contextlib.suppress(OSError, LamfsError):
             spool = SpoolFolder.find(*instance.settings.spool_place)

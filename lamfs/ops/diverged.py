@@ -22,8 +22,7 @@ from lamfs.errors import LamfsError, ObjectMissing, StorageError, StorageUnavail
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, new_uid
 from lamfs.ops import messages
 from lamfs.printable import count_of
-from lamfs.registry import Registry
-from lamfs.registry.rules import RETAINED
+from lamfs.registry import Displaced, Registry
 from lamfs.storage.base import ObjectStore
 
 DIVERGED = "diverged"
@@ -72,7 +71,7 @@ def _bring_back(
 ) -> None:
     name = f"'{record.place}' (uid {record.uid})"
     object_key = record.revision.object_key
-    if not _is_whole(store, record) or new.db.get_meta(f"{RETAINED}{object_key}"):
+    if not _is_whole(store, record) or new.names.is_retained(object_key):
         if there is None:
             kept.left.append(f"{name}: its object {store.url(object_key)} is not in storage any more")
         elif not record.revision.content.same_bytes(there.revision.content):
@@ -102,23 +101,21 @@ def _bring_back(
     ):
         _note_name(kept, record, there or holder)
         return  # as well
-    user = old.people.user(record.created_by_id)
-    with new.db.transaction():
-        if holder is not None:
-            # Another artifact's row names the object, of bytes that this machine has written over.
-            elsewhere = f"{AUTO_KEY_PREFIX}{holder.uid}.{new_uid(6)}{holder.suffix}"
-            new.artifacts.set_object(holder.uid, elsewhere, holder.revision.etag)
-        author = None if user is None else new.people.ensure_user(user.uid, user.handle, user.email, user.name)
-        made = replace(
-            record,
-            id=None,
-            uid=record.uid if there is None else new_uid(),
-            key=f"{folder}/{record.place}",
-            created_by_id=None if author is None else author.id,
-            run_id=None,
-            transform_id=None,
-        )
-        new.commits.save(0, made, record.revision.etag, mode=0o644, uid=os.getuid(), gid=os.getgid())
+    made = replace(
+        record,
+        id=None,
+        uid=record.uid if there is None else new_uid(),
+        key=f"{folder}/{record.place}",
+        created_by_id=None,
+        run_id=None,
+        transform_id=None,
+    )
+    displaced = None
+    if holder is not None:
+        # This machine has written over the bytes that the other machine's row means.
+        displaced = Displaced(holder, f"{AUTO_KEY_PREFIX}{holder.uid}.{new_uid(6)}{holder.suffix}")
+    author = old.people.user(record.created_by_id)
+    new.upkeep.bring_back(made, author=author, displaced=displaced, uid=os.getuid(), gid=os.getgid())
     kept.back.append(f"{name} as '{made.key}'")
     if holder is not None:
         kept.left.append(

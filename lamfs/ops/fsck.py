@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +21,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
-from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, iso, now_ns
+from lamfs.model import AUTO_INO, ArtifactRecord, iso, now_ns
 from lamfs.ops import (
     damage,
     husks,
@@ -143,19 +142,18 @@ def _check(
 def _registry(instance: Instance, report: Report) -> bool:
     """SQLite's own checks. False when the tables cannot be trusted."""
     try:
-        db = instance.registry.db
-        wrong = [str(row[0]) for row in db.all("PRAGMA integrity_check(20)") if row[0] != "ok"]
-        for row in db.all("PRAGMA foreign_key_check"):
-            report.add(f"registry: a row of table {row[0]} (rowid {row[1]}) refers to a row of {row[2]} that is gone")
+        found = instance.registry.consistency.check_file()
     except DamagedRegistry as error:
         report.add(f"registry: {error}")
         return False
-    for text in wrong:
+    for flaw in found.dangling:
+        report.add(f"registry: {flaw.sentence}")
+    for text in found.errors:
         report.add(
             f"registry: SQLite says: {text} ('lamfs connect {instance.settings.slug} --restore' takes the copy in"
             " storage)"
         )
-    return not wrong
+    return not found.errors
 
 
 def _stored_registry(instance: Instance, report: Report, repair: bool) -> None:
@@ -177,95 +175,21 @@ def _stored_registry(instance: Instance, report: Report, repair: bool) -> None:
 
 # -- tree -------------------------------------------------------------------------------------------------------------
 
-_TREE_QUERIES = (
-    ("entry '{1}' of directory {0} names inode {2}, which does not exist",
-     "SELECT d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode i ON i.ino=d.ino WHERE i.ino IS NULL"),
-    ("entry '{1}' (inode {2}) is in directory {0}, which does not exist or is none",
-     "SELECT d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode p ON p.ino=d.parent"
-     f" WHERE p.ino IS NULL OR p.mode & {0o170000} != {stat.S_IFDIR}"),
-    ("directory inode {0} has {1} names",
-     "SELECT i.ino, count(*) FROM inode i JOIN dentry d ON d.ino=i.ino"
-     f" WHERE i.mode & {0o170000} = {stat.S_IFDIR} GROUP BY i.ino HAVING count(*) > 1"),
-    ("artifact {0} has inode {1}, which does not exist or is no regular file",
-     "SELECT a.uid, a.ino FROM artifact a LEFT JOIN inode i ON i.ino=a.ino"
-     f" WHERE i.ino IS NULL OR i.mode & {0o170000} != {stat.S_IFREG}"),
-    ("artifact {0} is shown but has no entry",
-     "SELECT a.uid FROM artifact a WHERE a.visibility > -1 AND NOT EXISTS(SELECT 1 FROM dentry d WHERE d.ino=a.ino)"),
-    ("artifact {0} is in the trash but has the entry '{1}'",
-     "SELECT a.uid, d.name FROM artifact a JOIN dentry d ON d.ino=a.ino WHERE a.visibility = -1"),
-    ("symlink inode {0} has no target",
-     f"SELECT ino FROM inode WHERE mode & {0o170000} = {stat.S_IFLNK} AND ino NOT IN (SELECT ino FROM symlink)"),
-)  # fmt: skip
-
 
 def _tree(instance: Instance, report: Report, repair: bool) -> None:
-    registry = instance.registry
-    db = registry.db
-    with db.transaction():  # one moment of the tree, and nobody changes what is being repaired
-        for text, query in _TREE_QUERIES:
-            for row in db.all(query):
-                report.add("tree: " + text.format(*row))
-        wrong_links = db.all(
-            "SELECT i.ino, i.nlink, n.want FROM inode i JOIN ("
-            f" SELECT ino, CASE WHEN mode & {0o170000} = {stat.S_IFDIR} THEN"
-            "   CASE WHEN ino=? OR EXISTS(SELECT 1 FROM dentry WHERE dentry.ino=inode.ino) THEN 2 + ("
-            "    SELECT count(*) FROM dentry d JOIN inode c ON c.ino=d.ino"
-            f"    WHERE d.parent=inode.ino AND c.mode & {0o170000} = {stat.S_IFDIR}) ELSE 0 END"
-            "  ELSE (SELECT count(*) FROM dentry WHERE dentry.ino=inode.ino) END AS want FROM inode"
-            ") n ON n.ino=i.ino WHERE i.nlink != n.want",
-            (ROOT_INO,),
-        )
-        for ino, nlink, want in wrong_links:
-            if repair:
-                registry.tree.update(ino, nlink=want)
-                registry.changes.attr(ino)
-            report.add(f"tree: inode {ino} counts {nlink} links and has {want}", repair)
-        _orphans(instance, report, repair)
-        reached = {
-            row[0]
-            for row in db.all(
-                "WITH RECURSIVE below(ino) AS ("
-                "  SELECT ? UNION SELECT d.ino FROM below b JOIN dentry d ON d.parent=b.ino) SELECT ino FROM below",
-                (ROOT_INO,),
-            )
-        }
-        for ino, name in db.all("SELECT ino, name FROM dentry"):
-            if ino not in reached:
-                report.add(f"tree: '{name}' (inode {ino}) cannot be reached from the root")
+    def is_mounted() -> bool:
+        return bool(mounts.live(instance.settings))
+
+    for flaw in instance.registry.consistency.check_tree(repair=repair, is_mounted=is_mounted):
+        report.add(f"tree: {flaw.sentence}", flaw.mended)
 
 
 def _unnamed(instance: Instance, report: Report) -> None:
-    """What has lost its name, and leads to something else: bytes that are owed, or what is in a directory. (What
-    somebody has removed leads nowhere.) It gets a name in ``lost+found``."""
-    registry = instance.registry
+    """Give names in ``lost+found`` to what has lost its name, and leads to bytes or to other files."""
     if mounts.live(instance.settings):
         return
-    rows = registry.db.all(
-        "SELECT ino FROM inode i WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry) AND ("
-        f" mode & {0o170000} = {stat.S_IFDIR} AND EXISTS (SELECT 1 FROM dentry WHERE parent=i.ino)"
-        f" OR mode & {0o170000} = {stat.S_IFREG} AND EXISTS (SELECT 1 FROM journal j WHERE j.op='put' AND j.ino=i.ino)"
-        "  AND ino NOT IN (SELECT ino FROM artifact))",
-        (ROOT_INO, AUTO_INO),
-    )
-    for (ino,) in rows:
-        report.add(f"tree: inode {ino} had no name, and is '{registry.rescue.name_again(ino)}' now", True)
-
-
-def _orphans(instance: Instance, report: Report, repair: bool) -> None:
-    """Inodes without a name, an artifact or a living mount that may have them open."""
-    if mounts.live(instance.settings):
-        return
-    registry = instance.registry
-    rows = registry.db.all(
-        "SELECT ino FROM inode WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry)"
-        " AND ino NOT IN (SELECT ino FROM artifact)",
-        (ROOT_INO, AUTO_INO),
-    )
-    for (ino,) in rows:
-        if repair:
-            registry.journal.drop_put(ino)
-            registry.tree.remove_inode(ino)
-        report.add(f"tree: inode {ino} has no name and is no artifact's", repair)
+    for ino, key in instance.registry.rescue.name_nameless():
+        report.add(f"tree: inode {ino} had no name, and is '{key}' now", True)
 
 
 def _keys(instance: Instance, report: Report) -> None:

@@ -46,17 +46,5 @@ def _kept(registry: Registry) -> dict[tuple[int, int], str]:
 
 
 def mend(registry: Registry, husk: Husk) -> bool:
-    """The file that has the bytes takes the place of the name that has none; whether both were still there."""
-    with registry.db.transaction():
-        folder = registry.rescue.folder()
-        now = registry.tree.first_name(husk.inode.ino)
-        there = None if husk.kept is None else registry.tree.lookup(folder, husk.kept)
-        if husk.kept is None or now is None or there is None:
-            return False
-        if all(inode.ino != husk.inode.ino for inode in registry.names.unread_scratch()):
-            return False  # somebody has written it meanwhile
-        inode = husk.inode
-        registry.tree.update(there.ino, mode=inode.mode, uid=inode.uid, gid=inode.gid)
-        registry.names.rename(folder, husk.kept, *now)
-        registry.changes.attr(there.ino)
-        return True
+    """Let the file that has the bytes take the place of the name that has none. False: one of them is gone."""
+    return husk.kept is not None and registry.rescue.give_back(husk.kept, husk.inode)

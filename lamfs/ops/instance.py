@@ -9,7 +9,7 @@ import os
 
 from lamfs.errors import ObjectMissing, StorageMissing
 from lamfs.ops import held, kept, lock
-from lamfs.ops.opened import FENCE, Opened
+from lamfs.ops.opened import Opened
 
 
 class Instance(Opened):
@@ -84,9 +84,7 @@ class Instance(Opened):
                         self.release_lease()
                     raise
             if catch_up and self.fence() != state.fence:
-                with self.registry.db.transaction():
-                    self.registry.journal.doubt_claims()
-                    self.registry.db.set_meta(FENCE, state.fence)
+                self.registry.file.begin_lease(state.fence)
         held.write(directory, state.fence, seconds, lease)
         self._proven = lease.at
         if lease.before is not None:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from lamfs.cache.index import CacheIndex
     from lamfs.registry import Registry, User
 
-FENCE = "fence"
-"""Key of the meta table: the number of the lease (lock.py) under which a registry was written."""
 PROVEN_SECONDS = 1.0
 """So long storage is not asked again whose the lease is, while it holds by this machine's clock."""
 
@@ -187,11 +185,11 @@ class Opened:
 
     def check_own(self) -> None:
         """Raise RegistryError unless the working copy is of the instance and storage that the settings name."""
-        settings, db = self.settings, self.registry.db
-        slug, root = db.get_meta("slug"), db.get_meta("root")
+        settings = self.settings
+        slug, _, root = self.registry.file.about()
         if root is None:  # made by an older lamfs, which did not say
             root = settings.storage.root
-            self.registry.move_to(root)
+            self.registry.file.move_to(root)
         if (slug, root) != (settings.registry_slug, settings.storage.root):
             raise RegistryError(
                 f"The working copy {settings.registry_path} is of the instance '{slug}' in {root}, not of"
@@ -204,8 +202,8 @@ class Opened:
         if not self.settings.registry_path.exists():
             return 0
         try:
-            return int(self.registry.db.get_meta(FENCE, 0))
-        except (RegistryError, ValueError, TypeError):
+            return self.registry.file.fence() or 0
+        except RegistryError:
             return 0
 
     def release_lease(self, *, forget: bool = False) -> None:
@@ -246,7 +244,7 @@ class Opened:
             thing = getattr(self._thread, name, None)
             if thing is not None:
                 delattr(self._thread, name)
-                if name == "registry" and thing.db.changes():
+                if name == "registry" and thing.file.is_changed():
                     with contextlib.suppress(LamfsError):
                         written.note(self.settings, thing)
                 thing.close()
@@ -281,7 +279,7 @@ class Opened:
         registry: Registry | None = getattr(self._thread, "registry", None)
         if registry is not None:
             try:
-                registry.db.check_values()
+                registry.file.check_values()
             except DamagedRegistry as damaged:
                 raise damaged from error
 

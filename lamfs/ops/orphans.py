@@ -18,7 +18,6 @@ from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, ObjectMeta, Revision,
 from lamfs.ops import alone, newer, recover
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
-from lamfs.registry.rules import RETAINED
 from lamfs.storage.base import ObjectStat
 from lamfs.work import direct, unknown
 
@@ -54,12 +53,6 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def used(instance: Instance) -> set[str]:
-    """Object keys that an artifact or a journal row names now."""
-    db = instance.registry.db
-    return {row[0] for row in db.all("SELECT object_key FROM revision UNION SELECT object_key FROM journal")}
-
-
 def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs: int) -> Found:
     """Which objects of a listing are orphans. ``shared``: other instances use this storage, whose objects these may be.
 
@@ -67,7 +60,7 @@ def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs:
     """
     registry, store = instance.registry, instance.store
     found = Found()
-    known = used(instance)
+    known = registry.rescue.named_objects()
     asked: list[ObjectStat] = []
     strangers = 0
     for item in sorted(items):
@@ -75,7 +68,7 @@ def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs:
             continue
         name = f"storage: {store.url(item.key)}"
         own = OWN_OBJECT.fullmatch(item.key) is not None
-        if registry.db.get_meta(f"{RETAINED}{item.key}"):
+        if registry.names.is_retained(item.key):
             found.notes.append(f"{name} is no artifact's, and somebody wanted it to stay")
         elif shared or (not own and strangers == MOST_ASKED):
             found.notes.append(f"{name} is no artifact's")
@@ -86,7 +79,7 @@ def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs:
     with Pool(jobs, "lamfs-orphans") as pool:
         for item, future in pool.unordered(lambda item: _ask(instance, item), asked):
             answers[item.key] = future.result()
-    known = used(instance)  # what was stored while the listing came
+    known = registry.rescue.named_objects()  # what was stored while the listing came
     for item in asked:
         orphan = answers[item.key]
         if orphan is None or item.key in known:

@@ -132,11 +132,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: Put) -> bool:
     registry, src = instance.registry, check_spool_name(entry.src)
     inode = registry.tree.get(entry.ino)
     if inode is None or not stat.S_ISREG(inode.mode):
-        with registry.db.transaction():
-            registry.journal.done(entry.id)
-            doubted = entry.object_key is None or entry.doubted  # it may be another machine's
-            if not doubted and registry.artifacts.with_object(entry.object_key or "") is None:
-                registry.journal.add_delete(entry.object_key or "")
+        registry.commits.abandon_put(entry)
         spool.unlink(src)
         return False
     if entry.state != "ready":

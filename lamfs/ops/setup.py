@@ -182,15 +182,13 @@ def _create_registry(instance: Instance) -> None:
     temp = settings.directory / f".new-{config.temporary_name()}.lndb"
     registry = Registry(temp, create=True)
     try:
-        with registry.db.transaction():
-            registry.db.set_meta("slug", settings.slug)
-            kind = instance.store.kind
-            storage = registry.people.ensure_storage(settings.storage.root, kind, settings.storage.region)
-            registry.db.set_meta("uid", storage.uid)
-            registry.db.set_meta("root", storage.root)
-            user = config.current_user()
-            registry.people.ensure_user(user.uid, user.handle, user.email, user.name)
-        registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        registry.file.set_up(
+            settings.slug,
+            root=settings.storage.root,
+            kind=instance.store.kind,
+            region=settings.storage.region,
+            user=config.current_user(),
+        )
     finally:
         registry.close()
     with contextlib.suppress(Locked), instance.alone("made"):
@@ -364,7 +362,7 @@ def _look_whose(instance: Instance) -> None:
     if not settings.registry_path.exists():
         return
     known = next((one for one in config.list_instances() if one.slug == settings.slug), None)
-    own, root = instance.registry.db.get_meta("uid"), instance.registry.db.get_meta("root")
+    _, own, root = instance.registry.file.about()
     if known is not None and known.storage == settings.storage and root == settings.storage.root:
         return
     if snapshot.exists(instance):
@@ -379,7 +377,7 @@ def _look_whose(instance: Instance) -> None:
             _put_aside(instance)
             return
     if root != settings.storage.root:
-        instance.registry.move_to(settings.storage.root)
+        instance.registry.file.move_to(settings.storage.root)
 
 
 def _put_aside(instance: Instance) -> None:

@@ -44,7 +44,7 @@ from lamfs.errors import (
 )
 from lamfs.model import StorageConfig, iso
 from lamfs.ops import diverged, held, kept, messages, working_copy, written
-from lamfs.ops.opened import FENCE, Opened
+from lamfs.ops.opened import Opened
 from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.storage.base import ObjectStat
@@ -58,8 +58,6 @@ SAID = 10
 OVERTAKEN, RECEIVED = "overtaken", "received"
 """Names of working copies that another machine's has replaced, and of registries that had something wrong. Nothing is
 lost with them, so only a few are kept."""
-TAKEN = "taken"
-"""Key of the meta table: the ETag of the copy in storage that a working copy was made of."""
 SPARE_BYTES = 64 << 20
 """What is left free on the disk when a registry is fetched."""
 _TRIES = 8
@@ -131,13 +129,6 @@ def decide(own: Own, known: Known, found: Found | None, copies: Sequence[kept.Co
     return Verdict.NEXT if seen else Verdict.NEWER
 
 
-def mark(registry: Registry) -> str:
-    """A text that is another one after every change worth pushing."""
-    people = registry.db.one("SELECT (SELECT count(*) FROM run), (SELECT count(*) FROM transform), count(*) FROM user")
-    assert people is not None
-    return ":".join(map(str, (registry.changes.last(), *people)))
-
-
 def _memory(instance: Opened) -> Path:
     return instance.settings.directory / "snapshot.json"
 
@@ -155,7 +146,7 @@ def _known(instance: Opened) -> Known:
 
 
 def _own(registry: Registry) -> Own:
-    return Own(str(registry.db.get_meta("uid")), registry.changes.last(), registry.pushes())
+    return Own(str(registry.file.about().uid), registry.changes.last(), registry.file.pushes())
 
 
 def push(instance: Opened, *, look: bool = False) -> bool:
@@ -168,7 +159,7 @@ def push(instance: Opened, *, look: bool = False) -> bool:
     """
     registry = instance.registry
     instance.check_own()
-    now = mark(registry)
+    now = registry.file.mark()
     written.note(instance.settings, registry, durable=True)
     known = Known() if look else _known(instance)
     name = secrets.token_hex(8)
@@ -184,11 +175,9 @@ def push(instance: Opened, *, look: bool = False) -> bool:
             verdict = decide(_own(registry), known, found, copies)
             _require(instance, verdict, found)
             if found is not None:
-                registry.add_pushes([_keep(instance, found, copies)])
+                registry.file.add_pushes([_keep(instance, found, copies)])
             if not temp.exists():
-                registry.add_pushes([name])
-                registry.changes.trim()
-                registry.db.snapshot(temp)
+                registry.file.copy_to(temp, push=name)
             try:
                 found = _write(instance, temp, found)
                 break
@@ -207,7 +196,7 @@ def _check_fence(instance: Opened, found: Found | None) -> None:
     """Raise LeaseLost unless this machine holds the lease, its working copy was brought up to date since it got it, and
     what is in storage was not written under a later one."""
     instance.prove()
-    note, own = held.read(instance.settings.directory), instance.registry.db.get_meta(FENCE, 0)
+    note, own = held.read(instance.settings.directory), instance.registry.file.fence() or 0
     slug, key = instance.settings.slug, instance.settings.snapshot_key
     if note is None or own != note.fence:
         raise LeaseLost(
@@ -233,7 +222,7 @@ def _find(instance: Opened, known: Known) -> Found | None:
     except ObjectMissing:
         return None
     if stored.etag == known.etag and known.changes is not None and known.push is not None:
-        uid = instance.registry.db.get_meta("uid")
+        uid = instance.registry.file.about().uid
         return Found(stored, Origin("", str(uid), None, 0, known.changes, (known.push,)))
     with _temporary(instance, "peek") as temp:
         try:
@@ -456,11 +445,11 @@ def pull(
         except DamagedRegistry as error:
             raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
         with contextlib.closing(Registry(fresh)) as registry:
-            registry.db.set_meta(TAKEN, stored.etag)
+            registry.file.made_of(stored.etag)
             if copy is not None:
                 _supersede(instance, registry)
-            registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            now = mark(registry)
+            registry.file.fold_log()
+            now = registry.file.mark()
         apart = restore and _went_on_apart(instance, Found(stored, origin))
         with instance.alone("replaced"):
             # Until now another process of this machine may have changed it.
@@ -532,15 +521,15 @@ def _supersede(instance: Opened, registry: Registry) -> None:
         seen.append((found.origin.pushes[0], found.origin.changes))
     elif found is not None and found.origin is not None:
         seen.append((kept.push_of(found.stored.etag), found.origin.changes))
-    registry.add_pushes([push_ for push_, _ in seen])
-    registry.changes.reach(max((changes for _, changes in seen), default=0) + 1)
+    changes = max((changes for _, changes in seen), default=0) + 1
+    registry.file.supersede([push_ for push_, _ in seen], changes)
 
 
 def _bring_back(instance: Opened, fresh: Path) -> diverged.Kept:
     path = instance.settings.registry_path
     with contextlib.closing(Registry(path)) as old, contextlib.closing(Registry(fresh)) as new:
         kept = diverged.bring_back(instance.store, old, new)
-        new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        new.file.fold_log()
     return kept
 
 
@@ -638,7 +627,7 @@ def catch_up(instance: Opened, *, keep_both: bool = False) -> None:
     if etag is None or etag == known.etag:
         return
     registry = instance.registry
-    if etag == registry.db.get_meta(TAKEN):
+    if etag == registry.file.source():
         return  # it was taken, and the process died before that was written down
     pull(instance, ahead=is_ahead(instance), keep_both=keep_both)
 
@@ -667,4 +656,4 @@ def is_ahead(instance: Opened) -> bool:
 
 
 def _is_ahead(instance: Opened, registry: Registry) -> bool:
-    return _known(instance).mark != mark(registry) or bool(registry.journal.owed())
+    return _known(instance).mark != registry.file.mark() or bool(registry.journal.owed())

@@ -65,8 +65,8 @@ def note(settings: InstanceSettings, registry: Registry, *, durable: bool = Fals
     """Note how far the working copy is. ``durable``: sync it first. Raises LamfsError."""
     from lamfs.registry import process_id, sync_log
 
-    uid, changes = registry.db.get_meta("uid"), registry.changes.last()
-    if not isinstance(uid, str):
+    uid, changes = registry.file.about().uid, registry.changes.last()
+    if uid is None:
         return
     place = registry.path.with_name(path(settings).name)  # beside the one that is meant, wherever settings lead by now
     known = _read(place)
@@ -118,19 +118,19 @@ def open_registry(settings: InstanceSettings, **options: object) -> Registry:
 
 
 def _check(settings: InstanceSettings, registry: Registry) -> None:
-    db = registry.db
-    slug, uid = db.get_meta("slug"), db.get_meta("uid")
-    if not isinstance(slug, str) or not isinstance(uid, str):
-        raise db.damaged("it does not say which instance it is of")
+    damaged = registry.file.damaged
+    slug, uid, _ = registry.file.about()
+    if slug is None or uid is None:
+        raise damaged("it does not say which instance it is of")
     if slug != settings.registry_slug:
-        raise db.damaged(f"it is of the instance '{slug}'")
+        raise damaged(f"it is of the instance '{slug}'")
     known = read(settings)
     if known is None:
         return
     if uid != known.uid:
-        raise db.damaged(f"it is of another instance that is called '{slug}' too")
+        raise damaged(f"it is of another instance that is called '{slug}' too")
     changes = registry.changes.last()
     if changes < known.least:
-        raise db.damaged(
+        raise damaged(
             f"it is older than what this machine has written: it has seen {changes} changes, and was at {known.least}"
         )

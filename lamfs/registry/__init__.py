@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,12 @@ from lamfs.processes import is_alive, of_another_boot, process_id
 from lamfs.registry.artifacts import Artifacts, Provenance
 from lamfs.registry.changes import Change, ChangeLog
 from lamfs.registry.commits import Commits, Committed, Conflict
+from lamfs.registry.consistency import Consistency, Flaw
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
+from lamfs.registry.file import RegistryFile
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Backup, Namespace, Renamed
-from lamfs.registry.origins import PUSHES, PUSHES_KEPT, pushes_of
 from lamfs.registry.partial_spools import (
     PartialSpools,
     Ranges,
@@ -31,6 +30,7 @@ from lamfs.registry.people import People, Run, Storage, Transform, User
 from lamfs.registry.rescue import Lost, Rescue
 from lamfs.registry.seals import Seal, Seals
 from lamfs.registry.tree import Tree
+from lamfs.registry.upkeep import Displaced, Upkeep
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.scratch import Matcher, nothing
 
@@ -59,6 +59,9 @@ class Registry:
         self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
         self.rescue = Rescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
         self.commits = Commits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+        self.file = RegistryFile(self.db, self.people, self.journal, self.changes)
+        self.consistency = Consistency(self.db, self.tree, self.journal, self.changes)
+        self.upkeep = Upkeep(self.db, self.tree, self.artifacts, self.journal, self.changes, self.commits, self.rescue)
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:
         """An artifact's record with its references resolved, ready for JSON: what ``lamfs info`` prints."""
@@ -89,30 +92,14 @@ class Registry:
             "pending": pending is not None,
         }
 
-    def pushes(self) -> tuple[str, ...]:
-        """Names of the pushes that this registry comes from, or replaces, the newest first; see Origin."""
-        return pushes_of(self.db.get_meta(PUSHES))
-
-    def add_pushes(self, names: Iterable[str]) -> None:
-        """It comes from these, too."""
-        with self.db.transaction():
-            found = list(dict.fromkeys([*names, *self.pushes()]))
-            self.db.set_meta(PUSHES, json.dumps(found[:PUSHES_KEPT]))
-
-    def move_to(self, root: str) -> None:
-        """The storage is at another root from now on."""
-        with self.db.transaction():
-            self.db.set_meta("root", root)
-            self.people.move_storage(root)
-
     def close(self) -> None:
         """Close the connection."""
         self.db.close()
 
 
 __all__ = [
-    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Provenance", "Ranges",
-    "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads", "User",
-    "add_range", "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Displaced", "Flaw", "Lost", "PartRecord",
+    "Provenance", "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord",
+    "Uploads", "User", "add_range", "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
     "of_another_boot", "process_id", "sync_log", "unwritten",
 ]  # fmt: skip

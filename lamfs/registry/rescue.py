@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lamfs.keys import suffix_of
-from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, new_uid, now_ns
+from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, Inode, new_uid, now_ns
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -208,6 +208,39 @@ class Rescue:
             self._names.follow(ino)
             return self._tree.path(ino) or name
 
+    def name_nameless(self) -> list[tuple[int, str]]:
+        """Give names in ``lost+found`` to what has lost its name and leads to something else: directories with entries,
+        and files whose bytes are still to be stored. Returns their inode numbers and keys.
+
+        What somebody has removed leads nowhere, and gets none. No mount may be live: it has such inodes open.
+        """
+        with self._db.transaction():
+            rows = self._db.all(
+                "SELECT ino FROM inode i WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry) AND ("
+                f" mode & {0o170000} = {stat.S_IFDIR} AND EXISTS (SELECT 1 FROM dentry WHERE parent=i.ino)"
+                f" OR mode & {0o170000} = {stat.S_IFREG}"
+                "  AND EXISTS (SELECT 1 FROM journal j WHERE j.op='put' AND j.ino=i.ino)"
+                "  AND ino NOT IN (SELECT ino FROM artifact))",
+                (ROOT_INO, AUTO_INO),
+            )
+            return [(ino, self.name_again(ino)) for (ino,) in rows]
+
+    def give_back(self, name: str, scratch: Inode) -> bool:
+        """Let the file ``name`` of ``lost+found``, which has the bytes of a scratch file, take the place of that, with
+        its mode and owner. False, and neither has changed: one of the two is gone, or the scratch file has bytes."""
+        with self._db.transaction():
+            folder = self.folder()
+            place = self._tree.first_name(scratch.ino)
+            there = self._tree.lookup(folder, name)
+            if place is None or there is None:
+                return False
+            if all(inode.ino != scratch.ino for inode in self._names.unread_scratch()):
+                return False
+            self._tree.update(there.ino, mode=scratch.mode, uid=scratch.uid, gid=scratch.gid)
+            self._names.rename(folder, name, *place)
+            self._changes.attr(there.ino)
+            return True
+
     def _give_way(self, object_key: str, before: ArtifactRecord, elsewhere: str) -> bool:
         """An artifact leaves its object to another one. False when it has another revision by now, or is written."""
         now = self._artifacts.by_uid(before.uid)
@@ -225,6 +258,10 @@ class Rescue:
         if now.ino is not None:
             self._changes.record(now.ino)
         return True
+
+    def named_objects(self) -> set[str]:
+        """Object keys that a revision or a journal row names."""
+        return {row[0] for row in self._db.all("SELECT object_key FROM revision UNION SELECT object_key FROM journal")}
 
     def give_up_object(self, object_key: str, etag: str) -> bool:
         """Owe the deletion of an object, if neither an artifact nor the journal names it; whether that is so."""
