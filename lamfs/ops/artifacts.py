@@ -108,7 +108,7 @@ def commit(
         recover.finish_saves(instance, strict=True)
     before = registry.artifacts.by_uid(record.uid)
     if before is not None and before.ino is not None:
-        recover.settle(instance, before.ino)
+        recover.ensure_stored(instance, before.ino)
     if record.created_by_id is None:
         record.created_by_id = alone.user_id(instance)
     if draft.etag is not None:
@@ -214,7 +214,7 @@ def _at_path(instance: Instance, key: str, trash: bool) -> ArtifactRecord | None
     if inode is not None:
         found = registry.artifacts.by_ino(inode.ino)
         if found is None and registry.journal.put_of(inode.ino) is not None:
-            recover.settle(instance, inode.ino)
+            recover.ensure_stored(instance, inode.ino)
             found = registry.artifacts.by_ino(inode.ino)
     if found is None and trash:
         uid = key.removeprefix(AUTO_KEY_PREFIX).partition(".")[0] if key.startswith(AUTO_KEY_PREFIX) else ""
@@ -231,7 +231,7 @@ def cache(
     (ObjectMissing, DamagedData, StorageUnavailable …).
     """
     current = by_uid(instance, record.uid)
-    if current.ino is not None and not recover.settle(instance, current.ino):
+    if current.ino is not None and not recover.ensure_stored(instance, current.ino):
         log.debug("caching the stored revision of %s", record.uid)
     for _ in range(8):
         current = by_uid(instance, record.uid)

@@ -48,9 +48,10 @@ class Cached:
     fetched: bool
 
 
-def select(instance: Instance, name: str, *, settle: bool = True) -> Selection:
-    """The artifacts that a person means: one (see artifacts.find), a directory of a mount or of keys and everything
-    below it, or a pattern over keys (keys.glob_pattern). With ``settle`` what a mount owes of them is stored first.
+def select(instance: Instance, name: str, *, store_first: bool = True) -> Selection:
+    """The artifacts that a person means. ``name``: one artifact (see artifacts.find), a directory of a mount or of keys
+    with everything below it, or a pattern over keys (keys.glob_pattern). ``store_first``: mounts store what they still
+    owe of these before.
 
     Raises NotFound; an empty directory is no error.
     """
@@ -60,7 +61,7 @@ def select(instance: Instance, name: str, *, settle: bool = True) -> Selection:
     inode = instance.registry.tree.resolve(key) if key or in_mount else None
     if inode is not None and stat.S_ISDIR(inode.mode):
         start = f"{key}/" if key else ""
-        return _select(instance, lambda place: place.startswith(start), start, settle, unnamed=True)
+        return _select(instance, lambda place: place.startswith(start), start, store_first, unnamed=True)
     try:
         return Selection([artifacts.find(instance, name)], True, [])
     except NotFound:
@@ -68,16 +69,18 @@ def select(instance: Instance, name: str, *, settle: bool = True) -> Selection:
             raise
     pattern = glob_pattern(key)
     start = key[: min(key.find(char) for char in "*?[" if char in key)]
-    found = _select(instance, lambda place: pattern.fullmatch(place) is not None, start, settle, unnamed=False)
+    found = _select(instance, lambda place: pattern.fullmatch(place) is not None, start, store_first, unnamed=False)
     if not found.records and not found.unstored:
         raise NotFound(f"No key matches '{name}'; 'lamfs ls' shows what there is.")
     return found
 
 
-def _select(instance: Instance, covers: Callable[[str], bool], start: str, settle: bool, *, unnamed: bool) -> Selection:
+def _select(
+    instance: Instance, covers: Callable[[str], bool], start: str, store_first: bool, *, unnamed: bool
+) -> Selection:
     """What is at places that are covered; these begin with ``start``. ``unnamed``: also artifacts without a key, where
     ``start`` does not ask for them."""
-    unstored = _settle(instance, covers) if settle else []
+    unstored = _store(instance, covers) if store_first else []
     table = instance.registry.artifacts
     if start.startswith(AUTO_KEY_PREFIX):
         found, unnamed = table.filter(key=None), True
@@ -87,7 +90,7 @@ def _select(instance: Instance, covers: Callable[[str], bool], start: str, settl
     return Selection(sorted(records, key=lambda record: record.place), False, unstored)
 
 
-def _settle(instance: Instance, covers: Callable[[str], bool]) -> list[str]:
+def _store(instance: Instance, covers: Callable[[str], bool]) -> list[str]:
     """See to it that what mounts owe of covered files is stored. Returns keys of files that were never stored."""
     registry = instance.registry
     unstored = []
@@ -96,7 +99,7 @@ def _settle(instance: Instance, covers: Callable[[str], bool]) -> list[str]:
             continue
         place = registry.tree.path(entry.ino)
         if place is not None and covers(place):
-            recover.settle(instance, entry.ino)
+            recover.ensure_stored(instance, entry.ino)
             if registry.artifacts.by_ino(entry.ino) is None and registry.tree.path(entry.ino) is not None:
                 unstored.append(place)
     return unstored

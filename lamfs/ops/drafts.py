@@ -220,7 +220,7 @@ def _at_key(instance: Instance, key: str) -> ArtifactRecord | None:
         raise InvalidArgument(f"'{key}' is a directory; choose another key, such as '{key}/name.csv'.")
     artifact = instance.registry.artifacts.by_ino(inode.ino)
     if artifact is None:
-        recover.settle(instance, inode.ino)
+        recover.ensure_stored(instance, inode.ino)
         artifact = instance.registry.artifacts.by_ino(inode.ino)
     if artifact is None:
         raise AlreadyExists(

@@ -166,7 +166,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: Put) -> bool:
     return committed.record is not None
 
 
-def settle(instance: Instance, ino: int) -> bool:
+def ensure_stored(instance: Instance, ino: int) -> bool:
     """See to it that what a mount has still to store of a file is stored. False, after a warning, when it is not."""
     journal = instance.registry.journal
     if journal.put_of(ino) is None:
