@@ -136,7 +136,7 @@ def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: P
             if _file(registry, entry) != file:
                 continue
             registry.journal.take([entry])
-            goes_on = seen.goes_on or file is None or _settle(registry, spool, entry, file, seen)
+            goes_on = seen.goes_on or file is None or _conclude(registry, spool, entry, file, seen)
         if not goes_on:
             spool.unlink(entry.src)
         return goes_on
@@ -213,7 +213,7 @@ def _stored(registry: Registry, store: ObjectStore, entry: Put, file: _File) -> 
     return None
 
 
-def _settle(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, seen: _Seen) -> bool:
+def _conclude(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, seen: _Seen) -> bool:
     """Decide on a put of this process, in one transaction with its take-over. Whether it is owed on; if not, its spool
     file is to be removed."""
     left, empty = seen.left, seen.left is None and not file.size
