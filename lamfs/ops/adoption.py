@@ -226,7 +226,7 @@ def _conclude(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, s
         log.error("Whether '%s' is in storage cannot be told now: %s", name, seen.untold)
         if file.artifact is None and (left or empty):
             registry.journal.start_over(entry.id)  # what may be there is not written over
-    elif seen.stored is not None and _take_stored(registry, entry, file, seen.stored):
+    elif seen.stored is not None and _commit_stored(registry, entry, file, seen.stored):
         log.warning("'%s' was stored before %s.", name, why)
         return False
     artifact = registry.artifacts.by_ino(entry.ino)
@@ -248,7 +248,7 @@ def _conclude(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, s
     return False
 
 
-def _take_stored(registry: Registry, entry: Put, file: _File, stored: _Stored) -> bool:
+def _commit_stored(registry: Registry, entry: Put, file: _File, stored: _Stored) -> bool:
     """What is in the object of a put is its file's content. Whether all of it is there: else the row is left."""
     assert file.object_key is not None
     if stored.whole and entry.state == "open":

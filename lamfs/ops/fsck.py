@@ -381,7 +381,7 @@ def _storage(
     wrong: list[newer.Wrong] = []
     for record in registry.artifacts.filter(visibility=None):
         problem = _object_problem(instance, record, found.get(record.revision.object_key))
-        if problem == damage.REPLACED and repair and _take_copy(instance, record, jobs):
+        if problem == damage.REPLACED and repair and _note_copy(instance, record, jobs):
             url = store.url(record.revision.object_key)
             report.add(f"storage: the object {url} of '{record.place}' is another one with the same bytes", True)
         elif problem is not None:
@@ -514,7 +514,7 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
     return None
 
 
-def _take_copy(instance: Instance, record: ArtifactRecord, jobs: int) -> bool:
+def _note_copy(instance: Instance, record: ArtifactRecord, jobs: int) -> bool:
     """Note the ETag of an artifact's object when it is another one with the same bytes: so it is where a storage was
     copied, or came back from a backup."""
     try:
