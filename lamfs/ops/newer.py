@@ -94,8 +94,8 @@ class Seen(NamedTuple):
         """The same with what can be done."""
         if self.other is None:
             return self.wrong
-        adopts = self.other.is_later or self.other.is_elsewhere
-        ways = "makes that its content" if adopts else "puts that into lost+found"
+        is_content = self.other.is_later or self.other.is_elsewhere
+        ways = "makes that its content" if is_content else "puts that into lost+found"
         return Wrong(self.wrong.record, f"{self.what}; 'lamfs fsck --repair' {ways}")
 
 
@@ -201,7 +201,7 @@ def mend(instance: Instance, seen: Seen, progress: Callable[[int], None] | None 
     record, url = wrong.record, instance.store.url(wrong.record.revision.object_key)
     what = f"the object {url} of '{record.place}' {seen.what}"
     try:
-        if _adopt(instance, other, progress):
+        if _make_content(instance, other, progress):
             text = f"{what}; that is its content now"
             if other.is_later:
                 text += f", and the {record.size} bytes of revision {record.number} are in storage no more"
@@ -222,7 +222,7 @@ def mend(instance: Instance, seen: Seen, progress: Callable[[int], None] | None 
     return Mended(None, Wrong(record, f"{seen.what}; the file is being written, try again later"), None)
 
 
-def _adopt(instance: Instance, other: Other, progress: Callable[[int], None] | None) -> bool:
+def _make_content(instance: Instance, other: Other, progress: Callable[[int], None] | None) -> bool:
     """Make a revision that is in storage the content of its artifact; whether it is that now.
 
     Not when its bytes are not those that it says, or somebody is writing the file.
