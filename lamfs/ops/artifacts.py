@@ -246,7 +246,7 @@ def cache(
             )
         except (ObjectChanged, ObjectMissing):
             if by_uid(instance, record.uid).revision == current.revision:
-                if not _rests(instance, current):
+                if not _is_idle(instance, current):
                     continue
                 raise
     return cache_files.cache_file(
@@ -254,7 +254,7 @@ def cache(
     )
 
 
-def _rests(instance: Instance, record: ArtifactRecord) -> bool:
+def _is_idle(instance: Instance, record: ArtifactRecord) -> bool:
     """Whether nobody is at work on an artifact's object; an interrupted save on it is finished here."""
     entries = instance.registry.journal.entries()
     if not any(isinstance(entry, Save) and entry.uid == record.uid for entry in entries):

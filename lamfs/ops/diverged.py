@@ -32,7 +32,7 @@ SAID = 10
 
 
 @dataclass(slots=True)
-class Kept:
+class BroughtBack:
     """Sentences. ``back``: what has a name in the new registry; ``left``: what is only in the one put aside;
     ``renamed``: what the new one has by another name."""
 
@@ -41,23 +41,23 @@ class Kept:
     left: list[str] = field(default_factory=list)
 
 
-def bring_back(store: ObjectStore, old: Registry, new: Registry) -> Kept:
+def bring_back(store: ObjectStore, old: Registry, new: Registry) -> BroughtBack:
     """Give names in ``new``, which nobody uses yet, to the artifacts that only ``old`` knows. Raises
     StorageUnavailable, RegistryError."""
-    kept = Kept()
+    found = BroughtBack()
     folder = f"lost+found/{time.strftime('%Y-%m-%d %H.%M.%S')}"
     for record in old.artifacts.filter(visibility=None):
         there = new.artifacts.by_uid(record.uid)
         if there is not None and there.revision == record.revision:
-            _note_name(kept, record, there)
+            _note_name(found, record, there)
             continue
         try:
-            _bring_back(store, old, new, record, there, folder, kept)
+            _bring_back(store, old, new, record, there, folder, found)
         except StorageUnavailable:
             raise
         except LamfsError as error:
-            kept.left.append(f"'{record.place}' (uid {record.uid}): {error}")
-    return kept
+            found.left.append(f"'{record.place}' (uid {record.uid}): {error}")
+    return found
 
 
 def _bring_back(
@@ -67,15 +67,15 @@ def _bring_back(
     record: ArtifactRecord,
     there: ArtifactRecord | None,
     folder: str,
-    kept: Kept,
+    found: BroughtBack,
 ) -> None:
     name = f"'{record.place}' (uid {record.uid})"
     object_key = record.revision.object_key
     if not _is_whole(store, record) or new.names.is_retained(object_key):
         if there is None:
-            kept.left.append(f"{name}: its object {store.url(object_key)} is not in storage any more")
+            found.left.append(f"{name}: its object {store.url(object_key)} is not in storage any more")
         elif not record.revision.content.same_bytes(there.revision.content):
-            kept.left.append(f"{name}: what was stored from here was replaced by what the other machine has stored")
+            found.left.append(f"{name}: what was stored from here was replaced by what the other machine has stored")
         return
     if there is not None and not _is_whole(store, there):
         # The other machine's row is of bytes that this one had replaced: the new ones are all that there is.
@@ -83,13 +83,13 @@ def _bring_back(
             0, replace(there, revision=record.revision), record.revision.etag, mode=0o644, uid=os.getuid(),
             gid=os.getgid(),
         )  # fmt: skip
-        kept.back.append(f"'{there.place}' (uid {there.uid}) as it was stored last, from here")
+        found.back.append(f"'{there.place}' (uid {there.uid}) as it was stored last, from here")
         return
     if there is None and record.visibility == TRASH:
-        kept.left.append(f"{name}: it was in the trash")
+        found.left.append(f"{name}: it was in the trash")
         return
     if there is not None and record.revision.content.same_bytes(there.revision.content):
-        _note_name(kept, record, there)
+        _note_name(found, record, there)
         return  # its bytes have a name
     holder = new.artifacts.with_object(object_key)
     if holder is not None and (
@@ -99,7 +99,7 @@ def _bring_back(
             and new.commits.same_bytes(holder, record.revision.etag)
         )
     ):
-        _note_name(kept, record, there or holder)
+        _note_name(found, record, there or holder)
         return  # as well
     made = replace(
         record,
@@ -116,22 +116,22 @@ def _bring_back(
         displaced = Displaced(holder, f"{AUTO_KEY_PREFIX}{holder.uid}.{new_uid(6)}{holder.suffix}")
     author = old.people.user(record.created_by_id)
     new.upkeep.bring_back(made, author=author, displaced=displaced, uid=os.getuid(), gid=os.getgid())
-    kept.back.append(f"{name} as '{made.key}'")
+    found.back.append(f"{name} as '{made.key}'")
     if holder is not None:
-        kept.left.append(
+        found.left.append(
             f"'{holder.place}' (uid {holder.uid}): what the other machine has stored was replaced by what was stored"
             " from here"
         )
 
 
-def _note_name(kept: Kept, record: ArtifactRecord, there: ArtifactRecord | None) -> None:
+def _note_name(found: BroughtBack, record: ArtifactRecord, there: ArtifactRecord | None) -> None:
     """Say where what had a name here is now: a repair on the other machine makes files of lost+found."""
     if there is None or record.visibility == TRASH:
         return
     if there.visibility == TRASH:
-        kept.renamed.append(f"'{record.place}' (uid {record.uid}) is in the trash now")
+        found.renamed.append(f"'{record.place}' (uid {record.uid}) is in the trash now")
     elif there.key != record.key:
-        kept.renamed.append(f"'{record.place}' (uid {record.uid}) is '{there.place}' now")
+        found.renamed.append(f"'{record.place}' (uid {record.uid}) is '{there.place}' now")
 
 
 def _is_whole(store: ObjectStore, record: ArtifactRecord) -> bool:
@@ -146,23 +146,23 @@ def _is_whole(store: ObjectStore, record: ArtifactRecord) -> bool:
         return False  # a link, or a name that no object has
 
 
-def tell(settings: InstanceSettings, put_aside: Path, kept: Kept) -> str:
+def tell(settings: InstanceSettings, put_aside: Path, found: BroughtBack) -> str:
     """Say what became of what this machine alone had, and write it down. Returns the sentence."""
     listing = put_aside.with_suffix(".json")
     config.write_json(
-        listing, {"registry": str(put_aside), "brought_back": kept.back, "renamed": kept.renamed, "left": kept.left}
+        listing, {"registry": str(put_aside), "brought_back": found.back, "renamed": found.renamed, "left": found.left}
     )
     notice = (
         f"another machine has taken '{settings.slug}' over and gone on: its registry is used now, and this machine's,"
         f" which had changes that nobody else has, is kept as {put_aside}"
     )
-    if kept.back or kept.renamed or kept.left:
+    if found.back or found.renamed or found.left:
         notice += (
-            f"; {count_of(len(kept.back), 'artifact', 'was')} brought back, {len(kept.renamed)} renamed,"
-            f" {len(kept.left)} not brought back: {listing} lists them"
+            f"; {count_of(len(found.back), 'artifact', 'was')} brought back, {len(found.renamed)} renamed,"
+            f" {len(found.left)} not brought back: {listing} lists them"
         )
     messages.warn(notice)
-    for word, texts in (("brought back", kept.back), ("renamed", kept.renamed), ("not brought back", kept.left)):
+    for word, texts in (("brought back", found.back), ("renamed", found.renamed), ("not brought back", found.left)):
         for text in texts[:SAID]:
             messages.warn(f"  {word}: {text}")
     return notice

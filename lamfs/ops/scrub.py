@@ -148,16 +148,16 @@ def run(
     result = Result()
     log = Log(instance, restart=restart)
     try:
-        done = set(leave_out)  # uids that are not to be read (again) in this run
-        todo = list(_todo(instance, log, done))
+        finished = set(leave_out)  # uids that are not to be read (again) in this run
+        todo = list(_todo(instance, log, finished))
         sizes = [record.size for record in _all(instance) if record.uid not in leave_out]
         left = sum(record.size - start * BLOCK_SIZE for record, start in todo)
         result.before, result.before_bytes = len(sizes) - len(todo), sum(sizes) - left
         if watcher is not None:
             watcher.begin(result.before_bytes, sum(sizes))
         for _ in range(PASSES):
-            _read_all(instance, log, todo, done, result, jobs, watcher)
-            todo = list(_todo(instance, log, done))
+            _read_all(instance, log, todo, finished, result, jobs, watcher)
+            todo = list(_todo(instance, log, finished))
             if not todo:
                 break
         if not todo and not result.unread:
@@ -171,10 +171,10 @@ def _all(instance: Instance) -> Iterator[ArtifactRecord]:
     return (record for record in instance.registry.artifacts.filter(visibility=None) if record.size)
 
 
-def _todo(instance: Instance, log: Log, done: set[str]) -> Iterator[tuple[ArtifactRecord, int]]:
+def _todo(instance: Instance, log: Log, finished: set[str]) -> Iterator[tuple[ArtifactRecord, int]]:
     for record in _all(instance):
         start = log.right(record)
-        if record.uid not in done and start < record.revision.block_count():
+        if record.uid not in finished and start < record.revision.block_count():
             yield record, start
 
 
@@ -182,7 +182,7 @@ def _read_all(
     instance: Instance,
     log: Log,
     todo: list[tuple[ArtifactRecord, int]],
-    done: set[str],
+    finished: set[str],
     result: Result,
     jobs: int,
     watcher: Watcher | None,
@@ -216,7 +216,7 @@ def _read_all(
                 length = min(BLOCK_SIZE, reading.record.size - block * BLOCK_SIZE)
                 result.bytes += length
             if reading.over():
-                in_a_row = in_a_row + 1 if _judge(instance, log, reading, done, result) else 0
+                in_a_row = in_a_row + 1 if _judge(instance, log, reading, finished, result) else 0
                 if in_a_row == MOST_UNREAD and reading.error is not None:
                     raise reading.error
             if watcher is not None:
@@ -233,7 +233,7 @@ def _advance(log: Log, reading: _Reading) -> None:
         log.note(reading.record, reading.right)
 
 
-def _judge(instance: Instance, log: Log, reading: _Reading, done: set[str], result: Result) -> bool:
+def _judge(instance: Instance, log: Log, reading: _Reading, finished: set[str], result: Result) -> bool:
     """An artifact has been read to its end, or to where an error came: keep what was found. Whether it is unread."""
     record, error = reading.record, reading.error
     if reading.wrong:
@@ -251,9 +251,9 @@ def _judge(instance: Instance, log: Log, reading: _Reading, done: set[str], resu
             damage.record(instance, record, damage.REPLACED)
         else:
             result.unread.append(f"'{record.place}' (artifact {record.uid}) cannot be read: {error}")
-            done.add(record.uid)
+            finished.add(record.uid)
             return True
-    done.add(record.uid)
+    finished.add(record.uid)
     result.artifacts += 1
     return False
 

@@ -455,7 +455,7 @@ def pull(
             # Until now another process of this machine may have changed it.
             ahead = ahead or (not restore and settings.registry_path.exists() and _went_on(instance))
             _refuse_ahead(settings, ahead, keep_both)
-            back = _bring_back(instance, fresh) if ahead else diverged.Kept()
+            back = _bring_back(instance, fresh) if ahead else diverged.BroughtBack()
             note = written.read(settings)
             # First: a crash then leaves nothing that calls the new one older than it must be.
             written.forget(settings)
@@ -525,7 +525,7 @@ def _supersede(instance: Opened, registry: Registry) -> None:
     registry.file.supersede([push_ for push_, _ in seen], changes)
 
 
-def _bring_back(instance: Opened, fresh: Path) -> diverged.Kept:
+def _bring_back(instance: Opened, fresh: Path) -> diverged.BroughtBack:
     path = instance.settings.registry_path
     with contextlib.closing(Registry(path)) as old, contextlib.closing(Registry(fresh)) as new:
         kept = diverged.bring_back(instance.store, old, new)
