@@ -24,11 +24,11 @@ from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
 from lamfs.model import AUTO_INO, ArtifactRecord, iso, now_ns
 from lamfs.ops import (
     damage,
-    husks,
     mounts,
     newer,
     orphans,
     recover,
+    scratch_files,
     scrub,
     spools,
     stored_registry,
@@ -122,7 +122,7 @@ def _check(
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
-    _husks(instance, report, repair)
+    _scratch(instance, report, repair)
     _lost(instance, report, repair)
     wrong, shared, unknown = _storage(instance, report, repair, jobs, watcher)
     _orphan_objects(instance, report, unknown, repair, purge, watcher)
@@ -319,19 +319,19 @@ def _lost(instance: Instance, report: Report, repair: bool) -> None:
         )
 
 
-def _husks(instance: Instance, report: Report, repair: bool) -> None:
+def _scratch(instance: Instance, report: Report, repair: bool) -> None:
     """Scratch names whose bytes are elsewhere: on another machine that is as it should be."""
     registry = instance.registry
-    for husk in husks.find(registry):
-        what = f"tree: '{husk.key}' is a scratch name, and its {husk.inode.size} bytes are not on this machine"
-        if husk.kept is None:
+    for unread in scratch_files.find_unread(registry):
+        what = f"tree: '{unread.key}' is a scratch name, and its {unread.inode.size} bytes are not on this machine"
+        if unread.kept is None:
             report.notes.append(
                 f"{what}, so it cannot be read here; delete the name, unless another machine has the bytes"
             )
             continue
-        place = f"{registry.rescue.found()[0]}/{husk.kept}"
-        if repair and husks.mend(registry, husk):
-            report.add(f"tree: '{husk.key}' had lost its bytes, and has those of '{place}' again", True)
+        place = f"{registry.rescue.found()[0]}/{unread.kept}"
+        if repair and scratch_files.give_back(registry, unread):
+            report.add(f"tree: '{unread.key}' had lost its bytes, and has those of '{place}' again", True)
             mounts.poke(instance.settings)
         else:
             report.add(f"{what}: they are '{place}'; 'lamfs fsck --repair' gives them back")
