@@ -200,8 +200,8 @@ def _stored(registry: Registry, store: ObjectStore, entry: Put, file: _File) -> 
         if artifact is not None and file.is_own and store.head(key).etag == artifact.revision.etag:
             return None
         if not file.is_own:
-            said = store.meta(key)
-            if said is None or said.uid != (entry.uid if artifact is None else artifact.uid):
+            meta = store.meta(key)
+            if meta is None or meta.uid != (entry.uid if artifact is None else artifact.uid):
                 return None  # what was there before is on its way out, or somebody else's
         content, etag = direct.hash_object(store, key)
         seal = registry.seals.of(entry.src)

@@ -27,7 +27,7 @@ from lamfs.storage.base import ObjectStore
 
 DIVERGED = "diverged"
 """Word in the names of what is put aside."""
-SAID = 10
+SHOWN = 10
 """Names that are said one by one; all are in the file."""
 
 
@@ -163,7 +163,7 @@ def tell(settings: InstanceSettings, put_aside: Path, found: BroughtBack) -> str
         )
     messages.warn(notice)
     for word, texts in (("brought back", found.back), ("renamed", found.renamed), ("not brought back", found.left)):
-        for text in texts[:SAID]:
+        for text in texts[:SHOWN]:
             messages.warn(f"  {word}: {text}")
     return notice
 

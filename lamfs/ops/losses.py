@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lamfs.registry import Lost
 
 NAMED = 3
-"""Losses that are said one by one."""
+"""Losses that are lines one by one."""
 
 
 def known(slug: str) -> list[Lost]:
@@ -27,8 +27,8 @@ def known(slug: str) -> list[Lost]:
 
 def sentences(lost: Sequence[Lost]) -> list[str]:
     """What a person is told of it: the last ones, and where the others are."""
-    said = [f"LOST: {one.sentence}" for one in lost[-NAMED:]]
+    lines = [f"LOST: {one.sentence}" for one in lost[-NAMED:]]
     if lost:
         more = f"{len(lost) - NAMED} more are lost; " if len(lost) > NAMED else ""
-        said.append(f"{more}'lamfs status --json' lists what is lost, and 'lamfs fsck --repair' forgets it")
-    return said
+        lines.append(f"{more}'lamfs status --json' lists what is lost, and 'lamfs fsck --repair' forgets it")
+    return lines

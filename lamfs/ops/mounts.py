@@ -92,9 +92,9 @@ def last_word(record: MountRecord) -> LamfsError | None:
     return None
 
 
-def _error(text: str, said: dict[str, Any]) -> LamfsError:
+def _error(text: str, reply: dict[str, Any]) -> LamfsError:
     """What a daemon has said went wrong."""
-    return LeaseLost(text) if said.get("lost") else LamfsError(text, errno=said.get("errno"))
+    return LeaseLost(text) if reply.get("lost") else LamfsError(text, errno=reply.get("errno"))
 
 
 def touch(directory: Path, pid: int) -> None:

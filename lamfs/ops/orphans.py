@@ -123,11 +123,11 @@ def keep(instance: Instance, orphan: Orphan, progress: Callable[[int], None] | N
 
 def _uid(instance: Instance, orphan: Orphan) -> str:
     """The uid that it says, or else that its key says, if no artifact has that; else a new one."""
-    said = orphan.meta.uid if orphan.meta is not None else None
+    uid = orphan.meta.uid if orphan.meta is not None else None
     match = OWN_OBJECT.fullmatch(orphan.item.key)
-    if said is None and match is not None:
-        said = orphan.item.key.removeprefix(AUTO_KEY_PREFIX)[:ARTIFACT_UID_LEN]
-    return said if said is not None and instance.registry.artifacts.by_uid(said) is None else new_uid()
+    if uid is None and match is not None:
+        uid = orphan.item.key.removeprefix(AUTO_KEY_PREFIX)[:ARTIFACT_UID_LEN]
+    return uid if uid is not None and instance.registry.artifacts.by_uid(uid) is None else new_uid()
 
 
 # -- deleting ---------------------------------------------------------------------------------------------------------

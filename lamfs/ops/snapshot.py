@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from lamfs.registry.intake import Taken
     from lamfs.registry.origins import Origin
 
-SAID = 10
+SHOWN = 10
 """Findings that are said one by one; all are in a file."""
 OVERTAKEN, RECEIVED = "overtaken", "received"
 """Names of working copies that another machine's has replaced, and of registries that had something wrong. Nothing is
@@ -345,12 +345,12 @@ def compare(instance: Opened) -> tuple[Verdict, Found | None, Known]:
 def ways_back(instance: Opened) -> str:
     """What to do when the copy in storage is of no use, in words. Reads the copies that are kept."""
     good = newest_good(instance)
-    home = (
+    close = (
         "'lamfs close' on the machine that worked with it last stores its registry there again, if that machine has not"
         " deleted the instance; 'lamfs init' does not bring it back."
     )
     if good is None:
-        return home[0].upper() + home[1:]
+        return close[0].upper() + close[1:]
     copy, origin = good
     settings = instance.settings
     where = settings.storage
@@ -358,7 +358,9 @@ def ways_back(instance: Opened) -> str:
     if settings not in config.list_instances():
         words = ["lamfs", "connect", origin.slug, *_reaching(where)]
     words += ["--restore", "--copy", copy.name]
-    return f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {home}"
+    return (
+        f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {close}"
+    )
 
 
 def anew(where: StorageConfig, slug: str | None = None) -> str:
@@ -611,10 +613,10 @@ def _tell(instance: Opened, taken: Taken, received: Path, url: str) -> None:
     )
     instance.notices.append(notice)
     messages.warn(notice)
-    for sentence in sentences[:SAID]:
+    for sentence in sentences[:SHOWN]:
         messages.warn(f"  {sentence}")
-    if taken.total > SAID:
-        messages.warn(f"  … and {taken.total - SAID} more")
+    if taken.total > SHOWN:
+        messages.warn(f"  … and {taken.total - SHOWN} more")
 
 
 def catch_up(instance: Opened, *, keep_both: bool = False) -> None:

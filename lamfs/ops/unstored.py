@@ -22,7 +22,7 @@ from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage import ObjectStore
 
-SAID = 10
+SHOWN = 10
 """Files that are said one by one."""
 _UNKNOWN = frozenset({Kind.STRAY, Kind.UNTOLD})
 
@@ -122,9 +122,9 @@ def sentences(left: list[Left], kept: Path | None) -> list[str]:
     count = "1 file that is" if len(left) == 1 else f"{len(left)} files that are"
     knows = f"; the registry that says what they are was put aside as {kept}" if kept is not None else ""
     lines = [f"the bytes of {count} not in storage are left in {os.path.dirname(left[0].path)}{knows}"]
-    for one in left[:SAID]:
+    for one in left[:SHOWN]:
         what = f"'{one.key}'" if one.key else "of a file that is not known"
         lines.append(f"  {what} ({one.size} bytes): {one.path}")
-    if len(left) > SAID:
-        lines.append(f"  … and {len(left) - SAID} more")
+    if len(left) > SHOWN:
+        lines.append(f"  … and {len(left) - SHOWN} more")
     return lines
