@@ -345,12 +345,12 @@ def compare(instance: Opened) -> tuple[Verdict, Found | None, Known]:
 def ways_back(instance: Opened) -> str:
     """What to do when the copy in storage is of no use, in words. Reads the copies that are kept."""
     good = newest_good(instance)
-    close = (
+    way = (
         "'lamfs close' on the machine that worked with it last stores its registry there again, if that machine has not"
         " deleted the instance; 'lamfs init' does not bring it back."
     )
     if good is None:
-        return close[0].upper() + close[1:]
+        return way[0].upper() + way[1:]
     copy, origin = good
     settings = instance.settings
     where = settings.storage
@@ -358,9 +358,7 @@ def ways_back(instance: Opened) -> str:
     if settings not in config.list_instances():
         words = ["lamfs", "connect", origin.slug, *_reaching(where)]
     words += ["--restore", "--copy", copy.name]
-    return (
-        f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {close}"
-    )
+    return f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {way}"
 
 
 def anew(where: StorageConfig, slug: str | None = None) -> str:
