@@ -1,7 +1,7 @@
-"""Save, replace, cache, trash, restore and delete artifacts: what the Python API and the CLI share. Synchronous.
+"""Save, replace, cache, trash, restore and delete artifacts, for the Python API and the CLI. Synchronous.
 
-Any thread. Every change holds the lease first, journals each step before it runs, and tells live mounts afterwards.
-No transaction is open while storage is asked for anything.
+Any thread. Every change holds the lease first, journals each step before it runs, and tells live mounts afterwards. No
+transaction is open while storage is asked.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ def save(
     progress: Progress | None = None,
     tell: Callable[[Draft], None] | None = None,
 ) -> ArtifactRecord:
-    """Save a file as an artifact, or as the new content of the artifact that has the key. ``run``, ``transform``: row
-    ids. ``tell`` is told what will be done. Raises as drafts.draft_new and commit do."""
+    """Save a file as a new artifact, or as the new content of the artifact that has the key.
+
+    ``run``, ``transform``: row ids. ``tell`` gets the draft before anything is stored. Raises what drafts.draft_new and
+    ``commit`` raise.
+    """
     origin = Provenance(alone.user_id(instance), run, transform)
     if key is None and description is None and run is None:
         description = Path(path).name
@@ -78,8 +81,8 @@ def replace(
     progress: Progress | None = None,
     tell: Callable[[Draft], None] | None = None,
 ) -> ArtifactRecord:
-    """Replace the content of an artifact by a file. ``tell`` is told what will be done. Raises as drafts.draft_replace
-    and commit do."""
+    """Replace the content of an artifact by a file. ``tell`` gets the draft before anything is stored. Raises what
+    drafts.draft_replace and ``commit`` raise."""
     draft = drafts.draft_replace(instance, by_uid(instance, uid), path, origin=Provenance(None, run, transform))
     if tell is not None:
         tell(draft)
@@ -89,9 +92,9 @@ def replace(
 def commit(
     instance: Instance, draft: Draft, *, key: str | None = None, progress: Progress | None = None
 ) -> ArtifactRecord:
-    """Store what a draft describes: object first, row second, stale object last. Returns the record as it is then.
+    """Store a draft: object first, row second, stale object last. Returns the record after that.
 
-    ``key``: the artifact is to be renamed; that comes before all else. Raises storage errors (the old revision is whole
+    ``key``: the artifact's new key; the rename comes before all else. Raises storage errors (the old revision is whole
     then), AlreadyExists (the key was taken meanwhile), NotFound (the artifact was deleted for good), InvalidArgument
     (the file is gone or being written), and what Namespace.rename_artifact raises.
     """
@@ -104,7 +107,7 @@ def commit(
     if key is not None and registry.artifacts.by_uid(record.uid) is not None:
         registry.names.rename_artifact(record.uid, key)
     if registry.journal.saves():
-        # An interrupted save of the same artifact must not come after this one.
+        # An interrupted save of the same artifact must not be finished after this one.
         recover.finish_saves(instance, strict=True)
     before = registry.artifacts.by_uid(record.uid)
     if before is not None and before.ino is not None:
@@ -120,7 +123,7 @@ def commit(
     else:
         saved = _store(instance, draft, progress)
     recover.run_owed(instance)
-    for _ in range(2):  # what was found at its place makes way first
+    for _ in range(2):  # the first run may only move away what is in the way
         if registry.commits.is_home(saved.uid):
             break
         recover.run_owed(instance)
@@ -129,7 +132,7 @@ def commit(
 
 
 def _check_description(text: str | None) -> None:
-    """Raise InvalidArgument for a text that another machine would reject with the registry."""
+    """Raise InvalidArgument for a text that another machine would refuse in a registry."""
     if text is not None and ("\0" in text or not is_utf8(text)):
         raise InvalidArgument("The description has a NUL character, or is not UTF-8; leave that out.")
     if text is not None and len(text.encode()) > TEXT_MAX:
@@ -141,7 +144,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
     registry, source = instance.registry, Source(draft.path, draft.stamp, draft.temporary)
     try:
         return finish(alone.saves(instance).save(draft.record, source, progress))
-    except BaseException:  # interrupted, too: what was undone leaves no object
+    except BaseException:  # an interrupt too: a save that was undone leaves no object
         with contextlib.suppress(LamfsError):
             if not registry.journal.saves(draft.record.uid):
                 recover.run_owed(instance, ops=("delete",))
@@ -149,7 +152,7 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
 
 
 def _update(instance: Instance, record: ArtifactRecord, key: str | None) -> ArtifactRecord:
-    """Save what a person may change of a record without new content: its description, and its key."""
+    """Save what a person may change of an artifact without new content: its description and its key."""
     by_uid(instance, record.uid)
     instance.registry.names.edit_artifact(
         record.uid,
@@ -176,8 +179,8 @@ def by_uid(instance: Instance, uid: str) -> ArtifactRecord:
 
 
 def find(instance: Instance, name: str, *, trash: bool = False) -> ArtifactRecord:
-    """The artifact that a person means: a path inside a mount of the instance, a key, a uid, or the beginning of one
-    (8 characters or more) if only one has it. With ``trash`` also by the key it had there. Raises NotFound."""
+    """The artifact that ``name`` means: a path in a mount of the instance, a key, a uid, or the first characters (8 or
+    more) of one uid alone. ``trash``: also the key that an artifact in the trash had. Raises NotFound."""
     registry = instance.registry
     inside = mounts.find_by_path(name)
     if inside is not None and inside[0].slug == instance.settings.slug:
@@ -194,7 +197,7 @@ def find(instance: Instance, name: str, *, trash: bool = False) -> ArtifactRecor
 
 
 def by_uid_prefix(instance: Instance, name: str) -> ArtifactRecord:
-    """The artifact whose uid is, or alone begins with, ``name``. Raises NotFound."""
+    """The artifact whose uid is ``name``, or the only one whose uid begins so. Raises NotFound."""
     found = instance.registry.artifacts.by_uid(name)
     if found is not None:
         return found
@@ -225,9 +228,9 @@ def _at_path(instance: Instance, key: str, trash: bool) -> ArtifactRecord | None
 def cache(
     instance: Instance, record: ArtifactRecord, progress: Progress | None = None, *, pool: Pool | None = None
 ) -> Path:
-    """The complete, verified file of an artifact's newest revision below the cache directory.
+    """The complete, verified cache file of an artifact's newest revision.
 
-    Blocks are fetched by the threads of ``pool``, or by some of their own. Raises NotFound, and storage errors
+    The threads of ``pool`` fetch the blocks; None: threads of its own. Raises NotFound, and storage errors
     (ObjectMissing, DamagedData, StorageUnavailable …).
     """
     current = by_uid(instance, record.uid)
@@ -255,7 +258,7 @@ def cache(
 
 
 def _is_idle(instance: Instance, record: ArtifactRecord) -> bool:
-    """Whether nobody is at work on an artifact's object; an interrupted save on it is finished here."""
+    """Whether no save of an artifact is under way. Finishes an interrupted one, and returns False then."""
     entries = instance.registry.journal.entries()
     if not any(isinstance(entry, Save) and entry.uid == record.uid for entry in entries):
         return True
@@ -265,7 +268,7 @@ def _is_idle(instance: Instance, record: ArtifactRecord) -> bool:
 
 
 def url(instance: Instance, record: ArtifactRecord) -> str:
-    """Where the object of a record is: ``s3://bucket/key`` or a path."""
+    """URL of a record's object: ``s3://bucket/key`` or a path."""
     return instance.store.url(record.revision.object_key)
 
 
@@ -290,7 +293,8 @@ def restore(instance: Instance, record: ArtifactRecord, key: str | None = None) 
 
 
 def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> ArtifactRecord:
-    """Delete an artifact for good: row, then object; with ``storage=False`` the object stays, with a warning.
+    """Delete an artifact for good: first its row, then its object. With ``storage=False`` the object stays, with a
+    warning.
 
     Returns the record as it was. Raises NotFound.
     """

@@ -1,9 +1,9 @@
-"""What this machine alone has, when it takes the registry of another one that went on without it. Synchronous.
+"""Keeps what this machine alone has, when it takes the registry of another machine. Synchronous.
 
-Another machine took the lease over while this one had changes that were not in storage's copy. Its registry is taken;
-this machine's is put aside as ``diverged.<time>.lndb`` and never removed. Artifacts that only that one knows, and whose
-objects are in storage as they were stored, get names in ``lost+found/<time>/`` of the new one, where they keep uid and
-hash. What cannot be brought back, and what has another name by now, is named in ``diverged.<time>.json`` beside it.
+The other machine took the lease over while this one had changes that were not in storage. Its registry is used from
+then on. This machine's registry is put aside as ``diverged.<time>.lndb`` and never removed. Artifacts that only this
+registry knows, and whose objects are still in storage, get names in ``lost+found/<time>/`` of the new one, with the
+same uid and hash. ``diverged.<time>.json`` beside it lists what cannot be brought back, and what has another name now.
 (Files that were never stored are the journal's: working_copy.replace.)
 """
 
@@ -28,13 +28,13 @@ from lamfs.storage.base import ObjectStore
 DIVERGED = "diverged"
 """Word in the names of what is put aside."""
 SHOWN = 10
-"""Names that are said one by one; all are in the file."""
+"""Sentences that are printed; the file has all of them."""
 
 
 @dataclass(slots=True)
 class BroughtBack:
-    """Sentences. ``back``: what has a name in the new registry; ``left``: what is only in the one put aside;
-    ``renamed``: what the new one has by another name."""
+    """Lists of sentences. ``back``: artifacts with a name in the new registry; ``renamed``: artifacts that have another
+    name there; ``left``: artifacts that only the registry put aside has."""
 
     back: list[str] = field(default_factory=list)
     renamed: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ def _bring_back(
             found.left.append(f"{name}: what was stored from here was replaced by what the other machine has stored")
         return
     if there is not None and not _is_whole(store, there):
-        # The other machine's row is of bytes that this one had replaced: the new ones are all that there is.
+        # This machine has replaced the bytes that the other machine's row means. Only the new bytes exist.
         new.commits.save(
             0, replace(there, revision=record.revision), record.revision.etag, mode=0o644, uid=os.getuid(),
             gid=os.getgid(),
@@ -90,7 +90,7 @@ def _bring_back(
         return
     if there is not None and record.revision.content.same_bytes(there.revision.content):
         _note_name(found, record, there)
-        return  # its bytes have a name
+        return  # these bytes have a name already
     holder = new.artifacts.with_object(object_key)
     if holder is not None and (
         holder.revision.etag == record.revision.etag
@@ -100,7 +100,7 @@ def _bring_back(
         )
     ):
         _note_name(found, record, there or holder)
-        return  # as well
+        return  # so have these
     made = replace(
         record,
         id=None,
@@ -112,7 +112,7 @@ def _bring_back(
     )
     displaced = None
     if holder is not None:
-        # This machine has written over the bytes that the other machine's row means.
+        # This machine has written its bytes over those of the other machine's artifact.
         displaced = Displaced(holder, f"{AUTO_KEY_PREFIX}{holder.uid}.{new_uid(6)}{holder.suffix}")
     author = old.people.user(record.created_by_id)
     new.upkeep.bring_back(made, author=author, displaced=displaced, uid=os.getuid(), gid=os.getgid())
@@ -125,7 +125,8 @@ def _bring_back(
 
 
 def _note_name(found: BroughtBack, record: ArtifactRecord, there: ArtifactRecord | None) -> None:
-    """Say where what had a name here is now: a repair on the other machine makes files of lost+found."""
+    """Note an artifact that has another name in the new registry: a repair on the other machine makes files of
+    lost+found."""
     if there is None or record.visibility == TRASH:
         return
     if there.visibility == TRASH:
@@ -135,7 +136,7 @@ def _note_name(found: BroughtBack, record: ArtifactRecord, there: ArtifactRecord
 
 
 def _is_whole(store: ObjectStore, record: ArtifactRecord) -> bool:
-    """Whether the object of a record is there as it was stored."""
+    """Whether the object of a record is in storage as it was stored."""
     try:
         return store.head(record.revision.object_key).etag == record.revision.etag
     except ObjectMissing:
@@ -143,11 +144,11 @@ def _is_whole(store: ObjectStore, record: ArtifactRecord) -> bool:
     except StorageUnavailable:
         raise
     except StorageError:
-        return False  # a link, or a name that no object has
+        return False  # a link, or a key that no object can have
 
 
 def tell(settings: InstanceSettings, put_aside: Path, found: BroughtBack) -> str:
-    """Say what became of what this machine alone had, and write it down. Returns the sentence."""
+    """Tell the user what was brought back and what was not, and write it down. Returns the sentence."""
     listing = put_aside.with_suffix(".json")
     config.write_json(
         listing, {"registry": str(put_aside), "brought_back": found.back, "renamed": found.renamed, "left": found.left}
@@ -169,12 +170,12 @@ def tell(settings: InstanceSettings, put_aside: Path, found: BroughtBack) -> str
 
 
 def known(settings: InstanceSettings) -> list[dict[str, Any]]:
-    """What was put aside on this machine, oldest first: ``registry`` (its path), and sentences: ``brought_back``,
-    ``renamed``, ``left``."""
+    """The registries that were put aside on this machine, oldest first: ``registry`` (a path), and lists of sentences,
+    ``brought_back``, ``renamed`` and ``left``."""
     found = []
     for path in sorted(settings.directory.glob(f"{DIVERGED}.*.lndb")):
         entry: dict[str, Any] = {"registry": str(path), "brought_back": [], "renamed": [], "left": []}
-        with contextlib.suppress(LamfsError):  # damaged: the registry is there all the same
+        with contextlib.suppress(LamfsError):  # a damaged list: the registry is there all the same
             entry |= config.read_json(path.with_suffix(".json"), 64 << 20) or {}
         found.append(entry)
     return found

@@ -1,7 +1,7 @@
-"""Is what the registry says true? Registry, tree, storage, spool and journal held against each other. Synchronous.
+"""Checks the registry, tree, storage, spool and journal against each other. Synchronous.
 
-What others are at work on at this moment is not reported: rows and spool files of living processes, objects that a
-journal row names. A problem is one sentence. ``repair`` mends what can be mended without a decision.
+Work in progress is not reported: rows and spool files of living processes, and objects that a journal row names. Each
+problem is one sentence. ``repair`` mends problems that need no decision.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from lamfs.storage.root import check_object_key
 OUTDATED = "is of an earlier revision than one that is in storage"
 NO_NAME = "cannot be there: no object has such a name"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
-"""A multipart upload that is younger may belong to somebody who is at work."""
+"""A younger multipart upload may be in progress."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What a check found. ``problems`` are left, ``repaired`` were mended; ``notes`` are no problems."""
+    """The result of a check: ``problems`` that are left, ``repaired`` ones, and ``notes``, which are not problems."""
 
     problems: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is wrong (any more)."""
+        """Whether no problem is left."""
         return not self.problems
 
     def add(self, text: str, mended: bool = False) -> None:
@@ -82,12 +82,12 @@ def check(
     jobs: int = scrub.JOBS,
     watcher: scrub.Watcher | None = None,
 ) -> Report:
-    """Check everything; with ``data`` also read every object and compare each block's hash, see scrub.run.
+    """Check everything. ``data``: read every object too, and compare each block's hash, see scrub.run.
 
-    ``repair``: mend what can be mended without a decision; nothing is deleted that anybody could miss. ``purge``:
-    delete objects that no artifact references and that are old, and the parts of uploads that nobody goes on with.
+    ``repair``: mend problems that need no decision; no bytes are deleted that a user could miss. ``purge``: delete old
+    objects that no artifact references, and the parts of uploads that nobody continues.
 
-    Raises NotSetUp and storage errors only when nothing can be checked at all, and with ``data`` Locked and what
+    Raises NotSetUp and storage errors only when nothing can be checked at all; with ``data`` also Locked and what
     scrub.run raises.
     """
     report = Report()
@@ -132,7 +132,7 @@ def _check(
         _data(instance, report, wrong, restart, jobs, watcher)
     for found in damage.known(instance):
         report.add(f"storage: {found.sentence}")
-    # Now: a repair makes artifacts of objects and of spool files.
+    # Counted last: a repair makes artifacts of objects and of spool files.
     report.artifacts = instance.registry.artifacts.count() + instance.registry.artifacts.count(trash=True)
 
 
@@ -140,7 +140,7 @@ def _check(
 
 
 def _registry(instance: Instance, report: Report) -> bool:
-    """SQLite's own checks. False when the tables cannot be trusted."""
+    """Run SQLite's own checks. Returns False when the tables cannot be trusted."""
     try:
         found = instance.registry.consistency.check_file()
     except DamagedRegistry as error:
@@ -157,7 +157,8 @@ def _registry(instance: Instance, report: Report) -> bool:
 
 
 def _stored_registry(instance: Instance, report: Report, repair: bool) -> None:
-    """The registry's copy in storage. Mended, it is this machine's; what is replaced is kept there (kept.py)."""
+    """Check the registry's copy in storage. A repair stores this machine's registry there; the old copy is kept
+    (kept.py)."""
     found = stored_registry.look(instance)
     if found is None:
         return
@@ -185,7 +186,8 @@ def _tree(instance: Instance, report: Report, repair: bool) -> None:
 
 
 def _unnamed(instance: Instance, report: Report) -> None:
-    """Give names in ``lost+found`` to what has lost its name, and leads to bytes or to other files."""
+    """Give names in ``lost+found`` to files and directories that have lost theirs, and that lead to bytes or to other
+    files."""
     if mounts.live(instance.settings):
         return
     for ino, key in instance.registry.rescue.name_nameless():
@@ -222,7 +224,7 @@ def _journal(instance: Instance, report: Report) -> None:
     for entry in entries:
         what = f"{entry.op} of {entry.about}"
         if entry.state == "scratch":
-            continue  # in the spool, and nowhere else
+            continue  # scratch: in the spool, and never in storage
         if not is_alive(entry.owner) and mounted is not None and not isinstance(entry, Save):
             report.notes.append(f"journal: the {what} was left to the mount at {mounted.mountpoint}, which does it")
         elif not is_alive(entry.owner):
@@ -234,7 +236,7 @@ def _journal(instance: Instance, report: Report) -> None:
 
 
 def _next_step(instance: Instance) -> str:
-    """How what dead processes of this machine owe is done, in words."""
+    """What a person has to do about the work of dead processes, in words."""
     step = "mount, or 'lamfs fsck --repair'"
     holder = None
     with contextlib.suppress(StorageError):
@@ -289,7 +291,8 @@ def _spool_files(
 
 
 def _keep_damaged(instance: Instance, report: Report) -> bool:
-    """Put spool files that are not what was written into ``lost+found``, as they are; whether there were any."""
+    """Put spool files whose bytes have changed since they were written into ``lost+found``. Returns whether there were
+    any."""
     registry = instance.registry
     wrong = [entry for entry in registry.journal.mine(Put) if entry.damaged]
     spool = SpoolFolder.find(*instance.settings.spool_place) if wrong else None
@@ -306,7 +309,8 @@ def _keep_damaged(instance: Instance, report: Report) -> bool:
 
 
 def _lost(instance: Instance, report: Report, repair: bool) -> None:
-    """What was lost since the last repair, which forgets it, and what is to be looked through by a person."""
+    """Report the bytes that were lost since the last repair, and the entries of ``lost+found``. A repair forgets the
+    losses."""
     rescue = instance.registry.rescue
     for lost in rescue.lost():
         report.notes.append(f"spool: {lost.sentence}")
@@ -320,7 +324,7 @@ def _lost(instance: Instance, report: Report, repair: bool) -> None:
 
 
 def _scratch(instance: Instance, report: Report, repair: bool) -> None:
-    """Scratch names whose bytes are elsewhere: on another machine that is as it should be."""
+    """Check for scratch names whose bytes are not on this machine. On another machine than their own they never are."""
     registry = instance.registry
     for unread in scratch_files.find_unread(registry):
         what = f"tree: '{unread.key}' is a scratch name, and its {unread.inode.size} bytes are not on this machine"
@@ -338,7 +342,8 @@ def _scratch(instance: Instance, report: Report, repair: bool) -> None:
 
 
 def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder) -> None:
-    """Spool files that nothing owes: mended, a leftover is gone and the bytes of all else are in ``lost+found``."""
+    """Check for spool files that no journal row names. A repair removes leftovers, and puts all other bytes into
+    ``lost+found``."""
     registry, store = instance.registry, instance.store
     if repair:
         found = strays.settle(registry, store, spool, instance.settings.directory)
@@ -364,8 +369,8 @@ def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder
 def _storage(
     instance: Instance, report: Report, repair: bool, jobs: int, watcher: scrub.Watcher | None
 ) -> tuple[set[str], bool, list[Orphan]]:
-    """Objects against artifacts. Returns the uids of artifacts whose object is not theirs, which is remembered, whether
-    other instances use this storage too, and the objects that no artifact references."""
+    """Check objects against artifacts, and remember the damage. Returns the uids of artifacts whose object is wrong,
+    whether other instances use this storage too, and the objects that no artifact references."""
     registry, store = instance.registry, instance.store
     found: dict[str, ObjectStat] = {}
     others = 0
@@ -398,8 +403,8 @@ def _storage(
 
 
 def _outdated(instance: Instance, unknown: Iterable[Orphan], wrong: Collection[str]) -> Iterator[newer.Wrong]:
-    """Artifacts of which storage has a later revision than this registry, which is older than another one was. Not
-    those that are ``wrong`` anyway."""
+    """Artifacts with a later revision in storage than in this registry, which was set back then. Leaves out those that
+    are ``wrong`` already."""
     latest: dict[str, int] = {}
     for orphan in unknown:
         if orphan.meta is not None and orphan.meta.uid not in wrong:
@@ -419,8 +424,8 @@ def _others(
     shared: bool,
     watcher: scrub.Watcher | None,
 ) -> list[newer.Wrong]:
-    """Artifacts whose object is not theirs: what is there instead is named, and mended. Returns what is still wrong,
-    and takes from ``unknown`` what has an artifact now."""
+    """Report artifacts whose object is wrong, with the object that is there instead, and mend them. Returns those that
+    are still wrong. Removes objects that have an artifact now from ``unknown``."""
     seen = newer.find(instance, wrong, unknown, shared=shared)
     if not repair:
         return [each.named for each in seen]
@@ -432,7 +437,7 @@ def _others(
         mended = newer.mend(instance, each, None if watcher is None else watcher.add)
         if mended.text is not None:
             report.add(f"storage: {mended.text}", True)
-        if mended.left is not None and mended.left.problem != OUTDATED:  # else: the other one is kept as any orphan
+        if mended.left is not None and mended.left.problem != OUTDATED:  # its newer object is kept as an orphan
             left.append(mended.left)
         used.add(mended.used)
     unknown[:] = [orphan for orphan in unknown if orphan.item.key not in used]
@@ -444,7 +449,7 @@ def _others(
 def _orphan_objects(
     instance: Instance, report: Report, found: list[Orphan], repair: bool, purge: bool, watcher: scrub.Watcher | None
 ) -> None:
-    """What no artifact references becomes a file of lost+found, or is deleted if somebody wants that and it is old."""
+    """Make files of lost+found of objects that no artifact references, or delete old ones with ``purge``."""
     store = instance.store
     gone = set()
     if purge:
@@ -478,7 +483,8 @@ def _orphan_objects(
 
 
 def _is_key(store: ObjectStore, key: str) -> bool:
-    """Whether an object may be called so. Others may use the storage too, and store what lamfs cannot even ask for."""
+    """Whether an object can have such a key. Other programs may use the storage, with keys that lamfs cannot even ask
+    for."""
     try:
         check_object_key(key, as_path=store.on_disk)
     except InvalidName:
@@ -487,7 +493,7 @@ def _is_key(store: ObjectStore, key: str) -> bool:
 
 
 def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat | None) -> str | None:
-    """What is wrong with an artifact's object; looked at again when it seems so, for others may be at work."""
+    """The problem of an artifact's object; None: it is right. Looks twice, because others may be at work."""
     if not _is_key(instance.store, record.revision.object_key):
         return NO_NAME
     if item is not None and (item.size, item.etag) == (record.size, record.revision.etag):
@@ -506,7 +512,7 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
             raise
         return NO_NAME
     if item.etag != record.revision.etag and instance.registry.journal.holds(item.key):
-        return None  # it is being stored, or what was stored is still to be said: the journal's rows are named
+        return None  # it is being stored, or its commit is owed: the journal's rows are reported instead
     if item.size != record.size:
         return f"has {item.size} bytes, not {record.size}"
     if item.etag != record.revision.etag:
@@ -515,13 +521,13 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
 
 
 def _note_copy(instance: Instance, record: ArtifactRecord, jobs: int) -> bool:
-    """Note the ETag of an artifact's object when it is another one with the same bytes: so it is where a storage was
-    copied, or came back from a backup."""
+    """Note the ETag of an artifact's object when it is another object with the same bytes: a storage that was copied,
+    or restored from a backup, has such objects. Returns whether it was noted."""
     try:
         etag = instance.store.head(record.revision.object_key).etag
         return scrub.has_its_bytes(instance, record, etag, jobs) and instance.registry.commits.same_bytes(record, etag)
     except (ObjectMissing, ObjectChanged):
-        return False  # it changes at this moment
+        return False  # it changes just now
 
 
 def _data(
@@ -554,7 +560,8 @@ def _temporaries(instance: Instance, report: Report) -> None:
 
 
 def _uploads(instance: Instance, report: Report, purge: bool, shared: bool) -> None:
-    """Multipart uploads that nobody will complete: their parts take room, and no listing of objects shows them."""
+    """Report multipart uploads that nobody will complete: their parts take space, and no listing of objects shows
+    them."""
     store = instance.store
     try:
         found = [upload for upload in store.uploads() if upload.started_ns < now_ns() - UPLOAD_AGE_NS]
@@ -581,7 +588,7 @@ def _uploads(instance: Instance, report: Report, purge: bool, shared: bool) -> N
 
 
 def _targets(instance: Instance) -> set[str]:
-    """Object keys to which the journal's work may be uploading or copying now."""
+    """Object keys to which the journal's work may upload or copy now."""
     registry = instance.registry
     found = registry.uploads.targets()
     for entry in registry.journal.entries():

@@ -1,7 +1,6 @@
-"""Partial spools of a mount that is gone, made complete: spool files that lack blocks which the stored revision has.
+"""Partial spools after a power cut: the ranges that did not reach the disk. Synchronous, any thread.
 
-Synchronous, any thread. See fs/partial.py for what a partial spool is, and registry/partial_spools.py for what is noted
-of it.
+fs/partial.py says what a partial spool is, and registry/partial_spools.py what is noted of one.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ log = logging.getLogger("lamfs.recover")
 
 
 def keep_durable(registry: Registry, entry: Put, spool: SpoolFolder) -> None:
-    """The machine went down: of the ranges of a put's spool file only those that are durable are there. The others are
-    noted as lost; see Upkeep.keep_durable."""
+    """The machine went down: drop the ranges of a put's spool file that are not durable, and log what is lost; see
+    Upkeep.keep_durable."""
 
     def cut(size: int) -> None:
         with contextlib.suppress(FileNotFoundError), spool.opened(entry.src, os.O_RDWR) as fd:
