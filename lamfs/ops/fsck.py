@@ -437,7 +437,8 @@ def _others(
         mended = newer.mend(instance, each, None if watcher is None else watcher.add)
         if mended.text is not None:
             report.add(f"storage: {mended.text}", True)
-        if mended.left is not None and mended.left.problem != OUTDATED:  # its newer object is kept as an orphan
+        # An outdated artifact stays as it is: its newer object is kept as an orphan.
+        if mended.left is not None and mended.left.problem != OUTDATED:
             left.append(mended.left)
         used.add(mended.used)
     unknown[:] = [orphan for orphan in unknown if orphan.item.key not in used]

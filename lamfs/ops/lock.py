@@ -249,8 +249,8 @@ class Lease:
         return (now - self._written(found.stat)) / 1e9
 
     def _written(self, stat: ObjectStat, *, ask: bool = False) -> int:
-        """When an object was written, in nanoseconds of the storage's clock. Asks storage when the answer to the write
-        did not tell."""
+        """When an object was written, in nanoseconds of the storage's clock. ``ask``: ask storage, because the answer
+        to a write does not tell."""
         fd = self._store.open_local(stat.key)
         if fd is None:
             return self._store.head(stat.key).mtime_ns if ask else stat.mtime_ns
