@@ -81,7 +81,7 @@ class Settings(Strict):
 
     @property
     def scratch_names(self) -> tuple[str, ...]:
-        """Patterns of names whose files are no artifacts. A new mount uses the patterns that are set when it starts.
+        """Patterns of names whose files are not artifacts. A new mount uses the patterns that are set when it starts.
 
         Raises InvalidArgument for a text that cannot be a pattern. None brings the defaults back.
         """

@@ -54,7 +54,7 @@ def select(instance: Instance, name: str, *, store_first: bool = True) -> Select
     with everything below it, or a pattern over keys (keys.glob_pattern). ``store_first``: mounts store what they still
     owe of these before.
 
-    Raises NotFound; an empty directory is no error.
+    Raises NotFound. An empty directory gives an empty selection.
     """
     inside = mounts.find_by_path(name)
     in_mount = inside is not None and inside[0].slug == instance.settings.slug

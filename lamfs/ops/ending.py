@@ -36,7 +36,7 @@ class Process(NamedTuple):
     fd: int
 
     def send(self, number: int) -> None:
-        """Send a signal. A process that has ended is no error."""
+        """Send a signal, if the process has not ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.fd, number)
 
@@ -88,7 +88,7 @@ def _children(pid: int) -> list[int]:
 
 
 def ask(record: MountRecord) -> None:
-    """Ask a daemon (SIGTERM) to store what it owes, to unmount, and to end. A daemon that has ended is no error."""
+    """Ask a daemon (SIGTERM) to store what it owes, to unmount, and to end. Nothing happens when it has ended."""
     with daemon_of(record) as daemon:
         if daemon is not None:
             daemon.send(signal.SIGTERM)

@@ -56,7 +56,7 @@ _TRIES = 8
 
 
 class Holder(NamedTuple):
-    """Who asks for a lease."""
+    """The user and machine that ask for a lease."""
 
     handle: str
     host: str

@@ -69,7 +69,7 @@ def write(directory: Path, record: MountRecord) -> Path:
 
 
 def remove(directory: Path, pid: int) -> None:
-    """Remove a mount's record and socket. Missing ones are no error."""
+    """Remove a mount's record and socket, as far as they are there."""
     for suffix in ("json", "sock"):
         with contextlib.suppress(FileNotFoundError):
             (directory / f"{pid}.{suffix}").unlink()
@@ -99,7 +99,7 @@ def _error(text: str, reply: dict[str, Any]) -> LamfsError:
 
 
 def touch(directory: Path, pid: int) -> None:
-    """Show that the daemon lives. A record that is missing, or cannot be changed, is no error."""
+    """Show that the daemon lives. Errors are ignored: the record may be missing, or may not be changed."""
     with contextlib.suppress(OSError):
         os.utime(directory / f"{pid}.json")
 

@@ -86,7 +86,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
         return 0
     journal = instance.registry.journal
     if not journal.puts():
-        return 0  # whatever the spool's place has
+        return 0  # the spool is not needed
     try:
         spool = spools.find(instance.settings, instance.registry)
     except StorageError as error:

@@ -36,7 +36,7 @@ def known(settings: InstanceSettings) -> list[tuple[str, int]]:
 
 
 def sentence(files: Sequence[tuple[str, int]]) -> str:
-    """What a person is told who leaves this machine. ``files``: at least one, as ``known`` returns them."""
+    """A sentence for a person who leaves this machine. ``files``: at least one, as ``known`` returns them."""
     named = ", ".join(f"'{key}'" for key, _ in files[:NAMED])
     more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
     verb, total = "is" if len(files) == 1 else "are", sum(size for _, size in files)

@@ -328,7 +328,7 @@ def compare(instance: Opened) -> tuple[Verdict, Found | None, Known]:
     from lamfs.registry import intake
 
     key, found = instance.settings.snapshot_key, None
-    # Read first: a mount of this machine may push at any moment, and a copy that is read later is no older.
+    # Read first: a mount of this machine may push at any moment, and a copy that is read later is not older.
     known = _known(instance)
     with _temporary(instance, "peek") as temp, contextlib.suppress(NotSetUp):
         stored = fetch(instance, key, temp)
