@@ -18,6 +18,7 @@ from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, I
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
+from lamfs.registry.entries import Abort, Delete, Put, Save
 from lamfs.registry.journal import Journal
 from lamfs.registry.lostfound import find_folder
 from lamfs.registry.namespace import Namespace
@@ -215,15 +216,18 @@ class Rescue:
         What somebody has removed leads nowhere, and gets none. No mount may be live: it has such inodes open.
         """
         with self._db.transaction():
+            pending = {entry.ino for entry in self._journal.puts()}
             rows = self._db.all(
-                "SELECT ino FROM inode i WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry) AND ("
-                f" mode & {0o170000} = {stat.S_IFDIR} AND EXISTS (SELECT 1 FROM dentry WHERE parent=i.ino)"
-                f" OR mode & {0o170000} = {stat.S_IFREG}"
-                "  AND EXISTS (SELECT 1 FROM journal j WHERE j.op='put' AND j.ino=i.ino)"
-                "  AND ino NOT IN (SELECT ino FROM artifact))",
+                "SELECT ino, mode, EXISTS (SELECT 1 FROM dentry WHERE parent=i.ino) FROM inode i"
+                " WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry)"
+                " AND ino NOT IN (SELECT ino FROM artifact)",
                 (ROOT_INO, AUTO_INO),
             )
-            return [(ino, self.name_again(ino)) for (ino,) in rows]
+            return [
+                (ino, self.name_again(ino))
+                for ino, mode, has_entries in rows
+                if (stat.S_ISDIR(mode) and has_entries) or (stat.S_ISREG(mode) and ino in pending)
+            ]
 
     def give_back(self, name: str, scratch: Inode) -> bool:
         """Let the file ``name`` of ``lost+found``, which has the bytes of a scratch file, take the place of that, with
@@ -261,7 +265,11 @@ class Rescue:
 
     def named_objects(self) -> set[str]:
         """Object keys that a revision or a journal row names."""
-        return {row[0] for row in self._db.all("SELECT object_key FROM revision UNION SELECT object_key FROM journal")}
+        found = {object_key for (object_key,) in self._db.all("SELECT object_key FROM revision")}
+        for entry in self._journal.entries():
+            if isinstance(entry, Put | Save | Delete | Abort) and entry.object_key is not None:
+                found.add(entry.object_key)
+        return found
 
     def give_up_object(self, object_key: str, etag: str) -> bool:
         """Owe the deletion of an object, if neither an artifact nor the journal names it; whether that is so."""
