@@ -1,4 +1,4 @@
-"""``ln.track()``: link what this process saves to the script or notebook it runs. Any thread."""
+"""``ln.track()``: link the artifacts that this process saves to its script or notebook. Any thread."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lamfs.registry import Run
 
 
 def track(name: str | None = None, *, key: str | None = None) -> Run:
-    """Begin a run of the calling script or notebook; artifacts saved later by this process are linked to it.
+    """Begin a run of the calling script or notebook. Artifacts that this process saves later are linked to it.
 
-    The transform is found by its path (``key``) and name, both of which can be given. Raises NotSetUp.
+    Path (``key``) and name, which both can be given, identify the transform. Raises NotSetUp.
     """
     here = state.instance()
     here.hold()
@@ -38,7 +38,7 @@ def track(name: str | None = None, *, key: str | None = None) -> Run:
 
 
 def _caller() -> tuple[str | None, str]:
-    """Path of the notebook or script that this process runs, as far as it can be known, and which of both it is."""
+    """Path of the notebook or script of this process, as far as it can be known, and which of the two it is."""
     main = sys.modules.get("__main__")
     notebook = os.environ.get("JPY_SESSION_NAME") or getattr(main, "__vsc_ipynb_file__", None)
     if notebook and str(notebook).endswith(".ipynb"):

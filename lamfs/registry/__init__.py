@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,12 @@ from lamfs.registry.attributes import Attributes
 from lamfs.registry.changes import Change, ChangeLog
 from lamfs.registry.clocked import ClockedCommits, ClockedNames, ClockedPeople, ClockedRescue, new_origin
 from lamfs.registry.commits import Commits, Committed, Conflict, NewObject, Stored
+from lamfs.registry.consistency import Consistency, Flaw
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
+from lamfs.registry.file import RegistryFile
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Backup, Renamed
-from lamfs.registry.origins import PUSHES, PUSHES_KEPT, pushes_of
 from lamfs.registry.partial_spools import (
     PartialSpools,
     Ranges,
@@ -34,6 +33,7 @@ from lamfs.registry.people import Run, Storage, Transform, User
 from lamfs.registry.rescue import Lost
 from lamfs.registry.seals import Seal, Seals
 from lamfs.registry.tree import Tree
+from lamfs.registry.upkeep import Displaced, Upkeep
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.registry.writes import Writes
 from lamfs.scratch import Matcher, nothing
@@ -66,6 +66,9 @@ class Registry:
         self.commits = ClockedCommits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
         self.attributes = Attributes(self.db, self.tree, self.artifacts, self.changes)
         self.writes = Writes(self.db, self.tree, self.journal, self.changes, self.names, self.partial_spools)
+        self.file = RegistryFile(self.db, self.people, self.journal, self.changes)
+        self.consistency = Consistency(self.db, self.tree, self.journal, self.changes)
+        self.upkeep = Upkeep(self.db, self.tree, self.artifacts, self.journal, self.changes, self.commits, self.rescue)
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:
         """An artifact's record with its references resolved, ready for JSON: what ``lamfs info`` prints."""
@@ -96,31 +99,15 @@ class Registry:
             "pending": pending is not None,
         }
 
-    def pushes(self) -> tuple[str, ...]:
-        """Names of the pushes that this registry comes from, or replaces, the newest first; see Origin."""
-        return pushes_of(self.db.get_meta(PUSHES))
-
-    def add_pushes(self, names: Iterable[str]) -> None:
-        """It comes from these, too."""
-        with self.db.transaction():
-            found = list(dict.fromkeys([*names, *self.pushes()]))
-            self.db.set_meta(PUSHES, json.dumps(found[:PUSHES_KEPT]))
-
-    def move_to(self, root: str) -> None:
-        """The storage is at another root from now on."""
-        with self.db.transaction():
-            self.db.set_meta("root", root)
-            self.people.move_storage(root)
-
     def close(self) -> None:
         """Close the connection."""
         self.db.close()
 
 
 __all__ = [
-    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "NewObject", "PartRecord",
-    "Provenance", "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Stored", "Transform",
-    "UploadRecord", "Uploads", "User",
-    "add_range", "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Displaced", "Flaw", "Lost", "NewObject",
+    "PartRecord", "Provenance", "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Stored",
+    "Transform", "UploadRecord", "Uploads", "User", "add_range", "base_id", "fold_log", "is_alive", "is_based_on",
+    "lacks_some", "missing_blocks",
     "of_another_boot", "process_id", "sync_log", "unwritten",
 ]  # fmt: skip

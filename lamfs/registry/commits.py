@@ -359,6 +359,16 @@ class Commits:
                     self._tree.update(ino, size=artifact.size)
             return Committed(artifact, current, entry.src if current else None)
 
+    def abandon_put(self, entry: Put) -> None:
+        """The file of a put is gone: strike the put off, and owe the deletion of the object that it may have made.
+
+        The object stays when it may be another machine's.
+        """
+        with self._db.transaction():
+            self._journal.done(entry.id)
+            if entry.object_key is not None and not entry.doubted:
+                self._drop_object(entry.object_key)
+
     def conflict(
         self,
         entry_id: int,

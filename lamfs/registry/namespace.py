@@ -24,6 +24,7 @@ from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
 from lamfs.registry.identity import Identity, Removed
 from lamfs.registry.journal import Journal
+from lamfs.registry.rules import RETAINED
 from lamfs.registry.tree import Tree
 from lamfs.scratch import Matcher, is_probe, nothing
 
@@ -410,7 +411,50 @@ class Namespace:
         found = [self._tree.get(ino) for (ino,) in rows if self.is_scratch(ino)]
         return [inode for inode in found if inode is not None]
 
-    # -- the trash ----------------------------------------------------------------------------------------------
+    # -- artifacts ----------------------------------------------------------------------------------------------
+
+    def rename_artifact(self, uid: str, key: str) -> None:
+        """Give an artifact another key: what ``mv`` of its first name does. Directories of the key are made.
+
+        Raises AlreadyExists (something has the key: it is not replaced), InvalidName (a part of the key is a file),
+        InvalidArgument (the artifact is in the trash), NotFound.
+        """
+        with self._db.transaction():
+            artifact = self._artifact(uid)
+            if artifact.key == key and artifact.visibility != TRASH:
+                return
+            inode = self._tree.get(artifact.ino or 0)
+            first = self._tree.first_name(artifact.ino or 0)
+            if inode is None or first is None:
+                raise InvalidArgument(
+                    f"The artifact {uid} is in the trash; restore it as '{key}' to have it back there."
+                )
+            there = self._tree.resolve(key)
+            if there is not None:
+                what = "a directory" if stat.S_ISDIR(there.mode) else "another file"
+                raise AlreadyExists(
+                    f"'{artifact.key or uid}' cannot get the key '{key}': {what} has it; choose another, or rename or"
+                    " delete what is there."
+                )
+            folder, name = root_path(key)
+            parent = self.ensure_directory(folder, inode.uid, inode.gid)
+            self.rename(*first, parent, name)
+
+    def edit_artifact(
+        self, uid: str, *, key: str | None, description: str | None, run_id: int | None, transform_id: int | None
+    ) -> None:
+        """Set what a person may change of an artifact without new content. ``key``: a new one; None: it stays.
+
+        Raises what ``rename_artifact`` raises; then nothing has changed.
+        """
+        with self._db.transaction():
+            if key is not None:
+                self.rename_artifact(uid, key)
+            artifact = self._artifact(uid)
+            if (artifact.description, artifact.run_id) != (description, run_id):
+                self._artifacts.update(uid, description=description, run_id=run_id, transform_id=transform_id)
+                assert artifact.ino is not None
+                self._changes.record(artifact.ino)
 
     def trash(self, uid: str, *, now: int) -> list[Removed]:
         """Move an artifact to the trash, from all its names. Raises NotFound."""
@@ -450,7 +494,8 @@ class Namespace:
     def purge(self, uid: str, *, now: int, storage: bool = True) -> ArtifactRecord:
         """Delete an artifact for good: names, row and inode now, the object afterwards through the journal.
 
-        With ``storage=False`` the object is left where it is. Returns the record as it was.
+        With ``storage=False`` the object is left where it is, and is noted as wanted (``is_retained``). Returns the
+        record as it was. Raises NotFound.
         """
         with self._db.transaction():
             self.trash(uid, now=now)
@@ -460,10 +505,17 @@ class Namespace:
             self._db.execute("DELETE FROM journal WHERE op='move' AND uid=?", (uid,))
             self._artifacts.remove(uid)
             self._tree.remove_inode(artifact.ino)
+            object_key = artifact.revision.object_key
             if storage:
-                self._journal.add_delete(artifact.revision.object_key, dropped.meant(artifact.revision), uid=uid)
+                self._journal.add_delete(object_key, dropped.meant(artifact.revision), uid=uid)
+            else:
+                self._db.set_meta(f"{RETAINED}{object_key}", 1)
             self._changes.record(artifact.ino)
             return artifact
+
+    def is_retained(self, object_key: str) -> bool:
+        """Whether somebody deleted the artifact of an object, and wanted the object to stay."""
+        return bool(self._db.get_meta(f"{RETAINED}{object_key}"))
 
     # -- helpers ------------------------------------------------------------------------------------------------
 

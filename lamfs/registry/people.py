@@ -146,6 +146,14 @@ class People:
         )
         return Run(*row) if row else None
 
+    def counts(self) -> tuple[int, int, int]:
+        """How many runs, transforms and users there are."""
+        row = self._db.one(
+            "SELECT (SELECT count(*) FROM run), (SELECT count(*) FROM transform), (SELECT count(*) FROM user)"
+        )
+        assert row is not None
+        return row[0], row[1], row[2]
+
     def finish_run(self, run_id: int, *, now: int) -> None:
         """Note that a run has ended."""
         self._db.execute("UPDATE run SET finished_at=? WHERE id=?", (now, run_id))

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lamfs.keys import suffix_of
-from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord
+from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, Inode
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
+from lamfs.registry.entries import Abort, Delete, Put, Save
 from lamfs.registry.journal import Journal
 from lamfs.registry.lostfound import find_folder
 from lamfs.registry.namespace import Namespace
@@ -214,6 +215,42 @@ class Rescue:
             self._names.follow(ino)
             return self._tree.path(ino) or name
 
+    def name_nameless(self) -> list[tuple[int, str]]:
+        """Give names in ``lost+found`` to what has lost its name and leads to something else: directories with entries,
+        and files whose bytes are still to be stored. Returns their inode numbers and keys.
+
+        What somebody has removed leads nowhere, and gets none. No mount may be live: it has such inodes open.
+        """
+        with self._db.transaction():
+            pending = {entry.ino for entry in self._journal.puts()}
+            rows = self._db.all(
+                "SELECT ino, mode, EXISTS (SELECT 1 FROM dentry WHERE parent=i.ino) FROM inode i"
+                " WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry)"
+                " AND ino NOT IN (SELECT ino FROM artifact)",
+                (ROOT_INO, AUTO_INO),
+            )
+            return [
+                (ino, self.name_again(ino))
+                for ino, mode, has_entries in rows
+                if (stat.S_ISDIR(mode) and has_entries) or (stat.S_ISREG(mode) and ino in pending)
+            ]
+
+    def give_back(self, name: str, scratch: Inode) -> bool:
+        """Let the file ``name`` of ``lost+found``, which has the bytes of a scratch file, take the place of that, with
+        its mode and owner. False, and neither has changed: one of the two is gone, or the scratch file has bytes."""
+        with self._db.transaction():
+            folder = self.folder()
+            place = self._tree.first_name(scratch.ino)
+            there = self._tree.lookup(folder, name)
+            if place is None or there is None:
+                return False
+            if all(inode.ino != scratch.ino for inode in self._names.unread_scratch()):
+                return False
+            self._tree.update(there.ino, mode=scratch.mode, uid=scratch.uid, gid=scratch.gid)
+            self._names.rename(folder, name, *place)
+            self._changes.attr(there.ino)
+            return True
+
     def _give_way(self, object_key: str, before: ArtifactRecord, elsewhere: str) -> bool:
         """An artifact leaves its object to another one. False when it has another revision by now, or is written."""
         now = self._artifacts.by_uid(before.uid)
@@ -231,6 +268,14 @@ class Rescue:
         if now.ino is not None:
             self._changes.record(now.ino)
         return True
+
+    def named_objects(self) -> set[str]:
+        """Object keys that a revision or a journal row names."""
+        found = {object_key for (object_key,) in self._db.all("SELECT object_key FROM revision")}
+        for entry in self._journal.entries():
+            if isinstance(entry, Put | Save | Delete | Abort) and entry.object_key is not None:
+                found.add(entry.object_key)
+        return found
 
     def give_up_object(self, object_key: str, etag: str) -> bool:
         """Owe the deletion of an object, if neither an artifact nor the journal names it; whether that is so."""
