@@ -159,9 +159,9 @@ class Names:
             new_place,
             new_known,
             now=now_ns(),
-            copy_uid=new_uid(),
             noreplace=bool(flags & RENAME_NOREPLACE),
             backup=backup,
+            copy_uid=None if backup is None else new_uid(),
         )
         if result.noop:
             return

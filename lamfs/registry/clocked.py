@@ -108,15 +108,16 @@ class ClockedNames(Namespace):
         new_name: str,
         *,
         now: int | None = None,
-        copy_uid: str | None = None,
         noreplace: bool = False,
         backup: Backup | None = None,
+        copy_uid: str | None = None,
     ) -> Renamed:
         """Namespace.rename."""
+        if backup is not None and copy_uid is None:
+            copy_uid = new_uid()
         return super().rename(
-            parent, name, new_parent, new_name, now=_at(now), copy_uid=copy_uid or new_uid(), noreplace=noreplace,
-            backup=backup,
-        )  # fmt: skip
+            parent, name, new_parent, new_name, now=_at(now), noreplace=noreplace, backup=backup, copy_uid=copy_uid
+        )
 
     def exchange(
         self, parent: int, name: str, other_parent: int, other_name: str, *, now: int | None = None

@@ -269,12 +269,12 @@ class Namespace:
         new_name: str,
         *,
         now: int,
-        copy_uid: str,
         noreplace: bool = False,
         backup: Backup | None = None,
+        copy_uid: str | None = None,
     ) -> Renamed:
         """rename(2). ``backup``: as for create_file, when nothing is at the new name, or another name of the backup;
-        ``copy_uid`` is what it is known as then.
+        it goes with ``copy_uid``, the uid of the artifact that the backup becomes by that.
 
         Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR,
         EBUSY and EPERM (reserved places).
@@ -323,6 +323,7 @@ class Namespace:
                     self._identity.follow_name(artifact)
                 free = target is None or (backup is not None and target.ino == backup.ino)
                 if backup is not None and free and stat.S_ISREG(inode.mode):
+                    assert copy_uid is not None
                     result.kept = self._identity.keep_backup(
                         backup.ino, inode.ino, backup.ended, copy_uid=copy_uid, now=now
                     )

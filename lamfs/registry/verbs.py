@@ -109,16 +109,16 @@ class NameVerbs(Protocol):
         new_name: str,
         *,
         now: int,
-        copy_uid: str,
         noreplace: bool = False,
         backup: Backup | None = None,
+        copy_uid: str | None = None,
     ) -> Renamed:
         """Move a name, with all that is below it; keys follow, and objects of real keys are owed their moves.
 
         POSIX: rename(); ``noreplace``: Linux, renameat2(2) with RENAME_NOREPLACE. A file renamed over an artifact is
-        its new content. ``backup``: as for create_file; ``copy_uid``: of the artifact that the backup becomes by that.
-        Raises FsError: ENOENT, ENOTDIR, EISDIR, EEXIST, EINVAL (into itself), ENOTEMPTY, EBUSY and EPERM (reserved
-        places).
+        its new content. ``backup``: as for create_file, and with it ``copy_uid``, of the artifact that it becomes by
+        that. Raises FsError: ENOENT, ENOTDIR, EISDIR, EEXIST, EINVAL (into itself), ENOTEMPTY, EBUSY and EPERM
+        (reserved places).
         """
 
     def exchange(self, parent: int, name: str, other_parent: int, other_name: str, *, now: int) -> tuple[Inode, Inode]:

@@ -101,7 +101,10 @@ def unsaid(source: str, verbs: dict[str, set[str]]) -> list[str]:
     found = []
     for call, func in calls(ast.parse(source)):
         if isinstance(func, ast.Attribute) and func.attr in verbs and last_name(func.value).lstrip("_") in ROLES:
-            missing = verbs[func.attr] - {each.arg for each in call.keywords}
+            said = {each.arg for each in call.keywords}
+            missing = verbs[func.attr] - said
+            if func.attr == "rename" and "backup" in said:
+                missing |= {"copy_uid"} - said
             if missing:
                 found.append(f"line {call.lineno}: {ast.unparse(func)} lacks {', '.join(sorted(missing))}")
     return found
@@ -140,7 +143,8 @@ def found_origin() -> str:
 
 def test_the_mount_and_the_api_say_when_and_which() -> None:
     known = said_by_callers()
-    assert {"now", "copy_uid"} == known["rename"]
+    assert known["rename"] == {"now"}
+    assert known["create_file"] == {"now", "artifact_uid", "token"}
     found = {name: what for name, source in sources("fs", "work", "daemon", "api") if (what := unsaid(source, known))}
     assert found == {}
 
@@ -194,6 +198,9 @@ def test_the_reader_lets_pass_what_was_said() -> None:
 
 
 def test_the_reader_sees_what_a_caller_leaves_out() -> None:
-    known = {"unlink": {"now"}}
+    known = {"unlink": {"now"}, "rename": {"now"}}
+    assert unsaid("names.rename(1, 'a', 1, 'b', now=now, backup=kept)", known) == [
+        "line 1: names.rename lacks copy_uid"
+    ]
     assert len(unsaid("registry.names.unlink(1, 'a')\nself._names.unlink(1, 'a')", known)) == 2
     assert unsaid("registry.names.unlink(1, 'a', now=now)\nos.unlink('a')\nspool.unlink('a')", known) == []

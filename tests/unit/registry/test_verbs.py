@@ -64,7 +64,7 @@ def play(registry: Verbs) -> None:
     second = names.link(inode.ino, ROOT_INO, "second", now=50)
     registry.attributes.set_xattr(second.ino, "user.x", b"1", now=60)
     registry.attributes.describe(second.ino, "what it is", now=70)
-    names.rename(folder.ino, "a.csv", folder.ino, "b.csv", now=80, copy_uid="x" * 20)
+    names.rename(folder.ino, "a.csv", folder.ino, "b.csv", now=80)
     names.exchange(ROOT_INO, "second", ROOT_INO, "link", now=90)
     names.unlink(folder.ino, "b.csv", now=100)
     names.restore("1" * 20, "e/f.csv", now=110)
@@ -98,7 +98,7 @@ def test_times_and_uids_are_those_that_were_said(registry: Registry) -> None:
 
 def test_a_backup_becomes_the_new_artifact_that_was_said(registry: Registry, hands: Hands) -> None:
     before = hands.save("a", b"1")
-    renamed = registry.names.rename(ROOT_INO, "a", ROOT_INO, "a~", now=5, copy_uid="x" * 20)
+    renamed = registry.names.rename(ROOT_INO, "a", ROOT_INO, "a~", now=5)
     backup = Backup(renamed.inode.ino, renamed.ended)
     inode, _ = registry.names.create_file(
         ROOT_INO, "a", 0o100644, 1, 1, now=77, artifact_uid="B" * 20, token="0" * 12, backup=backup
