@@ -11,11 +11,18 @@ from lamfs.processes import is_alive, of_another_boot, process_id
 from lamfs.registry.artifacts import Artifacts, Provenance
 from lamfs.registry.attributes import Attributes
 from lamfs.registry.changes import Change, ChangeLog
-from lamfs.registry.clocked import ClockedCommits, ClockedNames, ClockedPeople, ClockedRescue, new_origin
+from lamfs.registry.clocked import (
+    ClockedCommits,
+    ClockedFile,
+    ClockedNames,
+    ClockedPeople,
+    ClockedRescue,
+    ClockedUpkeep,
+    new_origin,
+)
 from lamfs.registry.commits import Commits, Committed, Conflict, NewObject, Stored
 from lamfs.registry.consistency import Consistency, Flaw
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
-from lamfs.registry.file import RegistryFile
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Backup, Renamed
@@ -33,7 +40,7 @@ from lamfs.registry.people import Run, Storage, Transform, User
 from lamfs.registry.rescue import Lost
 from lamfs.registry.seals import Seal, Seals
 from lamfs.registry.tree import Tree
-from lamfs.registry.upkeep import Displaced, Upkeep
+from lamfs.registry.upkeep import Displaced
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.registry.writes import Writes
 from lamfs.scratch import Matcher, nothing
@@ -66,9 +73,11 @@ class Registry:
         self.commits = ClockedCommits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
         self.attributes = Attributes(self.db, self.tree, self.artifacts, self.changes)
         self.writes = Writes(self.db, self.tree, self.journal, self.changes, self.names, self.partial_spools)
-        self.file = RegistryFile(self.db, self.people, self.journal, self.changes)
+        self.file = ClockedFile(self.db, self.people, self.journal, self.changes)
         self.consistency = Consistency(self.db, self.tree, self.journal, self.changes)
-        self.upkeep = Upkeep(self.db, self.tree, self.artifacts, self.journal, self.changes, self.commits, self.rescue)
+        self.upkeep = ClockedUpkeep(
+            self.db, self.tree, self.artifacts, self.journal, self.changes, self.commits, self.rescue
+        )
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:
         """An artifact's record with its references resolved, ready for JSON: what ``lamfs info`` prints."""

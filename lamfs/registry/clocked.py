@@ -8,6 +8,7 @@ the epoch; None: the present time. A uid of None: a new one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from lamfs.keys import spool_token
 from lamfs.model import (
@@ -23,10 +24,16 @@ from lamfs.model import (
 )
 from lamfs.registry.artifacts import Provenance
 from lamfs.registry.commits import Commits, Committed
+from lamfs.registry.entries import Put
+from lamfs.registry.file import RegistryFile
 from lamfs.registry.identity import Removed
 from lamfs.registry.namespace import Backup, Namespace, Renamed
 from lamfs.registry.people import People, Run, Storage, Transform, User
 from lamfs.registry.rescue import Lost, Rescue
+from lamfs.registry.upkeep import Displaced, Upkeep
+
+if TYPE_CHECKING:
+    from lamfs.config import UserSettings
 
 
 def new_origin() -> str:
@@ -125,6 +132,25 @@ class ClockedNames(Namespace):
         """Namespace.exchange."""
         return super().exchange(parent, name, other_parent, other_name, now=_at(now))
 
+    def rename_artifact(self, uid: str, key: str, *, now: int | None = None) -> None:
+        """Namespace.rename_artifact."""
+        super().rename_artifact(uid, key, now=_at(now))
+
+    def edit_artifact(
+        self,
+        uid: str,
+        *,
+        now: int | None = None,
+        key: str | None,
+        description: str | None,
+        run_id: int | None,
+        transform_id: int | None,
+    ) -> None:
+        """Namespace.edit_artifact."""
+        super().edit_artifact(
+            uid, now=_at(now), key=key, description=description, run_id=run_id, transform_id=transform_id
+        )
+
     def trash(self, uid: str, *, now: int | None = None) -> list[Removed]:
         """Namespace.trash."""
         return super().trash(uid, now=_at(now))
@@ -221,9 +247,57 @@ class ClockedRescue(Rescue):
         """Rescue.name_again."""
         return super().name_again(ino, now=_at(now))
 
+    def name_nameless(self, *, now: int | None = None) -> list[tuple[int, str]]:
+        """Rescue.name_nameless."""
+        return super().name_nameless(now=_at(now))
+
+    def give_back(self, name: str, scratch: Inode, *, now: int | None = None) -> bool:
+        """Rescue.give_back."""
+        return super().give_back(name, scratch, now=_at(now))
+
     def give_up(self, row: int, *, now: int | None = None, note: bool = True) -> Lost | None:
         """Rescue.give_up."""
         return super().give_up(row, now=_at(now), note=note)
+
+
+class ClockedUpkeep(Upkeep):
+    """Upkeep with the time that a caller leaves out."""
+
+    def strike_off(self, entry: Put, *, now: int | None = None) -> bool:
+        """Upkeep.strike_off."""
+        return super().strike_off(entry, now=_at(now))
+
+    def bring_back(
+        self,
+        record: ArtifactRecord,
+        *,
+        now: int | None = None,
+        author: User | None,
+        displaced: Displaced | None,
+        uid: int,
+        gid: int,
+    ) -> None:
+        """Upkeep.bring_back."""
+        super().bring_back(record, now=_at(now), author=author, displaced=displaced, uid=uid, gid=gid)
+
+
+class ClockedFile(RegistryFile):
+    """RegistryFile with the time and the uids that a caller leaves out."""
+
+    def set_up(
+        self,
+        slug: str,
+        *,
+        now: int | None = None,
+        storage_uid: str | None = None,
+        root: str,
+        kind: str,
+        region: str | None,
+        user: UserSettings,
+    ) -> None:
+        """RegistryFile.set_up."""
+        uid = storage_uid or new_uid(STORAGE_UID_LEN)
+        super().set_up(slug, now=_at(now), storage_uid=uid, root=root, kind=kind, region=region, user=user)
 
 
 class ClockedPeople(People):

@@ -32,17 +32,28 @@ class RegistryFile:
 
     # -- which instance -----------------------------------------------------------------------------------------
 
-    def set_up(self, slug: str, *, root: str, kind: str, region: str | None, user: UserSettings) -> None:
+    def set_up(
+        self,
+        slug: str,
+        *,
+        now: int,
+        storage_uid: str,
+        root: str,
+        kind: str,
+        region: str | None,
+        user: UserSettings,
+    ) -> None:
         """Write the first rows of a new registry: the instance ``slug``, its default storage, and its first user.
 
-        ``root``, ``kind`` and ``region`` are the storage's. Afterwards all is in the file itself, and its log is empty.
+        ``root``, ``kind``, ``region`` and ``storage_uid`` are the storage's. Afterwards all is in the file itself, and
+        its log is empty.
         """
         with self._db.transaction():
             self._db.set_meta("slug", slug)
-            storage = self._people.ensure_storage(root, kind, region)
+            storage = self._people.ensure_storage(root, kind, region, uid=storage_uid, now=now)
             self._db.set_meta("uid", storage.uid)
             self._db.set_meta("root", storage.root)
-            self._people.ensure_user(user.uid, user.handle, user.email, user.name)
+            self._people.ensure_user(user.uid, user.handle, user.email, user.name, now=now)
         self.fold_log()
 
     def about(self) -> About:

@@ -414,7 +414,7 @@ class Namespace:
 
     # -- artifacts ----------------------------------------------------------------------------------------------
 
-    def rename_artifact(self, uid: str, key: str) -> None:
+    def rename_artifact(self, uid: str, key: str, *, now: int) -> None:
         """Give an artifact another key: what ``mv`` of its first name does. Directories of the key are made.
 
         Raises AlreadyExists (something has the key: it is not replaced), InvalidName (a part of the key is a file),
@@ -438,11 +438,18 @@ class Namespace:
                     " delete what is there."
                 )
             folder, name = root_path(key)
-            parent = self.ensure_directory(folder, inode.uid, inode.gid)
-            self.rename(*first, parent, name)
+            parent = self.ensure_directory(folder, inode.uid, inode.gid, now=now)
+            self.rename(*first, parent, name, now=now)
 
     def edit_artifact(
-        self, uid: str, *, key: str | None, description: str | None, run_id: int | None, transform_id: int | None
+        self,
+        uid: str,
+        *,
+        now: int,
+        key: str | None,
+        description: str | None,
+        run_id: int | None,
+        transform_id: int | None,
     ) -> None:
         """Set what a person may change of an artifact without new content. ``key``: a new one; None: it stays.
 
@@ -450,7 +457,7 @@ class Namespace:
         """
         with self._db.transaction():
             if key is not None:
-                self.rename_artifact(uid, key)
+                self.rename_artifact(uid, key, now=now)
             artifact = self._artifact(uid)
             if (artifact.description, artifact.run_id) != (description, run_id):
                 self._artifacts.update(uid, description=description, run_id=run_id, transform_id=transform_id)

@@ -215,7 +215,7 @@ class Rescue:
             self._names.follow(ino)
             return self._tree.path(ino) or name
 
-    def name_nameless(self) -> list[tuple[int, str]]:
+    def name_nameless(self, *, now: int) -> list[tuple[int, str]]:
         """Give names in ``lost+found`` to what has lost its name and leads to something else: directories with entries,
         and files whose bytes are still to be stored. Returns their inode numbers and keys.
 
@@ -230,16 +230,16 @@ class Rescue:
                 (ROOT_INO, AUTO_INO),
             )
             return [
-                (ino, self.name_again(ino))
+                (ino, self.name_again(ino, now=now))
                 for ino, mode, has_entries in rows
                 if (stat.S_ISDIR(mode) and has_entries) or (stat.S_ISREG(mode) and ino in pending)
             ]
 
-    def give_back(self, name: str, scratch: Inode) -> bool:
+    def give_back(self, name: str, scratch: Inode, *, now: int) -> bool:
         """Let the file ``name`` of ``lost+found``, which has the bytes of a scratch file, take the place of that, with
         its mode and owner. False, and neither has changed: one of the two is gone, or the scratch file has bytes."""
         with self._db.transaction():
-            folder = self.folder()
+            folder = self.folder(now=now)
             place = self._tree.first_name(scratch.ino)
             there = self._tree.lookup(folder, name)
             if place is None or there is None:
@@ -247,7 +247,7 @@ class Rescue:
             if all(inode.ino != scratch.ino for inode in self._names.unread_scratch()):
                 return False
             self._tree.update(there.ino, mode=scratch.mode, uid=scratch.uid, gid=scratch.gid)
-            self._names.rename(folder, name, *place)
+            self._names.rename(folder, name, *place, now=now)
             self._changes.attr(there.ino)
             return True
 

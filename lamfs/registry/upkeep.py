@@ -74,7 +74,7 @@ class Upkeep:
             getattr(now, name) == getattr(entry, name) for name in ("ino", "uid", "object_key", "src", "gen", "owner")
         )
 
-    def strike_off(self, entry: Put) -> bool:
+    def strike_off(self, entry: Put, *, now: int) -> bool:
         """Strike off a put that cannot be lamfs's own. Its file is as it was stored last, or goes, see Rescue.give_up.
 
         False: another process has taken the row over or changed it, and nothing happens.
@@ -86,7 +86,7 @@ class Upkeep:
             if inode is None or not stat.S_ISREG(inode.mode):
                 self._journal.done(entry.id)
             else:
-                self._rescue.give_up(entry.id)
+                self._rescue.give_up(entry.id, now=now)
             return True
 
     def keep_durable(self, entry: Put, *, now: int, cut: Callable[[int], None]) -> list[Lost]:
@@ -138,7 +138,14 @@ class Upkeep:
     # -- another machine's registry -----------------------------------------------------------------------------
 
     def bring_back(
-        self, record: ArtifactRecord, *, author: User | None, displaced: Displaced | None, uid: int, gid: int
+        self,
+        record: ArtifactRecord,
+        *,
+        now: int,
+        author: User | None,
+        displaced: Displaced | None,
+        uid: int,
+        gid: int,
     ) -> None:
         """Add an artifact that another registry knows, with the object that it has there.
 
@@ -151,6 +158,6 @@ class Upkeep:
                 self._artifacts.set_object(displaced.artifact.uid, displaced.object_key, etag)
             here = None
             if author is not None:
-                here = self._people.ensure_user(author.uid, author.handle, author.email, author.name)
+                here = self._people.ensure_user(author.uid, author.handle, author.email, author.name, now=now)
             made = replace(record, created_by_id=None if here is None else here.id)
-            self._commits.save(0, made, record.revision.etag, mode=0o644, uid=uid, gid=gid)
+            self._commits.save(0, made, record.revision.etag, mode=0o644, uid=uid, gid=gid, now=now)
