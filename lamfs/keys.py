@@ -290,9 +290,14 @@ def name_with(name: str, note: str) -> str:
     return stem.decode(errors="ignore") + mark
 
 
-def spool_name(ino: int) -> str:
-    """A new name for a spool file of an inode."""
-    return f"{ino:x}-{secrets.token_hex(6)}"
+def spool_token() -> str:
+    """The random part of a spool file's name."""
+    return secrets.token_hex(6)
+
+
+def spool_name(ino: int, token: str | None = None) -> str:
+    """A new name for a spool file of an inode. ``token``: of spool_token; None: a new one."""
+    return f"{ino:x}-{token or spool_token()}"
 
 
 def is_spool_name(text: object) -> bool:

@@ -1,6 +1,6 @@
 """``ln.Artifact``. An object belongs to the thread that uses it; several objects may mean the same artifact.
 
-Fields are what was true when the object was made, saved or replaced; ``path``, ``cache`` and whatever changes the
+Fields have the values of when the object was made, saved or replaced. ``path``, ``cache`` and methods that change the
 artifact look at the registry anew.
 """
 
@@ -114,11 +114,11 @@ class Artifact(ArtifactFields):
         run: Run | None = None,
         follow_links: bool = False,
     ) -> list[Artifact]:
-        """One artifact for each file below a folder, with keys below ``key`` (the folder's name unless given).
+        """One artifact for each file below a folder, with keys below ``key`` (by default the folder's name).
 
-        They are not saved yet. Links are left out with a warning; ``follow_links`` takes what they lead to. Raises
-        InvalidArgument when ``path`` is not a folder, and when something in it cannot be read: then the error names
-        all of that (the first 10), and nothing is made.
+        They are not saved yet. Links are left out with a warning; ``follow_links`` follows them. Raises InvalidArgument
+        when ``path`` is not a folder, and when some of its files cannot be read: the error names them (the first 10),
+        and nothing is made.
         """
         if not isinstance(path, str | os.PathLike):
             raise InvalidArgument(f"from_dir takes the path of a folder, not {type(path).__name__}.")
@@ -159,7 +159,7 @@ class Artifact(ArtifactFields):
 
     @classmethod
     def get(cls, uid: str | None = None, *, key: str | None = None) -> Artifact:
-        """The artifact of a uid (or the beginning of one, 8 characters or more), or of a key. Raises NotFound."""
+        """The artifact with a uid (or the first characters of one, 8 or more), or with a key. Raises NotFound."""
         if (uid is None) == (key is None):
             raise InvalidArgument("Pass a uid, or key='…'.")
         check_text("uid", uid)
@@ -188,12 +188,12 @@ class Artifact(ArtifactFields):
     # -- storing ------------------------------------------------------------------------------------------------
 
     def save(self, progress: Callable[[int], None] | None = None) -> Artifact:
-        """Store what is pending: a new key first; the object, then the row, then the stale object goes. Returns the
-        artifact.
+        """Store what is pending: first a new key, then the object, then the row; the stale object goes last. Returns
+        the artifact.
 
-        Raises storage errors: the revision before is whole then, and ``save()`` may be called again. A new key that is
-        taken, or below a file, raises AlreadyExists or InvalidName; of an artifact in the trash, InvalidArgument. Then
-        nothing has changed.
+        Raises storage errors: the revision before is whole then, and ``save()`` may be called again. Raises
+        AlreadyExists for a new key that is taken, InvalidName for one below a file, and InvalidArgument for an artifact
+        in the trash; then nothing has changed.
         """
         here = state.instance()
         draft = self._draft or Draft(self._record)
@@ -203,8 +203,8 @@ class Artifact(ArtifactFields):
         return self
 
     def replace(self, path: PathLike | Any = None, *, data: Any = None, run: Run | None = None) -> Artifact:
-        """Replace the content by a file's or a DataFrame's, upon ``save()``. uid, description and accessor stay; a new
-        suffix changes the key, with a warning. Equal content: nothing happens. Returns the artifact.
+        """Replace the content by a file's or a DataFrame's at the next ``save()``. uid, description and accessor stay;
+        a new suffix changes the key, with a warning. Equal content changes nothing. Returns the artifact.
 
         Raises InvalidArgument (a ValueError) for a path in the storage, or when the new key is taken.
         """
@@ -232,7 +232,7 @@ class Artifact(ArtifactFields):
         return self
 
     def _redraft(self, file: str | os.PathLike[str], origin: Provenance, temporary: bool) -> Draft:
-        """Another file for an artifact that was never saved."""
+        """Draft another file for an artifact that was never saved."""
         record = self._record
         key = record.key
         if drafts.key_in_storage(state.instance().store, file) is not None:
@@ -256,7 +256,8 @@ class Artifact(ArtifactFields):
         return draft
 
     def _begin(self, draft: Draft, temporary: str | os.PathLike[str] | None = None) -> None:
-        """Show what a draft says. ``temporary``: the file of ours that it was made of; goes when nobody needs it."""
+        """Take over a draft's fields. ``temporary``: lamfs's own file of its bytes, which is removed when nobody needs
+        it."""
         self._record = draft.record
         self._draft = draft if draft.pending else None
         self._finalizer = None
@@ -274,7 +275,7 @@ class Artifact(ArtifactFields):
 
     @property
     def path(self) -> Path | S3Path:
-        """Where the object is now (before the first save: where it will be)."""
+        """Path of the object (before the first save: where it will be)."""
         here = state.instance()
         record = here.registry.artifacts.by_uid(self.uid) or self._record
         key = record.revision.object_key or object_key_for(record.uid, record.suffix, record.key, record.key_is_virtual)
@@ -290,11 +291,11 @@ class Artifact(ArtifactFields):
     # -- leaving ------------------------------------------------------------------------------------------------
 
     def delete(self, permanent: bool | None = None, storage: bool | None = None) -> None:
-        """To the trash; from there, or with ``permanent=True``, for good.
+        """Move the artifact to the trash. From there, or with ``permanent=True``, delete it for good.
 
-        The object goes with the row, unless ``storage=False``. For a real key without ``storage`` a person at a
-        terminal is asked; nobody there: the object stays. Raises InvalidArgument when nobody can be asked about
-        deleting what is in the trash, NotFound.
+        The object is deleted with the row, unless ``storage=False``. For a real key without ``storage`` a person at a
+        terminal is asked; without a terminal the object stays. Raises NotFound, and InvalidArgument when the artifact
+        is in the trash and nobody can be asked.
         """
         here = state.instance()
         current = here.registry.artifacts.by_uid(self.uid)
@@ -331,7 +332,7 @@ class Artifact(ArtifactFields):
             messages.success(f"deleted {where}")
 
     def restore(self, key: str | None = None) -> Artifact:
-        """Back from the trash, to where it was or to ``key``. Raises AlreadyExists, NotFound."""
+        """Bring the artifact back from the trash, to where it was or to ``key``. Raises AlreadyExists, NotFound."""
         check_text("key", key)
         self._record = artifacts.restore(state.instance(), self._record, key)
         return self
@@ -352,7 +353,7 @@ class Artifact(ArtifactFields):
 
 
 def _tell_new(draft: Draft) -> None:
-    """Say what a file turned out to be: the content of an artifact that is there, or a new one for that."""
+    """Tell the user when a file is the content of an existing artifact, or new content for one."""
     before, now = draft.replaces, draft.record
     if before is None:
         return
@@ -365,7 +366,7 @@ def _tell_new(draft: Draft) -> None:
 
 
 def _tell_key(before: str | None, now: ArtifactRecord) -> None:
-    """Say that the key follows the suffix of a new file."""
+    """Tell the user that the key follows the suffix of a new file."""
     if before in (None, now.key):
         return
     if now.key_is_virtual:
@@ -381,7 +382,7 @@ def _left_out(path: str, why: str) -> None:
 
 
 def _origin(run: Run | None) -> Provenance:
-    """What new content is linked to; warns when that is nothing."""
+    """The provenance of new content; warns when it has no run."""
     origin = state.provenance()
     if run is not None:
         if not isinstance(run, Run):
@@ -394,9 +395,9 @@ def _origin(run: Run | None) -> Provenance:
 
 @contextlib.contextmanager
 def _file_of(source: Any) -> Iterator[tuple[str | os.PathLike[str], bool]]:
-    """The file that bytes come from, and whether it is a temporary one of ours.
+    """Yields the file that has the bytes, and whether it is a temporary one of lamfs's own.
 
-    A temporary file that no draft has taken when the block ends, is removed.
+    A temporary file is removed when the block fails: no draft has it then.
     """
     if frames.is_frame(source):
         path = frames.write_parquet(source)
@@ -416,7 +417,8 @@ def _file_of(source: Any) -> Iterator[tuple[str | os.PathLike[str], bool]]:
 
 
 def _ask(question: str, refusal: str | None = None) -> bool:
-    """Ask a person at the terminal. Without one: raises InvalidArgument with ``refusal``, or False without that."""
+    """Ask a person at the terminal. Without one: raises InvalidArgument with ``refusal``, or returns False when that is
+    None."""
     if sys.stdin is not None and sys.stdin.isatty():
         return input(question).strip().lower() in ("y", "yes")
     if refusal is not None:

@@ -19,7 +19,7 @@ class ArtifactFields(Strict):
 
     _record: ArtifactRecord
     _new_key: str | None = None
-    """The key that ``save()`` has to give it."""
+    """The key that the next ``save()`` gives it."""
 
     @property
     def id(self) -> int | None:
@@ -33,10 +33,12 @@ class ArtifactFields(Strict):
 
     @property
     def key(self) -> str | None:
-        """The path in the registry's tree; None: auto-managed. Set it and call ``save()``, which renames as ``mv`` in a
-        mount does: directories are made, the suffix is the new key's, the object of a real key follows. A key that ends
-        with ``/`` is a directory, into which it goes by its own name. Raises InvalidName (a ValueError), and
-        InvalidArgument unless it is a str: a key can be changed, but not removed.
+        """The path in the registry's tree; None: auto-managed.
+
+        Setting it and calling ``save()`` renames the artifact as ``mv`` in a mount does: directories are made, the
+        suffix is the new key's, and the object of a real key follows. A key that ends with ``/`` is a directory, into
+        which the artifact goes by its own name. Raises InvalidName (a ValueError), and InvalidArgument unless it is a
+        str: a key can be changed, but not removed.
         """
         return self._record.key
 
@@ -103,7 +105,7 @@ class ArtifactFields(Strict):
 
     @property
     def created_by_id(self) -> int | None:
-        """Row id of who made it."""
+        """Row id of the user who made it."""
         return self._record.created_by_id
 
     @property
@@ -128,7 +130,7 @@ class ArtifactFields(Strict):
 
     @property
     def created_by(self) -> User | None:
-        """Who made it."""
+        """The user who made it."""
         return state.instance().registry.people.user(self.created_by_id)
 
     @property
@@ -143,5 +145,5 @@ class ArtifactFields(Strict):
 
 
 def _time(ns: int) -> datetime | None:
-    # Whole microseconds, cut off and never rounded up: a time that was read finds its artifact again.
+    # Whole microseconds, cut off and never rounded up: a query with a time that was read finds its artifact again.
     return EPOCH + timedelta(microseconds=ns // 1000) if ns else None

@@ -1,4 +1,4 @@
-"""pandas, where it is installed: DataFrames to parquet files. Any thread."""
+"""DataFrames as parquet files, where pandas is installed. Any thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_frame(data: object) -> bool:
 
 
 def write_parquet(frame: Any) -> Path:
-    """Write a DataFrame to a new temporary file of ours, mode 0600. Raises NotSetUp, InvalidArgument."""
+    """Write a DataFrame to a new temporary file, mode 0600. Raises NotSetUp, InvalidArgument."""
     pandas()
     fd, name = tempfile.mkstemp(prefix=f"{config.temporary_name()}-", suffix=".parquet", dir=config.temporary_folder())
     os.close(fd)

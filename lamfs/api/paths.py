@@ -26,7 +26,7 @@ def storage_path(config: StorageConfig, key: str = "") -> Path | S3Path:
 
 
 def _client(config: StorageConfig) -> S3Client:
-    """One client per storage; it reaches it as lamfs itself does."""
+    """One client per storage, with the same access as lamfs's own."""
     with _guard:
         found = _clients.get(config)
         if found is None:
@@ -38,7 +38,7 @@ def _client(config: StorageConfig) -> S3Client:
 
 
 def object_path(config: StorageConfig, key: str) -> Path | S3Path:
-    """As storage_path, of the object of an artifact: in a bucket it can be read, and not be written to."""
+    """As storage_path, for the object of an artifact: in a bucket it can be read, but not written."""
     path = storage_path(config, key)
     if isinstance(path, Path):
         return path

@@ -53,9 +53,10 @@ class QuerySet(list[A]):
         return super().count(*value) if value else len(self)
 
     def cache(self, progress: Callable[[int], None] | None = None) -> list[Path]:
-        """``artifact.cache()`` of each, many at a time; the paths in the order of this list.
+        """``artifact.cache()`` of each, many at a time. Returns the paths in the order of this list.
 
-        ``progress`` gets bytes, from any thread. Raises NotFound and storage errors when all others have come.
+        ``progress`` gets bytes, from any thread. An error (NotFound, storage errors) is raised after all other files
+        have come.
         """
         from lamfs.api import state
         from lamfs.ops import caching

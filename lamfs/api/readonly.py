@@ -1,7 +1,7 @@
-"""The path of an artifact's object in a bucket: it reads as any cloudpathlib path, and refuses to be written to.
+"""The path of an artifact's object in a bucket: it reads as any cloudpathlib path, and refuses writes.
 
-What is written to it would be lost (the built-in ``open`` writes to cloudpathlib's local copy), or would change the
-object without the registry. Any thread.
+Written bytes would be lost (the built-in ``open`` writes to cloudpathlib's local copy), or would change the object
+without the registry. Any thread.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lamfs.errors import InvalidArgument
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _handed: dict[str, str] = {}
-"""Local copies that were given to programs, and the URLs they are of."""
+"""Local copies that were given to programs, and their URLs."""
 _guard = threading.Lock()
 _watching = False
 
 
 class ObjectPath(S3Path):
-    """A path that can be read only. Raises InvalidArgument for whatever would write."""
+    """A path for reading only. Raises InvalidArgument for every method that writes."""
 
     def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:  # type: ignore[override]
         """As open(), for reading."""
@@ -74,7 +74,7 @@ def _sentence(url: str) -> str:
 
 
 def _watch(local: str, url: str) -> None:
-    """From now on refuse to open a local copy for writing: the bytes would go no further (sys.addaudithook)."""
+    """Refuse to open a local copy for writing from now on: the bytes would stay there (sys.addaudithook)."""
     global _watching
     with _guard:
         _handed[local] = url

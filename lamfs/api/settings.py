@@ -1,4 +1,4 @@
-"""``ln.settings``: the storage, the user and what new artifacts are like. One object per process, any thread."""
+"""``ln.settings``: the storage, the user, and defaults of new artifacts. One object per process, any thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class CreationSettings(Strict):
-    """What new artifacts are like; of this process only. LaminDB's names."""
+    """Defaults of new artifacts, for this process. LaminDB's names."""
 
     def __init__(self) -> None:
         self._virtual = True
@@ -38,14 +38,14 @@ class CreationSettings(Strict):
 
 
 class Settings(Strict):
-    """What ``ln.settings`` is."""
+    """The class of ``ln.settings``."""
 
     def __init__(self) -> None:
         self._creation = CreationSettings()
 
     @property
     def creation(self) -> CreationSettings:
-        """What new artifacts are like."""
+        """Defaults of new artifacts."""
         return self._creation
 
     @property
@@ -71,19 +71,19 @@ class Settings(Strict):
 
     @property
     def user(self) -> UserSettings:
-        """Who is logged in, else the user of the operating system."""
+        """The user who is logged in, or the user of the operating system."""
         return config.current_user()
 
     @property
     def cache_dir(self) -> Path:
-        """Where ``artifact.cache()`` puts files."""
+        """The folder of files that ``artifact.cache()`` returns."""
         return config.cache_dir()
 
     @property
     def scratch_names(self) -> tuple[str, ...]:
-        """Patterns of names whose files are no artifacts. Mounts made from now on go by what is set here.
+        """Patterns of names whose files are not artifacts. A new mount uses the patterns that are set when it starts.
 
-        Raises InvalidArgument for what is no pattern of a name. None brings the default ones back.
+        Raises InvalidArgument for a text that cannot be a pattern. None brings the defaults back.
         """
         return config.scratch_names()
 

@@ -1,4 +1,4 @@
-"""``ln.setup``: login, init, connect, close, delete. What they do is said through lamfs's logger. Any thread."""
+"""``ln.setup``: login, init, connect, close, delete. lamfs's logger says what they do. Any thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["close", "connect", "delete", "init", "login"]
 
 
 def login(user: str, *, email: str | None = None, name: str | None = None) -> UserSettings:
-    """Say who works here: a handle or an e-mail address. No server is asked. Raises InvalidArgument."""
+    """Set the user of this machine: a handle or an e-mail address. No server is asked. Raises InvalidArgument."""
     return _setup.login(user, email, name)
 
 
@@ -31,8 +31,8 @@ def init(
 ) -> InstanceSettings:
     """Make an instance whose default storage is a folder or ``s3://bucket/prefix``, and work with it from now on.
 
-    ``new``: also where one was whose registry is gone. Raises RegistryError (one was there), InvalidArgument, Locked
-    (another machine has it), and storage errors.
+    ``new``: make it even where an instance has lost its registry. Raises RegistryError (an instance was there),
+    InvalidArgument, Locked (another machine has it), and storage errors.
     """
     state.forget()
     return _setup.init(
@@ -48,7 +48,8 @@ def init(
 
 
 def connect(slug: str | os.PathLike[str], **where: Any) -> InstanceSettings:
-    """Work with an instance: ``owner/name`` known here, or its storage. ``where``: as ops.setup.connect."""
+    """Work with an instance: ``owner/name`` that this machine knows, or its storage. ``where``: as
+    ops.setup.connect."""
     state.forget()
     return _setup.connect(_text(slug), **where)
 
@@ -68,5 +69,5 @@ def delete(slug: str, force: bool = False) -> None:
 
 
 def _text(place: str | os.PathLike[str]) -> str:
-    # str() and not fspath(): the path objects of buckets download something for the latter.
+    # str() and not fspath(): the path objects of buckets download their object for the latter.
     return place if isinstance(place, str) else str(Path(place) if isinstance(place, Path) else place)

@@ -1,4 +1,4 @@
-"""The instance that a Python process works with. One for all its threads; each thread has its own connections."""
+"""The instance that a Python process works with. All its threads share it; each has its own connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _instance: Instance | None = None
 
 @dataclass(slots=True, frozen=True)
 class Tracked:
-    """What ``ln.track()`` began, and in which instance (row ids mean nothing in another one)."""
+    """The run that ``ln.track()`` began, and its instance (row ids mean nothing in another one)."""
 
     slug: str
     run: Run
@@ -29,7 +29,7 @@ def instance() -> Instance:
     """The current instance, opened when it is first used. Raises NotSetUp when there is none."""
     global _instance
     with _guard:
-        # Another program may have made another instance the current one; what is open here stays until this one says so
+        # Another program may have made another instance the current one. The open one stays until ``forget``.
         if _instance is None:
             _instance = Instance.open()
         return _instance
@@ -46,7 +46,7 @@ def forget() -> None:
 
 
 def provenance() -> Provenance:
-    """Who and what a new artifact is linked to."""
+    """The user, run and transform of new artifacts."""
     here = instance()
     user = here.user()
     now = tracked if tracked is not None and tracked.slug == here.settings.slug else None

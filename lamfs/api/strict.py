@@ -1,4 +1,4 @@
-"""Objects that refuse what they do not have: a name that is mistyped must not silently do nothing."""
+"""Objects that refuse unknown attributes: a mistyped name must not silently do nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lamfs.errors import InvalidArgument
 
 
 class Strict:
-    """Only attributes that the class knows can be set."""
+    """Only attributes of the class can be set."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):

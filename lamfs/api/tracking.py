@@ -1,4 +1,4 @@
-"""``ln.track()``: link what this process saves to the script or notebook it runs. Any thread."""
+"""``ln.track()``: link the artifacts that this process saves to its script or notebook. Any thread."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 
 from lamfs.api import state
 from lamfs.errors import LamfsError
+from lamfs.model import RUN_UID_LEN, TRANSFORM_UID_LEN, new_uid, now_ns
 from lamfs.ops import messages
 from lamfs.registry import Run
 
 
 def track(name: str | None = None, *, key: str | None = None) -> Run:
-    """Begin a run of the calling script or notebook; artifacts saved later by this process are linked to it.
+    """Begin a run of the calling script or notebook. Artifacts that this process saves later are linked to it.
 
-    The transform is found by its path (``key``) and name, both of which can be given. Raises NotSetUp.
+    Path (``key``) and name, which both can be given, identify the transform. Raises NotSetUp.
     """
     here = state.instance()
     here.hold()
@@ -27,8 +28,8 @@ def track(name: str | None = None, *, key: str | None = None) -> Run:
     user = here.user()
     user_id = user.id if user is not None else None
     people = here.registry.people
-    transform = people.ensure_transform(name, key, kind, user_id)
-    run = people.start_run(transform.id, user_id)
+    transform = people.ensure_transform(name, key, kind, user_id, uid=new_uid(TRANSFORM_UID_LEN), now=now_ns())
+    run = people.start_run(transform.id, user_id, uid=new_uid(RUN_UID_LEN), now=now_ns())
     state.tracked = state.Tracked(here.settings.slug, run, transform)
     atexit.unregister(_finish)
     atexit.register(_finish)
@@ -37,7 +38,7 @@ def track(name: str | None = None, *, key: str | None = None) -> Run:
 
 
 def _caller() -> tuple[str | None, str]:
-    """Path of the notebook or script that this process runs, as far as it can be known, and which of both it is."""
+    """Path of the notebook or script of this process, as far as it can be known, and which of the two it is."""
     main = sys.modules.get("__main__")
     notebook = os.environ.get("JPY_SESSION_NAME") or getattr(main, "__vsc_ipynb_file__", None)
     if notebook and str(notebook).endswith(".ipynb"):
@@ -55,4 +56,4 @@ def _finish() -> None:
         with contextlib.suppress(LamfsError):
             here = state.instance()
             if here.settings.slug == now.slug:
-                here.registry.people.finish_run(now.run.id)
+                here.registry.people.finish_run(now.run.id, now=now_ns())

@@ -55,20 +55,20 @@ def cache(names: tuple[str, ...], evict: bool, paths: bool, jobs: int, instance:
     if evict and paths:
         raise InvalidArgument("--evict leaves no files behind; leave --paths out.")
     with open_instance(instance, names, shows=True) as opened:
-        chosen, failed = select(opened, names, settle=not evict)
+        chosen, failed = select(opened, names, store_first=not evict)
         failed |= (throw_out if evict else bring_in)(opened, chosen, paths, jobs)
     if failed:
         leave(FAILURE)
 
 
-def select(instance: Instance, names: tuple[str, ...], *, settle: bool) -> tuple[list[Selection], bool]:
+def select(instance: Instance, names: tuple[str, ...], *, store_first: bool) -> tuple[list[Selection], bool]:
     """What the names mean, and whether one of them means nothing, which is reported."""
     from lamfs.ops import caching
 
     chosen, failed = [], False
     for name in names:
         try:
-            chosen.append(caching.select(instance, name, settle=settle))
+            chosen.append(caching.select(instance, name, store_first=store_first))
         except NotFound as error:
             complain(str(error))
             failed = True

@@ -23,7 +23,6 @@ from lamfs.errors import LamfsError, LeaseLost, ObjectMissing, StorageUnavailabl
 from lamfs.mover.client import Mover
 from lamfs.ops import held, lock
 from lamfs.ops.instance import Instance
-from lamfs.ops.opened import FENCE
 from lamfs.processes import uptime
 
 log = logging.getLogger("lamfs.daemon")
@@ -51,7 +50,8 @@ class Keeper:
         self.lost: LeaseLost | None = None
         note = held.read(self._directory)
         # Without a note (a power cut loses it): the number of the lease under which this registry was last changed.
-        self._fence = int(instance.registry.db.get_meta(FENCE, -1)) if note is None else note.fence
+        fence = instance.registry.file.fence() if note is None else note.fence
+        self._fence = -1 if fence is None else fence
         self._until = note.at + note.seconds if note is not None and note.holds else 0.0
         self._asked = float("-inf")
         self._failed: tuple[float, LamfsError] | None = None
@@ -168,10 +168,7 @@ class Keeper:
             lease.release()
             return False
         try:
-            registry = self._instance.registry
-            with registry.db.transaction():
-                registry.journal.doubt_claims()
-                registry.db.set_meta(FENCE, state.fence)
+            self._instance.registry.file.begin_lease(state.fence)
         finally:
             self._instance.close_thread()
         self._fence = state.fence

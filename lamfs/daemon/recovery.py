@@ -9,6 +9,7 @@ from lamfs.ops import adoption, mounts, strays, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 from lamfs.registry.entries import Put
+from lamfs.registry.writes import SpoolInfo
 from lamfs.spool import SpoolFolder
 
 log = logging.getLogger("lamfs.daemon")
@@ -59,15 +60,4 @@ def _close(registry: Registry, spool: SpoolFolder, entry: Put) -> None:
         elif entry.state == "scratch":
             registry.journal.set_scratch(entry.ino, False)
         return  # the uploader finds out where it went
-    with registry.db.transaction():
-        inode = registry.tree.get(entry.ino)
-        if inode is not None and (inode.size != info.st_size or entry.state == "open"):
-            blocks = None if entry.base is not None else info.st_blocks
-            registry.tree.update(entry.ino, size=info.st_size, mtime_ns=info.st_mtime_ns, blocks=blocks)
-        scratch = registry.names.is_scratch(entry.ino)
-        if entry.state == "open":
-            registry.journal.ready_put(entry.ino, scratch=scratch)
-        else:
-            # The list of scratch names may have changed.
-            registry.journal.set_scratch(entry.ino, scratch)
-        registry.changes.content(entry.ino)
+    registry.writes.close_left(entry, SpoolInfo(info.st_size, info.st_mtime_ns, info.st_blocks))

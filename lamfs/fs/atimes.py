@@ -8,7 +8,7 @@ the registry now and then. So no read waits for a transaction, and a crash loses
 from __future__ import annotations
 
 from lamfs.model import Inode, now_ns
-from lamfs.registry import Registry
+from lamfs.registry.verbs import Verbs
 
 DAY_NS = 86_400 * 10**9
 FLUSH = 5.0
@@ -44,10 +44,8 @@ class Atimes:
         """Somebody set its time, or it is gone."""
         self._times.pop(ino, None)
 
-    def flush(self, registry: Registry) -> None:
+    def flush(self, registry: Verbs) -> None:
         """Write the new times to the registry. For others this is no change: no cache needs to be invalidated."""
         if self._times:
-            with registry.db.transaction():
-                for ino, time in self._times.items():
-                    registry.tree.update(ino, atime_ns=time)
+            registry.attributes.set_atimes(self._times)
             self._times.clear()

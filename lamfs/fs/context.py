@@ -20,6 +20,7 @@ from lamfs.mover.client import Mover
 from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Registry
 from lamfs.registry.entries import Put
+from lamfs.registry.verbs import Verbs
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.work.uploader import Uploader
@@ -83,9 +84,12 @@ class Context:
     atimes: Atimes = field(default_factory=Atimes)
     states: dict[int, FileState] = field(default_factory=dict)
     stats: Stats = field(default_factory=Stats)
+    verbs: Verbs = field(init=False)
+    """The registry, by what it is asked to change."""
     waits: Waits = field(init=False)
 
     def __post_init__(self) -> None:
+        self.verbs = self.registry
         self.waits = Waits(self.stats.counters)
         self.cache.on_storage_damage = lambda revision, block: self.stats.damaged(
             self.registry, self.store, revision, block
@@ -117,19 +121,20 @@ class Context:
             state.inode = inode
         return inode
 
-    def owe(self, state: FileState, *, settle: float = 0.0, scratch: bool = False, src: str | None = None) -> int:
-        """Record that the bytes written so far have to be stored (see Journal.ready_put), with the file's size, blocks
-        and times.
-
-        In a transaction. Returns the row's generation; 0 when there is no such row. With ``src`` nothing has changed
-        then.
+    def owe(
+        self, state: FileState, *, src: str | None = None, settle: float = 0.0, probe_settle: float | None = None
+    ) -> int:
+        """Record that the bytes written so far have to be stored (see Writes.acknowledge), with the file's size, blocks
+        and times. Returns the row's generation; 0, and nothing has changed, when there is no such row.
         """
-        gen = self.registry.journal.ready_put(state.ino, settle=settle, scratch=scratch, src=src)
-        if gen or src is None:
-            state.count_blocks()
-            # For other mounts it is a new revision.
-            state.seen = self.registry.tree.rewritten(state.inode) or state.seen
-        return gen
+        state.count_blocks()
+        done = self.verbs.writes.acknowledge(
+            state.inode, src=src, settle=settle, probe_settle=probe_settle, columns=state.unsaved
+        )
+        if done is None:
+            return 0
+        state.seen = done.revision or state.seen
+        return done.gen
 
     def owes(self, state: FileState, owed: Put | None) -> bool:
         """Whether the put ``owed`` is this mount's, with the bytes that are open here.

@@ -20,8 +20,8 @@ from lamfs.fs.context import Context
 from lamfs.fs.spooling import Spooling, touch
 from lamfs.fs.state import DELETED, STORED, WRITING, Event, FileState, Handle, Spool, open_spool
 from lamfs.fs.waits import Caller
-from lamfs.keys import check_name
-from lamfs.model import Inode, now_ns
+from lamfs.keys import check_name, spool_token
+from lamfs.model import Inode, new_uid, now_ns
 from lamfs.mover import beats
 from lamfs.prefetch.directories import DirectoryPrefetch
 from lamfs.registry.entries import Put
@@ -87,7 +87,7 @@ class Files:
         if mode != state.inode.mode:
             state.inode.mode = mode
             if state.ino not in self._c.nodes.ghosts:
-                self._c.registry.names.set_attributes(state.ino, mode=mode)
+                self._c.verbs.attributes.set_attributes(state.ino, mode=mode)
             self._c.kernel.attributes(state.fino)
 
     def keeps_pages(self, handle: int) -> bool:
@@ -103,12 +103,15 @@ class Files:
         text = check_name(name)
         backup = context.backups.kept(context.nodes.ino(parent), text)
         try:
-            inode, src = context.registry.names.create_file(
+            inode, src = context.verbs.names.create_file(
                 context.nodes.ino(parent),
                 text,
                 stat.S_IFREG | stat.S_IMODE(mode),
                 uid,
                 gid,
+                now=now_ns(),
+                artifact_uid=new_uid(),
+                token=spool_token(),
                 key_is_virtual=not context.policy.real_keys,
                 backup=backup,
             )
@@ -123,7 +126,7 @@ class Files:
         except OSError:
             # If a backup was kept, the artifact goes back to it.
             place = context.backups.place(backup) if backup is not None else None
-            context.registry.names.unlink(context.nodes.ino(parent), text, left=lambda _: place)
+            context.verbs.names.unlink(context.nodes.ino(parent), text, now=now_ns(), left=lambda _: place)
             raise
         state = FileState(inode.ino, inode.ino, inode, WRITING, spool=spool, dirty=True, owed=src)
         if backup is not None:

@@ -131,7 +131,7 @@ class FileSystem:
             if state is not None and state.will_be_acknowledged():
                 state.unsaved |= {name: value for name, value in columns.items() if name not in WITH_CONTENT}
             elif ino not in self.context.nodes.ghosts:
-                self.context.registry.names.set_attributes(ino, **columns)
+                self.context.verbs.attributes.set_attributes(ino, **columns)
             if state is not None:
                 state.accessed = False
             for target in {id(i): i for i in (inode, state.inode if state else inode)}.values():

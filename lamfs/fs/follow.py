@@ -17,6 +17,7 @@ from lamfs.fs.atimes import FLUSH
 from lamfs.fs.context import Context
 from lamfs.registry import Change
 from lamfs.registry.entries import Put
+from lamfs.registry.writes import SpoolInfo
 
 log = logging.getLogger("lamfs.fs")
 
@@ -29,6 +30,9 @@ FORGET_INTERVAL = 60.0
 ADOPT_INTERVAL = 2.0
 """Seconds between two looks for storage work left behind by processes that are gone."""
 
+OPS = ("put", "move", "delete", "abort", "drop")
+"""Kinds of storage work that are taken over. (A save is finished or undone by a command.)"""
+
 KEYS, KEYS_PAUSE = 2000, 0.02
 """Keys that follow a renamed directory in one step, and seconds between two steps for everybody else."""
 
@@ -39,24 +43,23 @@ def adopt(context: Context) -> bool:
     If another mount's daemon died while it was writing a file, the file counts as closed with what was written.
     """
     registry = context.registry
-    with registry.db.transaction():
-        taken = registry.journal.adopt()
-        for entry in taken:
-            inode = registry.tree.get(entry.ino) if isinstance(entry, Put) else None
-            if not isinstance(entry, Put) or inode is None or entry.state != "open":
-                continue
-            with contextlib.suppress(LamfsError, OSError):  # the uploader will report what is wrong with it
-                if entry.object_key is None and not entry.gen:
-                    # The daemon may have died between naming a new file and making it: then nothing was written.
-                    os.close(context.spool.open(entry.src, os.O_CREAT | os.O_RDWR))
-                info = context.spool.stat(entry.src)
-                inode.size, inode.mtime_ns = info.st_size, info.st_mtime_ns
-                inode.blocks = None if entry.base is not None else info.st_blocks
-            registry.journal.ready_put(inode.ino, scratch=registry.names.is_scratch(inode.ino))
-            registry.tree.rewritten(inode)
-            registry.changes.content(inode.ino)
-            context.renew(inode.ino)
-    return bool(taken)
+    left = registry.journal.left(OPS)
+    if not left:
+        return False
+    spools: dict[int, SpoolInfo] = {}
+    for entry in left:
+        if not isinstance(entry, Put) or entry.state != "open" or registry.tree.get(entry.ino) is None:
+            continue
+        with contextlib.suppress(LamfsError, OSError):  # the uploader says what is wrong with it
+            if entry.object_key is None and not entry.gen:
+                # It may have died between naming a new file and making it: then nothing was written.
+                os.close(context.spool.open(entry.src, os.O_CREAT | os.O_RDWR))
+            info = context.spool.stat(entry.src)
+            spools[entry.id] = SpoolInfo(info.st_size, info.st_mtime_ns, info.st_blocks)
+    taken = context.verbs.writes.take_over(left, spools)
+    for ino in taken.closed:
+        context.renew(ino)
+    return bool(taken.rows)
 
 
 class Follower:

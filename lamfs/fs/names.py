@@ -15,7 +15,7 @@ from lamfs.fs.context import Context
 from lamfs.fs.control import NAME as CONTROL_NAME
 from lamfs.fs.state import Event
 from lamfs.keys import check_name
-from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, Inode
+from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, Inode, new_uid, now_ns
 from lamfs.registry import Backup, Removed
 from lamfs.registry.tree import NEWEST
 
@@ -100,8 +100,8 @@ class Names:
         """mkdir, mknod and symlink. Raises FsError like Namespace.create, and ENAMETOOLONG for a long target."""
         if target is not None and not 0 < len(target) <= SYMLINK_MAX:
             raise FsError(errno.ENAMETOOLONG if target else errno.ENOENT)
-        inode = self._c.registry.names.create(
-            self._c.nodes.ino(parent), check_name(name), mode, uid, gid, rdev=rdev, target=target
+        inode = self._c.verbs.names.create(
+            self._c.nodes.ino(parent), check_name(name), mode, uid, gid, now=now_ns(), rdev=rdev, target=target
         )
         self._c.nodes.looked_up(inode.ino, inode.revision)
         return inode.ino, inode
@@ -109,7 +109,7 @@ class Names:
     def link(self, fino: int, parent: int, name: bytes) -> tuple[int, Inode]:
         """link(2)."""
         ino, place, known = self._c.nodes.ino(fino), self._c.nodes.ino(parent), check_name(name)
-        inode = self._c.registry.names.link(ino, place, known)
+        inode = self._c.verbs.names.link(ino, place, known, now=now_ns())
         for at, old in self._c.registry.tree.names(ino):
             if at == place and is_backup(known, old):
                 self._put_aside(inode, place, old, known)
@@ -128,9 +128,10 @@ class Names:
         known = self._known_name(parent, name)
 
         backups = self._c.backups
-        removed = self._c.registry.names.unlink(
+        removed = self._c.verbs.names.unlink(
             self._c.nodes.ino(parent),
             known,
+            now=now_ns(),
             left=lambda ino: backups.left(ino, known),
             is_copy=lambda ino: backups.is_copy(ino, known),
         )
@@ -139,7 +140,8 @@ class Names:
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """rmdir(2)."""
-        self._left(self._c.registry.names.rmdir(self._c.nodes.ino(parent), self._known_name(parent, name)))
+        known = self._known_name(parent, name)
+        self._left(self._c.verbs.names.rmdir(self._c.nodes.ino(parent), known, now=now_ns()))
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """renameat2(2), with RENAME_NOREPLACE or RENAME_EXCHANGE. Raises FsError(EINVAL) for other flags."""
@@ -151,8 +153,15 @@ class Names:
         backups, known, new_known = self._c.backups, self._known_name(parent, name), check_name(new_name)
         place, new_place = self._c.nodes.ino(parent), self._c.nodes.ino(new_parent)
         backup = backups.kept(new_place, new_known)
-        result = self._c.registry.names.rename(
-            place, known, new_place, new_known, noreplace=bool(flags & RENAME_NOREPLACE), backup=backup
+        result = self._c.verbs.names.rename(
+            place,
+            known,
+            new_place,
+            new_known,
+            now=now_ns(),
+            noreplace=bool(flags & RENAME_NOREPLACE),
+            backup=backup,
+            copy_uid=None if backup is None else new_uid(),
         )
         if result.noop:
             return
@@ -172,7 +181,7 @@ class Names:
     def _exchange(self, parent: int, name: bytes, other_parent: int, other_name: bytes) -> None:
         known, other_known = self._known_name(parent, name), self._known_name(other_parent, other_name)
         places = (self._c.nodes.ino(parent), self._c.nodes.ino(other_parent))
-        one, two = self._c.registry.names.exchange(places[0], known, places[1], other_known)
+        one, two = self._c.verbs.names.exchange(places[0], known, places[1], other_known, now=now_ns())
         for inode, left, at in ((one, (places[0], known), other_known), (two, (places[1], other_known), known)):
             # A program that saves by an exchange removes the old content next. Its artifact stays at the name it has
             # left.
@@ -219,8 +228,7 @@ class Names:
             owed = self._c.registry.journal.put_of(inode.ino)
             if owed is not None and owed.state == "open" and owed.owner == self._c.registry.journal.owner:
                 # What was written so far goes to the trash.
-                with self._c.registry.db.transaction():
-                    self._c.owe(state)
+                self._c.owe(state)
             state.become(Event.UNLINK if owed is None or state.spool is None else Event.TRASH)
             state.dirty = False
         elif removed.spool is not None:

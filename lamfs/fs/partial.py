@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import trio
 
@@ -71,10 +71,15 @@ class PartialSpools:
         spool.missing = missing_blocks(known.present(spool.name), base.size, size)
         spool.ranges = {block: found for block, found in known.ranges(spool.name).items() if block in spool.missing}
 
-    def base_of(self, state: FileState) -> str | None:
-        """The id of the base, for the journal. None if the spool file lacks nothing."""
-        assert state.spool is not None
-        return base_id(state.revision.content) if state.spool.missing and state.revision is not None else None
+    def known_of(self, state: FileState) -> tuple[str | None, Collection[int], Mapping[int, Ranges]]:
+        """What the registry has to know of a spool file: its base, which blocks it has, and which ranges of others.
+        No base, and nothing else, when it lacks nothing."""
+        spool = state.spool
+        assert spool is not None
+        if not spool.missing or state.revision is None:
+            return None, (), {}
+        blocks = range(-(-state.revision.size // BLOCK_SIZE))
+        return base_id(state.revision.content), set(blocks).difference(spool.missing), spool.ranges
 
     def is_sound(self, state: FileState) -> bool:
         """Whether the base is the artifact's present content, and no other process is working on it. Otherwise the file
@@ -92,15 +97,6 @@ class PartialSpools:
             and (owed is None or owed.owner == journal.owner)
             and not journal.saves(artifact.uid)
         )
-
-    def note(self, state: FileState) -> None:
-        """Record all blocks of the spool file in the registry. Its put row has just been made."""
-        spool = state.spool
-        assert spool is not None
-        if spool.missing and state.revision is not None:
-            blocks = range(-(-state.revision.size // BLOCK_SIZE))
-            self._c.registry.partial_spools.add(spool.name, set(blocks).difference(spool.missing))
-            self._c.registry.partial_spools.add_ranges(spool.name, spool.ranges)
 
     # -- reading ------------------------------------------------------------------------------------------------
 

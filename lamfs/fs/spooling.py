@@ -177,40 +177,37 @@ class Spooling:
     def _begin_put(self, state: FileState, src: str) -> None:
         """Journal that a spool file is about to be written. Raises FsError(ESTALE) if the file has another revision by
         now than the open one, or another mount is writing it."""
-        registry = self._c.registry
+        base, blocks, ranges = self.partials.known_of(state)
         try:
-            with registry.db.transaction():
-                if registry.tree.get(state.ino) is None:
-                    # Somebody else has deleted it for good: go on as on a local disk.
-                    registry.journal.spend(src)
-                    state.become(Event.UNLINK)
-                    return
-                before = registry.journal.put_of(state.ino)
-                old = src
-                if (before is None or before.src != src) and registry.journal.is_spent(src):
-                    src = spool_name(state.ino)
-                replaced = registry.journal.begin_put(
+            while True:
+                begun = self._c.verbs.writes.begin_put(
                     state.ino,
                     src,
                     key_is_virtual=not self._c.policy.real_keys,
-                    base=self.partials.base_of(state),
                     seen=state.seen,
                     mine=state.owed,
+                    base=base,
+                    blocks=blocks,
+                    ranges=ranges,
                 )
-                if src != old:
-                    self._rename_spool(state, src)
-                self.partials.note(state)
+                if not begun.is_spent:
+                    break
+                old, src = src, spool_name(state.ino)
+                self._rename_spool(state, src)
         except FileNotFoundError:
             self._c.renew(state.ino)
             raise FsError(errno.ESTALE, f"the spool file {old} is gone") from None
         except FsError:
             self._c.renew(state.ino)
             raise
+        if begun.is_gone:
+            state.become(Event.UNLINK)  # somebody else has deleted it for good: as on a local disk
+            return
         state.become(Event.JOURNAL)
         state.owed = src
         # If an upload reads the earlier spool file, it removes it afterwards. Otherwise nobody else would.
-        if replaced is not None and not self._c.uploader.is_uploading(state.ino, replaced):
-            self._c.spool.unlink(replaced)
+        if begun.replaced is not None and not self._c.uploader.is_uploading(state.ino, begun.replaced):
+            self._c.spool.unlink(begun.replaced)
 
     def _rename_spool(self, state: FileState, name: str) -> None:
         """The spool file of an open file was stored, and is to be written again. It gets another name, because the old
@@ -323,22 +320,14 @@ class Spooling:
     def acknowledge(self, state: FileState) -> bool:
         """Journal that the bytes written so far have to be stored. One transaction. False, with nothing changed, if
         this mount does not have to store them any more."""
-        registry = self._c.registry
         src = state.spool.name if state.spool is not None and not state.is_stale() else None
         if src is None:
             return False
-        with registry.db.transaction():
-            scratch = state.revision is None and registry.names.is_scratch(state.ino)
-            settle = SETTLE
-            if state.revision is None and not state.inode.size and registry.names.is_probe(state.ino):
-                settle = PROBE_SECONDS
-            gen = self._c.owe(state, settle=settle, scratch=scratch, src=src)
-            if not gen:
-                return False
-            state.gen = gen
-            registry.changes.content(state.ino)
-            if state.unsaved:
-                registry.tree.update(state.ino, **state.unsaved)
+        probe_settle = PROBE_SECONDS if state.revision is None else None
+        gen = self._c.owe(state, src=src, settle=SETTLE, probe_settle=probe_settle)
+        if not gen:
+            return False
+        state.gen = gen
         self._c.nodes.revised(state.fino)
         state.unsaved.clear()
         state.dirty = False

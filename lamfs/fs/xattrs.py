@@ -14,11 +14,11 @@ import stat
 from lamfs.errors import FsError
 from lamfs.fs.context import Context
 from lamfs.model import DESCRIPTION_XATTR, ArtifactRecord, now_ns
+from lamfs.registry.attributes import check_list
 
 OWN = "user.lamfs."
 NAME_MAX = 255
 VALUE_MAX = 65_536
-LIST_MAX = 65_536
 
 
 class Xattrs:
@@ -73,26 +73,22 @@ class Xattrs:
         ino, text = self._ino(fino), self._name(name)
         if len(value) > VALUE_MAX:
             raise FsError(errno.E2BIG)
-        registry = self._c.registry
         if text.startswith(OWN):
             self._describe(ino, text, value)
             return
         if self._stored(ino, text) == value:
             return  # nothing changes, not even ctime: as on ext4
-        with registry.db.transaction():
-            others = sum(len(other.encode()) + 1 for other in self._sizes(ino) if other != text)
-            if others + len(name) + 1 > LIST_MAX:
-                raise FsError(errno.ENOSPC)
-            if ino in self._c.nodes.ghosts:
-                self._c.nodes.ghost_xattrs.setdefault(ino, {})[text] = value
-            else:
-                registry.tree.set_xattr(ino, text, value)
-            self._changed(ino)
+        now = now_ns()
+        if ino in self._c.nodes.ghosts:
+            check_list([other for other in self._sizes(ino) if other != text], text)
+            self._c.nodes.ghost_xattrs.setdefault(ino, {})[text] = value
+        else:
+            self._c.verbs.attributes.set_xattr(ino, text, value, now=now)
+        self._changed(ino, now)
 
     def _describe(self, ino: int, name: str, value: bytes) -> None:
         """Set the description of an artifact. A file that is not stored yet gets it when it is."""
-        registry = self._c.registry
-        inode = registry.tree.get(ino)
+        inode = self._c.registry.tree.get(ino)
         if name != DESCRIPTION_XATTR or inode is None or not stat.S_ISREG(inode.mode):
             raise FsError(errno.EPERM)
         try:
@@ -101,15 +97,7 @@ class Xattrs:
             raise FsError(errno.EILSEQ) from None
         if "\0" in description:
             raise FsError(errno.EINVAL)
-        with registry.db.transaction():
-            record = registry.artifacts.by_ino(ino)
-            if record is not None:
-                registry.artifacts.update(record.uid, description=description or None, updated_at=now_ns())
-            elif description:
-                registry.tree.set_xattr(ino, name, value)
-            else:
-                registry.tree.remove_xattr(ino, name)
-            registry.changes.record(ino)
+        self._c.verbs.attributes.describe(ino, description, now=now_ns())
 
     def remove(self, fino: int, name: bytes) -> None:
         """removexattr(2). Raises FsError: ENODATA, EPERM (read-only)."""
@@ -121,15 +109,12 @@ class Xattrs:
             return
         if text.startswith(OWN):
             raise FsError(errno.EPERM)
-        registry = self._c.registry
-        with registry.db.transaction():
-            if ino in self._c.nodes.ghosts:
-                found = self._c.nodes.ghost_xattrs.get(ino, {}).pop(text, None) is not None
-            else:
-                found = registry.tree.remove_xattr(ino, text)
-            if not found:
-                raise FsError(errno.ENODATA)
-            self._changed(ino)
+        now = now_ns()
+        if ino not in self._c.nodes.ghosts:
+            self._c.verbs.attributes.remove_xattr(ino, text, now=now)
+        elif self._c.nodes.ghost_xattrs.get(ino, {}).pop(text, None) is None:
+            raise FsError(errno.ENODATA)
+        self._changed(ino, now)
 
     def _stored(self, ino: int, name: str) -> bytes | None:
         """Value of an attribute that was set. For an inode without a row, the mount remembers them."""
@@ -143,14 +128,10 @@ class Xattrs:
             return {name: len(value) for name, value in sorted(self._c.nodes.ghost_xattrs.get(ino, {}).items())}
         return self._c.registry.tree.xattrs(ino)
 
-    def _changed(self, ino: int) -> None:
-        now = now_ns()
+    def _changed(self, ino: int, now: int) -> None:
         ghost = self._c.nodes.ghosts.get(ino)
         if ghost is not None:
             ghost.ctime_ns = now
-        else:
-            self._c.registry.tree.update(ino, ctime_ns=now)
-            self._c.registry.changes.attr(ino)
         state = self._c.state_of(ino)
         if state is not None:
             state.inode.ctime_ns = now

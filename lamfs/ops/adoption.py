@@ -1,4 +1,4 @@
-"""Taking over what processes that are gone had still to store, and giving up what cannot be stored. Synchronous.
+"""Takes over the puts of processes that are gone, and gives up puts that cannot be stored. Synchronous.
 
 Any thread. Storage is asked outside of transactions: nobody waits for the registry while an object is read.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -28,8 +27,8 @@ log = logging.getLogger("lamfs.recover")
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """The file of a put in the tree: its ``size`` in bytes, its ``artifact``, and the object that has what was closed
-    last, if it was stored. ``free``: that object is this file's, or no artifact's."""
+    """The file of a put: its ``size`` in bytes, its ``artifact``, and the key of the object that has the bytes that
+    were closed last, if they were stored. ``free``: that object belongs to this file, or to no artifact."""
 
     size: int
     artifact: ArtifactRecord | None
@@ -38,12 +37,12 @@ class _File:
 
     @property
     def is_own(self) -> bool:
-        """Whether the object is the one of the artifact's revision."""
+        """Whether that object is the one of the artifact's revision."""
         return self.artifact is not None and self.artifact.revision.object_key == self.object_key
 
 
 class _Stored(NamedTuple):
-    """What is in the object. ``whole``: it is all that was closed, as far as that is known."""
+    """The content of the object. ``whole``: it has all bytes that were closed, as far as that is known."""
 
     content: ContentHash
     etag: str
@@ -52,8 +51,9 @@ class _Stored(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """What was found of a put: ``left`` bytes of its spool file (None: there is none), and what is ``stored`` instead;
-    ``untold``: why that cannot be known now. ``goes_on``: there is nothing to decide."""
+    """What is left of a put: ``left`` bytes of its spool file (None: the file is missing), and the content that is
+    ``stored`` instead. ``untold``: why storage cannot tell now. ``goes_on``: the put is whole, and nothing has to be
+    decided."""
 
     left: int | None
     goes_on: bool = False
@@ -62,12 +62,15 @@ class _Seen:
 
 
 def adopt_puts(registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: Iterable[str] = ("put",)) -> list[Owed]:
-    """Take over the journal rows of processes that are gone. Returns them as they were, but for puts given up.
+    """Take over the journal rows of processes that are gone. Returns them as they were, without the puts that are given
+    up.
 
-    Those are of files that the disk has lost: the machine went down (power cut), and less of the spool file is left
-    than was acknowledged. An artifact has its stored content again then, and so has a file whose object is in storage
-    although the registry does not say so any more. What was never stored keeps what is left.
-    And those that name no spool file, or something that is none: no lamfs has written to that.
+    A put is given up when the disk has lost part of its spool file: the machine went down (power cut), and the file has
+    fewer bytes than were acknowledged. Then the artifact has its stored content again. So has a file whose object is in
+    storage, even when the registry does not know of the object. A file that was never stored keeps the bytes that are
+    left.
+
+    A put is also given up when it names something that is not a spool file: lamfs has not written such a row.
     """
     replay(registry, store, spool)
     wanted = set(ops)
@@ -93,7 +96,7 @@ def replay(registry: Registry, store: ObjectStore, spool: SpoolFolder) -> None:
 
 
 def _is_there(registry: Registry, spool: SpoolFolder, entry: Put) -> bool:
-    """Whether the spool file of a put has all that it had."""
+    """Whether the spool file of a put still has all its bytes."""
     if _foreign(spool, entry) is not None or (left := _left(spool, entry)) is None:
         return False
     if not of_another_boot(entry.owner):
@@ -104,7 +107,7 @@ def _is_there(registry: Registry, spool: SpoolFolder, entry: Put) -> bool:
 
 
 def _left(spool: SpoolFolder, entry: Put) -> int | None:
-    """Bytes of the spool file of a put; None: there is none. Raises OSError."""
+    """Bytes of the spool file of a put; None: the file is missing. Raises OSError."""
     try:
         return spool.stat(entry.src).st_size
     except FileNotFoundError:
@@ -112,7 +115,7 @@ def _left(spool: SpoolFolder, entry: Put) -> int | None:
 
 
 def _foreign(spool: SpoolFolder, entry: Put) -> str | None:
-    """Why a put cannot be lamfs's own, by what it names; None: it may be. Raises OSError."""
+    """Why lamfs cannot have written a put, judging by what it names; None: it may have. Raises OSError."""
     if not entry.ino:
         return "it is of no file"
     try:
@@ -126,60 +129,40 @@ def _foreign(spool: SpoolFolder, entry: Put) -> str | None:
 
 
 def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: Put) -> bool:
-    """Take over a put whose spool file lacks something, or give it up. Whether it is owed on, by this process.
+    """Take over a put whose spool file lacks bytes, or give it up. Returns whether this process owes the put from now
+    on.
 
-    Storage is asked outside of any transaction. One transaction then takes the row over and writes the decision: until
-    that, the row keeps its old owner, which tells whether the machine went down.
+    Storage is asked outside of any transaction. One transaction then takes the row over and writes the decision. Until
+    then the row keeps its old owner, which tells whether the machine went down.
     """
     foreign = _foreign(spool, entry)
     if foreign is not None:
-        with registry.db.transaction():
-            if registry.journal.take([entry]):
-                _strike_off(registry, entry, foreign)
+        name = registry.tree.path(entry.ino) or entry.uid
+        if registry.upkeep.strike_off(entry):
+            if entry.ino:
+                log.error("What the journal owes of '%s' is struck off: %s", name, foreign)
+            else:
+                log.error("A row of the journal owes what was written to no file, and is struck off.")
         return False
     if of_another_boot(entry.owner):
-        with registry.db.transaction():
-            inode = registry.tree.get(entry.ino)
-            if inode is not None and _is_left(registry, entry):
-                partial_spools.keep_durable(registry, entry, inode, spool)
+        partial_spools.keep_durable(registry, entry, spool)
     while True:
         file = _file(registry, entry)
         seen = _look(registry, store, entry, file, _left(spool, entry))
-        with registry.db.transaction():
-            if not _is_left(registry, entry):
-                return False  # somebody else has decided
+        with registry.upkeep.deciding(entry) as is_ours:
+            if not is_ours:
+                return False  # another process has decided
             if _file(registry, entry) != file:
                 continue
             registry.journal.take([entry])
-            goes_on = seen.goes_on or file is None or _settle(registry, spool, entry, file, seen)
+            goes_on = seen.goes_on or file is None or _conclude(registry, spool, entry, file, seen)
         if not goes_on:
             spool.unlink(entry.src)
         return goes_on
 
 
-def _is_left(registry: Registry, entry: Put) -> bool:
-    """Whether a row is as it was when its process was found gone."""
-    now = registry.journal.get_put(entry.id)
-    return now is not None and all(
-        getattr(now, name) == getattr(entry, name) for name in ("ino", "uid", "object_key", "src", "gen", "owner")
-    )
-
-
-def _strike_off(registry: Registry, entry: Put, why: str) -> None:
-    if not entry.ino:
-        log.error("A row of the journal owes what was written to no file, and is struck off.")
-        registry.journal.done(entry.id)
-        return
-    log.error("What the journal owes of '%s' is struck off: %s", registry.tree.path(entry.ino) or entry.uid, why)
-    inode = registry.tree.get(entry.ino)
-    if inode is None or not stat.S_ISREG(inode.mode):
-        registry.journal.done(entry.id)
-    else:
-        registry.rescue.give_up(entry.id)
-
-
 def _file(registry: Registry, entry: Put) -> _File | None:
-    """The file of a put; None: there is none any more."""
+    """The file of a put; None: the tree has it no more."""
     inode = registry.tree.get(entry.ino)
     if inode is None:
         return None
@@ -194,7 +177,7 @@ def _file(registry: Registry, entry: Put) -> _File | None:
 
 
 def _look(registry: Registry, store: ObjectStore, entry: Put, file: _File | None, left: int | None) -> _Seen:
-    """What there is of a put. Raises storage errors where the artifact's own object cannot be looked at."""
+    """Look for the bytes of a put. Raises storage errors where the artifact's own object cannot be looked at."""
     if file is None or (left is not None and (left >= file.size or not of_another_boot(entry.owner))):
         return _Seen(left, goes_on=True)
     if left is None and may_be_stored(store, entry.object_key, file.artifact):
@@ -210,8 +193,8 @@ def _look(registry: Registry, store: ObjectStore, entry: Put, file: _File | None
 
 
 def may_be_stored(store: ObjectStore, object_key: str | None, artifact: ArtifactRecord | None) -> bool:
-    """Whether a spool file was perhaps renamed into the storage folder: something is there that is not what its
-    ``artifact`` had before, or it cannot be told."""
+    """Whether a spool file may have been renamed into the storage folder: the object is not the one that ``artifact``
+    had before, or storage cannot tell."""
     if object_key is None or not store.imports_files:
         return False
     try:
@@ -220,14 +203,15 @@ def may_be_stored(store: ObjectStore, object_key: str | None, artifact: Artifact
     except ObjectMissing:
         return False
     except StorageError:
-        return True  # a link; the folder is away; …: said when it is stored
+        return True  # such as a link, or a folder that is away: the put's own error says it
 
 
 def _stored(registry: Registry, store: ObjectStore, entry: Put, file: _File) -> _Stored | None:
-    """The spool file of a put is lost, but what was closed may have reached its object, and the registry does not say
-    so: the power was cut before, or it was set back. Then that is the file's content. All of the object is read.
+    """The content of a put whose spool file is lost, if it reached its object; None: it did not. Reads the whole
+    object.
 
-    Raises storage errors.
+    The registry may not know of the object: the power was cut before the commit, or the registry was set back. Raises
+    storage errors.
     """
     key, artifact = file.object_key, file.artifact
     if key is None or not file.free:
@@ -236,22 +220,22 @@ def _stored(registry: Registry, store: ObjectStore, entry: Put, file: _File) -> 
         if artifact is not None and file.is_own and store.head(key).etag == artifact.revision.etag:
             return None
         if not file.is_own:
-            said = store.meta(key)
-            if said is None or said.uid != (entry.uid if artifact is None else artifact.uid):
-                return None  # what was there before is on its way out, or somebody else's
+            meta = store.meta(key)
+            if meta is None or meta.uid != (entry.uid if artifact is None else artifact.uid):
+                return None  # the object of an earlier revision, or of another artifact
         content, etag = direct.hash_object(store, key)
         seal = registry.seals.of(entry.src)
         if seal is not None:
             return _Stored(content, etag, not seal.broken(content))
-        # A registry that was set back to when the file was new knows of no bytes that might be missing.
+        # A registry from before the first write knows no size, so no byte can be called missing.
         new = artifact is None and not file.size
         return _Stored(content, etag, new and not of_another_boot(entry.owner))
     return None
 
 
-def _settle(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, seen: _Seen) -> bool:
-    """Decide on a put of this process, in one transaction with its take-over. Whether it is owed on; if not, its spool
-    file is to be removed."""
+def _conclude(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, seen: _Seen) -> bool:
+    """Conclude a put of this process, in the transaction that took it over. Returns whether the put is still owed; if
+    not, the caller removes its spool file."""
     left, empty = seen.left, seen.left is None and not file.size
     if empty and file.artifact is not None:
         os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
@@ -261,13 +245,13 @@ def _settle(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, see
     if seen.untold is not None:
         log.error("Whether '%s' is in storage cannot be told now: %s", name, seen.untold)
         if file.artifact is None and (left or empty):
-            registry.journal.start_over(entry.id)  # what may be there is not written over
-    elif seen.stored is not None and _take_stored(registry, entry, file, seen.stored):
+            registry.journal.start_over(entry.id)  # it gets another object: what it may have stored is kept
+    elif seen.stored is not None and _commit_stored(registry, entry, file, seen.stored):
         log.warning("'%s' was stored before %s.", name, why)
         return False
     artifact = registry.artifacts.by_ino(entry.ino)
     if artifact is None and empty:
-        # It had no bytes that were acknowledged, or its process died between naming a new file and making this one.
+        # No byte was acknowledged, or the process died between naming a new file and making it.
         os.close(spool.open(entry.src, os.O_CREAT | os.O_RDWR))
         return True
     if artifact is None and left:
@@ -284,8 +268,9 @@ def _settle(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, see
     return False
 
 
-def _take_stored(registry: Registry, entry: Put, file: _File, stored: _Stored) -> bool:
-    """What is in the object of a put is its file's content. Whether all of it is there: else the row is left."""
+def _commit_stored(registry: Registry, entry: Put, file: _File, stored: _Stored) -> bool:
+    """Commit the content of a put's object as its file's content. Returns whether it is whole; if not, the row
+    stays."""
     assert file.object_key is not None
     if stored.whole and entry.state == "open":
         registry.journal.ready_put(entry.ino)

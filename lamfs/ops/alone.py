@@ -1,6 +1,7 @@
-"""Storage work of the CLI, the API and recovery: the same steps as a mount's (work/steps.py, work/moves.py), and saves
-(work/saves.py), run by the calling thread. No file is open here that they would have to regard. Any thread, one at a
-time.
+"""Storage work outside of a mount: CLI, API and recovery. Any thread, one at a time.
+
+The calling thread runs the same steps as a mount (work/steps.py, work/moves.py), and saves (work/saves.py). It has no
+open files that the steps would have to respect.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from lamfs.work.steps import Steps
 storage_work = threading.RLock()
 """Held while this process runs owed deletes and moves, and while it announces a save."""
 active: set[int] = set()
-"""Journal ids of saves that this process is at work on; they are added under ``storage_work``."""
+"""Journal ids of the saves that this process is running. They are added under ``storage_work``."""
 
 
 def puts(instance: Instance, spool: SpoolFolder) -> tuple[Steps, NoOpenFiles]:
-    """Puts of one spool, and what they tell."""
+    """The steps of puts from one spool, and the hooks that note how each of them ends."""
     registry, store, origin = instance.registry, instance.store, Provenance(user_id(instance))
     worker, waits = DirectWorker(store), DirectWaits(registry.path, spool)
     parts = Multipart(registry, worker, waits)
@@ -43,7 +44,7 @@ def puts(instance: Instance, spool: SpoolFolder) -> tuple[Steps, NoOpenFiles]:
 
 
 def moves(instance: Instance) -> Moves:
-    """Moves, deletes and aborts of one instance."""
+    """The steps of moves, deletes and aborts of one instance."""
     registry, store = instance.registry, instance.store
     worker, waits = DirectWorker(store), DirectWaits(registry.path)
     parts = Multipart(registry, worker, waits)
@@ -51,7 +52,7 @@ def moves(instance: Instance) -> Moves:
 
 
 def saves(instance: Instance) -> Saves:
-    """Saves of one instance."""
+    """The steps of saves of one instance."""
     registry, store, origin = instance.registry, instance.store, Provenance(user_id(instance))
     worker, waits = DirectWorker(store), DirectWaits(registry.path)
     parts = Multipart(registry, worker, waits)
@@ -59,7 +60,7 @@ def saves(instance: Instance) -> Saves:
 
 
 def user_id(instance: Instance) -> int | None:
-    """The row of who works here now, to whom what is made here is linked."""
+    """Row id of the current user, to whom new artifacts are linked."""
     user = instance.user()
     return user.id if user is not None else None
 
@@ -72,7 +73,8 @@ def _permit(instance: Instance) -> Permit:
 
 
 class NoOpenFiles:
-    """FileHooks (work/steps.py) where no file is open. ``conflict``: what the last put ended in, if it was one."""
+    """FileHooks (work/steps.py) for a process without open files. ``conflict``: the conflict in which the last put
+    ended."""
 
     def __init__(self, instance: Instance, spool: SpoolFolder) -> None:
         self._instance = instance
@@ -80,7 +82,7 @@ class NoOpenFiles:
         self.conflict: Conflict | None = None
 
     def has_writers(self, ino: int) -> bool:
-        """FileHooks.has_writers, and so on."""
+        """As FileHooks says, like the methods below."""
         return False
 
     def freeze(self, ino: int, src: str) -> None: ...
@@ -113,7 +115,7 @@ class NoOpenFiles:
     def gone(self, object_key: str) -> None: ...
 
     async def fill(self, ino: int, src: str, base: Revision, blocks: Iterable[int]) -> None:
-        """FileHooks.fill. What was brought is noted block by block, so the next try goes on from there."""
+        """As FileHooks says. Each block is noted when it is there, so an interrupted fill goes on from there."""
         registry = self._instance.registry
         with self._spool.opened(src, os.O_RDWR) as fd:
             size = os.fstat(fd).st_size
@@ -128,7 +130,7 @@ class NoOpenFiles:
                 registry.partial_spools.add(src, [block])
 
     def _block(self, base: Revision, block: int) -> bytes:
-        """A block of the revision, verified."""
+        """One verified block of the revision. Raises DamagedData, and storage errors."""
         store, offset = self._instance.store, block * BLOCK_SIZE
         length = min(BLOCK_SIZE, base.size - offset)
         data = store.get(base.object_key, offset=offset, length=length, etag=base.etag)

@@ -1,7 +1,7 @@
-"""Save, replace, cache, trash, restore and delete artifacts: what the Python API and the CLI share. Synchronous.
+"""Save, replace, cache, trash, restore and delete artifacts, for the Python API and the CLI. Synchronous.
 
-Any thread. Every change holds the lease first, journals each step before it runs, and tells live mounts afterwards.
-No transaction is open while storage is asked for anything.
+Any thread. Every change holds the lease first, journals each step before it runs, and tells live mounts afterwards. No
+transaction is open while storage is asked.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lamfs.cache import files as cache_files
 from lamfs.errors import (
-    AlreadyExists,
     InvalidArgument,
     LamfsError,
     NotFound,
     ObjectChanged,
     ObjectMissing,
 )
-from lamfs.keys import root_path
 from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord
 from lamfs.ops import alone, drafts, messages, mounts, recover
 from lamfs.ops.drafts import Draft
@@ -31,7 +28,7 @@ from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 from lamfs.registry import Provenance
 from lamfs.registry.entries import Save
-from lamfs.registry.rules import RETAINED, TEXT_MAX
+from lamfs.registry.rules import TEXT_MAX
 from lamfs.spool import SpoolFolder
 from lamfs.storage.root import is_utf8
 from lamfs.work.direct import finish
@@ -60,8 +57,11 @@ def save(
     progress: Progress | None = None,
     tell: Callable[[Draft], None] | None = None,
 ) -> ArtifactRecord:
-    """Save a file as an artifact, or as the new content of the artifact that has the key. ``run``, ``transform``: row
-    ids. ``tell`` is told what will be done. Raises as drafts.draft_new and commit do."""
+    """Save a file as a new artifact, or as the new content of the artifact that has the key.
+
+    ``run``, ``transform``: row ids. ``tell`` gets the draft before anything is stored. Raises what drafts.draft_new and
+    ``commit`` raise.
+    """
     origin = Provenance(alone.user_id(instance), run, transform)
     if key is None and description is None and run is None:
         description = Path(path).name
@@ -81,8 +81,8 @@ def replace(
     progress: Progress | None = None,
     tell: Callable[[Draft], None] | None = None,
 ) -> ArtifactRecord:
-    """Replace the content of an artifact by a file. ``tell`` is told what will be done. Raises as drafts.draft_replace
-    and commit do."""
+    """Replace the content of an artifact by a file. ``tell`` gets the draft before anything is stored. Raises what
+    drafts.draft_replace and ``commit`` raise."""
     draft = drafts.draft_replace(instance, by_uid(instance, uid), path, origin=Provenance(None, run, transform))
     if tell is not None:
         tell(draft)
@@ -92,11 +92,11 @@ def replace(
 def commit(
     instance: Instance, draft: Draft, *, key: str | None = None, progress: Progress | None = None
 ) -> ArtifactRecord:
-    """Store what a draft describes: object first, row second, stale object last. Returns the record as it is then.
+    """Store a draft: object first, row second, stale object last. Returns the record after that.
 
-    ``key``: the artifact is to be renamed; that comes before all else. Raises storage errors (the old revision is whole
+    ``key``: the artifact's new key; the rename comes before all else. Raises storage errors (the old revision is whole
     then), AlreadyExists (the key was taken meanwhile), NotFound (the artifact was deleted for good), InvalidArgument
-    (the file is gone or being written), and what ``_rename`` raises.
+    (the file is gone or being written), and what Namespace.rename_artifact raises.
     """
     record = draft.record
     _check_description(record.description)
@@ -105,13 +105,13 @@ def commit(
         return _update(instance, record, key)
     registry = instance.registry
     if key is not None and registry.artifacts.by_uid(record.uid) is not None:
-        _rename(instance, record.uid, key)
+        registry.names.rename_artifact(record.uid, key)
     if registry.journal.saves():
-        # An interrupted save of the same artifact must not come after this one.
+        # An interrupted save of the same artifact must not be finished after this one.
         recover.finish_saves(instance, strict=True)
     before = registry.artifacts.by_uid(record.uid)
     if before is not None and before.ino is not None:
-        recover.settle(instance, before.ino)
+        recover.ensure_stored(instance, before.ino)
     if record.created_by_id is None:
         record.created_by_id = alone.user_id(instance)
     if draft.etag is not None:
@@ -123,7 +123,7 @@ def commit(
     else:
         saved = _store(instance, draft, progress)
     recover.run_owed(instance)
-    for _ in range(2):  # what was found at its place makes way first
+    for _ in range(2):  # the first run may only move away what is in the way
         if registry.commits.is_home(saved.uid):
             break
         recover.run_owed(instance)
@@ -132,7 +132,7 @@ def commit(
 
 
 def _check_description(text: str | None) -> None:
-    """Raise InvalidArgument for a text that another machine would reject with the registry."""
+    """Raise InvalidArgument for a text that another machine would refuse in a registry."""
     if text is not None and ("\0" in text or not is_utf8(text)):
         raise InvalidArgument("The description has a NUL character, or is not UTF-8; leave that out.")
     if text is not None and len(text.encode()) > TEXT_MAX:
@@ -144,53 +144,23 @@ def _store(instance: Instance, draft: Draft, progress: Progress | None) -> Artif
     registry, source = instance.registry, Source(draft.path, draft.stamp, draft.temporary)
     try:
         return finish(alone.saves(instance).save(draft.record, source, progress))
-    except BaseException:  # interrupted, too: what was undone leaves no object
+    except BaseException:  # an interrupt too: a save that was undone leaves no object
         with contextlib.suppress(LamfsError):
             if not registry.journal.saves(draft.record.uid):
                 recover.run_owed(instance, ops=("delete",))
         raise
 
 
-def _rename(instance: Instance, uid: str, key: str) -> None:
-    """Give an artifact another key: what ``mv`` of its first name does in a mount. The directories are made.
-
-    Raises AlreadyExists (something has the key: it is not replaced), InvalidName (a file is where a directory would
-    have to be), InvalidArgument (it is in the trash), NotFound.
-    """
-    registry = instance.registry
-    with registry.db.transaction():
-        record = by_uid(instance, uid)
-        if record.key == key and not in_trash(record):
-            return
-        inode = registry.tree.get(record.ino or 0)
-        first = registry.tree.first_name(record.ino or 0)
-        if inode is None or first is None:
-            raise InvalidArgument(f"The artifact {uid} is in the trash; restore it as '{key}' to have it back there.")
-        there = registry.tree.resolve(key)
-        if there is not None:
-            what = "a directory" if stat.S_ISDIR(there.mode) else "another file"
-            raise AlreadyExists(
-                f"'{record.key or uid}' cannot get the key '{key}': {what} has it; choose another, or rename or delete"
-                " what is there."
-            )
-        folder, name = root_path(key)
-        parent = registry.names.ensure_directory(folder, inode.uid, inode.gid)
-        registry.names.rename(*first, parent, name)
-
-
 def _update(instance: Instance, record: ArtifactRecord, key: str | None) -> ArtifactRecord:
-    """Save what a person may change of a record without new content: its description, and its key."""
-    registry = instance.registry
-    with registry.db.transaction():
-        if key is not None:
-            _rename(instance, record.uid, key)
-        current = by_uid(instance, record.uid)
-        if (current.description, current.run_id) != (record.description, record.run_id):
-            registry.artifacts.update(
-                record.uid, description=record.description, run_id=record.run_id, transform_id=record.transform_id
-            )
-            assert current.ino is not None
-            registry.changes.record(current.ino)
+    """Save what a person may change of an artifact without new content: its description and its key."""
+    by_uid(instance, record.uid)
+    instance.registry.names.edit_artifact(
+        record.uid,
+        key=key,
+        description=record.description,
+        run_id=record.run_id,
+        transform_id=record.transform_id,
+    )
     if key is not None:
         recover.run_owed(instance)
     mounts.poke(instance.settings)
@@ -209,8 +179,8 @@ def by_uid(instance: Instance, uid: str) -> ArtifactRecord:
 
 
 def find(instance: Instance, name: str, *, trash: bool = False) -> ArtifactRecord:
-    """The artifact that a person means: a path inside a mount of the instance, a key, a uid, or the beginning of one
-    (8 characters or more) if only one has it. With ``trash`` also by the key it had there. Raises NotFound."""
+    """The artifact that ``name`` means: a path in a mount of the instance, a key, a uid, or the first characters (8 or
+    more) of one uid alone. ``trash``: also the key that an artifact in the trash had. Raises NotFound."""
     registry = instance.registry
     inside = mounts.find_by_path(name)
     if inside is not None and inside[0].slug == instance.settings.slug:
@@ -227,7 +197,7 @@ def find(instance: Instance, name: str, *, trash: bool = False) -> ArtifactRecor
 
 
 def by_uid_prefix(instance: Instance, name: str) -> ArtifactRecord:
-    """The artifact whose uid is, or alone begins with, ``name``. Raises NotFound."""
+    """The artifact whose uid is ``name``, or the only one whose uid begins so. Raises NotFound."""
     found = instance.registry.artifacts.by_uid(name)
     if found is not None:
         return found
@@ -247,7 +217,7 @@ def _at_path(instance: Instance, key: str, trash: bool) -> ArtifactRecord | None
     if inode is not None:
         found = registry.artifacts.by_ino(inode.ino)
         if found is None and registry.journal.put_of(inode.ino) is not None:
-            recover.settle(instance, inode.ino)
+            recover.ensure_stored(instance, inode.ino)
             found = registry.artifacts.by_ino(inode.ino)
     if found is None and trash:
         uid = key.removeprefix(AUTO_KEY_PREFIX).partition(".")[0] if key.startswith(AUTO_KEY_PREFIX) else ""
@@ -258,13 +228,13 @@ def _at_path(instance: Instance, key: str, trash: bool) -> ArtifactRecord | None
 def cache(
     instance: Instance, record: ArtifactRecord, progress: Progress | None = None, *, pool: Pool | None = None
 ) -> Path:
-    """The complete, verified file of an artifact's newest revision below the cache directory.
+    """The complete, verified cache file of an artifact's newest revision.
 
-    Blocks are fetched by the threads of ``pool``, or by some of their own. Raises NotFound, and storage errors
+    The threads of ``pool`` fetch the blocks; None: threads of its own. Raises NotFound, and storage errors
     (ObjectMissing, DamagedData, StorageUnavailable …).
     """
     current = by_uid(instance, record.uid)
-    if current.ino is not None and not recover.settle(instance, current.ino):
+    if current.ino is not None and not recover.ensure_stored(instance, current.ino):
         log.debug("caching the stored revision of %s", record.uid)
     for _ in range(8):
         current = by_uid(instance, record.uid)
@@ -279,7 +249,7 @@ def cache(
             )
         except (ObjectChanged, ObjectMissing):
             if by_uid(instance, record.uid).revision == current.revision:
-                if not _rests(instance, current):
+                if not _is_idle(instance, current):
                     continue
                 raise
     return cache_files.cache_file(
@@ -287,8 +257,8 @@ def cache(
     )
 
 
-def _rests(instance: Instance, record: ArtifactRecord) -> bool:
-    """Whether nobody is at work on an artifact's object; an interrupted save on it is finished here."""
+def _is_idle(instance: Instance, record: ArtifactRecord) -> bool:
+    """Whether no save of an artifact is under way. Finishes an interrupted one, and returns False then."""
     entries = instance.registry.journal.entries()
     if not any(isinstance(entry, Save) and entry.uid == record.uid for entry in entries):
         return True
@@ -298,7 +268,7 @@ def _rests(instance: Instance, record: ArtifactRecord) -> bool:
 
 
 def url(instance: Instance, record: ArtifactRecord) -> str:
-    """Where the object of a record is: ``s3://bucket/key`` or a path."""
+    """URL of a record's object: ``s3://bucket/key`` or a path."""
     return instance.store.url(record.revision.object_key)
 
 
@@ -323,7 +293,8 @@ def restore(instance: Instance, record: ArtifactRecord, key: str | None = None) 
 
 
 def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> ArtifactRecord:
-    """Delete an artifact for good: row, then object; with ``storage=False`` the object stays, with a warning.
+    """Delete an artifact for good: first its row, then its object. With ``storage=False`` the object stays, with a
+    warning.
 
     Returns the record as it was. Raises NotFound.
     """
@@ -334,10 +305,7 @@ def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> A
     if registry.journal.saves(record.uid):
         recover.finish_saves(instance, strict=True)
     pending = registry.journal.put_of(record.ino) if record.ino is not None else None
-    with registry.db.transaction():
-        gone = registry.names.purge(record.uid, storage=storage)
-        if not storage:
-            registry.db.set_meta(f"{RETAINED}{gone.revision.object_key}", 1)
+    gone = registry.names.purge(record.uid, storage=storage)
     if pending is not None and pending.src and not mounts.live(instance.settings):
         with contextlib.suppress(OSError, LamfsError):
             spool = SpoolFolder.find(*instance.settings.spool_place)

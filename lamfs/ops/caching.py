@@ -1,6 +1,6 @@
-"""Many artifacts into the cache at once, and out of it: what ``lamfs cache`` and ``QuerySet.cache`` do. Synchronous.
+"""Fills the cache with many artifacts at once, and empties it, for ``lamfs cache`` and ``QuerySet.cache``. Synchronous.
 
-Threads are this module's own: some that see each artifact through, and one pool that fetches the blocks of all of them.
+It has threads of its own: some see each artifact through, and one pool fetches the blocks of all of them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
 
 JOBS = 16
-"""Blocks that are fetched at a time, of all artifacts."""
+"""Blocks of all artifacts that are fetched at a time."""
 _AT_A_TIME = 500
-"""Artifacts that the registry is asked for at a time."""
+"""Artifacts that one query of the registry returns."""
 
 
 @dataclass(slots=True, frozen=True)
 class Selection:
-    """What a name on the command line means: ``single``: one artifact, and no directory or pattern.
+    """The artifacts that a name on the command line means. ``single``: the name is an artifact's, not a directory or a
+    pattern.
 
-    ``unstored``: keys of files of a mount that were never in storage so far, so that there is nothing to cache.
+    ``unstored``: keys of files that a mount has not stored yet, and that were never stored before.
     """
 
     records: list[ArtifactRecord]
@@ -40,7 +41,7 @@ class Selection:
 
 @dataclass(slots=True, frozen=True)
 class Cached:
-    """What became of one artifact: its file, or why there is none. ``fetched``: it was not complete before."""
+    """The outcome for one artifact: its cache file, or the error. ``fetched``: the file was not complete before."""
 
     record: ArtifactRecord
     path: Path | None
@@ -48,11 +49,12 @@ class Cached:
     fetched: bool
 
 
-def select(instance: Instance, name: str, *, settle: bool = True) -> Selection:
-    """The artifacts that a person means: one (see artifacts.find), a directory of a mount or of keys and everything
-    below it, or a pattern over keys (keys.glob_pattern). With ``settle`` what a mount owes of them is stored first.
+def select(instance: Instance, name: str, *, store_first: bool = True) -> Selection:
+    """The artifacts that a person means. ``name``: one artifact (see artifacts.find), a directory of a mount or of keys
+    with everything below it, or a pattern over keys (keys.glob_pattern). ``store_first``: mounts store what they still
+    owe of these before.
 
-    Raises NotFound; an empty directory is no error.
+    Raises NotFound. An empty directory gives an empty selection.
     """
     inside = mounts.find_by_path(name)
     in_mount = inside is not None and inside[0].slug == instance.settings.slug
@@ -60,7 +62,7 @@ def select(instance: Instance, name: str, *, settle: bool = True) -> Selection:
     inode = instance.registry.tree.resolve(key) if key or in_mount else None
     if inode is not None and stat.S_ISDIR(inode.mode):
         start = f"{key}/" if key else ""
-        return _select(instance, lambda place: place.startswith(start), start, settle, unnamed=True)
+        return _select(instance, lambda place: place.startswith(start), start, store_first, unnamed=True)
     try:
         return Selection([artifacts.find(instance, name)], True, [])
     except NotFound:
@@ -68,16 +70,18 @@ def select(instance: Instance, name: str, *, settle: bool = True) -> Selection:
             raise
     pattern = glob_pattern(key)
     start = key[: min(key.find(char) for char in "*?[" if char in key)]
-    found = _select(instance, lambda place: pattern.fullmatch(place) is not None, start, settle, unnamed=False)
+    found = _select(instance, lambda place: pattern.fullmatch(place) is not None, start, store_first, unnamed=False)
     if not found.records and not found.unstored:
         raise NotFound(f"No key matches '{name}'; 'lamfs ls' shows what there is.")
     return found
 
 
-def _select(instance: Instance, covers: Callable[[str], bool], start: str, settle: bool, *, unnamed: bool) -> Selection:
-    """What is at places that are covered; these begin with ``start``. ``unnamed``: also artifacts without a key, where
-    ``start`` does not ask for them."""
-    unstored = _settle(instance, covers) if settle else []
+def _select(
+    instance: Instance, covers: Callable[[str], bool], start: str, store_first: bool, *, unnamed: bool
+) -> Selection:
+    """The artifacts at covered places, all of which begin with ``start``. ``unnamed``: artifacts without a key as well,
+    unless ``start`` excludes them."""
+    unstored = _store(instance, covers) if store_first else []
     table = instance.registry.artifacts
     if start.startswith(AUTO_KEY_PREFIX):
         found, unnamed = table.filter(key=None), True
@@ -87,8 +91,8 @@ def _select(instance: Instance, covers: Callable[[str], bool], start: str, settl
     return Selection(sorted(records, key=lambda record: record.place), False, unstored)
 
 
-def _settle(instance: Instance, covers: Callable[[str], bool]) -> list[str]:
-    """See to it that what mounts owe of covered files is stored. Returns keys of files that were never stored."""
+def _store(instance: Instance, covers: Callable[[str], bool]) -> list[str]:
+    """Have mounts store the covered files that they still owe. Returns the keys of files that were never stored."""
     registry = instance.registry
     unstored = []
     for entry in registry.journal.puts():
@@ -96,7 +100,7 @@ def _settle(instance: Instance, covers: Callable[[str], bool]) -> list[str]:
             continue
         place = registry.tree.path(entry.ino)
         if place is not None and covers(place):
-            recover.settle(instance, entry.ino)
+            recover.ensure_stored(instance, entry.ino)
             if registry.artifacts.by_ino(entry.ino) is None and registry.tree.path(entry.ino) is not None:
                 unstored.append(place)
     return unstored
@@ -109,15 +113,16 @@ def fill(
     jobs: int = JOBS,
     progress: Callable[[int], None] | None = None,
 ) -> Generator[Cached, None, None]:
-    """Make the complete, verified cache file of each artifact; what became of each as it is done, small ones first.
+    """Make the complete, verified cache file of each artifact. Yields each outcome when it is known, small artifacts
+    first.
 
-    An error of one leaves the others alone. ``jobs`` blocks are fetched at a time, of one or of many artifacts.
-    ``progress`` gets bytes, in all the size of each artifact that has come, from any thread. When the caller stops, or
-    is interrupted, the blocks that have come stay for the next time.
+    One artifact's error does not stop the others. ``jobs``: blocks that are fetched at a time, of one or of many
+    artifacts. ``progress`` gets bytes, from any thread: in sum the size of each artifact that is done. When the caller
+    stops or is interrupted, the fetched blocks stay for the next time.
     """
     ordered = sorted(records, key=lambda record: -record.size)
     with (
-        # More than there are jobs: while one opens or seals a file, the blocks of others shall be on their way.
+        # More threads than jobs: while one opens or seals a file, others fetch their blocks.
         Pool(min(2 * jobs, len(ordered)) or 1, "lamfs-artifact", leave=instance.close_thread) as seeing,
         Pool(jobs, "lamfs-block") as blocks,
     ):
@@ -133,7 +138,7 @@ def fill(
                     progress(count)
 
             try:
-                # Of an empty file nothing is fetched.
+                # An empty file has no block to fetch.
                 missing = not record.size and not _path(instance, record).is_file()
                 path = artifacts.cache(instance, record, tell, pool=blocks)
             except LamfsError as error:
@@ -155,7 +160,7 @@ def fill(
 def _fetch_small(
     instance: Instance, records: Iterable[ArtifactRecord], pool: Pool, progress: Callable[[int], None] | None
 ) -> Generator[Cached, None, None]:
-    """What became of the small ones, but for those that are being changed, or need a closer look."""
+    """The outcomes for small artifacts, except those that change meanwhile or need a closer look."""
     small = {record.uid: record for record in records if 0 < record.size <= LARGEST} if copies(instance) else {}
     uids = list(small)
     owed = {entry.ino for entry in instance.registry.journal.puts()}
@@ -182,9 +187,10 @@ def _path(instance: Instance, record: ArtifactRecord) -> Path:
 
 
 def evict(instance: Instance, records: Iterable[ArtifactRecord]) -> tuple[int, int]:
-    """Delete the cached files of artifacts, whole or in part: how many there were, and the bytes of disk freed.
+    """Delete the cache files of artifacts, whole or partial. Returns how many there were, and the bytes of disk that
+    are free again.
 
-    What a mount has open stays readable there, and takes its space until it is closed.
+    A mount goes on reading a file that it has open; the file's space is free when it is closed.
     """
     count = freed = 0
     for record in records:

@@ -1,8 +1,8 @@
-"""What is known to be wrong with objects in storage: found by fsck, shown until it is repaired. Synchronous.
+"""The known damage of objects in storage: fsck finds it, and status shows it until it is repaired. Synchronous.
 
-Any thread. A small file beside the registry's working copy, ``damage.json``: it says nothing about the registry itself,
-and writing it needs no lease. Processes take turns with flock(2). Damage counts while its artifact still has the
-revision that was found damaged: replacing or deleting the artifact ends it, and so does a check that finds it right.
+Any thread. ``damage.json`` lies beside the working copy. It is not part of the registry, so writing it needs no lease.
+Processes take turns with flock(2). Damage counts while its artifact still has the revision that was found damaged.
+Replacing or deleting the artifact ends it, and so does a check that finds the object right.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
 
 REPLACED = "was replaced by something else"
-"""What is said of an object with another ETag than the registry noted."""
+"""The problem of an object whose ETag is not the one in the registry."""
 MAX_BYTES = 1 << 30
-"""Of the file: it names every object when a whole storage is gone."""
+"""Bytes of the file: it names every object when a whole storage is gone."""
 
 
 @dataclass(slots=True, frozen=True)
 class Damage:
-    """One object that is not what was saved. ``what``: "is gone", "is damaged in block 3"; ``blocks``: numbers of
-    4 MiB blocks from 0, where single ones are wrong; ``found_at`` in ns since the epoch."""
+    """An object with other content than was saved. ``what``: "is gone", "is damaged in block 3". ``blocks``: numbers of
+    the wrong 4 MiB blocks, from 0; empty: the whole object is wrong. ``found_at``: ns since the epoch."""
 
     uid: str
     key: str
@@ -44,17 +44,17 @@ class Damage:
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """A sentence for people."""
         return f"the object {self.url} of '{self.key}' {self.what} (artifact {self.uid})"
 
 
 def known(instance: Instance) -> list[Damage]:
-    """All damage that is known and not repaired, by key. Cheap when there is none."""
+    """All known damage that is not repaired, by key. Cheap when there is none."""
     return known_in(instance.settings, instance.registry)
 
 
 def known_in(settings: config.InstanceSettings, registry: Registry) -> list[Damage]:
-    """As ``known``, for who has opened the registry alone."""
+    """As ``known``, for a caller with an open registry alone."""
     found = []
     for entry in _read(settings.directory / "damage.json").values():
         record = registry.artifacts.by_uid(entry.uid)
@@ -64,12 +64,12 @@ def known_in(settings: config.InstanceSettings, registry: Registry) -> list[Dama
 
 
 def record(instance: Instance, artifact: ArtifactRecord, what: str, blocks: tuple[int, ...] = ()) -> None:
-    """Remember that the object of an artifact's revision is damaged, in place of what was known of it."""
+    """Remember that the object of an artifact's revision is damaged. Replaces what was known of it."""
     record_all(instance, [(artifact, what, blocks)])
 
 
 def record_all(instance: Instance, found: Iterable[tuple[ArtifactRecord, str, tuple[int, ...]]]) -> None:
-    """As ``record``, for any number: the file is written once."""
+    """As ``record``, for any number of artifacts: the file is written once."""
     now = now_ns()
     with _changing(instance) as entries:
         for artifact, what, blocks in found:
@@ -81,7 +81,7 @@ def record_all(instance: Instance, found: Iterable[tuple[ArtifactRecord, str, tu
 
 
 def clear(instance: Instance, artifact: ArtifactRecord) -> None:
-    """The object of an artifact was found right."""
+    """Forget the damage of an artifact's object: it was found right."""
     if artifact.uid in _read(instance.settings.directory / "damage.json"):
         with _changing(instance) as entries:
             entries.pop(artifact.uid, None)
@@ -96,7 +96,7 @@ def _read(path: Path) -> dict[str, Damage]:
         data = config.read_json(path, MAX_BYTES) or {}
         return {uid: Damage(**{**_fields(entry), "uid": uid}) for uid, entry in data.items()}
     except (NotSetUp, TypeError, AttributeError, KeyError):
-        return {}  # damaged itself, or of another version: the next check finds it all again
+        return {}  # the list itself is damaged, or from another version; the next check finds it all again
 
 
 def _fields(entry: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _fields(entry: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _changing(instance: Instance) -> Iterator[dict[str, Damage]]:
-    """The entries, to be changed; what was repaired goes on the way."""
+    """The entries, for the block to change. Entries that are repaired are dropped."""
     folder = instance.settings.directory
     lock = os.open(folder / "damage.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

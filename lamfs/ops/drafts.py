@@ -1,8 +1,8 @@
-"""What a save or replace would do, found out before anything is stored: Draft. Synchronous, any thread.
+"""Drafts: what a save or replace would do, before anything is stored. Synchronous, any thread.
 
-Rules (docs/SEMANTICS.md, and LaminDB 0.72 where they do not differ): a copy is a file, so equal bytes under another key
-make another artifact; a key that exists names that artifact, whose content is then replaced; equal bytes under the same
-key are the existing artifact. Equality is decided on the BLAKE3 block hashes (docs/decisions/hashes.md).
+The rules (docs/SEMANTICS.md, and LaminDB 0.72 where they do not differ): a copy is a file, so equal bytes under another
+key make another artifact. A key that exists names its artifact, whose content is then replaced. Equal bytes under the
+same key are the existing artifact. The BLAKE3 block hashes decide equality (docs/decisions/hashes.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lamfs.work.source import Stamp, check_file, hash_stable
 
 
 class Copy:
-    """A temporary file with what was read of another one, which is removed with this object."""
+    """A temporary copy of another file. It is removed with this object."""
 
     def __init__(self) -> None:
         fd, name = tempfile.mkstemp(prefix=f"{config.temporary_name()}-copy-", dir=config.temporary_folder())
@@ -42,13 +42,12 @@ class Copy:
 
 @dataclass(slots=True)
 class Draft:
-    """An artifact as it shall become, and the file its bytes come from.
+    """An artifact as it will be, and the file that has its bytes.
 
-    ``path`` None: nothing is to be stored (the record is that of an existing artifact, or with ``etag`` that of an
-    object which is in storage already). ``temporary``: the file is ours and may be taken. ``stamp``: what stat(2) said
-    when the file was hashed. ``replaces``: the artifact's record before, also when nothing is to be stored because it
-    has these bytes. ``copy``: holds the file at ``path`` when
-    that is a copy of the one that was given.
+    ``path`` None: no bytes have to be stored. The record is then that of an existing artifact, or with ``etag`` that of
+    an object which is already in storage. ``temporary``: the file is lamfs's own and may be moved. ``stamp``: the
+    result of stat(2) when the file was hashed. ``replaces``: the artifact's record before; also when no bytes have to
+    be stored because it has them. ``copy``: keeps the file at ``path`` alive when that is a copy.
     """
 
     record: ArtifactRecord
@@ -61,7 +60,7 @@ class Draft:
 
     @property
     def pending(self) -> bool:
-        """Whether ``commit`` has something to do."""
+        """Whether bytes have to be stored, or an object registered."""
         return self.path is not None or self.etag is not None
 
 
@@ -76,7 +75,7 @@ def draft_new(
     accessor: str | None = None,
     temporary: bool = False,
 ) -> Draft:
-    """What saving a file as an artifact would do.
+    """Draft the save of a file as an artifact.
 
     Raises InvalidArgument and InvalidName (ValueErrors), FileMissing, AlreadyExists, RegistryError.
     """
@@ -134,10 +133,10 @@ def draft_replace(
     origin: Provenance | None = None,
     temporary: bool = False,
 ) -> Draft:
-    """What replacing the content of a saved artifact would do; not pending when the bytes are the same.
+    """Draft the replacement of a saved artifact's content. The draft is not pending when the bytes are the same.
 
-    uid, description, accessor and provenance stay; another suffix changes the key, which is ``key`` if it is to be
-    renamed as well. Raises InvalidArgument (a ValueError), FileMissing, NotFound.
+    uid, description, accessor and provenance stay. Another suffix changes the key. ``key``: the new key when the
+    artifact is renamed as well. Raises InvalidArgument (a ValueError), FileMissing, NotFound.
     """
     registry = instance.registry
     if key_in_storage(instance.store, path) is not None:
@@ -169,7 +168,7 @@ def draft_replace(
 
 
 def _link(record: ArtifactRecord, origin: Provenance) -> None:
-    """Link a record to the run that makes its content. Who created it stays."""
+    """Link a record to the run that makes its content. Its creator stays."""
     if record.created_by_id is None:
         record.created_by_id = origin.user_id
     if origin.run_id is not None:
@@ -177,13 +176,13 @@ def _link(record: ArtifactRecord, origin: Provenance) -> None:
 
 
 def _existing(record: ArtifactRecord, description: str | None) -> Draft:
-    """The draft of an artifact that has the bytes already: no more than its description changes."""
+    """The draft of an artifact that has these bytes already: only its description changes."""
     now = replace(record, description=record.description if description is None else description)
     return Draft(now, replaces=record)
 
 
 def text_of(record: ArtifactRecord) -> str:
-    """An artifact as LaminDB's repr shows it, fields that are None left out."""
+    """An artifact as LaminDB's repr shows it, without the fields that are None."""
     from lamfs.model import iso
 
     fields: dict[str, object] = {
@@ -201,7 +200,7 @@ def text_of(record: ArtifactRecord) -> str:
 
 
 def _at_key(instance: Instance, key: str) -> ArtifactRecord | None:
-    """The artifact that has a key. Raises InvalidArgument when a directory is there, or a file on the way to it."""
+    """The artifact that has a key. Raises InvalidArgument when a directory has the key, or a file has a part of it."""
     tree = instance.registry.tree
     parent = root_path(key)[0]
     while parent:
@@ -220,7 +219,7 @@ def _at_key(instance: Instance, key: str) -> ArtifactRecord | None:
         raise InvalidArgument(f"'{key}' is a directory; choose another key, such as '{key}/name.csv'.")
     artifact = instance.registry.artifacts.by_ino(inode.ino)
     if artifact is None:
-        recover.settle(instance, inode.ino)
+        recover.ensure_stored(instance, inode.ino)
         artifact = instance.registry.artifacts.by_ino(inode.ino)
     if artifact is None:
         raise AlreadyExists(
@@ -234,8 +233,8 @@ def _at_key(instance: Instance, key: str) -> ArtifactRecord | None:
 
 
 def _hash_whole(instance: Instance, source: Path) -> tuple[ContentHash, Stamp, Copy | None]:
-    """As hash_stable; of a file that says a wrong size of itself (those of /proc say 0), a copy is hashed: what counts
-    is what is read. Raises InvalidArgument."""
+    """As hash_stable, but works for files that report a wrong size (those of /proc report 0): a copy is hashed then.
+    Raises InvalidArgument."""
     worker = DirectWorker(instance.store)
     try:
         with open(source, "rb") as file:
@@ -259,7 +258,7 @@ def _read_from(copy: Copy | None, source: Path) -> Path:
 
 
 def _key_in_mount(instance: Instance, path: str | os.PathLike[str]) -> str | None:
-    """The key of a path that lies in a mount of the instance, else None."""
+    """The key of a path inside of a mount of the instance; None: the path is elsewhere."""
     found = mounts.find_by_path(os.path.expanduser(path))
     if found is None or found[0].slug != instance.settings.slug:
         return None
@@ -267,10 +266,11 @@ def _key_in_mount(instance: Instance, path: str | os.PathLike[str]) -> str | Non
 
 
 def key_in_storage(store: ObjectStore, path: str | os.PathLike[str]) -> str | None:
-    """The object key of a path that lies in the storage, else None. Raises InvalidArgument for another bucket.
+    """The object key of a path inside of the storage; None: the path is elsewhere. Raises InvalidArgument for another
+    bucket.
 
-    Links on the way to a storage folder are followed. Those in it are not: what is named there is the link, wherever
-    it leads to, and the storage refuses that.
+    Links on the way to a storage folder are followed. Links inside it are not: the name means the link itself, and the
+    storage refuses links.
     """
     text = os.fspath(path)
     root = store.config.root
@@ -302,7 +302,7 @@ def _draft_in_place(
     origin: Provenance,
     accessor: str | None,
 ) -> Draft:
-    """Register an object that is in storage already, where it is: its key is real."""
+    """Draft an artifact of an object that is already in storage, under its own name: the key is real."""
     store, registry = instance.store, instance.registry
     url = store.url(object_key)
     holder = registry.artifacts.with_object(object_key)
@@ -324,7 +324,7 @@ def _draft_in_place(
         content, etag = hash_object(store, object_key)
     except ObjectMissing:
         if store.on_disk:
-            check_file(url)  # says so when it is there, and no file
+            check_file(url)  # the error names a directory, or a link
         raise FileMissing(f"There is no object {url}; check the path.") from None
     record = ArtifactRecord(
         uid=new_uid(), key=key, suffix=suffix_of(root_path(key)[1]), revision=Revision(content, object_key, etag),

@@ -1,7 +1,8 @@
-"""Ending a mount's daemon that does not end by itself: told, asked by signal, killed. Synchronous, any thread.
+"""Ends a mount's daemon that does not end by itself: by command, by signal, by SIGKILL. Synchronous, any thread.
 
-The journal and the spool keep what it owes, as after any ``kill -9``. A process is signalled through a descriptor that
-was compared with the mount's record (pid and start time), so never another one that has got its pid since.
+The journal and the spool keep what the daemon owes, as after any ``kill -9``. A process is signalled through a
+descriptor that was compared with the mount's record (pid and start time), so a process that got the same pid later is
+safe.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from lamfs.ops import mounts
 from lamfs.ops.mounts import MountRecord
 
 TOLD_SECONDS = 3.0
-"""How long a daemon may take to end once it was told to."""
+"""Seconds that a daemon may take to end after a command."""
 ASKED_SECONDS = 1.0
 """The same after SIGTERM."""
 KILLED_SECONDS = 5.0
 """The same after SIGKILL."""
 MOVER = "lamfs-mover"
-"""The name of a moving process in /proc/<pid>/comm."""
+"""The name of a mover in /proc/<pid>/comm."""
 
 
 class Process(NamedTuple):
@@ -35,12 +36,12 @@ class Process(NamedTuple):
     fd: int
 
     def send(self, number: int) -> None:
-        """Send a signal. No error when it has ended."""
+        """Send a signal, if the process has not ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.fd, number)
 
     def ends_within(self, seconds: float) -> bool:
-        """Whether it has ended, at the latest after ``seconds``."""
+        """Wait for the end of the process, at most ``seconds``. Returns whether it has ended."""
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         return bool(poll.poll(max(0.0, seconds) * 1000))
@@ -64,7 +65,7 @@ def daemon_of(record: MountRecord) -> Iterator[Process | None]:
 
 @contextlib.contextmanager
 def movers_of(pid: int) -> Iterator[list[Process]]:
-    """The moving processes of the daemon ``pid``, which lives."""
+    """The movers of the daemon ``pid``, which is alive."""
     with contextlib.ExitStack() as stack:
         found = []
         for child in _children(pid):
@@ -87,16 +88,16 @@ def _children(pid: int) -> list[int]:
 
 
 def ask(record: MountRecord) -> None:
-    """Ask a daemon (SIGTERM) to store what it owes, to unmount, and to end. No error when it has ended."""
+    """Ask a daemon (SIGTERM) to store what it owes, to unmount, and to end. Nothing happens when it has ended."""
     with daemon_of(record) as daemon:
         if daemon is not None:
             daemon.send(signal.SIGTERM)
 
 
 def end(record: MountRecord) -> bool:
-    """End a daemon and its moving process now, whatever they do. Whether one had to be killed.
+    """End a daemon and its mover now, whatever they do. Returns whether one of them had to be killed.
 
-    Raises LamfsError when one hangs in the kernel, and when it is another user's.
+    Raises LamfsError when one hangs in the kernel, or belongs to another user.
     """
     with daemon_of(record) as daemon:
         if daemon is None:
@@ -124,7 +125,7 @@ def end(record: MountRecord) -> bool:
 
 
 def _end(record: MountRecord, daemon: Process) -> bool:
-    """Whether it had to be killed, which has been begun then."""
+    """Have a daemon end: by command, then by SIGTERM, then by SIGKILL. Returns whether it took SIGKILL."""
     with contextlib.suppress(LamfsError):
         mounts.request(record, {"cmd": "end"}, timeout=ASKED_SECONDS)
         if daemon.ends_within(TOLD_SECONDS):

@@ -1,4 +1,4 @@
-"""The files of a folder that is to be saved, by one rule for Python and the command line. Synchronous."""
+"""Finds the files of a folder that is to be saved, by one rule for Python and the command line. Synchronous."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from lamfs.errors import InvalidArgument, LamfsError
 
 Leave = Callable[[str, str], None]
-"""Told of what is left out: its path, and why."""
+"""Gets each path that is left out, and the reason."""
 
 
 def files_below(
@@ -20,11 +20,11 @@ def files_below(
     left_out: Leave,
     failed: Callable[[LamfsError], None] | None = None,
 ) -> Iterator[tuple[Path, str]]:
-    """Path and path relative to ``folder`` of every regular file below it, in order.
+    """Yields each regular file below a folder, in order: its path, and its path relative to ``folder``.
 
-    ``left_out`` is told of everything else: a link (unless ``follow_links``), a link that leads nowhere or back to a
-    folder above, a device, a FIFO, a socket. What cannot be read is an error: ``failed`` gets it and the walk goes on,
-    or without that it is raised: InvalidArgument, with the errno of the system call.
+    ``left_out`` gets everything else: a link (unless ``follow_links``), a link that leads nowhere or to a folder above
+    it, a device, a FIFO, a socket. ``failed`` gets the error of each path that cannot be read, and the walk goes on.
+    Without ``failed`` that error is raised: InvalidArgument, with the errno of the system call.
     """
     yield from _walk(os.fspath(folder), "", follow_links, left_out, failed or _raise, ())
 

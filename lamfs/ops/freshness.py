@@ -1,7 +1,7 @@
-"""Is this machine's registry older than the one in storage? Asked where the lease is not ours. Synchronous.
+"""Finds out whether storage has a newer registry than this machine, where another machine holds the lease. Synchronous.
 
-``freshness.json`` of ``settings.directory`` remembers the answer for LOOK_SECONDS, so that ``ls`` asks storage once a
-minute at most; it waits for it ANSWER_SECONDS at most, and a storage that is away is not mentioned.
+``freshness.json`` of ``settings.directory`` remembers the answer for LOOK_SECONDS, so ``ls`` asks storage once a minute
+at most. It waits ANSWER_SECONDS at most. A storage that does not answer is not mentioned.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def warn(instance: Instance) -> None:
     try:
         note = held.read(instance.settings.directory)
         if note is not None and note.holds:
-            return  # nobody else can have written it
+            return  # only this machine can have written it
         etag, written = _look(instance)
         known = snapshot.known_etag(instance)
         if etag is not None and etag != known:
@@ -39,8 +39,8 @@ def warn(instance: Instance) -> None:
 
 
 def fetch(instance: Instance) -> None:
-    """Take the registry in storage where it is newer and this machine has nothing that is not in it; else say that what
-    is shown is old. Raises LamfsError."""
+    """Take the registry in storage when it is newer and this machine has no changes of its own. Otherwise tell the user
+    that what is shown is old. Raises LamfsError."""
     note = held.read(instance.settings.directory)
     if (note is not None and note.holds) or snapshot.is_current(instance):
         return
@@ -65,7 +65,7 @@ def _of(instance: Instance) -> str:
 
 
 def _look(instance: Instance) -> tuple[str | None, int]:
-    """ETag of the copy in storage and when it was written, as known now; None: that is not known."""
+    """ETag of the copy in storage, and when it was written, if this is known now."""
     path = instance.settings.directory / NAME
     try:
         known = config.read_json(path) or {}
@@ -81,7 +81,7 @@ def _look(instance: Instance) -> tuple[str | None, int]:
 
 
 def _head(instance: Instance) -> ObjectStat | None:
-    """The copy in storage, if storage answers in time."""
+    """The copy in storage; None: storage does not answer in time."""
     found: list[ObjectStat] = []
     store, key = instance.store, instance.settings.snapshot_key
 
@@ -89,7 +89,7 @@ def _head(instance: Instance) -> ObjectStat | None:
         try:
             found.append(store.head(key))
         except LamfsError:
-            return  # it is away, or there is none
+            return  # storage does not answer, or has no copy
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

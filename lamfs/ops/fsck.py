@@ -1,14 +1,13 @@
-"""Is what the registry says true? Registry, tree, storage, spool and journal held against each other. Synchronous.
+"""Checks the registry, tree, storage, spool and journal against each other. Synchronous.
 
-What others are at work on at this moment is not reported: rows and spool files of living processes, objects that a
-journal row names. A problem is one sentence. ``repair`` mends what can be mended without a decision.
+Work in progress is not reported: rows and spool files of living processes, and objects that a journal row names. Each
+problem is one sentence. ``repair`` mends problems that need no decision.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -22,14 +21,14 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.keys import is_internal, is_registry_key, is_spool_name, suffix_of
-from lamfs.model import AUTO_INO, ROOT_INO, ArtifactRecord, iso, now_ns
+from lamfs.model import AUTO_INO, ArtifactRecord, iso, now_ns
 from lamfs.ops import (
     damage,
-    husks,
     mounts,
     newer,
     orphans,
     recover,
+    scratch_files,
     scrub,
     spools,
     stored_registry,
@@ -49,12 +48,12 @@ from lamfs.storage.root import check_object_key
 OUTDATED = "is of an earlier revision than one that is in storage"
 NO_NAME = "cannot be there: no object has such a name"
 UPLOAD_AGE_NS = 24 * 3600 * 1_000_000_000
-"""A multipart upload that is younger may belong to somebody who is at work."""
+"""A younger multipart upload may be in progress."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What a check found. ``problems`` are left, ``repaired`` were mended; ``notes`` are no problems."""
+    """The result of a check: ``problems`` that are left, ``repaired`` ones, and ``notes``, which are not problems."""
 
     problems: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
@@ -65,7 +64,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is wrong (any more)."""
+        """Whether no problem is left."""
         return not self.problems
 
     def add(self, text: str, mended: bool = False) -> None:
@@ -83,12 +82,12 @@ def check(
     jobs: int = scrub.JOBS,
     watcher: scrub.Watcher | None = None,
 ) -> Report:
-    """Check everything; with ``data`` also read every object and compare each block's hash, see scrub.run.
+    """Check everything. ``data``: read every object too, and compare each block's hash, see scrub.run.
 
-    ``repair``: mend what can be mended without a decision; nothing is deleted that anybody could miss. ``purge``:
-    delete objects that no artifact references and that are old, and the parts of uploads that nobody goes on with.
+    ``repair``: mend problems that need no decision; no bytes are deleted that a user could miss. ``purge``: delete old
+    objects that no artifact references, and the parts of uploads that nobody continues.
 
-    Raises NotSetUp and storage errors only when nothing can be checked at all, and with ``data`` Locked and what
+    Raises NotSetUp and storage errors only when nothing can be checked at all; with ``data`` also Locked and what
     scrub.run raises.
     """
     report = Report()
@@ -123,7 +122,7 @@ def _check(
     _keys(instance, report)
     _journal(instance, report)
     _spool(instance, report, repair)
-    _husks(instance, report, repair)
+    _scratch(instance, report, repair)
     _lost(instance, report, repair)
     wrong, shared, unknown = _storage(instance, report, repair, jobs, watcher)
     _orphan_objects(instance, report, unknown, repair, purge, watcher)
@@ -133,7 +132,7 @@ def _check(
         _data(instance, report, wrong, restart, jobs, watcher)
     for found in damage.known(instance):
         report.add(f"storage: {found.sentence}")
-    # Now: a repair makes artifacts of objects and of spool files.
+    # Counted last: a repair makes artifacts of objects and of spool files.
     report.artifacts = instance.registry.artifacts.count() + instance.registry.artifacts.count(trash=True)
 
 
@@ -141,25 +140,25 @@ def _check(
 
 
 def _registry(instance: Instance, report: Report) -> bool:
-    """SQLite's own checks. False when the tables cannot be trusted."""
+    """Run SQLite's own checks. Returns False when the tables cannot be trusted."""
     try:
-        db = instance.registry.db
-        wrong = [str(row[0]) for row in db.all("PRAGMA integrity_check(20)") if row[0] != "ok"]
-        for row in db.all("PRAGMA foreign_key_check"):
-            report.add(f"registry: a row of table {row[0]} (rowid {row[1]}) refers to a row of {row[2]} that is gone")
+        found = instance.registry.consistency.check_file()
     except DamagedRegistry as error:
         report.add(f"registry: {error}")
         return False
-    for text in wrong:
+    for flaw in found.dangling:
+        report.add(f"registry: {flaw.sentence}")
+    for text in found.errors:
         report.add(
             f"registry: SQLite says: {text} ('lamfs connect {instance.settings.slug} --restore' takes the copy in"
             " storage)"
         )
-    return not wrong
+    return not found.errors
 
 
 def _stored_registry(instance: Instance, report: Report, repair: bool) -> None:
-    """The registry's copy in storage. Mended, it is this machine's; what is replaced is kept there (kept.py)."""
+    """Check the registry's copy in storage. A repair stores this machine's registry there; the old copy is kept
+    (kept.py)."""
     found = stored_registry.look(instance)
     if found is None:
         return
@@ -177,95 +176,22 @@ def _stored_registry(instance: Instance, report: Report, repair: bool) -> None:
 
 # -- tree -------------------------------------------------------------------------------------------------------------
 
-_TREE_QUERIES = (
-    ("entry '{1}' of directory {0} names inode {2}, which does not exist",
-     "SELECT d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode i ON i.ino=d.ino WHERE i.ino IS NULL"),
-    ("entry '{1}' (inode {2}) is in directory {0}, which does not exist or is none",
-     "SELECT d.parent, d.name, d.ino FROM dentry d LEFT JOIN inode p ON p.ino=d.parent"
-     f" WHERE p.ino IS NULL OR p.mode & {0o170000} != {stat.S_IFDIR}"),
-    ("directory inode {0} has {1} names",
-     "SELECT i.ino, count(*) FROM inode i JOIN dentry d ON d.ino=i.ino"
-     f" WHERE i.mode & {0o170000} = {stat.S_IFDIR} GROUP BY i.ino HAVING count(*) > 1"),
-    ("artifact {0} has inode {1}, which does not exist or is no regular file",
-     "SELECT a.uid, a.ino FROM artifact a LEFT JOIN inode i ON i.ino=a.ino"
-     f" WHERE i.ino IS NULL OR i.mode & {0o170000} != {stat.S_IFREG}"),
-    ("artifact {0} is shown but has no entry",
-     "SELECT a.uid FROM artifact a WHERE a.visibility > -1 AND NOT EXISTS(SELECT 1 FROM dentry d WHERE d.ino=a.ino)"),
-    ("artifact {0} is in the trash but has the entry '{1}'",
-     "SELECT a.uid, d.name FROM artifact a JOIN dentry d ON d.ino=a.ino WHERE a.visibility = -1"),
-    ("symlink inode {0} has no target",
-     f"SELECT ino FROM inode WHERE mode & {0o170000} = {stat.S_IFLNK} AND ino NOT IN (SELECT ino FROM symlink)"),
-)  # fmt: skip
-
 
 def _tree(instance: Instance, report: Report, repair: bool) -> None:
-    registry = instance.registry
-    db = registry.db
-    with db.transaction():  # one moment of the tree, and nobody changes what is being repaired
-        for text, query in _TREE_QUERIES:
-            for row in db.all(query):
-                report.add("tree: " + text.format(*row))
-        wrong_links = db.all(
-            "SELECT i.ino, i.nlink, n.want FROM inode i JOIN ("
-            f" SELECT ino, CASE WHEN mode & {0o170000} = {stat.S_IFDIR} THEN"
-            "   CASE WHEN ino=? OR EXISTS(SELECT 1 FROM dentry WHERE dentry.ino=inode.ino) THEN 2 + ("
-            "    SELECT count(*) FROM dentry d JOIN inode c ON c.ino=d.ino"
-            f"    WHERE d.parent=inode.ino AND c.mode & {0o170000} = {stat.S_IFDIR}) ELSE 0 END"
-            "  ELSE (SELECT count(*) FROM dentry WHERE dentry.ino=inode.ino) END AS want FROM inode"
-            ") n ON n.ino=i.ino WHERE i.nlink != n.want",
-            (ROOT_INO,),
-        )
-        for ino, nlink, want in wrong_links:
-            if repair:
-                registry.tree.update(ino, nlink=want)
-                registry.changes.attr(ino)
-            report.add(f"tree: inode {ino} counts {nlink} links and has {want}", repair)
-        _orphans(instance, report, repair)
-        reached = {
-            row[0]
-            for row in db.all(
-                "WITH RECURSIVE below(ino) AS ("
-                "  SELECT ? UNION SELECT d.ino FROM below b JOIN dentry d ON d.parent=b.ino) SELECT ino FROM below",
-                (ROOT_INO,),
-            )
-        }
-        for ino, name in db.all("SELECT ino, name FROM dentry"):
-            if ino not in reached:
-                report.add(f"tree: '{name}' (inode {ino}) cannot be reached from the root")
+    def is_mounted() -> bool:
+        return bool(mounts.live(instance.settings))
+
+    for flaw in instance.registry.consistency.check_tree(repair=repair, is_mounted=is_mounted):
+        report.add(f"tree: {flaw.sentence}", flaw.mended)
 
 
 def _unnamed(instance: Instance, report: Report) -> None:
-    """What has lost its name, and leads to something else: bytes that are owed, or what is in a directory. (What
-    somebody has removed leads nowhere.) It gets a name in ``lost+found``."""
-    registry = instance.registry
+    """Give names in ``lost+found`` to files and directories that have lost theirs, and that lead to bytes or to other
+    files."""
     if mounts.live(instance.settings):
         return
-    rows = registry.db.all(
-        "SELECT ino FROM inode i WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry) AND ("
-        f" mode & {0o170000} = {stat.S_IFDIR} AND EXISTS (SELECT 1 FROM dentry WHERE parent=i.ino)"
-        f" OR mode & {0o170000} = {stat.S_IFREG} AND EXISTS (SELECT 1 FROM journal j WHERE j.op='put' AND j.ino=i.ino)"
-        "  AND ino NOT IN (SELECT ino FROM artifact))",
-        (ROOT_INO, AUTO_INO),
-    )
-    for (ino,) in rows:
-        report.add(f"tree: inode {ino} had no name, and is '{registry.rescue.name_again(ino)}' now", True)
-
-
-def _orphans(instance: Instance, report: Report, repair: bool) -> None:
-    """Inodes without a name, an artifact or a living mount that may have them open."""
-    if mounts.live(instance.settings):
-        return
-    registry = instance.registry
-    rows = registry.db.all(
-        "SELECT ino FROM inode WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry)"
-        " AND ino NOT IN (SELECT ino FROM artifact)",
-        (ROOT_INO, AUTO_INO),
-    )
-    for (ino,) in rows:
-        if repair:
-            registry.journal.drop_put(ino)
-            registry.tree.remove_inode(ino)
-        report.add(f"tree: inode {ino} has no name and is no artifact's", repair)
+    for ino, key in instance.registry.rescue.name_nameless():
+        report.add(f"tree: inode {ino} had no name, and is '{key}' now", True)
 
 
 def _keys(instance: Instance, report: Report) -> None:
@@ -298,7 +224,7 @@ def _journal(instance: Instance, report: Report) -> None:
     for entry in entries:
         what = f"{entry.op} of {entry.about}"
         if entry.state == "scratch":
-            continue  # in the spool, and nowhere else
+            continue  # scratch: in the spool, and never in storage
         if not is_alive(entry.owner) and mounted is not None and not isinstance(entry, Save):
             report.notes.append(f"journal: the {what} was left to the mount at {mounted.mountpoint}, which does it")
         elif not is_alive(entry.owner):
@@ -310,7 +236,7 @@ def _journal(instance: Instance, report: Report) -> None:
 
 
 def _next_step(instance: Instance) -> str:
-    """How what dead processes of this machine owe is done, in words."""
+    """What a person has to do about the work of dead processes, in words."""
     step = "mount, or 'lamfs fsck --repair'"
     holder = None
     with contextlib.suppress(StorageError):
@@ -365,7 +291,8 @@ def _spool_files(
 
 
 def _keep_damaged(instance: Instance, report: Report) -> bool:
-    """Put spool files that are not what was written into ``lost+found``, as they are; whether there were any."""
+    """Put spool files whose bytes have changed since they were written into ``lost+found``. Returns whether there were
+    any."""
     registry = instance.registry
     wrong = [entry for entry in registry.journal.mine(Put) if entry.damaged]
     spool = SpoolFolder.find(*instance.settings.spool_place) if wrong else None
@@ -382,7 +309,8 @@ def _keep_damaged(instance: Instance, report: Report) -> bool:
 
 
 def _lost(instance: Instance, report: Report, repair: bool) -> None:
-    """What was lost since the last repair, which forgets it, and what is to be looked through by a person."""
+    """Report the bytes that were lost since the last repair, and the entries of ``lost+found``. A repair forgets the
+    losses."""
     rescue = instance.registry.rescue
     for lost in rescue.lost():
         report.notes.append(f"spool: {lost.sentence}")
@@ -395,26 +323,27 @@ def _lost(instance: Instance, report: Report, repair: bool) -> None:
         )
 
 
-def _husks(instance: Instance, report: Report, repair: bool) -> None:
-    """Scratch names whose bytes are elsewhere: on another machine that is as it should be."""
+def _scratch(instance: Instance, report: Report, repair: bool) -> None:
+    """Check for scratch names whose bytes are not on this machine. On another machine than their own they never are."""
     registry = instance.registry
-    for husk in husks.find(registry):
-        what = f"tree: '{husk.key}' is a scratch name, and its {husk.inode.size} bytes are not on this machine"
-        if husk.kept is None:
+    for unread in scratch_files.find_unread(registry):
+        what = f"tree: '{unread.key}' is a scratch name, and its {unread.inode.size} bytes are not on this machine"
+        if unread.kept is None:
             report.notes.append(
                 f"{what}, so it cannot be read here; delete the name, unless another machine has the bytes"
             )
             continue
-        place = f"{registry.rescue.found()[0]}/{husk.kept}"
-        if repair and husks.mend(registry, husk):
-            report.add(f"tree: '{husk.key}' had lost its bytes, and has those of '{place}' again", True)
+        place = f"{registry.rescue.found()[0]}/{unread.kept}"
+        if repair and scratch_files.give_back(registry, unread):
+            report.add(f"tree: '{unread.key}' had lost its bytes, and has those of '{place}' again", True)
             mounts.poke(instance.settings)
         else:
             report.add(f"{what}: they are '{place}'; 'lamfs fsck --repair' gives them back")
 
 
 def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder) -> None:
-    """Spool files that nothing owes: mended, a leftover is gone and the bytes of all else are in ``lost+found``."""
+    """Check for spool files that no journal row names. A repair removes leftovers, and puts all other bytes into
+    ``lost+found``."""
     registry, store = instance.registry, instance.store
     if repair:
         found = strays.settle(registry, store, spool, instance.settings.directory)
@@ -440,8 +369,8 @@ def _strays(instance: Instance, report: Report, repair: bool, spool: SpoolFolder
 def _storage(
     instance: Instance, report: Report, repair: bool, jobs: int, watcher: scrub.Watcher | None
 ) -> tuple[set[str], bool, list[Orphan]]:
-    """Objects against artifacts. Returns the uids of artifacts whose object is not theirs, which is remembered, whether
-    other instances use this storage too, and the objects that no artifact references."""
+    """Check objects against artifacts, and remember the damage. Returns the uids of artifacts whose object is wrong,
+    whether other instances use this storage too, and the objects that no artifact references."""
     registry, store = instance.registry, instance.store
     found: dict[str, ObjectStat] = {}
     others = 0
@@ -457,7 +386,7 @@ def _storage(
     wrong: list[newer.Wrong] = []
     for record in registry.artifacts.filter(visibility=None):
         problem = _object_problem(instance, record, found.get(record.revision.object_key))
-        if problem == damage.REPLACED and repair and _take_copy(instance, record, jobs):
+        if problem == damage.REPLACED and repair and _note_copy(instance, record, jobs):
             url = store.url(record.revision.object_key)
             report.add(f"storage: the object {url} of '{record.place}' is another one with the same bytes", True)
         elif problem is not None:
@@ -474,8 +403,8 @@ def _storage(
 
 
 def _outdated(instance: Instance, unknown: Iterable[Orphan], wrong: Collection[str]) -> Iterator[newer.Wrong]:
-    """Artifacts of which storage has a later revision than this registry, which is older than another one was. Not
-    those that are ``wrong`` anyway."""
+    """Artifacts with a later revision in storage than in this registry, which was set back then. Leaves out those that
+    are ``wrong`` already."""
     latest: dict[str, int] = {}
     for orphan in unknown:
         if orphan.meta is not None and orphan.meta.uid not in wrong:
@@ -495,8 +424,8 @@ def _others(
     shared: bool,
     watcher: scrub.Watcher | None,
 ) -> list[newer.Wrong]:
-    """Artifacts whose object is not theirs: what is there instead is named, and mended. Returns what is still wrong,
-    and takes from ``unknown`` what has an artifact now."""
+    """Report artifacts whose object is wrong, with the object that is there instead, and mend them. Returns those that
+    are still wrong. Removes objects that have an artifact now from ``unknown``."""
     seen = newer.find(instance, wrong, unknown, shared=shared)
     if not repair:
         return [each.named for each in seen]
@@ -508,7 +437,8 @@ def _others(
         mended = newer.mend(instance, each, None if watcher is None else watcher.add)
         if mended.text is not None:
             report.add(f"storage: {mended.text}", True)
-        if mended.left is not None and mended.left.problem != OUTDATED:  # else: the other one is kept as any orphan
+        # An outdated artifact stays as it is: its newer object is kept as an orphan.
+        if mended.left is not None and mended.left.problem != OUTDATED:
             left.append(mended.left)
         used.add(mended.used)
     unknown[:] = [orphan for orphan in unknown if orphan.item.key not in used]
@@ -520,7 +450,7 @@ def _others(
 def _orphan_objects(
     instance: Instance, report: Report, found: list[Orphan], repair: bool, purge: bool, watcher: scrub.Watcher | None
 ) -> None:
-    """What no artifact references becomes a file of lost+found, or is deleted if somebody wants that and it is old."""
+    """Make files of lost+found of objects that no artifact references, or delete old ones with ``purge``."""
     store = instance.store
     gone = set()
     if purge:
@@ -554,7 +484,8 @@ def _orphan_objects(
 
 
 def _is_key(store: ObjectStore, key: str) -> bool:
-    """Whether an object may be called so. Others may use the storage too, and store what lamfs cannot even ask for."""
+    """Whether an object can have such a key. Other programs may use the storage, with keys that lamfs cannot even ask
+    for."""
     try:
         check_object_key(key, as_path=store.on_disk)
     except InvalidName:
@@ -563,7 +494,7 @@ def _is_key(store: ObjectStore, key: str) -> bool:
 
 
 def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat | None) -> str | None:
-    """What is wrong with an artifact's object; looked at again when it seems so, for others may be at work."""
+    """The problem of an artifact's object; None: it is right. Looks twice, because others may be at work."""
     if not _is_key(instance.store, record.revision.object_key):
         return NO_NAME
     if item is not None and (item.size, item.etag) == (record.size, record.revision.etag):
@@ -582,7 +513,7 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
             raise
         return NO_NAME
     if item.etag != record.revision.etag and instance.registry.journal.holds(item.key):
-        return None  # it is being stored, or what was stored is still to be said: the journal's rows are named
+        return None  # it is being stored, or its commit is owed: the journal's rows are reported instead
     if item.size != record.size:
         return f"has {item.size} bytes, not {record.size}"
     if item.etag != record.revision.etag:
@@ -590,14 +521,14 @@ def _object_problem(instance: Instance, record: ArtifactRecord, item: ObjectStat
     return None
 
 
-def _take_copy(instance: Instance, record: ArtifactRecord, jobs: int) -> bool:
-    """Note the ETag of an artifact's object when it is another one with the same bytes: so it is where a storage was
-    copied, or came back from a backup."""
+def _note_copy(instance: Instance, record: ArtifactRecord, jobs: int) -> bool:
+    """Note the ETag of an artifact's object when it is another object with the same bytes: a storage that was copied,
+    or restored from a backup, has such objects. Returns whether it was noted."""
     try:
         etag = instance.store.head(record.revision.object_key).etag
         return scrub.has_its_bytes(instance, record, etag, jobs) and instance.registry.commits.same_bytes(record, etag)
     except (ObjectMissing, ObjectChanged):
-        return False  # it changes at this moment
+        return False  # it changes just now
 
 
 def _data(
@@ -630,7 +561,8 @@ def _temporaries(instance: Instance, report: Report) -> None:
 
 
 def _uploads(instance: Instance, report: Report, purge: bool, shared: bool) -> None:
-    """Multipart uploads that nobody will complete: their parts take room, and no listing of objects shows them."""
+    """Report multipart uploads that nobody will complete: their parts take space, and no listing of objects shows
+    them."""
     store = instance.store
     try:
         found = [upload for upload in store.uploads() if upload.started_ns < now_ns() - UPLOAD_AGE_NS]
@@ -657,7 +589,7 @@ def _uploads(instance: Instance, report: Report, purge: bool, shared: bool) -> N
 
 
 def _targets(instance: Instance) -> set[str]:
-    """Object keys to which the journal's work may be uploading or copying now."""
+    """Object keys to which the journal's work may upload or copy now."""
     registry = instance.registry
     found = registry.uploads.targets()
     for entry in registry.journal.entries():

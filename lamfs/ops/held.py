@@ -1,7 +1,7 @@
 """What this machine knows of its lease on an instance without asking storage. Synchronous, any process.
 
-Two files of ``settings.directory``: ``lease.json``, written by whoever acquires or renews the lease, and ``held-long``,
-which is there when this machine keeps the lease after its last mount has ended.
+Two files of ``settings.directory``: ``lease.json`` is written by each process that acquires or renews the lease.
+``held-long`` exists while this machine keeps the lease after its last mount has ended.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ NOTE, LONG = "lease.json", "held-long"
 
 
 class Note(NamedTuple):
-    """The lease as it was written last. ``fence``: its number; ``seconds``: how long it holds from ``at`` on, which is
-    ``uptime()`` of the boot ``boot``; ``etag``: of the lock object."""
+    """The lease as it was written last. ``fence``: its number; ``seconds``: how long it holds from ``at``, a value of
+    ``uptime()`` in the boot ``boot``; ``etag``: of the lock object."""
 
     fence: int
     seconds: float
@@ -31,13 +31,13 @@ class Note(NamedTuple):
 
     @property
     def age(self) -> float:
-        """Seconds since it was written; infinite when it was before this machine was started."""
+        """Seconds since it was written; infinite when the machine has been started since."""
         age = uptime() - self.at
         return age if self.boot == boot_id() and age >= 0 else float("inf")
 
     @property
     def holds(self) -> bool:
-        """Whether nobody can have taken the lease over since."""
+        """Whether the lease still holds, so that no other machine can have taken it over."""
         return self.age < self.seconds
 
     @property
@@ -47,7 +47,7 @@ class Note(NamedTuple):
 
 
 def read(directory: Path) -> Note | None:
-    """The note of an instance; None without one, or when it is damaged or of an older version."""
+    """The note of an instance; None: there is none, or it is damaged or from an older version."""
     try:
         data = config.read_json(directory / NOTE)
     except LamfsError:
@@ -63,31 +63,31 @@ def read(directory: Path) -> Note | None:
 
 
 def write(directory: Path, fence: int, seconds: float, lease: lock.Lease) -> None:
-    """Note what ``lease`` has just acquired or renewed. Raises LamfsError."""
+    """Note the lease that ``lease`` has just acquired or renewed. Raises LamfsError."""
     note = Note(fence, seconds, lease.at, boot_id(), lease.etag)
     config.write_json(directory / NOTE, note._asdict(), durable=False)
 
 
 def forget_note(directory: Path) -> None:
-    """What was noted last is not so any more; commands ask storage then. Raises OSError."""
+    """Forget the note; commands ask storage then. Raises OSError."""
     (directory / NOTE).unlink(missing_ok=True)
 
 
 def forget(directory: Path) -> None:
-    """This machine has the lease no more."""
+    """Forget the lease: this machine does not have it any more."""
     for name in (NOTE, LONG):
         (directory / name).unlink(missing_ok=True)
 
 
 def keep_long(directory: Path) -> None:
-    """This machine keeps the lease until 'lamfs close', also when a mount ends meanwhile. Raises LamfsError."""
+    """Keep the lease until 'lamfs close', also when a mount ends. Raises LamfsError."""
     if not is_long(directory):
         config.make_directory(directory)
         config.write_json(directory / LONG, {}, durable=False)
 
 
 def is_long(directory: Path) -> bool:
-    """Whether ``keep_long`` was said since the lease was given back."""
+    """Whether ``keep_long`` was called since the lease was given back."""
     with contextlib.suppress(OSError):
         return (directory / LONG).exists()
     return False

@@ -1,6 +1,6 @@
-"""One instance as a program uses it: what is open of it (opened.py), and this machine's right to write it, its lease.
+"""One instance as a program uses it: its open parts (opened.py), and this machine's lease on it.
 
-Synchronous; any thread, as opened.py.
+Synchronous; threads as in opened.py.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import os
 
 from lamfs.errors import ObjectMissing, StorageMissing
 from lamfs.ops import held, kept, lock
-from lamfs.ops.opened import FENCE, Opened
+from lamfs.ops.opened import Opened
 
 
 class Instance(Opened):
     """Registry, store, cache and lease of one instance. Context manager: see Opened."""
 
     def hold(self) -> None:
-        """See to it that this machine holds the lease; cheap while nobody can have taken it over.
+        """Make sure that this machine holds the lease; cheap while no other machine can have taken it over.
 
-        Called before every change; ``prove`` comes before storage loses something by it. The lease is this machine's
-        until it is given back then, whatever mounts do. Another machine's newer registry is pulled first, when nothing
-        here would be lost. Raises Locked, RegistryError, and storage errors.
+        Every change calls this first; ``prove`` is called before storage loses something. The lease then stays with
+        this machine until it is given back, even when a mount ends. Another machine's newer registry is pulled first,
+        unless something here would be lost by that. Raises Locked, RegistryError, and storage errors.
         """
         self._refuse_empty_place()
         self.check_own()
@@ -30,16 +30,17 @@ class Instance(Opened):
         held.keep_long(self.settings.directory)
 
     def hold_for_mount(self) -> None:
-        """As ``hold``, for a mount: storage is asked in any case, and when both machines have gone on, both are kept.
-        The lease runs out when the mount dies, and is given back when it ends, unless ``hold`` was called meanwhile."""
+        """As ``hold``, for a mount: storage is always asked, and when both machines have changes, both are kept. The
+        lease runs out when the mount dies. It is given back when the mount ends, unless ``hold`` was called
+        meanwhile."""
         self._refuse_empty_place()
         self.check_own()
         self.take_lease(keep_both=True, seconds=lock.MOUNT_SECONDS)
 
     def _refuse_empty_place(self) -> None:
-        """A folder that is not the storage, but lies where its disk is mounted at other times, must not be written to.
+        """Refuse to write to the empty folder at which the storage's disk is mounted at other times.
 
-        Known by the registry's copy: this machine stored one there, and it is gone. Raises StorageMissing.
+        The registry's copy tells: this machine stored one there, and it is gone. Raises StorageMissing.
         """
         memory = self.settings.directory / "snapshot.json"
         if not memory.exists():
@@ -48,7 +49,7 @@ class Instance(Opened):
             copy = self.store.open_local(self.settings.snapshot_key)
         except (ObjectMissing, StorageMissing) as error:
             if isinstance(error, ObjectMissing) and kept.traces(self.store, self.settings.id):
-                return  # it is the storage: the registry alone is gone, and the next push stores it again
+                return  # it is the storage, without its registry; the next push stores that again
             name = self.store.url(self.settings.snapshot_key)
             raise StorageMissing(
                 f"The folder {self.settings.storage.root} is not the storage of '{self.settings.slug}' as it was left:"
@@ -58,10 +59,11 @@ class Instance(Opened):
             os.close(copy)
 
     def take_lease(self, *, catch_up: bool = True, keep_both: bool = False, seconds: float | None = None) -> bool:
-        """Acquire or renew the lease now. Returns whether it is new to this machine. Raises as ``hold``.
+        """Acquire or renew the lease now. Returns whether it is new to this machine. Raises what ``hold`` raises.
 
-        ``catch_up``: take over what another machine pushed meanwhile; with ``keep_both`` also when this one has gone on
-        as well: see snapshot.catch_up. ``seconds``: how long it holds, unless this machine has it for longer.
+        ``catch_up``: take over what another machine pushed meanwhile. ``keep_both``: also when this machine has
+        changes, see snapshot.catch_up. ``seconds``: how long the lease holds, unless this machine has it for longer
+        already.
         """
         directory = self.settings.directory
         note = held.read(directory)
@@ -71,7 +73,7 @@ class Instance(Opened):
         if note is not None and note.holds:
             seconds = max(seconds, note.seconds)
         state, ours = lease.acquire(fence=known, seconds=seconds)
-        # Also when a process of this machine has died between the lease and the registry.
+        # Also true when a process of this machine died between taking the lease and noting it in the registry.
         new = not ours or note is None or note.fence != state.fence or self.fence() != state.fence
         if self.settings.registry_path.exists():
             if catch_up and new:
@@ -80,13 +82,11 @@ class Instance(Opened):
                 try:
                     snapshot.catch_up(self, keep_both=keep_both)
                 except BaseException:
-                    if not ours:  # a mount of this machine may live by it
+                    if not ours:  # a lease that was ours already stays: a mount of this machine may need it
                         self.release_lease()
                     raise
             if catch_up and self.fence() != state.fence:
-                with self.registry.db.transaction():
-                    self.registry.journal.doubt_claims()
-                    self.registry.db.set_meta(FENCE, state.fence)
+                self.registry.file.begin_lease(state.fence)
         held.write(directory, state.fence, seconds, lease)
         self._proven = lease.at
         if lease.before is not None:

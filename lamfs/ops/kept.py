@@ -1,8 +1,8 @@
-"""Copies of the registry that storage keeps beside the current one: the last KEPT that were pushed. Synchronous.
+"""Copies of the registry that storage keeps beside the current one: the last KEPT pushes. Synchronous.
 
 ``{root}/.lamindb/_registry/{instance id hex}/{changes}-{uid}-{push}.lndb``: how many changes the copy has seen (20
-digits), which instance it is of (Origin.uid), and the random name of the push that it is from. So what a copy is can be
-told without reading it. One that was damaged when it was replaced has ``damaged`` for a uid.
+digits), its instance (Origin.uid), and the random name of its push. So a listing tells what each copy is. A copy that
+was damaged when it was replaced has ``damaged`` in place of the uid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HEX = re.compile("[0-9a-f]{32}")
 
 
 class Copy(NamedTuple):
-    """One kept copy. ``name``: below its instance's folder; ``stored``: the object."""
+    """One kept copy. ``name``: its name in its instance's folder; ``stored``: the object."""
 
     name: str
     changes: int
@@ -37,19 +37,19 @@ class Copy(NamedTuple):
 
 
 def key(instance: uuid.UUID, name: str) -> str:
-    """Object key of a kept copy. Raises InvalidName for what is no name of one."""
+    """Object key of a kept copy. Raises InvalidName when ``name`` cannot be a copy's."""
     if not _NAME.fullmatch(name):
         raise InvalidName(f"'{name}' is not the name of a kept copy of a registry.")
     return f"{PREFIX}{instance.hex}/{name}"
 
 
 def name_of(changes: int, uid: str | None, push: str) -> str:
-    """The name of a copy. ``uid``: None of one that is damaged."""
+    """The name of a copy. ``uid``: its instance; None: the copy is damaged."""
     return f"{changes:020d}-{uid or DAMAGED}-{push}.lndb"
 
 
 def push_of(etag: str) -> str:
-    """What stands for the name of a push that has none (an older lamfs made it), or whose name cannot be read."""
+    """Stands for the name of a push that has none (an older lamfs made it), or whose name cannot be read."""
     return hashlib.sha256(etag.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -67,13 +67,13 @@ def copies(store: ObjectStore, instance: uuid.UUID) -> list[Copy]:
 
 
 def instances(store: ObjectStore) -> list[uuid.UUID]:
-    """The instances of which a storage keeps copies."""
+    """The instances whose copies a storage keeps."""
     names = {item.key.removeprefix(PREFIX).partition("/")[0] for item in store.list(PREFIX)}
     return [uuid.UUID(hex=name) for name in sorted(names) if _HEX.fullmatch(name)]
 
 
 def keep(store: ObjectStore, instance: uuid.UUID, current: ObjectStat, name: str, known: Iterable[Copy]) -> None:
-    """Keep the object ``current`` by this name, unless ``known`` has it. The storage copies it.
+    """Keep the object ``current`` under this name, unless ``known`` has it. The storage copies it.
 
     Raises ObjectChanged and ObjectMissing when it is not there any more, and storage errors.
     """
@@ -82,7 +82,7 @@ def keep(store: ObjectStore, instance: uuid.UUID, current: ObjectStat, name: str
 
 
 def prune(store: ObjectStore, instance: uuid.UUID, uid: str) -> None:
-    """Remove the older copies of one instance: KEPT stay, and the one that has seen most."""
+    """Remove older copies of one instance: the last KEPT stay, and the copy that has seen most changes."""
     for whose in (uid, DAMAGED):
         found = [copy for copy in copies(store, instance) if copy.uid == whose]
         most = max(found, key=lambda copy: copy.changes, default=None)
@@ -90,12 +90,12 @@ def prune(store: ObjectStore, instance: uuid.UUID, uid: str) -> None:
 
 
 def remove(store: ObjectStore, instance: uuid.UUID) -> None:
-    """Remove all of them: the instance is deleted."""
+    """Remove all copies of an instance, which is deleted."""
     store.delete([copy.stored.key for copy in copies(store, instance)])
 
 
 def traces(store: ObjectStore, instance: uuid.UUID) -> list[str]:
-    """What says that an instance was here, though its registry is not: words for it; nothing when nothing does."""
+    """Traces of an instance whose registry is gone, in words; empty: there are none."""
     words = []
     if copies(store, instance):
         words.append("kept copies of its registry")
@@ -108,11 +108,11 @@ def traces(store: ObjectStore, instance: uuid.UUID) -> list[str]:
 
 
 def has_objects(store: ObjectStore) -> bool:
-    """Whether a storage has objects that lamfs has made of artifacts."""
+    """Whether a storage has objects of artifacts."""
     return any(OWN_OBJECT.fullmatch(item.key) and not is_internal(item.key) for item in store.list(AUTO_KEY_PREFIX))
 
 
 def _has_registry(store: ObjectStore) -> bool:
-    """Whether another instance has its registry here: the objects may be that one's."""
-    # A listing per first digit, so that a bucket full of other keys is not walked through.
+    """Whether another instance has its registry here: then the objects may belong to it."""
+    # One listing per first digit: a bucket full of other keys is not listed as a whole.
     return any(is_registry_key(item.key) for digit in "0123456789abcdef" for item in store.list(digit))

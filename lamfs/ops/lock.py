@@ -1,21 +1,22 @@
 """The lease that one machine holds on an instance: an object in storage. Synchronous; one Lease object per thread.
 
 ``{root}/.lamindb/_exclusion/{instance id hex}``, JSON ``{handle, host, machine, token, since, until, fence, seconds}``,
-times in seconds since the epoch. Made with ``If-None-Match: *``, renewed, given back and taken over with ``If-Match``.
-``machine`` is config.machine_token(): all processes that share a data directory share the lease; ``""``: nobody's.
-``fence`` rises whenever another machine gets the lease. Giving it back leaves the object with its number, so that the
-number of a holder that was overtaken is never the newest again. An object that cannot be read is nobody's, with 0.
+times in seconds since the epoch. The object is made with ``If-None-Match: *``, and renewed, given back and taken over
+with ``If-Match``. ``machine`` is config.machine_token(): all processes that share a data directory share the lease;
+``""``: no machine has it. ``fence`` rises whenever another machine gets the lease. Giving the lease back leaves the
+object with its number, so the number of a holder that was overtaken is never the newest again. An object that cannot be
+read counts as free, with the number 0.
 
-No clock of a machine decides. A lease has run out when ``seconds`` (and MARGIN) have passed since its object was
-written, by the clock that stamps the storage's objects: ``Last-Modified`` of S3, compared with that of an object that
-is written now; st_ctime in a folder, which nobody can set. Its holder counts ``seconds`` from before it wrote, by a
-clock that goes on while the machine sleeps, so it stops earlier than others begin. ``until`` is for people, and all
-that locks of older versions (without ``seconds``) have.
+No machine's clock decides. A lease has run out when ``seconds`` (and MARGIN) have passed since its object was written,
+by the clock that stamps the storage's objects: on S3, ``Last-Modified`` compared with that of an object that is written
+now; in a folder, st_ctime, which no program can set. Its holder counts ``seconds`` from before the write, by a clock
+that goes on while the machine sleeps, so it stops earlier than others begin. ``until`` is for people, and for locks of
+older versions, which have no ``seconds``.
 
-How long: MOUNT_SECONDS while a mount lives, which renews it every MOUNT_LOOK seconds; LEASE_SECONDS for everything else
-('connect', 'init', changes of CLI and API), until 'close'. After every acquisition the object is read back, so that a
-storage that ignores conditions is noticed by all but one of those who race for it, if they do not race within the same
-instant.
+A lease holds for MOUNT_SECONDS while a mount lives, which renews it every MOUNT_LOOK seconds. For everything else
+('connect', 'init', changes of CLI and API) it holds for LEASE_SECONDS, until 'close'. After every acquisition the
+object is read back. So all but one of the machines that race for it notice a storage that ignores conditions, unless
+they race within the same instant.
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ from lamfs.processes import uptime
 from lamfs.storage.base import ObjectStat
 
 LEASE_SECONDS = 24 * 3600.0
-"""A machine that does not mount holds the lease so long after its last change."""
+"""Seconds that a machine without a mount holds the lease after its last change."""
 RENEW_AFTER = 3600.0
-"""A lease older than this is renewed by whatever command comes next."""
+"""A command renews a lease that is older than this, in seconds."""
 MOUNT_SECONDS = 60.0
-"""A mount holds the lease so long after its daemon renewed it last."""
+"""Seconds that a mount holds the lease after its daemon renewed it last."""
 MOUNT_LOOK = 20.0
-"""How often it does."""
+"""Seconds between two renewals by a mount."""
 MARGIN = 2.0
-"""Storage's clocks show whole seconds."""
+"""Seconds that are added: storage's clocks show whole seconds."""
 LOCK_BYTES = 64 << 10
-"""Bytes of a lock object; ours have some 200."""
+"""Most bytes of a lock object that are read; lamfs writes some 200."""
 MAX_TEXT = 255
-"""Characters of a name in a lock."""
+"""Most characters of a name in a lock."""
 MAX_FENCE = 1 << 53
 MAX_SINCE = 253_370_764_800.0
-"""The year 9999 begins, in seconds since the epoch: Python and the C library can print what comes before."""
+"""The year 9999 begins, in seconds since the epoch: Python and the C library can print earlier times."""
 _TRIES = 8
 
 
 class Holder(NamedTuple):
-    """Who asks for a lease."""
+    """The user and machine that ask for a lease."""
 
     handle: str
     host: str
@@ -63,8 +64,8 @@ class Holder(NamedTuple):
 
 
 class LeaseState(NamedTuple):
-    """What the lock object says. ``since`` and ``until`` in seconds since the epoch; ``seconds``: how long it holds
-    after it was written, 0 in locks of older versions."""
+    """The content of the lock object. ``since`` and ``until`` in seconds since the epoch; ``seconds``: how long the
+    lease holds after the write, 0 in locks of older versions."""
 
     handle: str
     host: str
@@ -77,10 +78,10 @@ class LeaseState(NamedTuple):
 
 
 class LockStore(Protocol):
-    """What a lease needs of an ObjectStore."""
+    """The methods of an ObjectStore that a lease needs."""
 
     def url(self, key: str) -> str:
-        """As ObjectStore's, like all of these."""
+        """As ObjectStore's, like the methods below."""
 
     def open_local(self, key: str) -> int | None: ...
 
@@ -96,16 +97,19 @@ class LockStore(Protocol):
 
 
 class _Found(NamedTuple):
-    """The lock object as it was read, of one and the same write."""
+    """The lock object as one read returned it."""
 
     state: LeaseState
     stat: ObjectStat
 
 
 class Lease:
-    """The lock object of one instance. ``etag`` and ``at`` tell of the last ``acquire``, ``renew`` or ``prove``: the
-    object's ETag, and ``uptime()`` from which on the lease holds. ``before``: the machine from which the last
-    ``acquire`` took the lease over, for it had run out and was not given back."""
+    """The lock object of one instance.
+
+    ``etag`` and ``at`` are of the last ``acquire``, ``renew`` or ``prove``: the object's ETag, and the value of
+    ``uptime()`` from which the lease holds. ``before``: the machine whose lease the last ``acquire`` took over, because
+    it had run out and was not given back.
+    """
 
     def __init__(self, store: LockStore, instance: uuid.UUID, holder: Holder, *, slug: str = "") -> None:
         self._store = store
@@ -117,15 +121,16 @@ class Lease:
         self.before: LeaseState | None = None
 
     def peek(self) -> LeaseState | None:
-        """The machine that holds the lease, or the last one whose lease ran out; None: there is none."""
+        """The machine that holds the lease, or the last one whose lease ran out; None: nobody had it, or it was given
+        back."""
         found = self._read()
         return found.state if found is not None and found.state.machine else None
 
     def acquire(self, *, fence: int = 0, seconds: float | None = None) -> tuple[LeaseState, bool]:
         """Take the lease, or renew it when this machine has it. Returns it, and whether it was this machine's already.
 
-        ``fence``: the highest number that this machine knows of. ``seconds``: None: LEASE_SECONDS. Raises Locked while
-        another machine holds it, and storage errors.
+        ``fence``: the highest number that this machine knows. ``seconds``: how long it holds; None: LEASE_SECONDS.
+        Raises Locked while another machine holds the lease, and storage errors.
         """
         seconds = LEASE_SECONDS if seconds is None else seconds
         for _ in range(_TRIES):
@@ -139,7 +144,7 @@ class Lease:
             try:
                 stat = self._write(wanted, found)
             except (PreconditionFailed, ObjectChanged, ObjectMissing):
-                continue  # somebody was quicker: look who
+                continue  # another machine was quicker; look which
             after = self.peek()
             if after is not None and self.is_ours(after):
                 self.etag, self.at = stat.etag, at
@@ -154,8 +159,8 @@ class Lease:
         )
 
     def renew(self, fence: int, seconds: float) -> LeaseState:
-        """Renew the lease that this machine got with this number. Raises LeaseLost when it has it no more, and storage
-        errors."""
+        """Renew the lease that this machine got with this number. Raises LeaseLost when this machine does not have it
+        any more, and storage errors."""
         for _ in range(_TRIES):
             found = self._own(fence)
             wanted, at = self._wanted(fence, seconds, found.state.since), uptime()
@@ -168,8 +173,8 @@ class Lease:
         raise StorageError(f"The lock at {self._store.url(self.key)} changes all the time; try again.")
 
     def prove(self, fence: int, etag: str) -> None:
-        """Return when storage says that the lease is still the one that this machine got with this number: one request
-        when the lock object's ETag is ``etag``. Raises LeaseLost, and storage errors."""
+        """Return when storage confirms the lease that this machine got with this number: one request when the lock
+        object's ETag is still ``etag``. Raises LeaseLost, and storage errors."""
         try:
             if etag and self._store.head(self.key).etag == etag:
                 return
@@ -178,8 +183,8 @@ class Lease:
         self.etag = self._own(fence).stat.etag
 
     def release(self, *, forget: bool = False) -> None:
-        """Give the lease up; nothing happens when it is not this machine's. ``forget``: its number too, for there is no
-        instance any more."""
+        """Give the lease back, if this machine has it. ``forget``: its number as well, because the instance is
+        deleted."""
         for _ in range(_TRIES):
             found = self._read()
             if found is None or not (self.is_ours(found.state) or (forget and not found.state.machine)):
@@ -211,7 +216,7 @@ class Lease:
         )
 
     def is_ours(self, state: LeaseState) -> bool:
-        """Whether this machine has it, by whatever number."""
+        """Whether this machine has the lease, with any number."""
         return state.machine == self._holder.machine
 
     def _wanted(self, fence: int, seconds: float, since: float | None) -> LeaseState:
@@ -235,7 +240,7 @@ class Lease:
         return self._age(found) >= min(state.seconds, LEASE_SECONDS) + MARGIN
 
     def _age(self, found: _Found) -> float:
-        """Seconds since the lock was written, by the clock of the storage."""
+        """Seconds since the lock was written, by the storage's clock."""
         name = f"{self.key}.{config.temporary_name()}"  # a probe
         try:
             now = self._written(self._store.put_bytes(name, b"What time is it?"), ask=True)
@@ -244,8 +249,8 @@ class Lease:
         return (now - self._written(found.stat)) / 1e9
 
     def _written(self, stat: ObjectStat, *, ask: bool = False) -> int:
-        """When an object was written, in nanoseconds of the storage's clock. ``ask``: storage, for the answer to a
-        write does not say it."""
+        """When an object was written, in nanoseconds of the storage's clock. ``ask``: ask storage, because the answer
+        to a write does not tell."""
         fd = self._store.open_local(stat.key)
         if fd is None:
             return self._store.head(stat.key).mtime_ns if ask else stat.mtime_ns
@@ -261,7 +266,7 @@ class Lease:
                 found = self._store.head(self.key)
                 if found.size > LOCK_BYTES:
                     return _Found(_NO_LOCK, found)
-                # Whatever the size is said to be, no more is read.
+                # The size comes from storage and may be wrong: no more than this is read.
                 return _Found(_parse(self._store.get(self.key, length=LOCK_BYTES, etag=found.etag)), found)
             except ObjectMissing:
                 return None
@@ -305,5 +310,5 @@ def _is_name(text: object) -> bool:
 
 
 def _as_name(text: str) -> str:
-    """What a machine is called, as a lock can say it."""
+    """A machine's name, as a lock can have it."""
     return "".join(char if char.isprintable() else "?" for char in text[:MAX_TEXT])

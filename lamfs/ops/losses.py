@@ -1,4 +1,4 @@
-"""Names lost bytes to the command that stores the rest. Synchronous."""
+"""Tells a command that stores what is owed which bytes are lost. Synchronous."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from lamfs.registry import Lost
 
 NAMED = 3
-"""Losses that are said one by one."""
+"""Losses that are listed."""
 
 
 def known(slug: str) -> list[Lost]:
-    """What an instance has lost, oldest first, until somebody forgets it; nothing when its registry cannot be read."""
+    """The losses of an instance, oldest first, until a repair forgets them; empty when its registry cannot be read."""
     with contextlib.suppress(LamfsError):
         with contextlib.closing(written.open_registry(config.load_instance(slug))) as registry:
             return registry.rescue.lost()
@@ -26,9 +26,9 @@ def known(slug: str) -> list[Lost]:
 
 
 def sentences(lost: Sequence[Lost]) -> list[str]:
-    """What a person is told of it: the last ones, and where the others are."""
-    said = [f"LOST: {one.sentence}" for one in lost[-NAMED:]]
+    """Sentences for people: the last losses, and where the others are listed."""
+    lines = [f"LOST: {one.sentence}" for one in lost[-NAMED:]]
     if lost:
         more = f"{len(lost) - NAMED} more are lost; " if len(lost) > NAMED else ""
-        said.append(f"{more}'lamfs status --json' lists what is lost, and 'lamfs fsck --repair' forgets it")
-    return said
+        lines.append(f"{more}'lamfs status --json' lists what is lost, and 'lamfs fsck --repair' forgets it")
+    return lines

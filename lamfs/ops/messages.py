@@ -1,7 +1,7 @@
-"""What lamfs says to the person at a terminal or notebook: one logger, on stderr. Any thread; no state but a handler.
+"""Messages to the person at a terminal or notebook: one logger, on stderr. Any thread; no state but a handler.
 
-The handler is installed only while the application has configured no logging of its own, so that an application that
-did decides what to show, and where.
+The handler is installed only while the application has no logging of its own. An application that has decides what to
+show, and where.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lamfs.printable import one_line
 logger = logging.getLogger("lamfs")
 
 SUCCESS = 25
-"""Between INFO and WARNING: something was done that the user wants to know."""
+"""Between INFO and WARNING: something was done, and the user wants to know."""
 
 _PREFIX = {logging.DEBUG: "· ", logging.INFO: "→ ", SUCCESS: "✓ ", logging.WARNING: "! ", logging.ERROR: "✗ "}
 
@@ -26,7 +26,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what sys.stderr is now (notebooks replace it), and only while nobody configured logging."""
+    """Writes to the current sys.stderr (notebooks replace it), and only while nobody has configured logging."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -49,15 +49,15 @@ def show_messages(level: int = logging.INFO) -> None:
 
 
 def success(text: str) -> None:
-    """Say that something was done."""
+    """Tell the user that something was done."""
     logger.log(SUCCESS, text)
 
 
 def info(text: str) -> None:
-    """Say something that helps."""
+    """Tell the user something helpful."""
     logger.info(text)
 
 
 def warn(text: str) -> None:
-    """Say something that the user should not miss."""
+    """Tell the user something that must not be missed."""
     logger.warning(text)

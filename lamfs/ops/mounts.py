@@ -1,9 +1,9 @@
-"""The mounts that live on this machine: their records, and the client of their control sockets. Synchronous.
+"""The mounts on this machine: their records, and the client of their control sockets. Synchronous.
 
-A record is ``<data dir>/<instance id hex>/mounts/<pid>.json``, beside the socket ``<pid>.sock``; the mount's daemon
-owns both, and touches the record now and then. A record whose daemon is gone is that of a mount that died: it stays
-until somebody unmounts, or mounts again. Nothing here touches a path inside of a mount: a hung mount must not hang
-whoever asks about it.
+A record is ``<data dir>/<instance id hex>/mounts/<pid>.json``, beside the socket ``<pid>.sock``. The mount's daemon
+owns both, and touches the record now and then. A record without a daemon is that of a mount that died. It stays until
+somebody unmounts, or mounts again. Nothing here touches a path inside of a mount, so a hung mount does not hang its
+caller.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from lamfs.errors import LamfsError, LeaseLost, NotSetUp
 from lamfs.jsonlines import Lines
 
 SOCKET_PATH_MAX = 100
-"""Bytes; sun_path of unix(7) has 108."""
+"""Bytes that a socket's name may have; sun_path of unix(7) has 108."""
 _MAX_LINKS = 40
 _MAX_LINE = 16 << 20
 _LAST_WORD = "last-word.json"
-"""Beside the records: what the daemon that ended last with something undone has said of it."""
+"""Beside the records: why the last daemon ended with something undone."""
 
 
 class MountRecord(NamedTuple):
     """One mount. ``owner`` is registry.process_id() of its daemon; ``started_at`` in ns since the epoch; ``mountpoint``
-    is absolute and free of symlinks. ``device`` (major:minor) is the kernel's name of the file system, in whatever
-    mount namespace; ``mount_id`` that of its mount in the daemon's (proc_pid_mountinfo(5)). Empty and 0: not known."""
+    is absolute and free of symlinks. ``device`` (major:minor) is the kernel's name of the file system, the same in
+    every mount namespace; ``mount_id`` is the mount's number in the daemon's namespace (proc_pid_mountinfo(5)). Empty
+    and 0: not known."""
 
     pid: int
     owner: str
@@ -48,7 +49,7 @@ class MountRecord(NamedTuple):
 
 
 class DeadMount(NamedTuple):
-    """A mount whose daemon died. ``last_seen``: its last sign of life, in ns since the epoch."""
+    """A mount whose daemon died. ``last_seen``: when it was last seen alive, in ns since the epoch."""
 
     record: MountRecord
     last_seen: int
@@ -68,15 +69,15 @@ def write(directory: Path, record: MountRecord) -> Path:
 
 
 def remove(directory: Path, pid: int) -> None:
-    """Take a mount's record and socket away. No error when they are gone."""
+    """Remove a mount's record and socket, as far as they are there."""
     for suffix in ("json", "sock"):
         with contextlib.suppress(FileNotFoundError):
             (directory / f"{pid}.{suffix}").unlink()
 
 
 def leave_word(directory: Path, error: LamfsError) -> None:
-    """Note why this daemon, which is about to end, could not store the registry after its mount was gone. 'lamfs
-    umount' reads it."""
+    """Note why this daemon could not store the registry after its mount was gone; it ends now. 'lamfs umount' reads the
+    note."""
     from lamfs.processes import process_id
 
     word = {"owner": process_id(), "text": str(error), "lost": isinstance(error, LeaseLost)}
@@ -84,7 +85,7 @@ def leave_word(directory: Path, error: LamfsError) -> None:
 
 
 def last_word(record: MountRecord) -> LamfsError | None:
-    """Why the daemon of a mount could not store the registry at its end (``leave_word``); None: all was done."""
+    """Why the daemon of a mount could not store the registry at its end (``leave_word``); None: it did."""
     with contextlib.suppress(NotSetUp):
         data = config.read_json(Path(record.socket).parent / _LAST_WORD) or {}
         if data.get("owner") == record.owner:
@@ -92,24 +93,24 @@ def last_word(record: MountRecord) -> LamfsError | None:
     return None
 
 
-def _error(text: str, said: dict[str, Any]) -> LamfsError:
-    """What a daemon has said went wrong."""
-    return LeaseLost(text) if said.get("lost") else LamfsError(text, errno=said.get("errno"))
+def _error(text: str, reply: dict[str, Any]) -> LamfsError:
+    """The error that a daemon's reply reports."""
+    return LeaseLost(text) if reply.get("lost") else LamfsError(text, errno=reply.get("errno"))
 
 
 def touch(directory: Path, pid: int) -> None:
-    """The daemon's sign of life. No error when the record is gone, or cannot be changed."""
+    """Show that the daemon lives. Errors are ignored: the record may be missing, or may not be changed."""
     with contextlib.suppress(OSError):
         os.utime(directory / f"{pid}.json")
 
 
 def live(settings: InstanceSettings) -> list[MountRecord]:
-    """Mounts of an instance whose daemon lives, oldest first."""
+    """Mounts of an instance with a live daemon, oldest first."""
     return _live([settings.mounts_dir])
 
 
 def is_written(settings: InstanceSettings) -> bool:
-    """Whether a mount of an instance lives that is not read-only."""
+    """Whether a live mount of an instance can write."""
     return any(not record.read_only for record in live(settings))
 
 
@@ -126,12 +127,12 @@ def _live(directories: Iterable[Path]) -> list[MountRecord]:
 
 
 def all_dead() -> list[DeadMount]:
-    """Mounts of all instances that nobody has unmounted since their daemon died, oldest first."""
+    """Mounts of all instances whose daemon died, and that nobody has unmounted since, oldest first."""
     from lamfs.processes import is_alive
 
     found = []
     for path, record in _records(config.data_dir().glob("*/mounts")):
-        # Looked at before it is asked whether the daemon lives: one that ends takes its record away.
+        # Read before the daemon is looked for: a daemon that ends removes its record.
         with contextlib.suppress(FileNotFoundError):
             seen = path.stat().st_mtime_ns
             if not is_alive(record.owner) and path.exists():
@@ -140,12 +141,12 @@ def all_dead() -> list[DeadMount]:
 
 
 def bury(dead: DeadMount) -> None:
-    """Take away what a dead daemon has left beside its mount."""
+    """Remove the record and the socket that a dead daemon has left."""
     remove(Path(dead.record.socket).parent, dead.record.pid)
 
 
 def _records(directories: Iterable[Path]) -> Iterator[tuple[Path, MountRecord]]:
-    """All records. One that is damaged, or of another version, is taken away when its process is gone."""
+    """All records. A record that is damaged, or of another version, is removed when its process is gone."""
     for directory in directories:
         for path in directory.glob("[0-9]*.json"):
             try:
@@ -163,9 +164,10 @@ def _records(directories: Iterable[Path]) -> Iterator[tuple[Path, MountRecord]]:
 
 
 def find_by_path(path: str | os.PathLike[str]) -> tuple[MountRecord, str] | None:
-    """The live mount that a path is in, and the key below its root (``""``: the mountpoint itself).
+    """The live mount of a path, and the key below its root (``""``: the mountpoint itself); None: the path is in no
+    mount.
 
-    Symlinks on the way are followed, but no component inside of any mountpoint is looked at.
+    Symlinks on the way are followed. No component inside of any mountpoint is looked at.
     """
     by_point = {record.mountpoint: record for record in all_live()}
     if not by_point:
@@ -178,7 +180,8 @@ def find_by_path(path: str | os.PathLike[str]) -> tuple[MountRecord, str] | None
 
 
 def _walk(path: str, points: set[str]) -> tuple[str, str] | None:
-    """Resolve a path component by component until it enters a mountpoint: that, and the rest."""
+    """Resolve a path component by component until it enters a mountpoint. Returns the mountpoint, and the rest of the
+    path."""
     links = 0
     done = ""
     rest = [part for part in path.split("/") if part]
@@ -198,7 +201,7 @@ def _walk(path: str, points: set[str]) -> tuple[str, str] | None:
             try:
                 link = os.readlink(here) if stat.S_ISLNK(os.lstat(here).st_mode) else None
             except OSError:
-                link = None  # does not exist (yet): take the name as it is
+                link = None  # it does not exist (yet): the name counts as it is
             if link is not None:
                 links += 1
                 if links > _MAX_LINKS:
@@ -214,9 +217,9 @@ def _walk(path: str, points: set[str]) -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def socket_address(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A name of a unix socket that fits into sun_path, for bind(2) and connect(2), valid inside the block.
+    """Yields a name of a unix socket that fits into sun_path, for bind(2) and connect(2). It is valid inside the block.
 
-    A path that is too long is spelled through a file descriptor of its directory.
+    A path that is too long is named through a file descriptor of its directory.
     """
     text = os.fspath(path)
     if len(os.fsencode(text)) <= SOCKET_PATH_MAX:
@@ -236,10 +239,10 @@ def request(
     timeout: float,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Give a daemon a command and return its reply. ``timeout``: seconds without a word from it.
+    """Send a command to a daemon, and return its reply. ``timeout``: seconds without any answer from it.
 
-    ``on_progress`` gets what ``{"progress": …}`` lines hold. Raises LamfsError with the daemon's own sentence,
-    LeaseLost when it may not store anything any more, and MountSilent when it does not answer or hangs up.
+    ``on_progress`` gets the values of ``{"progress": …}`` lines. Raises LamfsError with the daemon's own sentence,
+    LeaseLost when it must not store anything any more, and MountSilent when it does not answer or hangs up.
     """
     try:
         with socket.socket(socket.AF_UNIX) as channel:
@@ -276,7 +279,7 @@ def _replies(channel: socket.socket) -> Iterator[dict[str, Any]]:
 
 
 def poke(settings: InstanceSettings, *, timeout: float = 0.5) -> None:
-    """Tell the instance's mounts that something was committed. They would find out; this is sooner. Never raises."""
+    """Tell the instance's mounts that something was committed. They would notice later by themselves. Never raises."""
     with contextlib.suppress(LamfsError, OSError):
         if not settings.mounts_dir.is_dir():
             return
@@ -286,7 +289,7 @@ def poke(settings: InstanceSettings, *, timeout: float = 0.5) -> None:
 
 
 def wait_gone(record: MountRecord, *, timeout: float) -> bool:
-    """Wait until a mount's daemon has ended; False when it still lives after ``timeout`` seconds."""
+    """Wait until a mount's daemon has ended. Returns False when it still lives after ``timeout`` seconds."""
     from lamfs.processes import is_alive
 
     deadline = time.monotonic() + timeout

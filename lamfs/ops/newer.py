@@ -1,9 +1,11 @@
-"""Objects at the key of an artifact that are not what this registry says of it. Synchronous, any thread.
+"""Finds objects at an artifact's key that are not the revision in this registry, and mends that. Synchronous, any
+thread.
 
-A revision may be written over the one before, in the same object. So after another machine was taken over from an old
-copy of the registry, the object of an artifact has newer bytes than the registry knows; these may be all that is left.
-When the object says that it is a later revision of the same artifact, and its bytes are those that it says, they become
-the artifact's content. Anything else becomes a file of ``lost+found``, where it is in storage. Nothing is deleted.
+A revision with a real key is written over the one before, in the same object; older versions did so with every key.
+When another machine was taken over from an old copy of the registry, such an object has newer bytes than the registry
+knows, and may be their only copy. An object that says it is a later revision of the same artifact, and has the bytes
+that it says, becomes the artifact's content. Any other object becomes a file of ``lost+found``, where it is in storage.
+Nothing is deleted.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from lamfs.work.direct import DirectWorker, finish
 log = logging.getLogger("lamfs.newer")
 
 READ_MOST = 256 << 20
-"""Bytes that a check without a repair reads, in all, to tell damaged objects from copies."""
+"""Bytes that a check without a repair reads in all, to tell damaged objects from copies."""
 
 
 class Other(NamedTuple):
-    """An object that is not the revision of ``record``, and what it says of itself."""
+    """An object that is not the revision of ``record``, and the metadata that it has."""
 
     record: ArtifactRecord
     item: ObjectStat
@@ -36,28 +38,28 @@ class Other(NamedTuple):
 
     @property
     def is_later(self) -> bool:
-        """Whether it says that it is a later revision of that artifact."""
+        """Whether its metadata says that it is a later revision of that artifact."""
         meta = self.meta
         return meta is not None and meta.uid == self.record.uid and (meta.revision or 0) > self.record.number
 
     @property
     def is_itself(self) -> bool:
-        """Whether it says that it is that very revision: then it is damaged, or a copy of what was saved."""
+        """Whether its metadata says that it is that very revision: then it is damaged, or a copy."""
         return self.meta is not None and self.meta.uid == self.record.uid and self.meta.hash == self.record.meta.hash
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it is under another object key than that which the registry knows."""
+        """Whether its object key is not the one in the registry."""
         return self.item.key != self.record.revision.object_key
 
     @property
     def is_same_number(self) -> bool:
-        """Whether it says that it is the artifact's revision of the number that the registry knows."""
+        """Whether its metadata has the number of the artifact's revision in the registry."""
         return self.meta is not None and (self.meta.uid, self.meta.revision) == (self.record.uid, self.record.number)
 
     @property
     def told(self) -> str:
-        """For people: what it is."""
+        """A description for people."""
         if self.is_later:
             what = "a later revision than this registry knows"
         elif self.is_elsewhere:
@@ -68,14 +70,15 @@ class Other(NamedTuple):
 
 
 class Wrong(NamedTuple):
-    """An artifact whose object is not what the registry says, and what is wrong, after "the object … of …"."""
+    """An artifact whose object is wrong. ``problem``: in words that follow "the object … of …"."""
 
     record: ArtifactRecord
     problem: str
 
 
 class Seen(NamedTuple):
-    """What is wrong, and what is in storage instead; None: nothing that is of use."""
+    """An artifact whose object is wrong, and the ``other`` object that is in storage instead; None: nothing useful
+    is."""
 
     wrong: Wrong
     other: Other | None
@@ -83,7 +86,7 @@ class Seen(NamedTuple):
 
     @property
     def what(self) -> str:
-        """What is wrong, and what is there."""
+        """The problem, and the object that is there."""
         if self.other is None:
             return self.wrong.problem
         where = f"at {self.url}" if self.other.is_elsewhere else "there"
@@ -91,16 +94,17 @@ class Seen(NamedTuple):
 
     @property
     def named(self) -> Wrong:
-        """The same with what can be done."""
+        """The artifact and its problem, with what a repair does."""
         if self.other is None:
             return self.wrong
-        adopts = self.other.is_later or self.other.is_elsewhere
-        ways = "makes that its content" if adopts else "puts that into lost+found"
+        is_content = self.other.is_later or self.other.is_elsewhere
+        ways = "makes that its content" if is_content else "puts that into lost+found"
         return Wrong(self.wrong.record, f"{self.what}; 'lamfs fsck --repair' {ways}")
 
 
 class Mended(NamedTuple):
-    """What became of it: a sentence, if something did; what is still wrong; the object key that an artifact has now."""
+    """The outcome of a repair. ``text``: a sentence, if something was done; ``left``: the problem that remains;
+    ``used``: the object key that belongs to an artifact now."""
 
     text: str | None
     left: Wrong | None
@@ -108,7 +112,7 @@ class Mended(NamedTuple):
 
 
 def told(item: ObjectStat, meta: ObjectMeta | None) -> str:
-    """Size and time of an object, and what it says, for people."""
+    """Size and time of an object, and its metadata, for people."""
     facts = [f"{item.size} bytes", iso(item.mtime_ns)[:19]]
     if meta is not None:
         if meta.key is not None:
@@ -122,14 +126,14 @@ def told(item: ObjectStat, meta: ObjectMeta | None) -> str:
 
 
 def look(instance: Instance, record: ArtifactRecord) -> Other | None:
-    """What is where the bytes of an artifact should be; None: they are, or nothing is. Raises storage errors."""
+    """The object in the place of an artifact's bytes; None: it is right, or missing. Raises storage errors."""
     try:
         item = finish(conflicts.object_at(DirectWorker(instance.store), record.revision.object_key))
         if item is None or (item.size, item.etag) == (record.size, record.revision.etag):
             return None
         return Other(record, item, instance.store.meta(item.key))
     except (InvalidName, ObjectMissing):
-        return None  # no object has such a name, or it has just gone
+        return None  # no object has such a key, or the object has just gone
     except StorageError as error:
         if error.errno == errno.ENAMETOOLONG:
             return None
@@ -139,8 +143,9 @@ def look(instance: Instance, record: ArtifactRecord) -> Other | None:
 def find(
     instance: Instance, wrong: Iterable[Wrong], unknown: Iterable[tuple[ObjectStat, ObjectMeta | None]], *, shared: bool
 ) -> list[Seen]:
-    """What is in storage instead of the objects of artifacts: in their place, or elsewhere, among the objects that are
-    ``unknown`` to the registry, the latest revision of the artifact. ``shared``: other instances use this storage."""
+    """Find what storage has instead of the right objects of artifacts. An artifact's other object is in the same place,
+    or it is the latest revision of the artifact among the objects that are ``unknown`` to the registry. ``shared``:
+    other instances use this storage."""
     latest: dict[str, tuple[ObjectStat, ObjectMeta]] = {}
     for item, meta in unknown:
         if meta is not None and (meta.uid not in latest or (latest[meta.uid][1].revision or 0) < (meta.revision or 0)):
@@ -156,15 +161,15 @@ def find(
         if other is None and record.uid in latest:
             other = Other(record, *latest[record.uid])
         if other is not None and not (other.is_later or (other.is_elsewhere and other.is_same_number)):
-            # Of the very revision that was saved: that is damage. In a place that others use: it may be theirs.
+            # The very revision that was saved: damage, or, in a storage that others share, perhaps theirs.
             other = None if other.is_elsewhere or other.is_itself or shared else other
         seen.append(Seen(each, other, "" if other is None else instance.store.url(other.item.key)))
     return seen
 
 
 def _changed(instance: Instance, other: Other, problem: str, *, read: bool) -> str:
-    """What is wrong with an object that says it is the very revision which the registry knows. ``read``: tell by its
-    bytes, if its size does not. Raises StorageUnavailable."""
+    """The problem of an object that says it is the revision in the registry. ``read``: compare the bytes when the sizes
+    are equal. Raises StorageUnavailable."""
     record, item, _ = other
     right = None if item.size == record.size else False
     if right is None and read:
@@ -191,9 +196,9 @@ def _changed(instance: Instance, other: Other, problem: str, *, read: bool) -> s
 
 
 def mend(instance: Instance, seen: Seen, progress: Callable[[int], None] | None = None) -> Mended:
-    """See that the bytes of an object which is not what the registry says can be read: all of it is read.
+    """Mend an artifact: make its other object its content, or a file of ``lost+found``. All of the object is read.
 
-    ``progress`` is told how many bytes. Raises StorageUnavailable.
+    ``progress`` gets how many bytes. Raises StorageUnavailable.
     """
     wrong, other, _ = seen
     if other is None:
@@ -201,13 +206,13 @@ def mend(instance: Instance, seen: Seen, progress: Callable[[int], None] | None 
     record, url = wrong.record, instance.store.url(wrong.record.revision.object_key)
     what = f"the object {url} of '{record.place}' {seen.what}"
     try:
-        if _adopt(instance, other, progress):
+        if _make_content(instance, other, progress):
             text = f"{what}; that is its content now"
             if other.is_later:
                 text += f", and the {record.size} bytes of revision {record.number} are in storage no more"
             return Mended(text, None, other.item.key)
         if other.is_elsewhere:
-            return Mended(None, wrong, None)  # it is kept as any object that no artifact references
+            return Mended(None, wrong, None)  # it is kept as an orphan
         place = _keep(instance, other, progress)
     except StorageUnavailable:
         raise
@@ -222,10 +227,10 @@ def mend(instance: Instance, seen: Seen, progress: Callable[[int], None] | None 
     return Mended(None, Wrong(record, f"{seen.what}; the file is being written, try again later"), None)
 
 
-def _adopt(instance: Instance, other: Other, progress: Callable[[int], None] | None) -> bool:
-    """Make a revision that is in storage the content of its artifact; whether it is that now.
+def _make_content(instance: Instance, other: Other, progress: Callable[[int], None] | None) -> bool:
+    """Make a revision in storage the content of its artifact. Returns whether it is.
 
-    Not when its bytes are not those that it says, or somebody is writing the file.
+    It is not when its bytes differ from what its metadata says, or somebody writes the file.
     """
     record, item, meta = other
     if meta is None or meta.revision is None or not (other.is_later or (other.is_elsewhere and other.is_same_number)):
@@ -240,7 +245,7 @@ def _adopt(instance: Instance, other: Other, progress: Callable[[int], None] | N
 
 
 def _keep(instance: Instance, other: Other, progress: Callable[[int], None] | None) -> str | None:
-    """Make the object a file of ``lost+found``; its key there. None: somebody is writing the file, or did."""
+    """Make the object a file of ``lost+found``. Returns its key there; None: somebody writes the file, or did."""
     record, item, meta = other
     content, etag = direct.hash_object(instance.store, item.key, progress)
     if etag != item.etag:

@@ -1,9 +1,8 @@
-"""One instance as it is open in a process: registry, store and cache, wired together. Synchronous.
+"""The open parts of one instance in a process: registry, store and cache. Synchronous.
 
-May be shared by threads: each gets its own registry connection and cache index. After fork(2) the child gets its own of
-everything. What it shares with other processes of this machine is in files of ``settings.directory``: ``in-use``
-(flock(2): shared by whoever has the registry open, exclusive for whoever replaces or removes it) and what held.py tells
-of this machine's lease.
+Threads may share it: each gets its own registry connection and cache index. After fork(2) the child opens everything
+anew. What processes of this machine share is in files of ``settings.directory``: ``in-use`` (flock(2): shared by each
+process with an open registry, exclusive for one that replaces or removes it), and held.py's notes of the lease.
 """
 
 from __future__ import annotations
@@ -30,27 +29,26 @@ if TYPE_CHECKING:
     from lamfs.cache.index import CacheIndex
     from lamfs.registry import Registry, User
 
-FENCE = "fence"
-"""Key of the meta table: the number of the lease (lock.py) under which a registry was written."""
 PROVEN_SECONDS = 1.0
-"""So long storage is not asked again whose the lease is, while it holds by this machine's clock."""
+"""Seconds for which storage's answer about the lease is believed, while it holds by this machine's clock."""
 
 
 _OF_DAMAGE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
-"""What Python raises when a value is not of the kind that it has always been."""
+"""Errors that Python raises when a value has a kind that it never had before."""
 
 
 class Opened:
     """Registry, store and cache of one instance, each opened when it is first used.
 
-    ``store``: one to use, which stays open. Context manager: closes what the leaving thread has opened, and the store.
+    ``store``: one to use; it stays open at the end. Context manager: closes the leaving thread's connections, and the
+    store.
     """
 
     def __init__(self, settings: InstanceSettings, *, store: ObjectStore | None = None) -> None:
         self.settings = settings
         self._given_store = store
         self.notices: list[str] = []
-        """What was noticed on the way that its user should hear of, once."""
+        """Sentences for the user about what was noticed on the way."""
         self._guard = threading.Lock()
         self._reset()
 
@@ -59,19 +57,19 @@ class Opened:
         self._store = self._given_store
         self._thread = threading.local()
         self._in_use: int | None = None
-        self._generation = 0  # of working copies: one per ``alone``
+        self._generation = 0  # counts working copies: one more for each ``alone``
         self._proven = float("-inf")
         self._users: dict[str, User] = {}
 
     @classmethod
     def open(cls, slug: str | None = None) -> Self:
-        """The instance of that slug; None: the current one. Raises NotSetUp, and RegistryError when it is damaged."""
+        """Open the instance of a slug; None: the current one. Raises NotSetUp, and RegistryError when it is damaged."""
         instance = cls(config.load_instance(slug))
         _ = instance.registry
         return instance
 
     def _own(self) -> None:
-        """After a fork, what the parent opened is left to the parent."""
+        """Forget what the parent opened, after a fork: it belongs to the parent."""
         if self._pid != os.getpid():
             self._guard = threading.Lock()
             self._reset()
@@ -82,7 +80,7 @@ class Opened:
         self._own()
         found: Registry | None = getattr(self._thread, "registry", None)
         if found is not None and self._thread.generation != self._generation:
-            # Another thread was alone meanwhile: this connection may be to a registry that was put aside.
+            # Another thread was in ``alone`` meanwhile: this connection may be to a registry that was put aside.
             del self._thread.registry
             found.close()
             found = None
@@ -95,8 +93,8 @@ class Opened:
         return found
 
     def refuse_damaged(self) -> None:
-        """Before anything is asked of the storage, or written: a working copy is whole, or there never was one. Raises
-        DamagedRegistry, RegistryError."""
+        """Raise DamagedRegistry or RegistryError unless the working copy is whole, or there never was one. Called
+        before anything is asked of the storage, or written."""
         if self.settings.registry_path.exists() or written.had_one(self.settings):
             _ = self.registry
 
@@ -108,7 +106,7 @@ class Opened:
 
     @property
     def store(self) -> ObjectStore:
-        """The default storage. Opened once, shared by threads."""
+        """The default storage. It is opened once, and threads share it."""
         self._own()
         with self._guard:
             if self._store is None:
@@ -132,7 +130,7 @@ class Opened:
         return found
 
     def user(self) -> User | None:
-        """The registry's row of who works here now, made when missing."""
+        """The registry's row of the current user, made when missing."""
         user = config.current_user()
         found = self._users.get(user.handle)
         if found is None:
@@ -146,13 +144,14 @@ class Opened:
     # -- the lease ----------------------------------------------------------------------------------------------
 
     def lease(self, store: LockStore | None = None) -> Lease:
-        """The lock object of this instance in storage. ``store``: what reaches it; None: the instance's own."""
+        """The lock object of this instance in storage. ``store``: how it is reached; None: through the instance's own
+        store."""
         holder = Holder(config.current_user().handle, socket.gethostname(), config.machine_token())
         return Lease(store or self.store, self.settings.id, holder, slug=self.settings.slug)
 
     def prove(self) -> None:
-        """Return when storage itself says that the lease is this machine's: before the registry is pushed, before
-        objects are deleted, and before some are replaced that other machines may use.
+        """Return when storage confirms that this machine has the lease. Called before the registry is pushed, before
+        objects are deleted, and before objects are replaced that other machines may use.
 
         Raises LeaseLost when another machine has it, and storage errors.
         """
@@ -180,18 +179,18 @@ class Opened:
         self._proven = now
 
     def lease_seconds(self) -> float:
-        """How long a lease that is taken now holds: while a mount lives, that renews it."""
+        """Seconds for which a lease is taken now: short while a mount lives, which renews it."""
         from lamfs.ops import mounts
 
         return lock.MOUNT_SECONDS if mounts.is_written(self.settings) else lock.LEASE_SECONDS
 
     def check_own(self) -> None:
         """Raise RegistryError unless the working copy is of the instance and storage that the settings name."""
-        settings, db = self.settings, self.registry.db
-        slug, root = db.get_meta("slug"), db.get_meta("root")
-        if root is None:  # made by an older lamfs, which did not say
+        settings = self.settings
+        slug, _, root = self.registry.file.about()
+        if root is None:  # an older lamfs made it, and did not note this
             root = settings.storage.root
-            self.registry.move_to(root)
+            self.registry.file.move_to(root)
         if (slug, root) != (settings.registry_slug, settings.storage.root):
             raise RegistryError(
                 f"The working copy {settings.registry_path} is of the instance '{slug}' in {root}, not of"
@@ -200,12 +199,12 @@ class Opened:
             )
 
     def fence(self) -> int:
-        """The number with which the working copy was changed last; 0 without one."""
+        """The number of the lease under which the working copy was changed last; 0: it has none."""
         if not self.settings.registry_path.exists():
             return 0
         try:
-            return int(self.registry.db.get_meta(FENCE, 0))
-        except (RegistryError, ValueError, TypeError):
+            return self.registry.file.fence() or 0
+        except RegistryError:
             return 0
 
     def release_lease(self, *, forget: bool = False) -> None:
@@ -215,10 +214,10 @@ class Opened:
 
     @contextlib.contextmanager
     def alone(self, purpose: str) -> Iterator[None]:
-        """No process of this machine has the registry open inside the block; this thread's connection is closed, and
-        other threads of this one open theirs anew when they use it next.
+        """Make sure that no process of this machine has the registry open inside the block. This thread's connection is
+        closed. Other threads of this process open theirs anew when they use it next.
 
-        Raises Locked when another process, or another Opened, has it.
+        Raises Locked when another process, or another Opened, has it open.
         """
         self.close_thread()
         with self._guard:
@@ -241,18 +240,18 @@ class Opened:
     # -- the end ------------------------------------------------------------------------------------------------
 
     def close_thread(self) -> None:
-        """Close what the calling thread has opened."""
+        """Close the calling thread's connections."""
         for name in ("registry", "index"):
             thing = getattr(self._thread, name, None)
             if thing is not None:
                 delattr(self._thread, name)
-                if name == "registry" and thing.db.changes():
+                if name == "registry" and thing.file.is_changed():
                     with contextlib.suppress(LamfsError):
                         written.note(self.settings, thing)
                 thing.close()
 
     def close(self) -> None:
-        """Close the calling thread's connections and the store. Other threads' end with their threads."""
+        """Close the calling thread's connections and the store. Those of other threads end with their threads."""
         self._own()
         self.close_thread()
         with self._guard:
@@ -277,11 +276,11 @@ class Opened:
             self.close()
 
     def _blame_damage(self, error: BaseException) -> None:
-        """What nobody expected may come of values that were changed on the disk: then that is what is said."""
+        """Raise DamagedRegistry when an unexpected error comes of values that were changed on the disk."""
         registry: Registry | None = getattr(self._thread, "registry", None)
         if registry is not None:
             try:
-                registry.db.check_values()
+                registry.file.check_values()
             except DamagedRegistry as damaged:
                 raise damaged from error
 

@@ -1,8 +1,8 @@
-"""Objects that no artifact references: named, kept as files of ``lost+found``, deleted only when a person says so.
+"""Reports objects that no artifact references, keeps them as files of ``lost+found``, and deletes them on request.
 
-Synchronous, any thread. That this registry does not know an object says nothing of the object: after another machine
-was taken over from an old copy of the registry, these are its newest files. So each is named with what it says of
-itself, which is a hint and no more; keeping one makes an artifact of it where it is, after all of it was read.
+Synchronous, any thread. An object that this registry does not know may still be wanted: after another machine was taken
+over from an old copy of the registry, these are its newest files. So each is reported with its metadata, which is a
+hint and not a proof. Keeping an object reads all of it, and makes an artifact of it where it is.
 """
 
 from __future__ import annotations
@@ -18,56 +18,50 @@ from lamfs.model import ARTIFACT_UID_LEN, AUTO_KEY_PREFIX, ObjectMeta, Revision,
 from lamfs.ops import alone, newer, recover
 from lamfs.ops.instance import Instance
 from lamfs.pool import Pool
-from lamfs.registry.rules import RETAINED
 from lamfs.storage.base import ObjectStat
 from lamfs.work import direct, unknown
 
 PURGE_DAYS = 30
-"""Younger orphans are never deleted."""
+"""Days; younger orphans are never deleted."""
 _DAY_NS = 24 * 3600 * 1_000_000_000
 MOST_ASKED = 10_000
-"""So many objects at keys that lamfs has not made up are asked what they are: others may use the storage, too."""
+"""Objects at keys not made by lamfs that are asked for their metadata: other programs may use the storage, too."""
 
 
 class Orphan(NamedTuple):
-    """An object that no artifact references, and what it says of itself."""
+    """An object that no artifact references, and its metadata."""
 
     item: ObjectStat
     meta: ObjectMeta | None
 
     @property
     def old(self) -> bool:
-        """Whether it may be deleted."""
+        """Whether it is old enough to be deleted."""
         return now_ns() - self.item.mtime_ns > PURGE_DAYS * _DAY_NS
 
     @property
     def told(self) -> str:
-        """Size, time and what it says, for people."""
+        """Size, time and metadata, for people."""
         return newer.told(self.item, self.meta)
 
 
 @dataclass(slots=True)
 class Found:
-    """``orphans``: what may be kept or deleted; ``notes``: a sentence for each object that is left alone, and why."""
+    """``orphans``: objects that may be kept or deleted; ``notes``: a sentence for each object that is left alone, with
+    the reason."""
 
     orphans: list[Orphan] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def used(instance: Instance) -> set[str]:
-    """Object keys that an artifact or a journal row names now."""
-    db = instance.registry.db
-    return {row[0] for row in db.all("SELECT object_key FROM revision UNION SELECT object_key FROM journal")}
-
-
 def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs: int) -> Found:
-    """Which objects of a listing are orphans. ``shared``: other instances use this storage, whose objects these may be.
+    """Find the orphans of a listing. ``shared``: other instances use this storage, and the objects may be theirs.
 
-    At keys that lamfs has not made up only those are that say that they were an artifact's.
+    An object whose key lamfs has not made is an orphan only when its metadata says that it was an artifact's.
     """
     registry, store = instance.registry, instance.store
     found = Found()
-    known = used(instance)
+    known = registry.rescue.named_objects()
     asked: list[ObjectStat] = []
     strangers = 0
     for item in sorted(items):
@@ -75,7 +69,7 @@ def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs:
             continue
         name = f"storage: {store.url(item.key)}"
         own = OWN_OBJECT.fullmatch(item.key) is not None
-        if registry.db.get_meta(f"{RETAINED}{item.key}"):
+        if registry.names.is_retained(item.key):
             found.notes.append(f"{name} is no artifact's, and somebody wanted it to stay")
         elif shared or (not own and strangers == MOST_ASKED):
             found.notes.append(f"{name} is no artifact's")
@@ -86,7 +80,7 @@ def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs:
     with Pool(jobs, "lamfs-orphans") as pool:
         for item, future in pool.unordered(lambda item: _ask(instance, item), asked):
             answers[item.key] = future.result()
-    known = used(instance)  # what was stored while the listing came
+    known = registry.rescue.named_objects()  # with what was stored during the listing
     for item in asked:
         orphan = answers[item.key]
         if orphan is None or item.key in known:
@@ -99,7 +93,7 @@ def find(instance: Instance, items: Iterable[ObjectStat], *, shared: bool, jobs:
 
 
 def _ask(instance: Instance, item: ObjectStat) -> Orphan | None:
-    """What an object says of itself; None: it is not there any more, or no object."""
+    """An object with its metadata; None: it is gone, or not an object."""
     try:
         return Orphan(item, instance.store.meta(item.key))
     except StorageError as error:
@@ -112,9 +106,10 @@ def _ask(instance: Instance, item: ObjectStat) -> Orphan | None:
 
 
 def keep(instance: Instance, orphan: Orphan, progress: Callable[[int], None] | None = None) -> str | None:
-    """Make an orphan a file in ``lost+found``, where it is in storage; its key there. None: it is one no more.
+    """Make an orphan a file in ``lost+found``, where it is in storage. Returns its key there; None: an artifact has it
+    now.
 
-    All of it is read. ``progress`` is told how many bytes. Raises ObjectChanged when somebody writes it, and storage
+    All of it is read. ``progress`` gets how many bytes. Raises ObjectChanged when somebody writes it, and storage
     errors.
     """
     registry = instance.registry
@@ -129,21 +124,21 @@ def keep(instance: Instance, orphan: Orphan, progress: Callable[[int], None] | N
 
 
 def _uid(instance: Instance, orphan: Orphan) -> str:
-    """The uid that it says, or else that its key says, if no artifact has that; else a new one."""
-    said = orphan.meta.uid if orphan.meta is not None else None
+    """The uid in its metadata, or else in its key, unless an artifact has that; otherwise a new one."""
+    uid = orphan.meta.uid if orphan.meta is not None else None
     match = OWN_OBJECT.fullmatch(orphan.item.key)
-    if said is None and match is not None:
-        said = orphan.item.key.removeprefix(AUTO_KEY_PREFIX)[:ARTIFACT_UID_LEN]
-    return said if said is not None and instance.registry.artifacts.by_uid(said) is None else new_uid()
+    if uid is None and match is not None:
+        uid = orphan.item.key.removeprefix(AUTO_KEY_PREFIX)[:ARTIFACT_UID_LEN]
+    return uid if uid is not None and instance.registry.artifacts.by_uid(uid) is None else new_uid()
 
 
 # -- deleting ---------------------------------------------------------------------------------------------------------
 
 
 def purge(instance: Instance, orphans: Iterable[Orphan]) -> list[Orphan]:
-    """Delete orphans that are older than PURGE_DAYS, and are what they were when they were found; which those are.
+    """Delete orphans that are older than PURGE_DAYS and have not changed since they were found. Returns those.
 
-    Raises what stopped it; then their deletion stays owed.
+    Raises the error that stopped it; the deletion stays owed then.
     """
     registry, store = instance.registry, instance.store
     gone: list[Orphan] = []

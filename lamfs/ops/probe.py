@@ -1,7 +1,7 @@
-"""Checking a storage before it is relied on, and remembering what takes long to find out. Synchronous, any thread.
+"""Checks a storage before it is relied on, and remembers the slow part of the check. Synchronous, any thread.
 
-Whether a race of conditional writes has one winner is found by racing: many requests, and on some servers seconds of
-waiting. A server that has proven it is believed for a day, so that a mount after a crash is there at once.
+Only a race shows whether a race of conditional writes has one winner: it takes many requests, and on some servers
+seconds of waiting. A server that has passed is trusted for a day, so a mount after a crash is there at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ BELIEVED_NS = 24 * 3600 * 10**9
 
 
 def check_storage(instance: Instance, *, write: bool) -> Capabilities:
-    """ObjectStore.check of an instance's storage, with what is known of its server. Raises as that does."""
+    """Check an instance's storage as ObjectStore.check does, with what is known of its server. Raises what that
+    raises."""
     storage = instance.settings.storage
     path = instance.settings.directory / NAME
     server = {"root": storage.root, "endpoint_url": storage.endpoint_url}

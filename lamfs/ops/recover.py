@@ -1,8 +1,8 @@
-"""Storage work that is owed: finished by whatever process comes next when the one that began it is gone. Synchronous.
+"""Finishes the storage work of processes that are gone, in any process that comes next. Synchronous.
 
 Any thread; ``alone.storage_work`` makes the threads of one process take turns at deciding what happens to an object.
-Processes keep apart through the journal (Journal.claimed, Journal.adopt). The order is always: object first, registry
-row second, stale object last.
+The journal keeps processes apart (Journal.claimed, Journal.adopt). The order is always: object first, registry row
+second, stale object last.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ put_work = threading.RLock()
 
 RETRY_NS = 5_000_000_000
 SYNC_SILENCE = 60.0
-"""Seconds that a mount which was asked to sync may say nothing."""
+"""Seconds without an answer from a mount that was asked to sync."""
 TRIES = 4
-"""Times that a put meets somebody else's object before it is left for later."""
+"""Times that a put meets another program's object before it is left for later."""
 
 
 def finish_all(instance: Instance, *, strict: bool = True) -> None:
-    """Finish the saves, puts, moves and deletes of processes that are gone, and this process's own that waited.
+    """Finish the saves, puts, moves and deletes of processes that are gone, and those of this process that waited.
 
-    With ``strict`` raises what stopped one of them; else that is logged, and it stays owed.
+    ``strict``: raise the error that stops one of them. Otherwise it is logged, and the work stays owed.
     """
     finish_saves(instance, strict=strict)
     finish_puts(instance, strict=strict)
@@ -57,13 +57,13 @@ def _trouble(instance: Instance, entry: Owed, error: LamfsError, strict: bool) -
 
 
 def finish_saves(instance: Instance, *, strict: bool = False) -> int:
-    """Finish or undo the saves of dead processes: forward when the object holds exactly the announced bytes.
+    """Finish or undo the saves of dead processes. A save is finished when its object has exactly the announced bytes.
 
     Returns how many became artifacts.
     """
     journal = instance.registry.journal
     count = 0
-    with alone.storage_work:  # who announces a save holds it until the save is known to be active
+    with alone.storage_work:  # a process that announces a save has this lock until the save is in ``active``
         journal.adopt(("save",))
         mine = [entry for entry in journal.mine(Save) if entry.id not in alone.active]
     for entry in mine:
@@ -78,7 +78,7 @@ def finish_saves(instance: Instance, *, strict: bool = False) -> int:
 
 
 def finish_puts(instance: Instance, *, strict: bool = False) -> int:
-    """Store what a mount that is gone had still to store; nothing happens while another mount can do it.
+    """Store what a mount that is gone still owes; nothing happens while another mount can do it.
 
     Returns how many files were stored.
     """
@@ -87,7 +87,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
     registry = instance.registry
     journal = registry.journal
     if not journal.puts() and not registry.replay.is_needed():
-        return 0  # whatever is there instead of a spool
+        return 0  # the spool is not needed
     try:
         spool = spools.find(instance.settings, instance.registry)
     except StorageError as error:
@@ -96,7 +96,7 @@ def finish_puts(instance: Instance, *, strict: bool = False) -> int:
         log.warning("%s", error)
         return 0
     if spool is None:
-        return 0  # the disk it is on is not there
+        return 0  # its disk is not mounted
     with spool, put_work:
         return _finish_puts(instance, spool, strict)
 
@@ -128,20 +128,16 @@ def _finish_puts(instance: Instance, spool: SpoolFolder, strict: bool) -> int:
 
 
 def finish_put(instance: Instance, spool: SpoolFolder, entry: Put) -> bool:
-    """Store one spool file; False when its file is gone from the tree. Raises InvalidName when the row names none,
-    storage errors, and OSError."""
+    """Store one spool file. Returns False when its file is gone from the tree. Raises InvalidName when the row names no
+    spool file, storage errors, and OSError."""
     registry, src = instance.registry, check_spool_name(entry.src)
     inode = registry.tree.get(entry.ino)
     if inode is None or not stat.S_ISREG(inode.mode):
-        with registry.db.transaction():
-            registry.journal.done(entry.id)
-            doubted = entry.object_key is None or entry.doubted  # it may be another machine's
-            if not doubted and registry.artifacts.with_object(entry.object_key or "") is None:
-                registry.journal.add_delete(entry.object_key or "")
+        registry.commits.abandon_put(entry)
         spool.unlink(src)
         return False
     if entry.state != "ready":
-        # Its writer died with the file open: the bytes it wrote are what there is.
+        # Its writer died with the file open: the bytes that were written count.
         registry.journal.ready_put(entry.ino, scratch=registry.names.is_scratch(entry.ino))
         again = registry.journal.put_of(entry.ino)
         assert again is not None
@@ -156,7 +152,7 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: Put) -> bool:
         except ObjectChanged as error:
             if told.conflict is None:
                 raise
-            # Both are kept: what the put has is a file of its own now, and is stored as that.
+            # Both are kept: the put's bytes have a file of their own now, and are stored as that.
             messages.warn(str(error))
             told.conflict = None
         left = registry.journal.get_put(entry.id)
@@ -171,8 +167,8 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: Put) -> bool:
     return committed.record is not None
 
 
-def settle(instance: Instance, ino: int) -> bool:
-    """See to it that what a mount has still to store of a file is stored. False, after a warning, when it is not."""
+def ensure_stored(instance: Instance, ino: int) -> bool:
+    """Have a file's pending bytes stored. Returns False, after a warning, when they are not."""
     journal = instance.registry.journal
     if journal.put_of(ino) is None:
         return True
@@ -200,7 +196,7 @@ def settle(instance: Instance, ino: int) -> bool:
 def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abort"), strict: bool = False) -> None:
     """Run the moves, deletes and aborts that this process or a dead one owes.
 
-    What fails stays owed (or raises, ``strict``).
+    ``strict``: raise the error of one that fails. Otherwise it stays owed.
     """
     wanted = set(ops)
     journal = instance.registry.journal
@@ -222,7 +218,7 @@ def run_owed(instance: Instance, *, ops: Iterable[str] = ("move", "delete", "abo
 
 
 def _move(instance: Instance, moves: Moves, entry: Move) -> None:
-    """Bring an object all the way home, as far as nobody is in the way."""
+    """Move an object until it has its right key, as far as no other object is in the way."""
     registry = instance.registry
     while registry.journal.get(entry.id) is not None:
         before = registry.artifacts.by_uid(entry.uid)
@@ -232,8 +228,8 @@ def _move(instance: Instance, moves: Moves, entry: Move) -> None:
 
 
 def _delete(instance: Instance, moves: Moves, entries: list[Delete]) -> LamfsError | None:
-    """Delete what these rows mean, and strike them off; what stopped one of them. What storage refuses of one object
-    keeps no other one."""
+    """Delete the objects of these rows, and strike the rows off. Returns the error that stopped one of them. An object
+    that storage refuses to delete does not stop the others."""
     journal = instance.registry.journal
     try:
         finish(moves.delete(entries))
@@ -243,7 +239,7 @@ def _delete(instance: Instance, moves: Moves, entries: list[Delete]) -> LamfsErr
             for key in keys:
                 problem = _delete(instance, moves, [entry for entry in entries if entry.object_key == key])
                 if isinstance(problem, StorageUnavailable):
-                    return problem  # the others would have to wait for nothing, too
+                    return problem  # the others would wait in vain, too
             return error
         for entry in entries:
             if journal.get(entry.id) is not None:

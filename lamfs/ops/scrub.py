@@ -1,10 +1,10 @@
-"""Reading everything in storage and comparing it with the registry's hash of each block: ``fsck --data``. Synchronous.
+"""Reads everything in storage, and compares each block with the registry's hash: ``fsck --data``. Synchronous.
 
-One round over all artifacts may take days, so it can be interrupted at any moment and goes on when it is started again.
-What has been found right in this round is in ``scrub.log`` beside the registry: one entry of 24 bytes an artifact, with
-a fingerprint of the revision that was read, so that one that has changed since is read again. Entries are appended, and
-an artifact of many blocks gets one now and then; a torn or zeroed entry fits no artifact. What has been found damaged
-is in damage.py's keeping, and is read again the next time.
+One round over all artifacts may take days. It can be interrupted at any moment, and goes on when it is started again.
+``scrub.log`` beside the registry has what was found right in this round: one entry of 24 bytes an artifact. An entry
+has a fingerprint of the revision that was read, so an artifact that has changed since is read again. Entries are
+appended, and an artifact of many blocks gets one now and then. A torn or zeroed entry fits no artifact. Damage is noted
+in damage.py, and damaged artifacts are read again the next time.
 """
 
 from __future__ import annotations
@@ -32,29 +32,26 @@ JOBS = 8
 CHECKPOINT_BLOCKS = 64
 """Blocks of one artifact between two entries in the log."""
 MOST_UNREAD = 8
-"""So many artifacts in a row that cannot be read: storage is away, and the round is left for later."""
+"""Unreadable artifacts in a row that mean that storage is away; the round is left for later."""
 PASSES = 3
-"""How often is looked for what was saved, replaced or moved while the rest was read."""
+"""Passes that look for what was saved, replaced or moved while the rest was read."""
 _ENTRY = struct.Struct("<qq8s")
-"""Artifact id, number of leading blocks that are right, fingerprint."""
+"""An entry: artifact id, number of leading blocks that are right, fingerprint."""
 
 
 class Watcher(Protocol):
-    """Who is told how far it is, in bytes. Called from this thread."""
+    """Gets the progress of a round, in bytes. Called from this thread."""
 
     def begin(self, done: int, total: int) -> None:
-        """So much of so much was done by an earlier run."""
+        """``done`` of ``total`` bytes were read by an earlier run."""
 
     def add(self, count: int) -> None:
-        """So much more is done."""
+        """``count`` more bytes are read."""
 
 
 @dataclass(slots=True)
 class Result:
-    """What one run read, in artifacts and bytes; what earlier runs of the same round did; and what is still unread.
-
-    Damage is in damage.known().
-    """
+    """What one run read, in artifacts and bytes; what earlier runs of the same round read; and what is still unread."""
 
     artifacts: int = 0
     bytes: int = 0
@@ -65,7 +62,7 @@ class Result:
 
 @dataclass(slots=True)
 class _Reading:
-    """An artifact that is being read. ``right``: leading blocks that are; ``ahead``: right blocks after a gap."""
+    """An artifact that is being read. ``right``: leading blocks that are right; ``ahead``: right blocks after a gap."""
 
     record: ArtifactRecord
     right: int
@@ -76,7 +73,7 @@ class _Reading:
     error: LamfsError | None = None
 
     def over(self) -> bool:
-        """Whether all that was asked for is back, and nothing more will be asked for."""
+        """Whether every block that was asked for has come, and no more will be asked for."""
         count = self.record.revision.block_count()
         return self.back == self.asked and (
             self.error is not None or len(self.ahead) + len(self.wrong) + self.right == count
@@ -84,7 +81,7 @@ class _Reading:
 
 
 class Log:
-    """The entries of this round. One process at a time."""
+    """The entries of this round. One process at a time has them."""
 
     def __init__(self, instance: Instance, *, restart: bool) -> None:
         path = instance.settings.directory / "scrub.log"
@@ -106,24 +103,24 @@ class Log:
                     self._right[ident] = (blocks, mark)
 
     def close(self) -> None:
-        """Let others check. What was noted stays."""
+        """Let other processes check. The entries stay."""
         os.close(self._fd)
 
     def right(self, record: ArtifactRecord) -> int:
-        """How many leading blocks of an artifact's revision were found right."""
+        """Leading blocks of an artifact's revision that were found right."""
         assert record.id is not None
         blocks, mark = self._right.get(record.id, (0, b""))
         return blocks if mark == _fingerprint(record) else 0
 
     def note(self, record: ArtifactRecord, blocks: int) -> None:
-        """So many leading blocks are right."""
+        """Note how many leading blocks are right."""
         assert record.id is not None
         mark = _fingerprint(record)
         self._right[record.id] = (blocks, mark)
         os.write(self._fd, _ENTRY.pack(record.id, blocks, mark))
 
     def end(self) -> None:
-        """The round is over: the next run begins a new one."""
+        """End the round: the next run begins a new one."""
         os.ftruncate(self._fd, 0)
 
 
@@ -140,24 +137,25 @@ def run(
     restart: bool = False,
     watcher: Watcher | None = None,
 ) -> Result:
-    """Read what this round has not read yet, but for artifacts with a uid in ``leave_out``; damage is recorded.
+    """Read the artifacts that this round has not read yet, except those whose uid is in ``leave_out``. Damage is
+    recorded.
 
-    Raises Locked when another process does the same; StorageError when storage is away: then, as after an interrupt,
-    the next run goes on from there.
+    Raises Locked when another process does the same, and StorageError when storage is away. Then, as after an
+    interrupt, the next run goes on from there.
     """
     result = Result()
     log = Log(instance, restart=restart)
     try:
-        settled = set(leave_out)  # uids that are not to be read (again) in this run
-        todo = list(_todo(instance, log, settled))
+        finished = set(leave_out)  # uids that this run does not read (again)
+        todo = list(_todo(instance, log, finished))
         sizes = [record.size for record in _all(instance) if record.uid not in leave_out]
         left = sum(record.size - start * BLOCK_SIZE for record, start in todo)
         result.before, result.before_bytes = len(sizes) - len(todo), sum(sizes) - left
         if watcher is not None:
             watcher.begin(result.before_bytes, sum(sizes))
         for _ in range(PASSES):
-            _read_all(instance, log, todo, settled, result, jobs, watcher)
-            todo = list(_todo(instance, log, settled))
+            _read_all(instance, log, todo, finished, result, jobs, watcher)
+            todo = list(_todo(instance, log, finished))
             if not todo:
                 break
         if not todo and not result.unread:
@@ -171,10 +169,10 @@ def _all(instance: Instance) -> Iterator[ArtifactRecord]:
     return (record for record in instance.registry.artifacts.filter(visibility=None) if record.size)
 
 
-def _todo(instance: Instance, log: Log, settled: set[str]) -> Iterator[tuple[ArtifactRecord, int]]:
+def _todo(instance: Instance, log: Log, finished: set[str]) -> Iterator[tuple[ArtifactRecord, int]]:
     for record in _all(instance):
         start = log.right(record)
-        if record.uid not in settled and start < record.revision.block_count():
+        if record.uid not in finished and start < record.revision.block_count():
             yield record, start
 
 
@@ -182,7 +180,7 @@ def _read_all(
     instance: Instance,
     log: Log,
     todo: list[tuple[ArtifactRecord, int]],
-    settled: set[str],
+    finished: set[str],
     result: Result,
     jobs: int,
     watcher: Watcher | None,
@@ -216,7 +214,7 @@ def _read_all(
                 length = min(BLOCK_SIZE, reading.record.size - block * BLOCK_SIZE)
                 result.bytes += length
             if reading.over():
-                in_a_row = in_a_row + 1 if _judge(instance, log, reading, settled, result) else 0
+                in_a_row = in_a_row + 1 if _judge(instance, log, reading, finished, result) else 0
                 if in_a_row == MOST_UNREAD and reading.error is not None:
                     raise reading.error
             if watcher is not None:
@@ -233,8 +231,8 @@ def _advance(log: Log, reading: _Reading) -> None:
         log.note(reading.record, reading.right)
 
 
-def _judge(instance: Instance, log: Log, reading: _Reading, settled: set[str], result: Result) -> bool:
-    """An artifact has been read to its end, or to where an error came: keep what was found. Whether it is unread."""
+def _judge(instance: Instance, log: Log, reading: _Reading, finished: set[str], result: Result) -> bool:
+    """Record the result of an artifact that was read to its end, or to an error. Returns whether it is still unread."""
     record, error = reading.record, reading.error
     if reading.wrong:
         damage.record(instance, record, _where(reading.wrong), tuple(sorted(reading.wrong)))
@@ -244,16 +242,16 @@ def _judge(instance: Instance, log: Log, reading: _Reading, settled: set[str], r
     else:
         now = instance.registry.artifacts.by_uid(record.uid)
         if now is None or now.revision != record.revision:
-            return False  # somebody else's work; its new revision is for the next pass
+            return False  # another process's work; the next pass reads its new revision
         if isinstance(error, ObjectMissing):
             damage.record(instance, record, "is gone")
         elif isinstance(error, ObjectChanged):
             damage.record(instance, record, damage.REPLACED)
         else:
             result.unread.append(f"'{record.place}' (artifact {record.uid}) cannot be read: {error}")
-            settled.add(record.uid)
+            finished.add(record.uid)
             return True
-    settled.add(record.uid)
+    finished.add(record.uid)
     result.artifacts += 1
     return False
 
@@ -267,8 +265,8 @@ def _where(blocks: list[int]) -> str:
 
 
 def has_its_bytes(instance: Instance, record: ArtifactRecord, etag: str, jobs: int = JOBS) -> bool:
-    """Whether the object of an artifact, now of another ETag, has all the bytes that were saved. Raises storage
-    errors, ObjectChanged when it is replaced meanwhile."""
+    """Whether the object of an artifact, now with another ETag, has all the bytes that were saved. Raises storage
+    errors, and ObjectChanged when it is replaced meanwhile."""
     copy = dataclasses.replace(record, revision=dataclasses.replace(record.revision, etag=etag))
 
     def is_right(block: int) -> bool:

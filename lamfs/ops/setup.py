@@ -1,6 +1,6 @@
-"""login, init, connect, close, delete: what a person does with a whole instance. Synchronous.
+"""login, init, connect, close and delete: what a person does with a whole instance. Synchronous.
 
-``say`` gets one sentence per thing done; by default they go to lamfs's logger.
+``say`` gets one sentence for each thing that is done; by default they go to lamfs's logger.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 
 def login(handle: str, email: str | None = None, name: str | None = None, *, say: Say | None = None) -> UserSettings:
-    """Say who works here from now on; ``handle`` may be an e-mail address. Raises InvalidArgument."""
+    """Set the user of this machine; ``handle`` may be an e-mail address. Raises InvalidArgument."""
     if "@" in handle:
         handle, email = handle.partition("@")[0], email or handle
     known = config.known_user(handle)
@@ -71,11 +71,12 @@ def init(
     new: bool = False,
     say: Say | None = None,
 ) -> InstanceSettings:
-    """Make an instance with this default storage, and make it the current one; one that is there is connected.
+    """Make an instance with this default storage, and make it the current one. An instance that exists is connected.
 
-    The name is the last part of the storage's root unless given, the owner who is logged in. Where one was whose
-    registry is gone or damaged none is made, unless ``new``: its objects then stay where they are, and are nobody's.
-    Raises InvalidArgument, Locked, RegistryError (one was there), and storage errors (missing, forbidden, read-only).
+    ``name``: by default the last part of the storage's root; ``owner``: by default the current user. Where an instance
+    has lost its registry, or has a damaged one, no new one is made, unless ``new``: the objects then stay where they
+    are, and belong to no artifact. Raises InvalidArgument, Locked, RegistryError (an instance was there), and storage
+    errors (missing, forbidden, read-only).
     """
     root = parse_root(storage)
     inside = mounts.find_by_path(root) if root.startswith("/") else None
@@ -103,7 +104,7 @@ def init(
             return settings
         instance.take_lease()
         _create_registry(instance)
-        instance.hold()  # the registry says under which lease it was made
+        instance.hold()  # so the registry says under which lease it was made
         tell = say or messages.info
         tell(f"updating & unlocking cloud SQLite '{root}/{settings.snapshot_key}' of instance '{slug}'")
         snapshot.push(instance)
@@ -114,8 +115,8 @@ def init(
 
 
 def _is_free(instance: Instance, new: bool) -> bool:
-    """Whether an instance may be made here; False when there is one. Raises RegistryError when one was here, and
-    InvalidArgument when one is and another was wanted (``new``)."""
+    """Whether an instance may be made here; False when one exists. Raises RegistryError when one was here, and
+    InvalidArgument when one exists and a ``new`` one was wanted."""
     settings = instance.settings
     there = settings.registry_path.exists()
     if not there and snapshot.exists(instance):
@@ -135,7 +136,7 @@ def _is_free(instance: Instance, new: bool) -> bool:
     traces = kept.traces(instance.store, settings.id)
     own = instance.lease().peek()
     if traces == ["its lock"] and (own is None or own.machine == config.machine_token()):
-        return True  # an 'init' that did not come to its end
+        return True  # an 'init' that was interrupted
     if traces:
         raise RegistryError(
             f"The storage {settings.storage.root} holds {' and '.join(traces)}, but the registry of the instance"
@@ -149,7 +150,7 @@ _LOCKED = "locked instance (to unlock and push changes to the cloud SQLite file,
 
 
 def _anew(settings: InstanceSettings) -> str:
-    """What to do where no machine has the registry any more, in words."""
+    """What a person can do when no machine has the registry any more, in words."""
     return f"Only if no machine has it any more: {snapshot.anew(settings.storage, settings.slug)}."
 
 
@@ -176,28 +177,26 @@ def _make_folder(root: str) -> None:
 
 
 def _create_registry(instance: Instance) -> None:
-    """Make the working copy with its first rows. The registry is whole, or not there under its name."""
+    """Make the working copy with its first rows. It gets its name when it is whole."""
     settings = instance.settings
     config.make_directory(settings.directory)
     temp = settings.directory / f".new-{config.temporary_name()}.lndb"
     registry = Registry(temp, create=True, work=False)
     try:
-        with registry.db.transaction():
-            registry.db.set_meta("slug", settings.slug)
-            kind = instance.store.kind
-            storage = registry.people.ensure_storage(settings.storage.root, kind, settings.storage.region)
-            registry.db.set_meta("uid", storage.uid)
-            registry.db.set_meta("root", storage.root)
-            user = config.current_user()
-            registry.people.ensure_user(user.uid, user.handle, user.email, user.name)
-        registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        registry.file.set_up(
+            settings.slug,
+            root=settings.storage.root,
+            kind=instance.store.kind,
+            region=settings.storage.region,
+            user=config.current_user(),
+        )
     finally:
         registry.close()
     with contextlib.suppress(Locked), instance.alone("made"):
         if not settings.registry_path.exists():
             working_copy.logs_aside(settings.registry_path, "registry")
     try:
-        # link(2), not rename: of two processes that come here at once, the registry of one is used by both.
+        # link(2), not rename: when two processes come here at once, both use the registry of one.
         with contextlib.suppress(FileExistsError):
             os.link(temp, settings.registry_path)
     finally:
@@ -208,7 +207,7 @@ def _create_registry(instance: Instance) -> None:
 def ensure_default(*, say: Say | None = None) -> InstanceSettings:
     """The current instance; without any, the embedded default: ``<user>/default`` in a folder of the data directory.
 
-    Raises NotSetUp when somebody wanted another one, and was refused: nobody wants its files in the default one.
+    Raises NotSetUp when another instance was wanted and refused: its files do not belong into the default one.
     """
     slug = config.current_slug()
     if slug is not None:
@@ -237,12 +236,12 @@ def connect(
     copy: str | None = None,
     say: Say | None = None,
 ) -> InstanceSettings:
-    """Use an instance on this machine: ``owner/name`` that it knows, or the storage root that holds its registry.
+    """Connect this machine to an instance: ``owner/name`` that it knows, or the storage root that has its registry.
 
-    With several instances in one storage give both: the slug as ``target``, the root as ``storage``. ``name``: what it
-    is called on this machine, where another instance has its own name. ``restore`` takes the registry in storage
-    instead of this machine's, which is put aside; ``copy``: one of those that are kept there, by its name. Raises
-    NotSetUp, InvalidArgument (the name is another instance's), Locked, DamagedRegistry, RegistryError, storage errors.
+    With several instances in one storage give both: the slug as ``target``, the root as ``storage``. ``name``: what the
+    instance is called on this machine, where another one has its name. ``restore``: take the registry in storage
+    instead of this machine's, which is put aside. ``copy``: the name of a kept copy to take. Raises NotSetUp,
+    InvalidArgument (another instance has the name), Locked, DamagedRegistry, RegistryError, storage errors.
     """
     if copy is not None and not restore:
         raise InvalidArgument("A kept copy of the registry replaces this machine's; give --restore (restore=True) too.")
@@ -270,10 +269,10 @@ def connect(
 
 
 def _settings_for(stored: str, where: StorageConfig, name: str | None, *, typed: bool) -> InstanceSettings:
-    """How this machine knows, or will know, the instance ``stored`` of a storage.
+    """The settings under which this machine knows, or will know, the instance ``stored`` of a storage.
 
-    A slug that a bucket claims (not ``typed``) never changes how an instance that this machine knows is reached. Raises
-    InvalidArgument when the name is that of another one.
+    A slug that comes from a bucket (not ``typed``) never changes how a known instance is reached. Raises
+    InvalidArgument when another instance has the name.
     """
     known = config.list_instances()
     if name is None:
@@ -302,8 +301,8 @@ def _settings_for(stored: str, where: StorageConfig, name: str | None, *, typed:
 
 
 def _has_moved(known: InstanceSettings, settings: InstanceSettings) -> bool:
-    """Whether a local folder that this machine knows was moved: the registry is not where it was, and the same one is
-    in the other folder."""
+    """Whether a storage folder that this machine knows was moved: its old place has no registry, and the other folder
+    has the same one."""
     old, new = known.storage.root, settings.storage.root
     if not (old.startswith("/") and new.startswith("/")) or os.path.lexists(f"{old}/{known.snapshot_key}"):
         return False
@@ -356,15 +355,15 @@ def _connect(instance: Instance, say: Say | None, *, restore: bool, copy: str | 
 
 
 def _look_whose(instance: Instance) -> None:
-    """Before a working copy meets a storage that it may not know: they are of one instance.
+    """Make sure that a working copy and a storage that it may not know are of one instance.
 
-    A working copy without settings, of another storage, is put aside. Raises InvalidArgument.
+    A working copy of another storage, without settings, is put aside. Raises InvalidArgument.
     """
     settings = instance.settings
     if not settings.registry_path.exists():
         return
     known = next((one for one in config.list_instances() if one.slug == settings.slug), None)
-    own, root = instance.registry.db.get_meta("uid"), instance.registry.db.get_meta("root")
+    _, own, root = instance.registry.file.about()
     if known is not None and known.storage == settings.storage and root == settings.storage.root:
         return
     if snapshot.exists(instance):
@@ -379,11 +378,11 @@ def _look_whose(instance: Instance) -> None:
             _put_aside(instance)
             return
     if root != settings.storage.root:
-        instance.registry.move_to(settings.storage.root)
+        instance.registry.file.move_to(settings.storage.root)
 
 
 def _put_aside(instance: Instance) -> None:
-    """Rename the working copy, and its spool, of an instance that has no settings here any more."""
+    """Put the working copy aside, with its spool, of an instance that has no settings here any more."""
     with instance.alone("replaced"):
         kept = working_copy.retire(instance.settings, "registry")
     (instance.settings.directory / "snapshot.json").unlink(missing_ok=True)
@@ -392,15 +391,15 @@ def _put_aside(instance: Instance) -> None:
 
 
 MOST_REGISTRIES = 64
-"""Registries of one storage that are looked into to find their names."""
+"""Registries of one storage that are read to find their names."""
 
 
 def _find_slug(where: StorageConfig) -> str:
-    """The slug of the one instance whose registry is in a storage."""
+    """The slug of the only instance whose registry is in a storage."""
     with Instance(InstanceSettings("unknown/unknown", where)) as instance:
         store = instance.store
         store.check(write=False)
-        # A listing per first digit, so that a bucket full of other keys is not walked through.
+        # One listing per first digit: a bucket full of other keys is not listed as a whole.
         keys = (found.key for digit in "0123456789abcdef" for found in store.list(digit) if is_registry_key(found.key))
         slugs: list[str] = []
         problem: RegistryError | None = None
@@ -431,8 +430,8 @@ def _find_slug(where: StorageConfig) -> str:
 
 
 def _lost(where: StorageConfig, store: ObjectStore, problem: RegistryError | None) -> RegistryError | None:
-    """What to say of a storage that has no registry of any use, though it had one; None when it had none. ``problem``:
-    what is wrong with one that is there."""
+    """The error for a storage that has lost its registry, or has only a useless one; None: it never had one.
+    ``problem``: the error of a registry that is there."""
     for id_ in kept.instances(store):
         with Instance(InstanceSettings("unknown/unknown", where)) as instance:
             found = snapshot.newest_good(instance, id_)
@@ -455,7 +454,7 @@ def _lost(where: StorageConfig, store: ObjectStore, problem: RegistryError | Non
 
 
 def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSettings:
-    """Finish what is owed, push the registry, give the lock back, and forget the instance as the current one.
+    """Store what is owed, push the registry, give the lock back, and forget the instance as the current one.
 
     Raises Locked while it is mounted or another process still saves, and storage errors.
     """
@@ -467,7 +466,7 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
     with Instance(settings) as instance:
         instance.refuse_damaged()
         instance.hold()
-        with contextlib.suppress(TooLarge):  # said below
+        with contextlib.suppress(TooLarge):  # reported below
             recover.finish_all(instance)
         owed = instance.registry.journal.entries()
         if too_large := [entry for entry in owed if isinstance(entry, Put) and entry.state == "refused"]:
@@ -501,9 +500,9 @@ def close(slug: str | None = None, *, say: Say | None = None) -> InstanceSetting
 def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
     """Remove an instance: registry, lock, settings, and this machine's working copy and cache.
 
-    What is owed to storage is stored first; what storage does not take stays in the spool folder, and is named. Objects
-    of artifacts stay in storage. Raises NotEmpty without ``force`` while artifacts, the trash included, or scratch
-    files with bytes remain; Locked while it is mounted, in use, or another machine's; storage errors.
+    What is owed to storage is stored first. Bytes that storage does not take stay in the spool folder, which is named.
+    Objects of artifacts stay in storage. Without ``force`` raises NotEmpty while artifacts remain, the trash included,
+    or scratch files with bytes. Raises Locked while it is mounted, in use, or another machine's; storage errors.
     """
     settings = config.load_instance(slug)
     _refuse_while_mounted(settings, "deleted")
@@ -542,8 +541,8 @@ def delete(slug: str, *, force: bool = False, say: Say | None = None) -> None:
 
 
 def _clear_machine(instance: Instance, warn: Say) -> None:
-    """Remove what this machine has of an instance, and say what stays: bytes that are nowhere else, and in a spool
-    folder in storage, or of it, what is not lamfs's."""
+    """Remove this machine's part of an instance, and tell what stays: bytes that are nowhere else, and files in its
+    spool folder that lamfs has not made."""
     settings = instance.settings
     left: list[unstored.Left] = []
     strangers: list[str] = []
@@ -577,7 +576,7 @@ def _is_readable(instance: Instance, force: bool) -> bool:
 
 
 def _refuse_contents(instance: Instance) -> None:
-    """Raise NotEmpty when an instance has artifacts, or files that are to become some, or scratch files with bytes."""
+    """Raise NotEmpty when an instance has artifacts, files that will become artifacts, or scratch files with bytes."""
     registry, slug = instance.registry, instance.settings.slug
     owed = sum(1 for entry in registry.journal.entries() if isinstance(entry, Put | Save) and entry.state != "scratch")
     count = registry.artifacts.count() + registry.artifacts.count(trash=True) + owed

@@ -1,14 +1,14 @@
-"""The registry's copy in storage, ``{root}/{instance id hex}.lndb``: pushed by who holds the lease. Synchronous.
+"""The registry's copy in storage, ``{root}/{instance id hex}.lndb``: the holder of the lease pushes it. Synchronous.
 
-``settings.directory/snapshot.json`` remembers the copy that this machine pushed or pulled last (its ETag, how many
-changes it had seen, and the name of the push that it is from), and the mark (see ``mark``) its working copy had then:
-so it is known whether either has gone on since.
+``settings.directory/snapshot.json`` remembers the copy that this machine pushed or pulled last: its ETag, how many
+changes it had seen, and the name of its push. It also has the mark (RegistryFile.mark) of the working copy at that
+time. So it tells whether either has changed since.
 
-A push replaces what this machine's registry comes from, and nothing else: ``decide`` says so, and the write has the
-condition that nobody was quicker. What is replaced is kept (kept.py).
+A push replaces only the copy that this machine's registry comes from: ``decide`` says so, and a condition of the write
+makes sure that no other machine was quicker. The copy that is replaced is kept (kept.py).
 
-What is in storage is somebody else's data: it is taken over row by row (registry/intake.py), and only when it is of the
-instance that this machine means.
+A copy in storage is data from another machine: it is taken over row by row (registry/intake.py), and only when it is of
+the instance that this machine means.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from lamfs.errors import (
 )
 from lamfs.model import StorageConfig, iso
 from lamfs.ops import diverged, held, kept, messages, working_copy, written
-from lamfs.ops.opened import FENCE, Opened
+from lamfs.ops.opened import Opened
 from lamfs.printable import count_of
 from lamfs.registry import Registry, workdb
 from lamfs.storage.base import ObjectStat
@@ -53,21 +53,19 @@ if TYPE_CHECKING:
     from lamfs.registry.intake import Taken
     from lamfs.registry.origins import Origin
 
-SAID = 10
-"""Findings that are said one by one; all are in a file."""
+SHOWN = 10
+"""Findings that are printed; a file lists all."""
 OVERTAKEN, RECEIVED = "overtaken", "received"
-"""Names of working copies that another machine's has replaced, and of registries that had something wrong. Nothing is
-lost with them, so only a few are kept."""
-TAKEN = "taken"
-"""Key of the meta table: the ETag of the copy in storage that a working copy was made of."""
+"""Words in the names of working copies that another machine's has replaced, and of registries that had something wrong.
+Nothing is lost with them, so only a few are kept."""
 SPARE_BYTES = 64 << 20
-"""What is left free on the disk when a registry is fetched."""
+"""Bytes that stay free on the disk when a registry is fetched."""
 _TRIES = 8
 
 
 class Known(NamedTuple):
-    """What this machine remembers of the copy that it pushed or pulled last, and the mark of its working copy then.
-    All None: nothing; ``changes`` and ``push`` None: an older lamfs noted it."""
+    """What this machine remembers of the copy that it pushed or pulled last, with the mark of its working copy at that
+    time. All None: nothing; ``changes`` and ``push`` None: an older lamfs wrote the note."""
 
     etag: str | None = None
     mark: str | None = None
@@ -76,7 +74,7 @@ class Known(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What the working copy is: see Origin."""
+    """What the working copy says of itself: see Origin."""
 
     uid: str
     changes: int
@@ -84,7 +82,7 @@ class Own(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is in storage. ``origin``: None when that is ``damaged``, in the words of an error."""
+    """The copy in storage. ``origin``: what it says of itself; None: it is ``damaged``, with the error."""
 
     stored: ObjectStat
     origin: Origin | None
@@ -92,7 +90,7 @@ class Found(NamedTuple):
 
 
 class Verdict(enum.Enum):
-    """What a working copy is to the copy in storage."""
+    """How the working copy relates to the copy in storage."""
 
     FIRST = "there is none, and was none"
     GONE = "there is none any more"
@@ -103,13 +101,13 @@ class Verdict(enum.Enum):
 
 
 MAY_WRITE = frozenset({Verdict.FIRST, Verdict.GONE, Verdict.DAMAGED, Verdict.NEXT})
-"""When the working copy may take the place of what is in storage."""
+"""Verdicts with which the working copy may replace the copy in storage."""
 
 
 def decide(own: Own, known: Known, found: Found | None, copies: Sequence[kept.Copy]) -> Verdict:
-    """What a working copy is to what is in storage. ``copies``: those that are kept there, the newest first."""
+    """How a working copy relates to the copy in storage. ``copies``: the kept copies, the newest first."""
     if found is None or found.origin is None:
-        # What was there cannot be read; what is kept of it says whether it had more than this machine.
+        # The copy cannot be read. The kept copies tell whether it had more changes than this machine.
         ours = [copy for copy in copies if copy.uid == own.uid]
         unknown = [copy for copy in ours if copy.push not in own.pushes]
         if unknown and (unknown[0] is ours[0] or any(copy.changes > own.changes for copy in unknown)):
@@ -126,16 +124,9 @@ def decide(own: Own, known: Known, found: Found | None, copies: Sequence[kept.Co
         return Verdict.NEXT
     if origin.pushes:
         return Verdict.NEXT if origin.pushes[0] in own.pushes else Verdict.NEWER
-    # An older lamfs stored it. What this machine has seen in storage it has, and no more is in this one.
+    # An older lamfs stored it. This machine has every change that it has seen in storage, and this copy has no more.
     seen = known.changes is not None and origin.changes <= known.changes
     return Verdict.NEXT if seen else Verdict.NEWER
-
-
-def mark(registry: Registry) -> str:
-    """A text that is another one after every change worth pushing."""
-    people = registry.db.one("SELECT (SELECT count(*) FROM run), (SELECT count(*) FROM transform), count(*) FROM user")
-    assert people is not None
-    return ":".join(map(str, (registry.changes.last(), *people)))
 
 
 def _memory(instance: Opened) -> Path:
@@ -155,20 +146,20 @@ def _known(instance: Opened) -> Known:
 
 
 def _own(registry: Registry) -> Own:
-    return Own(str(registry.db.get_meta("uid")), registry.changes.last(), registry.pushes())
+    return Own(str(registry.file.about().uid), registry.changes.last(), registry.file.pushes())
 
 
 def push(instance: Opened, *, look: bool = False) -> bool:
-    """Store a consistent copy of the registry; False when storage has this state already. ``look``: into the copy that
+    """Store a consistent copy of the registry; False when storage has this state already. ``look``: read the copy that
     is there, whatever this machine remembers of it.
 
-    Storage is asked whether this machine holds the lease. Raises LeaseLost, Locked when what is in storage is not what
-    this registry comes from (both stay as they are), RegistryError, also when the working copy is that of another
-    storage, and storage errors.
+    Storage is asked whether this machine holds the lease. Raises LeaseLost; Locked when this registry does not come
+    from the copy in storage (both stay as they are); RegistryError, also when the working copy is that of another
+    storage; and storage errors.
     """
     registry = instance.registry
     instance.check_own()
-    now = mark(registry)
+    now = registry.file.mark()
     written.note(instance.settings, registry, durable=True)
     known = Known() if look else _known(instance)
     name = secrets.token_hex(8)
@@ -176,7 +167,7 @@ def push(instance: Opened, *, look: bool = False) -> bool:
         for _ in range(_TRIES):
             found = _find(instance, known)
             if found is not None and found.origin is not None and found.origin.pushes[:1] == (name,):
-                break  # it is ours: the reply was lost
+                break  # this push: the reply was lost
             if found is not None and known.mark == now and found.stored.etag == known.etag:
                 return False
             _check_fence(instance, found)
@@ -184,16 +175,14 @@ def push(instance: Opened, *, look: bool = False) -> bool:
             verdict = decide(_own(registry), known, found, copies)
             _require(instance, verdict, found)
             if found is not None:
-                registry.add_pushes([_keep(instance, found, copies)])
+                registry.file.add_pushes([_keep(instance, found, copies)])
             if not temp.exists():
-                registry.add_pushes([name])
-                registry.changes.trim()
-                registry.db.snapshot(temp)
+                registry.file.copy_to(temp, push=name)
             try:
                 found = _write(instance, temp, found)
                 break
             except PreconditionFailed:
-                continue  # somebody was quicker: look at what is there now
+                continue  # another machine was quicker: look at its copy
         else:
             url = instance.store.url(instance.settings.snapshot_key)
             raise StorageError(f"The registry {url} changes all the time; look who writes it, and try again.")
@@ -204,10 +193,10 @@ def push(instance: Opened, *, look: bool = False) -> bool:
 
 
 def _check_fence(instance: Opened, found: Found | None) -> None:
-    """Raise LeaseLost unless this machine holds the lease, its working copy was brought up to date since it got it, and
-    what is in storage was not written under a later one."""
+    """Raise LeaseLost unless this machine holds the lease, has brought its working copy up to date under it, and the
+    copy in storage was not written under a later one."""
     instance.prove()
-    note, own = held.read(instance.settings.directory), instance.registry.db.get_meta(FENCE, 0)
+    note, own = held.read(instance.settings.directory), instance.registry.file.fence() or 0
     slug, key = instance.settings.slug, instance.settings.snapshot_key
     if note is None or own != note.fence:
         raise LeaseLost(
@@ -223,7 +212,7 @@ def _check_fence(instance: Opened, found: Found | None) -> None:
 
 
 def _find(instance: Opened, known: Known) -> Found | None:
-    """What is in storage. It is read only when it is not what this machine remembers."""
+    """The copy in storage; None: there is none. It is read only when it is not the one that this machine remembers."""
     from lamfs.registry import intake
     from lamfs.registry.origins import Origin
 
@@ -233,7 +222,7 @@ def _find(instance: Opened, known: Known) -> Found | None:
     except ObjectMissing:
         return None
     if stored.etag == known.etag and known.changes is not None and known.push is not None:
-        uid = instance.registry.db.get_meta("uid")
+        uid = instance.registry.file.about().uid
         return Found(stored, Origin("", str(uid), None, 0, known.changes, (known.push,)))
     with _temporary(instance, "peek") as temp:
         try:
@@ -246,7 +235,7 @@ def _find(instance: Opened, known: Known) -> Found | None:
 
 
 def _require(instance: Opened, verdict: Verdict, found: Found | None) -> None:
-    """Raise Locked unless this machine's registry may take the place of what is in storage."""
+    """Raise Locked unless this machine's registry may replace the copy in storage."""
     if verdict in MAY_WRITE:
         return
     settings, url = instance.settings, instance.store.url(instance.settings.snapshot_key)
@@ -268,7 +257,7 @@ def _require(instance: Opened, verdict: Verdict, found: Found | None) -> None:
 
 
 def _keep(instance: Opened, found: Found, copies: Sequence[kept.Copy]) -> str:
-    """Keep what is about to be replaced. Returns the name of its push."""
+    """Keep the copy that is about to be replaced. Returns the name of its push."""
     origin = found.origin
     push_ = origin.pushes[0] if origin is not None and origin.pushes else kept.push_of(found.stored.etag)
     name = kept.name_of(0 if origin is None else origin.changes, None if origin is None else origin.uid, push_)
@@ -277,12 +266,13 @@ def _keep(instance: Opened, found: Found, copies: Sequence[kept.Copy]) -> str:
     except StorageFull as error:
         messages.warn(f"the registry that is replaced in storage is not kept: {error}")
     except (ObjectChanged, ObjectMissing):
-        pass  # it is not there any more; then it is not replaced either
+        pass  # it is gone, so it is not replaced either
     return push_
 
 
 def _write(instance: Opened, temp: Path, found: Found | None) -> Found:
-    """Store the copy at ``temp`` where ``found`` is. Raises PreconditionFailed when that is not there any more."""
+    """Store the copy at ``temp`` in the place of ``found``. Raises PreconditionFailed when that is not there any
+    more."""
     from lamfs.registry import intake
 
     key = instance.settings.snapshot_key
@@ -293,7 +283,7 @@ def _write(instance: Opened, temp: Path, found: Found | None) -> Found:
 
 
 def _keep_new(instance: Opened, found: Found) -> None:
-    """Keep a copy of what was pushed, and remove older ones. What fails here is done by the next push."""
+    """Keep a copy of what was pushed, and remove older copies. After a failure the next push does it."""
     origin, store, id_ = found.origin, instance.store, instance.settings.id
     assert origin is not None
     assert origin.uid is not None
@@ -333,12 +323,12 @@ def exists(instance: Opened) -> bool:
 
 
 def compare(instance: Opened) -> tuple[Verdict, Found | None, Known]:
-    """What this machine's working copy is to the copy in storage, which is read as a whole, and checked; with both what
-    this machine remembers of it. Raises RegistryError (it cannot be read here), and storage errors."""
+    """How this machine's working copy relates to the copy in storage, with that copy and what this machine remembers of
+    it. The copy is read as a whole, and checked. Raises RegistryError (it cannot be read here), and storage errors."""
     from lamfs.registry import intake
 
     key, found = instance.settings.snapshot_key, None
-    # First: a mount of this machine may push at any moment, and what is found then is no older.
+    # Read first: a mount of this machine may push at any moment, and a copy that is read later is not older.
     known = _known(instance)
     with _temporary(instance, "peek") as temp, contextlib.suppress(NotSetUp):
         stored = fetch(instance, key, temp)
@@ -354,14 +344,14 @@ def compare(instance: Opened) -> tuple[Verdict, Found | None, Known]:
 
 
 def ways_back(instance: Opened) -> str:
-    """What to do when the copy in storage is of no use, in words. Reads the copies that are kept."""
+    """What a person can do when the copy in storage is of no use, in words. Reads the kept copies."""
     good = newest_good(instance)
-    home = (
+    way = (
         "'lamfs close' on the machine that worked with it last stores its registry there again, if that machine has not"
         " deleted the instance; 'lamfs init' does not bring it back."
     )
     if good is None:
-        return home[0].upper() + home[1:]
+        return way[0].upper() + way[1:]
     copy, origin = good
     settings = instance.settings
     where = settings.storage
@@ -369,12 +359,12 @@ def ways_back(instance: Opened) -> str:
     if settings not in config.list_instances():
         words = ["lamfs", "connect", origin.slug, *_reaching(where)]
     words += ["--restore", "--copy", copy.name]
-    return f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {home}"
+    return f"'{shlex.join(words)}' takes the newest copy that is kept and whole, of {iso(copy.stored.mtime_ns)}; {way}"
 
 
 def anew(where: StorageConfig, slug: str | None = None) -> str:
-    """How objects of artifacts whose registry is gone for good are made readable, in words. ``slug``: of the new
-    instance; None: what its storage is called."""
+    """The commands that make the objects of a lost registry readable again, in words. ``slug``: of the new instance;
+    None: it gets the name of its storage."""
     words = ["lamfs", "init", *_reaching(where), *([] if slug is None else ["--name", slug.partition("/")[2]]), "--new"]
     return f"'{shlex.join(words)}' and then 'lamfs fsck --repair' give its objects names again, in lost+found"
 
@@ -394,7 +384,7 @@ def _reaching(where: StorageConfig) -> list[str]:
 
 
 def newest_good(instance: Opened, id_: uuid.UUID | None = None) -> tuple[kept.Copy, Origin] | None:
-    """The newest kept copy that is whole, and what it says of itself. ``id_``: of that instance; None: of this one."""
+    """The newest kept copy that is whole, and what it says of itself. ``id_``: of which instance; None: this one."""
     from lamfs.registry import intake
 
     for copy in kept.copies(instance.store, id_ or instance.settings.id):
@@ -405,7 +395,7 @@ def newest_good(instance: Opened, id_: uuid.UUID | None = None) -> tuple[kept.Co
 
 
 def copy_key(instance: Opened, name: str) -> str:
-    """Object key of a kept copy. Raises InvalidArgument, which names those that there are."""
+    """Object key of a kept copy. Raises InvalidArgument, with the names of the copies that exist."""
     try:
         key = kept.key(instance.settings.id, name)
         instance.store.head(key)
@@ -425,12 +415,13 @@ def copy_key(instance: Opened, name: str) -> str:
 def pull(
     instance: Opened, *, restore: bool = False, copy: str | None = None, ahead: bool = False, keep_both: bool = False
 ) -> Path | None:
-    """Make the copy in storage the working copy. One that is there is put aside, and what it owes is carried over.
+    """Make the copy in storage the working copy. The old working copy is put aside, and the work that it owes is
+    carried over.
 
-    A working copy that comes from what is in storage stays as it is. ``restore``: whatever the working copy is; else it
-    has to be of the same instance. ``copy``: the name of a kept one, which is taken instead. ``ahead``: the working
-    copy has changes that nobody else has; they are kept with ``keep_both`` (ops/diverged.py). Returns where the old
-    one is now; None: there was none, or it stays. Raises NotSetUp (there is no copy), InvalidArgument (it is of
+    A working copy that comes from the copy in storage stays as it is. ``restore``: replace it in any case; otherwise it
+    has to be of the same instance. ``copy``: take the kept copy of this name instead. ``ahead``: the working copy has
+    changes that no other machine has; with ``keep_both`` they are kept (ops/diverged.py). Returns where the old working
+    copy is now; None: there was none, or it stays. Raises NotSetUp (there is no copy), InvalidArgument (it is of
     another instance), Locked (the registry is in use, or ``ahead`` without ``keep_both``), DamagedRegistry,
     RegistryError (the copy is newer).
     """
@@ -456,19 +447,19 @@ def pull(
         except DamagedRegistry as error:
             raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
         with contextlib.closing(Registry(fresh, work=False)) as registry:
-            registry.db.set_meta(TAKEN, stored.etag)
+            registry.file.made_of(stored.etag)
             if copy is not None:
                 _supersede(instance, registry)
-            registry.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            now = mark(registry)
+            registry.file.fold_log()
+            now = registry.file.mark()
         apart = restore and _went_on_apart(instance, Found(stored, origin))
         with instance.alone("replaced"):
-            # Until now another process of this machine may have changed it.
+            # Another process of this machine may have changed it until now.
             ahead = ahead or (not restore and settings.registry_path.exists() and _went_on(instance))
             _refuse_ahead(settings, ahead, keep_both)
-            back = _bring_back(instance, fresh) if ahead else diverged.Kept()
+            back = _bring_back(instance, fresh) if ahead else diverged.BroughtBack()
             note = written.read(settings)
-            # First: a crash then leaves nothing that calls the new one older than it must be.
+            # Before the replacement: a crash leaves no note then that calls the new working copy too old.
             written.forget(settings)
             put_aside = working_copy.replace(
                 settings,
@@ -486,7 +477,7 @@ def pull(
     if copy is None:
         _remember(instance, stored, origin, now)
     else:
-        _remember(instance, None, None, "")  # it is to be pushed
+        _remember(instance, None, None, "")  # it has to be pushed
     written.note(settings, instance.registry, durable=True)
     return put_aside
 
@@ -501,21 +492,21 @@ def _refuse_ahead(settings: InstanceSettings, ahead: bool, keep_both: bool) -> N
 
 
 def _went_on(instance: Opened) -> bool:
-    """As ``is_ahead``, where nobody has the registry open."""
+    """As ``is_ahead``, when no process has the registry open."""
     with contextlib.closing(Registry(instance.settings.registry_path)) as registry:
         return _is_ahead(instance, registry)
 
 
 def _has_all(instance: Opened, found: Found | None) -> bool:
-    """Whether the working copy has all that is in storage (None: which is damaged)."""
+    """Whether the working copy has all changes of the copy in storage. None: that copy is damaged."""
     own, known = _own(instance.registry), _known(instance)
     copies = kept.copies(instance.store, instance.settings.id) if found is None else ()
     return decide(own, known, found, copies) in MAY_WRITE
 
 
 def _went_on_apart(instance: Opened, found: Found) -> bool:
-    """Whether what is taken has something that the working copy never had: another machine's newer bytes, perhaps,
-    which what is owed here does not replace then. Also when the working copy cannot tell."""
+    """Whether the copy that is taken has something that the working copy never had, such as another machine's newer
+    bytes. Work that is owed here does not replace those. True also when the working copy cannot tell."""
     if not instance.settings.registry_path.exists():
         return False
     try:
@@ -525,28 +516,28 @@ def _went_on_apart(instance: Opened, found: Found) -> bool:
 
 
 def _supersede(instance: Opened, registry: Registry) -> None:
-    """A kept copy that was chosen takes the place of all that is in storage: it comes after that, and counts on."""
+    """Let a kept copy that was chosen succeed everything in storage: it comes after that, and counts on."""
     found = _find(instance, Known())
     seen = [(copy.push, copy.changes) for copy in kept.copies(instance.store, instance.settings.id)]
     if found is not None and found.origin is not None and found.origin.pushes:
         seen.append((found.origin.pushes[0], found.origin.changes))
     elif found is not None and found.origin is not None:
         seen.append((kept.push_of(found.stored.etag), found.origin.changes))
-    registry.add_pushes([push_ for push_, _ in seen])
-    registry.changes.reach(max((changes for _, changes in seen), default=0) + 1)
+    changes = max((changes for _, changes in seen), default=0) + 1
+    registry.file.supersede([push_ for push_, _ in seen], changes)
 
 
-def _bring_back(instance: Opened, fresh: Path) -> diverged.Kept:
+def _bring_back(instance: Opened, fresh: Path) -> diverged.BroughtBack:
     path = instance.settings.registry_path
     with contextlib.closing(Registry(path)) as old, contextlib.closing(Registry(fresh)) as new:
         kept = diverged.bring_back(instance.store, old, new)
-        new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        new.file.fold_log()
     return kept
 
 
 @contextlib.contextmanager
 def _temporary(instance: Opened, what: str) -> Iterator[Path]:
-    """A name for a new file beside the working copy; what has it at the end is removed."""
+    """Yields a name for a new file beside the working copy. A file that has the name at the end is removed."""
     config.make_directory(instance.settings.directory)
     temp = instance.settings.directory / f".{what}-{config.temporary_name()}.lndb"
     try:
@@ -587,7 +578,7 @@ def fetch(instance: Opened, key: str, path: Path) -> ObjectStat:
 
 
 def _check_origin(instance: Opened, found: Origin, url: str, *, restore: bool) -> None:
-    """Raise InvalidArgument unless a registry in storage is that of the instance that this machine means."""
+    """Raise InvalidArgument unless a registry in storage is of the instance that this machine means."""
     settings = instance.settings
     if found.slug != settings.registry_slug:
         raise InvalidArgument(
@@ -606,7 +597,7 @@ def _check_origin(instance: Opened, found: Origin, url: str, *, restore: bool) -
 
 
 def _tell(instance: Opened, taken: Taken, received: Path, url: str) -> None:
-    """Say what was wrong with a registry, and keep it as it came."""
+    """Tell the user what was wrong with a registry, and keep it as it came."""
     directory = instance.settings.directory
     kept = working_copy.aside(directory, RECEIVED)
     os.rename(received, kept)
@@ -621,29 +612,29 @@ def _tell(instance: Opened, taken: Taken, received: Path, url: str) -> None:
     )
     instance.notices.append(notice)
     messages.warn(notice)
-    for sentence in sentences[:SAID]:
+    for sentence in sentences[:SHOWN]:
         messages.warn(f"  {sentence}")
-    if taken.total > SAID:
-        messages.warn(f"  … and {taken.total - SAID} more")
+    if taken.total > SHOWN:
+        messages.warn(f"  … and {taken.total - SHOWN} more")
 
 
 def catch_up(instance: Opened, *, keep_both: bool = False) -> None:
-    """The lease is new to this machine: take over what another one pushed meanwhile.
+    """Take over what another machine pushed before this one got the lease.
 
-    When this machine has gone on as well: with ``keep_both`` the other's registry is taken, and what this one alone has
-    is kept (ops/diverged.py), else Locked: objects of this process may be of the old one.
+    When this machine has changes as well: with ``keep_both`` the other registry is taken, and what only this machine
+    has is kept (ops/diverged.py). Otherwise raises Locked: objects of this process may be of the old registry.
     """
     etag, known = _etag(instance), _known(instance)
     if etag is None or etag == known.etag:
         return
     registry = instance.registry
-    if etag == registry.db.get_meta(TAKEN):
-        return  # it was taken, and the process died before that was written down
+    if etag == registry.file.source():
+        return  # it was pulled, and the process died before it noted that
     pull(instance, ahead=is_ahead(instance), keep_both=keep_both)
 
 
 def is_current(instance: Opened) -> bool:
-    """Whether the copy in storage is the one that this machine pushed or pulled last, or there is none."""
+    """Whether the copy in storage is the one that this machine pushed or pulled last. True when there is none."""
     return _etag(instance) in (None, known_etag(instance))
 
 
@@ -661,9 +652,9 @@ def known_at(instance: Opened) -> int | None:
 
 
 def is_ahead(instance: Opened) -> bool:
-    """Whether the working copy has something that was neither pushed nor pulled. Raises RegistryError."""
+    """Whether the working copy has changes that were neither pushed nor pulled. Raises RegistryError."""
     return _is_ahead(instance, instance.registry)
 
 
 def _is_ahead(instance: Opened, registry: Registry) -> bool:
-    return _known(instance).mark != mark(registry) or bool(registry.journal.owed())
+    return _known(instance).mark != registry.file.mark() or bool(registry.journal.owed())

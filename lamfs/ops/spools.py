@@ -1,14 +1,15 @@
-"""The spools of one instance: this machine's own, and, where machines share a storage folder, those of others there.
+"""The spools of one instance: this machine's own, and those of other machines that share its storage folder.
 
-Where storage is a folder, a spool lies in it, ``.lamindb/_spool/<instance id>.<machine>``: one for each data directory
-(config.spool_mark), so that all mounts of one machine share it, and no other machine's do. Beside it
-``<instance id>.<machine>.json`` says whose it is, for people. ``<instance id>`` alone is what all machines had before;
-``….<time>.<digits>`` was put aside (working_copy.py).
+Where storage is a folder, a spool lies in it: ``.lamindb/_spool/<instance id>.<machine>``. There is one for each data
+directory (config.spool_mark), so all mounts of one machine share it, and no other machine does. The note ``<instance
+id>.<machine>.json`` beside it names the machine, for people. ``<instance id>`` alone is the spool that all machines
+shared before; ``….<time>.<digits>`` was put aside (working_copy.py).
 
-Only the journal of the machine that wrote a spool file knows what it is. So what this machine's journal owes comes into
-its own spool, wherever it lies: it is moved out of the folder that machines had in common, and copied out of one that
-has a machine's name, for a copied data directory owes what its original owes. Everything else in such folders is named,
-and never changed: the machine may be away for a week, or have lost its lease a minute ago and be writing.
+Only the journal of the machine that wrote a spool file knows what it is. So every file that this machine's journal owes
+comes into its own spool, wherever it lies. It is moved out of the folder that all machines shared. It is copied out of
+a folder with a machine's name, because a copied data directory owes what its original owes. Every other file in such
+folders is reported, and never changed: its machine may be away for a week, or may have lost its lease a minute ago and
+still be writing.
 
 Synchronous, any thread.
 """
@@ -43,13 +44,13 @@ _ASIDE = re.compile(r"(\.[0-9a-f]{12})?\.[0-9]{8}T[0-9]{6}\.[0-9a-f]{4}")
 _NO_WRITING = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _NOTE_BYTES = 4096
 _NOTE_TEXT = 255
-"""Characters of a name in a note."""
+"""Most characters of a name in a note."""
 
 
 class Waiting(NamedTuple):
-    """Files in a spool folder that is not this machine's. ``kind``: ``machine`` (another one's), ``shared`` (that of
-    older versions), ``aside``; ``whose``: user and host as its note says, ``""`` if it does not. ``since_ns``: when the
-    oldest was written. ``problem``: why nothing can be said of it."""
+    """Files in a spool folder that is not this machine's. ``kind``: ``machine`` (another machine's), ``shared`` (that
+    of older versions), ``aside``. ``whose``: user and host, as its note says; ``""``: it does not. ``since_ns``: when
+    the oldest file was written. ``problem``: why the folder cannot be read."""
 
     folder: str
     kind: str
@@ -61,7 +62,7 @@ class Waiting(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """What it is, and what to do, for people."""
+        """The files and what to do with them, for people."""
         if self.problem:
             return f"the spool folder {self.folder} of this instance is not this machine's, and is left: {self.problem}"
         count = "1 file" if self.files == 1 else f"{self.files} files"
@@ -86,21 +87,20 @@ class Waiting(NamedTuple):
 
 
 def find(settings: InstanceSettings, registry: Registry) -> SpoolFolder | None:
-    """This machine's spool, with what its journal owes; None when there is none. The caller closes it.
+    """This machine's spool, with every file that its journal owes; None: there is none. The caller closes it.
 
-    While a mount writes, nothing is brought in: it has seen to that. Raises StorageError as SpoolFolder.find, and when
-    something cannot be brought in.
+    While a mount writes, no file is brought in: the mount has done that. Raises StorageError as SpoolFolder.find does,
+    and when a file cannot be brought in.
     """
     take_in(settings, registry)
     return SpoolFolder.find(*settings.spool_place)
 
 
 def make(settings: InstanceSettings, registry: Registry, *, read_only: bool = False) -> SpoolFolder:
-    """As ``find``, for a mount; made when there is none. ``read_only``: where the storage folder lets nobody make one,
-    an empty one in the data directory is good enough.
+    """As ``find``, for a mount: the spool is made when it is missing. ``read_only``: in a storage folder where none can
+    be made, an empty one in the data directory takes its place.
 
-    Raises also Locked while an older lamfs has the instance mounted: what that has still to store is not where this one
-    looks for it.
+    Raises also Locked while an older lamfs has the instance mounted: it keeps its files where this one does not look.
     """
     if mounts.is_written(settings):
         for folder in _elsewhere(settings, registry):
@@ -121,9 +121,9 @@ def make(settings: InstanceSettings, registry: Registry, *, read_only: bool = Fa
 
 
 def take_in(settings: InstanceSettings, registry: Registry) -> int:
-    """Bring what this machine's journal owes, and is in another folder, into its spool. Returns how many files; 0 while
-    a mount writes. Raises StorageError when one cannot be brought in: it is not lost, so nobody must find it missing.
-    """
+    """Bring the files that this machine's journal owes from other folders into its spool. Returns how many; 0 while a
+    mount writes. Raises StorageError when one cannot be brought in: that file is not lost, and must not be reported as
+    missing."""
     found = _elsewhere(settings, registry)
     if not found or mounts.is_written(settings):
         return 0
@@ -144,7 +144,7 @@ def take_in(settings: InstanceSettings, registry: Registry) -> int:
 
 
 def owed_elsewhere(settings: InstanceSettings, registry: Registry) -> dict[str, str]:
-    """Spool files that this machine owes, and that lie in another folder: the path of each, by name."""
+    """Spool files that this machine owes, and that lie in other folders: their paths, by name."""
     found = _elsewhere(settings, registry)
     mine = owed(registry) if found else set()
     return {name: os.path.join(folder.path, name) for folder in found for name in sorted(folder.names & mine)}
@@ -158,7 +158,7 @@ def owed(registry: Registry) -> set[str]:
 
 
 class _Folder(NamedTuple):
-    """One that is not this machine's own. ``names``: what of it this machine owes, and does not have."""
+    """A spool folder that is not this machine's. ``names``: files in it that this machine owes, and does not have."""
 
     name: str
     path: str
@@ -178,7 +178,7 @@ def _elsewhere(settings: InstanceSettings, registry: Registry) -> list[_Folder]:
             spent -= have
     found = []
     for name in sorted(folders):
-        # What was owed once is of no use; it leaves the folder that machines had in common.
+        # Files that are not owed any more leave the folder that all machines shared.
         mine = wanted | spent if name == _stem(settings) else wanted
         with contextlib.suppress(OSError), _opened(settings, name) as fd, _scanned(fd) as entries:
             names = {entry.name for entry in entries if entry.name in mine and entry.is_file(follow_symlinks=False)}
@@ -189,7 +189,7 @@ def _elsewhere(settings: InstanceSettings, registry: Registry) -> list[_Folder]:
 
 
 def _bring(settings: InstanceSettings, spool: SpoolFolder, folder: _Folder) -> int:
-    """Move, or copy, files into this machine's spool; how many. Raises OSError."""
+    """Move, or copy, files into this machine's spool. Returns how many. Raises OSError."""
     common = folder.name == _stem(settings)
     count = 0
     with _opened(settings, folder.name) as fd:
@@ -215,13 +215,13 @@ def _copy(spool: SpoolFolder, name: str, folder: int) -> None:
         status = os.fstat(source)
         if not stat.S_ISREG(status.st_mode):
             return
-        # A name of its own, so that two processes that do this at once do not write to one draft.
+        # A name of its own: two processes that do this at once do not write to one draft.
         draft = spool_name(spool_inode(name))
         target = spool.open_draft(draft)
         try:
             try:
                 copying.copy_fd(source, target)
-            except EOFError:  # somebody cuts it now: what is left would be taken for all of it
+            except EOFError:  # another process cuts it now: the rest would pass for the whole
                 raise OSError(errno.EIO, os.strerror(errno.EIO), name) from None
             os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
             os.fsync(target)
@@ -239,8 +239,8 @@ def _copy(spool: SpoolFolder, name: str, folder: int) -> None:
 
 
 def others(settings: InstanceSettings, mine: Collection[str] = ()) -> list[Waiting]:
-    """What lies in the spool folders of this instance that are not this machine's, but for the files ``mine``. Empty
-    ones are left out. Nothing is changed. Any thread."""
+    """The files in spool folders of this instance that are not this machine's, except the files ``mine``. Empty folders
+    are left out. Nothing is changed. Any thread."""
     names = _names(settings)
     if not names:
         return []
@@ -249,12 +249,13 @@ def others(settings: InstanceSettings, mine: Collection[str] = ()) -> list[Waiti
 
 
 def sentences(settings: InstanceSettings, mine: Collection[str] = ()) -> list[str]:
-    """As ``others``, for people."""
+    """The sentences of ``others``, for people."""
     return [waiting.sentence for waiting in others(settings, mine)]
 
 
 def tell(settings: InstanceSettings, notices: list[str]) -> None:
-    """This machine goes on in another one's place: say what others have not stored yet, and note it in ``notices``."""
+    """This machine takes over from another one: tell the user what other machines have not stored yet, and note it in
+    ``notices``."""
     for waiting in others(settings):
         if waiting.kind == "machine":
             notices.append(waiting.sentence)
@@ -268,7 +269,7 @@ def _look(settings: InstanceSettings, name: str, mine: Collection[str]) -> Waiti
     try:
         with _opened(settings, name) as fd, _scanned(fd) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # its machine is at work
+                with contextlib.suppress(FileNotFoundError):  # that machine is working now
                     status = entry.stat(follow_symlinks=False)
                     if entry.name in mine or not stat.S_ISREG(status.st_mode):
                         continue
@@ -286,7 +287,8 @@ def _look(settings: InstanceSettings, name: str, mine: Collection[str]) -> Waiti
 
 
 def _stem(settings: InstanceSettings) -> str:
-    """What the names of all spool folders of the instance begin with: the one that machines had in common."""
+    """The beginning of the names of all spool folders of the instance; alone it names the one that all machines
+    shared."""
     return settings.spool_place[1][-1].partition(".")[0]
 
 
@@ -303,7 +305,7 @@ def _path(settings: InstanceSettings, name: str) -> str:
 
 
 def _names(settings: InstanceSettings) -> list[str]:
-    """The spool folders of the instance beside this machine's own, in order."""
+    """The spool folders of the instance, except this machine's own, in order."""
     root, parts = settings.spool_place
     if len(parts) == 1:
         return []  # in the data directory
@@ -339,7 +341,7 @@ def _scanned(fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
 
 
 def _write_note(settings: InstanceSettings) -> None:
-    """Say beside this machine's spool whose it is. What fails is not needed."""
+    """Write beside this machine's spool whose it is. Nothing depends on it, so errors are ignored."""
     root, parts = settings.spool_place
     if len(parts) == 1:
         return
@@ -358,7 +360,7 @@ def _write_note(settings: InstanceSettings) -> None:
 
 
 def forget(settings: InstanceSettings) -> None:
-    """Before this machine's spool is removed: it is nobody's. Raises OSError."""
+    """Forget whose spool this is, before it is removed. Raises OSError."""
     root, parts = settings.spool_place
     if len(parts) > 1:
         with contextlib.suppress(FileNotFoundError), beneath.directory(root, parts[:-1]) as fd:
@@ -377,7 +379,8 @@ def _read_note(fd: int, name: str) -> bytes:
 
 
 def _whose(settings: InstanceSettings, name: str) -> str:
-    """User and host of another machine's spool, as its note says; what others wrote is not believed for more."""
+    """User and host of another machine's spool, as its note says. The note comes from outside: no more of it is
+    believed."""
     root, parts = settings.spool_place
     try:
         with beneath.directory(root, parts[:-1]) as fd:

@@ -1,6 +1,6 @@
-"""What is wrong with the registry's copy in storage, in words, and what mends it. Synchronous.
+"""Finds out what is wrong with the registry's copy in storage, and mends it. Synchronous.
 
-Other machines take that copy, and this one would after the loss of its own. So fsck reads it as a whole.
+Other machines take that copy, and so does this one when it loses its own. So fsck reads it as a whole.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from lamfs.ops.snapshot import Found, Verdict
 
 
 class Finding(NamedTuple):
-    """``text``: a sentence. ``problem``: it is one; else it is only to be known. ``mends``: a push of this machine's
-    registry does."""
+    """``text``: a sentence. ``problem``: it is a problem; otherwise a note. ``mends``: a push of this machine's
+    registry mends it."""
 
     text: str
     problem: bool = True
@@ -24,7 +24,7 @@ class Finding(NamedTuple):
 
 
 def look(instance: Instance) -> Finding | None:
-    """What is to be said of the copy in storage; None: it is whole, and this machine's registry comes from it.
+    """Look at the copy in storage; None: it is whole, and this machine's registry comes from it.
 
     Raises storage errors when storage cannot be asked.
     """
@@ -34,7 +34,7 @@ def look(instance: Instance) -> Finding | None:
     except ObjectChanged:
         return Finding(f"{url} is being replaced at this moment", problem=False)
     except RegistryError as error:
-        # A full disk of this machine says nothing of the copy.
+        # A full disk of this machine says nothing about the copy.
         return Finding(str(error), problem=error.errno != errno.ENOSPC)
     stores = (
         "the next 'lamfs umount' stores"
@@ -84,8 +84,8 @@ def _newer(instance: Instance, url: str, found: Found | None) -> Finding:
 
 
 def mend(instance: Instance) -> bool:
-    """Store this machine's registry again. False while a mount writes, which does it when it ends. Raises Locked and
-    storage errors as snapshot.push."""
+    """Store this machine's registry again. Returns False while a mount writes, which does it when it ends. Raises
+    Locked and storage errors as snapshot.push does."""
     if mounts.is_written(instance.settings):
         return False
-    return snapshot.push(instance, look=True)  # by its ETag alone, what is damaged may be what this machine has stored
+    return snapshot.push(instance, look=True)  # by its ETag alone, a damaged copy may look like this machine's push

@@ -1,9 +1,9 @@
-"""Files that were written into a mount point's own folder while nothing was mounted there: into the mount with them.
+"""Moves files that were written into a mount point's own folder, while nothing was mounted there, into the mount.
 
-Each is copied through the mount, under the same path; its source goes when its copy is in storage (fsync) and was read
-back as the same bytes. So a crash at any point loses nothing: a source is there, or its copy is, and the next run finds
-the copy and removes the source. What the mount has under a name stays; what comes gets a conflict name beside it. Links
-are moved, not followed. Plain functions with threads of their own; blocking.
+Each file is copied through the mount, under the same path. The source is removed when the copy is in storage (fsync)
+and was read back with the same bytes. So a crash at any point loses nothing: the source is there, or its copy is. The
+next run finds the copy and removes the source. A name that the mount has already stays as it is; the new file gets a
+conflict name beside it. Links are moved, not followed. Plain functions with threads of their own; blocking.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ _RENAME_NOREPLACE = 1
 
 
 class _NotStored(OSError):
-    """Storage does not take what was copied: then it takes nothing else either."""
+    """Storage does not take a copy, so it will not take others either."""
 
 
 @dataclass(slots=True)
 class Moved:
-    """What became of the files. Names are relative to the folder; ``bytes`` of regular files."""
+    """The outcome. Names are relative to the folder; ``bytes`` of regular files."""
 
     files: int = 0
     bytes: int = 0
     beside: list[tuple[str, str]] = field(default_factory=list)
-    """Names that were taken, and those that were given instead."""
+    """Names that the mount had already, and the names that the files got instead."""
     special: list[tuple[str, str]] = field(default_factory=list)
-    """What is no file, link or directory stays in the folder: name, and what it is."""
+    """Entries that are neither file, link nor directory stay in the folder: name, and what they are."""
     failed: list[tuple[str, str]] = field(default_factory=list)
-    """What stays in the folder because something went wrong: name, and what."""
+    """Entries that stay in the folder because of an error: name, and error."""
     bare: int = 0
     """Files whose extended attributes the mount does not take."""
 
 
 def move_in(folder: int, mountpoint: str, progress: Callable[[int], None] = lambda _: None) -> Moved:
-    """Move what is in ``folder``, a descriptor that was opened before the mount, into the mount above it.
+    """Move the contents of ``folder``, a descriptor that was opened before the mount, into the mount above it.
 
-    ``progress`` gets bytes that were copied, from any thread. Raises OSError when the mount cannot be used.
+    ``progress`` gets copied bytes, from any thread. Raises OSError when the mount cannot be used.
     """
-    with contextlib.suppress(ValueError):  # not in the main thread: then nobody listens to it
-        signal.signal(signal.SIGIO, signal.SIG_IGN)  # of a lease that somebody wants to break
+    with contextlib.suppress(ValueError):  # not in the main thread: then nobody hears the signal
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent when another process wants to break a file lease
     top = os.open(mountpoint, DIRECTORY)
     try:
         if os.fstat(top).st_dev == os.fstat(folder).st_dev:
@@ -74,7 +74,7 @@ def move_in(folder: int, mountpoint: str, progress: Callable[[int], None] = lamb
 
 
 class _Move:
-    """One run. ``moved`` is shared by its threads."""
+    """One run. Its threads share ``moved``."""
 
     def __init__(self, device: int, progress: Callable[[int], None]) -> None:
         self.moved = Moved()
@@ -84,7 +84,7 @@ class _Move:
         self._stopped: str | None = None
 
     def directory(self, source: int, target: int, place: str, pool: ThreadPoolExecutor) -> None:
-        """Everything in a directory: first its files, then its directories."""
+        """Move the contents of a directory: first its files, then its directories."""
         found = [(name, os.lstat(name, dir_fd=source)) for name in sorted(os.listdir(source))]
         folders = [(name, info) for name, info in found if stat.S_ISDIR(info.st_mode)]
         others = [(name, info) for name, info in found if not stat.S_ISDIR(info.st_mode)]
@@ -107,7 +107,7 @@ class _Move:
             if isinstance(error, _NotStored) or error.errno == errno.ENOTCONN:
                 self._stopped = problem
         except ValueError as error:
-            problem = str(error)  # a name that no registry takes
+            problem = str(error)  # a name that the registry does not take
         with self._lock:
             self.moved.failed.append((path, problem))
 
@@ -125,7 +125,7 @@ class _Move:
                     _dress(new, info, spare=0o700)
                 self.directory(inner, new, f"{place}{name}/", pool)
                 if os.listdir(inner):
-                    return  # what was left in it has been noted
+                    return  # what stays in it has been noted
                 if made:
                     _dress(new, info)
             finally:
@@ -135,7 +135,8 @@ class _Move:
             os.close(inner)
 
     def _make(self, target: int, place: str, name: str) -> tuple[str, bool]:
-        """A directory of this name in the mount, or beside what has the name; whether it is new."""
+        """A directory of this name in the mount, or beside another entry with the name. Returns the name, and whether
+        it is new."""
         for there in _names(name):
             try:
                 os.mkdir(there, 0o700, dir_fd=target)
@@ -182,7 +183,7 @@ class _Move:
         try:
             info = os.fstat(fd)
             _refuse_open(fd)
-            # The same name each time: what a crash has left of an earlier try is written again.
+            # The same name each time: the next try overwrites what a crash has left.
             temp = f".{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}.lamfs-adopt"
             there = self._find_same(fd, info, target, name)
             if there is None:
@@ -200,7 +201,7 @@ class _Move:
             self.moved.bytes += info.st_size
 
     def _find_same(self, fd: int, info: os.stat_result, target: int, name: str) -> str | None:
-        """A file of this name in the mount that has the same bytes, durably: of a run that was cut off."""
+        """The durable file of this name in the mount, if it has the same bytes: an interrupted run has left it."""
         try:
             new = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=target)
         except OSError:
@@ -215,7 +216,7 @@ class _Move:
             os.close(new)
 
     def _copy(self, fd: int, info: os.stat_result, target: int, temp: str, name: str) -> str:
-        """Copy a file into the mount, and see that storage has it; the name that it got."""
+        """Copy a file into the mount, and wait until storage has it. Returns the name that it got."""
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         new = os.open(temp, flags, 0o600, dir_fd=target)
         try:
@@ -241,7 +242,7 @@ class _Move:
         os.close(new)
         new = os.open(there, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target)
         try:
-            # After the last write: only now it keeps its times.
+            # After the last write, which would change the times.
             _dress(new, info)
             os.posix_fadvise(new, 0, 0, os.POSIX_FADV_DONTNEED)
             if _digest(new) != digest.digest():
@@ -257,7 +258,7 @@ class _Move:
 
 
 def _names(name: str) -> Iterator[str]:
-    """The name, and those to try when it is taken, without an end."""
+    """Yields the name, and then names to try when it is taken, without end."""
     yield name
     at = datetime.now().strftime("%Y-%m-%d %H.%M.%S")
     yield conflict_name(name, at)
@@ -266,7 +267,7 @@ def _names(name: str) -> Iterator[str]:
 
 
 def _rename_beside(target: int, temp: str, name: str) -> str:
-    """Rename to the first name that is free, and replace nothing. Raises OSError."""
+    """Rename to the first free name, without replacing anything. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     for there in _names(name):
         if not libc.renameat2(target, os.fsencode(temp), target, os.fsencode(there), _RENAME_NOREPLACE):
@@ -288,13 +289,13 @@ def _store(fd: int) -> None:
 
 
 def _refuse_open(fd: int) -> None:
-    """Raise OSError (EBUSY) when somebody may still write to a file: what he writes would be lost with it."""
+    """Raise OSError (EBUSY) when another process may still write to a file: those bytes would be lost with it."""
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         if error.errno == errno.EAGAIN:
             raise OSError(errno.EBUSY, "a program has it open for writing") from None
-        return  # a file system without leases, or a file of somebody else
+        return  # a file system without leases, or another user's file
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
@@ -308,7 +309,7 @@ def _digest(fd: int) -> bytes:
 
 
 def _dress(fd: int, info: os.stat_result, *, spare: int = 0) -> None:
-    """Owner (where we may), mode (with ``spare`` bits more) and times of what was moved."""
+    """Copy owner (where permitted), mode (with ``spare`` bits more) and times."""
     with contextlib.suppress(PermissionError):
         os.fchown(fd, info.st_uid, info.st_gid)
     os.fchmod(fd, stat.S_IMODE(info.st_mode) | spare)
@@ -316,7 +317,7 @@ def _dress(fd: int, info: os.stat_result, *, spare: int = 0) -> None:
 
 
 def _copy_attributes(fd: int, new: int) -> bool:
-    """Copy the user's extended attributes; False when there are some that the mount does not take."""
+    """Copy the user's extended attributes. Returns False when the mount does not take all of them."""
     kept = True
     try:
         names = [name for name in os.listxattr(fd) if name.startswith("user.")]

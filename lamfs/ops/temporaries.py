@@ -1,8 +1,8 @@
-"""What processes that are gone have left half made: in the storage, beside the registry, in the cache. Synchronous.
+"""Removes what processes that are gone have left half made: in storage, beside the registry, in the cache. Synchronous.
 
-A temporary file says in its name whose it is (lamfs/processes.py). One of a dead process of this machine is removed at
-once: nothing was promised for it, and its bytes are where they came from. What another machine makes, or an older lamfs
-made, is left alone for a day.
+The name of a temporary file tells its process (lamfs/processes.py). A file of a dead process of this machine is removed
+at once: nothing was promised for it, and its bytes are where they came from. A file of another machine, or of an older
+lamfs, is left alone for a day.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from lamfs.ops.instance import Instance
 from lamfs.processes import state_of
 
 LEFTOVER_SECONDS = 24 * 3600
-"""What has not been written for so long is nobody's any more, whoever it was."""
+"""Seconds after its last write from which a temporary belongs to nobody."""
 _BESIDE = (".push-", ".pull-", ".fresh-", ".peek-", ".new-")
-"""Beginnings of the names of registries that are on their way to or from storage, or new."""
+"""Beginnings of the names of registries that are new, or on their way to or from storage."""
 
 
 @dataclass(slots=True)
 class Swept:
-    """``removed``: what was removed, and what could not be, with ``left`` of others: a sentence each. ``size``: bytes
+    """Sentences: ``removed`` names what was removed, or could not be; ``left``, what belongs to others. ``size``: bytes
     that are free again."""
 
     removed: list[str] = field(default_factory=list)
@@ -37,10 +37,10 @@ class Swept:
 
 
 def sweep(instance: Instance, *, everywhere: bool = False) -> Swept:
-    """Remove the temporaries of dead processes. ``everywhere``: also where looking takes a while, and large files are
-    not left behind: those in a bucket, which has to be asked, and in the cache, whose index is read through.
+    """Remove the temporaries of dead processes.
 
-    Raises storage errors when the storage cannot be looked at.
+    ``everywhere``: also where looking takes a while and large files are rare: in a bucket, which has to be asked, and
+    in the cache, whose index is read through. Raises storage errors when the storage cannot be looked at.
     """
     swept = Swept()
     store = instance.store
@@ -64,7 +64,7 @@ def _beside(instance: Instance) -> Iterator[Path]:
 
 
 def _sweep_file(swept: Swept, path: Path) -> bool:
-    """Remove a local file, if it is due. Whether it is gone."""
+    """Remove a local file, if it is due. Returns whether it is gone."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def _sweep_file(swept: Swept, path: Path) -> bool:
 
 
 def _judge(swept: Swept, name: str, size: int, mtime_ns: int, remove: Callable[[], None]) -> bool:
-    """Remove a temporary, if it is due, and note it. Whether it is gone."""
+    """Remove a temporary, if it is due, and note it. Returns whether it is gone."""
     state = state_of(name.rpartition("/")[2], config.machine_mark())
     age = time.time() - mtime_ns / 1e9
     whose = "a process that is gone" if state == "dead" else "another machine, or of an older lamfs"

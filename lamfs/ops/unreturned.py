@@ -1,8 +1,9 @@
-"""A machine that had the lock and did not give it back: what it stored since its last push has no name. Synchronous.
+"""Notes that a machine did not give its lock back: the objects that it stored since its last push have no name.
+Synchronous.
 
-The registry reaches storage when a mount ends, so objects that a machine stored before it died are known to nobody.
-``unreturned.json`` of ``settings.directory`` notes that this machine took the lock over from such a one, until 'fsck'
-has found that no object is without a name.
+The registry reaches storage when a mount ends, so nobody knows the objects that a machine stored before it died.
+``unreturned.json`` of ``settings.directory`` notes that this machine took the lock over from such a machine, until
+'fsck' finds that every object has a name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NAME = "unreturned.json"
 
 
 def note(settings: InstanceSettings, store: ObjectStore, before: lock.LeaseState) -> str:
-    """Note that the lock was taken over from ``before``; a sentence for people. Never raises."""
+    """Note that the lock was taken over from ``before``. Returns a sentence for people. Never raises."""
     pushed = 0
     with contextlib.suppress(StorageError):
         pushed = store.head(settings.snapshot_key).mtime_ns
@@ -33,7 +34,7 @@ def note(settings: InstanceSettings, store: ObjectStore, before: lock.LeaseState
 
 
 def known(settings: InstanceSettings) -> str | None:
-    """The sentence of ``note``, while nobody has looked for what has no name; None: nothing is to be said."""
+    """The sentence of ``note``, until every object is known to have a name; None afterwards."""
     data = None
     with contextlib.suppress(LamfsError):
         data = config.read_json(settings.directory / NAME)
@@ -46,7 +47,7 @@ def known(settings: InstanceSettings) -> str | None:
 
 
 def forget(settings: InstanceSettings) -> None:
-    """Every object in storage has a name."""
+    """Forget the note: every object in storage has a name."""
     with contextlib.suppress(OSError):
         (settings.directory / NAME).unlink(missing_ok=True)
 

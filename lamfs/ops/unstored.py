@@ -1,8 +1,9 @@
-"""What a machine has of an instance that is about to be deleted, and storage does not: stored, or left and named.
+"""Deals with bytes that only this machine has of an instance that is about to be deleted: stores them, or leaves them
+and names them.
 
-Bytes in a spool are somebody's only copy. What cannot be stored stays in the spool folder, which stays where it is, and
-the registry, which alone says what they are, is put aside. A new instance of the same name finds them there: its first
-mount makes files of them in ``lost+found`` (strays.py). Synchronous.
+Bytes in a spool may be somebody's only copy. Bytes that cannot be stored stay in the spool folder, and the registry,
+which alone says what they are, is put aside. A new instance of the same name finds them there: its first mount makes
+files of them in ``lost+found`` (strays.py). Synchronous.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from lamfs.registry import Registry
 from lamfs.spool import SpoolFolder
 from lamfs.storage import ObjectStore
 
-SAID = 10
-"""Files that are said one by one."""
+SHOWN = 10
+"""Files that are listed."""
 _UNKNOWN = frozenset({Kind.STRAY, Kind.UNTOLD})
 
 
 class Left(NamedTuple):
-    """A spool file that stays. ``key``: of its file in the tree; ``""``: nobody knows."""
+    """A spool file that stays. ``key``: of its file in the tree; ``""``: not known."""
 
     path: str
     key: str
@@ -36,9 +37,9 @@ class Left(NamedTuple):
 
 
 def store(instance: Instance) -> None:
-    """Store what dead processes of this machine owe, as far as storage takes it; the rest stays owed.
+    """Store what dead processes of this machine owe, as far as storage takes it. The rest stays owed.
 
-    Raises StorageUnavailable and LeaseLost: another try may do better, and nothing else can be done either.
+    Raises StorageUnavailable and LeaseLost: another try may succeed, and nothing else can be done either.
     """
     try:
         recover.finish_puts(instance, strict=True)
@@ -51,10 +52,11 @@ def store(instance: Instance) -> None:
 
 
 def sort_out(settings: InstanceSettings, store: ObjectStore) -> list[Left]:
-    """Remove what is of no use from this machine's spool, while nobody has the registry open; what is left then.
+    """Remove useless files from this machine's spool, while no process has the registry open. Returns the files that
+    are left.
 
-    Of a registry that cannot be read nobody knows what is of use: all that has bytes is left. Raises StorageError when
-    what this machine owes cannot be brought into its spool, and OSError.
+    When the registry cannot be read, every file with bytes may be useful and is left. Raises StorageError when a file
+    that this machine owes cannot be brought into its spool, and OSError.
     """
     with contextlib.ExitStack() as stack:
         registry: Registry | None = None
@@ -77,7 +79,7 @@ def sort_out(settings: InstanceSettings, store: ObjectStore) -> list[Left]:
 
 
 def _wanted(registry: Registry | None, store: ObjectStore, spool: SpoolFolder) -> dict[str, str]:
-    """Key of the file, by name, of the spool files that hold what is nowhere else."""
+    """Keys of the spool files that have the only copy of their bytes, by spool file."""
     if registry is None:
         return {}
     found: dict[str, str] = {}
@@ -90,8 +92,8 @@ def _wanted(registry: Registry | None, store: ObjectStore, spool: SpoolFolder) -
 
 
 def clear(settings: InstanceSettings, *, keep: bool) -> Path | None:
-    """Remove the instance's directory on this machine. ``keep``: but for a spool in it, and the registries that say
-    what is in that; spools that were put aside stay in any case, unless they are empty.
+    """Remove the instance's directory on this machine. ``keep``: leave a spool in it, and the registries that say what
+    is in the spool. Spools that were put aside stay in any case, unless they are empty.
 
     Returns where the last registry is then; None: it is gone too.
     """
@@ -116,15 +118,15 @@ def clear(settings: InstanceSettings, *, keep: bool) -> Path | None:
 
 
 def sentences(left: list[Left], kept: Path | None) -> list[str]:
-    """What a person is told of spool files that stay. ``kept``: the registry that says what they are."""
+    """Sentences for people about spool files that stay. ``kept``: the registry that says what they are."""
     if not left:
         return []
     count = "1 file that is" if len(left) == 1 else f"{len(left)} files that are"
     knows = f"; the registry that says what they are was put aside as {kept}" if kept is not None else ""
     lines = [f"the bytes of {count} not in storage are left in {os.path.dirname(left[0].path)}{knows}"]
-    for one in left[:SAID]:
+    for one in left[:SHOWN]:
         what = f"'{one.key}'" if one.key else "of a file that is not known"
         lines.append(f"  {what} ({one.size} bytes): {one.path}")
-    if len(left) > SAID:
-        lines.append(f"  … and {len(left) - SAID} more")
+    if len(left) > SHOWN:
+        lines.append(f"  … and {len(left) - SHOWN} more")
     return lines

@@ -1,9 +1,9 @@
-"""What this machine has written to its working copy of a registry, in a file beside it: how far it was. Synchronous.
+"""Notes beside a working copy how far this machine has written it. Synchronous.
 
-``settings.directory/written.json``: of which instance it is, and how many changes it had seen. So one that is older (a
-backup that was put there, a disk that was set back) or gone is told from a good one. The file is written when something
-that changes the registry ends, and by a mount every minute: what an ordinary program's note says is believed until the
-machine starts anew, since a power cut may take the last commits; what was synced before it was noted, for ever.
+``settings.directory/written.json``: the instance of the working copy, and how many changes it had seen. So a copy that
+is older (from a backup, or a disk that was set back) or missing is told from a good one. The file is written when a
+process that changes the registry ends, and by a mount every minute. The count of an ordinary process is believed until
+the machine restarts, because a power cut may take the last commits; a count that was synced is believed for ever.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _MOST = 1 << 53
 
 
 class Written(NamedTuple):
-    """``synced``: changes that are on the disk; ``changes``: that were made; ``owner``: the process that noted it."""
+    """``synced``: changes that are on the disk; ``changes``: all changes; ``owner``: the process that wrote the
+    note."""
 
     uid: str
     synced: int
@@ -33,19 +34,19 @@ class Written(NamedTuple):
 
     @property
     def least(self) -> int:
-        """How many changes the working copy must have seen."""
+        """The least number of changes that the working copy must have seen."""
         from lamfs.registry import of_another_boot
 
         return self.synced if self.owner is None or of_another_boot(self.owner) else max(self.synced, self.changes)
 
 
 def path(settings: InstanceSettings) -> Path:
-    """Where it is noted."""
+    """Path of the note."""
     return settings.directory / "written.json"
 
 
 def read(settings: InstanceSettings) -> Written | None:
-    """What is noted; None: nothing, or nothing that can be read."""
+    """The note; None: there is none that can be read."""
     return _read(path(settings))
 
 
@@ -65,10 +66,10 @@ def note(settings: InstanceSettings, registry: Registry, *, durable: bool = Fals
     """Note how far the working copy is. ``durable``: sync it first. Raises LamfsError."""
     from lamfs.registry import process_id, sync_log
 
-    uid, changes = registry.db.get_meta("uid"), registry.changes.last()
-    if not isinstance(uid, str):
+    uid, changes = registry.file.about().uid, registry.changes.last()
+    if uid is None:
         return
-    place = registry.path.with_name(path(settings).name)  # beside the one that is meant, wherever settings lead by now
+    place = registry.path.with_name(path(settings).name)  # beside the open registry, wherever settings lead by now
     known = _read(place)
     synced = known.synced if known is not None and known.uid == uid else 0
     if known is not None and known.uid == uid and changes <= (synced if durable else known.least):
@@ -81,7 +82,7 @@ def note(settings: InstanceSettings, registry: Registry, *, durable: bool = Fals
 
 
 def forget(settings: InstanceSettings) -> None:
-    """Before another working copy takes the place of this one, which may have seen less."""
+    """Forget the note, before another working copy, which may have seen less, takes the place of this one."""
     path(settings).unlink(missing_ok=True)
 
 
@@ -101,7 +102,7 @@ def refuse_missing(settings: InstanceSettings) -> None:
 
 
 def open_registry(settings: InstanceSettings, **options: object) -> Registry:
-    """Open the working copy, as it must be: whole, of this instance, not older than what was written.
+    """Open the working copy, and check that it is whole, of this instance, and not older than what was written.
 
     ``options``: as Registry has them. Raises NotSetUp, and DamagedRegistry with the way back.
     """
@@ -118,19 +119,19 @@ def open_registry(settings: InstanceSettings, **options: object) -> Registry:
 
 
 def _check(settings: InstanceSettings, registry: Registry) -> None:
-    db = registry.db
-    slug, uid = db.get_meta("slug"), db.get_meta("uid")
-    if not isinstance(slug, str) or not isinstance(uid, str):
-        raise db.damaged("it does not say which instance it is of")
+    damaged = registry.file.damaged
+    slug, uid, _ = registry.file.about()
+    if slug is None or uid is None:
+        raise damaged("it does not say which instance it is of")
     if slug != settings.registry_slug:
-        raise db.damaged(f"it is of the instance '{slug}'")
+        raise damaged(f"it is of the instance '{slug}'")
     known = read(settings)
     if known is None:
         return
     if uid != known.uid:
-        raise db.damaged(f"it is of another instance that is called '{slug}' too")
+        raise damaged(f"it is of another instance that is called '{slug}' too")
     changes = registry.changes.last()
     if changes < known.least:
-        raise db.damaged(
+        raise damaged(
             f"it is older than what this machine has written: it has seen {changes} changes, and was at {known.least}"
         )

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import time
 from pathlib import Path
 from typing import Any
 
-from lamfs.model import ArtifactRecord, iso, new_uid
+from lamfs.model import ArtifactRecord, iso
 from lamfs.processes import is_alive, of_another_boot, process_id
 from lamfs.registry.artifacts import Artifacts, Provenance
+from lamfs.registry.attributes import Attributes
 from lamfs.registry.changes import Change, ChangeLog
-from lamfs.registry.commits import Commits, Committed, Conflict
+from lamfs.registry.clocked import (
+    ClockedCommits,
+    ClockedFile,
+    ClockedNames,
+    ClockedPeople,
+    ClockedRescue,
+    ClockedUpkeep,
+    new_origin,
+)
+from lamfs.registry.commits import Commits, Committed, Conflict, NewObject, Stored
+from lamfs.registry.consistency import Consistency, Flaw
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
-from lamfs.registry.namespace import Backup, Namespace, Renamed
-from lamfs.registry.origins import PUSHES, PUSHES_KEPT, pushes_of
+from lamfs.registry.namespace import Backup, Renamed
 from lamfs.registry.partial_spools import (
     PartialSpools,
     Ranges,
@@ -27,17 +36,19 @@ from lamfs.registry.partial_spools import (
     missing_blocks,
     unwritten,
 )
-from lamfs.registry.people import People, Run, Storage, Transform, User
+from lamfs.registry.people import Run, Storage, Transform, User
 from lamfs.registry.replay import Pending, Replay
-from lamfs.registry.rescue import Lost, Rescue
+from lamfs.registry.rescue import Lost
 from lamfs.registry.seals import Seal, Seals
 from lamfs.registry.tree import Tree
+from lamfs.registry.upkeep import Displaced
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
+from lamfs.registry.writes import Writes
 from lamfs.scratch import Matcher, nothing
 
 
 class Registry:
-    """One registry file, through one connection. Belongs to the thread that made it.
+    """One registry file, through one connection. Belongs to the thread that made it. It satisfies verbs.Verbs.
 
     ``origin`` marks this object's rows in the change log. ``scratch`` tells which keys are not artifacts. ``name``: how
     messages call the instance. ``work``: whether this machine's work on it is attached (workdb.py).
@@ -53,20 +64,27 @@ class Registry:
         work: bool = True,
     ) -> None:
         self.path = path
-        self.origin = new_uid(12)
+        self.origin = new_origin()
         self.db = Database(path, create=create, name=name, work=work)
         self.tree = Tree(self.db)
-        self.artifacts = Artifacts(self.db)
+        self.artifacts = Artifacts(self.db, time.sleep)
         self.journal = Journal(self.db)
         self.partial_spools = PartialSpools(self.db)
         self.uploads = Uploads(self.db)
         self.seals = Seals(self.db)
         self.changes = ChangeLog(self.db, self.origin)
         self.replay = Replay(self.db, self.changes)
-        self.people = People(self.db)
-        self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
-        self.rescue = Rescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
-        self.commits = Commits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+        self.people = ClockedPeople(self.db)
+        self.names = ClockedNames(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
+        self.rescue = ClockedRescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+        self.commits = ClockedCommits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+        self.attributes = Attributes(self.db, self.tree, self.artifacts, self.changes)
+        self.writes = Writes(self.db, self.tree, self.journal, self.changes, self.names, self.partial_spools)
+        self.file = ClockedFile(self.db, self.people, self.journal, self.changes)
+        self.consistency = Consistency(self.db, self.tree, self.journal, self.changes)
+        self.upkeep = ClockedUpkeep(
+            self.db, self.tree, self.artifacts, self.journal, self.changes, self.commits, self.rescue
+        )
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:
         """An artifact's record with its references resolved, ready for JSON: what ``lamfs info`` prints."""
@@ -97,30 +115,15 @@ class Registry:
             "pending": pending is not None,
         }
 
-    def pushes(self) -> tuple[str, ...]:
-        """Names of the pushes that this registry comes from, or replaces, newest first. See Origin."""
-        return pushes_of(self.db.get_meta(PUSHES))
-
-    def add_pushes(self, names: Iterable[str]) -> None:
-        """Record that this registry also comes from the pushes ``names``."""
-        with self.db.transaction():
-            found = list(dict.fromkeys([*names, *self.pushes()]))
-            self.db.set_meta(PUSHES, json.dumps(found[:PUSHES_KEPT]))
-
-    def move_to(self, root: str) -> None:
-        """Record that the storage is at another root from now on."""
-        with self.db.transaction():
-            self.db.set_meta("root", root)
-            self.people.move_storage(root)
-
     def close(self) -> None:
         """Close the connection."""
         self.db.close()
 
 
 __all__ = [
-    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Lost", "PartRecord", "Pending", "Provenance",
-    "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage", "Transform", "UploadRecord", "Uploads",
-    "User", "add_range", "base_id", "fold_log", "is_alive", "is_based_on", "lacks_some", "missing_blocks",
+    "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Displaced", "Flaw", "Lost", "NewObject",
+    "PartRecord", "Pending", "Provenance", "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage",
+    "Stored", "Transform", "UploadRecord", "Uploads", "User", "add_range", "base_id", "fold_log", "is_alive",
+    "is_based_on", "lacks_some", "missing_blocks",
     "of_another_boot", "process_id", "sync_log", "unwritten",
 ]  # fmt: skip

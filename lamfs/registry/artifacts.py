@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from lamfs.hashing import zero_block, zero_leaves
 from lamfs.keys import is_in_place, is_private, object_key_for, revision_key
-from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, ContentHash, Revision, now_ns
+from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, ContentHash, Revision
 from lamfs.registry.conditions import clause
 from lamfs.registry.db import Database
 
@@ -44,10 +43,11 @@ class Provenance:
 
 
 class Artifacts:
-    """Reads and writes artifact rows of one Database."""
+    """Reads and writes artifact rows of one Database. ``pause`` waits so many seconds."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, pause: Callable[[float], None]) -> None:
         self._db = db
+        self._pause = pause
 
     # -- keys below renamed directories -------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ class Artifacts:
         """
         if limit is None and not self._db.conn.in_transaction:
             while self._settle(STEP):
-                time.sleep(PAUSE)
+                self._pause(PAUSE)
             return False
         return self._settle(limit)
 
@@ -238,11 +238,8 @@ class Artifacts:
     # -- changing -----------------------------------------------------------------------------------------------
 
     def insert(self, record: ArtifactRecord) -> int:
-        """Add a row (``record.ino`` must be set) and one for its revision. Fills in id and times. Returns the id."""
+        """Add a row and one for its revision; ``record`` has inode and times. Fills in and returns the id."""
         self._make_way(record.key)
-        now = now_ns()
-        record.created_at = record.created_at or now
-        record.updated_at = record.updated_at or now
         cursor = self._db.execute(
             "INSERT INTO artifact(uid, storage_id, key, suffix, description, accessor, visibility, key_is_virtual,"
             " created_by_id, run_id, transform_id, created_at, updated_at, ino, used, revision_id)"
@@ -295,25 +292,24 @@ class Artifacts:
         record: ArtifactRecord,
         revision: Revision,
         *,
-        updated_at: int | None = None,
+        updated_at: int,
         origin: Provenance | None = None,
     ) -> None:
         """Point an artifact, whose row is ``record``, at new bytes. Bytes that differ become its next revision.
 
-        ``updated_at=None``: now. ``origin``: the user and run of the new bytes.
+        ``updated_at``: in nanoseconds since the epoch. ``origin``: the user and run of the new bytes.
         """
         assert record.id is not None
         uid = record.uid
-        at = now_ns() if updated_at is None else updated_at
         if revision.content.same_bytes(record.revision.content):
             self._set_content(record, revision)
-            self.update(uid, updated_at=at)
+            self.update(uid, updated_at=updated_at)
         else:
-            new = self._insert_revision(record.id, record.number + 1, revision, at, origin or Provenance())
+            new = self._insert_revision(record.id, record.number + 1, revision, updated_at, origin or Provenance())
             self._db.execute("DELETE FROM revision WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)", (uid,))
             self._db.execute(
                 "UPDATE artifact SET revision_id=?, updated_at=?, used=? WHERE id=?",
-                (new, at, _json(_used(record, revision.object_key)), record.id),
+                (new, updated_at, _json(_used(record, revision.object_key)), record.id),
             )
         self._db.execute("DELETE FROM leaf WHERE artifact_id=? AND block>=?", (record.id, revision.block_count()))
         self._put_leaves(record.id, revision.content)

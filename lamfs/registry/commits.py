@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from lamfs.errors import AlreadyExists, NotFound
 from lamfs.keys import (
@@ -32,8 +33,6 @@ from lamfs.model import (
     ContentHash,
     ObjectMeta,
     Revision,
-    new_uid,
-    now_ns,
 )
 from lamfs.registry.artifacts import Artifacts, Provenance
 from lamfs.registry.changes import ChangeLog
@@ -42,6 +41,7 @@ from lamfs.registry.entries import Put, Save, save_payload
 from lamfs.registry.journal import Journal
 from lamfs.registry.namespace import Namespace
 from lamfs.registry.partial_spools import PartialSpools, base_id
+from lamfs.registry.seals import Seals
 from lamfs.registry.tree import Tree
 
 
@@ -67,8 +67,41 @@ class Conflict:
     name: str
 
 
+class Announced(NamedTuple):
+    """A save that is about to be stored under ``object_key``. ``before``: the artifact as it is; None: it is new.
+    ``was_claimed``: an earlier try may have made the object."""
+
+    entry_id: int
+    object_key: str
+    before: ArtifactRecord | None
+    was_claimed: bool
+
+
+class NewObject(NamedTuple):
+    """A put of a new file that is about to be stored under ``object_key``. ``meta``: what the object is to say of
+    itself; ``twin``: a revision with the same bytes, that may be copied."""
+
+    entry: Put
+    content: ContentHash
+    object_key: str
+    meta: ObjectMeta
+    twin: Revision | None
+
+
+class Stored(NamedTuple):
+    """The content of a put's spool file is in an object."""
+
+    entry: Put
+    content: ContentHash
+    object_key: str
+    etag: str
+
+
 class Commits:
-    """Writes the outcome of storage work into one Database."""
+    """Writes the outcome of storage work into one Database.
+
+    ``now``: the time of a change, in nanoseconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -86,6 +119,7 @@ class Commits:
         self._changes = changes
         self._namespace = namespace
         self._partial_spools = PartialSpools(db)
+        self._seals = Seals(db)
 
     # -- puts (the mount) ---------------------------------------------------------------------------------------
 
@@ -121,6 +155,36 @@ class Commits:
         virtual = entry.key_is_virtual
         target = self._free_object(entry.uid, suffix, key, virtual, None, entry)
         return target, ObjectMeta.of(entry.uid, key, 1, content)
+
+    def announce_many(self, files: Iterable[tuple[Put, ContentHash]], busy: Set[str]) -> list[NewObject]:
+        """Choose and note the objects of many small files, which are no artifacts yet and have these bytes.
+
+        Left out are files whose bytes are not those with which they were closed, files that an earlier try may have
+        stored elsewhere or that another process has taken over, and those whose object is in ``busy``.
+        """
+        found: list[NewObject] = []
+        taken: set[str] = set()
+        with self._db.transaction():
+            for entry, content in files:
+                target, meta = self.new_object(entry, content)
+                if target in busy or target in taken or entry.object_key not in (None, target):
+                    continue
+                if not self._seal(entry, content) or not self._journal.claim_target(entry.id, target):
+                    continue
+                twins = self._artifacts.same_content(content, 1)
+                found.append(NewObject(entry, content, target, meta, twins[0].revision if twins else None))
+                taken.add(target)
+        return found
+
+    def _seal(self, entry: Put, content: ContentHash) -> bool:
+        """Make the hashes of a spool file its seal. False, and nothing is noted, when it is not what it was when it was
+        closed, as far as that is known."""
+        known = self._seals.of(entry.src)
+        if entry.damaged if known is None else known.broken(content):
+            return False
+        if known is None or not known.is_whole:
+            self._seals.add(entry, content.size, content.blocks)
+        return True
 
     def save_meta(self, record: ArtifactRecord) -> ObjectMeta:
         """The metadata of the object of an artifact that is about to be saved."""
@@ -176,6 +240,7 @@ class Commits:
         etag: str,
         origin: Provenance,
         *,
+        now: int,
         taken: str | None = None,
         row: int | None = None,
     ) -> Committed:
@@ -201,7 +266,6 @@ class Commits:
                 return Committed(None, current=True)
             revision = Revision(content, object_key, etag)
             before, made = artifact.size if artifact is not None else 0, False
-            now = now_ns()
             if artifact is None and entry.state == "scratch" and taken is None:
                 # It got a scratch name during the upload: it stays in the spool.
                 self._journal.set_target(entry.id, None)
@@ -247,6 +311,30 @@ class Commits:
             self._changes.content(ino)
             return Committed(artifact if made else self._artifacts.by_ino(ino), current, entry.src if current else None)
 
+    def put_many(self, files: Iterable[Stored], origin: Provenance, *, now: int) -> dict[int, Committed]:
+        """As put, of many files in one transaction; the outcomes by journal row."""
+        with self._db.transaction():
+            return {
+                file.entry.id: self.put(
+                    file.entry.ino, file.entry.gen, file.content, file.object_key, file.etag, origin, now=now,
+                    row=file.entry.id,
+                )
+                for file in files
+            }  # fmt: skip
+
+    def give_up_target(self, entry_id: int, object_key: str, etag: str) -> None:
+        """An earlier try of a put has made an object with other bytes: owe its deletion, and let the put choose another
+        one."""
+        with self._db.transaction():
+            self._journal.unclaim(entry_id, object_key)
+            self._journal.add_delete(object_key, etag)
+
+    def deleted(self, entry_ids: Iterable[int]) -> None:
+        """The objects of these rows are gone: strike them off."""
+        with self._db.transaction():
+            for entry_id in entry_ids:
+                self._journal.done(entry_id)
+
     def _drop_object(self, object_key: str) -> None:
         """Journal the deletion of an object, unless an artifact has it."""
         if self._artifacts.with_object(object_key) is None:
@@ -271,18 +359,36 @@ class Commits:
                     self._tree.update(ino, size=artifact.size)
             return Committed(artifact, current, entry.src if current else None)
 
+    def abandon_put(self, entry: Put) -> None:
+        """The file of a put is gone: strike the put off, and owe the deletion of the object that it may have made.
+
+        The object stays when it may be another machine's.
+        """
+        with self._db.transaction():
+            self._journal.done(entry.id)
+            if entry.object_key is not None and not entry.doubted:
+                self._drop_object(entry.object_key)
+
     def conflict(
-        self, entry_id: int, content: ContentHash, object_key: str, etag: str, origin: Provenance
+        self,
+        entry_id: int,
+        content: ContentHash,
+        object_key: str,
+        etag: str,
+        origin: Provenance,
+        *,
+        now: int,
+        copy_uid: str,
     ) -> Conflict | None:
         """Somebody else has put ``content`` into the object that a put is about to write. The file gets that content,
-        and the put's bytes become a new file beside it. None: the put is not pending any more."""
+        and the put's bytes become a new file beside it, whose artifact will be ``copy_uid``. None: the put is not
+        pending any more."""
         with self._db.transaction():
             entry = self._journal.get_put(entry_id)
             inode = self._tree.get(entry.ino) if entry is not None else None
             first = self._tree.first_name(inode.ino) if inode is not None else None
             if entry is None or inode is None or first is None:
                 return None
-            now = now_ns()
             parent, name = first
             at = datetime.fromtimestamp(now / 1e9).strftime("%Y-%m-%d %H.%M.%S")
             count, beside = 1, conflict_name(name, at)
@@ -302,12 +408,12 @@ class Commits:
                 key, suffix = self._key_of(inode.ino)
                 self._artifacts.insert(
                     ArtifactRecord(
-                        uid=entry.uid or new_uid(), key=key, suffix=suffix, revision=revision, key_is_virtual=False,
+                        uid=entry.uid, key=key, suffix=suffix, revision=revision, key_is_virtual=False,
                         created_by_id=origin.user_id, created_at=now, updated_at=now, ino=inode.ino,
                     )
                 )  # fmt: skip
             self._db.execute(
-                "UPDATE journal SET ino=?, uid=?, object_key=NULL WHERE id=?", (copy.ino, new_uid(), entry_id)
+                "UPDATE journal SET ino=?, uid=?, object_key=NULL WHERE id=?", (copy.ino, copy_uid, entry_id)
             )
             self._journal.said(object_key)
             self._tree.update(inode.ino, size=content.size, mtime_ns=now, ctime_ns=now, blocks=None)
@@ -327,11 +433,9 @@ class Commits:
         known = self._artifacts.by_uid(record.uid)
         return self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, known, None)
 
-    def announce_save(
-        self, record: ArtifactRecord, *, foreign: str | None = None, mode: int = 0o644
-    ) -> tuple[int, str]:
-        """Journal a save of ``record``, whose ETag is not known yet. Returns the journal id and the object key to store
-        under. No other artifact has its bytes at that key.
+    def announce_save(self, record: ArtifactRecord, *, foreign: str | None = None, mode: int = 0o644) -> Announced:
+        """Journal a save of ``record``, whose ETag is not known yet, under an object key where no other artifact has
+        its bytes.
 
         ``foreign``: ETag of an object at the artifact's home that is not an artifact's. The payload keeps it, unless it
         is lamfs's own object with a pending deletion.
@@ -346,16 +450,17 @@ class Commits:
                     f"'{record.key or record.uid}' has changes that a mount has still to store, and which need the"
                     " bytes that would be replaced; run 'lamfs sync' first."
                 )
+            was_claimed = self._journal.is_claimed(object_key)
             base = None if old is None else (old.revision.object_key, old.revision.etag)
             # The object of a deletion that is owed is written over in a moment, and struck off then. A key that another
             # process is about to delete was not chosen above.
             if self._journal.owes_any_delete(object_key) or object_key != home:
                 foreign = None
             payload = save_payload(record, base=base, mode=mode, foreign=foreign)
-            return self._journal.add_save(record.uid, object_key, payload), object_key
+            return Announced(self._journal.add_save(record.uid, object_key, payload), object_key, old, was_claimed)
 
     def save(
-        self, entry_id: int, record: ArtifactRecord, etag: str, *, mode: int, uid: int, gid: int
+        self, entry_id: int, record: ArtifactRecord, etag: str, *, mode: int, uid: int, gid: int, now: int
     ) -> ArtifactRecord:
         """The bytes of ``record`` are in storage: insert or update its row, name it in the tree, journal the deletion
         of the stale object.
@@ -366,14 +471,13 @@ class Commits:
         with self._db.transaction():
             content, object_key = record.revision.content, record.revision.object_key
             revision = Revision(content, object_key, etag)
-            now = now_ns()
             old = self._artifacts.by_uid(record.uid)
             if old is None:
                 entry = self._journal.get(entry_id)
                 if isinstance(entry, Save) and entry.base is not None:
                     raise NotFound(f"The artifact {record.uid} was deleted for good while it was being replaced.")
                 inode = self._tree.new_inode(stat.S_IFREG | mode, uid, gid, now=now)
-                self._namespace.place(inode, record.key, record.uid, record.suffix)
+                self._namespace.place(inode, record.key, record.uid, record.suffix, now=now)
                 record.ino, record.revision = inode.ino, revision
                 record.created_at = record.updated_at = now
                 self._artifacts.insert(record)
@@ -389,7 +493,7 @@ class Commits:
                     run_id=record.run_id, transform_id=record.transform_id,
                 )  # fmt: skip
                 if record.suffix != old.suffix and old.visibility > -1:
-                    self._rename_for_suffix(old, record)
+                    self._rename_for_suffix(old, record, now)
             self._journal.said(object_key)
             self._journal.drop_delete(object_key)
             ino = record.ino
@@ -403,7 +507,7 @@ class Commits:
             self._journal.done(entry_id)
             return saved
 
-    def _rename_for_suffix(self, old: ArtifactRecord, record: ArtifactRecord) -> None:
+    def _rename_for_suffix(self, old: ArtifactRecord, record: ArtifactRecord, now: int) -> None:
         """Rename the file in the tree after a replace changed the suffix."""
         assert old.ino is not None
         names = self._tree.names(old.ino)
@@ -418,7 +522,7 @@ class Commits:
         assert inode is not None
         if self._tree.lookup(parent, new_name) is not None:
             raise AlreadyExists(f"The name '{new_name}' beside '{name}' is taken; rename or delete what is there.")
-        self._tree.move_entry(parent, name, parent, new_name, inode, now_ns())
+        self._tree.move_entry(parent, name, parent, new_name, inode, now)
         self._artifacts.update(record.uid, key=None if parent == AUTO_INO else self._tree.path(old.ino))
         self._changes.entry(parent, name, old.ino)
         self._changes.entry(parent, new_name, old.ino)
@@ -501,7 +605,7 @@ class Commits:
                 self._changes.record(now.ino)
             return True
 
-    def adopt(self, before: ArtifactRecord, revision: Revision, number: int, *, mtime_ns: int) -> bool:
+    def adopt(self, before: ArtifactRecord, revision: Revision, number: int, *, mtime_ns: int, now: int) -> bool:
         """An object in storage is revision ``number`` of an artifact, and the registry knows only an earlier revision
         or another object. It becomes the artifact's content, written at ``mtime_ns``, in nanoseconds since the epoch.
 
@@ -509,24 +613,24 @@ class Commits:
         object is another artifact's.
         """
         with self._db.transaction():
-            now = self._artifacts.by_uid(before.uid)
-            if now is None or now.ino is None or now.revision != before.revision:
+            known = self._artifacts.by_uid(before.uid)
+            if known is None or known.ino is None or known.revision != before.revision:
                 return False
-            if self._journal.is_written(now, revision.object_key):
+            if self._journal.is_written(known, revision.object_key):
                 return False
-            if revision.object_key != now.revision.object_key and self._artifacts.with_object(revision.object_key):
+            if revision.object_key != known.revision.object_key and self._artifacts.with_object(revision.object_key):
                 return False
-            same = revision.content.same_bytes(now.revision.content)
-            if revision.object_key != now.revision.object_key:
-                self._journal.add_delete(now.revision.object_key, now.revision.etag, uid=now.uid)
-            self._artifacts.set_revision(now, revision, updated_at=now.updated_at if same else mtime_ns)
-            self._artifacts.set_number(now.uid, number)
+            same = revision.content.same_bytes(known.revision.content)
+            if revision.object_key != known.revision.object_key:
+                self._journal.add_delete(known.revision.object_key, known.revision.etag, uid=known.uid)
+            self._artifacts.set_revision(known, revision, updated_at=known.updated_at if same else mtime_ns)
+            self._artifacts.set_number(known.uid, number)
             self._journal.said(revision.object_key)
             if not same:
-                self._tree.update(now.ino, size=revision.size, mtime_ns=mtime_ns, ctime_ns=now_ns(), blocks=None)
-                self._tree.bump_revision(now.ino)
-            self._changes.content(now.ino)
-            self._move_home(now, revision.object_key)
+                self._tree.update(known.ino, size=revision.size, mtime_ns=mtime_ns, ctime_ns=now, blocks=None)
+                self._tree.bump_revision(known.ino)
+            self._changes.content(known.ino)
+            self._move_home(known, revision.object_key)
             return True
 
     def same_bytes(self, before: ArtifactRecord, etag: str) -> bool:

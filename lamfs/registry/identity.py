@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass, field
 
 from lamfs.keys import is_in_place, suffix_of
-from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, TRASH, ArtifactRecord, Inode, new_uid, now_ns
+from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, TRASH, ArtifactRecord, Inode
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
@@ -34,7 +34,8 @@ class Removed:
 
 
 class Identity:
-    """Hands artifacts from one file to another in one Database."""
+    """Hands artifacts from one file to another in one Database. ``now``: the time of a change, in nanoseconds since
+    the epoch."""
 
     def __init__(
         self, db: Database, tree: Tree, artifacts: Artifacts, journal: Journal, changes: ChangeLog, scratch: Matcher
@@ -46,10 +47,10 @@ class Identity:
         self._changes = changes
         self.scratch = scratch
 
-    def drop_name(self, parent: int, name: str, inode: Inode) -> Removed:
+    def drop_name(self, parent: int, name: str, inode: Inode, now: int) -> Removed:
         """Remove a name of a file. With the last name, its artifact goes to the trash, and unstored bytes are
         dropped."""
-        self._tree.remove_entry(parent, name, inode, now_ns())
+        self._tree.remove_entry(parent, name, inode, now)
         artifact = self._artifacts.by_ino(inode.ino)
         if inode.nlink:
             if artifact is not None:
@@ -57,26 +58,26 @@ class Identity:
             self._changes.attr(inode.ino)
             return Removed(inode)
         if artifact is not None:
-            self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now_ns())
+            self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now)
             return Removed(inode, trashed=artifact.uid)
         spool = self.drop_put(inode.ino).src
         xattrs = self._tree.remove_inode(inode.ino)
         return Removed(inode, spool=spool, row_gone=True, xattrs=xattrs)
 
-    def replace_file(self, parent: int, name: str, target: Inode, inode: Inode) -> tuple[Removed, str | None]:
+    def replace_file(self, parent: int, name: str, target: Inode, inode: Inode, now: int) -> tuple[Removed, str | None]:
         """Remove ``target`` from its name, and hand its artifact to ``inode``."""
         artifact = self._artifacts.by_ino(target.ino)
         if artifact is None or target.nlink > 1 or not stat.S_ISREG(inode.mode):
             pending = self._journal.put_of(target.ino) if artifact is None and target.nlink == 1 else None
-            removed = self.drop_name(parent, name, target)
+            removed = self.drop_name(parent, name, target, now)
             if pending is not None and self._artifacts.by_ino(inode.ino) is None:
                 # Closed but not stored yet: the uid stays valid for programs that have seen it.
                 self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (pending.uid, inode.ino))
             return removed, None
-        self._tree.remove_entry(parent, name, target, now_ns())
+        self._tree.remove_entry(parent, name, target, now)
         dropped = self.drop_put(target.ino)
         xattrs = self._tree.remove_inode(target.ino)
-        self.inherit(artifact, inode.ino, dropped)
+        self.inherit(artifact, inode.ino, dropped, now)
         return Removed(target, spool=dropped.src, row_gone=True, xattrs=xattrs), artifact.uid
 
     def drop_put(self, ino: int) -> Dropped:
@@ -87,7 +88,7 @@ class Identity:
             self._journal.add_delete(key)
         return dropped
 
-    def inherit(self, artifact: ArtifactRecord, ino: int, dropped: Dropped) -> None:
+    def inherit(self, artifact: ArtifactRecord, ino: int, dropped: Dropped, now: int) -> None:
         """The bytes of inode ``ino`` become the content of ``artifact``. An artifact that ``ino`` had ends here.
 
         ``dropped``: a put that is not pending any more. It may have written over the artifact's object.
@@ -102,7 +103,7 @@ class Identity:
             if dropped.object_key is None and same:
                 self._journal.add_delete(source.revision.object_key, source.revision.etag, uid=source.uid)
             else:
-                self._artifacts.set_revision(artifact, source.revision)
+                self._artifacts.set_revision(artifact, source.revision, updated_at=now)
                 sure = dropped.object_key is None or dropped.doubted
                 # Delete the stale object, or let the move overwrite it if it still leads there.
                 etag = artifact.revision.etag if sure else None
@@ -119,29 +120,29 @@ class Identity:
         owed = self._journal.put_of(ino)
         return self._artifacts.by_ino(ino) or (owed.uid if owed is not None else None)
 
-    def keep_backup(self, backup: int, heir: int, ended: ArtifactRecord | str | None) -> bool:
+    def keep_backup(
+        self, backup: int, heir: int, ended: ArtifactRecord | str | None, *, copy_uid: str, now: int
+    ) -> bool:
         """The file ``heir`` has got the name of ``backup``: it becomes the content of the same artifact.
 
-        The old content becomes a new artifact at the backup's name, without history. Until the new content is stored,
-        both have the same object. ``ended``: what ``backup`` was known as, if it replaced the content of an older
-        backup and so has that one's artifact now. False if ``backup`` has no name any more, or was not an artifact.
+        The old content becomes a new artifact, ``copy_uid``, at the backup's name, without history. Until the new
+        content is stored, both have the same object. ``ended``: what ``backup`` was known as, if it replaced the
+        content of an older backup and so has that one's artifact now. False if ``backup`` has no name any more, or was
+        not an artifact.
         """
         inode = self._tree.get(backup)
         if inode is None or inode.nlink == 0:
             return False
         old = self._artifacts.by_ino(backup)
-        now = self.known_as(backup)
-        if ended is None or _uid(ended) == _uid(now):
-            ended = now
+        known = self.known_as(backup)
+        if ended is None or _uid(ended) == _uid(known):
+            ended = known
             if ended is None:
                 return False
-            copy_uid = new_uid()
             self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (copy_uid, backup))
             if old is not None:
                 self._journal.drop_move(old.uid)
-                self._artifacts.update(
-                    old.uid, uid=copy_uid, description=None, created_at=now_ns(), updated_at=now_ns()
-                )
+                self._artifacts.update(old.uid, uid=copy_uid, description=None, created_at=now, updated_at=now)
                 self._journal.add_move(copy_uid)
         if isinstance(ended, ArtifactRecord):
             self._go_on(ended, heir, old)
@@ -168,9 +169,9 @@ class Identity:
         self.follow_name(record)
         self._journal.add_move(ended.uid)
 
-    def drop_copy(self, parent: int, name: str, inode: Inode) -> Removed:
+    def drop_copy(self, parent: int, name: str, inode: Inode, now: int) -> Removed:
         """Remove a backup whose artifact went on with another file. Its content was replaced, so it goes for good."""
-        removed = self.drop_name(parent, name, inode)
+        removed = self.drop_name(parent, name, inode, now)
         if removed.trashed is None:
             return removed
         copy = self._artifacts.by_uid(removed.trashed)

@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 from lamfs.errors import AlreadyExists, FsError, InvalidArgument, InvalidName, NotFound
 from lamfs.keys import check_key, into, is_in_place, root_path, spool_name, suffix_of
-from lamfs.model import AUTO_INO, AUTO_KEY_PREFIX, ROOT_INO, SHOWN, TRASH, ArtifactRecord, Inode, now_ns
+from lamfs.model import AUTO_INO, AUTO_KEY_PREFIX, ROOT_INO, SHOWN, TRASH, ArtifactRecord, Inode
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
 from lamfs.registry.identity import Identity, Removed
 from lamfs.registry.journal import Journal
+from lamfs.registry.rules import RETAINED
 from lamfs.registry.tree import Tree
 from lamfs.scratch import Matcher, is_probe, nothing
 
@@ -53,7 +54,10 @@ class Renamed:
 
 
 class Namespace:
-    """Changes the tree and the artifacts of one Database together."""
+    """Changes the tree and the artifacts of one Database together.
+
+    ``now``: the time of a change, in nanoseconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -74,14 +78,23 @@ class Namespace:
     # -- coming -------------------------------------------------------------------------------------------------
 
     def create(
-        self, parent: int, name: str, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes | None = None
+        self,
+        parent: int,
+        name: str,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        now: int,
+        rdev: int = 0,
+        target: bytes | None = None,
     ) -> Inode:
         """Make a directory, symlink, FIFO, socket or device node.
 
         Raises FsError: ENOENT (parent is gone), ENOTDIR, EEXIST, EPERM (reserved place).
         """
         with self._db.transaction():
-            return self._create(parent, name, mode, uid, gid, rdev, target)
+            return self._create(parent, name, mode, uid, gid, rdev, target, now)
 
     def create_file(
         self,
@@ -91,22 +104,29 @@ class Namespace:
         uid: int,
         gid: int,
         *,
+        now: int,
+        artifact_uid: str,
+        token: str,
         key_is_virtual: bool = True,
         backup: Backup | None = None,
     ) -> tuple[Inode, str]:
         """Make a regular file that is about to be written. Returns its inode and the name of its spool file.
 
-        ``backup``: the file that had this name until now, and is kept as a backup (Identity.keep_backup).
+        ``artifact_uid``: of the artifact that is new by this. ``token``: of the spool file (keys.spool_token).
+        ``backup``: the file that had this name until now, and is kept as a backup (Identity.keep_backup): then the file
+        goes on with its artifact, and the backup becomes the new one.
         """
         with self._db.transaction():
-            inode = self._create(parent, name, mode, uid, gid, 0, None)
-            src = spool_name(inode.ino)
-            self._journal.begin_first_put(inode.ino, src, key_is_virtual=key_is_virtual)
+            inode = self._create(parent, name, mode, uid, gid, 0, None, now)
+            src = spool_name(inode.ino, token)
+            self._journal.begin_first_put(inode.ino, src, key_is_virtual=key_is_virtual, artifact_uid=artifact_uid)
             if backup is not None:
-                self._identity.keep_backup(backup.ino, inode.ino, backup.ended)
+                self._identity.keep_backup(backup.ino, inode.ino, backup.ended, copy_uid=artifact_uid, now=now)
             return inode, src
 
-    def _create(self, parent: int, name: str, mode: int, uid: int, gid: int, rdev: int, target: bytes | None) -> Inode:
+    def _create(
+        self, parent: int, name: str, mode: int, uid: int, gid: int, rdev: int, target: bytes | None, now: int
+    ) -> Inode:
         directory = self._directory(parent)
         self._refuse_reserved(parent, name)
         if self._tree.lookup(parent, name) is not None:
@@ -116,11 +136,11 @@ class Namespace:
             gid = directory.gid
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
-        inode = self._tree.new_entry(parent, name, mode, uid, gid, rdev=rdev, now=now_ns(), target=target)
+        inode = self._tree.new_entry(parent, name, mode, uid, gid, rdev=rdev, now=now, target=target)
         self._changes.entry(parent, name, inode.ino)
         return inode
 
-    def link(self, ino: int, parent: int, name: str) -> Inode:
+    def link(self, ino: int, parent: int, name: str, *, now: int) -> Inode:
         """Give a file one more name. Raises FsError: EPERM (directory), EEXIST, EMLINK, ENOENT."""
         with self._db.transaction():
             self._directory(parent)
@@ -132,13 +152,13 @@ class Namespace:
                 raise FsError(errno.EPERM)
             if self._tree.lookup(parent, name) is not None:
                 raise FsError(errno.EEXIST)
-            self._tree.add_entry(parent, name, inode, now_ns())
+            self._tree.add_entry(parent, name, inode, now)
             self._identity.follow_scratch(inode)
             self._changes.entry(parent, name, ino)
             self._changes.attr(ino)
             return inode
 
-    def ensure_directory(self, key: str, uid: int, gid: int) -> int:
+    def ensure_directory(self, key: str, uid: int, gid: int, *, now: int) -> int:
         """Inode number of the directory at ``key``. Makes it and its parents if they are missing.
 
         Raises InvalidName if a part of the key is not a directory.
@@ -148,7 +168,7 @@ class Namespace:
             for name in key.split("/") if key else ():
                 inode = self._tree.lookup(ino, name)
                 if inode is None:
-                    inode = self._create(ino, name, stat.S_IFDIR | 0o755, uid, gid, 0, None)
+                    inode = self._create(ino, name, stat.S_IFDIR | 0o755, uid, gid, 0, None, now)
                 if not stat.S_ISDIR(inode.mode):
                     raise InvalidName(
                         f"'{self._tree.path(inode.ino)}' is a file, so nothing can be stored below it as"
@@ -158,17 +178,17 @@ class Namespace:
                 ino = inode.ino
             return ino
 
-    def place(self, inode: Inode, key: str | None, artifact_uid: str, suffix: str) -> None:
+    def place(self, inode: Inode, key: str | None, artifact_uid: str, suffix: str, *, now: int) -> None:
         """Name an inode by its artifact's key, or below ``.lamindb`` if the key is None. Raises AlreadyExists."""
         with self._db.transaction():
             if key is None:
                 parent, name = AUTO_INO, artifact_uid + suffix
             else:
                 directory, name = root_path(key)
-                parent = self.ensure_directory(directory, inode.uid, inode.gid)
+                parent = self.ensure_directory(directory, inode.uid, inode.gid, now=now)
             if self._tree.lookup(parent, name) is not None:
                 raise AlreadyExists(self._taken(key or f"{AUTO_KEY_PREFIX}{name}", parent, name))
-            self._tree.add_entry(parent, name, inode, now_ns())
+            self._tree.add_entry(parent, name, inode, now)
             self._changes.entry(parent, name, inode.ino)
 
     def _taken(self, key: str, parent: int, name: str) -> str:
@@ -188,6 +208,7 @@ class Namespace:
         parent: int,
         name: str,
         *,
+        now: int,
         left: Callable[[int], tuple[int, str] | None] = lambda ino: None,
         is_copy: Callable[[int], bool] = lambda ino: False,
     ) -> Removed:
@@ -204,37 +225,37 @@ class Namespace:
             if stat.S_ISDIR(inode.mode):
                 raise FsError(errno.EISDIR)
             if inode.nlink == 1 and is_copy(inode.ino):
-                removed = self._identity.drop_copy(parent, name, inode)
+                removed = self._identity.drop_copy(parent, name, inode, now)
                 self._changes.entry(parent, name, inode.ino)
                 return removed
             before = left(inode.ino) if inode.nlink == 1 else None
             heir = self._tree.lookup(*before) if before is not None else None
             if heir is None or heir.ino == inode.ino or not stat.S_ISREG(heir.mode) or not stat.S_ISREG(inode.mode):
-                removed = self._identity.drop_name(parent, name, inode)
+                removed = self._identity.drop_name(parent, name, inode, now)
             else:
-                removed, _ = self._identity.replace_file(parent, name, inode, heir)
+                removed, _ = self._identity.replace_file(parent, name, inode, heir, now)
                 artifact = self._artifacts.by_ino(heir.ino)
                 if artifact is not None:
                     self._identity.follow_name(artifact)
             self._changes.entry(parent, name, inode.ino)
             return removed
 
-    def rmdir(self, parent: int, name: str) -> Removed:
+    def rmdir(self, parent: int, name: str, *, now: int) -> Removed:
         """Remove an empty directory. Raises FsError: ENOENT, ENOTDIR, ENOTEMPTY, EBUSY (``.lamindb``)."""
         with self._db.transaction():
             inode = self._existing(parent, name)
             if not stat.S_ISDIR(inode.mode):
                 raise FsError(errno.ENOTDIR)
-            removed = self._drop_directory(parent, name, inode)
+            removed = self._drop_directory(parent, name, inode, now)
             self._changes.entry(parent, name, inode.ino)
             return removed
 
-    def _drop_directory(self, parent: int, name: str, inode: Inode) -> Removed:
+    def _drop_directory(self, parent: int, name: str, inode: Inode, now: int) -> Removed:
         if inode.ino in FIXED:
             raise FsError(errno.EBUSY)
         if not self._tree.is_empty(inode.ino):
             raise FsError(errno.ENOTEMPTY)
-        self._tree.remove_entry(parent, name, inode, now_ns())
+        self._tree.remove_entry(parent, name, inode, now)
         xattrs = self._tree.remove_inode(inode.ino)
         return Removed(inode, row_gone=True, xattrs=xattrs)
 
@@ -247,10 +268,13 @@ class Namespace:
         new_parent: int,
         new_name: str,
         *,
+        now: int,
         noreplace: bool = False,
         backup: Backup | None = None,
+        copy_uid: str | None = None,
     ) -> Renamed:
-        """rename(2). ``backup``: as for create_file, if the new name is free or is another name of the backup.
+        """rename(2). ``backup``: as for create_file, if the new name is free or is another name of the backup. It goes
+        with ``copy_uid``, the uid of the artifact that the backup becomes.
 
         Raises FsError: ENOENT, EEXIST (noreplace), EINVAL (into itself), ENOTEMPTY, EISDIR, ENOTDIR, EBUSY and EPERM
         (reserved places).
@@ -276,15 +300,17 @@ class Namespace:
                 if stat.S_ISDIR(target.mode):
                     if not directory:
                         raise FsError(errno.EISDIR)
-                    result.replaced = self._drop_directory(new_parent, new_name, target)
+                    result.replaced = self._drop_directory(new_parent, new_name, target, now)
                 elif directory:
                     raise FsError(errno.ENOTDIR)
                 else:
                     result.ended = self._identity.known_as(inode.ino)
-                    result.replaced, result.inherited = self._identity.replace_file(new_parent, new_name, target, inode)
+                    result.replaced, result.inherited = self._identity.replace_file(
+                        new_parent, new_name, target, inode, now
+                    )
             old_key = self._tree.path_at(parent, name)
             new_key = self._tree.path_at(new_parent, new_name)
-            self._tree.move_entry(parent, name, new_parent, new_name, inode, now_ns(), cookie=cookie)
+            self._tree.move_entry(parent, name, new_parent, new_name, inode, now, cookie=cookie)
             if directory:
                 assert old_key is not None
                 assert new_key is not None
@@ -297,13 +323,16 @@ class Namespace:
                     self._identity.follow_name(artifact)
                 free = target is None or (backup is not None and target.ino == backup.ino)
                 if backup is not None and free and stat.S_ISREG(inode.mode):
-                    result.kept = self._identity.keep_backup(backup.ino, inode.ino, backup.ended)
+                    assert copy_uid is not None
+                    result.kept = self._identity.keep_backup(
+                        backup.ino, inode.ino, backup.ended, copy_uid=copy_uid, now=now
+                    )
                 self._identity.follow_scratch(inode)
             self._changes.entry(parent, name, inode.ino)
             self._changes.entry(new_parent, new_name, inode.ino)
             return result
 
-    def exchange(self, parent: int, name: str, other_parent: int, other_name: str) -> tuple[Inode, Inode]:
+    def exchange(self, parent: int, name: str, other_parent: int, other_name: str, *, now: int) -> tuple[Inode, Inode]:
         """renameat2(2) with RENAME_EXCHANGE: two names exchange their inodes. Artifacts go with their files.
 
         Returns the inode that was at ``name`` and the one at ``other_name``. Raises FsError: ENOENT, EINVAL (one is
@@ -320,7 +349,7 @@ class Namespace:
             if one.ino == two.ino:
                 return one, two
             first, second = self._tree.path_at(parent, name), self._tree.path_at(other_parent, other_name)
-            self._tree.exchange_entries(parent, name, one, other_parent, other_name, two, now_ns())
+            self._tree.exchange_entries(parent, name, one, other_parent, other_name, two, now)
             if first is not None and second is not None:
                 self._exchange_keys((one, first), (two, second))
             for inode in (one, two):
@@ -383,17 +412,67 @@ class Namespace:
         found = [self._tree.get(ino) for (ino,) in rows if self.is_scratch(ino)]
         return [inode for inode in found if inode is not None]
 
-    # -- the trash ----------------------------------------------------------------------------------------------
+    # -- artifacts ----------------------------------------------------------------------------------------------
 
-    def trash(self, uid: str) -> list[Removed]:
+    def rename_artifact(self, uid: str, key: str, *, now: int) -> None:
+        """Give an artifact another key: what ``mv`` of its first name does. Directories of the key are made.
+
+        Raises AlreadyExists (something has the key: it is not replaced), InvalidName (a part of the key is a file),
+        InvalidArgument (the artifact is in the trash), NotFound.
+        """
+        with self._db.transaction():
+            artifact = self._artifact(uid)
+            if artifact.key == key and artifact.visibility != TRASH:
+                return
+            inode = self._tree.get(artifact.ino or 0)
+            first = self._tree.first_name(artifact.ino or 0)
+            if inode is None or first is None:
+                raise InvalidArgument(
+                    f"The artifact {uid} is in the trash; restore it as '{key}' to have it back there."
+                )
+            there = self._tree.resolve(key)
+            if there is not None:
+                what = "a directory" if stat.S_ISDIR(there.mode) else "another file"
+                raise AlreadyExists(
+                    f"'{artifact.key or uid}' cannot get the key '{key}': {what} has it; choose another, or rename or"
+                    " delete what is there."
+                )
+            folder, name = root_path(key)
+            parent = self.ensure_directory(folder, inode.uid, inode.gid, now=now)
+            self.rename(*first, parent, name, now=now)
+
+    def edit_artifact(
+        self,
+        uid: str,
+        *,
+        now: int,
+        key: str | None,
+        description: str | None,
+        run_id: int | None,
+        transform_id: int | None,
+    ) -> None:
+        """Set what a person may change of an artifact without new content. ``key``: a new one; None: it stays.
+
+        Raises what ``rename_artifact`` raises; then nothing has changed.
+        """
+        with self._db.transaction():
+            if key is not None:
+                self.rename_artifact(uid, key, now=now)
+            artifact = self._artifact(uid)
+            if (artifact.description, artifact.run_id) != (description, run_id):
+                self._artifacts.update(uid, description=description, run_id=run_id, transform_id=transform_id)
+                assert artifact.ino is not None
+                self._changes.record(artifact.ino)
+
+    def trash(self, uid: str, *, now: int) -> list[Removed]:
         """Move an artifact to the trash, from all its names. Raises NotFound."""
         with self._db.transaction():
             artifact = self._artifact(uid)
             assert artifact.ino is not None
             names = self._tree.names(artifact.ino)
-            return [self.unlink(parent, name) for parent, name in names]
+            return [self.unlink(parent, name, now=now) for parent, name in names]
 
-    def restore(self, uid: str, key: str | None = None) -> ArtifactRecord:
+    def restore(self, uid: str, key: str | None = None, *, now: int) -> ArtifactRecord:
         """Bring an artifact back from the trash to where it was, or to ``key``. ``folder/`` keeps its name in that
         folder.
 
@@ -415,37 +494,37 @@ class Namespace:
             assert inode is not None
             key = artifact.key if key is None else key
             suffix = artifact.suffix if key is None else suffix_of(root_path(key)[1])
-            self.place(inode, key, artifact.uid, suffix)
-            self._artifacts.update(uid, visibility=SHOWN, key=key, suffix=suffix, updated_at=now_ns())
+            self.place(inode, key, artifact.uid, suffix, now=now)
+            self._artifacts.update(uid, visibility=SHOWN, key=key, suffix=suffix, updated_at=now)
             if not is_in_place(artifact.revision.object_key, uid, suffix, key, artifact.key_is_virtual):
                 self._journal.add_move(uid)
             return self._artifact(uid)
 
-    def purge(self, uid: str, *, storage: bool = True) -> ArtifactRecord:
+    def purge(self, uid: str, *, now: int, storage: bool = True) -> ArtifactRecord:
         """Delete an artifact for good: names, row and inode now, the object afterwards through the journal.
 
-        With ``storage=False`` the object stays. Returns the record as it was.
+        With ``storage=False`` the object stays, and is recorded as wanted (``is_retained``). Returns the record as it
+        was. Raises NotFound.
         """
         with self._db.transaction():
-            self.trash(uid)
+            self.trash(uid, now=now)
             artifact = self._artifact(uid)
             assert artifact.ino is not None
             dropped = self._identity.drop_put(artifact.ino)
             self._journal.drop_move(uid)
             self._artifacts.remove(uid)
             self._tree.remove_inode(artifact.ino)
+            object_key = artifact.revision.object_key
             if storage:
-                self._journal.add_delete(artifact.revision.object_key, dropped.meant(artifact.revision), uid=uid)
+                self._journal.add_delete(object_key, dropped.meant(artifact.revision), uid=uid)
+            else:
+                self._db.set_meta(f"{RETAINED}{object_key}", 1)
             self._changes.record(artifact.ino)
             return artifact
 
-    # -- attributes ---------------------------------------------------------------------------------------------
-
-    def set_attributes(self, ino: int, **columns: int) -> None:
-        """Set mode, uid, gid, size or times of an inode, and log it."""
-        with self._db.transaction():
-            self._tree.update(ino, **columns)
-            self._changes.attr(ino)
+    def is_retained(self, object_key: str) -> bool:
+        """Whether somebody deleted the artifact of an object, and wanted the object to stay."""
+        return bool(self._db.get_meta(f"{RETAINED}{object_key}"))
 
     # -- helpers ------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,21 @@ from typing import NamedTuple
 PUSHES = "pushes"
 """Key of the meta table: JSON, the names of the pushes that a registry comes from, newest first."""
 PUSHES_KEPT = 64
+FENCE = "fence"
+"""Key of the meta table: the number of the lease under which the registry was changed last."""
+SOURCE = "taken"
+"""Key of the meta table: the ETag of the copy in storage that a working copy was made of."""
 PUSH = re.compile("[0-9a-f]{16}")
 """The name of a push: random."""
+
+
+class About(NamedTuple):
+    """The instance of a registry. ``slug``: ``owner/name``; ``uid``: of its default storage's row; ``root``: where that
+    storage is. None: the registry does not say, or not in words."""
+
+    slug: str | None
+    uid: str | None
+    root: str | None
 
 
 class Origin(NamedTuple):

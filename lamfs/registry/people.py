@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lamfs.model import (
-    RUN_UID_LEN,
-    STORAGE_UID_LEN,
-    TRANSFORM_UID_LEN,
-    new_uid,
-    now_ns,
-    storage_id,
-)
+from lamfs.model import storage_id
 from lamfs.registry.db import Database
 
 
@@ -58,18 +51,21 @@ class Run(NamedTuple):
 
 
 class People:
-    """Reads and writes the small tables of one Database."""
+    """Reads and writes the small tables of one Database.
+
+    ``now``: the time of a change, in nanoseconds since the epoch. ``uid``: of what is new by it.
+    """
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def ensure_user(self, uid: str, handle: str, email: str | None, name: str | None) -> User:
+    def ensure_user(self, uid: str, handle: str, email: str | None, name: str | None, *, now: int) -> User:
         """The user with that handle, inserted or updated."""
         self._db.execute(
             "INSERT INTO user(uid, handle, email, name, created_at) VALUES(?,?,?,?,?)"
             " ON CONFLICT(handle) DO UPDATE"
             " SET email=coalesce(excluded.email, email), name=coalesce(excluded.name, name)",
-            (uid, handle, email, name, now_ns()),
+            (uid, handle, email, name, now),
         )
         found = self.user_by_handle(handle)
         assert found is not None
@@ -85,12 +81,12 @@ class People:
         row = self._db.one("SELECT id, uid, handle, email, name FROM user WHERE id=?", (user_id,))
         return User(*row) if row else None
 
-    def ensure_storage(self, root: str, kind: str, region: str | None = None) -> Storage:
-        """The storage with that root, inserted if missing."""
+    def ensure_storage(self, root: str, kind: str, region: str | None = None, *, uid: str, now: int) -> Storage:
+        """The storage with that root, inserted if missing (``uid``: STORAGE_UID_LEN base62 characters)."""
         self._db.execute(
             "INSERT INTO storage(uid, uuid, root, type, region, created_at) VALUES(?,?,?,?,?,?)"
             " ON CONFLICT(root) DO NOTHING",
-            (new_uid(STORAGE_UID_LEN), storage_id(root).hex, root, kind, region, now_ns()),
+            (uid, storage_id(root).hex, root, kind, region, now),
         )
         row = self._db.one("SELECT id, uid, uuid, root, type, region FROM storage WHERE root=?", (root,))
         assert row is not None
@@ -107,16 +103,18 @@ class People:
         row = self._db.one("SELECT id, uid, uuid, root, type, region FROM storage WHERE id=?", (storage_row,))
         return Storage(*row) if row else None
 
-    def ensure_transform(self, name: str, key: str | None, kind: str, user_id: int | None) -> Transform:
-        """The transform with that key (its path or name), inserted if missing."""
+    def ensure_transform(
+        self, name: str, key: str | None, kind: str, user_id: int | None, *, uid: str, now: int
+    ) -> Transform:
+        """The transform with that key (its path or name), inserted if missing (``uid``: TRANSFORM_UID_LEN base62
+        characters)."""
         with self._db.transaction():
             row = self._db.one("SELECT id, uid, name, key, type FROM transform WHERE key IS ? AND name=?", (key, name))
             if row is None:
-                now = now_ns()
                 self._db.execute(
                     "INSERT INTO transform(uid, name, key, type, created_by_id, created_at, updated_at)"
                     " VALUES(?,?,?,?,?,?,?)",
-                    (new_uid(TRANSFORM_UID_LEN), name, key, kind, user_id, now, now),
+                    (uid, name, key, kind, user_id, now, now),
                 )
                 row = self._db.one("SELECT id, uid, name, key, type FROM transform WHERE id=last_insert_rowid()")
             assert row is not None
@@ -127,12 +125,12 @@ class People:
         row = self._db.one("SELECT id, uid, name, key, type FROM transform WHERE id=?", (transform_id,))
         return Transform(*row) if row else None
 
-    def start_run(self, transform_id: int, user_id: int | None) -> Run:
-        """Begin a run of a transform."""
+    def start_run(self, transform_id: int, user_id: int | None, *, uid: str, now: int) -> Run:
+        """Begin a run of a transform (``uid``: RUN_UID_LEN base62 characters)."""
         with self._db.transaction():
             self._db.execute(
                 "INSERT INTO run(uid, transform_id, created_by_id, started_at) VALUES(?,?,?,?)",
-                (new_uid(RUN_UID_LEN), transform_id, user_id, now_ns()),
+                (uid, transform_id, user_id, now),
             )
             row = self._db.one(
                 "SELECT id, uid, transform_id, created_by_id, started_at, finished_at FROM run"
@@ -148,6 +146,14 @@ class People:
         )
         return Run(*row) if row else None
 
-    def finish_run(self, run_id: int) -> None:
+    def counts(self) -> tuple[int, int, int]:
+        """How many runs, transforms and users there are."""
+        row = self._db.one(
+            "SELECT (SELECT count(*) FROM run), (SELECT count(*) FROM transform), (SELECT count(*) FROM user)"
+        )
+        assert row is not None
+        return row[0], row[1], row[2]
+
+    def finish_run(self, run_id: int, *, now: int) -> None:
         """Record that a run has ended."""
-        self._db.execute("UPDATE run SET finished_at=? WHERE id=?", (now_ns(), run_id))
+        self._db.execute("UPDATE run SET finished_at=? WHERE id=?", (now, run_id))

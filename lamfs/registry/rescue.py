@@ -1,7 +1,8 @@
 """``lost+found`` of a registry in use: bytes without a known place become files there. The Database's thread.
 
-Each public method is one transaction, with its change-log rows, so that mounts show the new files. (lostfound.py
-repairs a registry that came from storage, and uses the same folder.)
+Each public method is one transaction, with its change-log rows, so that mounts show the new files. ``now``: the time of
+a change, in nanoseconds since the epoch. (lostfound.py repairs a registry that came from storage, and uses the same
+folder.)
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lamfs.keys import suffix_of
-from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, new_uid, now_ns
+from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, Inode
 from lamfs.registry.artifacts import Artifacts
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.db import Database
+from lamfs.registry.entries import Abort, Delete, Put, Save
 from lamfs.registry.journal import Journal
 from lamfs.registry.lostfound import find_folder
 from lamfs.registry.namespace import Namespace
@@ -92,20 +94,20 @@ class Rescue:
         self._changes = changes
         self._names = names
 
-    def folder(self) -> int:
+    def folder(self, *, now: int) -> int:
         """Inode number of ``lost+found`` at the root, made if missing, mode 0700. If that name is a file, the folder is
         ``lost+found.2`` …"""
         with self._db.transaction():
             name, ino = find_folder(self._db)
             if ino is not None:
                 return ino
-            return self._names.create(ROOT_INO, name, stat.S_IFDIR | 0o700, os.getuid(), os.getgid()).ino
+            return self._names.create(ROOT_INO, name, stat.S_IFDIR | 0o700, os.getuid(), os.getgid(), now=now).ino
 
-    def free_name(self, wanted: str) -> str:
+    def free_name(self, wanted: str, *, now: int) -> str:
         """A free name in ``lost+found``, made from ``wanted``, and never scratch. Characters that no name may contain
         are left out, and a number distinguishes it from present names."""
         with self._db.transaction():
-            folder = self.folder()
+            folder = self.folder(now=now)
             base = _clean(wanted)
             if self._names.is_scratch_name(base):
                 base = _clean(f"kept {base.strip('.~#')}")
@@ -125,6 +127,8 @@ class Rescue:
         src: str,
         size: int,
         mtime_ns: int,
+        now: int,
+        spare_uid: str,
         mode: int = 0o600,
         owner: tuple[int, int] | None = None,
         artifact_uid: str | None = None,
@@ -135,18 +139,18 @@ class Rescue:
 
         ``name``: as for ``free_name``. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch. ``mode``: its
         permissions. ``owner``: uid and gid; None: this process's. ``artifact_uid``: the uid for its artifact, unless
-        another artifact has it. ``description``: of the artifact.
+        another artifact has it; then it is ``spare_uid``. ``description``: of the artifact.
         """
         with self._db.transaction():
-            folder = self.folder()
-            name = self.free_name(name)
+            folder = self.folder(now=now)
+            name = self.free_name(name, now=now)
             uid, gid = owner if owner is not None else (os.getuid(), os.getgid())
             inode = self._tree.new_entry(
-                folder, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, rdev=0, now=now_ns(), target=None
+                folder, name, stat.S_IFREG | stat.S_IMODE(mode), uid, gid, rdev=0, now=now, target=None
             )
             self._tree.update(inode.ino, size=size, mtime_ns=mtime_ns)
-            if artifact_uid is not None and self._artifacts.by_uid(artifact_uid) is not None:
-                artifact_uid = None
+            if artifact_uid is None or self._artifacts.by_uid(artifact_uid) is not None:
+                artifact_uid = spare_uid
             self._journal.begin_first_put(inode.ino, src, artifact_uid=artifact_uid)
             self._journal.ready_put(inode.ino)
             if description is not None:
@@ -160,6 +164,8 @@ class Rescue:
         record: ArtifactRecord,
         *,
         mtime_ns: int,
+        now: int,
+        spare_uid: str,
         mode: int = 0o600,
         instead: tuple[ArtifactRecord, str] | None = None,
     ) -> str | None:
@@ -167,39 +173,40 @@ class Rescue:
         Returns the key.
 
         ``names``: possible names; the first free one is used. ``record``: with content, object and ETag. It gets key,
-        suffix and inode, and another uid if an artifact has its uid. ``mtime_ns``: in nanoseconds since the epoch.
-        ``instead``: the artifact that had this object before something else was written there, and its new object key.
-        None, with nothing changed: an artifact or the journal names the object by now.
+        suffix, inode and times, and ``spare_uid`` if an artifact has its uid. ``mtime_ns``: in nanoseconds since the
+        epoch. ``instead``: the artifact that had this object before something else was written there, and its new
+        object key. None, with nothing changed: an artifact or the journal names the object by now.
         """
         with self._db.transaction():
             object_key = record.revision.object_key
             if not (self._is_unknown(object_key) if instead is None else self._give_way(object_key, *instead)):
                 return None
-            folder = self.folder()
+            folder = self.folder(now=now)
             free = (name for name in names if self._tree.lookup(folder, _clean(name)) is None)
-            name = self.free_name(next(free, names[-1]))
+            name = self.free_name(next(free, names[-1]), now=now)
             inode = self._tree.new_entry(
                 folder, name, stat.S_IFREG | stat.S_IMODE(mode), os.getuid(), os.getgid(),
-                rdev=0, now=now_ns(), target=None,
+                rdev=0, now=now, target=None,
             )  # fmt: skip
             self._tree.update(inode.ino, size=record.size, mtime_ns=mtime_ns)
             if self._artifacts.by_uid(record.uid) is not None:
-                record.uid = new_uid()
+                record.uid = spare_uid
             record.key, record.suffix, record.ino = self._tree.path(inode.ino) or name, suffix_of(name), inode.ino
+            record.created_at, record.updated_at = record.created_at or now, record.updated_at or now
             self._artifacts.insert(record)
             self._changes.entry(folder, name, inode.ino)
             return record.key
 
-    def name_again(self, ino: int) -> str:
+    def name_again(self, ino: int, *, now: int) -> str:
         """Give a file or directory that has lost its name a name in ``lost+found``. Returns its key there. The keys of
         artifacts below it follow."""
         with self._db.transaction():
             inode = self._tree.get(ino)
             assert inode is not None
             inode.nlink = 0
-            folder = self.folder()
-            name = self.free_name(f"inode {ino}")
-            self._tree.add_entry(folder, name, inode, now_ns())
+            folder = self.folder(now=now)
+            name = self.free_name(f"inode {ino}", now=now)
+            self._tree.add_entry(folder, name, inode, now)
             self._changes.entry(folder, name, ino)
             below = self._db.all(
                 "WITH RECURSIVE below(ino) AS"
@@ -211,6 +218,42 @@ class Rescue:
                 self._names.follow(file)
             self._names.follow(ino)
             return self._tree.path(ino) or name
+
+    def name_nameless(self, *, now: int) -> list[tuple[int, str]]:
+        """Give names in ``lost+found`` to what has lost its name and leads to something else: directories with entries,
+        and files whose bytes are still to be stored. Returns their inode numbers and keys.
+
+        What somebody has removed leads nowhere, and gets none. No mount may be live: it has such inodes open.
+        """
+        with self._db.transaction():
+            pending = {entry.ino for entry in self._journal.puts()}
+            rows = self._db.all(
+                "SELECT ino, mode, EXISTS (SELECT 1 FROM dentry WHERE parent=i.ino) FROM inode i"
+                " WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry)"
+                " AND ino NOT IN (SELECT ino FROM artifact)",
+                (ROOT_INO, AUTO_INO),
+            )
+            return [
+                (ino, self.name_again(ino, now=now))
+                for ino, mode, has_entries in rows
+                if (stat.S_ISDIR(mode) and has_entries) or (stat.S_ISREG(mode) and ino in pending)
+            ]
+
+    def give_back(self, name: str, scratch: Inode, *, now: int) -> bool:
+        """Let the file ``name`` of ``lost+found``, which has the bytes of a scratch file, take the place of that, with
+        its mode and owner. False, and neither has changed: one of the two is gone, or the scratch file has bytes."""
+        with self._db.transaction():
+            folder = self.folder(now=now)
+            place = self._tree.first_name(scratch.ino)
+            there = self._tree.lookup(folder, name)
+            if place is None or there is None:
+                return False
+            if all(inode.ino != scratch.ino for inode in self._names.unread_scratch()):
+                return False
+            self._tree.update(there.ino, mode=scratch.mode, uid=scratch.uid, gid=scratch.gid)
+            self._names.rename(folder, name, *place, now=now)
+            self._changes.attr(there.ino)
+            return True
 
     def _give_way(self, object_key: str, before: ArtifactRecord, elsewhere: str) -> bool:
         """An artifact leaves its object to another one. False if it has another revision by now, or is being
@@ -231,6 +274,14 @@ class Rescue:
             self._changes.record(now.ino)
         return True
 
+    def named_objects(self) -> set[str]:
+        """Object keys that a revision or a journal row names."""
+        found = {object_key for (object_key,) in self._db.all("SELECT object_key FROM revision")}
+        for entry in self._journal.entries():
+            if isinstance(entry, Put | Save | Delete | Abort) and entry.object_key is not None:
+                found.add(entry.object_key)
+        return found
+
     def give_up_object(self, object_key: str, etag: str) -> bool:
         """Journal the deletion of an object, if neither an artifact nor the journal names it. Returns whether it
         did."""
@@ -245,7 +296,7 @@ class Rescue:
 
     # -- lost files ---------------------------------------------------------------------------------------------
 
-    def give_up(self, row: int, *, note: bool = True) -> Lost | None:
+    def give_up(self, row: int, *, now: int, note: bool = True) -> Lost | None:
         """The spool file of a put is gone, or is not a spool file: remove the put's row.
 
         Its file gets its last stored content; a file that was never stored is removed. Either is noted (``lost``).
@@ -270,13 +321,13 @@ class Rescue:
             if artifact is None:
                 names = self._tree.names(inode.ino)
                 for parent, name in names:
-                    self._names.unlink(parent, name)
+                    self._names.unlink(parent, name, now=now)
             else:
                 self._tree.update(inode.ino, size=artifact.size, blocks=None)
                 self._tree.bump_revision(inode.ino)
                 self._changes.content(inode.ino)
             uid = entry.uid if artifact is None else artifact.uid
-            lost = Lost(key or uid or entry.src, uid, inode.size, artifact is not None, now_ns(), names)
+            lost = Lost(key or uid or entry.src, uid, inode.size, artifact is not None, now, names)
             if note:
                 self.note_lost(lost)
             return lost

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lamfs.errors import FsError
-from lamfs.model import AUTO_INO, ROOT_INO, Dentry, Inode, now_ns
+from lamfs.model import AUTO_INO, ROOT_INO, Dentry, Inode
 from lamfs.registry.db import Database
 
 _INODE = "ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns, rdev, revision, blocks"
@@ -143,10 +143,10 @@ class Tree:
     # -- changing -----------------------------------------------------------------------------------------------
 
     def new_inode(
-        self, mode: int, uid: int, gid: int, *, rdev: int = 0, now: int = 0, target: bytes | None = None
+        self, mode: int, uid: int, gid: int, *, now: int, rdev: int = 0, target: bytes | None = None
     ) -> Inode:
         """Make an inode without a name (nlink 0)."""
-        return self._new_inode(mode, uid, gid, 0, rdev, now or now_ns(), target)
+        return self._new_inode(mode, uid, gid, 0, rdev, now, target)
 
     def new_entry(
         self, parent: int, name: str, mode: int, uid: int, gid: int, *, rdev: int, now: int, target: bytes | None

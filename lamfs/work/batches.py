@@ -9,34 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from lamfs.errors import InvalidName, LamfsError, PreconditionFailed, StorageError
 from lamfs.hashing import hash_fd
-from lamfs.model import ContentHash, ObjectMeta, Revision
-from lamfs.registry import Committed, Provenance, Registry
+from lamfs.model import ContentHash, now_ns
+from lamfs.registry import Committed, NewObject, Provenance, Registry, Stored
 from lamfs.registry.entries import Put
+from lamfs.registry.verbs import CommitVerbs
 from lamfs.spool import SpoolFolder
-from lamfs.work import damage
 from lamfs.work.worker import Worker
 
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""
 FILES = 16
 """Most files of one batch. They are sent one after the other, so each is under way as long as all of them."""
-
-
-@dataclass(slots=True)
-class _Small:
-    """One file of a batch: its row, its spool file, its content, its object key, another object with its bytes, and the
-    metadata of its object."""
-
-    entry: Put
-    path: str
-    content: ContentHash
-    target: str
-    twin: Revision | None
-    meta: ObjectMeta
 
 
 class Batches:
@@ -53,6 +39,7 @@ class Batches:
         durable: Callable[[], Awaitable[None]],
     ) -> None:
         self._registry = registry
+        self._commits: CommitVerbs = registry.commits
         self._worker = worker
         self._spool = spool
         self._origin = origin
@@ -68,60 +55,41 @@ class Batches:
         outcomes: dict[int, Committed | LamfsError] = {}
         if not files:
             return outcomes
-        targets = {file.target for file in files}
+        targets = {file.object_key for file in files}
         self._busy |= targets
         try:
             await self._durable()
-            stored = await self._worker.put_many([(file.path, file.target, file.twin, file.meta) for file in files])
-            with self._registry.db.transaction():
-                for file, found in zip(files, stored, strict=True):
-                    entry = file.entry
-                    if isinstance(found, PreconditionFailed):
-                        continue  # the object exists already: Steps.put finds out whose it is
-                    if isinstance(found, LamfsError):
-                        outcomes[entry.id] = found
-                        continue
-                    outcomes[entry.id] = self._registry.commits.put(
-                        entry.ino, entry.gen, file.content, file.target, found.etag, self._origin, row=entry.id
-                    )
+            sent = await self._worker.put_many(
+                [(self._spool.path(file.entry.src), file.object_key, file.twin, file.meta) for file in files]
+            )
+            stored: list[Stored] = []
+            for file, found in zip(files, sent, strict=True):
+                if isinstance(found, PreconditionFailed):
+                    continue  # the object exists already: Steps.put finds out whose it is
+                if isinstance(found, LamfsError):
+                    outcomes[file.entry.id] = found
+                else:
+                    stored.append(Stored(file.entry, file.content, file.object_key, found.etag))
+            outcomes |= self._commits.put_many(stored, self._origin, now=now_ns())
             await self._durable()
         finally:
             self._busy -= targets
         return outcomes
 
-    def _announce(self, entries: list[Put]) -> list[_Small]:
+    def _announce(self, entries: list[Put]) -> list[NewObject]:
         """Choose the object of each file that may be stored in a batch. Record it, and the bytes that it gets."""
-        files: list[_Small] = []
-        targets: set[str] = set()
-        with self._registry.db.transaction():
-            for entry in entries:
-                file = self._look_at(entry)
-                if file is None or file.target in targets:
-                    continue
-                if not self._registry.journal.claim_target(entry.id, file.target):
-                    continue
-                files.append(file)
-                targets.add(file.target)
-        return files
+        small = [(entry, content) for entry in entries if (content := self._hash(entry)) is not None]
+        return self._commits.announce_many(small, self._busy) if small else []
 
-    def _look_at(self, entry: Put) -> _Small | None:
-        """The file of a row, if it is small and new; else None."""
-        registry = self._registry
+    def _hash(self, entry: Put) -> ContentHash | None:
+        """The content of the file of a row, if it is small and new; else None."""
         if entry.base is not None or not entry.key_is_virtual:
             return None  # only storage knows whether somebody else has put something at a real key
         try:
             with self._spool.opened(entry.src, os.O_RDONLY) as fd:
                 size = os.fstat(fd).st_size
-                if size > SMALL or registry.artifacts.has_ino(entry.ino):
+                if size > SMALL or self._registry.artifacts.has_ino(entry.ino):
                     return None
-                content = hash_fd(fd, size)
+                return hash_fd(fd, size)
         except (InvalidName, StorageError, OSError, EOFError):
             return None
-        target, meta = registry.commits.new_object(entry, content)
-        if target in self._busy or entry.object_key not in (None, target):
-            return None
-        if not damage.seal(registry, entry, content):
-            return None
-        twins = registry.artifacts.same_content(content, 1)
-        twin = twins[0].revision if twins else None
-        return _Small(entry, self._spool.path(entry.src), content, target, twin, meta)

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from lamfs.errors import ObjectMissing, StorageError
 from lamfs.keys import is_private
-from lamfs.model import ArtifactRecord, ContentHash, Revision
+from lamfs.model import ArtifactRecord, ContentHash, Revision, new_uid, now_ns
 from lamfs.registry import Conflict, Provenance, Registry
 from lamfs.registry.entries import Put
 from lamfs.storage.base import ANYTHING, NOTHING, ObjectStat, ObjectStore, Over
@@ -112,7 +112,9 @@ class Conflicts:
             said = None if content.same_bytes(artifact.revision.content) else await self._worker.meta(found.key)
             if said is not None and said.is_revision_of(artifact.meta):
                 return self._keep_damage(entry, artifact, found, content)
-        return self._registry.commits.conflict(entry.id, content, found.key, found.etag, self._origin)
+        return self._registry.commits.conflict(
+            entry.id, content, found.key, found.etag, self._origin, now=now_ns(), copy_uid=new_uid()
+        )
 
     def _keep_damage(self, entry: Put, artifact: ArtifactRecord, found: ObjectStat, content: ContentHash) -> str | None:
         """Keep an object whose metadata names the artifact's revision, but whose bytes differ."""

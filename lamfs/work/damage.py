@@ -28,16 +28,6 @@ def compare(registry: Registry, entry: Put, content: ContentHash) -> list[int] |
     return blocks if blocks or known else None
 
 
-def seal(registry: Registry, entry: Put, content: ContentHash) -> bool:
-    """Make the hashes of a spool file its seal. Returns False, and records nothing, if the file is known to have
-    changed since it was closed."""
-    known = registry.seals.of(entry.src)
-    if entry.damaged if known is None else known.broken(content):
-        return False
-    _seal(registry, entry, content, known)
-    return True
-
-
 def _seal(registry: Registry, entry: Put, content: ContentHash, known: Seal | None) -> None:
     if known is None or not known.is_whole:
         registry.seals.add(entry, content.size, content.blocks)

@@ -39,11 +39,12 @@ async def over_anything() -> Over:
 
 
 class Guard:
-    """Ensures that a put or a save replaces only what it set out to replace. Made before the object is claimed.
+    """Ensures that a put or a save replaces only what it set out to replace.
 
-    ``was_claimed``: an earlier try may have made the object. ``looked``: when (uptime) storage last confirmed that it
-    has the revision to be replaced (Conflicts.find). None: it was not asked, or did not have it. ``is_own``:
-    Conflicts.is_own. ``entry``: the put; None: a save, which undoes its claim itself.
+    ``was_claimed``: an earlier try may have made the object: Journal.is_claimed, before this one claims it. ``looked``:
+    when (uptime) storage last confirmed that it has the revision to be replaced (Conflicts.find). None: it was not
+    asked, or did not have it. ``is_own``: Conflicts.is_own. ``entry``: the put; None: a save, which undoes its claim
+    itself.
 
     A context manager around the upload. If somebody else has changed the object meanwhile, the put's claim is undone,
     so that the next try finds a conflict and keeps both.
@@ -60,6 +61,7 @@ class Guard:
         target: str,
         looked: float | None,
         is_own: Callable[[ObjectStat, Put | None], Awaitable[bool]],
+        was_claimed: bool,
     ) -> None:
         self._registry = registry
         self._store = store
@@ -71,7 +73,7 @@ class Guard:
         self._replaced = artifact.revision if artifact is not None and artifact.revision.object_key == target else None
         # An earlier revision of the artifact may still be at its place, and another machine's registry may refer to it.
         self._is_new = artifact is None
-        self.was_claimed = registry.journal.is_claimed(target)
+        self.was_claimed = was_claimed
         self._is_own = is_own
 
     async def ready(self) -> Over:

@@ -141,9 +141,7 @@ class Moves:
             await self._permit(True)  # pinning may have taken long
             for key in await self._worker.delete({key: meant[key] for key in sorted(keys)}):
                 say_left(self._store.url(key))
-            with registry.db.transaction():
-                for entry in rows:
-                    registry.journal.done(entry.id)
+            registry.commits.deleted(entry.id for entry in rows)
             for key in keys:
                 self.gone(key)
         finally:

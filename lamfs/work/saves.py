@@ -25,7 +25,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.keys import is_private, object_key_for
-from lamfs.model import ArtifactRecord, ContentHash, Revision
+from lamfs.model import ArtifactRecord, ContentHash, Revision, now_ns
 from lamfs.processes import uptime
 from lamfs.registry import Provenance, Registry
 from lamfs.registry.entries import Save
@@ -111,28 +111,19 @@ class Saves:
         looked_at, looked = await self._keep_both(record, overtaken)
         foreign = await self._foreign(record)
         with self._announcing:
-            with registry.db.transaction():
-                before, target = registry.artifacts.by_uid(record.uid), commits.save_target(record)
-                seen = None if before is None or before.revision != looked_at else looked
-                guard = Guard(
-                    registry,
-                    self._store,
-                    self._worker,
-                    self._permit,
-                    None,
-                    before,
-                    target,
-                    seen,
-                    self._conflicts.is_own,
-                )
-                entry_id, object_key = commits.announce_save(record, foreign=foreign, mode=mode)
+            entry_id, object_key, before, was_claimed = commits.announce_save(record, foreign=foreign, mode=mode)
             self._active.add(entry_id)
+        seen = None if before is None or before.revision != looked_at else looked
+        guard = Guard(
+            registry, self._store, self._worker, self._permit, None, before, object_key, seen, self._conflicts.is_own,
+            was_claimed,
+        )  # fmt: skip
         record.revision = Revision(record.revision.content, object_key, "")
         try:
             await self._waits.durable()
             etag = await self._send(record, source, guard, progress)
             if etag is not None:
-                return commits.save(entry_id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid())
+                return commits.save(entry_id, record, etag, mode=mode, uid=os.getuid(), gid=os.getgid(), now=now_ns())
         except LamfsError as error:
             # Nothing of this save can be in storage then, only what somebody else has stored.
             refused = isinstance(error, PreconditionFailed) and not guard.was_claimed
@@ -257,7 +248,9 @@ class Saves:
             etag = await self._find_bytes(entry.object_key, record.revision.content)
         if etag is not None:
             try:
-                return registry.commits.save(entry.id, record, etag, mode=entry.mode, uid=os.getuid(), gid=os.getgid())
+                return registry.commits.save(
+                    entry.id, record, etag, mode=entry.mode, uid=os.getuid(), gid=os.getgid(), now=now_ns()
+                )
             except (AlreadyExists, NotFound, InvalidName) as error:
                 log.warning("the interrupted save of '%s' is undone: %s", record.key or record.uid, error)
         delete = not refused and await self._is_left_over(entry, entry.object_key)

@@ -25,7 +25,7 @@ from lamfs.errors import (
 )
 from lamfs.hashing import MD5_MAX, hash_fd
 from lamfs.keys import check_spool_name, is_private
-from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, Revision
+from lamfs.model import BLOCK_SIZE, ArtifactRecord, ContentHash, Revision, now_ns
 from lamfs.processes import uptime
 from lamfs.registry import Committed, Conflict, Lost, Provenance, Registry, is_based_on, missing_blocks
 from lamfs.registry.entries import Drop, Owed, Put
@@ -220,8 +220,9 @@ class Steps:
                 return None
             seen = looked if is_there else None
             guard = Guard(
-                registry, self._store, self._worker, self._permit, entry, artifact, target, seen, self._conflicts.is_own
-            )
+                registry, self._store, self._worker, self._permit, entry, artifact, target, seen,
+                self._conflicts.is_own, registry.journal.is_claimed(target),
+            )  # fmt: skip
             if not registry.journal.claim_target(entry.id, target):
                 raise StorageError("Another mount has newer bytes of the file.")
             if replaces:
@@ -244,7 +245,7 @@ class Steps:
                 return None if committed is None else (committed, False)
             taken = entry.src if consumed else None
             committed = registry.commits.put(
-                ino, entry.gen, content, target, etag, self._origin, taken=taken, row=entry.id
+                ino, entry.gen, content, target, etag, self._origin, now=now_ns(), taken=taken, row=entry.id
             )
             if not consumed:
                 await self._waits.durable()
@@ -270,7 +271,6 @@ class Steps:
 
         Raises ObjectChanged if it cannot, storage errors.
         """
-        journal = self._registry.journal
         found = await object_at(self._worker, target)
         if found is None:
             raise ObjectChanged(f"The object {self._store.url(target)} was there, and is gone; it is tried again.")
@@ -279,14 +279,12 @@ class Steps:
             content = await self._hash(entry.src, None, upload)
         if there.same_bytes(content):
             return self._registry.commits.put(
-                entry.ino, entry.gen, content, target, found.etag, self._origin, row=entry.id
+                entry.ino, entry.gen, content, target, found.etag, self._origin, now=now_ns(), row=entry.id
             )
         if not ours:
             await self._keep_both(entry, upload, base, found)
             return None
-        with self._registry.db.transaction():
-            journal.unclaim(entry.id, target)
-            journal.add_delete(target, found.etag)
+        self._registry.commits.give_up_target(entry.id, target, found.etag)
         entry.object_key = None
         return None
 
@@ -481,7 +479,9 @@ class Steps:
         said = None if is_private(key) else await self._worker.meta(key)
         if not claims.is_put(self._registry, key, said, content, entry):
             return await self._miss(entry)  # somebody else has stored something there
-        return self._registry.commits.put(entry.ino, entry.gen, content, key, etag, self._origin, taken=entry.src)
+        return self._registry.commits.put(
+            entry.ino, entry.gen, content, key, etag, self._origin, now=now_ns(), taken=entry.src
+        )
 
     async def _miss(self, entry: Put) -> Committed | None:
         """The spool file cannot be found: see _find_stored."""
@@ -492,7 +492,7 @@ class Steps:
                 what(self._registry, entry),
             )  # fmt: skip
             return None
-        lost = self._registry.rescue.give_up(entry.id)
+        lost = self._registry.rescue.give_up(entry.id, now=now_ns())
         if lost is not None:
             log.error("%s (%s)", lost.sentence, entry.src)
             self.hooks.lost(entry.ino, lost)

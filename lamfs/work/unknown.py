@@ -43,6 +43,8 @@ def keep(
         names(registry, item, meta, None if instead is None else instead.place),
         record_of(registry, user_id, item, meta, content),
         mtime_ns=item.mtime_ns,
+        now=now_ns(),
+        spare_uid=new_uid(),
         instead=elsewhere,
     )
 

@@ -13,6 +13,7 @@ from lamfs.model import ObjectMeta
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStore
 from tests.support.mounts import MountedInstance
+from tests.support.ops import make_orphan
 
 MIB = 1 << 20
 
@@ -67,7 +68,7 @@ def test_what_a_mount_does_not_know_appears_in_it(mount: MountedInstance) -> Non
     with mount.registry() as registry:
         record = registry.artifacts.by_key("new.csv")
         assert record is not None
-        registry.names.purge(record.uid, storage=False)
+        make_orphan(registry, record.uid)
     mount.cli("fsck", "--repair")
     found = mount.path / "lost+found/new.csv"
     assert found.read_bytes() == b"the newest file"

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lamfs.errors import StorageUnavailable
+from lamfs.model import ArtifactRecord
 from lamfs.ops.instance import Instance
+from lamfs.registry import Registry
+from lamfs.registry.rules import RETAINED
 from lamfs.spool import SpoolFolder
 from lamfs.storage import ObjectStore
 
@@ -42,6 +45,13 @@ def write_spool(instance: Instance, name: str, text: str) -> Path:
         path = Path(spool.shown(name))
     path.write_text(text)
     return path
+
+
+def make_orphan(registry: Registry, uid: str) -> ArtifactRecord:
+    """Take an artifact out of the registry as if it had never known it; its object stays. The record as it was."""
+    record = registry.names.purge(uid, storage=False)
+    registry.db.execute("DELETE FROM meta WHERE key=?", (f"{RETAINED}{record.revision.object_key}",))
+    return record
 
 
 class BadStore:

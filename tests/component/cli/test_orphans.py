@@ -22,6 +22,7 @@ from lamfs.storage.base import in_parts
 from tests.component.cli.test_s3 import options
 from tests.support.commands import ROOT, lamfs, quick, quick_json
 from tests.support.mounts import wait_until
+from tests.support.ops import make_orphan
 
 MIB = 1 << 20
 
@@ -156,7 +157,7 @@ def test_objects_that_no_registry_knows_in_a_bucket(seaweed_config: StorageConfi
         assert said is not None
         assert (said.uid, said.key, said.revision) == (uid, "d/äpfel.tar.gz", 1)
         with Instance.open() as instance:
-            record = instance.registry.names.purge(uid, storage=False)
+            record = make_orphan(instance.registry, uid)
         parts = in_parts(store)
         assert parts is not None
         parts.begin_upload(".lamindb/0123456789abcdefABCD.bin")
@@ -182,7 +183,7 @@ def test_only_what_is_old_is_purged(root: Path, tmp_path: Path) -> None:
     for name, days in (("old", 31), ("young", 1)):
         uid = quick("save", source, "--key", f"{name}.bin").split()[0]
         with Instance.open() as instance:
-            instance.registry.names.purge(uid, storage=False)
+            make_orphan(instance.registry, uid)
         keys.append(root / f".lamindb/{uid}.bin")
         moment = time.time() - days * 24 * 3600
         os.utime(keys[-1], (moment, moment))

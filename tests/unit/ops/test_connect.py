@@ -602,7 +602,7 @@ def test_a_registry_that_names_the_folder_of_another_machine_is_connected_again(
     setup.init(str(root), "default")
     save("ada/default", tmp_path, "a.txt", "ours")
     with Instance.open("ada/default") as opened:
-        opened.registry.move_to("/media/elsewhere")
+        opened.registry.file.move_to("/media/elsewhere")
     with pytest.raises(RegistryError, match=f"run 'lamfs connect {root}'"):
         save("ada/default", tmp_path, "b.txt", "more")
     setup.connect(str(root))

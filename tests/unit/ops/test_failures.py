@@ -380,7 +380,7 @@ def test_a_save_that_was_just_announced_is_nobody_elses(
 
     announce, put = Commits.announce_save, LocalStore.put_file
 
-    def announce_and_look(self: Commits, *args: Any, **kwargs: Any) -> tuple[int, str]:
+    def announce_and_look(self: Commits, *args: Any, **kwargs: Any) -> Any:
         found = announce(self, *args, **kwargs)
         meanwhile(recover.finish_saves)
         return found

@@ -19,7 +19,6 @@ from lamfs.daemon.lease import Keeper, hand_back, renewed
 from lamfs.errors import LamfsError, LeaseLost, StorageUnavailable
 from lamfs.ops import artifacts, held, lock, setup, snapshot
 from lamfs.ops.instance import Instance
-from lamfs.ops.opened import FENCE
 from tests.support.mounts import wait_until
 from tests.support.ops import BadStore, machine
 
@@ -309,7 +308,7 @@ def test_a_registry_of_a_later_lease_is_taken_by_the_command_that_is_named(root:
         setup.connect(str(root))
         with Instance.open(SLUG) as opened:
             opened.release_lease()
-            opened.registry.db.set_meta(FENCE, 40)
+            opened.registry.file.begin_lease(40)
             artifacts.save(opened, tmp_path / "file", key="theirs.txt")
             snapshot.push(opened)
     (root / ".lamindb" / "_exclusion" / config.load_instance(SLUG).id.hex).unlink()
@@ -318,7 +317,7 @@ def test_a_registry_of_a_later_lease_is_taken_by_the_command_that_is_named(root:
         note = held.read(opened.settings.directory)
         assert note is not None
         assert note.fence < 40
-        opened.registry.db.set_meta(FENCE, note.fence)
+        opened.registry.file.begin_lease(note.fence)
     with Instance.open(SLUG) as opened:
         artifacts.save(opened, tmp_path / "file", key="ours.txt")
         with pytest.raises(LeaseLost) as refused:

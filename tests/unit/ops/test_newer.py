@@ -437,7 +437,7 @@ def test_a_delete_of_what_is_there_is_done(instance: Instance, past: Past) -> No
 def test_an_old_move_does_not_hit_what_was_stored_since(instance: Instance, past: Past, source_is_there: bool) -> None:
     """A move that an old registry owes was done, and the object went on at its new place."""
     record = past.save("one", "a.csv", virtual=False)
-    artifacts._rename(instance, record.uid, "b.csv")
+    instance.registry.names.rename_artifact(record.uid, "b.csv")
     later = ObjectMeta(record.uid, "b.csv", 2, None)
     past.put("two", "b.csv", later)
     if not source_is_there:
@@ -459,7 +459,7 @@ def test_a_move_that_was_done_before_the_registry_lost_its_last_changes(
     """Its copy is all that is left: the deletion that was owed until the move was noted does not hit it, and what is to
     be moved is not looked for for ever."""
     record = past.save("one", "a.csv")
-    artifacts._rename(instance, record.uid, "a.txt")
+    instance.registry.names.rename_artifact(record.uid, "a.txt")
     recover.run_owed(instance, strict=True)
     now = instance.registry.artifacts.by_uid(record.uid)
     assert now is not None
@@ -594,7 +594,7 @@ def test_an_old_delete_does_not_hit_the_same_bytes_that_came_back(
     record = past.save("one", "a.csv", virtual)
     at = record.revision.object_key
     if what == "renamed and back":
-        artifacts._rename(instance, record.uid, "a.txt")
+        instance.registry.names.rename_artifact(record.uid, "a.txt")
         recover.run_owed(instance, ops=("move",), strict=True)
         past.put("one", at, ObjectMeta(record.uid, "a.csv", 1, None))
         now = registry.artifacts.by_uid(record.uid)
@@ -619,7 +619,7 @@ def test_an_old_delete_does_not_hit_the_same_bytes_that_came_back(
 def test_an_old_delete_of_what_nothing_needs_is_done(instance: Instance, past: Past) -> None:
     one, two = past.save("one", "a.csv"), past.save("two", "b.csv", virtual=False)
     three = past.save("three", "c.csv")
-    artifacts._rename(instance, three.uid, "c.txt")
+    instance.registry.names.rename_artifact(three.uid, "c.txt")
     recover.run_owed(instance, ops=("move",), strict=True)
     for record in (one, two):
         instance.registry.names.purge(record.uid)

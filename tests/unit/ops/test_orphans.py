@@ -16,7 +16,7 @@ from lamfs.ops import artifacts, drafts, fsck, orphans, setup, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.processes import state_of
 from lamfs.storage.base import ObjectStat, in_parts
-from tests.support.ops import BadStore
+from tests.support.ops import BadStore, make_orphan
 
 DAY = 24 * 3600
 UID = "0123456789abcdefABCD"
@@ -37,7 +37,7 @@ def save(instance: Instance, tmp_path: Path, text: str, key: str, virtual: bool 
 def forget(instance: Instance, *records: ArtifactRecord) -> None:
     """What an old copy of the registry does not know."""
     for record in records:
-        instance.registry.names.purge(record.uid, storage=False)
+        make_orphan(instance.registry, record.uid)
 
 
 def age(instance: Instance, key: str, days: float) -> None:
@@ -72,7 +72,7 @@ def test_every_save_says_what_it_is(instance: Instance, tmp_path: Path) -> None:
 
 def test_a_moved_object_says_its_new_key(instance: Instance, tmp_path: Path) -> None:
     record = save(instance, tmp_path, "real", "real/x.csv", virtual=False)
-    artifacts._rename(instance, record.uid, "other/y.csv")
+    instance.registry.names.rename_artifact(record.uid, "other/y.csv")
     artifacts.recover.run_owed(instance, strict=True)
     said = instance.store.meta("other/y.csv")
     assert said == ObjectMeta(record.uid, "other/y.csv", 1, f"md5:{record.hash}")

@@ -58,7 +58,7 @@ class Box:
         record.uid = f"{self.count:020d}"
         record.suffix = "." + key.rpartition(".")[2] if "." in key else ""
         self.count += 1
-        entry, object_key = registry.commits.announce_save(record)
+        entry, object_key, *_ = registry.commits.announce_save(record)
         record.revision = Revision(content, object_key, "")
         saved = registry.commits.save(entry, record, "etag", mode=0o644, uid=0, gid=0)
         assert saved.ino is not None

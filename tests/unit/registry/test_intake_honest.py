@@ -112,7 +112,7 @@ class Life:
 
     def attributes(self) -> None:
         when = self.draw([-1, -(2**62), 2**62])
-        self.registry.names.set_attributes(
+        self.registry.attributes.set_attributes(
             self.hands.ino(self.entry()), uid=2**32 - 1, gid=2**31, mtime_ns=when, atime_ns=when
         )
 
@@ -141,7 +141,7 @@ class Life:
     def unnamed(self) -> None:
         """An artifact without a key, which shows in .lamindb."""
         record = ArtifactRecord(new_uid(), None, "", Revision(content_of(b"x"), "", ""), description="d")
-        entry, object_key = self.registry.commits.announce_save(record)
+        entry, object_key, *_ = self.registry.commits.announce_save(record)
         record.revision = Revision(content_of(b"x"), object_key, "")
         self.registry.commits.save(entry, record, "etag", mode=0o644, uid=1, gid=1)
 

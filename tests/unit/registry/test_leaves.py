@@ -84,7 +84,7 @@ def test_they_stay_when_the_object_moves_and_go_with_the_artifact(hands: Hands, 
 
 def test_a_save_stores_them(registry: Registry) -> None:
     record = ArtifactRecord("u" * 20, "k", "", Revision(content(ONE), "", ""))
-    entry, record_key = registry.commits.announce_save(record)
+    entry, record_key, *_ = registry.commits.announce_save(record)
     record.revision = Revision(record.revision.content, record_key, "")
     saved = registry.commits.save(entry, record, "e", mode=0o644, uid=1, gid=1)
     assert known(registry, saved) == [hash_leaves(ONE)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lamfs.errors import AlreadyExists, FsError, InvalidName, NotFound
+from lamfs.errors import AlreadyExists, FsError, InvalidArgument, InvalidName, NotFound
 from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH
 from lamfs.registry import Backup, Provenance, Registry, artifacts
 from tests.unit.registry.conftest import Hands, content_of
@@ -255,6 +255,29 @@ def test_purge_deletes_the_object_afterwards(hands: Hands, registry: Registry) -
     kept = hands.save("b", b"2")
     registry.names.purge(kept.uid, storage=False)
     assert kept.revision.object_key not in hands.deletes()
+    assert registry.names.is_retained(kept.revision.object_key)
+    assert not registry.names.is_retained(record.revision.object_key)
+
+
+def test_an_edit_is_whole_or_nothing(hands: Hands, registry: Registry) -> None:
+    one, two = hands.save("a", b"1"), hands.save("b", b"2")
+    before = registry.changes.last()
+    with pytest.raises(AlreadyExists, match="'a' cannot get the key 'b': another file has it"):
+        registry.names.edit_artifact(one.uid, key="b", description="new", run_id=None, transform_id=None)
+    assert registry.artifacts.by_uid(one.uid) == one
+    assert registry.changes.last() == before
+    registry.names.edit_artifact(two.uid, key="d/c", description="new", run_id=None, transform_id=None)
+    found = hands.record("d/c")
+    assert (found.uid, found.description) == (two.uid, "new")
+    changes, _ = registry.changes.since(before)
+    assert changes[-1].kind == "record"
+
+
+def test_an_artifact_in_the_trash_is_not_renamed(hands: Hands, registry: Registry) -> None:
+    record = hands.save("a", b"1")
+    registry.names.trash(record.uid)
+    with pytest.raises(InvalidArgument, match="is in the trash; restore it as 'b'"):
+        registry.names.rename_artifact(record.uid, "b")
 
 
 def test_unlink_of_a_file_never_stored_owes_the_object_it_may_have_made(hands: Hands, registry: Registry) -> None:
@@ -549,7 +572,7 @@ def test_who_asks_by_key_lets_others_write_while_keys_follow(
         shown = [other.artifacts.by_ino(hands.ino(f"b/{number}")) for number in range(5)]
         assert [record and record.key for record in shown] == [f"b/{number}" for number in range(5)]
 
-    monkeypatch.setattr(artifacts.time, "sleep", meanwhile)
+    monkeypatch.setattr(registry.artifacts, "_pause", meanwhile)
     found = registry.artifacts.by_key("b/4")
     assert found is not None
     assert len(made) == 2

@@ -159,3 +159,39 @@ def test_a_loss_is_noted_without_reading_the_others(registry: Registry) -> None:
     size = registry.db.one("SELECT max(length(value)) FROM meta")
     assert size is not None
     assert size[0] < 1000
+
+
+def test_only_what_leads_somewhere_is_named_again(registry: Registry, hands: Hands) -> None:
+    full, empty, owed = hands.mkdir("full"), hands.mkdir("empty"), hands.create("full/owed")
+    unread = hands.create("unread")
+    registry.journal.drop_put(unread)
+    for ino in (full, empty, unread):
+        registry.db.execute("DELETE FROM dentry WHERE ino=?", (ino,))
+    assert registry.rescue.name_nameless() == [(full, f"lost+found/inode {full}")]
+    assert registry.tree.path(owed) == f"lost+found/inode {full}/owed"
+    assert registry.rescue.name_nameless() == []
+    registry.consistency.check_tree(repair=True, is_mounted=lambda: False)
+    assert registry.tree.get(empty) is None
+
+
+def test_a_scratch_name_gets_its_bytes_back_with_its_mode(registry: Registry, hands: Hands) -> None:
+    ino = hands.create(".a.swp")
+    registry.journal.drop_put(ino)
+    registry.tree.update(ino, size=3, mode=stat.S_IFREG | 0o640)
+    (scratch,) = registry.names.unread_scratch()
+    assert not registry.rescue.give_back("kept", scratch), "there is no such file"
+    key = registry.rescue.keep_file("kept", src=spool_name(ino), size=3, mtime_ns=1)
+    kept = registry.tree.resolve(key)
+    assert kept is not None
+    assert registry.rescue.give_back("kept", scratch)
+    found = registry.tree.resolve(".a.swp")
+    assert found is not None
+    assert (found.ino, stat.S_IMODE(found.mode)) == (kept.ino, 0o640)
+    assert registry.tree.resolve(key) is None
+    assert not registry.rescue.give_back("kept", scratch), "it is done already"
+
+
+def test_objects_that_a_revision_or_the_journal_names(registry: Registry, hands: Hands) -> None:
+    record = hands.save("a", b"1")
+    registry.journal.add_delete("stale")
+    assert {record.revision.object_key, "stale"} <= registry.rescue.named_objects()
