@@ -19,6 +19,7 @@ import pytest
 from lamfs.model import StorageConfig, instance_id
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStore
+from lamfs.storage.local import LocalStore
 from tests.support.mounts import BUCKET, OWNER, ROOT, MountedInstance, checked, children, is_alive, outcome, wait_until
 from tests.support.proxy import FaultProxy
 from tests.support.servers import Server
@@ -58,12 +59,15 @@ class Machine(MountedInstance):
         wait_until(lambda: self.cli(*words, check=False).returncode == 0, "the lock is free", seconds=30, every=0.2)
 
     def suspend(self) -> None:
-        """The laptop's lid is closed: daemon and mover stand still. A moment after the lease was renewed: who stops in
-        the middle of that on this machine keeps the storage's own lock, and others wait for it."""
+        """The laptop's lid is closed: daemon and mover stand still, a moment after the lease was renewed.
+
+        Not in the middle of that: they would keep the storage's own lock (storage/folder.py), and others wait for it.
+        """
         with mock.patch.dict(os.environ, self.env), contextlib.closing(open_store(self.storage)) as store:
             before = self._lock_etag(store)
             wait_until(lambda: self._lock_etag(store) != before, "the lease is renewed", seconds=30, every=0.005)
-        self._signal(signal.SIGSTOP)
+            with store._folder.locked() if isinstance(store, LocalStore) else contextlib.nullcontext():
+                self._signal(signal.SIGSTOP)
 
     def _lock_etag(self, store: ObjectStore) -> str:
         return store.head(f".lamindb/_exclusion/{instance_id(self.slug).hex}").etag
