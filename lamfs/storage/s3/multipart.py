@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from lamfs.copying import open_source
 from lamfs.errors import ObjectMissing, StorageError, StorageMissing, UploadGone
-from lamfs.storage.base import PartStat, Progress
+from lamfs.storage.base import Over, PartStat, Progress
 from lamfs.storage.osfiles import source_error
-from lamfs.storage.s3.client import Connection, bare
+from lamfs.storage.s3.calls import Headers
+from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.errors import NO_KEY, NO_UPLOAD, code_of
-from lamfs.storage.s3.paging import pages
+from lamfs.storage.s3.paging import entries
 from lamfs.storage.s3.upload import Transfers
 from lamfs.storage.s3.uploads import unfinished
 
@@ -25,17 +25,19 @@ class Multipart:
         self._connection = connection
         self._transfers = transfers
 
-    def begin(self, key: str, what: str, said: dict[str, Any]) -> str:
-        """Begin an upload. When replies were lost and several have begun, only the last stays. ``said``:
-        Connection.saying."""
+    def begin(self, key: str, what: str, said: Headers) -> str:
+        """Begin an upload. When replies were lost and several have begun, only the last stays.
+
+        ``said``: see Connection.saying.
+        """
         tries = 0
 
-        def attempt(params: dict[str, Any]) -> str:
+        def attempt(headers: Headers) -> str:
             nonlocal tries
             tries += 1
-            return str(self._connection.once("create_multipart_upload", what, Key=key, **params)["UploadId"])
+            return self._connection.once(lambda s3: s3.begin(key, headers), what)
 
-        upload_id = self._connection.saying(said, lambda params: self._connection.retrying(lambda: attempt(params)))
+        upload_id = self._connection.saying(said, lambda headers: self._connection.retrying(lambda: attempt(headers)))
         if tries > 1:
             for other in self.uploads_of(key, what):
                 if other != upload_id:
@@ -61,17 +63,9 @@ class Multipart:
         try:
             with _on_upload(what):
                 return self._transfers.send(
-                    "upload_part",
-                    what,
-                    path,
-                    fd,
-                    offset,
-                    length,
-                    progress,
-                    Key=key,
-                    UploadId=upload_id,
-                    PartNumber=number,
-                )
+                    lambda s3, body: s3.send_part(key, upload_id, number, body, length),
+                    what, path, fd, offset, length, progress,
+                )  # fmt: skip
         finally:
             os.close(fd)
 
@@ -82,32 +76,25 @@ class Multipart:
         with _on_upload(what):
             return self._transfers.copy_part(key, what, upload_id, number, source, etag, offset, length)
 
-    def complete(
-        self, key: str, what: str, upload_id: str, etags: Sequence[str], condition: dict[str, str] | None = None
-    ) -> str:
+    def complete(self, key: str, what: str, upload_id: str, etags: Sequence[str], over: Over) -> str:
         """Complete the upload. Returns the object's ETag. Raises as Transfers.complete."""
-        return self._transfers.complete(key, what, upload_id, etags, condition)
+        return self._transfers.complete(key, what, upload_id, etags, over)
 
     def abort(self, key: str, what: str, upload_id: str) -> None:
         """Abort the upload. It is no error if it is gone."""
         with contextlib.suppress(UploadGone, ObjectMissing), _on_upload(what):
-            self._connection.call("abort_multipart_upload", what, Key=key, UploadId=upload_id)
+            self._connection.call(lambda s3: s3.abort(key, upload_id), what)
 
     def list_parts(self, key: str, what: str, upload_id: str) -> list[PartStat]:
         """All parts, page by page."""
-        found: list[PartStat] = []
         with _on_upload(what, NO_KEY):
-            for page in pages(
-                lambda marker: self._connection.call("list_parts", what, Key=key, UploadId=upload_id, **marker),
-                {"PartNumberMarker": "NextPartNumberMarker"},
-                "Parts",
-                what,
-                self._connection.endpoint,
-            ):
-                found += [
-                    PartStat(part["PartNumber"], part["Size"], bare(part["ETag"])) for part in page.get("Parts", ())
-                ]
-        return found
+            return list(
+                entries(
+                    lambda after: self._connection.call(lambda s3: s3.parts(key, upload_id, after), what),
+                    what,
+                    self._connection.endpoint,
+                )
+            )
 
     def uploads_of(self, key: str, what: str) -> list[str]:
         """Unfinished uploads of exactly ``key``; none where the server cannot list them."""

@@ -10,6 +10,7 @@ import hmac
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self
 from urllib.parse import quote, urlsplit
@@ -33,7 +34,7 @@ def quoted_path(path: str) -> str:
     return quote(path, safe="/~")
 
 
-def quoted_query(params: dict[str, str]) -> str:
+def quoted_query(params: Mapping[str, str]) -> str:
     """A query string as it is sent and signed."""
     return "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in sorted(params.items()))
 

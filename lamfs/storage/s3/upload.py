@@ -17,8 +17,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, UploadGone
-from lamfs.storage.base import Progress
-from lamfs.storage.s3.client import Connection, bare, quoted
+from lamfs.storage.base import ANYTHING, Over, Progress
+from lamfs.storage.s3.calls import S3, Body, Headers, bare
+from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.errors import NO_UPLOAD, code_of
 
 log = logging.getLogger(__name__)
@@ -176,16 +177,15 @@ class Transfers:
 
     def send(
         self,
-        operation: str,
+        put: Callable[[S3, Body], str],
         what: str,
         path: str,
         fd: int,
         offset: int,
         length: int,
         progress: Progress | None = None,
-        **params: Any,
     ) -> str:
-        """PUT a range of a file as an object or a part, with retries. Returns the ETag as the server sent it.
+        """``put`` a range of a file as an object or a part, with retries. Returns the ETag.
 
         ``progress`` gets the bytes as they are sent, and negative numbers for bytes of a try that failed.
         """
@@ -197,13 +197,12 @@ class Transfers:
             except (OSError, EOFError) as error:
                 raise unreadable(path, error) from error
             try:
-                reply = self._connection.once(operation, what, Body=body, ContentLength=length, **params)
+                return self._connection.once(lambda s3: put(s3, body), what)
             except LamfsError:
                 failure = body.failure if isinstance(body, FileSlice) else None
                 if failure is not None:
                     raise unreadable(path, failure) from failure
                 raise
-            return str(reply["ETag"])
 
         try:
             etag = self._connection.retrying(attempt)
@@ -221,21 +220,21 @@ class Transfers:
         fd: int,
         size: int,
         progress: Progress | None,
-        said: dict[str, Any],
-        condition: dict[str, str] | None = None,
+        said: Headers,
+        over: Over,
     ) -> str:
         """Upload ``size`` bytes of a file in parts. Returns the object's ETag.
 
-        ``said``: see Connection.saying. ``condition``: on the present object.
+        ``said``: see Connection.saying. ``over``: what it may replace.
         """
 
         def part(number: int, offset: int, length: int) -> str:
             return self.send(
-                "upload_part", what, path, fd, offset, length, Key=key, UploadId=upload_id, PartNumber=number
+                lambda s3, body: s3.send_part(key, upload_id, number, body, length), what, path, fd, offset, length
             )
 
         upload_id = self._begin(key, what, said)
-        return self._transfer(key, what, upload_id, part, size, PART_SIZE, progress, condition)
+        return self._transfer(key, what, upload_id, part, size, PART_SIZE, progress, over)
 
     def copy(
         self,
@@ -244,41 +243,31 @@ class Transfers:
         what: str,
         size: int,
         etag: str,
-        said: dict[str, Any],
-        condition: dict[str, str] | None = None,
+        said: Headers,
+        over: Over,
     ) -> str:
         """Copy an object over COPY_LIMIT within the bucket, in parts. Returns the new object's ETag.
 
-        The source's own metadata is not copied. ``said``: see Connection.saying. ``condition``: on the present object.
+        The source's own metadata is not copied. ``said``: see Connection.saying. ``over``: what it may replace.
         """
 
         def part(number: int, offset: int, length: int) -> str:
             return self.copy_part(key, what, upload_id, number, source, etag, offset, length)
 
         upload_id = self._begin(key, what, said)
-        return self._transfer(key, what, upload_id, part, size, COPY_PART_SIZE, None, condition)
+        return self._transfer(key, what, upload_id, part, size, COPY_PART_SIZE, None, over)
 
     def copy_part(
         self, key: str, what: str, upload_id: str, number: int, source: str, etag: str, offset: int, length: int
     ) -> str:
         """Copy a range of an object's revision as a part. Returns the ETag as the server sent it."""
-        reply = self._connection.call(
-            "upload_part_copy",
-            what,
-            patient=True,
-            Key=key,
-            UploadId=upload_id,
-            PartNumber=number,
-            CopySource={"Bucket": self._connection.bucket, "Key": source},
-            CopySourceIfMatch=quoted(etag),
-            CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+        return self._connection.call(
+            lambda s3: s3.copy_part(key, upload_id, number, source, etag, offset, offset + length), what, patient=True
         )
-        return str(reply["CopyPartResult"]["ETag"])
 
-    def _begin(self, key: str, what: str, said: dict[str, Any]) -> str:
+    def _begin(self, key: str, what: str, said: Headers) -> str:
         return self._connection.saying(
-            said,
-            lambda params: str(self._connection.call("create_multipart_upload", what, Key=key, **params)["UploadId"]),
+            said, lambda headers: self._connection.call(lambda s3: s3.begin(key, headers), what)
         )
 
     def _transfer(
@@ -290,14 +279,14 @@ class Transfers:
         size: int,
         part_size: int,
         progress: Progress | None,
-        condition: dict[str, str] | None = None,
+        over: Over,
     ) -> str:
         try:
             etags = self._parts(part, size, part_size_for(size, part_size), progress)
-            return self.complete(key, what, upload_id, etags, condition)
+            return self.complete(key, what, upload_id, etags, over)
         except BaseException:
             with contextlib.suppress(LamfsError):
-                self._connection.call("abort_multipart_upload", what, Key=key, UploadId=upload_id)
+                self._connection.call(lambda s3: s3.abort(key, upload_id), what)
             raise
 
     def _parts(self, part: Part, size: int, part_size: int, progress: Progress | None) -> list[str]:
@@ -322,36 +311,24 @@ class Transfers:
                 future.cancel()
             wait(pending)
 
-    def complete(
-        self, key: str, what: str, upload_id: str, etags: Sequence[str], condition: dict[str, str] | None = None
-    ) -> str:
+    def complete(self, key: str, what: str, upload_id: str, etags: Sequence[str], over: Over) -> str:
         """Make the object from the parts. Returns its ETag.
 
-        Raises UploadGone, and ObjectChanged or ObjectMissing when ``condition`` does not hold.
+        Raises UploadGone, and ObjectChanged or ObjectMissing when it may not replace what is there.
         """
-        parts = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
 
         def attempt() -> str | None:
             try:
-                reply = self._connection.once(
-                    "complete_multipart_upload",
-                    what,
-                    patient=True,
-                    Key=key,
-                    UploadId=upload_id,
-                    MultipartUpload={"Parts": parts},
-                    **(condition or {}),
-                )
+                return self._connection.once(lambda s3: s3.complete(key, upload_id, etags, over), what)
             except StorageError as error:
                 if code_of(error) in NO_UPLOAD:
                     return None
                 raise
-            return bare(reply["ETag"])
 
         try:
             etag = self._connection.retrying(attempt, patient=True)
         except (ObjectChanged, ObjectMissing):
-            if not condition:
+            if over == ANYTHING:
                 raise
             # An earlier try whose reply was lost made the object, so the condition does not hold any more.
             with contextlib.suppress(UploadGone):
@@ -361,7 +338,7 @@ class Transfers:
             return self._completed_before(key, what, etags)
         # rclone and some gateways later report another ETag than in their reply. Recorded with that one, the object
         # could never be read again.
-        found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
+        found = self._connection.call(lambda s3: s3.head(key), what).etag
         if found != etag:
             log.warning("Stored with ETag %s, found with ETag %s, which is the one that counts (%s)", etag, found, what)
         return found
@@ -372,7 +349,7 @@ class Transfers:
         Any other object means that the upload must be done again.
         """
         with contextlib.suppress(ObjectMissing):
-            found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
+            found = self._connection.call(lambda s3: s3.head(key), what).etag
             if found == multipart_etag(etags):
                 return found
         raise UploadGone(f"Cannot {what}: the multipart upload is gone; store it again.")

@@ -12,29 +12,22 @@ from lamfs.errors import StorageError
 from lamfs.storage.base import UnfinishedUpload
 from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
-from lamfs.storage.s3.limits import nanoseconds
-from lamfs.storage.s3.paging import pages
+from lamfs.storage.s3.paging import entries
 
 
-def unfinished(connection: Connection, base: str, what: str | None = None) -> Iterator[UnfinishedUpload]:
+def unfinished(connection: Connection, base: str, what: str = "") -> Iterator[UnfinishedUpload]:
     """The unfinished uploads of keys that begin with ``base``, which is removed from the keys.
 
     None where the server cannot list them. ``what``: see errors.translate. Raises storage errors.
     """
     what = what or f"list unfinished uploads in s3://{connection.bucket}/{base}"
     try:
-        for page in pages(
-            lambda marker: connection.call("list_multipart_uploads", what, Prefix=base, **marker),
-            {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"},
-            "Uploads",
-            what,
-            connection.endpoint,
+        for found in entries(
+            lambda after: connection.call(lambda s3: s3.uploads(base, after), what), what, connection.endpoint
         ):
-            for entry in page.get("Uploads", ()):
-                # Some servers do not filter: skip what is outside of the root.
-                if entry["Key"].startswith(base):
-                    started = nanoseconds(entry["Initiated"])
-                    yield UnfinishedUpload(entry["Key"].removeprefix(base), entry["UploadId"], started)
+            # Some servers do not filter: skip what is outside of the root.
+            if found.key.startswith(base):
+                yield found._replace(key=found.key.removeprefix(base))
     except StorageError as error:
         if code_of(error) not in NOT_IMPLEMENTED:
             raise

@@ -24,6 +24,8 @@ from typing import Protocol, cast
 from lamfs.storage.s3.slow import TimedResponse, TooSlow
 from lamfs.storage.signs import sign
 
+POOL_CONNECTIONS = 64
+"""Idle connections to one server that are kept."""
 PIECE = 256 << 10
 """Bytes per send, each of which may take as long as silence is allowed, and per read, which is lost when it fails."""
 EXPECT_ABOVE = 1 << 20
