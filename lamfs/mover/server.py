@@ -301,7 +301,9 @@ def _put(server: Server, job: _Job) -> Any:
 
 
 def _put_many(server: Server, job: _Job) -> Any:
-    return server.small.put_many(server.store, job.message["files"], job.went_on, job.alive)
+    files = [(path, key, twin, jobs.unpack_meta(meta)) for path, key, twin, meta in job.message["files"]]
+    found = server.small.put_many(server.store, files, job.went_on, job.alive)
+    return [jobs.pack_error(each) if isinstance(each, LamfsError) else jobs.pack_stat(each) for each in found]
 
 
 def _put_bytes(server: Server, job: _Job) -> Any:

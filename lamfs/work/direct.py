@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lamfs import copying, hashing
-from lamfs.errors import InvalidArgument, LamfsError, ObjectChanged, ObjectMissing, StorageUnavailable
+from lamfs.errors import InvalidArgument, LamfsError
 from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.mover import fetching, jobs
 from lamfs.mover.buffers import Buffers
+from lamfs.mover.storing import SmallFiles
 from lamfs.pool import Pool
 from lamfs.registry import sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ANYTHING, NOTHING, MultipartStore, ObjectStat, ObjectStore, Over, PartStat, in_parts
+from lamfs.storage.base import ANYTHING, MultipartStore, ObjectStat, ObjectStore, Over, PartStat, in_parts
 from lamfs.storage.stale import Meant, delete_meant
 from lamfs.work import reading
 from lamfs.work.worker import Progress
@@ -46,6 +47,7 @@ class DirectWorker:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._buffers = Buffers()
+        self._small = SmallFiles(threads=0)
 
     @property
     def _parts(self) -> MultipartStore:
@@ -122,21 +124,13 @@ class DirectWorker:
         self, files: Sequence[tuple[str, str, Revision | None, ObjectMeta | None]]
     ) -> list[ObjectStat | LamfsError]:
         """Worker.put_many."""
-        found: list[ObjectStat | LamfsError] = []
-        for path, key, twin, meta in files:
-            try:
-                found.append(await self._put_or_copy(path, key, twin, meta))
-            except StorageUnavailable as error:  # the others would have to wait for nothing, too
-                return found + [error] * (len(files) - len(found))
-            except LamfsError as error:
-                found.append(error)
-        return found
-
-    async def _put_or_copy(self, path: str, key: str, twin: Revision | None, meta: ObjectMeta | None) -> ObjectStat:
-        if twin is not None:
-            with contextlib.suppress(ObjectMissing, ObjectChanged):
-                return await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size, meta=meta, over=NOTHING)
-        return await self.put(path, key, meta=meta, over=NOTHING)
+        return self._small.put_many(
+            self._store,
+            [
+                (path, key, None if twin is None else (twin.object_key, twin.etag, twin.size), meta)
+                for path, key, twin, meta in files
+            ],
+        )
 
     async def copy(
         self,

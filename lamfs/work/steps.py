@@ -205,8 +205,8 @@ class Steps:
             looked = uptime()
             if is_private(target):
                 found, is_there = None, False
-            elif (replaces or earlier is not None) and self._store.kind != "local":
-                # (A local folder syncs them itself before it replaces the old ones.)
+            elif (replaces or earlier is not None) and not self._store.on_disk:
+                # (A folder syncs them itself before it replaces the old ones.)
                 # Soon the old bytes will be nowhere else: then the new ones must not be lost.
                 found, is_there = await self._waits.beside(
                     lambda: self._conflicts.find(entry, artifact, target),
@@ -329,7 +329,7 @@ class Steps:
 
         One that may have the bytes of an artifact is hashed first: then it need not be sent.
         """
-        if self._hash_first or self._store.kind == "local" or base is not None:
+        if self._hash_first or self._store.parts is None or base is not None:
             return False
         if size <= multipart.MULTIPART_ABOVE or size <= MD5_MAX:
             return False
@@ -417,7 +417,7 @@ class Steps:
         assert self.hooks is not None
         entry = upload.entry
         meta = self._registry.commits.put_meta(entry, content)
-        if self._store.kind == "local":
+        if self._store.imports_files:
             consume = not self.hooks.has_writers(entry.ino)
             over = await guard.ready()
             stat = await self._worker.put(path, target, consume=consume, progress=upload.moved, meta=meta, over=over)

@@ -14,11 +14,10 @@ from botocore.client import BaseClient
 from botocore.config import Config
 
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, StorageConfig, UnfinishedUpload
-from lamfs.storage.meta import PREFIX
+from lamfs.storage.meta import NO_HEADERS, PREFIX
 from lamfs.storage.s3 import limits
 from lamfs.storage.s3.bounded import BoundedSession
 from lamfs.storage.s3.calls import (
-    PLAIN,
     Body,
     Content,
     Head,
@@ -89,12 +88,12 @@ class Boto:
         status = said["ResponseMetadata"]["HTTPStatusCode"]
         return Content(said["Body"], status, etag, length, said.get("ContentRange"))
 
-    def put(self, key: str, body: Body, size: int, headers: Headers = PLAIN, over: Over = ANYTHING) -> str:
+    def put(self, key: str, body: Body, size: int, headers: Headers = NO_HEADERS, over: Over = ANYTHING) -> str:
         params = {**_properties(headers), **_condition(over)}
         said = self._call("put_object", Key=key, Body=_rewound(body), ContentLength=size, **params)
         return bare(limits.etag(said.get("ETag")))
 
-    def copy(self, key: str, source: str, source_etag: str, headers: Headers = PLAIN) -> str:
+    def copy(self, key: str, source: str, source_etag: str, headers: Headers = NO_HEADERS) -> str:
         params = _properties(headers) | ({"MetadataDirective": "REPLACE"} if headers else {})
         said = self._call(
             "copy_object", patient=True, Key=key,
@@ -124,7 +123,7 @@ class Boto:
         ]
         return _page(found, said, "NextContinuationToken")
 
-    def begin(self, key: str, headers: Headers = PLAIN) -> str:
+    def begin(self, key: str, headers: Headers = NO_HEADERS) -> str:
         return limits.upload_id(self._call("create_multipart_upload", Key=key, **_properties(headers)).get("UploadId"))
 
     def send_part(self, key: str, upload_id: str, number: int, body: Body, size: int) -> str:

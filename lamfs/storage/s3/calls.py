@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, UnfinishedUpload
-from lamfs.storage.s3.sign import Digestible
-from lamfs.storage.s3.wire import Source
+from lamfs.storage.meta import NO_HEADERS
 
 T = TypeVar("T")
 
 Headers = Mapping[str, str]
 """HTTP headers, with lower-case names. Of a request: what is stored with the object and sent back with it."""
-PLAIN: Headers = {}
 Marker = tuple[str, ...]
 """Where a listing continues: what its last page said. Empty: at its beginning."""
 
@@ -32,8 +30,18 @@ class Timeouts(NamedTuple):
     patient: float
 
 
-class FileBody(Source, Digestible, Protocol):
-    """A request body that is read from a file as it is sent."""
+class Elsewhere(Exception):
+    """The server sends the request to another region or endpoint. botocore can follow."""
+
+
+class FileBody(Protocol):
+    """A request body that is read from a file as it is sent. Its methods raise OSError and EOFError."""
+
+    def readinto(self, place: memoryview, /) -> int:
+        """Put the next bytes into ``place``. Returns how many; 0 at the end."""
+
+    def sha256(self) -> str:
+        """SHA-256 of all of it, in hex."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """As io.RawIOBase.seek."""
@@ -101,10 +109,10 @@ class S3(Protocol):
     def get(self, key: str, start: int = 0, stop: int | None = None, if_match: str | None = None) -> Content:
         """GetObject: the bytes from ``start`` to before ``stop`` (None: to the end)."""
 
-    def put(self, key: str, body: Body, size: int, headers: Headers = PLAIN, over: Over = ANYTHING) -> str:
+    def put(self, key: str, body: Body, size: int, headers: Headers = NO_HEADERS, over: Over = ANYTHING) -> str:
         """PutObject of ``size`` bytes. Returns the ETag."""
 
-    def copy(self, key: str, source: str, source_etag: str, headers: Headers = PLAIN) -> str:
+    def copy(self, key: str, source: str, source_etag: str, headers: Headers = NO_HEADERS) -> str:
         """CopyObject. ``headers``: instead of the source's, if there are any. Returns the ETag."""
 
     def delete(self, key: str) -> None:
@@ -116,7 +124,7 @@ class S3(Protocol):
     def objects(self, prefix: str, after: Marker = (), most: int | None = None) -> Page[ObjectStat]:
         """ListObjectsV2: ``most`` objects per page at most."""
 
-    def begin(self, key: str, headers: Headers = PLAIN) -> str:
+    def begin(self, key: str, headers: Headers = NO_HEADERS) -> str:
         """CreateMultipartUpload. Returns the upload's id."""
 
     def send_part(self, key: str, upload_id: str, number: int, body: Body, size: int) -> str:

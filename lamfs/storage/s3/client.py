@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lamfs.errors import LamfsError, StorageError, StorageForbidden, StorageUnavailable
 from lamfs.storage.base import StorageConfig
+from lamfs.storage.meta import NO_HEADERS
 from lamfs.storage.root import split_s3
-from lamfs.storage.s3.calls import PLAIN, S3, Headers, Timeouts
-from lamfs.storage.s3.direct import Direct, Elsewhere, find
-from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of, is_throttling, refused, translate
-from lamfs.storage.s3.slow import SLOWEST
+from lamfs.storage.s3.calls import S3, Elsewhere, Headers, Timeouts
+from lamfs.storage.s3.errors import NOT_IMPLEMENTED, as_refused, code_of, is_throttling, translate
+from lamfs.storage.s3.limits import SLOWEST
 
 if TYPE_CHECKING:
     from lamfs.storage.s3.boto import Boto
+    from lamfs.storage.s3.direct import Direct
 
 log = logging.getLogger(__name__)
 
@@ -128,13 +129,13 @@ class Connection:
         Without them if the server accepts no metadata: the bytes are stored all the same.
         """
         if not headers or not self._takes_meta:
-            return action(PLAIN)
+            return action(NO_HEADERS)
         try:
             return action(headers)
         except StorageError as error:
             if code_of(error) not in _NO_META:
                 raise
-            result = action(PLAIN)
+            result = action(NO_HEADERS)
             self._takes_meta = False
             log.warning("%s takes no metadata, so objects do not say what they are: %s", self.endpoint, error)
             return result
@@ -202,6 +203,8 @@ class Connection:
     def _way(self) -> tuple[Direct | None, Boto | None]:
         with self._lock:
             if not self._looked:
+                from lamfs.storage.s3.direct import find
+
                 self._direct = find(self.config, self.bucket, self._made_boto, self._timeouts)
                 self._looked = True
             return self._direct, self._boto
@@ -250,5 +253,5 @@ def _is_refusal(error: Exception, known: LamfsError) -> bool:
 
     Amazon's reply to an expired token is a bare 400.
     """
-    found = refused(error)
+    found = as_refused(error)
     return isinstance(known, StorageForbidden) or (found is not None and found.code == "400")

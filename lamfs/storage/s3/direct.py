@@ -14,15 +14,16 @@ import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, UnfinishedUpload
+from lamfs.storage.meta import NO_HEADERS
 from lamfs.storage.s3 import limits, replies
 from lamfs.storage.s3.calls import (
-    PLAIN,
     Body,
     Content,
+    Elsewhere,
     Head,
     Headers,
     Marker,
@@ -33,7 +34,7 @@ from lamfs.storage.s3.calls import (
     quoted,
     range_of,
 )
-from lamfs.storage.s3.errors import ERROR_BYTES, NotS3, Refused, refusal
+from lamfs.storage.s3.errors import NotS3, Refused
 from lamfs.storage.s3.sign import (
     EMPTY,
     UNSIGNED,
@@ -61,8 +62,17 @@ _REGION = re.compile(r"(?!aws-|fips-)[a-z0-9-]+(?<!-fips)")
 _PROBE = "lamfs"
 
 
-class Elsewhere(Exception):
-    """The server sends the request to another region or endpoint. botocore can follow."""
+class _Request(NamedTuple):
+    """One HTTP request. ``key``: None for the bucket. ``size``: bytes of a body that is not in memory. ``patient``: the
+    server may work for minutes before it replies."""
+
+    method: str
+    key: str | None
+    query: Mapping[str, str] = NO_HEADERS
+    headers: Headers = NO_HEADERS
+    body: Body | None = None
+    size: int = 0
+    patient: bool = False
 
 
 class Direct:
@@ -89,7 +99,7 @@ class Direct:
         self._timeouts = timeouts
 
     def head(self, key: str) -> Head:
-        found, _ = self._whole("HEAD", key)
+        found, _ = self._whole(_Request("HEAD", key))
         try:
             said = found.get("last-modified")
             moment = None if said is None else parsedate_to_datetime(said)
@@ -105,7 +115,7 @@ class Direct:
             headers["range"] = range_of(start, stop)
         if if_match is not None:
             headers["if-match"] = quoted(if_match)
-        reply = self._ask("GET", key, headers=headers)
+        reply = self._ask(_Request("GET", key, headers=headers))
         found = reply.headers
         try:
             length = _length(found)
@@ -117,37 +127,38 @@ class Direct:
             raise
         return Content(reply, reply.status, etag, length, found.get("content-range"))
 
-    def put(self, key: str, body: Body, size: int, headers: Headers = PLAIN, over: Over = ANYTHING) -> str:
-        found, _ = self._whole("PUT", key, headers={**headers, **_condition(over)}, body=body, size=size)
+    def put(self, key: str, body: Body, size: int, headers: Headers = NO_HEADERS, over: Over = ANYTHING) -> str:
+        told = {**headers, **_condition(over)}
+        found, _ = self._whole(_Request("PUT", key, headers=told, body=body, size=size))
         return bare(limits.etag(found.get("etag")))
 
-    def copy(self, key: str, source: str, source_etag: str, headers: Headers = PLAIN) -> str:
+    def copy(self, key: str, source: str, source_etag: str, headers: Headers = NO_HEADERS) -> str:
         told = {**headers, **self._source(source, source_etag)}
         if headers:
             told["x-amz-metadata-directive"] = "REPLACE"
-        return bare(replies.etag(self._said("PUT", key, headers=told, patient=True)))
+        return bare(replies.etag(self._said(_Request("PUT", key, headers=told, patient=True))))
 
     def delete(self, key: str) -> None:
-        self._whole("DELETE", key)
+        self._whole(_Request("DELETE", key))
 
     def delete_many(self, keys: Sequence[str]) -> list[NotDeleted]:
         body = replies.deletion(keys)
         # Amazon S3 requires a checksum; every server knows this one.
         headers = {"content-md5": base64.b64encode(hashlib.md5(body).digest()).decode()}
-        return replies.not_deleted(self._said("POST", None, {"delete": ""}, headers, body))
+        return replies.not_deleted(self._said(_Request("POST", None, {"delete": ""}, headers, body)))
 
     def objects(self, prefix: str, after: Marker = (), most: int | None = None) -> Page[ObjectStat]:
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix, **_onward(after, "continuation-token")}
         if most is not None:
             query["max-keys"] = str(most)
-        return replies.objects(self._said("GET", None, query))
+        return replies.objects(self._said(_Request("GET", None, query)))
 
-    def begin(self, key: str, headers: Headers = PLAIN) -> str:
-        return replies.upload_id(self._said("POST", key, {"uploads": ""}, headers))
+    def begin(self, key: str, headers: Headers = NO_HEADERS) -> str:
+        return replies.upload_id(self._said(_Request("POST", key, {"uploads": ""}, headers)))
 
     def send_part(self, key: str, upload_id: str, number: int, body: Body, size: int) -> str:
         query = {"partNumber": str(number), "uploadId": upload_id}
-        found, _ = self._whole("PUT", key, query, body=body, size=size)
+        found, _ = self._whole(_Request("PUT", key, query, body=body, size=size))
         return limits.etag(found.get("etag"))
 
     def copy_part(
@@ -155,22 +166,22 @@ class Direct:
     ) -> str:
         query = {"partNumber": str(number), "uploadId": upload_id}
         headers = {**self._source(source, source_etag), "x-amz-copy-source-range": range_of(start, stop)}
-        return replies.etag(self._said("PUT", key, query, headers, patient=True))
+        return replies.etag(self._said(_Request("PUT", key, query, headers, patient=True)))
 
     def complete(self, key: str, upload_id: str, etags: Sequence[str], over: Over = ANYTHING) -> str:
         query, body = {"uploadId": upload_id}, replies.completion(etags)
-        return bare(replies.etag(self._said("POST", key, query, _condition(over), body, patient=True)))
+        return bare(replies.etag(self._said(_Request("POST", key, query, _condition(over), body, patient=True))))
 
     def abort(self, key: str, upload_id: str) -> None:
-        self._whole("DELETE", key, {"uploadId": upload_id})
+        self._whole(_Request("DELETE", key, {"uploadId": upload_id}))
 
     def parts(self, key: str, upload_id: str, after: Marker = ()) -> Page[PartStat]:
         query = {"uploadId": upload_id, **_onward(after, "part-number-marker")}
-        return replies.parts(self._said("GET", key, query))
+        return replies.parts(self._said(_Request("GET", key, query)))
 
     def uploads(self, prefix: str, after: Marker = ()) -> Page[UnfinishedUpload]:
         query = {"uploads": "", "prefix": prefix, **_onward(after, "key-marker", "upload-id-marker")}
-        return replies.uploads(self._said("GET", None, query))
+        return replies.uploads(self._said(_Request("GET", None, query)))
 
     def close(self) -> None:
         self._wire.close()
@@ -182,52 +193,24 @@ class Direct:
             "x-amz-copy-source-if-match": quoted(etag),
         }
 
-    def _said(
-        self,
-        method: str,
-        key: str | None,
-        query: Mapping[str, str] = PLAIN,
-        headers: Headers = PLAIN,
-        body: bytes | None = None,
-        *,
-        patient: bool = False,
-    ) -> bytes:
-        """The body of the reply to a request. Its own ``body`` is in memory."""
-        return self._whole(method, key, query, headers, body, None if body is None else len(body), patient=patient)[1]
+    def _said(self, request: _Request) -> bytes:
+        """The body of the reply to a request."""
+        return self._whole(request)[1]
 
-    def _whole(
-        self,
-        method: str,
-        key: str | None,
-        query: Mapping[str, str] = PLAIN,
-        headers: Headers = PLAIN,
-        body: Body | None = None,
-        size: int | None = None,
-        *,
-        patient: bool = False,
-    ) -> tuple[Headers, bytes]:
+    def _whole(self, request: _Request) -> tuple[Headers, bytes]:
         """Headers and body of the reply to a request. Raises as _ask."""
-        with contextlib.closing(self._ask(method, key, query, headers, body, size, patient=patient)) as reply:
+        with contextlib.closing(self._ask(request)) as reply:
             text = reply.whole(MAX_BYTES + 1)
             if len(text) > MAX_BYTES:
                 raise NotS3("its answer does not end")
             return reply.headers, text
 
-    def _ask(
-        self,
-        method: str,
-        key: str | None,
-        query: Mapping[str, str] = PLAIN,
-        headers: Headers = PLAIN,
-        body: Body | None = None,
-        size: int | None = None,
-        *,
-        patient: bool = False,
-    ) -> Reply:
-        """The reply to one request; the caller reads or closes it. ``key``: None for the bucket.
+    def _ask(self, request: _Request) -> Reply:
+        """The reply to a request; the caller reads or closes it.
 
-        ``size``: bytes of the body. Raises NoAnswer, Elsewhere, Refused, NotS3, and botocore's errors of credentials.
+        Raises NoAnswer, Elsewhere, Refused, NotS3, and botocore's errors of credentials.
         """
+        method, key, query, given, body, size, patient = request
         if key is None:
             # In path style a bucket's own URL ends without a slash, in host style with one.
             path = self._path.rstrip("/") or "/"
@@ -236,21 +219,21 @@ class Direct:
         else:
             raise ValueError("an object without a key would be the bucket")
         line = quoted_query(query)
-        told = {**headers, "host": self._host}
+        headers = {**given, "host": self._host}
         payload = EMPTY
         if body is not None:
             payload = digest_of(body) if self._signs_bodies else UNSIGNED
-        self._signer.sign(method, path, line, told, payload)
-        told["accept-encoding"] = "identity"
-        told["user-agent"] = "lamfs"
+        self._signer.sign(method, path, line, headers, payload)
+        headers["accept-encoding"] = "identity"
+        headers["user-agent"] = "lamfs"
         if method in ("PUT", "POST"):
-            told["content-length"] = str(size or 0)
+            headers["content-length"] = str(len(body) if isinstance(body, bytes) else size)
         timeout = self._timeouts.patient if patient else self._timeouts.silence
-        reply = self._wire.request(method, f"{path}?{line}" if line else path, told, body, timeout)
+        reply = self._wire.request(method, f"{path}?{line}" if line else path, headers, body, timeout)
         if reply.status < 300:
             return reply
         with contextlib.closing(reply):
-            error = refusal(reply.status, reply.headers, reply.whole(ERROR_BYTES))
+            error = replies.refusal(reply.status, reply.headers, reply.whole(replies.ERROR_BYTES))
         raise Elsewhere if _is_elsewhere(reply.status, error, self._signer.region) else error
 
 

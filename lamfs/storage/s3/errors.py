@@ -5,10 +5,7 @@ Codes are Amazon's ("Error responses" of the S3 API reference) and those of MinI
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Mapping
-from http.client import responses
 
 from lamfs.errors import (
     InvalidArgument,
@@ -21,11 +18,10 @@ from lamfs.errors import (
     StorageMissing,
     StorageUnavailable,
 )
-from lamfs.storage.s3 import xmltext
-from lamfs.storage.s3.wire import NoAnswer
 
-ERROR_BYTES = 64 << 10
-"""Bytes of an error's body that are read."""
+
+class NoAnswer(Exception):
+    """The server could not be reached, did not answer in time, or broke off. The text says which."""
 
 
 class Refused(Exception):
@@ -113,28 +109,17 @@ BAD_RANGE = frozenset({"InvalidRange", "416"})
 
 def code_of(error: BaseException) -> str:
     """The S3 error code behind a translated error; ``""`` when there is none. HTTP statuses count as codes."""
-    found = None if error.__cause__ is None else refused(error.__cause__)
+    found = None if error.__cause__ is None else as_refused(error.__cause__)
     return "" if found is None else found.code
 
 
 def is_throttling(error: BaseException) -> bool:
     """Whether the server asks for fewer requests."""
-    found = refused(error)
+    found = as_refused(error)
     return found is not None and (found.code in THROTTLING or found.status == 429)
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
-    """A reply with an error: code and message from its XML, else from its status."""
-    code = message = None
-    with contextlib.suppress(xmltext.NotXml):
-        root = xmltext.parse(body)
-        code, message = root.findtext(".//{*}Code"), root.findtext(".//{*}Message")
-    if not code:
-        code, message = str(status), responses.get(status)
-    return Refused(code, message or "", status, headers.get("x-amz-bucket-region", ""))
-
-
-def refused(error: BaseException) -> Refused | None:
+def as_refused(error: BaseException) -> Refused | None:
     """The refusal that an exception is, also one of botocore's (ClientError); None for other errors."""
     if isinstance(error, Refused):
         return error
@@ -154,7 +139,7 @@ def translate(error: Exception, what: str, bucket: str, endpoint: str) -> LamfsE
     ``what`` was tried, as a verb with its object ("read s3://b/k"). HTTP 412 is ObjectChanged here; writers that set a
     condition turn it into PreconditionFailed.
     """
-    found = refused(error)
+    found = as_refused(error)
     if found is not None:
         return _from_reply(found, what, bucket, endpoint)
     cause = _short(str(error))

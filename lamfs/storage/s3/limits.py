@@ -11,6 +11,8 @@ from datetime import datetime
 
 from lamfs.storage.s3.errors import NotS3
 
+SLOWEST = 1024
+"""Bytes per second. A slower reply counts as no reply."""
 MAX_SIZE = 50 << 40
 """Bytes of an object (Amazon S3: 50 TB)."""
 MAX_PARTS = 10_000

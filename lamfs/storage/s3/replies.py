@@ -7,23 +7,27 @@ empty one would mean that nothing is there, or that everything was deleted.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from http.client import responses
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote_plus
 
 from lamfs.storage.base import ObjectStat, PartStat, UnfinishedUpload
 from lamfs.storage.s3 import limits, xmltext
 from lamfs.storage.s3.calls import NotDeleted, Page, bare
-from lamfs.storage.s3.errors import NotS3, refusal
+from lamfs.storage.s3.errors import NotS3, Refused
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 T = TypeVar("T")
 
+ERROR_BYTES = 64 << 10
+"""Bytes of an error's body that are read."""
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _NUMBER = re.compile(r"[0-9]{1,19}")
 
@@ -46,6 +50,17 @@ def deletion(keys: Sequence[str]) -> bytes:
 def _escaped(key: str) -> str:
     """XML parsers normalize line breaks, so these are escaped."""
     return html.escape(key, quote=False).replace("\r", "&#xD;").replace("\n", "&#xA;")
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
+    """A reply with an error: code and message from its XML, else from its status."""
+    code = message = None
+    with contextlib.suppress(xmltext.NotXml):
+        root = xmltext.parse(body)
+        code, message = root.findtext(".//{*}Code"), root.findtext(".//{*}Message")
+    if not code:
+        code, message = str(status), responses.get(status)
+    return Refused(code, message or "", status, headers.get("x-amz-bucket-region", ""))
 
 
 def etag(body: bytes) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Literal
 
 from lamfs.copying import open_source
-from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
 from lamfs.keys import LOCK_FOLDER, is_probe
 from lamfs.storage.base import (
     ANYTHING,
@@ -25,22 +24,21 @@ from lamfs.storage.base import (
     ObjectMeta,
     ObjectStat,
     Over,
-    PartStat,
     Progress,
     StorageConfig,
     UnfinishedUpload,
 )
-from lamfs.storage.meta import PREFIX, as_metadata, from_headers
+from lamfs.storage.meta import as_headers, from_headers
 from lamfs.storage.osfiles import source_error, write_fetched
 from lamfs.storage.root import check_object_key
-from lamfs.storage.s3 import upload, uploads
-from lamfs.storage.s3.calls import PLAIN, Head, Headers, Stream
-from lamfs.storage.s3.check import check_bucket
+from lamfs.storage.s3 import multipart, uploads
+from lamfs.storage.s3.calls import Head, Headers, Stream
 from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.download import Download, Sink, into
 from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
-from lamfs.storage.s3.multipart import Multipart
+from lamfs.storage.s3.multipart import S3Parts, precondition_failed
 from lamfs.storage.s3.paging import entries
+from lamfs.storage.s3.upload import send
 
 MD5_PIECE = 1 << 20
 """Bytes of a file that are hashed at a time."""
@@ -52,11 +50,6 @@ _NO_BATCHES = NOT_IMPLEMENTED | {"MissingContentMD5", "MalformedXML", "InvalidRe
 Then keys are deleted one by one.
 """
 
-_KEPT = frozenset({"content-type", "cache-control", "content-disposition", "content-encoding", "content-language"})
-"""Properties of an object that lamfs has not made, which a copy should keep."""
-_PLAIN = re.compile(r"(?! )(?:[!-~]| (?! )){1,1000}(?<! )")
-"""Text that is signed exactly as it is sent."""
-
 
 class S3Store:
     """Objects at ``s3://bucket/prefix/key``. Thread-safe."""
@@ -64,8 +57,7 @@ class S3Store:
     def __init__(self, config: StorageConfig) -> None:
         self.config = config
         self._connection = Connection(config)
-        self._transfers = upload.Transfers(self._connection)
-        self._multipart = Multipart(self._connection, self._transfers)
+        self._parts = S3Parts(self._connection, self._key, self.url)
         self._bucket = self._connection.bucket
         self._base = f"{self._connection.prefix}/" if self._connection.prefix else ""
         self._batch_delete = True
@@ -85,7 +77,7 @@ class S3Store:
 
     @property
     def parts(self) -> MultipartStore:
-        return self
+        return self._parts
 
     @property
     def cache_name(self) -> str:
@@ -101,10 +93,11 @@ class S3Store:
         self._connection.prepare()
 
     def close(self) -> None:
-        self._transfers.close()
         self._connection.close()
 
     def check(self, *, write: bool = True, exclusive: bool = False) -> Capabilities:
+        from lamfs.storage.s3.check import check_bucket
+
         return check_bucket(self, self._connection, write=write, exclusive=exclusive)
 
     # reading
@@ -203,29 +196,31 @@ class S3Store:
         what = f"store {self.url(key)}"
         over = Over(if_match, if_none_match)
         full_key = self._key(key)
-        said = _saying(meta)
+        said = as_headers(meta)
         try:
             fd = open_source(path)
         except OSError as error:
             raise source_error(error, path) from error
         try:
             size = os.fstat(fd).st_size
-            if size > upload.MULTIPART_ABOVE:
-                etag = self._transfers.upload(full_key, what, path, fd, size, progress, said, over)
+            if size > multipart.MULTIPART_ABOVE:
+                etag = self._parts.upload(key, path, fd, size, progress, said, over)
             else:
                 etag = self._connection.saying(
                     said,
-                    lambda headers: self._transfers.send(
-                        lambda s3, body: s3.put(full_key, body, size, headers, over), what, path, fd, 0, size, progress
+                    lambda headers: send(
+                        self._connection,
+                        lambda s3, body: s3.put(full_key, body, size, headers, over),
+                        what, path, fd, 0, size, progress,
                     ),
-                )
+                )  # fmt: skip
         except (ObjectChanged, ObjectMissing) as error:
             if over == ANYTHING:
                 raise
             ours = self._sent_before(key, fd, size)
             if ours is not None:
                 return ours
-            raise _refused(what, if_match) from error
+            raise precondition_failed(what, over) from error
         finally:
             os.close(fd)
         return ObjectStat(key, size, etag, time.time_ns())
@@ -243,7 +238,7 @@ class S3Store:
             ours = self._written_before(key, data)
             if ours is not None:
                 return ours
-            raise _refused(what, if_match) from error
+            raise precondition_failed(what, over) from error
         return ObjectStat(key, len(data), etag, time.time_ns())
 
     def _sent_before(self, key: str, fd: int, size: int) -> ObjectStat | None:
@@ -252,7 +247,7 @@ class S3Store:
 
         (The ETag of an object that is encrypted with its owner's key says nothing.)
         """
-        if size > upload.MULTIPART_ABOVE:
+        if size > multipart.MULTIPART_ABOVE:
             return None
         with contextlib.suppress(ObjectMissing, ObjectChanged, OSError):
             found = self.head(key)
@@ -281,8 +276,8 @@ class S3Store:
     ) -> ObjectStat:
         what = f"copy {self.url(src)} to {self.url(dst)}"
         source, target = self._key(src), self._key(dst)
-        if etag is not None and size is not None and size <= upload.COPY_LIMIT and source != target:
-            new = self._copy_at_once(source, target, what, etag, _saying(meta))
+        if etag is not None and size is not None and size <= multipart.COPY_LIMIT and source != target:
+            new = self._copy_at_once(source, target, what, etag, as_headers(meta))
             # Some servers ignore the condition. An object that was sent in one request has the same ETag everywhere.
             if new != etag and self.head(src).etag != etag:
                 raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
@@ -292,17 +287,11 @@ class S3Store:
             raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
         if source == target:
             return ObjectStat(src, found.size, found.etag, found.mtime_ns)
-        if found.size > upload.COPY_LIMIT:
-            over = Over(if_match, if_none_match)
-            said = _saying(meta, found.headers)
-            try:
-                new = self._transfers.copy(source, target, what, found.size, found.etag, said, over)
-            except (ObjectChanged, ObjectMissing) as error:
-                if over == ANYTHING or self.head(src).etag != found.etag:
-                    raise
-                raise _refused(what, if_match) from error
+        if found.size > multipart.COPY_LIMIT:
+            said, over = as_headers(meta, found.headers), Over(if_match, if_none_match)
+            new = self._parts.copy(src, dst, found.size, found.etag, said, over)
         else:
-            new = self._copy_at_once(source, target, what, found.etag, _saying(meta, found.headers))
+            new = self._copy_at_once(source, target, what, found.etag, as_headers(meta, found.headers))
         return ObjectStat(dst, found.size, new, time.time_ns())
 
     def _copy_at_once(self, source: str, target: str, what: str, etag: str, said: Headers) -> str:
@@ -349,77 +338,11 @@ class S3Store:
     def uploads(self) -> Iterator[UnfinishedUpload]:
         return uploads.unfinished(self._connection, self._base)
 
-    # in parts (MultipartStore)
-
-    def begin_upload(self, key: str, meta: ObjectMeta | None = None) -> str:
-        return self._multipart.begin(self._key(key), f"store {self.url(key)}", _saying(meta))
-
-    def send_part(
-        self,
-        key: str,
-        upload_id: str,
-        number: int,
-        path: str,
-        offset: int,
-        length: int,
-        progress: Progress | None = None,
-    ) -> str:
-        what = f"store part {number} of {self.url(key)}"
-        return self._multipart.send(self._key(key), what, upload_id, number, path, offset, length, progress)
-
-    def copy_part(
-        self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
-    ) -> str:
-        what = f"copy part {number} of {self.url(key)} from {self.url(source)}"
-        return self._multipart.copy(
-            self._key(key), what, upload_id, number, self._key(source), source_etag, offset, length
-        )
-
-    def complete_upload(
-        self,
-        key: str,
-        upload_id: str,
-        etags: Sequence[str],
-        *,
-        if_none_match: bool = False,
-        if_match: str | None = None,
-    ) -> str:
-        what = f"store {self.url(key)}"
-        over = Over(if_match, if_none_match)
-        try:
-            return self._multipart.complete(self._key(key), what, upload_id, etags, over)
-        except (ObjectChanged, ObjectMissing) as error:
-            if over == ANYTHING:
-                raise
-            raise _refused(what, if_match) from error
-
     def abort_upload(self, key: str, upload_id: str) -> None:
-        self._multipart.abort(self._key(key), f"abort the upload of {self.url(key)}", upload_id)
-
-    def list_parts(self, key: str, upload_id: str) -> Sequence[PartStat]:
-        return self._multipart.list_parts(self._key(key), f"list the parts of {self.url(key)}", upload_id)
-
-    def uploads_of(self, key: str) -> Sequence[str]:
-        return self._multipart.uploads_of(self._key(key), f"list the uploads of {self.url(key)}")
+        self._parts.abort_upload(key, upload_id)
 
     def _key(self, key: str) -> str:
         return self._base + check_object_key(key, as_path=False)
-
-
-def _saying(meta: ObjectMeta | None, source: Headers = PLAIN) -> Headers:
-    """The headers that store metadata with an object. ``source``: those of the object that it is a copy of.
-
-    A copy keeps its source's properties, without those that lamfs wrote.
-    """
-    if meta is None:
-        return PLAIN
-    kept = {
-        name: text
-        for name, text in source.items()
-        if (name in _KEPT or (name.startswith(PREFIX) and not name.startswith(f"{PREFIX}lamfs-")))
-        and _PLAIN.fullmatch(text)
-    }
-    return kept | {PREFIX + name: text for name, text in as_metadata(meta).items()}
 
 
 def _md5_of(fd: int, size: int) -> str:
@@ -429,11 +352,3 @@ def _md5_of(fd: int, size: int) -> str:
         digest.update(piece)
         offset += len(piece)
     return digest.hexdigest()
-
-
-def _refused(what: str, if_match: str | None) -> PreconditionFailed:
-    reason = "was changed or removed by somebody else" if if_match is not None else "is there already"
-    return PreconditionFailed(
-        f"Cannot {what}: the object {reason}; read it again.",
-        errno=ObjectChanged.errno if if_match is not None else None,
-    )

@@ -56,7 +56,7 @@ def test_hot_calls_go_past_botocore(store: ObjectStore, proxy: FaultProxy, tmp_p
     assert store.get("k", offset=1, length=2, etag=etag) == b"at"
     store.delete(["k"])
     assert ways(proxy) == [("PUT", True), ("HEAD", True), ("GET", True), ("DELETE", True)]
-    assert store._store()._connection._boto is None  # type: ignore[attr-defined]  # nor was botocore imported
+    assert store._connection._boto is None  # type: ignore[attr-defined]  # nor was botocore imported
 
 
 def test_unfinished_uploads_are_listed_past_botocore(store: ObjectStore, proxy: FaultProxy, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_list_that_does_not_say_how_it_goes_on(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, token: tuple[str, ...]
 ) -> None:
     page = Page[ObjectStat]([], True, token)
-    monkeypatch.setattr(store._store()._connection, "call", lambda *_, **__: page)  # type: ignore[attr-defined]
+    monkeypatch.setattr(store._connection, "call", lambda *_, **__: page)  # type: ignore[attr-defined]
     with pytest.raises(StorageError, match="not how to go on"):
         list(store.list())
 
@@ -161,7 +161,7 @@ def test_a_server_that_wants_fewer_requests_is_left_to_botocore(
     proxy.add("status", code=503, error="SlowDown", method="GET")
     assert store.get("k") == b"data"
     assert ways(proxy) == [("GET", True), ("GET", False)]
-    monkeypatch.setattr(store._store()._connection, "_throttled_until", 0.0)  # type: ignore[attr-defined]
+    monkeypatch.setattr(store._connection, "_throttled_until", 0.0)  # type: ignore[attr-defined]
     assert store.get("k") == b"data"
     assert ways(proxy) == [("GET", True)]
 
@@ -256,7 +256,7 @@ def test_tls(
     view = memoryview(bytearray(1_000_000))
     store.get_view("k", view, offset=5, etag=etag)
     assert view == data[5:1_000_005]
-    assert store._store()._connection._direct is not None  # type: ignore[attr-defined]
+    assert store._connection._direct is not None  # type: ignore[attr-defined]
     store.close()
 
 
@@ -287,7 +287,7 @@ def test_an_error_without_a_key_deletes_no_bucket(seaweed_config: StorageConfig,
         store = opened(dataclasses.replace(seaweed_config, endpoint_url=f"http://127.0.0.1:{server.port}"))
         store.delete(["a", "b"])
         with pytest.raises(InvalidArgument, match="bucket"):
-            store._store()._connection.call(lambda s3: s3.delete(""), "delete")  # type: ignore[attr-defined]
+            store._connection.call(lambda s3: s3.delete(""), "delete")  # type: ignore[attr-defined]
         store.close()
     base = f" /{seaweed_config.root.removeprefix('s3://')}"
     asked = [head.split(" HTTP")[0].rpartition("DELETE")[2] for head in server.heads[1:]]

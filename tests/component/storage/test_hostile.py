@@ -18,7 +18,8 @@ from lamfs.errors import LamfsError, StorageError
 from lamfs.storage import open_store
 from lamfs.storage.s3 import paging, replies, xmltext
 from lamfs.storage.s3.calls import Marker, Page
-from lamfs.storage.s3.errors import NotS3, Refused, refusal
+from lamfs.storage.s3.errors import NotS3, Refused
+from lamfs.storage.s3.replies import refusal
 from tests.support.commands import ROOT
 from tests.support.hostile import Answer, HostileServer, reply
 
@@ -78,7 +79,7 @@ CALLS = {
     "copy": "store.copy('k', 'l', etag='e', size=1)",
     "delete": "store.delete(['k', 'l'])",
     "uploads": "list(store.uploads())",
-    "parts": "store.list_parts('k', 'id')",
+    "parts": "store.parts.list_parts('k', 'id')",
 }
 SCRIPT = """
 import re, sys
@@ -93,7 +94,7 @@ store = open_store(StorageConfig("s3://bucket/root", endpoint_url=sys.argv[1], r
                                  timeout=1.0))
 store.prepare()
 if sys.argv[2] == "botocore":
-    store._store()._connection._made_boto().client()
+    store._connection._made_boto().client()
 before = peak()
 for call in sys.argv[3:]:
     try:
@@ -213,14 +214,14 @@ def test_a_head_that_cannot_be(headers: dict[str, str]) -> None:
 def test_an_upload_with_an_id_that_would_be_a_header() -> None:
     body = b"<InitiateMultipartUploadResult><UploadId>a&#13;&#10;b</UploadId></InitiateMultipartUploadResult>"
     with pytest.raises(StorageError, match="does not speak S3"):
-        answered(whole(body), lambda store: store.begin_upload("k"))
+        answered(whole(body), lambda store: store.parts.begin_upload("k"))
 
 
 def test_parts_that_cannot_be() -> None:
     for number in (0, 10_001):
         body = f"<ListPartsResult><Part><PartNumber>{number}</PartNumber><Size>1</Size><ETag>e</ETag></Part>"
         with pytest.raises(StorageError, match="does not speak S3"):
-            answered(whole(f"{body}</ListPartsResult>".encode()), lambda store: store.list_parts("k", "id"))
+            answered(whole(f"{body}</ListPartsResult>".encode()), lambda store: store.parts.list_parts("k", "id"))
 
 
 def going_on(entries: Iterator[str], tokens: Iterator[str]) -> Answer:

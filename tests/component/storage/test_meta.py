@@ -15,7 +15,7 @@ from lamfs.model import ObjectMeta
 from lamfs.storage import ObjectStore, StorageConfig
 from lamfs.storage.base import Over, in_parts
 from lamfs.storage.local import LocalStore
-from lamfs.storage.s3 import S3Store, upload
+from lamfs.storage.s3 import S3Store, multipart
 from lamfs.storage.s3.calls import Body, Headers
 from lamfs.storage.s3.direct import Direct
 from lamfs.storage.s3.errors import Refused
@@ -37,11 +37,8 @@ def any_store(request: pytest.FixtureRequest, opened: Opener) -> ObjectStore:
 
 
 def made(store: ObjectStore) -> S3Store:
-    """What is behind a store that is made when it is first used."""
-    store.prepare()
-    found = getattr(store, "_made")  # noqa: B009
-    assert isinstance(found, S3Store)
-    return found
+    assert isinstance(store, S3Store)
+    return store
 
 
 def test_a_put_says_it(any_store: ObjectStore, make_file: MakeFile) -> None:
@@ -81,7 +78,7 @@ def test_objects_in_parts(
     server: str, request: pytest.FixtureRequest, opened: Opener, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = opened(request.getfixturevalue(f"{server}_config"))
-    monkeypatch.setattr(upload, "MULTIPART_ABOVE", 1 << 20)
+    monkeypatch.setattr(multipart, "MULTIPART_ABOVE", 1 << 20)
     data = os.urandom(6 << 20)
     store.put_file("a", str(make_file(data)), meta=ONE)
     assert store.meta("a") == ONE
@@ -94,7 +91,7 @@ def test_objects_in_parts(
     etag = parts.send_part("b", upload_id, 1, path, 0, len(data))
     parts.complete_upload("b", upload_id, [etag])
     assert store.meta("b") == TWO
-    monkeypatch.setattr(upload, "COPY_LIMIT", 1 << 20)
+    monkeypatch.setattr(multipart, "COPY_LIMIT", 1 << 20)
     store.copy("b", "c", meta=ONE)
     assert store.meta("c") == ONE
     assert store.get("c") == data

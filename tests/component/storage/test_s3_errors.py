@@ -19,7 +19,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.storage.s3 import replies
-from lamfs.storage.s3.errors import NotS3, Refused, code_of, refusal, translate
+from lamfs.storage.s3.errors import NotS3, Refused, code_of, translate
 
 WHAT = "store s3://bucket/key"
 
@@ -96,7 +96,7 @@ def test_a_long_story_is_cut() -> None:
     ],
 )
 def test_the_xml_of_an_error(body: bytes, code: str, message: str) -> None:
-    found = refusal(503, {}, body)
+    found = replies.refusal(503, {}, body)
     assert (found.code, found.message, found.status) == (code, message, 503)
 
 

@@ -13,7 +13,7 @@ import pytest
 from lamfs.errors import StorageUnavailable
 from lamfs.model import StorageConfig
 from lamfs.storage.s3.client import Connection
-from lamfs.storage.s3.upload import READ_AHEAD, FileSlice, Transfers
+from lamfs.storage.s3.upload import READ_AHEAD, FileSlice, send
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def test_bytes_that_are_sent_again_count_once(tmp_path: Path, monkeypatch: pytes
     fd = os.open(path, os.O_RDONLY)
     try:
         with pytest.raises(StorageUnavailable) if hopeless else contextlib.nullcontext():
-            Transfers(connection).send(put, "store it", str(path), fd, 0, SIZE, told.append)
+            send(connection, put, "store it", str(path), fd, 0, SIZE, told.append)
     finally:
         os.close(fd)
     assert connection.calls >= 3
