@@ -91,7 +91,7 @@ class ObjectStore(Protocol):
 
     @property
     def parts(self) -> MultipartStore | None:
-        """This store, if it has multipart uploads."""
+        """Its multipart uploads; None if it takes objects as a whole only."""
 
     @property
     def cache_name(self) -> str:
@@ -294,8 +294,3 @@ def check_size(store: ObjectStore, size: int, name: str) -> None:
 def largest(store: ObjectStore) -> int:
     """Bytes of the largest file that may be written; a folder's file system decides itself."""
     return (1 << 63) - 1 if store.on_disk else LARGEST_OBJECT
-
-
-def in_parts(store: ObjectStore) -> MultipartStore | None:
-    """The store, if it has multipart uploads."""
-    return store.parts

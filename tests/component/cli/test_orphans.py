@@ -18,7 +18,6 @@ from lamfs.cli import main
 from lamfs.model import StorageConfig
 from lamfs.ops.instance import Instance
 from lamfs.storage import open_store
-from lamfs.storage.base import in_parts
 from tests.component.cli.test_s3 import options
 from tests.support.commands import ROOT, lamfs, quick, quick_json
 from tests.support.mounts import wait_until
@@ -156,7 +155,7 @@ def test_objects_that_no_registry_knows_in_a_bucket(seaweed_config: StorageConfi
         assert (said.uid, said.key, said.revision) == (uid, "d/äpfel.tar.gz", 1)
         with Instance.open() as instance:
             record = instance.registry.names.purge(uid, storage=False)
-        parts = in_parts(store)
+        parts = store.parts
         assert parts is not None
         parts.begin_upload(".lamindb/0123456789abcdefABCD.bin")
         text = report_of()["problems"]

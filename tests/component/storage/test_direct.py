@@ -18,7 +18,7 @@ import pytest
 
 from lamfs.errors import InvalidArgument, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.storage import ObjectStore, StorageConfig
-from lamfs.storage.base import ObjectStat, PartStat, in_parts
+from lamfs.storage.base import ObjectStat, PartStat
 from lamfs.storage.s3 import client
 from lamfs.storage.s3.calls import Page
 from tests.component.storage.test_wire import Script
@@ -62,7 +62,7 @@ def test_hot_calls_go_past_botocore(store: ObjectStore, proxy: FaultProxy, tmp_p
 def test_unfinished_uploads_are_listed_past_botocore(store: ObjectStore, proxy: FaultProxy, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(bytes(6 << 20))
-    parts = in_parts(store)
+    parts = store.parts
     assert parts is not None
     ident = parts.begin_upload("a key & more")
     etag = parts.send_part("a key & more", ident, 1, str(path), 0, 6 << 20)

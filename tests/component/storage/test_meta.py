@@ -13,7 +13,7 @@ import pytest
 from lamfs.errors import ObjectMissing
 from lamfs.model import ObjectMeta
 from lamfs.storage import ObjectStore, StorageConfig
-from lamfs.storage.base import Over, in_parts
+from lamfs.storage.base import Over
 from lamfs.storage.local import LocalStore
 from lamfs.storage.s3 import S3Store, multipart
 from lamfs.storage.s3.calls import Body, Headers
@@ -84,7 +84,7 @@ def test_objects_in_parts(
     assert store.meta("a") == ONE
     if server == "rclone":
         return  # it does not list or copy parts
-    parts = in_parts(store)
+    parts = store.parts
     assert parts is not None
     path = str(make_file(data))
     upload_id = parts.begin_upload("b", TWO)

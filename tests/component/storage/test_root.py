@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lamfs.errors import InvalidArgument, InvalidName
 from lamfs.storage import StorageConfig, open_store, parse_root
-from lamfs.storage.base import MultipartStore, ObjectStore, in_parts
+from lamfs.storage.base import MultipartStore, ObjectStore
 from lamfs.storage.local import LocalStore
 from lamfs.storage.root import check_object_key, is_s3, split_s3
 from lamfs.storage.s3 import S3Store
@@ -101,10 +101,10 @@ def test_the_root_says_which_store(tmp_path: Path) -> None:
     local = open_store(StorageConfig(str(tmp_path)))
     assert isinstance(local, LocalStore)
     assert (local.kind, local.cache_name) == ("local", str(tmp_path).lstrip("/"))
-    assert in_parts(local) is None
+    assert local.parts is None
     s3 = open_store(StorageConfig("s3://bucket/prefix"))
     assert (s3.kind, s3.cache_name, s3.url("k/l")) == ("s3", "bucket/prefix", "s3://bucket/prefix/k/l")
-    assert in_parts(s3) is not None
+    assert s3.parts is not None
     s3.close()
 
 

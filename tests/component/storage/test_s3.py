@@ -27,7 +27,6 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.storage import ObjectStore, StorageConfig
-from lamfs.storage.base import in_parts
 from lamfs.storage.s3 import client, multipart, upload
 from tests.support.proxy import FaultProxy
 from tests.support.servers import SeaweedServer, Server
@@ -184,7 +183,7 @@ def test_parts_become_an_object_on_a_condition(
 ) -> None:
     """Where the server knows the condition, as SeaweedFS does; also when the reply is lost."""
     store = opened(through(seaweed_proxy, seaweed_config))
-    parts = in_parts(store)
+    parts = store.parts
     assert parts is not None
     old = store.put_bytes("k", b"old").etag
     data = os.urandom(5 * MIB)
