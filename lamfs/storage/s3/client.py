@@ -12,16 +12,17 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from lamfs.errors import LamfsError, StorageError, StorageForbidden, StorageUnavailable
 from lamfs.storage.base import StorageConfig
 from lamfs.storage.meta import NO_HEADERS
 from lamfs.storage.root import split_s3
-from lamfs.storage.s3.calls import S3, Elsewhere, Headers, Timeouts
+from lamfs.storage.s3.calls import S3, Elsewhere, Headers, Marker, Page, Timeouts
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, as_refused, code_of, is_throttling, translate
 from lamfs.storage.s3.limits import SLOWEST
+from lamfs.storage.s3.paging import entries
 
 if TYPE_CHECKING:
     from lamfs.storage.s3.boto import Boto
@@ -113,6 +114,10 @@ class Connection:
         ``patient``: the server may work for minutes before it replies.
         """
         return self.retrying(lambda: self.once(action, what), patient=patient)
+
+    def entries(self, page: Callable[[S3, Marker], Page[T]], what: str) -> Iterator[T]:
+        """Every entry of a listing, which ``page`` asks for page by page. ``what``: see errors.translate."""
+        return entries(lambda after: self.call(lambda s3: page(s3, after), what), what, self.endpoint)
 
     def retrying(self, action: Callable[[], T], *, patient: bool = False) -> T:
         """The result of ``action``, repeated while it raises StorageUnavailable and patience lasts."""

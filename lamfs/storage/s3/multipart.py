@@ -23,15 +23,13 @@ from lamfs.errors import (
 )
 from lamfs.model import ObjectMeta
 from lamfs.pool import Pool
-from lamfs.storage.base import ANYTHING, Over, PartStat, Progress
+from lamfs.storage.base import ANYTHING, Over, PartStat, Progress, UnfinishedUpload
 from lamfs.storage.meta import as_headers
 from lamfs.storage.osfiles import source_error
 from lamfs.storage.s3.calls import S3, Body, Headers, bare
 from lamfs.storage.s3.client import Connection
-from lamfs.storage.s3.errors import NO_KEY, NO_UPLOAD, code_of
-from lamfs.storage.s3.paging import entries
+from lamfs.storage.s3.errors import NO_KEY, NO_UPLOAD, NOT_IMPLEMENTED, code_of
 from lamfs.storage.s3.upload import send
-from lamfs.storage.s3.uploads import unfinished
 
 log = logging.getLogger(__name__)
 
@@ -258,20 +256,30 @@ class S3Parts:
 
     def list_parts(self, key: str, upload_id: str) -> Sequence[PartStat]:
         """MultipartStore.list_parts."""
-        what, full_key, connection = f"list the parts of {self._url(key)}", self._key(key), self._connection
+        what, full_key = f"list the parts of {self._url(key)}", self._key(key)
         with _on_upload(what, NO_KEY):
-            return list(
-                entries(
-                    lambda after: connection.call(lambda s3: s3.parts(full_key, upload_id, after), what),
-                    what,
-                    connection.endpoint,
-                )
-            )
+            return list(self._connection.entries(lambda s3, after: s3.parts(full_key, upload_id, after), what))
 
     def uploads_of(self, key: str) -> Sequence[str]:
         """MultipartStore.uploads_of; none where the server cannot list them."""
-        what = f"list the uploads of {self._url(key)}"
-        return [found.id for found in unfinished(self._connection, self._key(key), what) if not found.key]
+        full_key = self._key(key)
+        return [found.id for found in self.unfinished(full_key, self._url(key)) if found.key == full_key]
+
+    def unfinished(self, prefix: str, url: str) -> Iterator[UnfinishedUpload]:
+        """The unfinished uploads of whole keys that begin with ``prefix``; ``url``: what that is for users.
+
+        None where the server cannot list them. Raises storage errors. A process that is killed during an upload leaves
+        its parts in the bucket, where they cost space and no listing of objects shows them (Amazon S3, "Aborting a
+        multipart upload").
+        """
+        what = f"list the unfinished uploads of {url}"
+        try:
+            for found in self._connection.entries(lambda s3, after: s3.uploads(prefix, after), what):
+                if found.key.startswith(prefix):  # some servers do not filter
+                    yield found
+        except StorageError as error:
+            if code_of(error) not in NOT_IMPLEMENTED:
+                raise
 
 
 @contextlib.contextmanager

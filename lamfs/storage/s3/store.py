@@ -31,13 +31,12 @@ from lamfs.storage.base import (
 from lamfs.storage.meta import as_headers, from_headers
 from lamfs.storage.osfiles import source_error, write_fetched
 from lamfs.storage.root import check_object_key
-from lamfs.storage.s3 import multipart, uploads
+from lamfs.storage.s3 import multipart
 from lamfs.storage.s3.calls import Head, Headers, Stream
 from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.download import Download, Sink, into
 from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
 from lamfs.storage.s3.multipart import S3Parts, precondition_failed
-from lamfs.storage.s3.paging import entries
 from lamfs.storage.s3.upload import send
 
 MD5_PIECE = 1 << 20
@@ -170,11 +169,7 @@ class S3Store:
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         what = f"list {self.url(prefix)}"
         asked = self._base + prefix
-        for found in entries(
-            lambda after: self._connection.call(lambda s3: s3.objects(asked, after), what),
-            what,
-            self._connection.endpoint,
-        ):
+        for found in self._connection.entries(lambda s3, after: s3.objects(asked, after), what):
             key = found.key.removeprefix(self._base)
             if key and found.key.startswith(asked):
                 yield found._replace(key=key)
@@ -336,7 +331,8 @@ class S3Store:
         return (item for item in self.list(LOCK_FOLDER) if is_probe(item.key))
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
-        return uploads.unfinished(self._connection, self._base)
+        for found in self._parts.unfinished(self._base, self.url("")):
+            yield found._replace(key=found.key.removeprefix(self._base))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         self._parts.abort_upload(key, upload_id)
