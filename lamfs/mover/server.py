@@ -34,7 +34,7 @@ from lamfs.mover.buffers import Buffers
 from lamfs.mover.jobs import Message
 from lamfs.mover.storing import SmallFiles
 from lamfs.storage import open_store, signs
-from lamfs.storage.base import Over, in_parts
+from lamfs.storage.base import Over
 from lamfs.storage.stale import delete_meant
 
 if TYPE_CHECKING:
@@ -268,10 +268,10 @@ class Server:
     @property
     def parts(self) -> MultipartStore:
         """The storage, if it has multipart uploads. Raises the error that kept it from being opened."""
-        store = in_parts(self.store)
-        if store is None:
+        parts = self.store.parts
+        if parts is None:
             raise InvalidArgument("This storage takes objects as a whole only.")
-        return store
+        return parts
 
 
 def _hash(server: Server, job: _Job) -> Any:
@@ -301,7 +301,9 @@ def _put(server: Server, job: _Job) -> Any:
 
 
 def _put_many(server: Server, job: _Job) -> Any:
-    return server.small.put_many(server.store, job.message["files"], job.went_on, job.alive)
+    files = [(path, key, twin, jobs.unpack_meta(meta)) for path, key, twin, meta in job.message["files"]]
+    found = server.small.put_many(server.store, files, job.went_on, job.alive)
+    return [jobs.pack_error(each) if isinstance(each, LamfsError) else jobs.pack_stat(each) for each in found]
 
 
 def _put_bytes(server: Server, job: _Job) -> Any:
@@ -441,8 +443,8 @@ def _list_parts(server: Server, job: _Job) -> Any:
 
 
 def _uploads_of(server: Server, job: _Job) -> Any:
-    store = in_parts(server.store)  # a folder has none: what a registry says of its uploads is done
-    return [] if store is None else store.uploads_of(job.message["key"])
+    parts = server.store.parts  # a folder has none: what a registry says of its uploads is done
+    return [] if parts is None else parts.uploads_of(job.message["key"])
 
 
 def _visit(server: Server, job: _Job) -> Any:

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
 
 from lamfs import copying
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageUnavailable
@@ -21,48 +20,49 @@ THREADS = 32
 
 Twin = tuple[str, str, int]
 """Key, ETag and size in bytes of an object."""
-File = tuple[str, str, Twin | None, list[Any] | None]
-"""Path, key, an object that has the same bytes, and the metadata to store with it (jobs.pack_meta)."""
+File = tuple[str, str, Twin | None, ObjectMeta | None]
+"""Path, key, an object that has the same bytes, and the metadata to store with it."""
 
 
 class SmallFiles:
     """Stores small files, and knows how far storage is."""
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(THREADS, "small")
+    def __init__(self, threads: int = THREADS) -> None:
+        """``threads``: 0 for a caller that may be interrupted, and must not leave any behind."""
+        self._threads = ThreadPoolExecutor(threads, "small") if threads else None
         self._quickest = math.inf
 
     def put_many(
         self,
         store: ObjectStore,
         files: list[File],
-        stop: Callable[[], None],
+        stop: Callable[[], None] = lambda: None,
         stored: Callable[[], None] = lambda: None,
-    ) -> list[Any]:
-        """Store files. Returns the packed object or error of each.
+    ) -> list[ObjectStat | LamfsError]:
+        """Store files. Returns the object or the error of each.
 
         ``stop`` raises when nobody waits any more; ``stored`` is called after each file that storage has accepted.
         """
         failed: StorageUnavailable | None = None
 
-        def put(file: File) -> Any:
+        def put(file: File) -> ObjectStat | LamfsError:
             nonlocal failed
             stop()
             path, key, twin, meta = file
             try:
                 if failed is not None:  # the others would wait in vain too
                     raise jobs.again(failed)
-                found = jobs.pack_stat(self._put(store, path, key, twin, jobs.unpack_meta(meta)))
+                found = self._put(store, path, key, twin, meta)
                 stored()
                 return found
             except (LamfsError, OSError, EOFError) as problem:
                 error = jobs.translate(problem, copying.shown(f"storing {path} as '{key}'"))
                 if isinstance(error, StorageUnavailable):
                     failed = error
-                return jobs.pack_error(error)
+                return error
 
         outcomes = [put(file) for file in files[:1]]
-        if self._quickest < DISTANT:
+        if self._threads is None or self._quickest < DISTANT:
             return outcomes + [put(file) for file in files[1:]]
         begun = [self._threads.submit(put, file) for file in files[1:]]
         wait(begun)  # whatever happens to one of them: all have ended before the answer

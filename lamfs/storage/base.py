@@ -91,7 +91,7 @@ class ObjectStore(Protocol):
 
     @property
     def parts(self) -> MultipartStore | None:
-        """This store, if it has multipart uploads."""
+        """Its multipart uploads; None if it takes objects as a whole only."""
 
     @property
     def cache_name(self) -> str:
@@ -284,7 +284,7 @@ LARGEST_OBJECT = 5 << 40
 
 def check_size(store: ObjectStore, size: int, name: str) -> None:
     """Raise TooLarge when the storage can never store ``size`` bytes. (A folder's file system decides itself.)"""
-    if store.kind == "s3" and size > LARGEST_OBJECT:
+    if size > largest(store):
         raise TooLarge(
             f"'{name}' has {size / (1 << 40):.3g} TiB, more than a bucket takes of one file (5 TiB); cut it, or split"
             " it into several files."
@@ -293,9 +293,4 @@ def check_size(store: ObjectStore, size: int, name: str) -> None:
 
 def largest(store: ObjectStore) -> int:
     """Bytes of the largest file that may be written; a folder's file system decides itself."""
-    return LARGEST_OBJECT if store.kind == "s3" else (1 << 63) - 1
-
-
-def in_parts(store: ObjectStore) -> MultipartStore | None:
-    """The store, if it has multipart uploads."""
-    return store.parts
+    return (1 << 63) - 1 if store.on_disk else LARGEST_OBJECT

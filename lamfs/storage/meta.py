@@ -25,26 +25,41 @@ KEY_BYTES = 1024
 MOST_BYTES = 4096
 """Our attributes are never longer."""
 PREFIX = "x-amz-meta-"
+NO_HEADERS: Mapping[str, str] = {}
 _UID, _KEY, _CUT, _REVISION, _HASH = "lamfs-uid", "lamfs-key", "lamfs-key-cut", "lamfs-revision", "lamfs-hash"
 _A_UID = re.compile(r"[0-9A-Za-z]{20}")
 _A_NUMBER = re.compile(r"[1-9][0-9]{0,15}")
 _A_HASH = re.compile(r"(md5|sha1-fl|md5-d):[0-9A-Za-z_-]{1,64}")
+_KEPT = frozenset({"content-type", "cache-control", "content-disposition", "content-encoding", "content-language"})
+"""Properties of an object that lamfs has not made, which a copy should keep."""
+_PLAIN = re.compile(r"(?! )(?:[!-~]| (?! )){1,1000}(?<! )")
+"""Text that is signed exactly as it is sent."""
 _WHOLE, _BEGINNING = "=", "~"
 _NOTHING = "-"
 
 
-def as_metadata(meta: ObjectMeta) -> dict[str, str]:
-    """Names and values of S3 metadata, in plain ASCII."""
-    found = {_UID: meta.uid}
+def as_headers(meta: ObjectMeta | None, source: Mapping[str, str] = NO_HEADERS) -> Mapping[str, str]:
+    """The headers that store metadata with an object, in plain ASCII with lower-case names. None of it: none.
+
+    ``source``: the headers of the object that it is a copy of. Of these it keeps what lamfs has not written.
+    """
+    if meta is None:
+        return NO_HEADERS
+    found = {
+        name: text
+        for name, text in source.items()
+        if (name in _KEPT or (name.startswith(PREFIX) and not name.startswith(f"{PREFIX}lamfs-")))
+        and _PLAIN.fullmatch(text)
+    }
+    found[PREFIX + _UID] = meta.uid
     if meta.revision is not None:
-        found[_REVISION] = str(meta.revision)
+        found[PREFIX + _REVISION] = str(meta.revision)
     if meta.hash is not None:
-        found[_HASH] = meta.hash
+        found[PREFIX + _HASH] = meta.hash
     if meta.key is not None:
-        text, cut = _shortened(meta.key, _percent)
-        found[_KEY] = text
+        found[PREFIX + _KEY], cut = _shortened(meta.key, _percent)
         if cut or meta.cut:
-            found[_CUT] = "1"
+            found[PREFIX + _CUT] = "1"
     return found
 
 

@@ -1,6 +1,6 @@
-"""Storage work on the spot: the jobs are done by the calling thread, and a step never waits for anything else.
+"""The plain driver of storage work: the calling thread does the jobs, so a step never waits for anything else.
 
-For the CLI, the Python API and recovery, which have no loop and no moving process. ``finish`` runs a step to its end.
+For the CLI, the Python API and recovery, which have no loop and no mover. ``finish`` runs a step to its end.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lamfs import copying, hashing
-from lamfs.errors import InvalidArgument, LamfsError, ObjectChanged, ObjectMissing, StorageUnavailable
+from lamfs.errors import InvalidArgument, LamfsError
 from lamfs.model import ContentHash, ObjectMeta, Revision
 from lamfs.mover import fetching, jobs
 from lamfs.mover.buffers import Buffers
+from lamfs.mover.storing import SmallFiles
 from lamfs.pool import Pool
 from lamfs.registry import sync_log
 from lamfs.spool import SpoolFolder
-from lamfs.storage.base import ANYTHING, NOTHING, MultipartStore, ObjectStat, ObjectStore, Over, PartStat, in_parts
+from lamfs.storage.base import ANYTHING, MultipartStore, ObjectStat, ObjectStore, Over, PartStat
 from lamfs.storage.stale import Meant, delete_meant
 from lamfs.work import reading
 from lamfs.work.worker import Progress
@@ -30,14 +31,14 @@ U = TypeVar("U")
 
 
 def finish(step: Coroutine[Any, Any, T]) -> T:
-    """Run a step whose Worker and Waits are those of this module; its result."""
+    """Run a step whose Worker and Waits are those of this module. Returns its result."""
     try:
         step.send(None)
     except StopIteration as end:
         result: T = end.value
         return result
     step.close()
-    raise AssertionError("a step waits for something that nobody here does")
+    raise AssertionError("a step waits, but the plain driver has nothing to wait for")
 
 
 class DirectWorker:
@@ -46,13 +47,14 @@ class DirectWorker:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._buffers = Buffers()
+        self._small = SmallFiles(threads=0)
 
     @property
     def _parts(self) -> MultipartStore:
-        store = in_parts(self._store)
-        if store is None:
+        parts = self._store.parts
+        if parts is None:
             raise InvalidArgument("This storage takes objects as a whole only.")
-        return store
+        return parts
 
     async def hash(
         self,
@@ -122,21 +124,13 @@ class DirectWorker:
         self, files: Sequence[tuple[str, str, Revision | None, ObjectMeta | None]]
     ) -> list[ObjectStat | LamfsError]:
         """Worker.put_many."""
-        found: list[ObjectStat | LamfsError] = []
-        for path, key, twin, meta in files:
-            try:
-                found.append(await self._put_or_copy(path, key, twin, meta))
-            except StorageUnavailable as error:  # the others would have to wait for nothing, too
-                return found + [error] * (len(files) - len(found))
-            except LamfsError as error:
-                found.append(error)
-        return found
-
-    async def _put_or_copy(self, path: str, key: str, twin: Revision | None, meta: ObjectMeta | None) -> ObjectStat:
-        if twin is not None:
-            with contextlib.suppress(ObjectMissing, ObjectChanged):
-                return await self.copy(twin.object_key, key, etag=twin.etag, size=twin.size, meta=meta, over=NOTHING)
-        return await self.put(path, key, meta=meta, over=NOTHING)
+        return self._small.put_many(
+            self._store,
+            [
+                (path, key, None if twin is None else (twin.object_key, twin.etag, twin.size), meta)
+                for path, key, twin, meta in files
+            ],
+        )
 
     async def copy(
         self,
@@ -196,13 +190,13 @@ class DirectWorker:
 
     async def uploads_of(self, key: str) -> list[str]:
         """Worker.uploads_of."""
-        store = in_parts(self._store)
-        return [] if store is None else list(store.uploads_of(key))
+        parts = self._store.parts
+        return [] if parts is None else list(parts.uploads_of(key))
 
 
 @contextlib.contextmanager
 def _local(op: str, **message: object) -> Iterator[None]:
-    """What goes wrong with a local file is a StorageError that says at what, as from the Mover."""
+    """A context in which an error of a local file becomes a StorageError that names the job, as in the mover."""
     try:
         yield
     except (OSError, EOFError) as error:
@@ -212,7 +206,7 @@ def _local(op: str, **message: object) -> Iterator[None]:
 class DirectWaits:
     """Waits (worker.py) of a thread that has nothing else to do.
 
-    ``path``: of the registry, None where nothing has to be durable; ``spool``: None where no spool file is stored.
+    ``path``: of the registry; None if nothing has to be durable. ``spool``: None if no spool file is stored.
     """
 
     def __init__(self, path: Path | None = None, spool: SpoolFolder | None = None) -> None:
@@ -243,7 +237,7 @@ class DirectWaits:
         return await work()
 
     async def unless_abandoned(self, ino: int, work: Callable[[], Awaitable[T]]) -> T | None:
-        """Waits.unless_abandoned: nobody does."""
+        """Waits.unless_abandoned: nobody abandons an inode here."""
         return await work()
 
     async def each(
@@ -253,7 +247,7 @@ class DirectWaits:
         done: Callable[[T, U], None],
         at_once: int,
     ) -> None:
-        """Waits.each: in threads; ``done`` in this one."""
+        """Waits.each: ``send`` in a pool of threads, ``done`` in this thread."""
         error: LamfsError | None = None
         with Pool(at_once, "lamfs-work") as pool:
             for item, future in pool.unordered(lambda item: finish(send(item)), items):
@@ -267,6 +261,9 @@ class DirectWaits:
 
 
 def hash_object(store: ObjectStore, key: str, progress: Progress | None = None) -> tuple[ContentHash, str]:
-    """Read an object once, and hash it: the hash, and the ETag of what was read. Raises as reading.hash_object."""
+    """Read an object once and hash it. Returns the hash, and the ETag of what was read.
+
+    Raises as reading.hash_object.
+    """
     found = store.head(key)
     return finish(reading.hash_object(DirectWorker(store), DirectWaits(), store, found, progress)), found.etag

@@ -1,8 +1,8 @@
-"""Large files go to storage in parts that survive whoever sends them. In the daemon's trio loop, called by the steps.
+"""Large files go to storage in parts that outlive the process that sends them. Called by the steps, in their thread.
 
-Each part that storage has is recorded in the registry (registry/uploads.py) with the digests of its bytes. A try that
-was cut off, by a crash, an outage or new bytes, is continued: only parts that storage lacks, or has with other bytes,
-are moved. Owns which uploads are under way.
+Each part that storage has is recorded in the registry (registry/uploads.py) with the digests of its bytes. An upload
+that was interrupted, by a crash, an outage or new bytes, is resumed: only parts that storage lacks, or has with other
+bytes, are sent or copied. This module owns the table of uploads that are under way.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ MIB = 1 << 20
 MULTIPART_ABOVE = 64 * MIB
 """Files up to this size go in one request."""
 PART_SIZE = 16 * MIB
-"""Bytes of each of the first STEP parts; later ones are larger."""
+"""Bytes of each of the first STEP parts. Later ones are larger."""
 COPY_PART_SIZE = 128 * MIB
-"""Bytes of a part that storage copies. Amazon S3 copies each part at its own, limited speed, several at once: large
-enough that requests cost nothing, small enough that WINDOW of them share 1 GiB. (EMR's S3DistCp takes 128 MiB too.)"""
+"""Bytes of a part that storage copies. Amazon S3 limits the speed of one copy and runs several at once. This is large
+enough that requests cost nothing, and small enough that 1 GiB makes WINDOW parts. (EMR's S3DistCp also uses 128 MiB.)
+"""
 MIN_PART = 5 * MIB
 MAX_PARTS = 10_000
 STEP = 1000
 LARGEST = 8
-"""Part sizes double after every STEP parts, LARGEST times: up to 4 GiB, and 7.8 TiB in 10,000 parts (Amazon S3 takes
-parts up to 5 GiB). So where a part begins does not depend on how large the file becomes."""
+"""Part sizes double after every STEP parts, LARGEST times: up to 4 GiB each, 7.8 TiB in 10,000 parts. (Amazon S3
+accepts parts up to 5 GiB.) So the offset of a part does not depend on the size that the file will have."""
 WINDOW = 8
-"""Parts of one file under way at a time."""
+"""Parts of one file in flight at a time."""
 SEALED = 16 << 30
-"""Bytes of a file for each part that waits to be sealed with others."""
+"""One part waits to be sealed together with others for each SEALED bytes of the file's size."""
 
 
 class Segment(NamedTuple):
-    """``length`` bytes at ``offset``: of the spool file, or the same range of ``source``, an object key and its ETag.
+    """``length`` bytes at ``offset`` of the spool file, or the same range of ``source``: an object key and its ETag.
 
-    Segments follow each other without gaps; all but the last are multiples of the block size and at least MIN_PART.
+    Segments follow each other without gaps. All but the last are multiples of the block size and at least MIN_PART.
     """
 
     offset: int
@@ -64,7 +65,7 @@ class Part(NamedTuple):
 
 
 def part_size(number: int) -> int:
-    """Bytes of part ``number`` when it is sent from a file."""
+    """Bytes of part ``number`` if it is sent from a file."""
     return PART_SIZE << min((number - 1) // STEP, LARGEST)
 
 
@@ -82,7 +83,7 @@ def plan(segments: Sequence[Segment]) -> list[Part]:
             if segment.source is not None:
                 size = max(size, COPY_PART_SIZE)
             left = end - at
-            # A remainder that is too small for a part, other than the very last, goes with the one before.
+            # Only the very last part may be small. Another remainder that is too small joins the part before it.
             length = left if left - size < (1 if last else MIN_PART) else size
             parts.append(Part(len(parts) + 1, at, length, segment.source))
             at += length
@@ -92,14 +93,16 @@ def plan(segments: Sequence[Segment]) -> list[Part]:
 
 
 def digests(content: ContentHash, part: Part) -> bytes:
-    """The digests of the blocks that a part covers."""
+    """The digests of the blocks in a part."""
     return content.blocks[32 * (part.offset // BLOCK_SIZE) : 32 * -(-(part.offset + part.length) // BLOCK_SIZE)]
 
 
 @dataclass(slots=True)
 class _Job:
-    """One file on its way: ``hashes`` has those of single parts, by number, when ``content`` is not known yet;
-    ``etags`` those of the parts that storage has."""
+    """The upload of one file.
+
+    ``hashes``: of single parts, by number, while ``content`` is not known yet. ``etags``: of the parts in storage.
+    """
 
     entry: Put
     path: str
@@ -111,7 +114,7 @@ class _Job:
     etags: dict[int, str] = field(default_factory=dict)
     check: Callable[[ContentHash], Awaitable[None]] | None = None
     unsealed: list[Part] = field(default_factory=list)
-    """Parts whose hashes are not noted yet."""
+    """Parts whose hashes are not in the registry yet."""
     ready: Ready = over_anything
 
     @property
@@ -125,13 +128,13 @@ class _Job:
         self.progress(part.length)
 
     def lost(self, part: Part) -> None:
-        """Storage has it not, after all."""
+        """Storage does not have a part after all."""
         if self.etags.pop(part.number, None) is not None:
             self.progress(-part.length)
 
 
 class Multipart:
-    """Stores files in parts. Loop only; any number of files at once, one task each."""
+    """Stores files in parts. Used by the thread of the registry; any number of files at once, one task each."""
 
     def __init__(self, registry: Registry, worker: Worker, waits: Waits) -> None:
         self._registry = registry
@@ -141,11 +144,11 @@ class Multipart:
         self._busy: dict[int, str] = {}
 
     def is_busy(self, upload_id: str) -> bool:
-        """Whether parts of an upload may be under way."""
+        """Whether parts of an upload may be in flight."""
         return upload_id in self._busy.values()
 
     def finished(self, entry_id: int) -> None:
-        """Nothing of the row's upload is under way any more."""
+        """No part of the row's upload is in flight any more."""
         self._busy.pop(entry_id, None)
 
     async def store(
@@ -158,10 +161,10 @@ class Multipart:
         progress: Progress,
         ready: Ready = over_anything,
     ) -> str:
-        """Make ``target`` of the segments of a put row's file, whose bytes are ``content``; returns its ETag.
+        """Make the object ``target`` from the segments of a put row's file with the bytes ``content``.
 
-        ``progress`` gets the bytes that storage has more than before (fewer when it lost some). What fails is raised
-        as the mover raised it, and continued by the next call; ObjectChanged or ObjectMissing: a source is gone.
+        Returns its ETag. ``progress`` gets the bytes that storage has gained, negative if it lost some. Raises what the
+        worker raises (ObjectChanged or ObjectMissing: a source is gone); the next call resumes the upload.
         """
         return (await self._store(_Job(entry, path, target, plan(segments), progress, content, ready=ready)))[0]
 
@@ -176,11 +179,11 @@ class Multipart:
         check: Callable[[ContentHash], Awaitable[None]] | None = None,
         ready: Ready = over_anything,
     ) -> tuple[str, ContentHash]:
-        """As store, of a whole file of ``size`` bytes, more than MD5_MAX, that is hashed as it is sent.
+        """As store, for a whole file of ``size`` bytes, more than MD5_MAX, that is hashed as it is sent.
 
-        ``known``: by number, the hashes of parts that are surely as they were when they were sent. Each part is sealed
-        (registry/seals.py) before it is sent; of a file of more than 32 GiB some at a time. ``check`` is called with
-        the file's hashes before they become an object, and may raise.
+        ``known``: the hashes, by number, of parts that certainly have not changed since they were sent. Each part is
+        sealed (registry/seals.py) before it is sent; in files of more than 32 GiB, several together. ``check`` is
+        called with the file's hashes before the object is made, and may raise.
         """
         parts = plan([Segment(0, size)])
         job = _Job(entry, path, target, parts, progress, None, dict(known), check=check, ready=ready)
@@ -193,7 +196,7 @@ class Multipart:
             try:
                 return await self._try(job)
             except UploadGone:
-                # Storage has dropped it, or the object was completed with other bytes: there is nothing to go on with.
+                # Storage dropped the upload, or completed it with other bytes: there is nothing to resume.
                 self._uploads.forget(job.entry.id)
                 for part in job.parts:
                     job.lost(part)
@@ -237,7 +240,7 @@ class Multipart:
         return made, content
 
     async def _is_right(self, job: _Job, part: Part, old: PartRecord) -> bool:
-        """Whether storage has the very bytes of a part, if it has what is recorded."""
+        """Whether the recorded part has the bytes that are needed now."""
         if (old.offset, old.length) != (part.offset, part.length):
             return False
         if job.content is not None:
@@ -245,14 +248,14 @@ class Multipart:
         return old.blocks == (await self._hash(job, part)).blocks
 
     async def _hash(self, job: _Job, part: Part) -> ContentHash:
-        """The hashes of a part of a file that was not hashed before; it is sealed."""
+        """The hashes of a part of a file that was not hashed before. Seals the part."""
         if part.number not in job.hashes:
             job.hashes[part.number] = await self._worker.hash_range(job.path, part.offset, part.length)
             self._seal(job, [part])
         return job.hashes[part.number]
 
     def _seal(self, job: _Job, parts: Sequence[Part], *, at_once: bool = False) -> None:
-        """Note the hashes of these parts. Each writes the whole seal: of very large files some parts wait."""
+        """Note the hashes of these parts. Each call rewrites the whole seal, so in very large files parts wait."""
         job.unsealed += parts
         if not job.unsealed or (not at_once and len(job.unsealed) < job.size // SEALED):
             return
@@ -266,7 +269,7 @@ class Multipart:
         self._registry.seals.add(job.entry, job.size, bytes(blocks), first)
 
     async def _resume(self, entry: Put, target: str) -> UploadRecord:
-        """The record of the row's upload to ``target``; a new one if it has none."""
+        """The record of the row's upload to ``target``, a new one if it has none."""
         record = self._uploads.of(entry.id)
         if record is not None and record.object_key != target:
             self._uploads.abandon(entry.id, self._registry.journal.owner)
@@ -276,7 +279,7 @@ class Multipart:
                 raise _overtaken()
             return UploadRecord(target, None, False)
         if record.upload_id is None:
-            # It may have begun, and its id was lost: the row claims this key, so nobody else's can be there.
+            # It may have begun before its id was lost. The row claims this key, so no other upload can be there.
             known = self._uploads.known(target)
             for upload_id in await self._worker.uploads_of(target):
                 if upload_id not in known:
@@ -284,8 +287,8 @@ class Multipart:
         return record
 
     async def begin(self, entry: Put, target: str) -> str:
-        """Begin the upload that was announced for a row; its id. It is busy from now on, until ``release``."""
-        # Without a hash: the upload may be gone on with when the file has other bytes.
+        """Begin the upload that was announced for a row. Returns its id. It is busy until ``finished``."""
+        # Without a hash, because the upload may be resumed after the file has changed.
         meta = self._registry.commits.put_meta(entry, None)
         upload_id = self._busy[entry.id] = await self._worker.begin_upload(target, meta)
         if not self._uploads.begun(entry.id, upload_id):
@@ -296,8 +299,10 @@ class Multipart:
     async def _there(
         self, entry: Put, target: str, upload_id: str, *, all_known: bool
     ) -> set[tuple[int, int, str]] | None:
-        """Number, size and ETag of the parts that storage has, of some servers also those that were replaced; None: the
-        upload is gone, perhaps because it is complete."""
+        """Number, size and ETag of the parts that storage has. Some servers also list parts that were replaced.
+
+        None: the upload is gone, perhaps because it is complete.
+        """
         try:
             return {(part.number, part.size, part.etag) for part in await self._worker.list_parts(target, upload_id)}
         except UploadGone:
@@ -307,11 +312,11 @@ class Multipart:
         except StorageUnavailable:
             raise
         except StorageError:
-            # A server that cannot list parts: whether it has them is not known.
+            # The server cannot list parts, so nobody knows whether it has them.
             return set()
 
     async def _move(self, job: _Job, upload_id: str) -> None:
-        """Get the parts that are not there to storage. After an error no new one begins."""
+        """Send or copy the parts that storage lacks. After an error no new part begins."""
 
         async def send(part: Part) -> tuple[bytes, str]:
             return await self._move_one(job, upload_id, part)
@@ -324,14 +329,14 @@ class Multipart:
         await self._waits.each([part for part in job.parts if part.number not in job.etags], send, done, WINDOW)
 
     async def _move_one(self, job: _Job, upload_id: str, part: Part) -> tuple[bytes, str]:
-        """Copy or send a part; the digests of its blocks, and its ETag."""
+        """Copy or send a part. Returns the digests of its blocks, and its ETag."""
         if part.source is not None:
             assert job.content is not None
             etag = await self._worker.copy_part(
                 job.target, upload_id, part.number, *part.source, part.offset, part.length
             )
             return digests(job.content, part), etag
-        # The bytes that were hashed are in memory then when they are sent.
+        # Hash first: then the bytes are in memory when they are sent.
         blocks = (await self._hash(job, part)).blocks if job.content is None else digests(job.content, part)
         with _counted(job) as count:
             etag, _ = await self._worker.send_part(
@@ -340,8 +345,10 @@ class Multipart:
         return blocks, etag
 
     async def send(self, entry_id: int, target: str, upload_id: str, part: Part, path: str) -> ContentHash:
-        """Hash, send and record a part of a file that is still being written. Raises also StorageError when the row is
-        gone."""
+        """Hash, send and record a part of a file that is still being written.
+
+        Raises storage errors, and StorageError if the row is gone.
+        """
         etag, hashes = await self._worker.send_part(
             target, upload_id, part.number, path, part.offset, part.length, hashed=True
         )
@@ -350,13 +357,13 @@ class Multipart:
         return hashes
 
     def record(self, entry_id: int, upload_id: str, part: Part, blocks: bytes, etag: str) -> None:
-        """Storage has a part. Raises StorageError when the row is gone."""
+        """Record that storage has a part. Raises StorageError if the row is gone."""
         record = PartRecord(part.number, part.offset, part.length, blocks, etag)
         if not self._uploads.add_part(entry_id, upload_id, record):
             raise _overtaken()
 
     async def abort(self, entry: Abort) -> bool:
-        """Do an ``abort`` row; False when it has to wait, because somebody is at work there."""
+        """Do an ``abort`` row. False: it must wait, because the upload or its object is in use."""
         key, upload_id = entry.object_key, entry.upload_id
         if upload_id is not None:
             if self.is_busy(upload_id):
@@ -369,7 +376,7 @@ class Multipart:
         return True
 
     async def abort_unknown(self, key: str) -> None:
-        """Abort the unfinished uploads of an object that no journal row knows; nobody may be storing it."""
+        """Abort the unfinished uploads of an object that no journal row knows. Nobody may be storing it now."""
         known = self._uploads.known(key)
         for found in await self._worker.uploads_of(key):
             if found not in known:
@@ -382,7 +389,7 @@ def _overtaken() -> StorageError:
 
 @contextlib.contextmanager
 def _counted(job: _Job) -> Iterator[Progress]:
-    """Counts a part while it is being sent; at its end nothing of that counts, since it is counted as a whole then."""
+    """A context that reports a part as it is sent, and takes that back at its end: then the part counts as a whole."""
     told = 0
 
     def count(size: int) -> None:

@@ -206,7 +206,7 @@ class Steps:
             looked = uptime()
             if is_private(target):
                 found, is_there = None, False
-            elif (replaces or earlier is not None) and self._store.kind != "local":
+            elif (replaces or earlier is not None) and not self._store.on_disk:
                 # The old bytes will soon be nowhere else, so the new ones must be durable first. (A local folder syncs
                 # them itself before it replaces the old ones.)
                 found, is_there = await self._waits.beside(
@@ -330,7 +330,7 @@ class Steps:
 
         A file that may have the bytes of an artifact is hashed first: then it may not have to be sent.
         """
-        if self._hash_first or self._store.kind == "local" or base is not None:
+        if self._hash_first or self._store.parts is None or base is not None:
             return False
         if size <= multipart.MULTIPART_ABOVE or size <= MD5_MAX:
             return False
@@ -418,7 +418,7 @@ class Steps:
         assert self.hooks is not None
         entry = upload.entry
         meta = self._registry.commits.put_meta(entry, content)
-        if self._store.kind == "local":
+        if self._store.imports_files:
             consume = not self.hooks.has_writers(entry.ino)
             over = await guard.ready()
             stat = await self._worker.put(path, target, consume=consume, progress=upload.moved, meta=meta, over=over)

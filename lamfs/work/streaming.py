@@ -1,8 +1,8 @@
 """Parts of a large file are sent while it is still being written. In the daemon's trio loop, driven by the writes.
 
-A file that grows at its end past START bytes has its full parts, well behind the end, sent and hashed a few at a time.
-Who writes into what was sent spoils that part: it is sent again when the file is stored. What is known here is only
-which parts are surely unchanged; which ones storage has, the registry knows (registry/uploads.py), so that after a
+When a file has grown past START bytes at its end, its full parts well before the end are hashed and sent, a few at a
+time. A write into a part that was sent spoils it: it is sent again when the file is stored. This module only knows
+which parts certainly have not changed. The registry knows which parts storage has (registry/uploads.py), so after a
 crash they are compared with the file, and not sent again either.
 """
 
@@ -24,21 +24,21 @@ from lamfs.work.multipart import Multipart, Part, part_size
 log = logging.getLogger("lamfs.uploader")
 
 START = 64 << 20
-"""Bytes that a file has grown past before any part of it is sent."""
+"""Bytes that a file must have before any part of it is sent."""
 BEHIND = 16 << 20
-"""Bytes before its end that are not sent yet: programs go back a little more often than far."""
+"""The last so many bytes are not sent yet: programs go back a little more often than far."""
 WAIT = 3.0
-"""Seconds that it is still being written after that: what is closed sooner is sent at once then, and the writer has the
-machine for itself until it is done."""
+"""Seconds between that size and the first part. A file that is closed sooner is sent then, and until then its writer
+has the machine to itself."""
 PARTS = 2
-"""Parts of all such files that are under way at a time: writers and finished files come first."""
+"""Parts of all such files in flight at a time: writers and finished files come first."""
 REST = (3.0, 1.0)
-"""Pause after a part: so many times what it took, and at most so many seconds. Where storage is quick, sending takes
-the processor from the writer, who will be done soon; where it is slow, the pause is a small part of the time."""
+"""Pause after a part: so many times the time it took, and at most so many seconds. With fast storage, sending takes the
+CPU from a writer that will be done soon. With slow storage the pause hardly counts."""
 PATIENCE = 5.0
-"""Seconds that storing a closed file waits for its parts that are under way, before it sends them itself."""
+"""Seconds that storing a closed file waits for its parts in flight, before it sends them itself."""
 SPOILED = 4
-"""Parts that may be written into after they were sent, before one sees that the file is not just appended to."""
+"""Spoiled parts after which the file counts as one that is not only appended to, and no further part is sent."""
 
 
 class _Stream:
@@ -61,7 +61,7 @@ class _Stream:
         self.ended = trio.Event()
 
     def next_part(self) -> Part | None:
-        """The next part, when the file is long enough; it counts as sent from now on."""
+        """The next part, if the file is long enough. From now on it counts as sent."""
         length = part_size(self.number + 1)
         if self.over or self.size < self.sent + length + BEHIND or self.number == multipart.MAX_PARTS - 1:
             return None
@@ -71,7 +71,7 @@ class _Stream:
         return part
 
     def spoil(self, start: int, end: int) -> None:
-        """These bytes are not what they were."""
+        """These bytes have changed."""
         for part in self.parts.values():
             if part.offset < end and start < part.offset + part.length:
                 self.spoiled.add(part.number)
@@ -80,11 +80,11 @@ class _Stream:
             self.end()
 
     def has_ended(self) -> bool:
-        """Whether no further part is to be sent."""
+        """Whether no further part will be sent."""
         return self.over
 
     def end(self) -> None:
-        """No further part is sent."""
+        """Send no further part."""
         self.over = True
         self.grown.set()
         self.stopped.set()
@@ -103,7 +103,7 @@ class Streams:
         self._nursery: trio.Nursery | None = None
 
     def start(self, nursery: trio.Nursery) -> None:
-        """From now on files are sent as they grow, by tasks in ``nursery``."""
+        """Send files as they grow from now on, in tasks of ``nursery``."""
         self._nursery = nursery
 
     def written(self, ino: int, src: str, offset: int, length: int, size: int) -> None:
@@ -135,13 +135,13 @@ class Streams:
             stream.spoil(size, multipart.MAX_PARTS << 40)
 
     def sends(self, ino: int) -> bool:
-        """Whether the file is, or was, sent while it is written: then it is stored only after ``finish``."""
+        """Whether the file is or was sent while it is written. Then it is stored only after ``finish``."""
         return ino in self._streams
 
     async def finish(self, ino: int, src: str) -> dict[int, ContentHash]:
-        """The file is to be stored, and does not change any more: send nothing until ``finished``.
+        """The file is being stored, and does not change any more: send nothing until ``finished``.
 
-        Returns the hashes, by number, of the parts that were sent and are surely unchanged.
+        Returns the hashes, by number, of the parts that were sent and certainly have not changed.
         """
         self._putting.add(ino)
         stream = self._streams.pop(ino, None)
@@ -158,7 +158,7 @@ class Streams:
         return stream.known if stream.src == src else {}
 
     def finished(self, ino: int) -> None:
-        """The file was stored, or could not be."""
+        """The file was stored, or storing it failed."""
         self._putting.discard(ino)
 
     def forget(self, ino: int) -> None:
@@ -195,7 +195,7 @@ class Streams:
             stream.ended.set()
 
     def _may_send(self, stream: _Stream, entry: Put) -> bool:
-        """Whether a file may become an artifact as it is. What an earlier try left goes on when it is put."""
+        """Whether a file may become an artifact as it is. An upload of an earlier try is resumed when it is stored."""
         registry = self._registry
         if entry.src != stream.src or entry.owner != registry.journal.owner or entry.base is not None:
             return False

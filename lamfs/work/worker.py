@@ -1,8 +1,8 @@
-"""What storage work needs done outside of its own steps: the jobs, and how to wait. Two sorts of each.
+"""What the steps of storage work need of a driver: the jobs (Worker), and how to wait (Waits).
 
-The steps of storage work (steps.py) do no I/O themselves: they await what is listed here. In a mount the Mover does the
-jobs, in another process, and the trio loop waits (loop.py); in the CLI, the API and recovery they are done on the spot
-(direct.py), so that a step never waits at all, and a plain call runs it to its end.
+The steps (steps.py) do no I/O themselves: they await what is listed here. There are two drivers. In a mount the mover
+does the jobs in another process, and the trio loop waits (loop.py). In the CLI, the API and recovery the calling thread
+does them (direct.py); a step never waits there, and a plain call runs it to its end.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 Progress = Callable[[int], None]
-"""Gets byte counts; negative ones when bytes have to be sent again."""
+"""Called with byte counts; negative ones when bytes have to be sent again."""
 
 
 class Worker(Protocol):
-    """The jobs. Each raises storage errors as the methods of ObjectStore and MultipartStore do, and StorageError with
-    the errno of what failed on a local file."""
+    """The jobs. Each raises storage errors as the methods of ObjectStore and MultipartStore do.
+
+    If a local file fails, it raises StorageError with the errno of that.
+    """
 
     async def hash(
         self,
@@ -37,8 +39,10 @@ class Worker(Protocol):
         head: bytes | None = None,
         ends: str | None = None,
     ) -> ContentHash:
-        """Hash the first ``size`` bytes (all when None) of a file. ``bulk``: it takes long, and other files' jobs shall
-        not wait for it. The rest: hashing.hash_fd."""
+        """Hash the first ``size`` bytes (None: all) of a file.
+
+        ``bulk``: it takes long, and the jobs of other files must not wait for it. See hashing.hash_fd for the rest.
+        """
 
     async def hash_range(self, path: str, offset: int, length: int) -> ContentHash:
         """hashing.hash_range of a file."""
@@ -84,8 +88,10 @@ class Worker(Protocol):
     async def put_many(
         self, files: Sequence[tuple[str, str, Revision | None, ObjectMeta | None]]
     ) -> list[ObjectStat | LamfsError]:
-        """Store small files, given as path, key, what may be copied and what they are to say of themselves, one by one:
-        of each its object or error."""
+        """Store small files. Returns the object or the error of each.
+
+        A file is given as path, key, an object that may be copied instead, and the metadata to store with it.
+        """
 
     async def copy(
         self,
@@ -117,7 +123,7 @@ class Worker(Protocol):
         hashed: bool = False,
         progress: Progress | None = None,
     ) -> tuple[str, ContentHash | None]:
-        """MultipartStore.send_part; the part's ETag and, if it is to be ``hashed``, what hash_range gives."""
+        """MultipartStore.send_part. Returns the part's ETag and, if ``hashed``, the result of hash_range."""
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
@@ -134,26 +140,26 @@ class Worker(Protocol):
         """MultipartStore.list_parts."""
 
     async def uploads_of(self, key: str) -> list[str]:
-        """MultipartStore.uploads_of; none of a folder."""
+        """MultipartStore.uploads_of. A folder has none."""
 
 
 class Waits(Protocol):
-    """How a step waits, and what it does beside other things."""
+    """How a step waits, and how it does several things at once."""
 
     async def pause(self, seconds: float) -> None:
-        """Go on later."""
+        """Return after so many seconds."""
 
     async def durable(self) -> None:
-        """Return when every commit before survives a power cut. Raises RegistryError."""
+        """Return when every earlier commit would survive a power cut. Raises RegistryError."""
 
     async def sync_file(self, fd: int) -> None:
         """Return when a spool file, and its name, are durable. Closes ``fd``, its descriptor. Raises OSError."""
 
     async def beside(self, work: Callable[[], Awaitable[T]], other: Callable[[], Awaitable[None]]) -> T:
-        """The result of ``work``, when ``other`` has been done too. Raises what either of them raises."""
+        """The result of ``work``, after ``other`` has also ended. Raises what either of them raises."""
 
     async def unless_abandoned(self, ino: int, work: Callable[[], Awaitable[T]]) -> T | None:
-        """The result of ``work``; None when the inode was given up meanwhile."""
+        """The result of ``work``; None if the inode was abandoned meanwhile."""
 
     async def each(
         self,
@@ -162,5 +168,8 @@ class Waits(Protocol):
         done: Callable[[T, U], None],
         at_once: int,
     ) -> None:
-        """``send`` each item, ``at_once`` of them at a time, and tell ``done`` of each, where the steps are. After an
-        error no new one begins; it is raised when the others have ended. ``send`` touches no registry."""
+        """``send`` the items, ``at_once`` at a time, and call ``done`` for each, in the thread of the steps.
+
+        After an error no new item begins; the error is raised when those in flight have ended. ``send`` must not use
+        the registry.
+        """

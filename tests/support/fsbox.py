@@ -41,6 +41,7 @@ from lamfs.errors import (
     ObjectMissing,
     PreconditionFailed,
     StorageError,
+    StorageUnavailable,
     UploadGone,
 )
 from lamfs.fs.context import Context, Policy
@@ -282,6 +283,17 @@ class DirectMover(DirectWorker):
 
     async def put(self, path: str, key: str, **how: Any) -> ObjectStat:
         return await self._job("put", key, partial(super().put, path, key, **how))
+
+    async def put_many(self, files: Sequence[Any]) -> list[ObjectStat | LamfsError]:
+        found: list[ObjectStat | LamfsError] = []
+        for file in files:
+            try:
+                found += await self._job("copy" if file[2] else "put", file[1], partial(super().put_many, [file]))
+            except StorageUnavailable as error:
+                return found + [error] * (len(files) - len(found))
+            except LamfsError as error:
+                found.append(error)
+        return found
 
     async def copy(self, src: str, dst: str, **how: Any) -> ObjectStat:
         return await self._job("copy", dst, partial(super().copy, src, dst, **how))

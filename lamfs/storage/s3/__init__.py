@@ -1,5 +1,5 @@
-"""Storage in an S3 bucket. Nothing outside of this package knows botocore. Inside, only client.py, direct.py and
-errors.py do, and they import it when they need it."""
+"""Storage in an S3 bucket. Nothing outside of this package knows botocore. Inside, only boto.py, bounded.py,
+direct.py and errors.py do; boto.py is imported when it is needed."""
 
 from __future__ import annotations
 

@@ -19,9 +19,10 @@ from botocore.awsrequest import (
 from urllib3.exceptions import HTTPError
 
 from lamfs.storage.s3 import xmltext
-from lamfs.storage.s3.errors import ERROR_BYTES, NotS3
+from lamfs.storage.s3.errors import NoAnswer, NotS3
+from lamfs.storage.s3.replies import ERROR_BYTES
 from lamfs.storage.s3.slow import TimedResponse
-from lamfs.storage.s3.wire import PIECE, NoAnswer
+from lamfs.storage.s3.wire import PIECE
 
 
 class _Connection(AWSHTTPConnection):

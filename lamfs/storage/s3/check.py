@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from lamfs import config
 from lamfs.errors import (
@@ -22,8 +23,9 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.keys import PROBE_PREFIX
-from lamfs.storage.base import Capabilities, ObjectStore
-from lamfs.storage.s3.client import Connection, bare, quoted
+from lamfs.storage.base import Capabilities, ObjectStore, Over
+from lamfs.storage.s3.calls import S3, Content
+from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of
 
 RACERS = 5
@@ -59,10 +61,9 @@ def check_bucket(store: ObjectStore, connection: Connection, *, write: bool, exc
     """
     url = store.url("").rstrip("/")
     base = f"{connection.prefix}/" if connection.prefix else ""
-    page = connection.call("list_objects_v2", f"list {url}", Prefix=base, MaxKeys=1)
+    found = connection.call(lambda s3: s3.objects(base, most=1), f"list {url}").entries
     if not write:
-        contents = page.get("Contents", [])
-        guarded = not contents or _read_is_guarded(connection, contents[0]["Key"], bare(contents[0]["ETag"]))
+        guarded = not found or _read_is_guarded(connection, found[0].key, found[0].etag)
         return Capabilities(
             create_exclusive=False,
             replace_guarded=False,
@@ -153,7 +154,7 @@ def _replace_is_guarded(connection: Connection, key: str, etag: str) -> bool:
     """Whether PUT fails with a wrong ETag and succeeds with the right one."""
     what = f"store s3://{connection.bucket}/{key}"
     try:
-        connection.call("put_object", what, Key=key, Body=b"wrong", IfMatch=quoted(_WRONG_ETAG))
+        connection.call(lambda s3: s3.put(key, b"wrong", 5, over=Over(_WRONG_ETAG)), what)
     except ObjectChanged:
         pass
     except StorageError as error:
@@ -163,7 +164,7 @@ def _replace_is_guarded(connection: Connection, key: str, etag: str) -> bool:
     else:
         return False
     try:
-        connection.call("put_object", what, Key=key, Body=b"right", IfMatch=quoted(etag))
+        connection.call(lambda s3: s3.put(key, b"right", 5, over=Over(etag)), what)
     except ObjectChanged:
         return False
     return True
@@ -174,8 +175,7 @@ def _read_is_guarded(connection: Connection, key: str, etag: str) -> bool:
     what = f"read s3://{connection.bucket}/{key}"
     for asked, expected in ((_WRONG_ETAG, False), (etag, True)):
         try:
-            reply = connection.call("get_object", what, Key=key, IfMatch=quoted(asked))
-            reply["Body"].close()
+            connection.call(partial(_get, key=key, etag=asked), what).body.close()
             answered = True
         except ObjectChanged:
             answered = False
@@ -186,3 +186,7 @@ def _read_is_guarded(connection: Connection, key: str, etag: str) -> bool:
         if answered != expected:
             return False
     return True
+
+
+def _get(s3: S3, key: str, etag: str) -> Content:
+    return s3.get(key, if_match=etag)

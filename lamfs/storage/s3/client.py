@@ -1,4 +1,4 @@
-"""The connection to a bucket: botocore's clients, one call, and retries. Thread-safe; one per store.
+"""The connection to a bucket: which of the two ways a request takes, and retries. Thread-safe; one per store.
 
 lamfs retries, not botocore, because only here is it known what may be retried and how: a body that was cut short, a
 conditional write whose reply was lost, and the total time of one operation. botocore's adaptive mode stays on for its
@@ -12,25 +12,24 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from lamfs.errors import LamfsError, StorageError, StorageForbidden, StorageUnavailable
 from lamfs.storage.base import StorageConfig
+from lamfs.storage.meta import NO_HEADERS
 from lamfs.storage.root import split_s3
-from lamfs.storage.s3 import limits
-from lamfs.storage.s3.direct import Direct, Elsewhere, find
-from lamfs.storage.s3.errors import NOT_IMPLEMENTED, code_of, is_throttling, translate
-from lamfs.storage.s3.sign import is_in_the_open
-from lamfs.storage.s3.slow import SLOWEST
+from lamfs.storage.s3.calls import S3, Elsewhere, Headers, Marker, Page, Timeouts
+from lamfs.storage.s3.errors import NOT_IMPLEMENTED, as_refused, code_of, is_throttling, translate
+from lamfs.storage.s3.limits import SLOWEST
+from lamfs.storage.s3.paging import entries
 
 if TYPE_CHECKING:
-    from botocore.client import BaseClient
-    from botocore.session import Session
+    from lamfs.storage.s3.boto import Boto
+    from lamfs.storage.s3.direct import Direct
 
 log = logging.getLogger(__name__)
 
-POOL_CONNECTIONS = 64
 ATTEMPTS = 8
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
@@ -49,16 +48,6 @@ _NO_META = NOT_IMPLEMENTED | {
 """Error codes of servers that accept no metadata, or not as much."""
 
 T = TypeVar("T")
-
-
-def bare(etag: str) -> str:
-    """An ETag as lamfs keeps it, without quotes and weak mark."""
-    return etag.removeprefix("W/").strip('"')
-
-
-def quoted(etag: str) -> str:
-    """An ETag as ``If-Match`` needs it (RFC 9110 §8.8.3)."""
-    return f'"{etag}"'
 
 
 class Patience:
@@ -99,34 +88,36 @@ class Patience:
 
 
 class Connection:
-    """Calls of the S3 API on one bucket. Clients are made at the first call, from boto3's own credential chain."""
+    """The S3 API on one bucket, with retries. Credentials and the way there are found at the first call."""
 
     def __init__(self, config: StorageConfig) -> None:
         self.config = config
         self.bucket, self.prefix = split_s3(config.root)
         self.endpoint = config.endpoint_url or "Amazon S3"
         self._lock = threading.Lock()
-        self._clients: dict[bool, BaseClient] = {}
-        self._session: Session | None = None
+        self._boto: Boto | None = None
         """None while botocore is not needed."""
         self._direct: Direct | None = None
-        """The short way for frequent calls; None when there is none, ..."""
+        """The short way; None when there is none, ..."""
         self._looked = False
         """... or it was not looked for yet with the present credentials."""
         self._throttled_until = 0.0
         self._takes_meta = True
-        self._connect_timeout = min(10.0, config.timeout / 3)
-        self._read_timeout = config.timeout * 0.45
-        """Seconds: two silent tries fit into the timeout of an operation."""
+        # two silent tries fit into the timeout of an operation
+        self._timeouts = Timeouts(min(10.0, config.timeout / 3), config.timeout * 0.45, PATIENT_SECONDS / 2)
         self._renewing = threading.Lock()
         self._look_again = 0.0
 
-    def call(self, operation: str, what: str, *, patient: bool = False, **params: Any) -> dict[str, Any]:
-        """Call an operation on the bucket, and retry while that can help. ``what``: see errors.translate.
+    def call(self, action: Callable[[S3], T], what: str, *, patient: bool = False) -> T:
+        """What ``action`` gets from S3. It is repeated while that can help. ``what``: see errors.translate.
 
         ``patient``: the server may work for minutes before it replies.
         """
-        return self.retrying(lambda: self.once(operation, what, patient=patient, **params), patient=patient)
+        return self.retrying(lambda: self.once(action, what), patient=patient)
+
+    def entries(self, page: Callable[[S3, Marker], Page[T]], what: str) -> Iterator[T]:
+        """Every entry of a listing, which ``page`` asks for page by page. ``what``: see errors.translate."""
+        return entries(lambda after: self.call(lambda s3: page(s3, after), what), what, self.endpoint)
 
     def retrying(self, action: Callable[[], T], *, patient: bool = False) -> T:
         """The result of ``action``, repeated while it raises StorageUnavailable and patience lasts."""
@@ -137,19 +128,19 @@ class Connection:
             except StorageUnavailable as error:
                 patience.wait(error)
 
-    def saying(self, said: dict[str, Any], action: Callable[[dict[str, Any]], T]) -> T:
-        """The result of ``action`` with the parameters ``said``: an object's metadata.
+    def saying(self, headers: Headers, action: Callable[[Headers], T]) -> T:
+        """The result of ``action`` with ``headers``: an object's metadata.
 
         Without them if the server accepts no metadata: the bytes are stored all the same.
         """
-        if not said or not self._takes_meta:
-            return action({})
+        if not headers or not self._takes_meta:
+            return action(NO_HEADERS)
         try:
-            return action(said)
+            return action(headers)
         except StorageError as error:
             if code_of(error) not in _NO_META:
                 raise
-            result = action({})
+            result = action(NO_HEADERS)
             self._takes_meta = False
             log.warning("%s takes no metadata, so objects do not say what they are: %s", self.endpoint, error)
             return result
@@ -158,37 +149,32 @@ class Connection:
         """A new count of tries."""
         return Patience(max(self.config.timeout, PATIENT_SECONDS) if patient else self.config.timeout)
 
-    def once(self, operation: str, what: str, *, patient: bool = False, **params: Any) -> dict[str, Any]:
-        """One request. Raises domain errors only, with botocore's as the cause.
+    def once(self, action: Callable[[S3], T], what: str) -> T:
+        """One request. Raises domain errors only, with the original one as the cause.
 
-        Raises StorageUnavailable (try again) when the credentials were refused and there are other ones by now.
+        ``action`` is called again, with botocore, when the server sends the request elsewhere. Raises
+        StorageUnavailable (try again) when the credentials were refused and there are other ones by now.
         """
-        session: Session | None = None
-        result: dict[str, Any] | None = None
+        boto: Boto | None = None
         try:
-            direct, session = self._way()
-            if direct is not None and direct.supports(operation, params) and not self._throttled():
+            direct, boto = self._way()
+            if direct is not None and not self._throttled():
                 try:
-                    result = direct.call(operation, params, PATIENT_SECONDS / 2 if patient else self._read_timeout)
+                    return action(direct)
                 except Elsewhere:
                     self._leave(direct)
-                    if not isinstance(params.get("Body", b""), bytes):
-                        params["Body"].seek(0)
-            if result is None:
-                client, session = self._client(patient)
-                result = getattr(client, operation)(Bucket=self.bucket, **params)
-            assert result is not None
-            _check(operation, result)
+            with self._lock:
+                boto = self._made_boto()
+            return action(boto)
         except LamfsError:
             raise
         except Exception as error:
             known = self.translated(error, what)
             if is_throttling(error):
                 self._throttled_until = time.monotonic() + THROTTLED_SECONDS
-            if session is not None and _is_refusal(error, known) and self._renewed(session):
+            if boto is not None and _is_refusal(error, known) and self._renewed(boto):
                 raise StorageUnavailable(f"{known} There are other credentials now.") from error
             raise known from error
-        return result
 
     def _throttled(self) -> bool:
         """Whether the server asked for fewer requests a short time ago: then botocore limits their rate."""
@@ -214,58 +200,44 @@ class Connection:
     def close(self) -> None:
         """Close idle connections."""
         with self._lock:
-            clients, self._clients = self._clients, {}
-            direct, self._direct = self._direct, None
-        for client in clients.values():
-            client.close()
-        if direct is not None:
-            direct.close()
+            boto, direct, self._direct = self._boto, self._direct, None
+        for each in (boto, direct):
+            if each is not None:
+                each.close()
 
-    def _way(self) -> tuple[Direct | None, Session | None]:
+    def _way(self) -> tuple[Direct | None, Boto | None]:
         with self._lock:
             if not self._looked:
-                self._direct = find(
-                    self.config,
-                    self.bucket,
-                    self._made_session,
-                    lambda: self._made_client(self._made_session(), False),
-                    connect_timeout=self._connect_timeout,
-                    keep=POOL_CONNECTIONS,
-                )
+                from lamfs.storage.s3.direct import find
+
+                self._direct = find(self.config, self.bucket, self._made_boto, self._timeouts)
                 self._looked = True
-            return self._direct, self._session
+            return self._direct, self._boto
 
-    def _made_session(self) -> Session:
-        if self._session is None:
-            self._session = _new_session(self.config)
-        return self._session
+    def _made_boto(self) -> Boto:
+        if self._boto is None:
+            self._boto = self._new_boto()
+        return self._boto
 
-    def _client(self, patient: bool) -> tuple[BaseClient, Session]:
-        with self._lock:
-            session = self._made_session()
-            return self._made_client(session, patient), session
+    def _new_boto(self) -> Boto:
+        from lamfs.storage.s3.boto import Boto
 
-    def _made_client(self, session: Session, patient: bool) -> BaseClient:
-        client = self._clients.get(patient)
-        if client is None:
-            client = self._clients[patient] = self._make_client(session, patient)
-        return client
+        return Boto(self.config, self.bucket, self._timeouts)
 
-    def _renewed(self, session: Session) -> bool:
-        """The server refuses the credentials of ``session``: whether boto3's chain has others now, to be used from here
-        on.
+    def _renewed(self, refused: Boto) -> bool:
+        """Whether boto3's chain has other credentials now than those that the server refused, to be used from here on.
 
         boto3 itself reads a settings file once. Keys in it may expire, and be replaced.
         """
         with self._renewing:
             with self._lock:
-                if session is not self._session:
+                if refused is not self._boto:
                     return True  # another thread has found them
             if time.monotonic() < self._look_again:
                 return False
             try:
-                fresh = _new_session(self.config)
-                if _keys(fresh) == _keys(session):
+                fresh = self._new_boto()
+                if fresh.keys() == refused.keys():
                     return False
             except Exception as error:
                 log.info("There are no other credentials: %s", error)
@@ -273,57 +245,12 @@ class Connection:
             finally:
                 self._look_again = time.monotonic() + LOOK_PAUSE
             with self._lock:
-                # The old clients may be in use by other threads.
-                self._session, self._clients = fresh, {}
+                self._boto = fresh  # other threads may still use the old one
                 direct, self._direct, self._looked = self._direct, None, False
             if direct is not None:
                 direct.close()
         log.info("The credentials for s3://%s were refused; using the new ones.", self.bucket)
         return True
-
-    def _make_client(self, session: Session, patient: bool) -> BaseClient:
-        client = self._new_client(session, patient, signed=False)
-        if is_in_the_open(str(client.meta.endpoint_url)):
-            client.close()
-            client = self._new_client(session, patient, signed=True)
-        return client
-
-    def _new_client(self, session: Session, patient: bool, *, signed: bool) -> BaseClient:
-        """A new client. ``signed``: also what signs its requests."""
-        from botocore.config import Config
-
-        from lamfs.storage.s3.bounded import BoundedSession
-
-        config = self.config
-        client = session.create_client(
-            "s3",
-            region_name=session.get_config_variable("region") or "us-east-1",
-            endpoint_url=config.endpoint_url,
-            config=Config(
-                connect_timeout=self._connect_timeout,
-                read_timeout=PATIENT_SECONDS / 2 if patient else self._read_timeout,
-                retries={"mode": "adaptive", "total_max_attempts": 1},
-                max_pool_connections=POOL_CONNECTIONS,
-                tcp_keepalive=True,
-                s3={"payload_signing_enabled": signed, "addressing_style": "path" if config.path_style else "auto"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                user_agent_extra="lamfs",
-            ),
-        )
-        endpoint: Any = client._endpoint  # type: ignore[attr-defined]  # the only way to its session
-        endpoint.http_session = BoundedSession(endpoint.http_session)
-        return client
-
-
-def _check(operation: str, result: dict[str, Any]) -> None:
-    """Raises NotS3 when a reply is impossible in S3. Closes its body then."""
-    try:
-        limits.check(operation, result)
-    except BaseException:
-        if "Body" in result:
-            result["Body"].close()
-        raise
 
 
 def _is_refusal(error: Exception, known: LamfsError) -> bool:
@@ -331,28 +258,5 @@ def _is_refusal(error: Exception, known: LamfsError) -> bool:
 
     Amazon's reply to an expired token is a bare 400.
     """
-    reply = getattr(error, "response", None) or {}
-    return isinstance(known, StorageForbidden) or reply.get("Error", {}).get("Code") == "400"
-
-
-def _keys(session: Session) -> tuple[str, ...] | None:
-    found = session.get_credentials()
-    return None if found is None else tuple(map(str, found.get_frozen_credentials()))
-
-
-_models: list[Any] = []
-_models_lock = threading.Lock()
-
-
-def _new_session(config: StorageConfig) -> Session:
-    """A session with the current credentials. Its description of S3 (0.2 s to parse) is shared by the process."""
-    import botocore.session
-
-    core = botocore.session.Session(profile=config.profile)
-    with _models_lock:
-        if not _models:
-            _models.append(core.get_component("data_loader"))
-        core.register_component("data_loader", _models[0])
-    if config.region:
-        core.set_config_variable("region", config.region)
-    return core
+    found = as_refused(error)
+    return isinstance(known, StorageForbidden) or (found is not None and found.code == "400")

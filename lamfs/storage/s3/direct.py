@@ -12,14 +12,29 @@ import hashlib
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from lamfs.storage.meta import PREFIX
-from lamfs.storage.s3 import replies
-from lamfs.storage.s3.errors import ERROR_BYTES, NotS3, Refused, refusal
+from lamfs.storage.base import ANYTHING, ObjectStat, Over, PartStat, UnfinishedUpload
+from lamfs.storage.meta import NO_HEADERS
+from lamfs.storage.s3 import limits, replies
+from lamfs.storage.s3.calls import (
+    Body,
+    Content,
+    Elsewhere,
+    Head,
+    Headers,
+    Marker,
+    NotDeleted,
+    Page,
+    Timeouts,
+    bare,
+    quoted,
+    range_of,
+)
+from lamfs.storage.s3.errors import NotS3, Refused
 from lamfs.storage.s3.sign import (
     EMPTY,
     UNSIGNED,
@@ -31,76 +46,15 @@ from lamfs.storage.s3.sign import (
     quoted_path,
     quoted_query,
 )
-from lamfs.storage.s3.wire import Reply, Wire
+from lamfs.storage.s3.wire import POOL_CONNECTIONS, Reply, Wire
 from lamfs.storage.s3.xmltext import MAX_BYTES
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
-    from botocore.client import BaseClient
-    from botocore.session import Session
 
     from lamfs.model import StorageConfig
+    from lamfs.storage.s3.boto import Boto
 
-_METHODS = {
-    "get_object": "GET",
-    "head_object": "HEAD",
-    "put_object": "PUT",
-    "delete_object": "DELETE",
-    "delete_objects": "POST",
-    "copy_object": "PUT",
-    "list_objects_v2": "GET",
-    "create_multipart_upload": "POST",
-    "upload_part": "PUT",
-    "upload_part_copy": "PUT",
-    "complete_multipart_upload": "POST",
-    "abort_multipart_upload": "DELETE",
-    "list_multipart_uploads": "GET",
-    "list_parts": "GET",
-}
-_SAID_IN_XML = frozenset(
-    {
-        "copy_object",
-        "list_objects_v2",
-        "delete_objects",
-        "create_multipart_upload",
-        "upload_part_copy",
-        "complete_multipart_upload",
-        "list_multipart_uploads",
-        "list_parts",
-    }
-)
-_HEADERS = {
-    "Range": "range",
-    "IfMatch": "if-match",
-    "IfNoneMatch": "if-none-match",
-    "CopySourceIfMatch": "x-amz-copy-source-if-match",
-    "CopySourceRange": "x-amz-copy-source-range",
-    "MetadataDirective": "x-amz-metadata-directive",
-    "ContentType": "content-type",
-    "CacheControl": "cache-control",
-    "ContentDisposition": "content-disposition",
-    "ContentEncoding": "content-encoding",
-    "ContentLanguage": "content-language",
-}
-_QUERY = {
-    "PartNumber": "partNumber",
-    "UploadId": "uploadId",
-    "Prefix": "prefix",
-    "MaxKeys": "max-keys",
-    "ContinuationToken": "continuation-token",
-    "KeyMarker": "key-marker",
-    "UploadIdMarker": "upload-id-marker",
-    "PartNumberMarker": "part-number-marker",
-}
-_ALWAYS = {
-    "list_objects_v2": {"list-type": "2", "encoding-type": "url"},
-    "delete_objects": {"delete": ""},
-    "create_multipart_upload": {"uploads": ""},
-    "list_multipart_uploads": {"uploads": ""},
-}
-_KNOWN = frozenset(
-    {"Key", "Body", "ContentLength", "CopySource", "MultipartUpload", "Delete", "Metadata", *_HEADERS, *_QUERY}
-)
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^,]*/\d{8}/([^/,]+)/s3/aws4_request,")
 _ENDPOINT = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
@@ -108,103 +62,205 @@ _REGION = re.compile(r"(?!aws-|fips-)[a-z0-9-]+(?<!-fips)")
 _PROBE = "lamfs"
 
 
-class Elsewhere(Exception):
-    """The server sends the request to another region or endpoint. botocore can follow."""
+class _Request(NamedTuple):
+    """One HTTP request. ``key``: None for the bucket. ``size``: bytes of a body that is not in memory. ``patient``: the
+    server may work for minutes before it replies."""
+
+    method: str
+    key: str | None
+    query: Mapping[str, str] = NO_HEADERS
+    headers: Headers = NO_HEADERS
+    body: Body | None = None
+    size: int = 0
+    patient: bool = False
 
 
 class Direct:
-    """These calls on one bucket, with the parameters and results of boto3's client."""
+    """S3 (calls.py) over connections of our own."""
 
-    def __init__(self, wire: Wire, host: str, path: str, signer: Signer, *, signs_bodies: bool) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        wire: Wire,
+        host: str,
+        path: str,
+        signer: Signer,
+        *,
+        signs_bodies: bool,
+        timeouts: Timeouts,
+    ) -> None:
         """``signs_bodies``: nothing else protects them on their way."""
+        self._bucket = bucket
         self._signs_bodies = signs_bodies
         self._wire = wire
         self._host = host
         self._path = path
         self._signer = signer
+        self._timeouts = timeouts
 
-    def supports(self, operation: str, params: dict[str, Any]) -> bool:
-        """Whether this is one of the calls."""
-        return operation in _METHODS and params.keys() <= _KNOWN
+    def head(self, key: str) -> Head:
+        found, _ = self._whole(_Request("HEAD", key))
+        try:
+            said = found.get("last-modified")
+            moment = None if said is None else parsedate_to_datetime(said)
+        except (ValueError, OverflowError, TypeError, IndexError) as error:
+            raise NotS3(f"its answer has an impossible date: {error}") from error
+        return Head(
+            limits.size(_length(found)), bare(limits.etag(found.get("etag"))), limits.nanoseconds(moment), found
+        )
 
-    def call(self, operation: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """One request; ``timeout``: seconds of silence that are allowed. Raises NoAnswer, Elsewhere, Refused, NotS3,
-        and botocore's errors of credentials."""
-        method = _METHODS[operation]
-        if not params.get("Key", "*"):
-            raise ValueError("an object without a key would be the bucket")
-        # In path style a bucket's own URL ends without a slash, in host style with one.
-        path = self._path + quoted_path(params["Key"]) if "Key" in params else self._path.rstrip("/") or "/"
-        told = {name: str(params[key]) for key, name in _QUERY.items() if key in params}
-        query = quoted_query({**_ALWAYS.get(operation, {}), **told})
-        headers = {name: params[key] for key, name in _HEADERS.items() if key in params}
-        headers.update({PREFIX + name: text for name, text in params.get("Metadata", {}).items()})
-        headers["host"] = self._host
-        if "CopySource" in params:
-            headers["x-amz-copy-source"] = quoted_path("{Bucket}/{Key}".format_map(params["CopySource"]))
-        body = params.get("Body")
-        if "MultipartUpload" in params:
-            body = replies.completion(params["MultipartUpload"]["Parts"])
-        if "Delete" in params:
-            body = replies.deletion(params["Delete"]["Objects"])
-            # Amazon S3 requires a checksum; every server knows this one.
-            headers["content-md5"] = base64.b64encode(hashlib.md5(body).digest()).decode()
-        payload = EMPTY
-        if body is not None:
-            payload = digest_of(body) if self._signs_bodies else UNSIGNED
-        self._signer.sign(method, path, query, headers, payload)
-        headers["accept-encoding"] = "identity"
-        headers["user-agent"] = "lamfs"
-        if method in ("PUT", "POST"):
-            headers["content-length"] = str(params.get("ContentLength", len(body) if isinstance(body, bytes) else 0))
-        reply = self._wire.request(method, f"{path}?{query}" if query else path, headers, body, timeout)
-        with contextlib.ExitStack() as ended:
-            ended.callback(reply.close)
-            if reply.status < 300 and method == "GET" and operation not in _SAID_IN_XML:
-                result = _result(operation, reply)
-                ended.pop_all()
-                return {**result, "Body": reply}
-            if reply.status >= 300:
-                error = refusal(reply.status, reply.headers, reply.whole(ERROR_BYTES))
-                raise Elsewhere if _is_elsewhere(reply, error, self._signer.region) else error
+    def get(self, key: str, start: int = 0, stop: int | None = None, if_match: str | None = None) -> Content:
+        headers = {}
+        if start or stop is not None:
+            headers["range"] = range_of(start, stop)
+        if if_match is not None:
+            headers["if-match"] = quoted(if_match)
+        reply = self._ask(_Request("GET", key, headers=headers))
+        found = reply.headers
+        try:
+            length = _length(found)
+            if length is not None:
+                limits.size(length)
+            etag = bare(limits.etag(found.get("etag", "")))
+        except BaseException:
+            reply.close()
+            raise
+        return Content(reply, reply.status, etag, length, found.get("content-range"))
+
+    def put(self, key: str, body: Body, size: int, headers: Headers = NO_HEADERS, over: Over = ANYTHING) -> str:
+        told = {**headers, **_condition(over)}
+        found, _ = self._whole(_Request("PUT", key, headers=told, body=body, size=size))
+        return bare(limits.etag(found.get("etag")))
+
+    def copy(self, key: str, source: str, source_etag: str, headers: Headers = NO_HEADERS) -> str:
+        told = {**headers, **self._source(source, source_etag)}
+        if headers:
+            told["x-amz-metadata-directive"] = "REPLACE"
+        return bare(replies.etag(self._said(_Request("PUT", key, headers=told, patient=True))))
+
+    def delete(self, key: str) -> None:
+        self._whole(_Request("DELETE", key))
+
+    def delete_many(self, keys: Sequence[str]) -> list[NotDeleted]:
+        body = replies.deletion(keys)
+        # Amazon S3 requires a checksum; every server knows this one.
+        headers = {"content-md5": base64.b64encode(hashlib.md5(body).digest()).decode()}
+        return replies.not_deleted(self._said(_Request("POST", None, {"delete": ""}, headers, body)))
+
+    def objects(self, prefix: str, after: Marker = (), most: int | None = None) -> Page[ObjectStat]:
+        query = {"list-type": "2", "encoding-type": "url", "prefix": prefix, **_onward(after, "continuation-token")}
+        if most is not None:
+            query["max-keys"] = str(most)
+        return replies.objects(self._said(_Request("GET", None, query)))
+
+    def begin(self, key: str, headers: Headers = NO_HEADERS) -> str:
+        return replies.upload_id(self._said(_Request("POST", key, {"uploads": ""}, headers)))
+
+    def send_part(self, key: str, upload_id: str, number: int, body: Body, size: int) -> str:
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        found, _ = self._whole(_Request("PUT", key, query, body=body, size=size))
+        return limits.etag(found.get("etag"))
+
+    def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, source_etag: str, start: int, stop: int
+    ) -> str:
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        headers = {**self._source(source, source_etag), "x-amz-copy-source-range": range_of(start, stop)}
+        return replies.etag(self._said(_Request("PUT", key, query, headers, patient=True)))
+
+    def complete(self, key: str, upload_id: str, etags: Sequence[str], over: Over = ANYTHING) -> str:
+        query, body = {"uploadId": upload_id}, replies.completion(etags)
+        return bare(replies.etag(self._said(_Request("POST", key, query, _condition(over), body, patient=True))))
+
+    def abort(self, key: str, upload_id: str) -> None:
+        self._whole(_Request("DELETE", key, {"uploadId": upload_id}))
+
+    def parts(self, key: str, upload_id: str, after: Marker = ()) -> Page[PartStat]:
+        query = {"uploadId": upload_id, **_onward(after, "part-number-marker")}
+        return replies.parts(self._said(_Request("GET", key, query)))
+
+    def uploads(self, prefix: str, after: Marker = ()) -> Page[UnfinishedUpload]:
+        query = {"uploads": "", "prefix": prefix, **_onward(after, "key-marker", "upload-id-marker")}
+        return replies.uploads(self._said(_Request("GET", None, query)))
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def _source(self, key: str, etag: str) -> dict[str, str]:
+        """The headers that name an object to be copied."""
+        return {
+            "x-amz-copy-source": quoted_path(f"{self._bucket}/{key}"),
+            "x-amz-copy-source-if-match": quoted(etag),
+        }
+
+    def _said(self, request: _Request) -> bytes:
+        """The body of the reply to a request."""
+        return self._whole(request)[1]
+
+    def _whole(self, request: _Request) -> tuple[Headers, bytes]:
+        """Headers and body of the reply to a request. Raises as _ask."""
+        with contextlib.closing(self._ask(request)) as reply:
             text = reply.whole(MAX_BYTES + 1)
             if len(text) > MAX_BYTES:
                 raise NotS3("its answer does not end")
-            if operation not in _SAID_IN_XML:
-                return _result(operation, reply)
-            said = replies.result(operation, text)
-            if said is None:
-                raise refusal(500, reply.headers, text)
-            return said
+            return reply.headers, text
 
-    def close(self) -> None:
-        """Close idle connections now, and the others when they are not in use any more."""
-        self._wire.close()
+    def _ask(self, request: _Request) -> Reply:
+        """The reply to a request; the caller reads or closes it.
+
+        Raises NoAnswer, Elsewhere, Refused, NotS3, and botocore's errors of credentials.
+        """
+        method, key, query, given, body, size, patient = request
+        if key is None:
+            # In path style a bucket's own URL ends without a slash, in host style with one.
+            path = self._path.rstrip("/") or "/"
+        elif key:
+            path = self._path + quoted_path(key)
+        else:
+            raise ValueError("an object without a key would be the bucket")
+        line = quoted_query(query)
+        headers = {**given, "host": self._host}
+        payload = EMPTY
+        if body is not None:
+            payload = digest_of(body) if self._signs_bodies else UNSIGNED
+        self._signer.sign(method, path, line, headers, payload)
+        headers["accept-encoding"] = "identity"
+        headers["user-agent"] = "lamfs"
+        if method in ("PUT", "POST"):
+            headers["content-length"] = str(len(body) if isinstance(body, bytes) else size)
+        timeout = self._timeouts.patient if patient else self._timeouts.silence
+        reply = self._wire.request(method, f"{path}?{line}" if line else path, headers, body, timeout)
+        if reply.status < 300:
+            return reply
+        with contextlib.closing(reply):
+            error = replies.refusal(reply.status, reply.headers, reply.whole(replies.ERROR_BYTES))
+        raise Elsewhere if _is_elsewhere(reply.status, error, self._signer.region) else error
 
 
-def _is_elsewhere(reply: Reply, error: Refused, region: str) -> bool:
+def _is_elsewhere(status: int, error: Refused, region: str) -> bool:
     return (
-        reply.status < 400
-        or reply.headers.get("x-amz-bucket-region", region) != region
-        or error.response["Error"].get("Code") in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
+        status < 400
+        or error.region not in ("", region)
+        or error.code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
     )
 
 
-def _result(operation: str, reply: Reply) -> dict[str, Any]:
-    found = reply.headers
-    result: dict[str, Any] = {"ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": found}}
-    if "etag" in found:
-        result["ETag"] = found["etag"]
-    if "content-range" in found:
-        result["ContentRange"] = found["content-range"]
-    if "content-length" in found:
-        result["ContentLength"] = int(found["content-length"])
-    if operation == "head_object" and "last-modified" in found:
-        try:
-            result["LastModified"] = parsedate_to_datetime(found["last-modified"])
-        except (ValueError, OverflowError, TypeError, IndexError) as error:
-            raise NotS3(f"its answer is of no date: {error}") from error
-    return result
+def _length(headers: Headers) -> int | None:
+    text = headers.get("content-length")
+    return None if text is None else int(text)
+
+
+def _condition(over: Over) -> dict[str, str]:
+    """The headers that make a write conditional."""
+    found = {"if-none-match": "*"} if over.if_none_match else {}
+    if over.if_match is not None:
+        found["if-match"] = quoted(over.if_match)
+    return found
+
+
+def _onward(after: Marker, *names: str) -> dict[str, str]:
+    """The query of a listing's next page, whose markers have these names."""
+    return {name: text for name, text in zip(names, after, strict=False) if text}
 
 
 class _Prepared(Exception):
@@ -214,34 +270,25 @@ class _Prepared(Exception):
         self.request = request
 
 
-def find(
-    config: StorageConfig,
-    bucket: str,
-    session: Callable[[], Session],
-    client: Callable[[], BaseClient],
-    *,
-    connect_timeout: float,
-    keep: int,
-) -> Direct | None:
-    """The direct way to where ``client()`` sends its requests; None if there is none. Nobody else uses that client yet.
+def find(config: StorageConfig, bucket: str, boto: Callable[[], Boto], timeouts: Timeouts) -> Direct | None:
+    """The direct way to where ``boto()`` sends its requests; None if there is none. Nobody else uses that yet.
 
     botocore is asked only for what the configuration and the environment do not say: importing it takes 0.1 s of CPU
-    and 14 MiB, making a client as much again. ``connect_timeout`` (seconds), ``keep``: see Wire. Raises botocore's
-    errors.
+    and 14 MiB, making a client as much again. Raises botocore's errors.
     """
     credentials: Credentials | None = environment_keys(config)
     place = trusted = None
     if credentials is not None:
         place = _told(config, bucket, config.region or os.environ.get("AWS_DEFAULT_REGION"))
     if credentials is None or place is None:
-        found = session()
+        found = boto().session
         credentials = found.get_credentials()
         if credentials is None:
             return None
         trusted = found.get_config_variable("ca_bundle")
         if "s3" not in found.get_scoped_config():
             place = _told(config, bucket, found.get_config_variable("region"))
-        place = place or _learnt(client(), bucket)
+        place = place or _learnt(boto().client(), bucket)
     if place is None or _is_proxied(place[0]):
         return None
     where = urlsplit(place[0])
@@ -251,11 +298,12 @@ def find(
         where.hostname,
         where.port or (443 if secure else 80),
         context=_tls(trusted) if secure else None,
-        connect_timeout=connect_timeout,
-        keep=keep,
+        connect_timeout=timeouts.connect,
+        keep=POOL_CONNECTIONS,
     )
     signer = Signer(credentials, place[1])
-    return Direct(wire, where.netloc, where.path, signer, signs_bodies=is_in_the_open(place[0]))
+    signs_bodies = is_in_the_open(place[0])
+    return Direct(bucket, wire, where.netloc, where.path, signer, signs_bodies=signs_bodies, timeouts=timeouts)
 
 
 def _told(config: StorageConfig, bucket: str, region: str | None) -> tuple[str, str] | None:

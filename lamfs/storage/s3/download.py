@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 from lamfs.errors import LamfsError, ObjectChanged, StorageError, StorageUnavailable
-from lamfs.storage.s3.client import Connection, bare, quoted
+from lamfs.storage.s3.calls import Content, Stream
+from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.errors import BAD_RANGE, NOT_IMPLEMENTED, code_of
 
 CHUNK = 1 << 20
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
-Sink = Callable[[Any, int, int], int]
+Sink = Callable[[Stream, int, int], int]
 """``sink(body, at, count)`` reads up to ``count`` bytes of a body and returns how many; 0 at the body's end.
 
 They belong ``at`` bytes behind the start of the wanted range. A range may start over, from distance 0.
@@ -29,9 +29,9 @@ They belong ``at`` bytes behind the start of the wanted range. A range may start
 def into(view: memoryview) -> Sink:
     """A sink into memory that is as long as the range."""
 
-    def sink(body: Any, at: int, count: int) -> int:
+    def sink(body: Stream, at: int, count: int) -> int:
         with view[at : at + count] as place:
-            return int(body.readinto(place))
+            return body.readinto(place)
 
     return sink
 
@@ -63,7 +63,7 @@ class Download:
                 reply = self._request(position, stop, pinned)
                 if reply is None:
                     break  # the object ends at or before `position`
-                body = reply["Body"]
+                body = reply.body
                 with contextlib.closing(body):
                     pinned = self._check_etag(reply, pinned)
                     skip, total = self._check_range(reply, position)
@@ -87,75 +87,66 @@ class Download:
                 patience.wait(StorageUnavailable(str(error)))
         return position - offset
 
-    def _request(self, position: int, stop: int | None, etag: str | None) -> dict[str, Any] | None:
+    def _request(self, position: int, stop: int | None, etag: str | None) -> Content | None:
         """Send one GET. None when the object ends at or before ``position``."""
-        params: dict[str, Any] = {"Key": self._key}
-        if stop is not None:
-            params["Range"] = f"bytes={position}-{stop - 1}"
-        elif position:
-            params["Range"] = f"bytes={position}-"
         if etag is None or not self.guarded:
-            return self._get(params)
+            return self._get(position, stop, None)
         try:
-            return self._get({**params, "IfMatch": quoted(etag)})
+            return self._get(position, stop, etag)
         except ObjectChanged:
             # Ceph 16 and some gateways answer 412 to the right ETag: then the reply's own ETag must do.
-            head = self._connection.call("head_object", self._what, Key=self._key)
-            if bare(head.get("ETag", "")) != etag:
+            if self._connection.call(lambda s3: s3.head(self._key), self._what).etag != etag:
                 raise
         except StorageError as error:
             if code_of(error) not in NOT_IMPLEMENTED:
                 raise
         self.guarded = False
-        return self._get(params)
+        return self._get(position, stop, None)
 
-    def _get(self, params: dict[str, Any]) -> dict[str, Any] | None:
+    def _get(self, position: int, stop: int | None, etag: str | None) -> Content | None:
         try:
-            return self._connection.once("get_object", self._what, **params)
+            return self._connection.once(lambda s3: s3.get(self._key, position, stop, etag), self._what)
         except StorageError as error:
             if code_of(error) in BAD_RANGE:
                 return None
             raise
 
-    def _check_etag(self, reply: dict[str, Any], pinned: str | None) -> str:
-        found = bare(reply.get("ETag", ""))
-        if pinned is not None and found != pinned:
+    def _check_etag(self, reply: Content, pinned: str | None) -> str:
+        if pinned is not None and reply.etag != pinned:
             raise ObjectChanged(
                 f"Cannot {self._what}: the object is not the revision that was asked for; look it up again."
             )
-        return found
+        return reply.etag
 
-    def _check_range(self, reply: dict[str, Any], position: int) -> tuple[int, int]:
+    def _check_range(self, reply: Content, position: int) -> tuple[int, int]:
         """How many bytes of the body come before ``position``, and the size of the object.
 
         A server that ignores ``Range`` sends everything, with status 200 and without Content-Range. rclone sends the
         range with status 200.
         """
-        status = reply["ResponseMetadata"]["HTTPStatusCode"]
-        content_range = reply.get("ContentRange")
-        if content_range is None and status == 200 and "ContentLength" in reply:
-            return position, int(reply["ContentLength"])
-        match = _CONTENT_RANGE.fullmatch(content_range or "")
+        if reply.range is None and reply.status == 200 and reply.length is not None:
+            return position, reply.length
+        match = _CONTENT_RANGE.fullmatch(reply.range or "")
         if (
             match is None
             or match[3] == "*"
             or int(match[1]) != position
-            or reply.get("ContentLength") not in (None, int(match[2]) + 1 - position)
+            or reply.length not in (None, int(match[2]) + 1 - position)
         ):
             raise StorageUnavailable(
-                f"Cannot {self._what}: bytes from {position} were asked for, and the server answered {status} with"
-                f" '{content_range}'; check the server or the proxy in front of it."
+                f"Cannot {self._what}: bytes from {position} were asked for, and the server answered {reply.status}"
+                f" with '{reply.range}'; check the server or the proxy in front of it."
             )
         return 0, int(match[3])
 
-    def _drop(self, body: Any, count: int) -> None:
+    def _drop(self, body: Stream, count: int) -> None:
         while count:
             got = self._receive(lambda body, _, most: len(body.read(most)), body, 0, min(CHUNK, count))
             if not got:
                 raise StorageUnavailable(f"Cannot {self._what}: the body was cut short; try again later.")
             count -= got
 
-    def _receive(self, sink: Sink, body: Any, at: int, count: int) -> int:
+    def _receive(self, sink: Sink, body: Stream, at: int, count: int) -> int:
         try:
             return sink(body, at, count)
         except LamfsError:

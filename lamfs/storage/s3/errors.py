@@ -5,11 +5,7 @@ Codes are Amazon's ("Error responses" of the S3 API reference) and those of MinI
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Mapping
-from http.client import responses
-from typing import Any
 
 from lamfs.errors import (
     InvalidArgument,
@@ -22,19 +18,21 @@ from lamfs.errors import (
     StorageMissing,
     StorageUnavailable,
 )
-from lamfs.storage.s3 import xmltext
-from lamfs.storage.s3.wire import NoAnswer
 
-ERROR_BYTES = 64 << 10
-"""Bytes of an error's body that are read."""
+
+class NoAnswer(Exception):
+    """The server could not be reached, did not answer in time, or broke off. The text says which."""
 
 
 class Refused(Exception):
-    """A reply with an error. ``response``: as in botocore's ClientError."""
+    """A reply with an error: its code and message, the HTTP status (0: not known), and the region that it names."""
 
-    def __init__(self, response: dict[str, Any]) -> None:
-        super().__init__(response["Error"]["Code"])
-        self.response = response
+    def __init__(self, code: str, message: str = "", status: int = 0, region: str = "") -> None:
+        super().__init__(code)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.region = region
 
 
 class NotS3(Exception):
@@ -111,37 +109,28 @@ BAD_RANGE = frozenset({"InvalidRange", "416"})
 
 def code_of(error: BaseException) -> str:
     """The S3 error code behind a translated error; ``""`` when there is none. HTTP statuses count as codes."""
-    cause = error.__cause__
-    return "" if cause is None else str(_reply(cause).get("Error", {}).get("Code", ""))
+    found = None if error.__cause__ is None else as_refused(error.__cause__)
+    return "" if found is None else found.code
 
 
 def is_throttling(error: BaseException) -> bool:
     """Whether the server asks for fewer requests."""
-    reply = _reply(error)
-    status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return reply.get("Error", {}).get("Code") in THROTTLING or status == 429
+    found = as_refused(error)
+    return found is not None and (found.code in THROTTLING or found.status == 429)
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
-    """A reply with an error: code and message from its XML, else from its status."""
-    code = message = None
-    with contextlib.suppress(xmltext.NotXml):
-        root = xmltext.parse(body)
-        code, message = root.findtext(".//{*}Code"), root.findtext(".//{*}Message")
-    if not code:
-        code, message = str(status), responses.get(status)
+def as_refused(error: BaseException) -> Refused | None:
+    """The refusal that an exception is, also one of botocore's (ClientError); None for other errors."""
+    if isinstance(error, Refused):
+        return error
+    reply = getattr(error, "response", None)
+    if not isinstance(reply, dict):
+        return None
+    told, about = reply.get("Error", {}), reply.get("ResponseMetadata", {})
+    region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
     return Refused(
-        {
-            "Error": {"Code": code, "Message": message or ""},
-            "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": dict(headers)},
-        }
+        str(told.get("Code", "")), str(told.get("Message") or ""), int(about.get("HTTPStatusCode", 0)), region
     )
-
-
-def _reply(error: BaseException) -> dict[str, Any]:
-    """The reply behind a refusal, also one of botocore's; empty for other errors."""
-    found = getattr(error, "response", None)
-    return found if isinstance(found, dict) else {}
 
 
 def translate(error: Exception, what: str, bucket: str, endpoint: str) -> LamfsError:
@@ -150,9 +139,9 @@ def translate(error: Exception, what: str, bucket: str, endpoint: str) -> LamfsE
     ``what`` was tried, as a verb with its object ("read s3://b/k"). HTTP 412 is ObjectChanged here; writers that set a
     condition turn it into PreconditionFailed.
     """
-    reply = _reply(error)
-    if reply:
-        return _from_reply(reply, what, bucket, endpoint)
+    found = as_refused(error)
+    if found is not None:
+        return _from_reply(found, what, bucket, endpoint)
     cause = _short(str(error))
     if isinstance(error, NoAnswer):
         return _no_answer(what, endpoint, cause)
@@ -216,11 +205,9 @@ def _from_botocore(error: Exception, what: str, endpoint: str, cause: str) -> La
     )
 
 
-def _from_reply(reply: dict[str, Any], what: str, bucket: str, endpoint: str) -> LamfsError:
-    details = reply.get("Error", {})
-    code = str(details.get("Code", ""))
-    status = int(reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    cause = _short(": ".join(part for part in (code or f"HTTP {status}", str(details.get("Message") or "")) if part))
+def _from_reply(reply: Refused, what: str, bucket: str, endpoint: str) -> LamfsError:
+    code, status = reply.code, reply.status
+    cause = _short(": ".join(part for part in (code or f"HTTP {status}", reply.message) if part))
     if code in CHANGED or status == 412:
         return ObjectChanged(f"Cannot {what}: the object is not the revision that was asked for; look it up again.")
     if code == "NoSuchBucket":
@@ -239,7 +226,7 @@ def _from_reply(reply: dict[str, Any], what: str, bucket: str, endpoint: str) ->
             " profile and the bucket's policy."
         )
     if code in OTHER_REGION or status in (301, 307):
-        region = _short(reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", ""))
+        region = _short(reply.region)
         return StorageError(
             f"Cannot {what}: the bucket '{bucket}' is in another region{f' ({region})' if region else ''}; give that"
             " region, or its endpoint URL."

@@ -10,11 +10,13 @@ import hmac
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self
 from urllib.parse import quote, urlsplit
 
 from lamfs.model import StorageConfig
+from lamfs.storage.s3.calls import Body
 
 UNSIGNED = "UNSIGNED-PAYLOAD"
 EMPTY = hashlib.sha256().hexdigest()
@@ -33,7 +35,7 @@ def quoted_path(path: str) -> str:
     return quote(path, safe="/~")
 
 
-def quoted_query(params: dict[str, str]) -> str:
+def quoted_query(params: Mapping[str, str]) -> str:
     """A query string as it is sent and signed."""
     return "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in sorted(params.items()))
 
@@ -94,14 +96,7 @@ def environment_keys(config: StorageConfig) -> EnvironmentKeys | None:
     return EnvironmentKeys(access, secret, token)
 
 
-class Digestible(Protocol):
-    """A body that is read as it is sent, and that can be hashed before."""
-
-    def sha256(self) -> str:
-        """SHA-256 of all of it, in hex. Raises OSError and EOFError."""
-
-
-def digest_of(body: bytes | Digestible) -> str:
+def digest_of(body: Body) -> str:
     """The payload hash of a request whose body is signed."""
     return hashlib.sha256(body).hexdigest() if isinstance(body, bytes) else body.sha256()
 

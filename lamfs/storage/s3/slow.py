@@ -12,10 +12,8 @@ import time
 from http.client import HTTPResponse
 from typing import Any
 
+from lamfs.storage.s3.limits import SLOWEST
 from lamfs.storage.signs import sign
-
-SLOWEST = 1024
-"""Bytes per second. A slower reply counts as no reply."""
 
 
 class TooSlow(TimeoutError):

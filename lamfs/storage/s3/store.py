@@ -9,36 +9,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 from lamfs.copying import open_source
-from lamfs.errors import ObjectChanged, ObjectMissing, PreconditionFailed, StorageError
+from lamfs.errors import ObjectChanged, ObjectMissing, StorageError
 from lamfs.keys import LOCK_FOLDER, is_probe
 from lamfs.storage.base import (
+    ANYTHING,
     Capabilities,
     MultipartStore,
     ObjectMeta,
     ObjectStat,
-    PartStat,
+    Over,
     Progress,
     StorageConfig,
     UnfinishedUpload,
 )
-from lamfs.storage.meta import PREFIX, as_metadata, from_headers
+from lamfs.storage.meta import as_headers, from_headers
 from lamfs.storage.osfiles import source_error, write_fetched
 from lamfs.storage.root import check_object_key
-from lamfs.storage.s3 import upload, uploads
-from lamfs.storage.s3.check import check_bucket
-from lamfs.storage.s3.client import Connection, bare, quoted
+from lamfs.storage.s3 import multipart
+from lamfs.storage.s3.calls import Head, Headers, Stream
+from lamfs.storage.s3.client import Connection
 from lamfs.storage.s3.download import Download, Sink, into
 from lamfs.storage.s3.errors import NO_KEY, NOT_IMPLEMENTED, code_of
-from lamfs.storage.s3.limits import nanoseconds
-from lamfs.storage.s3.multipart import Multipart
-from lamfs.storage.s3.paging import pages
+from lamfs.storage.s3.multipart import S3Parts, precondition_failed
+from lamfs.storage.s3.upload import send
 
 MD5_PIECE = 1 << 20
 """Bytes of a file that are hashed at a time."""
@@ -50,17 +49,6 @@ _NO_BATCHES = NOT_IMPLEMENTED | {"MissingContentMD5", "MalformedXML", "InvalidRe
 Then keys are deleted one by one.
 """
 
-_KEPT = {
-    "content-type": "ContentType",
-    "cache-control": "CacheControl",
-    "content-disposition": "ContentDisposition",
-    "content-encoding": "ContentEncoding",
-    "content-language": "ContentLanguage",
-}
-"""Properties of an object that lamfs has not made, which a copy should keep."""
-_PLAIN = re.compile(r"(?! )(?:[!-~]| (?! )){1,1000}(?<! )")
-"""Text that is signed exactly as it is sent."""
-
 
 class S3Store:
     """Objects at ``s3://bucket/prefix/key``. Thread-safe."""
@@ -68,8 +56,7 @@ class S3Store:
     def __init__(self, config: StorageConfig) -> None:
         self.config = config
         self._connection = Connection(config)
-        self._transfers = upload.Transfers(self._connection)
-        self._multipart = Multipart(self._connection, self._transfers)
+        self._parts = S3Parts(self._connection, self._key, self.url)
         self._bucket = self._connection.bucket
         self._base = f"{self._connection.prefix}/" if self._connection.prefix else ""
         self._batch_delete = True
@@ -89,7 +76,7 @@ class S3Store:
 
     @property
     def parts(self) -> MultipartStore:
-        return self
+        return self._parts
 
     @property
     def cache_name(self) -> str:
@@ -105,25 +92,30 @@ class S3Store:
         self._connection.prepare()
 
     def close(self) -> None:
-        self._transfers.close()
         self._connection.close()
 
     def check(self, *, write: bool = True, exclusive: bool = False) -> Capabilities:
+        from lamfs.storage.s3.check import check_bucket
+
         return check_bucket(self, self._connection, write=write, exclusive=exclusive)
 
     # reading
 
     def head(self, key: str) -> ObjectStat:
-        return _stat(key, self._connection.call("head_object", f"read {self.url(key)}", Key=self._key(key)))
+        found = self._head(key)
+        return ObjectStat(key, found.size, found.etag, found.mtime_ns)
 
     def meta(self, key: str) -> ObjectMeta | None:
-        reply = self._connection.call("head_object", f"read {self.url(key)}", Key=self._key(key))
-        return from_headers(_headers(reply))
+        return from_headers(self._head(key).headers)
+
+    def _head(self, key: str) -> Head:
+        full_key = self._key(key)
+        return self._connection.call(lambda s3: s3.head(full_key), f"read {self.url(key)}")
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
         chunks: list[bytes] = []
 
-        def sink(body: Any, at: int, count: int) -> int:
+        def sink(body: Stream, at: int, count: int) -> int:
             if at == 0:
                 chunks.clear()
             chunks.append(body.read(count))
@@ -133,8 +125,8 @@ class S3Store:
         return b"".join(chunks)
 
     def get_into(self, key: str, fd: int, *, offset: int, length: int, etag: str | None = None) -> None:
-        def sink(body: Any, at: int, count: int) -> int:
-            data: bytes = body.read(count)
+        def sink(body: Stream, at: int, count: int) -> int:
+            data = body.read(count)
             write_fetched(fd, data, offset + at)
             return len(data)
 
@@ -146,10 +138,10 @@ class S3Store:
     def get_views(self, key: str, views: Iterator[memoryview], *, offset: int, length: int, etag: str) -> None:
         view, filled = next(views), 0
 
-        def sink(body: Any, at: int, count: int) -> int:
+        def sink(body: Stream, at: int, count: int) -> int:
             nonlocal view, filled
             with view[filled : filled + count] as place:
-                got = int(body.readinto(place))
+                got = body.readinto(place)
             filled += got
             if filled == len(view):
                 view, filled = next(views, view), 0
@@ -177,17 +169,10 @@ class S3Store:
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         what = f"list {self.url(prefix)}"
         asked = self._base + prefix
-        for page in pages(
-            lambda marker: self._connection.call("list_objects_v2", what, Prefix=asked, **marker),
-            {"ContinuationToken": "NextContinuationToken"},
-            "Contents",
-            what,
-            self._connection.endpoint,
-        ):
-            for entry in page.get("Contents", ()):
-                key = entry["Key"].removeprefix(self._base)
-                if key and entry["Key"].startswith(asked):
-                    yield ObjectStat(key, entry["Size"], bare(entry["ETag"]), nanoseconds(entry["LastModified"]))
+        for found in self._connection.entries(lambda s3, after: s3.objects(asked, after), what):
+            key = found.key.removeprefix(self._base)
+            if key and found.key.startswith(asked):
+                yield found._replace(key=key)
 
     # writing
 
@@ -204,33 +189,33 @@ class S3Store:
     ) -> ObjectStat:
         """As the protocol says. No file is renamed here, so ``consume`` leaves it where it is."""
         what = f"store {self.url(key)}"
-        condition = _condition(if_none_match, if_match)
+        over = Over(if_match, if_none_match)
         full_key = self._key(key)
-        said = _saying(meta)
+        said = as_headers(meta)
         try:
             fd = open_source(path)
         except OSError as error:
             raise source_error(error, path) from error
         try:
             size = os.fstat(fd).st_size
-            if size > upload.MULTIPART_ABOVE:
-                etag = self._transfers.upload(full_key, what, path, fd, size, progress, said, condition)
+            if size > multipart.MULTIPART_ABOVE:
+                etag = self._parts.upload(key, path, fd, size, progress, said, over)
             else:
                 etag = self._connection.saying(
                     said,
-                    lambda params: bare(
-                        self._transfers.send(
-                            "put_object", what, path, fd, 0, size, progress, Key=full_key, **params, **condition
-                        )
+                    lambda headers: send(
+                        self._connection,
+                        lambda s3, body: s3.put(full_key, body, size, headers, over),
+                        what, path, fd, 0, size, progress,
                     ),
-                )
+                )  # fmt: skip
         except (ObjectChanged, ObjectMissing) as error:
-            if not condition:
+            if over == ANYTHING:
                 raise
             ours = self._sent_before(key, fd, size)
             if ours is not None:
                 return ours
-            raise _refused(what, if_match) from error
+            raise precondition_failed(what, over) from error
         finally:
             os.close(fd)
         return ObjectStat(key, size, etag, time.time_ns())
@@ -238,18 +223,18 @@ class S3Store:
     def put_bytes(
         self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
     ) -> ObjectStat:
-        condition = _condition(if_none_match, if_match)
+        full_key, over = self._key(key), Over(if_match, if_none_match)
         what = f"store {self.url(key)}"
         try:
-            reply = self._connection.call("put_object", what, Key=self._key(key), Body=data, **condition)
+            etag = self._connection.call(lambda s3: s3.put(full_key, data, len(data), over=over), what)
         except (ObjectChanged, ObjectMissing) as error:
             # ObjectMissing: If-Match found no object. Either way the write may be our own, repeated because its reply
             # was lost: then the object has exactly our bytes.
             ours = self._written_before(key, data)
             if ours is not None:
                 return ours
-            raise _refused(what, if_match) from error
-        return ObjectStat(key, len(data), bare(reply["ETag"]), time.time_ns())
+            raise precondition_failed(what, over) from error
+        return ObjectStat(key, len(data), etag, time.time_ns())
 
     def _sent_before(self, key: str, fd: int, size: int) -> ObjectStat | None:
         """The object, if its ETag says that it has these bytes: then a write of our own was repeated because its reply
@@ -257,7 +242,7 @@ class S3Store:
 
         (The ETag of an object that is encrypted with its owner's key says nothing.)
         """
-        if size > upload.MULTIPART_ABOVE:
+        if size > multipart.MULTIPART_ABOVE:
             return None
         with contextlib.suppress(ObjectMissing, ObjectChanged, OSError):
             found = self.head(key)
@@ -286,47 +271,31 @@ class S3Store:
     ) -> ObjectStat:
         what = f"copy {self.url(src)} to {self.url(dst)}"
         source, target = self._key(src), self._key(dst)
-        if etag is not None and size is not None and size <= upload.COPY_LIMIT and source != target:
-            new = self._copy_at_once(source, target, what, etag, _saying(meta))
+        if etag is not None and size is not None and size <= multipart.COPY_LIMIT and source != target:
+            new = self._copy_at_once(source, target, what, etag, as_headers(meta))
             # Some servers ignore the condition. An object that was sent in one request has the same ETag everywhere.
             if new != etag and self.head(src).etag != etag:
                 raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
             return ObjectStat(dst, size, new, time.time_ns())
-        reply = self._connection.call("head_object", f"read {self.url(src)}", Key=source)
-        found = _stat(src, reply)
+        found = self._head(src)
         if etag is not None and found.etag != etag:
             raise ObjectChanged(f"Cannot {what}: the source has changed; look the artifact up again.")
         if source == target:
-            return found
-        if found.size > upload.COPY_LIMIT:
-            condition = _condition(if_none_match, if_match)
-            said = _saying(meta, _headers(reply))
-            try:
-                new = self._transfers.copy(source, target, what, found.size, found.etag, said, condition)
-            except (ObjectChanged, ObjectMissing) as error:
-                if not condition or self.head(src).etag != found.etag:
-                    raise
-                raise _refused(what, if_match) from error
+            return ObjectStat(src, found.size, found.etag, found.mtime_ns)
+        if found.size > multipart.COPY_LIMIT:
+            said, over = as_headers(meta, found.headers), Over(if_match, if_none_match)
+            new = self._parts.copy(src, dst, found.size, found.etag, said, over)
         else:
-            new = self._copy_at_once(source, target, what, found.etag, _saying(meta, _headers(reply)))
+            new = self._copy_at_once(source, target, what, found.etag, as_headers(meta, found.headers))
         return ObjectStat(dst, found.size, new, time.time_ns())
 
-    def _copy_at_once(self, source: str, target: str, what: str, etag: str, said: dict[str, Any]) -> str:
-        if said:
-            said = {**said, "MetadataDirective": "REPLACE"}
-        reply = self._connection.saying(
+    def _copy_at_once(self, source: str, target: str, what: str, etag: str, said: Headers) -> str:
+        return self._connection.saying(
             said,
-            lambda params: self._connection.call(
-                "copy_object",
-                what,
-                patient=True,
-                Key=target,
-                CopySource={"Bucket": self._bucket, "Key": source},
-                CopySourceIfMatch=quoted(etag),
-                **params,
+            lambda headers: self._connection.call(
+                lambda s3: s3.copy(target, source, etag, headers), what, patient=True
             ),
         )
-        return bare(reply["CopyObjectResult"]["ETag"])
 
     def delete(self, keys: Iterable[str]) -> None:
         rest = iter([self._key(key) for key in keys])
@@ -337,7 +306,7 @@ class S3Store:
 
     def _delete_one(self, full_key: str) -> None:
         with contextlib.suppress(ObjectMissing):
-            self._connection.call("delete_object", f"delete s3://{self._bucket}/{full_key}", Key=full_key)
+            self._connection.call(lambda s3: s3.delete(full_key), f"delete s3://{self._bucket}/{full_key}")
 
     def _delete_batch(self, batch: Sequence[str]) -> Sequence[str]:
         """Delete up to DELETE_BATCH keys in one request. Returns those that must be deleted one by one.
@@ -345,10 +314,8 @@ class S3Store:
         That is all of them when the server has no batches. A single request is retried, and reports the error.
         """
         try:
-            reply = self._connection.call(
-                "delete_objects",
-                f"delete {len(batch)} objects of s3://{self._bucket}",
-                Delete={"Objects": [{"Key": full_key} for full_key in batch], "Quiet": True},
+            failed = self._connection.call(
+                lambda s3: s3.delete_many(batch), f"delete {len(batch)} objects of s3://{self._bucket}"
             )
         except StorageError as error:
             if code_of(error) not in _NO_BATCHES:
@@ -356,7 +323,7 @@ class S3Store:
             if code_of(error) in NOT_IMPLEMENTED:
                 self._batch_delete = False
             return batch
-        left = [entry["Key"] for entry in reply.get("Errors", ()) if entry.get("Code") not in NO_KEY]
+        left = [key for key, code in failed if code not in NO_KEY]
         # An error for a key that was not asked for, or without a key: all that is known is that something failed.
         return left if set(left) <= set(batch) else batch
 
@@ -364,92 +331,14 @@ class S3Store:
         return (item for item in self.list(LOCK_FOLDER) if is_probe(item.key))
 
     def uploads(self) -> Iterator[UnfinishedUpload]:
-        return uploads.unfinished(self._connection, self._base)
-
-    # in parts (MultipartStore)
-
-    def begin_upload(self, key: str, meta: ObjectMeta | None = None) -> str:
-        return self._multipart.begin(self._key(key), f"store {self.url(key)}", _saying(meta))
-
-    def send_part(
-        self,
-        key: str,
-        upload_id: str,
-        number: int,
-        path: str,
-        offset: int,
-        length: int,
-        progress: Progress | None = None,
-    ) -> str:
-        what = f"store part {number} of {self.url(key)}"
-        return self._multipart.send(self._key(key), what, upload_id, number, path, offset, length, progress)
-
-    def copy_part(
-        self, key: str, upload_id: str, number: int, source: str, source_etag: str, offset: int, length: int
-    ) -> str:
-        what = f"copy part {number} of {self.url(key)} from {self.url(source)}"
-        return self._multipart.copy(
-            self._key(key), what, upload_id, number, self._key(source), source_etag, offset, length
-        )
-
-    def complete_upload(
-        self,
-        key: str,
-        upload_id: str,
-        etags: Sequence[str],
-        *,
-        if_none_match: bool = False,
-        if_match: str | None = None,
-    ) -> str:
-        what = f"store {self.url(key)}"
-        condition = _condition(if_none_match, if_match)
-        try:
-            return self._multipart.complete(self._key(key), what, upload_id, etags, condition)
-        except (ObjectChanged, ObjectMissing) as error:
-            if not condition:
-                raise
-            raise _refused(what, if_match) from error
+        for found in self._parts.unfinished(self._base, self.url("")):
+            yield found._replace(key=found.key.removeprefix(self._base))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        self._multipart.abort(self._key(key), f"abort the upload of {self.url(key)}", upload_id)
-
-    def list_parts(self, key: str, upload_id: str) -> Sequence[PartStat]:
-        return self._multipart.list_parts(self._key(key), f"list the parts of {self.url(key)}", upload_id)
-
-    def uploads_of(self, key: str) -> Sequence[str]:
-        return self._multipart.uploads_of(self._key(key), f"list the uploads of {self.url(key)}")
+        self._parts.abort_upload(key, upload_id)
 
     def _key(self, key: str) -> str:
         return self._base + check_object_key(key, as_path=False)
-
-
-def _stat(key: str, reply: dict[str, Any]) -> ObjectStat:
-    return ObjectStat(key, reply["ContentLength"], bare(reply["ETag"]), nanoseconds(reply["LastModified"]))
-
-
-def _headers(reply: dict[str, Any]) -> Mapping[str, str]:
-    """The headers of a reply, with lower-case names, from botocore or the direct way."""
-    return {name.lower(): str(text) for name, text in reply["ResponseMetadata"]["HTTPHeaders"].items()}
-
-
-def _saying(meta: ObjectMeta | None, source: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The parameters that store metadata with an object. ``source``: the headers of the object that it is a copy of."""
-    if meta is None:
-        return {}
-    kept = {} if source is None else _kept(source)
-    return {**kept, "Metadata": {**kept.get("Metadata", {}), **as_metadata(meta)}}
-
-
-def _kept(source: Mapping[str, str]) -> dict[str, Any]:
-    """The properties in an object's headers as parameters for another one, without those that lamfs wrote."""
-    plain = {name: text for name, text in source.items() if _PLAIN.fullmatch(text)}
-    found: dict[str, Any] = {_KEPT[name]: text for name, text in plain.items() if name in _KEPT}
-    others = {
-        name.removeprefix(PREFIX): text
-        for name, text in plain.items()
-        if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}lamfs-")
-    }
-    return {**found, "Metadata": others} if others else found
 
 
 def _md5_of(fd: int, size: int) -> str:
@@ -459,21 +348,3 @@ def _md5_of(fd: int, size: int) -> str:
         digest.update(piece)
         offset += len(piece)
     return digest.hexdigest()
-
-
-def _condition(if_none_match: bool, if_match: str | None) -> dict[str, Any]:
-    """The parameters that make a write conditional."""
-    condition: dict[str, Any] = {}
-    if if_none_match:
-        condition["IfNoneMatch"] = "*"
-    if if_match is not None:
-        condition["IfMatch"] = quoted(if_match)
-    return condition
-
-
-def _refused(what: str, if_match: str | None) -> PreconditionFailed:
-    reason = "was changed or removed by somebody else" if if_match is not None else "is there already"
-    return PreconditionFailed(
-        f"Cannot {what}: the object {reason}; read it again.",
-        errno=ObjectChanged.errno if if_match is not None else None,
-    )

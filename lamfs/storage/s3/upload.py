@@ -1,44 +1,21 @@
-"""Request bodies from files, multipart uploads, and server-side copies of large objects.
-
-Parts of one object go through a pool of threads that all transfers of the store share. Each transfer has at most WINDOW
-parts waiting or in flight, so a terabyte does not delay the file behind it.
-"""
+"""Files as bodies of requests. Any thread."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import logging
 import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from typing import Any
 
-from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError, UploadGone
+from lamfs.errors import LamfsError, StorageError
 from lamfs.storage.base import Progress
-from lamfs.storage.s3.client import Connection, bare, quoted
-from lamfs.storage.s3.errors import NO_UPLOAD, code_of
+from lamfs.storage.s3.calls import S3, Body
+from lamfs.storage.s3.client import Connection
 
-log = logging.getLogger(__name__)
-
-MIB = 1 << 20
-MULTIPART_ABOVE = 64 * MIB
-"""Files up to this size go in one request."""
-PART_SIZE = 16 * MIB
-COPY_LIMIT = 5 << 30
-"""CopyObject accepts sources up to 5 GiB (Amazon S3)."""
-COPY_PART_SIZE = 512 * MIB
-MAX_PARTS = 10_000
 IN_MEMORY = 256 << 10
 """Bodies up to this size are bytes; larger ones are read as they are sent. See FileSlice."""
-READ_AHEAD = 1 * MIB
-WINDOW = 8
-THREADS = 8
-
-Part = Callable[[int, int, int], str]
-"""Transfers part ``number`` (from 1) at ``offset`` with ``length`` bytes. Returns its ETag as the server sent it."""
+READ_AHEAD = 1 << 20
 
 
 class Meter:
@@ -159,240 +136,39 @@ def unreadable(path: str, error: Exception) -> StorageError:
     )
 
 
-class Transfers:
-    """Transfers that take many requests. Owns the pool of part threads; thread-safe."""
+def send(
+    connection: Connection,
+    put: Callable[[S3, Body], str],
+    what: str,
+    path: str,
+    fd: int,
+    offset: int,
+    length: int,
+    progress: Progress | None = None,
+) -> str:
+    """``put`` a range of the file at ``path``, which is open as ``fd``, with retries. Returns the ETag.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+    ``progress`` gets the bytes as they are sent, and negative numbers for bytes of a try that failed.
+    """
+    meter = Meter(progress)
 
-    def close(self) -> None:
-        """End the threads. Parts in flight are finished first."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def send(
-        self,
-        operation: str,
-        what: str,
-        path: str,
-        fd: int,
-        offset: int,
-        length: int,
-        progress: Progress | None = None,
-        **params: Any,
-    ) -> str:
-        """PUT a range of a file as an object or a part, with retries. Returns the ETag as the server sent it.
-
-        ``progress`` gets the bytes as they are sent, and negative numbers for bytes of a try that failed.
-        """
-        meter = Meter(progress)
-
-        def attempt() -> str:
-            try:
-                body = body_of(fd, offset, length, meter)
-            except (OSError, EOFError) as error:
-                raise unreadable(path, error) from error
-            try:
-                reply = self._connection.once(operation, what, Body=body, ContentLength=length, **params)
-            except LamfsError:
-                failure = body.failure if isinstance(body, FileSlice) else None
-                if failure is not None:
-                    raise unreadable(path, failure) from failure
-                raise
-            return str(reply["ETag"])
-
+    def attempt() -> str:
         try:
-            etag = self._connection.retrying(attempt)
-        except BaseException:
-            meter.be(0)
-            raise
-        meter.be(length)
-        return etag
-
-    def upload(
-        self,
-        key: str,
-        what: str,
-        path: str,
-        fd: int,
-        size: int,
-        progress: Progress | None,
-        said: dict[str, Any],
-        condition: dict[str, str] | None = None,
-    ) -> str:
-        """Upload ``size`` bytes of a file in parts. Returns the object's ETag.
-
-        ``said``: see Connection.saying. ``condition``: on the present object.
-        """
-
-        def part(number: int, offset: int, length: int) -> str:
-            return self.send(
-                "upload_part", what, path, fd, offset, length, Key=key, UploadId=upload_id, PartNumber=number
-            )
-
-        upload_id = self._begin(key, what, said)
-        return self._transfer(key, what, upload_id, part, size, PART_SIZE, progress, condition)
-
-    def copy(
-        self,
-        source: str,
-        key: str,
-        what: str,
-        size: int,
-        etag: str,
-        said: dict[str, Any],
-        condition: dict[str, str] | None = None,
-    ) -> str:
-        """Copy an object over COPY_LIMIT within the bucket, in parts. Returns the new object's ETag.
-
-        The source's own metadata is not copied. ``said``: see Connection.saying. ``condition``: on the present object.
-        """
-
-        def part(number: int, offset: int, length: int) -> str:
-            return self.copy_part(key, what, upload_id, number, source, etag, offset, length)
-
-        upload_id = self._begin(key, what, said)
-        return self._transfer(key, what, upload_id, part, size, COPY_PART_SIZE, None, condition)
-
-    def copy_part(
-        self, key: str, what: str, upload_id: str, number: int, source: str, etag: str, offset: int, length: int
-    ) -> str:
-        """Copy a range of an object's revision as a part. Returns the ETag as the server sent it."""
-        reply = self._connection.call(
-            "upload_part_copy",
-            what,
-            patient=True,
-            Key=key,
-            UploadId=upload_id,
-            PartNumber=number,
-            CopySource={"Bucket": self._connection.bucket, "Key": source},
-            CopySourceIfMatch=quoted(etag),
-            CopySourceRange=f"bytes={offset}-{offset + length - 1}",
-        )
-        return str(reply["CopyPartResult"]["ETag"])
-
-    def _begin(self, key: str, what: str, said: dict[str, Any]) -> str:
-        return self._connection.saying(
-            said,
-            lambda params: str(self._connection.call("create_multipart_upload", what, Key=key, **params)["UploadId"]),
-        )
-
-    def _transfer(
-        self,
-        key: str,
-        what: str,
-        upload_id: str,
-        part: Part,
-        size: int,
-        part_size: int,
-        progress: Progress | None,
-        condition: dict[str, str] | None = None,
-    ) -> str:
+            body = body_of(fd, offset, length, meter)
+        except (OSError, EOFError) as error:
+            raise unreadable(path, error) from error
         try:
-            etags = self._parts(part, size, part_size_for(size, part_size), progress)
-            return self.complete(key, what, upload_id, etags, condition)
-        except BaseException:
-            with contextlib.suppress(LamfsError):
-                self._connection.call("abort_multipart_upload", what, Key=key, UploadId=upload_id)
+            return connection.once(lambda s3: put(s3, body), what)
+        except LamfsError:
+            failure = body.failure if isinstance(body, FileSlice) else None
+            if failure is not None:
+                raise unreadable(path, failure) from failure
             raise
 
-    def _parts(self, part: Part, size: int, part_size: int, progress: Progress | None) -> list[str]:
-        """Transfer all parts, WINDOW at a time. After an error no new part starts, but those in flight finish."""
-        etags = [""] * -(-size // part_size)
-        pending: dict[Future[str], int] = {}
-        todo = iter(range(len(etags)))
-        try:
-            while True:
-                while len(pending) < WINDOW and (index := next(todo, None)) is not None:
-                    length = min(part_size, size - index * part_size)
-                    pending[self._threads().submit(part, index + 1, index * part_size, length)] = index
-                if not pending:
-                    return etags
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    index = pending.pop(future)
-                    etags[index] = future.result()
-                    if progress is not None:
-                        progress(min(part_size, size - index * part_size))
-        finally:
-            for future in pending:
-                future.cancel()
-            wait(pending)
-
-    def complete(
-        self, key: str, what: str, upload_id: str, etags: Sequence[str], condition: dict[str, str] | None = None
-    ) -> str:
-        """Make the object from the parts. Returns its ETag.
-
-        Raises UploadGone, and ObjectChanged or ObjectMissing when ``condition`` does not hold.
-        """
-        parts = [{"ETag": etag, "PartNumber": number} for number, etag in enumerate(etags, 1)]
-
-        def attempt() -> str | None:
-            try:
-                reply = self._connection.once(
-                    "complete_multipart_upload",
-                    what,
-                    patient=True,
-                    Key=key,
-                    UploadId=upload_id,
-                    MultipartUpload={"Parts": parts},
-                    **(condition or {}),
-                )
-            except StorageError as error:
-                if code_of(error) in NO_UPLOAD:
-                    return None
-                raise
-            return bare(reply["ETag"])
-
-        try:
-            etag = self._connection.retrying(attempt, patient=True)
-        except (ObjectChanged, ObjectMissing):
-            if not condition:
-                raise
-            # An earlier try whose reply was lost made the object, so the condition does not hold any more.
-            with contextlib.suppress(UploadGone):
-                return self._completed_before(key, what, etags)
-            raise
-        if etag is None:
-            return self._completed_before(key, what, etags)
-        # rclone and some gateways later report another ETag than in their reply. Recorded with that one, the object
-        # could never be read again.
-        found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
-        if found != etag:
-            log.warning("Stored with ETag %s, found with ETag %s, which is the one that counts (%s)", etag, found, what)
-        return found
-
-    def _completed_before(self, key: str, what: str, etags: Sequence[str]) -> str:
-        """The object of an earlier try whose reply was lost: it has the ETag that Amazon S3 documents for multipart.
-
-        Any other object means that the upload must be done again.
-        """
-        with contextlib.suppress(ObjectMissing):
-            found = bare(self._connection.call("head_object", what, Key=key)["ETag"])
-            if found == multipart_etag(etags):
-                return found
-        raise UploadGone(f"Cannot {what}: the multipart upload is gone; store it again.")
-
-    def _threads(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(THREADS, "lamfs-part")
-            return self._pool
-
-
-def part_size_for(size: int, part_size: int) -> int:
-    """Bytes per part: ``part_size``, or as many whole MiB as are needed for at most MAX_PARTS parts."""
-    return max(part_size, -(-size // MAX_PARTS // MIB) * MIB)
-
-
-def multipart_etag(etags: Sequence[str]) -> str | None:
-    """md5 of the parts' md5 digests with the number of parts, or None when the part ETags are not md5."""
     try:
-        digests = [bytes.fromhex(bare(etag)) for etag in etags]
-    except ValueError:
-        return None
-    return f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(digests)}"
+        etag = connection.retrying(attempt)
+    except BaseException:
+        meter.be(0)
+        raise
+    meter.be(length)
+    return etag

@@ -19,11 +19,15 @@ from array import array
 from collections import deque
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection, RemoteDisconnected
-from typing import Protocol, cast
+from typing import cast
 
+from lamfs.storage.s3.calls import Body
+from lamfs.storage.s3.errors import NoAnswer
 from lamfs.storage.s3.slow import TimedResponse, TooSlow
 from lamfs.storage.signs import sign
 
+POOL_CONNECTIONS = 64
+"""Idle connections to one server that are kept."""
 PIECE = 256 << 10
 """Bytes per send, each of which may take as long as silence is allowed, and per read, which is lost when it fails."""
 EXPECT_ABOVE = 1 << 20
@@ -38,17 +42,6 @@ MAX_INTERIM = 100
 _STATUS = re.compile(r"HTTP/1\.1 ([2-5]\d\d)(?: [^\r\n]*)?")
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
-
-
-class NoAnswer(Exception):
-    """The server could not be reached, did not answer in time, or broke off. The text says which."""
-
-
-class Source(Protocol):
-    """A request body that is read as it is sent."""
-
-    def readinto(self, place: memoryview, /) -> int:
-        """Put the next bytes into ``place``. Returns how many; 0 at the end."""
 
 
 class Reply:
@@ -195,9 +188,7 @@ class Wire:
         self._keep = keep
         self._closed = False
 
-    def request(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes | Source | None, timeout: float
-    ) -> Reply:
+    def request(self, method: str, target: str, headers: Mapping[str, str], body: Body | None, timeout: float) -> Reply:
         """Send a request. ``headers`` include its Host and the length of its body.
 
         ``timeout``: seconds of silence that are allowed; slow replies: see slow.py. Raises NoAnswer, what reading the
@@ -275,7 +266,7 @@ class Wire:
         return line
 
 
-def _send(line: HTTPConnection, body: bytes | Source | None, ask: bool) -> bool:
+def _send(line: HTTPConnection, body: Body | None, ask: bool) -> bool:
     """Send head and body. Returns whether all was sent: not when the server answered before.
 
     Raises NoAnswer, and what reading the body raises.

@@ -18,7 +18,6 @@ from lamfs.cli import main
 from lamfs.model import StorageConfig
 from lamfs.ops.instance import Instance
 from lamfs.storage import open_store
-from lamfs.storage.base import in_parts
 from tests.component.cli.test_s3 import options
 from tests.support.commands import ROOT, lamfs, quick, quick_json
 from tests.support.mounts import wait_until
@@ -30,11 +29,11 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from lamfs import copying
-from lamfs.storage.s3.client import Connection
+from lamfs.storage.s3.direct import Direct
 from lamfs.cli import main
 
 begun = Path(sys.argv.pop(1))
-copy, once = copying._copy_in_kernel, Connection.once
+copy, send_part = copying._copy_in_kernel, Direct.send_part
 
 def slow_copy(*args):
     done = copy(*args)
@@ -42,14 +41,13 @@ def slow_copy(*args):
     time.sleep(60)
     return done
 
-def slow_once(self, operation, *args, **params):
-    found = once(self, operation, *args, **params)
-    if operation == "upload_part":
-        begun.touch()
-        time.sleep(1)
+def slow_send(*args):
+    found = send_part(*args)
+    begun.touch()
+    time.sleep(1)
     return found
 
-copying._copy_in_kernel, Connection.once = slow_copy, slow_once
+copying._copy_in_kernel, Direct.send_part = slow_copy, slow_send
 main(prog_name="lamfs")
 """
 
@@ -158,7 +156,7 @@ def test_objects_that_no_registry_knows_in_a_bucket(seaweed_config: StorageConfi
         assert (said.uid, said.key, said.revision) == (uid, "d/äpfel.tar.gz", 1)
         with Instance.open() as instance:
             record = make_orphan(instance.registry, uid)
-        parts = in_parts(store)
+        parts = store.parts
         assert parts is not None
         parts.begin_upload(".lamindb/0123456789abcdefABCD.bin")
         text = report_of()["problems"]

@@ -10,6 +10,7 @@ import pytest
 
 from lamfs.storage import ObjectStore, StorageConfig, open_store
 from lamfs.storage.local import LocalStore
+from lamfs.storage.s3 import S3Store
 
 Opener = Callable[[StorageConfig], ObjectStore]
 
@@ -42,12 +43,17 @@ def local(folder: Path) -> LocalStore:
     return LocalStore(StorageConfig(str(folder)))
 
 
-@pytest.fixture(params=["local", "seaweed", "ministack"])
+@pytest.fixture(params=["local", "seaweed", "botocore", "ministack"])
 def store(request: pytest.FixtureRequest, opened: Opener) -> ObjectStore:
-    """A store of every kind that lamfs supports, its root empty."""
+    """A store of every kind that lamfs supports, its root empty. ``botocore``: one whose requests all go that way."""
     if request.param == "local":
         found: ObjectStore = request.getfixturevalue("local")
         return found
+    if request.param == "botocore":
+        store = opened(request.getfixturevalue("seaweed_config"))
+        assert isinstance(store, S3Store)
+        store._connection._looked = True  # and found no direct way
+        return store
     return opened(request.getfixturevalue(f"{request.param}_config"))
 
 

@@ -18,8 +18,9 @@ import pytest
 
 from lamfs.errors import InvalidArgument, ObjectMissing, StorageError, StorageUnavailable
 from lamfs.storage import ObjectStore, StorageConfig
-from lamfs.storage.base import PartStat, in_parts
+from lamfs.storage.base import ObjectStat, PartStat
 from lamfs.storage.s3 import client
+from lamfs.storage.s3.calls import Page
 from tests.component.storage.test_wire import Script
 from tests.support.hostile import tls
 from tests.support.proxy import FaultProxy
@@ -55,13 +56,13 @@ def test_hot_calls_go_past_botocore(store: ObjectStore, proxy: FaultProxy, tmp_p
     assert store.get("k", offset=1, length=2, etag=etag) == b"at"
     store.delete(["k"])
     assert ways(proxy) == [("PUT", True), ("HEAD", True), ("GET", True), ("DELETE", True)]
-    assert not store._store()._connection._clients  # type: ignore[attr-defined]  # nor was a client of botocore made
+    assert store._connection._boto is None  # type: ignore[attr-defined]  # nor was botocore imported
 
 
 def test_unfinished_uploads_are_listed_past_botocore(store: ObjectStore, proxy: FaultProxy, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(bytes(6 << 20))
-    parts = in_parts(store)
+    parts = store.parts
     assert parts is not None
     ident = parts.begin_upload("a key & more")
     etag = parts.send_part("a key & more", ident, 1, str(path), 0, 6 << 20)
@@ -112,7 +113,7 @@ def test_a_body_that_is_sent_elsewhere_begins_at_its_start(
 def test_an_answer_without_what_it_is_for(store: ObjectStore, proxy: FaultProxy, name: str) -> None:
     store.put_bytes("k", b"data")
     proxy.add("reply_header", name=name, value=None, count=None)
-    with pytest.raises(StorageError, match=f"no '{name.replace('-', '')}'"):
+    with pytest.raises(StorageError, match=f"no '{name}'"):
         store.head("k")
     if name == "ETag":
         with pytest.raises(StorageError, match="no 'ETag'"):
@@ -142,12 +143,12 @@ def test_a_body_that_is_not_the_range_it_says(store: ObjectStore, proxy: FaultPr
     assert [method for method, _ in ways(proxy)] == ["PUT", "GET", "GET"]
 
 
-@pytest.mark.parametrize("token", [{}, {"NextContinuationToken": "same"}])
+@pytest.mark.parametrize("token", [(), ("same",)])
 def test_a_list_that_does_not_say_how_it_goes_on(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, token: dict[str, str]
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, token: tuple[str, ...]
 ) -> None:
-    page = {"Contents": [], "IsTruncated": True, **token}
-    monkeypatch.setattr(store._store()._connection, "call", lambda *_, **__: page)  # type: ignore[attr-defined]
+    page = Page[ObjectStat]([], True, token)
+    monkeypatch.setattr(store._connection, "call", lambda *_, **__: page)  # type: ignore[attr-defined]
     with pytest.raises(StorageError, match="not how to go on"):
         list(store.list())
 
@@ -160,7 +161,7 @@ def test_a_server_that_wants_fewer_requests_is_left_to_botocore(
     proxy.add("status", code=503, error="SlowDown", method="GET")
     assert store.get("k") == b"data"
     assert ways(proxy) == [("GET", True), ("GET", False)]
-    monkeypatch.setattr(store._store()._connection, "_throttled_until", 0.0)  # type: ignore[attr-defined]
+    monkeypatch.setattr(store._connection, "_throttled_until", 0.0)  # type: ignore[attr-defined]
     assert store.get("k") == b"data"
     assert ways(proxy) == [("GET", True)]
 
@@ -255,7 +256,7 @@ def test_tls(
     view = memoryview(bytearray(1_000_000))
     store.get_view("k", view, offset=5, etag=etag)
     assert view == data[5:1_000_005]
-    assert store._store()._connection._direct is not None  # type: ignore[attr-defined]
+    assert store._connection._direct is not None  # type: ignore[attr-defined]
     store.close()
 
 
@@ -286,7 +287,7 @@ def test_an_error_without_a_key_deletes_no_bucket(seaweed_config: StorageConfig,
         store = opened(dataclasses.replace(seaweed_config, endpoint_url=f"http://127.0.0.1:{server.port}"))
         store.delete(["a", "b"])
         with pytest.raises(InvalidArgument, match="bucket"):
-            store._store()._connection.call("delete_object", "delete", Key="")  # type: ignore[attr-defined]
+            store._connection.call(lambda s3: s3.delete(""), "delete")  # type: ignore[attr-defined]
         store.close()
     base = f" /{seaweed_config.root.removeprefix('s3://')}"
     asked = [head.split(" HTTP")[0].rpartition("DELETE")[2] for head in server.heads[1:]]

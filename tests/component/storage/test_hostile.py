@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 
 from lamfs.errors import LamfsError, StorageError
 from lamfs.storage import open_store
-from lamfs.storage.s3 import limits, paging, replies, xmltext
-from lamfs.storage.s3.errors import NotS3, refusal
+from lamfs.storage.s3 import paging, replies, xmltext
+from lamfs.storage.s3.calls import Marker, Page
+from lamfs.storage.s3.errors import NotS3, Refused
+from lamfs.storage.s3.replies import refusal
 from tests.support.commands import ROOT
 from tests.support.hostile import Answer, HostileServer, reply
 
@@ -76,7 +79,7 @@ CALLS = {
     "copy": "store.copy('k', 'l', etag='e', size=1)",
     "delete": "store.delete(['k', 'l'])",
     "uploads": "list(store.uploads())",
-    "parts": "store.list_parts('k', 'id')",
+    "parts": "store.parts.list_parts('k', 'id')",
 }
 SCRIPT = """
 import re, sys
@@ -91,7 +94,7 @@ store = open_store(StorageConfig("s3://bucket/root", endpoint_url=sys.argv[1], r
                                  timeout=1.0))
 store.prepare()
 if sys.argv[2] == "botocore":
-    store._store()._connection._client(False)
+    store._connection._made_boto().client()
 before = peak()
 for call in sys.argv[3:]:
     try:
@@ -211,14 +214,14 @@ def test_a_head_that_cannot_be(headers: dict[str, str]) -> None:
 def test_an_upload_with_an_id_that_would_be_a_header() -> None:
     body = b"<InitiateMultipartUploadResult><UploadId>a&#13;&#10;b</UploadId></InitiateMultipartUploadResult>"
     with pytest.raises(StorageError, match="does not speak S3"):
-        answered(whole(body), lambda store: store.begin_upload("k"))
+        answered(whole(body), lambda store: store.parts.begin_upload("k"))
 
 
 def test_parts_that_cannot_be() -> None:
     for number in (0, 10_001):
         body = f"<ListPartsResult><Part><PartNumber>{number}</PartNumber><Size>1</Size><ETag>e</ETag></Part>"
         with pytest.raises(StorageError, match="does not speak S3"):
-            answered(whole(f"{body}</ListPartsResult>".encode()), lambda store: store.list_parts("k", "id"))
+            answered(whole(f"{body}</ListPartsResult>".encode()), lambda store: store.parts.list_parts("k", "id"))
 
 
 def going_on(entries: Iterator[str], tokens: Iterator[str]) -> Answer:
@@ -245,23 +248,21 @@ def test_a_list_that_does_not_end(
     entries: Iterator[str], tokens: Iterator[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paging, "EMPTY_PAGES", 20)
-    with pytest.raises(StorageError, match=r"not how to go on|NextContinuationToken"):
+    with pytest.raises(StorageError, match=r"not how to go on|a next page in 9000"):
         answered(going_on(entries, tokens), lambda store: list(store.list()))
 
 
 def test_a_long_list_with_empty_pages_is_read_to_its_end() -> None:
     numbers = itertools.count()
 
-    def page(marker: dict[str, Any]) -> dict[str, Any]:
+    def page(_: Marker) -> Page[int]:
         number = next(numbers)
-        rows = [] if number % 3 else [{"Key": str(number)}]
-        return {"Rows": rows, "IsTruncated": number < 5000, "Next": str(number)}
+        return Page([] if number % 3 else [number], number < 5000, (str(number),))
 
-    found = list(paging.pages(page, {"From": "Next"}, "Rows", "list", "here"))
-    assert len(found) == 5001
+    assert list(paging.entries(page, "list", "here")) == list(range(0, 5001, 3))
 
 
-OPERATIONS = sorted({*replies._LISTS, "copy_object", "complete_multipart_upload", "create_multipart_upload"})
+READERS = (replies.objects, replies.uploads, replies.parts, replies.not_deleted, replies.etag, replies.upload_id)
 _TAGS = ["ListBucketResult", "Contents", "Key", "Size", "ETag", "LastModified", "Error", "Code", "UploadId", "Upload"]
 _TEXTS = st.one_of(
     st.tuples(st.sampled_from(["<", "</", "<!"]), st.sampled_from(_TAGS), st.just(">")).map("".join),
@@ -270,16 +271,12 @@ _TEXTS = st.one_of(
 BODIES = st.one_of(st.binary(), st.lists(_TEXTS).map("".join).map(lambda text: text.encode(errors="ignore")))
 
 
-@given(st.sampled_from(OPERATIONS), BODIES, st.booleans())
-def test_any_bytes_for_a_body(operation: str, body: bytes, wrapped: bool) -> None:
+@given(st.sampled_from(READERS), BODIES, st.booleans())
+def test_any_bytes_for_a_body(read: Callable[[bytes], object], body: bytes, wrapped: bool) -> None:
     if wrapped:
         body = a_list(body.decode(errors="ignore"))
-    try:
-        found = replies.result(operation, body)
-        if found is not None:
-            limits.check(operation, found)
-    except NotS3:
-        pass
+    with contextlib.suppress(NotS3, Refused):
+        read(body)
     refusal(500, {}, body)
 
 
@@ -297,9 +294,7 @@ def test_the_longest_page_is_read() -> None:
     """1000 keys of 1024 bytes, each of which is three in a URL."""
     entry = (ENTRY % ("%25" * 1019)).replace("</Contents>", "<Owner><ID>x</ID><DisplayName>y</DisplayName></Owner>")
     body = a_list("".join(entry + "</Contents>" for _ in range(1000)), "<EncodingType>url</EncodingType>")
-    found = replies.result("list_objects_v2", body)
-    assert found is not None
-    assert len(found["Contents"]) == 1000
+    assert len(replies.objects(body).entries) == 1000
 
 
 def test_errors_of_a_server_are_one_sentence() -> None:

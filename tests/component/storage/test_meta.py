@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from lamfs.errors import ObjectMissing, StorageError
+from lamfs.errors import ObjectMissing
 from lamfs.model import ObjectMeta
 from lamfs.storage import ObjectStore, StorageConfig
-from lamfs.storage.base import in_parts
+from lamfs.storage.base import Over
 from lamfs.storage.local import LocalStore
-from lamfs.storage.s3 import S3Store, upload
+from lamfs.storage.s3 import S3Store, multipart
+from lamfs.storage.s3.calls import Body, Headers
+from lamfs.storage.s3.direct import Direct
+from lamfs.storage.s3.errors import Refused
 from tests.component.storage.conftest import Opener
 
 MakeFile = Callable[[bytes], Path]
@@ -34,11 +37,8 @@ def any_store(request: pytest.FixtureRequest, opened: Opener) -> ObjectStore:
 
 
 def made(store: ObjectStore) -> S3Store:
-    """What is behind a store that is made when it is first used."""
-    store.prepare()
-    found = getattr(store, "_made")  # noqa: B009
-    assert isinstance(found, S3Store)
-    return found
+    assert isinstance(store, S3Store)
+    return store
 
 
 def test_a_put_says_it(any_store: ObjectStore, make_file: MakeFile) -> None:
@@ -78,20 +78,20 @@ def test_objects_in_parts(
     server: str, request: pytest.FixtureRequest, opened: Opener, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = opened(request.getfixturevalue(f"{server}_config"))
-    monkeypatch.setattr(upload, "MULTIPART_ABOVE", 1 << 20)
+    monkeypatch.setattr(multipart, "MULTIPART_ABOVE", 1 << 20)
     data = os.urandom(6 << 20)
     store.put_file("a", str(make_file(data)), meta=ONE)
     assert store.meta("a") == ONE
     if server == "rclone":
         return  # it does not list or copy parts
-    parts = in_parts(store)
+    parts = store.parts
     assert parts is not None
     path = str(make_file(data))
     upload_id = parts.begin_upload("b", TWO)
     etag = parts.send_part("b", upload_id, 1, path, 0, len(data))
     parts.complete_upload("b", upload_id, [etag])
     assert store.meta("b") == TWO
-    monkeypatch.setattr(upload, "COPY_LIMIT", 1 << 20)
+    monkeypatch.setattr(multipart, "COPY_LIMIT", 1 << 20)
     store.copy("b", "c", meta=ONE)
     assert store.meta("c") == ONE
     assert store.get("c") == data
@@ -100,13 +100,10 @@ def test_objects_in_parts(
 def test_a_move_keeps_what_others_have_said(opened: Opener, seaweed_config: StorageConfig) -> None:
     """An object that another program has stored, registered in place, and renamed."""
     store = made(opened(seaweed_config))
-    store._connection.call(
-        "put_object", "test", Key=store._key("a"), Body=b"x", ContentType="text/csv", CacheControl="max-age=60",
-        Metadata={"lab": "42"},
-    )  # fmt: skip
+    said = {"content-type": "text/csv", "cache-control": "max-age=60", "x-amz-meta-lab": "42"}
+    store._connection.call(lambda s3: s3.put(store._key("a"), b"x", 1, said), "test")
     store.copy("a", "b", meta=ONE)
-    reply = store._connection.call("head_object", "test", Key=store._key("b"))
-    headers = {name.lower(): text for name, text in reply["ResponseMetadata"]["HTTPHeaders"].items()}
+    headers = store._connection.call(lambda s3: s3.head(store._key("b")), "test").headers
     assert (headers["content-type"], headers["cache-control"]) == ("text/csv", "max-age=60")
     assert headers["x-amz-meta-lab"] == "42"
     assert store.meta("b") == ONE
@@ -117,29 +114,21 @@ def test_a_server_that_takes_no_metadata_gets_the_bytes(
     opened: Opener, seaweed_config: StorageConfig, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     store = made(opened(seaweed_config))
-    once, refused = store._connection.once, []
+    put, refused = Direct.put, []
 
-    def refusing(operation: str, what: str, **params: Any) -> dict[str, Any]:
-        if "Metadata" in params:
-            refused.append(operation)
-            error = StorageError(f"Cannot {what}: {code}")
-            error.__cause__ = _Refusal(code)
-            raise error
-        return once(operation, what, **params)
+    def refusing(self: Direct, key: str, body: Body, size: int, headers: Headers, over: Over) -> str:
+        if headers:
+            refused.append(key)
+            raise Refused(code, status=400)
+        return put(self, key, body, size, headers, over)
 
-    monkeypatch.setattr(store._connection, "once", refusing)
+    monkeypatch.setattr(Direct, "put", refusing)
     store.put_file("a", str(make_file(b"bytes")), meta=ONE)
     store.copy("a", "b", meta=TWO)
     store.put_file("c", str(make_file(b"more")), meta=ONE)
     assert (store.get("a"), store.get("b"), store.get("c")) == (b"bytes", b"bytes", b"more")
     assert store.meta("a") is None
-    assert refused == ["put_object"], "it is asked once"
-
-
-class _Refusal(Exception):
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.response = {"Error": {"Code": code}}
+    assert len(refused) == 1, "it is asked once"
 
 
 def test_a_file_system_without_attributes_gets_the_bytes(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,11 @@ from hypothesis import strategies as st
 
 from lamfs.errors import InvalidArgument, InvalidName
 from lamfs.storage import StorageConfig, open_store, parse_root
-from lamfs.storage.base import MultipartStore, ObjectStore, in_parts
-from lamfs.storage.late import LateS3Store
+from lamfs.storage.base import MultipartStore, ObjectStore
 from lamfs.storage.local import LocalStore
 from lamfs.storage.root import check_object_key, is_s3, split_s3
 from lamfs.storage.s3 import S3Store
+from lamfs.storage.s3.multipart import S3Parts
 
 
 @pytest.mark.parametrize(
@@ -99,23 +101,34 @@ def test_the_root_says_which_store(tmp_path: Path) -> None:
     local = open_store(StorageConfig(str(tmp_path)))
     assert isinstance(local, LocalStore)
     assert (local.kind, local.cache_name) == ("local", str(tmp_path).lstrip("/"))
-    assert in_parts(local) is None
+    assert local.parts is None
     s3 = open_store(StorageConfig("s3://bucket/prefix"))
     assert (s3.kind, s3.cache_name, s3.url("k/l")) == ("s3", "bucket/prefix", "s3://bucket/prefix/k/l")
-    assert in_parts(s3) is s3
-    assert s3._made is None  # type: ignore[attr-defined]  # nothing of all this needs more than the name
+    assert s3.parts is not None
     s3.close()
 
 
 @pytest.mark.parametrize(
     ("protocol", "store"),
-    [(ObjectStore, LocalStore), (ObjectStore, S3Store), (ObjectStore, LateS3Store),
-     (MultipartStore, S3Store), (MultipartStore, LateS3Store)],
-)  # fmt: skip
+    [(ObjectStore, LocalStore), (ObjectStore, S3Store), (MultipartStore, S3Parts)],
+)
 def test_a_store_has_each_method_itself(protocol: type, store: type) -> None:
     """None is made up as it is asked for, where no reader and no type checker would see it."""
     assert {name for name in vars(protocol) if not name.startswith("_")} <= set(vars(store))
     assert "__getattr__" not in vars(store)
+
+
+def test_names_of_objects_need_no_http() -> None:
+    """A mount's first process only needs those."""
+    script = (
+        "import sys\nfrom lamfs.storage import StorageConfig, open_store\n"
+        "store = open_store(StorageConfig('s3://bucket/prefix', endpoint_url='http://127.0.0.1:1', path_style=True))\n"
+        "assert store.url('k') == 's3://bucket/prefix/k' and store.parts and not store.on_disk\n"
+        "heavy = {'http.client', 'ssl', 'xml.etree.ElementTree', 'botocore', 'concurrent.futures.thread'}\n"
+        "store.close()\nsys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_a_storage_can_do(tmp_path: Path) -> None:

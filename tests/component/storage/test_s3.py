@@ -27,8 +27,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.storage import ObjectStore, StorageConfig
-from lamfs.storage.base import in_parts
-from lamfs.storage.s3 import client, upload
+from lamfs.storage.s3 import client, multipart, upload
 from tests.support.proxy import FaultProxy
 from tests.support.servers import SeaweedServer, Server
 from tests.support.servers_fixtures import BUCKET, through
@@ -88,7 +87,7 @@ def test_a_large_file_in_parts(seaweed_config: StorageConfig, opened: Opener, tm
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Multipart from 6 MiB on, in parts of 5 MiB (Amazon's least), so that tests need little data."""
     for name, value in (("MULTIPART_ABOVE", 6), ("PART_SIZE", 5), ("COPY_LIMIT", 6), ("COPY_PART_SIZE", 5)):
-        monkeypatch.setattr(upload, name, value * MIB)
+        monkeypatch.setattr(multipart, name, value * MIB)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -105,10 +104,10 @@ def test_a_copy_in_parts(request: pytest.FixtureRequest, opened: Opener, make_fi
 
 
 def test_size_of_parts() -> None:
-    assert upload.part_size_for(70 * MIB, 16 * MIB) == 16 * MIB
+    assert multipart.part_size_for(70 * MIB, 16 * MIB) == 16 * MIB
     for size in (160_000 * MIB, 160_000 * MIB + 1, 5 << 40):
-        part = upload.part_size_for(size, 16 * MIB)
-        assert -(-size // part) <= upload.MAX_PARTS
+        part = multipart.part_size_for(size, 16 * MIB)
+        assert -(-size // part) <= multipart.MAX_PARTS
         assert part % MIB == 0
 
 
@@ -184,7 +183,7 @@ def test_parts_become_an_object_on_a_condition(
 ) -> None:
     """Where the server knows the condition, as SeaweedFS does; also when the reply is lost."""
     store = opened(through(seaweed_proxy, seaweed_config))
-    parts = in_parts(store)
+    parts = store.parts
     assert parts is not None
     old = store.put_bytes("k", b"old").etag
     data = os.urandom(5 * MIB)

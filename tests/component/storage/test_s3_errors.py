@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 from botocore import exceptions as boto
@@ -18,7 +19,7 @@ from lamfs.errors import (
     StorageUnavailable,
 )
 from lamfs.storage.s3 import replies
-from lamfs.storage.s3.errors import NotS3, code_of, refusal, translate
+from lamfs.storage.s3.errors import NotS3, Refused, code_of, translate
 
 WHAT = "store s3://bucket/key"
 
@@ -95,46 +96,60 @@ def test_a_long_story_is_cut() -> None:
     ],
 )
 def test_the_xml_of_an_error(body: bytes, code: str, message: str) -> None:
-    assert refusal(503, {}, body).response["Error"] == {"Code": code, "Message": message}
+    found = replies.refusal(503, {}, body)
+    assert (found.code, found.message, found.status) == (code, message, 503)
 
 
 XMLNS = b'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 
 
 @pytest.mark.parametrize(
-    ("operation", "body", "said"),
+    ("read", "body", "said"),
     [
         (
-            "complete_multipart_upload",
+            replies.etag,
             b'  <?xml version="1.0"?>\n  <CompleteMultipartUploadResult '
             + XMLNS
             + b"><Key>&lt;ETag&gt;no&lt;/ETag&gt;</Key>"
             b"<ETag>&quot;a-1&quot;</ETag></CompleteMultipartUploadResult>",
-            {"ETag": '"a-1"'},
+            '"a-1"',
         ),
-        ("copy_object", b"<CopyObjectResult><ETag>a</ETag></CopyObjectResult>", {"CopyObjectResult": {"ETag": "a"}}),
-        ("upload_part_copy", b"<CopyPartResult><ETag>a</ETag></CopyPartResult>", {"CopyPartResult": {"ETag": "a"}}),
-        ("create_multipart_upload", b"<R><UploadId>u</UploadId></R>", {"UploadId": "u"}),
-        ("delete_objects", b"<DeleteResult/>", {"Errors": []}),
-        ("complete_multipart_upload", b"<Error><ETag>a</ETag></Error>", None),
-        ("complete_multipart_upload", b"<R><ETag>a</ETag>", None),
-        ("create_multipart_upload", b"<R/>", None),
-        ("copy_object", b"", None),
-        ("delete_objects", b"<Error><Code>InternalError</Code></Error>", None),
-        ("list_objects_v2", b"<Error><Code>InternalError</Code></Error>", None),
+        (replies.etag, b"<CopyObjectResult><ETag>a</ETag></CopyObjectResult>", "a"),
+        (replies.upload_id, b"<R><UploadId>u</UploadId></R>", "u"),
+        (replies.not_deleted, b"<DeleteResult/>", []),
     ],
 )
-def test_the_xml_of_a_result(operation: str, body: bytes, said: object) -> None:
-    assert replies.result(operation, body) == said
+def test_the_xml_of_a_result(read: Callable[[bytes], object], body: bytes, said: object) -> None:
+    assert read(body) == said
 
 
-@pytest.mark.parametrize("operation", ["list_objects_v2", "delete_objects"])
+@pytest.mark.parametrize(
+    ("read", "body", "code"),
+    [
+        (replies.etag, b"<Error><ETag>a</ETag></Error>", "500"),
+        (replies.etag, b"<R><ETag>a</ETag>", "500"),
+        (replies.etag, b"", "500"),
+        (replies.upload_id, b"<R/>", "500"),
+        (replies.not_deleted, b"<Error><Code>InternalError</Code></Error>", "InternalError"),
+        (replies.objects, b"<Error><Code>SlowDown</Code></Error>", "SlowDown"),
+    ],
+)
+def test_an_error_in_a_reply_with_a_good_status(read: Callable[[bytes], object], body: bytes, code: str) -> None:
+    with pytest.raises(Refused) as caught:
+        read(body)
+    assert caught.value.code == code
+
+
+LISTS = (replies.objects, replies.uploads, replies.parts, replies.not_deleted)
+
+
+@pytest.mark.parametrize("read", LISTS)
 @pytest.mark.parametrize("body", [b"", b"<html><body>Welcome</body></html>", b"<ListBucketResult><Contents>"])
-def test_what_is_no_list_is_not_an_empty_one(operation: str, body: bytes) -> None:
+def test_what_is_no_list_is_not_an_empty_one(read: Callable[[bytes], object], body: bytes) -> None:
     with pytest.raises(NotS3):
-        replies.result(operation, body)
+        read(body)
 
 
 def test_a_list_whose_sizes_are_none() -> None:
     with pytest.raises(NotS3):
-        replies.result("list_objects_v2", b"<ListBucketResult><Contents><Size>x</Size></Contents></ListBucketResult>")
+        replies.objects(b"<ListBucketResult><Contents><Size>x</Size></Contents></ListBucketResult>")

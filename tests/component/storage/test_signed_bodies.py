@@ -15,8 +15,7 @@ from botocore.credentials import Credentials
 
 from lamfs.errors import StorageError, StorageForbidden
 from lamfs.storage import ObjectStore, StorageConfig
-from lamfs.storage.base import in_parts
-from lamfs.storage.s3 import client, direct, sign, upload
+from lamfs.storage.s3 import boto, direct, sign, upload
 from tests.support.proxy import FaultProxy
 from tests.support.servers_fixtures import through
 
@@ -78,7 +77,7 @@ def store(
 ) -> ObjectStore:
     """A store whose server is taken for one on another machine."""
     monkeypatch.setattr(direct, "is_in_the_open", lambda url: True)
-    monkeypatch.setattr(client, "is_in_the_open", lambda url: True)
+    monkeypatch.setattr(boto, "is_in_the_open", lambda url: True)
     return opened(through(seaweed_proxy, seaweed_config))
 
 
@@ -98,7 +97,7 @@ def test_a_server_accepts_what_is_signed(store: ObjectStore, seaweed_proxy: Faul
     assert sum(done) == len(large)
     store.copy("large", "copy")
     store.delete(["small", "copy"])
-    parts = in_parts(store)
+    parts = store.parts
     assert parts is not None
     upload_id = parts.begin_upload("parts")
     etag = parts.send_part("parts", upload_id, 1, str(path), 1, 2_000_000)

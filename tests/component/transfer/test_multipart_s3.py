@@ -101,19 +101,19 @@ async def test_a_part_is_not_copied_of_another_revision(mover: Mover, config: St
 def test_a_begin_whose_reply_was_lost_leaves_nothing(seaweed_config: StorageConfig, seaweed_proxy: FaultProxy) -> None:
     store = S3Store(through(seaweed_proxy, seaweed_config))
     lost = seaweed_proxy.add("lost_reply", method="POST", path="uploads")
-    upload_id = store.begin_upload("k")
+    upload_id = store.parts.begin_upload("k")
     assert lost.hits == 1
-    assert store.uploads_of("k") == [upload_id]
-    store.abort_upload("k", upload_id)
+    assert store.parts.uploads_of("k") == [upload_id]
+    store.parts.abort_upload("k", upload_id)
     store.close()
 
 
 def test_many_uploads_are_listed_page_by_page(seaweed_config: StorageConfig, path: str) -> None:
     store = S3Store(seaweed_config)
-    begun = {store.begin_upload("k") for _ in range(3)}
-    assert set(store.uploads_of("k")) == begun
+    begun = {store.parts.begin_upload("k") for _ in range(3)}
+    assert set(store.parts.uploads_of("k")) == begun
     for upload_id in begun:
-        store.abort_upload("k", upload_id)
-    assert store.uploads_of("k") == []
+        store.parts.abort_upload("k", upload_id)
+    assert store.parts.uploads_of("k") == []
     store.close()
     assert os.path.exists(path)

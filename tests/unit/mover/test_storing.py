@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lamfs.errors import InvalidArgument, ObjectMissing, StorageUnavailable
-from lamfs.mover import jobs, storing
+from lamfs.errors import InvalidArgument, LamfsError, ObjectMissing, StorageError, StorageUnavailable
+from lamfs.mover import storing
 from lamfs.mover.storing import File, SmallFiles
 from lamfs.storage.base import ObjectStat
 
@@ -38,6 +38,11 @@ class Store:
         return ObjectStat(dst, size, f"copy of {src} {etag}", 0)
 
 
+def stat_of(found: ObjectStat | LamfsError) -> ObjectStat:
+    assert isinstance(found, ObjectStat), found
+    return found
+
+
 def put(small: SmallFiles, store: Any, files: list[File] = FILES, stop: Any = lambda: None) -> list[Any]:
     return small.put_many(store, files, stop)
 
@@ -45,7 +50,7 @@ def put(small: SmallFiles, store: Any, files: list[File] = FILES, stop: Any = la
 def test_storage_that_is_near_gets_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storing, "DISTANT", 1e9)
     store = Store()
-    found = [jobs.unpack_stat(each) for each in put(SmallFiles(), store)]
+    found = [stat_of(each) for each in put(SmallFiles(), store)]
     assert [stat.etag for stat in found] == [f"e-k{number}" for number in range(8)]
     assert store.asked == [f"k{number}" for number in range(8)]
 
@@ -53,7 +58,7 @@ def test_storage_that_is_near_gets_one_after_the_other(monkeypatch: pytest.Monke
 def test_storage_that_is_far_gets_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the first, which tells how far it is."""
     monkeypatch.setattr(storing, "DISTANT", 0.0)
-    found = [jobs.unpack_stat(each) for each in put(SmallFiles(), Store(together=7))]
+    found = [stat_of(each) for each in put(SmallFiles(), Store(together=7))]
     assert [stat.key for stat in found] == [f"k{number}" for number in range(8)], "in the order of the files"
 
 
@@ -66,7 +71,7 @@ def test_the_error_of_one_is_not_that_of_another(monkeypatch: pytest.MonkeyPatch
         ("/c", "k2", ("there", "e2", 3), None),
     ]
     found = put(SmallFiles(), Store(), files)
-    assert [jobs.unpack_stat(each).etag for each in found] == ["e-k0", "e-k1", "copy of there e2"]
+    assert [stat_of(each).etag for each in found] == ["e-k0", "e-k1", "copy of there e2"]
 
 
 def test_when_storage_is_away_the_others_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +79,8 @@ def test_when_storage_is_away_the_others_are_not_tried(monkeypatch: pytest.Monke
     monkeypatch.setattr(storing, "DISTANT", 1e9)
     found = put(SmallFiles(), store)
     assert store.asked == ["k0", "k1", "k2"]
-    assert [jobs.unpack_stat(each).key for each in found[:2]] == ["k0", "k1"]
-    errors = [jobs.unpack_error(each) for each in found[2:]]
+    assert [stat_of(each).key for each in found[:2]] == ["k0", "k1"]
+    errors = found[2:]
     assert all(isinstance(error, StorageUnavailable) for error in errors)
     assert len(errors) == 6
 
@@ -124,5 +129,6 @@ def test_a_spool_file_that_is_gone_is_its_own_error(tmp_path: Path) -> None:
     first, second = put(
         SmallFiles(), Reads(), [(str(tmp_path / "a"), "k0", None, None), (str(tmp_path / "b"), "k1", None, None)]
     )
-    assert "storing" in first["message"]
-    assert jobs.unpack_stat(second).size == 1
+    assert isinstance(first, StorageError)
+    assert "storing" in str(first)
+    assert stat_of(second).size == 1

@@ -15,7 +15,7 @@ from lamfs.model import ArtifactRecord, ObjectMeta
 from lamfs.ops import artifacts, drafts, fsck, orphans, setup, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.processes import state_of
-from lamfs.storage.base import ObjectStat, in_parts
+from lamfs.storage.base import ObjectStat
 from tests.support.ops import BadStore, make_orphan
 
 DAY = 24 * 3600
@@ -271,7 +271,7 @@ def test_temporaries_of_dead_processes_are_removed_and_named(instance: Instance,
         os.utime(folder / name, (1e9, 1e9))
     fsck.check(instance)
     assert [path.name for path in folder.iterdir()] == [living.name]
-    assert in_parts(instance.store) is None
+    assert instance.store.parts is None
 
 
 def test_what_a_lock_was_compared_with_is_removed(instance: Instance) -> None:
