@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_spool_name
-from lamfs.model import ArtifactRecord, ContentHash, now_ns
+from lamfs.model import ArtifactRecord, ContentHash, new_uid, now_ns
 from lamfs.ops import partial_spools, strays
 from lamfs.registry import Lost, Provenance, Registry, of_another_boot
 from lamfs.registry.entries import Owed, Put
@@ -92,7 +92,7 @@ def replay(registry: Registry, store: ObjectStore, spool: SpoolFolder) -> None:
         return strays.may_be_partial(registry, store, spool, src)
 
     if registry.replay.is_needed():
-        registry.replay.run(size, may_lack, now_ns())
+        registry.replay.run(size, may_lack, spare_uid=new_uid, now=now_ns())
 
 
 def _is_there(registry: Registry, spool: SpoolFolder, entry: Put) -> bool:

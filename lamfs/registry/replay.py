@@ -66,12 +66,19 @@ class Replay:
         assert row is not None
         return int(row[0]) - int(row[1])
 
-    def run(self, size: Callable[[str], int | None], may_lack: Callable[[str], bool], now: int) -> int:
+    def run(
+        self,
+        size: Callable[[str], int | None],
+        may_lack: Callable[[str], bool],
+        *,
+        spare_uid: Callable[[], str],
+        now: int,
+    ) -> int:
         """Make the two halves agree, in one transaction; how many rows have changed.
 
         ``size(src)``: bytes of a spool file; None: it is not there. ``may_lack(src)``: whether it may have only some
-        blocks of its file. ``now``: ns since the epoch. Inside of the transaction nobody is between two commits: what
-        is apart then was left by a crash.
+        blocks of its file. ``spare_uid()``: a new uid of an artifact. ``now``: ns since the epoch. Inside of the
+        transaction nobody is between two commits: what is apart then was left by a crash.
         """
         count = 0
         with self._db.transaction():
@@ -80,7 +87,7 @@ class Replay:
                 return 0
             for row, ino, src, owner in self._unsaid():
                 count += 1
-                self._agree(row, ino, src, size, registry_first=lead > 0, killed=not of_another_boot(owner))
+                self._agree(row, ino, src, size, spare_uid, registry_first=lead > 0, killed=not of_another_boot(owner))
             for ino, src, uid, stored in self._unowed():
                 count += 1
                 if stored and size(src) and may_lack(src):
@@ -110,6 +117,7 @@ class Replay:
         ino: int | None,
         src: str,
         size: Callable[[str], int | None],
+        spare_uid: Callable[[], str],
         *,
         registry_first: bool,
         killed: bool,
@@ -124,6 +132,10 @@ class Replay:
             return
         there = None if ino is None else self._db.one("SELECT pending FROM inode WHERE ino=?", (ino,))
         said = None if there is None else pending(there[0])
+        if said is not None and said.machine == self._db.machine and said.src == src:
+            self._db.execute("UPDATE journal SET uid=? WHERE id=?", (said.uid, row))
+            log.warning("the spool file %s of inode %s is to become artifact %s", src, ino, said.uid)
+            return
         if said is not None and said.machine == self._db.machine:
             # It was about to go on in another spool file. Nothing of that was acknowledged, if the process was killed.
             if registry_first and not killed and (size(said.src) or 0) >= (size(src) or 0):
@@ -133,11 +145,11 @@ class Replay:
                 return
             if killed:
                 self._db.execute("INSERT OR IGNORE INTO spent VALUES(?)", (said.src,))
-            self._db.execute("UPDATE journal SET ino=ino WHERE id=?", (row,))  # the inode follows
+            self._own_uid(row, ino, spare_uid())  # the inode follows
             log.warning("inode %s goes on in the spool file %s, and not in %s", ino, src, said.src)
             return
         if there is not None and not registry_first:
-            self._db.execute("UPDATE journal SET ino=ino WHERE id=?", (row,))
+            self._own_uid(row, ino, spare_uid())
             log.warning("inode %s has bytes in the spool file %s", ino, src)
             return
         # What a try of it may have left in storage goes, as when a put is struck off.
@@ -154,6 +166,15 @@ class Replay:
         if not (registry_first and killed):
             self._db.execute("DELETE FROM spent WHERE src=?", (src,))
         log.warning("the spool file %s of inode %s is owed no more", src, ino)
+
+    def _own_uid(self, row: int, ino: int | None, spare_uid: str) -> None:
+        """A put counts whose registry is older: it is for the artifact that its file has there. A uid that another file
+        has, which was to be replaced by this one, stays that file's."""
+        self._db.execute(
+            "UPDATE journal SET uid=coalesce((SELECT uid FROM artifact WHERE ino=?1),"
+            " CASE WHEN EXISTS (SELECT 1 FROM artifact a WHERE a.uid=journal.uid) THEN ?2 ELSE uid END) WHERE id=?3",
+            (ino, spare_uid, row),
+        )
 
     def _inode_of(self, src: str) -> tuple[int, Pending] | None:
         """The inode that says its bytes are in a spool file of this machine."""

@@ -158,9 +158,33 @@ def test_a_work_database_of_another_registry_is_put_aside(path: Path, caplog: py
     assert puts(other) == ["theirs"]  # which has come back to its own
     with opened(path) as registry:
         assert registry.replay.is_needed()
-        registry.replay.run(lambda src: 3, lambda src: False, 1)
+        registry.replay.run(lambda src: 3, lambda src: False, spare_uid=lambda: "s" * 20, now=1)
         assert not registry.replay.is_needed()
     assert puts(path) == ["mine"]
+
+
+def test_a_registry_that_lost_a_rename_keeps_its_artifacts(path: Path, tmp_path: Path) -> None:
+    """b's bytes were to become a's artifact, by a rename that only the work database knows of."""
+    make(path)
+    with opened(path) as registry:
+        hands = Hands(registry)
+        hands.save("a.csv", b"abc")
+        hands.create("b.csv")
+    shutil.copy(path, tmp_path / "before")
+    with opened(path) as registry:
+        Hands(registry).rename("b.csv", "a.csv")
+    shutil.copy(tmp_path / "before", path)
+    with opened(path) as registry:
+        assert registry.replay.is_needed()
+        registry.replay.run(lambda src: 3, lambda src: False, spare_uid=lambda: "s" * 20, now=1)
+        (put,) = registry.journal.puts()
+        assert registry.tree.path(put.ino) == "b.csv"
+        record = Hands(registry).store(put.ino, b"new")
+        kept = registry.artifacts.by_key("a.csv")
+        assert record is not None
+        assert kept is not None
+        assert record.uid != kept.uid
+        assert not registry.replay.is_needed()
 
 
 def test_a_crash_while_a_registry_is_replaced_leaves_a_pair(path: Path) -> None:
@@ -187,7 +211,7 @@ def test_a_damaged_work_database_is_put_aside_and_made_anew(
         Path(f"{work}{side}").unlink(missing_ok=True)
     with opened(path) as registry:
         assert registry.journal.puts() == []
-        registry.replay.run(lambda src: 3, lambda src: False, 1)
+        registry.replay.run(lambda src: 3, lambda src: False, spare_uid=lambda: "s" * 20, now=1)
     assert puts(path) == ["a.csv", "b.csv"]
     kept = [each for each in path.parent.glob("work.*.work.db") if each.read_bytes() == data]
     assert bool(kept) == bool(data)
