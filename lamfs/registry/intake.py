@@ -63,8 +63,8 @@ def check(path: Path, name: str) -> Origin:
 def take(path: Path, name: str, fresh: Path, place: Place, *, now: int, spare_uid: str) -> Taken:
     """Make ``fresh``, a new file of mode 0600, with the rows of the untrusted registry at ``path``.
 
-    ``now``: for what has no time of its own, in nanoseconds since the epoch; ``spare_uid``: of the storage, if no row of
-    it is right.
+    ``now``: for what has no time of its own, in nanoseconds since the epoch; ``spare_uid``: of the storage, if no row
+    of it is right.
 
     Raises RegistryError when the file is damaged, newer than this program, or cannot be a registry.
     """
