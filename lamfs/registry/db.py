@@ -71,6 +71,7 @@ class Database:
                 self.conn.execute("PRAGMA cache_size=-32768")
                 self._migrate(create, work)
                 self.machine = workdb.attach(self.conn, path) if work else ""
+                self._before = self.conn.total_changes
             except BaseException:
                 self.conn.close()
                 raise
@@ -222,7 +223,7 @@ class Database:
 
     def changes(self) -> int:
         """Rows that this connection has changed since it was opened."""
-        return self.conn.total_changes
+        return self.conn.total_changes - self._before
 
     def log_pages(self, count: int) -> None:
         """From how many pages in the log on a commit folds it into the file itself, which takes two syncs."""

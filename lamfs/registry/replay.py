@@ -25,6 +25,8 @@ from lamfs.registry.db import Database
 NOBODY = "replayed:0:0"
 """Owner of a put that is owed again: a process that is gone, and perhaps ran before the machine went down."""
 
+_COUNT = "SELECT seq FROM {}.sqlite_sequence WHERE name='puts'"
+
 log = logging.getLogger("lamfs.recover")
 
 
@@ -60,7 +62,7 @@ class Replay:
 
     def _lead(self) -> int:
         """How many changes of puts the registry is ahead; negative: behind."""
-        row = self._db.one("SELECT (SELECT n FROM registry_count), (SELECT n FROM work_count)")
+        row = self._db.one(f"SELECT ({_COUNT.format('main')}), ({_COUNT.format('work')})")
         assert row is not None
         return int(row[0]) - int(row[1])
 
@@ -97,8 +99,9 @@ class Replay:
                     (ino, uid, src, now, NOBODY),
                 )
                 log.warning("the spool file %s of inode %d is owed again", src, ino)
-            self._db.execute("UPDATE work_count SET n=max(n, (SELECT n FROM registry_count))")
-            self._db.execute("UPDATE registry_count SET n=(SELECT n FROM work_count)")
+            both = f"max(({_COUNT.format('main')}), ({_COUNT.format('work')}))"
+            for schema in ("main", "work"):
+                self._db.execute(f"UPDATE {schema}.sqlite_sequence SET seq={both} WHERE name='puts'")
         return count
 
     def _agree(

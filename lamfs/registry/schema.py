@@ -297,10 +297,9 @@ _OWED = (
     " SELECT op, uid, object_key, attempts, error, next_at, created_at, owner, payload FROM journal"
     f" WHERE coalesce({IS_OWED}, 0) ORDER BY id",
     *(f"DROP TABLE {name}" for name in ("upload", "part", "overlay", "seal", "spent", "unsaid", "journal")),
-    "CREATE TABLE registry_count(n INTEGER NOT NULL)",
-    "INSERT INTO registry_count VALUES(0)",
+    # How often inode.pending has changed by this machine's work; see workdb.py.
+    "INSERT INTO sqlite_sequence(name, seq) VALUES('puts', 0)",
     "ALTER TABLE inode ADD COLUMN pending TEXT",
-    "CREATE INDEX inode_pending ON inode(ino) WHERE pending IS NOT NULL",
 )
 
 
@@ -308,7 +307,7 @@ _OWED = (
 def work_split(db: Database) -> None:
     """Version 14: the work of one machine has left (workdb.split has copied it before). What is owed and any machine
     may do stays, and each inode says which machine has its bytes while they are not stored: ``pending``,
-    ``machine:spool file:artifact uid``. ``registry_count``: how often that has changed."""
+    ``machine:spool file:artifact uid``."""
     for statement in _OWED:
         db.execute(statement)
 

@@ -43,9 +43,6 @@ _MACHINE = re.compile("[0-9a-z-]{12}")
 
 _TABLES = (
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
-    # As the registry's registry_count: which of the two is ahead.
-    "CREATE TABLE work_count(n INTEGER NOT NULL)",
-    "INSERT INTO work_count VALUES(0)",
     """CREATE TABLE journal(
         id INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT NOT NULL, state TEXT NOT NULL, ino INTEGER, uid TEXT,
         object_key TEXT, src TEXT, gen INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, error TEXT,
@@ -82,6 +79,18 @@ _TABLES = (
             FROM upload WHERE journal_id=NEW.id AND NOT completed;
         DELETE FROM upload WHERE journal_id=NEW.id;
     END""",
+    # How often a put has come, changed or gone. The registry counts too (_HERE), so it is known which file is ahead.
+    # The count is in a page that an insert writes anyway.
+    "INSERT INTO sqlite_sequence(name, seq) VALUES('puts', 0)",
+    """CREATE TRIGGER put_new AFTER INSERT ON journal WHEN new.op='put' BEGIN
+        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
+    END""",
+    """CREATE TRIGGER put_changed AFTER UPDATE OF op, ino, uid, src ON journal WHEN old.op='put' BEGIN
+        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
+    END""",
+    """CREATE TRIGGER put_done AFTER DELETE ON journal WHEN old.op='put' BEGIN
+        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
+    END""",
     # What is known of a spool file ends with the row that names it, whoever strikes that off and why.
     """CREATE TRIGGER spool_done AFTER DELETE ON journal WHEN old.src IS NOT NULL BEGIN
         DELETE FROM partial_spool WHERE src=old.src;
@@ -109,19 +118,16 @@ _HERE = (
     # Which machine has the bytes of an inode, and where (replay.Pending). Both files count these changes.
     """CREATE TEMP TRIGGER pending_new AFTER INSERT ON work.journal WHEN new.op='put' BEGIN
         UPDATE inode SET pending='{0}:'||new.src||':'||coalesce(new.uid, '') WHERE ino=new.ino;
-        UPDATE registry_count SET n=n+1;
-        UPDATE work_count SET n=n+1;
+        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
     END""",
     """CREATE TEMP TRIGGER pending_changed AFTER UPDATE OF op, ino, uid, src ON work.journal WHEN old.op='put' BEGIN
         UPDATE inode SET pending=NULL WHERE ino=old.ino AND (new.op<>'put' OR new.ino IS NOT old.ino);
         UPDATE inode SET pending='{0}:'||new.src||':'||coalesce(new.uid, '') WHERE new.op='put' AND ino=new.ino;
-        UPDATE registry_count SET n=n+1;
-        UPDATE work_count SET n=n+1;
+        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
     END""",
     """CREATE TEMP TRIGGER pending_done AFTER DELETE ON work.journal WHEN old.op='put' BEGIN
         UPDATE inode SET pending=NULL WHERE ino=old.ino;
-        UPDATE registry_count SET n=n+1;
-        UPDATE work_count SET n=n+1;
+        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
     END""",
 )
 

@@ -276,11 +276,40 @@ def damaged_registry(round: Round) -> None:
     after_damage(round, excuse_doubts(round, doubts))
 
 
+@kind("work")
+def damaged_work(round: Round) -> None:
+    """The work database is emptied, cut, has a bad page, is an older one, or gone."""
+    path = round.holder.work_path
+    older = round.world.base / "older.work.db"
+    with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(older)) as target:
+        source.backup(target)
+    for _ in range(round.rng.randint(1, 3)):
+        round.run(round.plan(in_mount=True))
+    doubts = go_down(round, owing=round.rng.random() < 0.7)
+    how = round.rng.choice(("empty", "cut", "page", "older", "gone"))
+    if how == "older" or round.rng.random() < 0.7:
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+    size = path.stat().st_size
+    if how == "empty":
+        os.truncate(path, 0)
+    elif how == "cut":
+        os.truncate(path, round.rng.randrange(1, size))
+    elif how == "page":
+        overwrite(path, round.rng.randrange(0, max(size // PAGE, 1)) * PAGE, round.rng.randbytes(PAGE))
+    elif how == "gone":
+        path.unlink()
+    else:
+        shutil.copyfile(older, path)
+    damage(round, f"work database {how}")
+    after_damage(round, excuse_doubts(round, doubts))
+
+
 @kind("wal")
 def damaged_log(round: Round) -> None:
-    """The write-ahead log of the registry has a flipped byte, is cut, or gone."""
+    """The write-ahead log of the registry, or of the work database, has a flipped byte, is cut, or gone."""
     doubts = go_down(round, owing=True)
-    path = Path(f"{round.holder.registry_path}-wal")
+    path = Path(f"{round.rng.choice((round.holder.registry_path, round.holder.work_path))}-wal")
     size = path.stat().st_size if path.exists() else 0
     if size:
         how = round.rng.choice(("flip", "cut", "gone"))

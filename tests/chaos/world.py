@@ -462,6 +462,11 @@ class Machine:
         self._log_seen = 0
 
     @property
+    def work_path(self) -> Path:
+        """Its work database."""
+        return self.directory / "work.db"
+
+    @property
     def registry_path(self) -> Path:
         """The working copy."""
         return self.directory / "registry.lndb"
