@@ -629,3 +629,10 @@ def test_a_deep_tree_of_wrong_keys_is_bounded(box: Box, taken: Callable[..., tup
     assert record is not None
     assert record.key is not None
     assert len(record.key) == 256 * depth + 5
+
+
+def test_a_storage_without_a_right_row_gets_the_uid_and_the_time_that_were_said(box: Box) -> None:
+    taken, fresh = box.take("UPDATE storage SET uid='no uid'")
+    with contextlib.closing(fresh):
+        assert fresh.db.all("SELECT uid, created_at FROM storage") == [(SPARE, AT)]
+    assert any("it has a new one" in finding.sentence for finding in taken.findings)
