@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from lamfs.errors import LamfsError
+from lamfs.model import now_ns
 from lamfs.ops import adoption, mounts, strays, temporaries
 from lamfs.ops.instance import Instance
 from lamfs.registry import Registry
@@ -56,8 +57,8 @@ def _close(registry: Registry, spool: SpoolFolder, entry: Put) -> None:
         info = spool.stat(entry.src)
     except FileNotFoundError:
         if entry.state == "open":
-            registry.journal.ready_put(entry.ino)
+            registry.journal.ready_put(entry.ino, now=now_ns())
         elif entry.state == "scratch":
             registry.journal.set_scratch(entry.ino, False)
         return  # the uploader finds out where it went
-    registry.writes.close_left(entry, SpoolInfo(info.st_size, info.st_mtime_ns, info.st_blocks))
+    registry.writes.close_left(entry, SpoolInfo(info.st_size, info.st_mtime_ns, info.st_blocks), now=now_ns())

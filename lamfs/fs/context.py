@@ -15,7 +15,7 @@ from lamfs.fs.nodes import NodeTable
 from lamfs.fs.state import Event, FileState
 from lamfs.fs.stats import Stats
 from lamfs.fs.waits import Waits
-from lamfs.model import Inode
+from lamfs.model import Inode, now_ns
 from lamfs.mover.client import Mover
 from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Registry
@@ -129,7 +129,7 @@ class Context:
         """
         state.count_blocks()
         done = self.verbs.writes.acknowledge(
-            state.inode, src=src, settle=settle, probe_settle=probe_settle, columns=state.unsaved
+            state.inode, now=now_ns(), src=src, settle=settle, probe_settle=probe_settle, columns=state.unsaved
         )
         if done is None:
             return 0

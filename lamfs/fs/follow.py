@@ -15,6 +15,7 @@ import trio
 from lamfs.errors import LamfsError
 from lamfs.fs.atimes import FLUSH
 from lamfs.fs.context import Context
+from lamfs.model import now_ns
 from lamfs.registry import Change
 from lamfs.registry.entries import Put
 from lamfs.registry.writes import SpoolInfo
@@ -56,7 +57,7 @@ def adopt(context: Context) -> bool:
                 os.close(context.spool.open(entry.src, os.O_CREAT | os.O_RDWR))
             info = context.spool.stat(entry.src)
             spools[entry.id] = SpoolInfo(info.st_size, info.st_mtime_ns, info.st_blocks)
-    taken = context.verbs.writes.take_over(left, spools)
+    taken = context.verbs.writes.take_over(left, spools, now=now_ns())
     for ino in taken.closed:
         context.renew(ino)
     return bool(taken.rows)

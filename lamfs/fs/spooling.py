@@ -22,7 +22,7 @@ from lamfs.fs.context import Context
 from lamfs.fs.partial import PartialSpools
 from lamfs.fs.state import SPOOLED, Event, FileState, Spool
 from lamfs.keys import spool_name
-from lamfs.model import BLOCK_SIZE, Revision, now_ns
+from lamfs.model import BLOCK_SIZE, Revision, new_uid, now_ns
 from lamfs.prefetch.patterns import Reader
 from lamfs.registry import Conflict, Lost
 from lamfs.scratch import PROBE_SECONDS
@@ -183,6 +183,8 @@ class Spooling:
                 begun = self._c.verbs.writes.begin_put(
                     state.ino,
                     src,
+                    now=now_ns(),
+                    artifact_uid=new_uid(),
                     key_is_virtual=not self._c.policy.real_keys,
                     seen=state.seen,
                     mine=state.owed,

@@ -138,7 +138,7 @@ def _decide(registry: Registry, store: ObjectStore, spool: SpoolFolder, entry: P
     foreign = _foreign(spool, entry)
     if foreign is not None:
         name = registry.tree.path(entry.ino) or entry.uid
-        if registry.upkeep.strike_off(entry):
+        if registry.upkeep.strike_off(entry, now=now_ns()):
             if entry.ino:
                 log.error("What the journal owes of '%s' is struck off: %s", name, foreign)
             else:
@@ -245,7 +245,7 @@ def _conclude(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, s
     if seen.untold is not None:
         log.error("Whether '%s' is in storage cannot be told now: %s", name, seen.untold)
         if file.artifact is None and (left or empty):
-            registry.journal.start_over(entry.id)  # it gets another object: what it may have stored is kept
+            registry.journal.start_over(entry.id, new_uid())  # it gets another object: what it may have stored is kept
     elif seen.stored is not None and _commit_stored(registry, entry, file, seen.stored):
         log.warning("'%s' was stored before %s.", name, why)
         return False
@@ -264,7 +264,7 @@ def _conclude(registry: Registry, spool: SpoolFolder, entry: Put, file: _File, s
         log.error("'%s' is gone: %s before it was stored.", name, why)
     else:
         log.error("'%s' is as it was stored last: %s before later bytes were stored.", name, why)
-    registry.rescue.give_up(entry.id)
+    registry.rescue.give_up(entry.id, now=now_ns())
     return False
 
 
@@ -273,11 +273,11 @@ def _commit_stored(registry: Registry, entry: Put, file: _File, stored: _Stored)
     stays."""
     assert file.object_key is not None
     if stored.whole and entry.state == "open":
-        registry.journal.ready_put(entry.ino)
+        registry.journal.ready_put(entry.ino, now=now_ns())
     row = registry.journal.get_put(entry.id)
     gen = entry.gen if row is None else row.gen
     registry.commits.put(
         entry.ino, gen if stored.whole else gen - 1, stored.content, file.object_key, stored.etag, Provenance(),
-        row=entry.id,
+        now=now_ns(), row=entry.id,
     )  # fmt: skip
     return stored.whole

@@ -21,7 +21,7 @@ from lamfs.errors import (
     ObjectChanged,
     ObjectMissing,
 )
-from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord
+from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, now_ns
 from lamfs.ops import alone, drafts, messages, mounts, recover
 from lamfs.ops.drafts import Draft
 from lamfs.ops.instance import Instance
@@ -105,7 +105,7 @@ def commit(
         return _update(instance, record, key)
     registry = instance.registry
     if key is not None and registry.artifacts.by_uid(record.uid) is not None:
-        registry.names.rename_artifact(record.uid, key)
+        registry.names.rename_artifact(record.uid, key, now=now_ns())
     if registry.journal.saves():
         # An interrupted save of the same artifact must not be finished after this one.
         recover.finish_saves(instance, strict=True)
@@ -119,7 +119,7 @@ def commit(
         found = instance.store.head(key)
         if found.etag != draft.etag:
             raise ObjectChanged(f"The object {instance.store.url(key)} has changed since; register it again.")
-        saved = registry.commits.save(0, record, found.etag, mode=0o644, uid=os.getuid(), gid=os.getgid())
+        saved = registry.commits.save(0, record, found.etag, mode=0o644, uid=os.getuid(), gid=os.getgid(), now=now_ns())
     else:
         saved = _store(instance, draft, progress)
     recover.run_owed(instance)
@@ -156,6 +156,7 @@ def _update(instance: Instance, record: ArtifactRecord, key: str | None) -> Arti
     by_uid(instance, record.uid)
     instance.registry.names.edit_artifact(
         record.uid,
+        now=now_ns(),
         key=key,
         description=record.description,
         run_id=record.run_id,
@@ -278,7 +279,7 @@ def url(instance: Instance, record: ArtifactRecord) -> str:
 def trash(instance: Instance, record: ArtifactRecord) -> ArtifactRecord:
     """Move an artifact to the trash; its bytes are kept. Raises NotFound."""
     instance.hold()
-    instance.registry.names.trash(record.uid)
+    instance.registry.names.trash(record.uid, now=now_ns())
     mounts.poke(instance.settings)
     return by_uid(instance, record.uid)
 
@@ -286,7 +287,7 @@ def trash(instance: Instance, record: ArtifactRecord) -> ArtifactRecord:
 def restore(instance: Instance, record: ArtifactRecord, key: str | None = None) -> ArtifactRecord:
     """Bring an artifact back from the trash, to ``key`` or where it was. Raises NotFound, AlreadyExists."""
     instance.hold()
-    instance.registry.names.restore(record.uid, key)
+    instance.registry.names.restore(record.uid, key, now=now_ns())
     recover.run_owed(instance)
     mounts.poke(instance.settings)
     return by_uid(instance, record.uid)
@@ -305,7 +306,7 @@ def purge(instance: Instance, record: ArtifactRecord, storage: bool = True) -> A
     if registry.journal.saves(record.uid):
         recover.finish_saves(instance, strict=True)
     pending = registry.journal.put_of(record.ino) if record.ino is not None else None
-    gone = registry.names.purge(record.uid, storage=storage)
+    gone = registry.names.purge(record.uid, now=now_ns(), storage=storage)
     if pending is not None and pending.src and not mounts.live(instance.settings):
         with contextlib.suppress(OSError, LamfsError):
             spool = SpoolFolder.find(*instance.settings.spool_place)

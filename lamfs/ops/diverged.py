@@ -19,7 +19,7 @@ from typing import Any
 from lamfs import config
 from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError, ObjectMissing, StorageError, StorageUnavailable
-from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, new_uid
+from lamfs.model import AUTO_KEY_PREFIX, TRASH, ArtifactRecord, new_uid, now_ns
 from lamfs.ops import messages
 from lamfs.printable import count_of
 from lamfs.registry import Displaced, Registry
@@ -81,7 +81,7 @@ def _bring_back(
         # This machine has replaced the bytes that the other machine's row means. Only the new bytes exist.
         new.commits.save(
             0, replace(there, revision=record.revision), record.revision.etag, mode=0o644, uid=os.getuid(),
-            gid=os.getgid(),
+            gid=os.getgid(), now=now_ns(),
         )  # fmt: skip
         found.back.append(f"'{there.place}' (uid {there.uid}) as it was stored last, from here")
         return
@@ -115,7 +115,7 @@ def _bring_back(
         # This machine has written its bytes over those of the other machine's artifact.
         displaced = Displaced(holder, f"{AUTO_KEY_PREFIX}{holder.uid}.{new_uid(6)}{holder.suffix}")
     author = old.people.user(record.created_by_id)
-    new.upkeep.bring_back(made, author=author, displaced=displaced, uid=os.getuid(), gid=os.getgid())
+    new.upkeep.bring_back(made, now=now_ns(), author=author, displaced=displaced, uid=os.getuid(), gid=os.getgid())
     found.back.append(f"{name} as '{made.key}'")
     if holder is not None:
         found.left.append(

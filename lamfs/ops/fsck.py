@@ -181,7 +181,7 @@ def _tree(instance: Instance, report: Report, repair: bool) -> None:
     def is_mounted() -> bool:
         return bool(mounts.live(instance.settings))
 
-    for flaw in instance.registry.consistency.check_tree(repair=repair, is_mounted=is_mounted):
+    for flaw in instance.registry.consistency.check_tree(now=now_ns(), repair=repair, is_mounted=is_mounted):
         report.add(f"tree: {flaw.sentence}", flaw.mended)
 
 
@@ -190,7 +190,7 @@ def _unnamed(instance: Instance, report: Report) -> None:
     files."""
     if mounts.live(instance.settings):
         return
-    for ino, key in instance.registry.rescue.name_nameless():
+    for ino, key in instance.registry.rescue.name_nameless(now=now_ns()):
         report.add(f"tree: inode {ino} had no name, and is '{key}' now", True)
 
 

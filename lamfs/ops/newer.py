@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from lamfs.errors import InvalidName, LamfsError, ObjectMissing, StorageError, StorageUnavailable
-from lamfs.model import ArtifactRecord, ObjectMeta, Revision, iso
+from lamfs.model import ArtifactRecord, ObjectMeta, Revision, iso, now_ns
 from lamfs.ops import alone
 from lamfs.ops.instance import Instance
 from lamfs.storage.base import ObjectStat
@@ -241,7 +241,7 @@ def _make_content(instance: Instance, other: Other, progress: Callable[[int], No
     if not other.is_later and not content.same_bytes(record.revision.content):
         return False
     revision = Revision(content, item.key, etag)
-    return instance.registry.commits.adopt(record, revision, meta.revision, mtime_ns=item.mtime_ns)
+    return instance.registry.commits.adopt(record, revision, meta.revision, mtime_ns=item.mtime_ns, now=now_ns())
 
 
 def _keep(instance: Instance, other: Other, progress: Callable[[int], None] | None) -> str | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 from lamfs import config, scratch
 from lamfs.config import InstanceSettings
 from lamfs.errors import DamagedRegistry, LamfsError, LeaseLost, Locked, RegistryError
+from lamfs.model import now_ns
 from lamfs.ops import held, lock, written
 from lamfs.ops.lock import Holder, Lease, LockStore
 from lamfs.processes import uptime
@@ -137,7 +138,7 @@ class Opened:
             registry = self.registry
             found = registry.people.user_by_handle(user.handle)
             if found is None or (user.email, user.name) != (found.email, found.name):
-                found = registry.people.ensure_user(user.uid, user.handle, user.email, user.name)
+                found = registry.people.ensure_user(user.uid, user.handle, user.email, user.name, now=now_ns())
             self._users[user.handle] = found
         return found
 

@@ -120,7 +120,9 @@ def keep(instance: Instance, orphan: Orphan, progress: Callable[[int], None] | N
         return None
     record = unknown.record_of(registry, alone.user_id(instance), item, meta, content)
     record.uid, record.revision = _uid(instance, orphan), Revision(content, item.key, etag)
-    return registry.rescue.keep_object(unknown.names(registry, item, meta), record, mtime_ns=item.mtime_ns)
+    return registry.rescue.keep_object(
+        unknown.names(registry, item, meta), record, mtime_ns=item.mtime_ns, now=now_ns(), spare_uid=new_uid()
+    )
 
 
 def _uid(instance: Instance, orphan: Orphan) -> str:
@@ -151,7 +153,7 @@ def purge(instance: Instance, orphans: Iterable[Orphan]) -> list[Orphan]:
             continue
         if (now.etag, now.size) != (orphan.item.etag, orphan.item.size):
             continue
-        if registry.rescue.give_up_object(orphan.item.key, orphan.item.etag):
+        if registry.rescue.give_up_object(orphan.item.key, orphan.item.etag, now=now_ns()):
             gone.append(orphan)
     if gone:
         recover.run_owed(instance, ops=("delete",), strict=True)

@@ -133,12 +133,12 @@ def finish_put(instance: Instance, spool: SpoolFolder, entry: Put) -> bool:
     registry, src = instance.registry, check_spool_name(entry.src)
     inode = registry.tree.get(entry.ino)
     if inode is None or not stat.S_ISREG(inode.mode):
-        registry.commits.abandon_put(entry)
+        registry.commits.abandon_put(entry, now=now_ns())
         spool.unlink(src)
         return False
     if entry.state != "ready":
         # Its writer died with the file open: the bytes that were written count.
-        registry.journal.ready_put(entry.ino, scratch=registry.names.is_scratch(entry.ino))
+        registry.journal.ready_put(entry.ino, now=now_ns(), scratch=registry.names.is_scratch(entry.ino))
         again = registry.journal.put_of(entry.ino)
         assert again is not None
         entry = again

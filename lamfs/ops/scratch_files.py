@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError
 from lamfs.keys import is_spool_name, spool_inode
-from lamfs.model import Inode
+from lamfs.model import Inode, now_ns
 from lamfs.ops import written
 from lamfs.registry import Registry
 
@@ -80,4 +80,4 @@ def _kept(registry: Registry) -> dict[tuple[int, int], str]:
 
 def give_back(registry: Registry, unread: Unread) -> bool:
     """Let the file that has the bytes take the place of the name that has none. False: one of the two is gone."""
-    return unread.kept is not None and registry.rescue.give_back(unread.kept, unread.inode)
+    return unread.kept is not None and registry.rescue.give_back(unread.kept, unread.inode, now=now_ns())

@@ -29,7 +29,7 @@ from lamfs.errors import (
     TooLarge,
 )
 from lamfs.keys import is_registry_key
-from lamfs.model import StorageConfig, instance_id, storage_id
+from lamfs.model import STORAGE_UID_LEN, StorageConfig, instance_id, new_uid, now_ns, storage_id
 from lamfs.ops import kept, losses, messages, mounts, scratch_files, snapshot, spools, unstored, working_copy, written
 from lamfs.ops.instance import Instance
 from lamfs.ops.probe import check_storage
@@ -185,6 +185,8 @@ def _create_registry(instance: Instance) -> None:
     try:
         registry.file.set_up(
             settings.slug,
+            now=now_ns(),
+            storage_uid=new_uid(STORAGE_UID_LEN),
             root=settings.storage.root,
             kind=instance.store.kind,
             region=settings.storage.region,

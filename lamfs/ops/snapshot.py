@@ -42,7 +42,7 @@ from lamfs.errors import (
     StorageError,
     StorageFull,
 )
-from lamfs.model import StorageConfig, iso
+from lamfs.model import STORAGE_UID_LEN, StorageConfig, iso, new_uid, now_ns
 from lamfs.ops import diverged, held, kept, messages, working_copy, written
 from lamfs.ops.opened import Opened
 from lamfs.printable import count_of
@@ -443,7 +443,8 @@ def pull(
             return None
         _refuse_ahead(settings, ahead, keep_both)
         try:
-            taken = intake.take(temp, url, fresh, intake.Place(instance.store.kind, settings.storage.root))
+            place = intake.Place(instance.store.kind, settings.storage.root)
+            taken = intake.take(temp, url, fresh, place, now=now_ns(), spare_uid=new_uid(STORAGE_UID_LEN))
         except DamagedRegistry as error:
             raise DamagedRegistry(f"{error} {ways_back(instance)}") from None
         with contextlib.closing(Registry(fresh, work=False)) as registry:

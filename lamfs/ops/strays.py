@@ -19,7 +19,7 @@ from pathlib import Path
 from lamfs import hashing
 from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.keys import root_path, spool_inode, spool_name, suffix_of
-from lamfs.model import TRASH, ContentHash
+from lamfs.model import TRASH, ContentHash, new_uid, now_ns
 from lamfs.printable import count_of
 from lamfs.registry import Registry, aside
 from lamfs.registry.entries import Drop, Put
@@ -97,7 +97,7 @@ def settle(registry: Registry, store: ObjectStore, spool: SpoolFolder, directory
     registry.journal.forget_spent(spool.names())
     count = sum(stray.key is not None for stray in found)
     if count:
-        folder = registry.tree.path(registry.rescue.folder())
+        folder = registry.rescue.found()[0]
         log.warning(
             "%s that the journal did not know: look into '%s', and move or delete what is there",
             count_of(count, "file"),
@@ -129,6 +129,8 @@ def keep(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str, t
         src=src,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
+        now=now_ns(),
+        spare_uid=new_uid(),
         artifact_uid=told.uid if told is not None and not partial else None,
         description=f"Found in the spool, owed to nobody: bytes {about}"
         + (", without those that were not written" if partial else ""),
@@ -145,16 +147,16 @@ def keep_damaged(registry: Registry, spool: SpoolFolder, entry: Put) -> str:
     called = root_path(key)[1]
     suffix = suffix_of(called)
     blocks = ", ".join(map(str, sorted(entry.damaged)[:20]))
-    with registry.db.transaction():
-        found = registry.rescue.keep_file(
-            f"{called.removesuffix(suffix)} (damaged){suffix}{'.partial' if entry.base is not None else ''}",
-            src=name,
-            size=status.st_size,
-            mtime_ns=status.st_mtime_ns,
-            description=f"What was written last to '{key}', changed by the disk it waited on: blocks {blocks} of 4 MiB",
-        )
-        registry.rescue.give_up(entry.id, note=False)
-    return found
+    return registry.rescue.keep_put(
+        entry.id,
+        f"{called.removesuffix(suffix)} (damaged){suffix}{'.partial' if entry.base is not None else ''}",
+        src=name,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        now=now_ns(),
+        spare_uid=new_uid(),
+        description=f"What was written last to '{key}', changed by the disk it waited on: blocks {blocks} of 4 MiB",
+    )
 
 
 def _told(directory: Path) -> dict[str, aside.Told]:

@@ -20,7 +20,6 @@ from lamfs.ops import adoption, messages, spools, strays
 from lamfs.printable import count_of
 from lamfs.registry import Lost, Registry, workdb
 from lamfs.registry.aside import Told
-from lamfs.registry.carry import carry_over
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.osfiles import fsync_folder
@@ -34,8 +33,7 @@ KEPT = 3
 def uid(settings: InstanceSettings) -> str | None:
     """The random name of the instance that the working copy is of; None without one, or when it cannot be read."""
     with contextlib.suppress(LamfsError), contextlib.closing(Registry(settings.registry_path, work=False)) as registry:
-        found = registry.db.get_meta("uid")
-        return None if found is None else str(found)
+        return registry.file.about().uid
     return None
 
 
@@ -95,19 +93,13 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apa
     """Owe in ``fresh`` what is owed in the working copy. False when the spool is another instance's."""
     try:
         with contextlib.closing(Registry(settings.registry_path)) as old, contextlib.closing(Registry(fresh)) as new:
-            own = new.db.get_meta("uid")
-            if old.db.get_meta("uid") != own:
+            own = new.file.about().uid
+            if old.file.about().uid != own:
                 # No lamfs has worked with a registry that is not the one it wrote here: the spool is not of that.
                 return wrote is not None and wrote == own
-            with new.db.transaction():
-                left = carry_over(old.db, new.db, apart=apart)
-                known = set(new.rescue.lost())
-                for lost in old.rescue.lost():
-                    if lost not in known:
-                        new.rescue.note_lost(lost)
+            with new.upkeep.succeeding(old.db, apart=apart) as left:
                 _keep(settings, new, store, left)
-                new.journal.disown()  # whoever comes next does it, and this process may live on for other reasons
-            new.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            new.file.fold_log()
     except LamfsError as error:
         messages.warn(
             f"what this machine had still to store is not known any more: {error} The next mount puts what is in the"

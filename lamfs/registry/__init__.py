@@ -6,26 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lamfs.model import ArtifactRecord, iso
+from lamfs.model import ArtifactRecord, iso, new_uid
 from lamfs.processes import is_alive, of_another_boot, process_id
 from lamfs.registry.artifacts import Artifacts, Provenance
 from lamfs.registry.attributes import Attributes
 from lamfs.registry.changes import Change, ChangeLog
-from lamfs.registry.clocked import (
-    ClockedCommits,
-    ClockedFile,
-    ClockedNames,
-    ClockedPeople,
-    ClockedRescue,
-    ClockedUpkeep,
-    new_origin,
-)
 from lamfs.registry.commits import Commits, Committed, Conflict, NewObject, Stored
 from lamfs.registry.consistency import Consistency, Flaw
 from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
+from lamfs.registry.file import RegistryFile
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
-from lamfs.registry.namespace import Backup, Renamed
+from lamfs.registry.namespace import Backup, Namespace, Renamed
 from lamfs.registry.partial_spools import (
     PartialSpools,
     Ranges,
@@ -36,12 +28,12 @@ from lamfs.registry.partial_spools import (
     missing_blocks,
     unwritten,
 )
-from lamfs.registry.people import Run, Storage, Transform, User
+from lamfs.registry.people import People, Run, Storage, Transform, User
 from lamfs.registry.replay import Pending, Replay
-from lamfs.registry.rescue import Lost
+from lamfs.registry.rescue import Lost, Rescue
 from lamfs.registry.seals import Seal, Seals
 from lamfs.registry.tree import Tree
-from lamfs.registry.upkeep import Displaced
+from lamfs.registry.upkeep import Displaced, Upkeep
 from lamfs.registry.uploads import PartRecord, UploadRecord, Uploads
 from lamfs.registry.writes import Writes
 from lamfs.scratch import Matcher, nothing
@@ -64,27 +56,25 @@ class Registry:
         work: bool = True,
     ) -> None:
         self.path = path
-        self.origin = new_origin()
+        self.origin = new_uid(12)
         self.db = Database(path, create=create, name=name, work=work)
         self.tree = Tree(self.db)
         self.artifacts = Artifacts(self.db, time.sleep)
-        self.journal = Journal(self.db)
+        self.journal = Journal(self.db, process_id() or new_uid())
         self.partial_spools = PartialSpools(self.db)
         self.uploads = Uploads(self.db)
         self.seals = Seals(self.db)
         self.changes = ChangeLog(self.db, self.origin)
         self.replay = Replay(self.db, self.changes)
-        self.people = ClockedPeople(self.db)
-        self.names = ClockedNames(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
-        self.rescue = ClockedRescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
-        self.commits = ClockedCommits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+        self.people = People(self.db)
+        self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
+        self.rescue = Rescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
+        self.commits = Commits(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)
         self.attributes = Attributes(self.db, self.tree, self.artifacts, self.changes)
         self.writes = Writes(self.db, self.tree, self.journal, self.changes, self.names, self.partial_spools)
-        self.file = ClockedFile(self.db, self.people, self.journal, self.changes)
+        self.file = RegistryFile(self.db, self.people, self.journal, self.changes)
         self.consistency = Consistency(self.db, self.tree, self.journal, self.changes)
-        self.upkeep = ClockedUpkeep(
-            self.db, self.tree, self.artifacts, self.journal, self.changes, self.commits, self.rescue
-        )
+        self.upkeep = Upkeep(self.db, self.tree, self.artifacts, self.journal, self.changes, self.commits, self.rescue)
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:
         """An artifact's record with its references resolved, ready for JSON: what ``lamfs info`` prints."""

@@ -78,9 +78,10 @@ class ChangeLog:
         return [Change(*row) for row in rows], lost
 
     def trim(self) -> None:
-        """Drop rows that no follower can need any more, and rows of ``unsaid`` for objects that nothing refers to."""
-        self._db.execute("DELETE FROM change WHERE seq < ?", (self.last() - KEEP,))
-        self._db.execute(
-            "DELETE FROM claim WHERE NOT EXISTS (SELECT 1 FROM revision r WHERE r.object_key=claim.object_key)"
-            " AND NOT EXISTS (SELECT 1 FROM all_work w WHERE w.object_key=claim.object_key)"
-        )
+        """Drop rows that no follower can need any more, and rows of ``claim`` for objects that nothing refers to."""
+        with self._db.transaction():
+            self._db.execute("DELETE FROM change WHERE seq < ?", (self.last() - KEEP,))
+            self._db.execute(
+                "DELETE FROM claim WHERE NOT EXISTS (SELECT 1 FROM revision r WHERE r.object_key=claim.object_key)"
+                " AND NOT EXISTS (SELECT 1 FROM all_work w WHERE w.object_key=claim.object_key)"
+            )

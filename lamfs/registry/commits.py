@@ -254,7 +254,7 @@ class Commits:
             if row is not None and (entry is None or entry.id != row):
                 found = self._journal.get(row)
                 if found is None:
-                    self._drop_object(object_key)
+                    self._drop_object(object_key, now)
                 return Committed(None, current=entry is None and found is None)
             artifact = self._artifacts.by_ino(ino)
             inode = self._tree.get(ino)
@@ -262,14 +262,14 @@ class Commits:
                 if entry is not None:
                     # Written through a handle after somebody deleted the file for good.
                     self._journal.done(entry.id)
-                self._drop_object(object_key)
+                self._drop_object(object_key, now)
                 return Committed(None, current=True)
             revision = Revision(content, object_key, etag)
             before, made = artifact.size if artifact is not None else 0, False
             if artifact is None and entry.state == "scratch" and taken is None:
                 # It got a scratch name during the upload: it stays in the spool.
                 self._journal.set_target(entry.id, None)
-                self._drop_object(object_key)
+                self._drop_object(object_key, now)
                 return Committed(None, current=False)
             if artifact is None:
                 key, suffix = self._key_of(ino)
@@ -285,13 +285,15 @@ class Commits:
                 made = not content.leaves  # leaf hashes are not kept in memory
             elif artifact.revision != revision:
                 if artifact.revision.object_key != object_key:
-                    self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag, uid=artifact.uid)
+                    self._journal.add_delete(
+                        artifact.revision.object_key, artifact.revision.etag, now=now, uid=artifact.uid
+                    )
                 same = content.same_bytes(artifact.revision.content)
                 self._artifacts.set_revision(
                     artifact, revision, updated_at=artifact.updated_at if same else now, origin=origin
                 )
             self._journal.said(object_key)
-            self._move_home(artifact, object_key)
+            self._move_home(artifact, object_key, now)
             # Scratch only now, but its only bytes have gone to storage: so it is an artifact.
             current = entry.gen == gen and entry.state in ("ready", "scratch")
             if entry.state == "scratch":
@@ -322,12 +324,12 @@ class Commits:
                 for file in files
             }  # fmt: skip
 
-    def give_up_target(self, entry_id: int, object_key: str, etag: str) -> None:
+    def give_up_target(self, entry_id: int, object_key: str, etag: str, *, now: int) -> None:
         """An earlier try of a put has made an object with other bytes: owe its deletion, and let the put choose another
         one."""
         with self._db.transaction():
             self._journal.unclaim(entry_id, object_key)
-            self._journal.add_delete(object_key, etag)
+            self._journal.add_delete(object_key, etag, now=now)
 
     def deleted(self, entry_ids: Iterable[int]) -> None:
         """The objects of these rows are gone: strike them off."""
@@ -335,12 +337,12 @@ class Commits:
             for entry_id in entry_ids:
                 self._journal.done(entry_id)
 
-    def _drop_object(self, object_key: str) -> None:
+    def _drop_object(self, object_key: str, now: int) -> None:
         """Journal the deletion of an object, unless an artifact has it."""
         if self._artifacts.with_object(object_key) is None:
-            self._journal.add_delete(object_key)
+            self._journal.add_delete(object_key, now=now)
 
-    def put_unneeded(self, ino: int, gen: int, *, row: int | None = None) -> Committed:
+    def put_unneeded(self, ino: int, gen: int, *, now: int, row: int | None = None) -> Committed:
         """Generation ``gen`` of an inode has the content that its artifact has already: only the journal row goes.
         ``row``: as in put."""
         with self._db.transaction():
@@ -353,13 +355,13 @@ class Commits:
             artifact = self._artifacts.by_ino(ino)
             if current:
                 if entry.object_key is not None and is_private(entry.object_key) and not entry.doubted:
-                    self._drop_object(entry.object_key)  # an earlier try may have stored other bytes there
+                    self._drop_object(entry.object_key, now)  # an earlier try may have stored other bytes there
                 self._journal.done(entry.id)
                 if artifact is not None:
                     self._tree.update(ino, size=artifact.size)
             return Committed(artifact, current, entry.src if current else None)
 
-    def abandon_put(self, entry: Put) -> None:
+    def abandon_put(self, entry: Put, *, now: int) -> None:
         """The file of a put is gone: strike the put off, and owe the deletion of the object that it may have made.
 
         The object stays when it may be another machine's.
@@ -367,7 +369,7 @@ class Commits:
         with self._db.transaction():
             self._journal.done(entry.id)
             if entry.object_key is not None and not entry.doubted:
-                self._drop_object(entry.object_key)
+                self._drop_object(entry.object_key, now)
 
     def conflict(
         self,
@@ -402,7 +404,9 @@ class Commits:
             artifact = self._artifacts.by_ino(inode.ino)
             if artifact is not None:
                 if artifact.revision.object_key != object_key:
-                    self._journal.add_delete(artifact.revision.object_key, artifact.revision.etag, uid=artifact.uid)
+                    self._journal.add_delete(
+                        artifact.revision.object_key, artifact.revision.etag, now=now, uid=artifact.uid
+                    )
                 self._artifacts.set_revision(artifact, revision, updated_at=now, origin=origin)
             else:
                 key, suffix = self._key_of(inode.ino)
@@ -422,9 +426,9 @@ class Commits:
             self._changes.content(inode.ino)
             return Conflict(copy.ino, parent, beside)
 
-    def _move_home(self, artifact: ArtifactRecord, object_key: str) -> None:
+    def _move_home(self, artifact: ArtifactRecord, object_key: str, now: int) -> None:
         if self._artifacts.home(artifact, object_key) != object_key:
-            self._journal.add_move(artifact.uid)
+            self._journal.add_move(artifact.uid, now=now)
 
     # -- saves (the Python API and the CLI) ---------------------------------------------------------------------
 
@@ -433,7 +437,9 @@ class Commits:
         known = self._artifacts.by_uid(record.uid)
         return self._free_object(record.uid, record.suffix, record.key, record.key_is_virtual, known, None)
 
-    def announce_save(self, record: ArtifactRecord, *, foreign: str | None = None, mode: int = 0o644) -> Announced:
+    def announce_save(
+        self, record: ArtifactRecord, *, now: int, foreign: str | None = None, mode: int = 0o644
+    ) -> Announced:
         """Journal a save of ``record``, whose ETag is not known yet, under an object key where no other artifact has
         its bytes.
 
@@ -457,7 +463,8 @@ class Commits:
             if self._journal.owes_any_delete(object_key) or object_key != home:
                 foreign = None
             payload = save_payload(record, base=base, mode=mode, foreign=foreign)
-            return Announced(self._journal.add_save(record.uid, object_key, payload), object_key, old, was_claimed)
+            entry_id = self._journal.add_save(record.uid, object_key, payload, now=now)
+            return Announced(entry_id, object_key, old, was_claimed)
 
     def save(
         self, entry_id: int, record: ArtifactRecord, etag: str, *, mode: int, uid: int, gid: int, now: int
@@ -485,7 +492,7 @@ class Commits:
                 assert old.ino is not None
                 record.ino = old.ino
                 if old.revision.object_key != object_key:
-                    self._journal.add_delete(old.revision.object_key, old.revision.etag, uid=old.uid)
+                    self._journal.add_delete(old.revision.object_key, old.revision.etag, now=now, uid=old.uid)
                 origin = Provenance(record.created_by_id, record.run_id, record.transform_id)
                 self._artifacts.set_revision(old, revision, updated_at=now, origin=origin)
                 self._artifacts.update(
@@ -503,7 +510,7 @@ class Commits:
             self._changes.content(ino)
             saved = self._artifacts.by_uid(record.uid)
             assert saved is not None
-            self._move_home(saved, object_key)
+            self._move_home(saved, object_key, now)
             self._journal.done(entry_id)
             return saved
 
@@ -527,7 +534,7 @@ class Commits:
         self._changes.entry(parent, name, old.ino)
         self._changes.entry(parent, new_name, old.ino)
 
-    def abandon_save(self, entry_id: int, object_key: str, *, delete: bool) -> None:
+    def abandon_save(self, entry_id: int, object_key: str, *, now: int, delete: bool) -> None:
         """A save failed, or its process died: remove its row. ``delete``: journal the deletion of the object that it
         may have left.
 
@@ -536,11 +543,11 @@ class Commits:
         with self._db.transaction():
             self._journal.done(entry_id)
             if delete:
-                self._drop_object(object_key)
+                self._drop_object(object_key, now)
 
     # -- moves --------------------------------------------------------------------------------------------------
 
-    def move_plan(self, uid: str) -> tuple[ArtifactRecord, str] | None:
+    def move_plan(self, uid: str, *, now: int) -> tuple[ArtifactRecord, str] | None:
         """Where the object of an artifact has to go: its record and the object key to copy to. None: nowhere.
 
         While another artifact's bytes are at the destination, the plan is a name below ``.lamindb/``. That breaks
@@ -563,7 +570,7 @@ class Commits:
                 for other in others:
                     if other.visibility == TRASH or self._artifacts.home(other) != other.revision.object_key:
                         # Nothing else makes it give way: it is in the trash, or was found where it is.
-                        self._journal.add_move(other.uid)
+                        self._journal.add_move(other.uid, now=now)
                 continue
             return None if self._journal.claimed(target, uid, None, moves=False) else (artifact, target)
         return None
@@ -573,12 +580,12 @@ class Commits:
         artifact = self._artifacts.by_uid(uid)
         return artifact is None or artifact.revision.object_key == self._artifacts.home(artifact)
 
-    def begin_move(self, uid: str, object_key: str) -> None:
+    def begin_move(self, uid: str, object_key: str, *, now: int) -> None:
         """The object of an artifact is about to be copied to ``object_key``. The deletion of the copy is pending until
         ``moved`` says that the copy is there."""
         with self._db.transaction():
             self._journal.drop_delete(object_key)
-            self._journal.add_delete(object_key, copy_of=uid)
+            self._journal.add_delete(object_key, now=now, copy_of=uid)
 
     def give_up_move(self, entry_id: int, object_key: str) -> None:
         """The object that was to be copied to ``object_key`` is gone, or has changed. The object at ``object_key`` may
@@ -587,22 +594,22 @@ class Commits:
             self._journal.drop_delete(object_key)
             self._journal.done(entry_id)
 
-    def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str) -> bool:
+    def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str, *, now: int) -> bool:
         """The object was copied: point the row at the copy and journal the deletion of the original.
 
         False if the artifact has other bytes by now. Then the copy is stale, unless it is in use.
         """
         with self._db.transaction():
-            now = self._artifacts.by_uid(before.uid)
-            if now is None or now.revision != before.revision:
+            known = self._artifacts.by_uid(before.uid)
+            if known is None or known.revision != before.revision:
                 return False  # the deletion that begin_move journaled is still due
             self._journal.drop_delete(object_key)
             self._artifacts.set_object(before.uid, object_key, etag)
-            self._journal.add_delete(before.revision.object_key, before.revision.etag, uid=before.uid)
-            if object_key == self._artifacts.home(now):
+            self._journal.add_delete(before.revision.object_key, before.revision.etag, now=now, uid=before.uid)
+            if object_key == self._artifacts.home(known):
                 self._journal.done(entry_id)
-            if now.ino is not None:
-                self._changes.record(now.ino)
+            if known.ino is not None:
+                self._changes.record(known.ino)
             return True
 
     def adopt(self, before: ArtifactRecord, revision: Revision, number: int, *, mtime_ns: int, now: int) -> bool:
@@ -622,7 +629,7 @@ class Commits:
                 return False
             same = revision.content.same_bytes(known.revision.content)
             if revision.object_key != known.revision.object_key:
-                self._journal.add_delete(known.revision.object_key, known.revision.etag, uid=known.uid)
+                self._journal.add_delete(known.revision.object_key, known.revision.etag, now=now, uid=known.uid)
             self._artifacts.set_revision(known, revision, updated_at=known.updated_at if same else mtime_ns)
             self._artifacts.set_number(known.uid, number)
             self._journal.said(revision.object_key)
@@ -630,7 +637,7 @@ class Commits:
                 self._tree.update(known.ino, size=revision.size, mtime_ns=mtime_ns, ctime_ns=now, blocks=None)
                 self._tree.bump_revision(known.ino)
             self._changes.content(known.ino)
-            self._move_home(known, revision.object_key)
+            self._move_home(known, revision.object_key, now)
             return True
 
     def same_bytes(self, before: ArtifactRecord, etag: str) -> bool:

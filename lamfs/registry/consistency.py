@@ -71,8 +71,9 @@ class Consistency:
         ]
         return FileFlaws([str(text) for (text,) in rows if text != "ok"], dangling)
 
-    def check_tree(self, *, repair: bool, is_mounted: Callable[[], bool]) -> list[Flaw]:
+    def check_tree(self, *, now: int, repair: bool, is_mounted: Callable[[], bool]) -> list[Flaw]:
         """Check inodes, entries and artifacts against each other, in one transaction: nobody changes them meanwhile.
+        ``now``: ns since the epoch.
 
         ``repair``: correct link counts, and remove inodes without a name that belong to no artifact. A mount may have
         such an inode open, so ``is_mounted`` is asked inside the transaction: a mount that starts later changes
@@ -82,7 +83,7 @@ class Consistency:
             return [
                 *(Flaw(text.format(*row)) for text, query in _TREE_QUERIES for row in self._db.all(query)),
                 *self._links(repair),
-                *(() if is_mounted() else self._nameless(repair)),
+                *(() if is_mounted() else self._nameless(repair, now)),
                 *self._unreachable(),
             ]
 
@@ -103,7 +104,7 @@ class Consistency:
                 self._changes.attr(ino)
             yield Flaw(f"inode {ino} counts {nlink} links and has {want}", repair)
 
-    def _nameless(self, repair: bool) -> Iterator[Flaw]:
+    def _nameless(self, repair: bool, now: int) -> Iterator[Flaw]:
         """Inodes without a name that belong to no artifact."""
         rows = self._db.all(
             "SELECT ino FROM inode WHERE ino NOT IN (?, ?) AND ino NOT IN (SELECT ino FROM dentry)"
@@ -112,7 +113,7 @@ class Consistency:
         )
         for (ino,) in rows:
             if repair:
-                self._journal.drop_put(ino)
+                self._journal.drop_put(ino, now=now)
                 self._tree.remove_inode(ino)
             yield Flaw(f"inode {ino} has no name and is no artifact's", repair)
 

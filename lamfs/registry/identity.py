@@ -54,13 +54,13 @@ class Identity:
         artifact = self._artifacts.by_ino(inode.ino)
         if inode.nlink:
             if artifact is not None:
-                self.follow_name(artifact)
+                self.follow_name(artifact, now)
             self._changes.attr(inode.ino)
             return Removed(inode)
         if artifact is not None:
             self._artifacts.update(artifact.uid, visibility=TRASH, updated_at=now)
             return Removed(inode, trashed=artifact.uid)
-        spool = self.drop_put(inode.ino).src
+        spool = self.drop_put(inode.ino, now).src
         xattrs = self._tree.remove_inode(inode.ino)
         return Removed(inode, spool=spool, row_gone=True, xattrs=xattrs)
 
@@ -75,17 +75,17 @@ class Identity:
                 self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (pending.uid, inode.ino))
             return removed, None
         self._tree.remove_entry(parent, name, target, now)
-        dropped = self.drop_put(target.ino)
+        dropped = self.drop_put(target.ino, now)
         xattrs = self._tree.remove_inode(target.ino)
         self.inherit(artifact, inode.ino, dropped, now)
         return Removed(target, spool=dropped.src, row_gone=True, xattrs=xattrs), artifact.uid
 
-    def drop_put(self, ino: int) -> Dropped:
+    def drop_put(self, ino: int, now: int) -> Dropped:
         """Drop the pending put of an inode. Journal the deletion of the object that an upload may have left behind."""
-        dropped = self._journal.drop_put(ino)
+        dropped = self._journal.drop_put(ino, now=now)
         key = dropped.object_key
         if key is not None and not dropped.doubted and self._artifacts.with_object(key) is None:
-            self._journal.add_delete(key)
+            self._journal.add_delete(key, now=now)
         return dropped
 
     def inherit(self, artifact: ArtifactRecord, ino: int, dropped: Dropped, now: int) -> None:
@@ -101,14 +101,14 @@ class Identity:
             self._artifacts.remove(source.uid)
             self._journal.drop_move(source.uid)
             if dropped.object_key is None and same:
-                self._journal.add_delete(source.revision.object_key, source.revision.etag, uid=source.uid)
+                self._journal.add_delete(source.revision.object_key, source.revision.etag, now=now, uid=source.uid)
             else:
                 self._artifacts.set_revision(artifact, source.revision, updated_at=now)
                 sure = dropped.object_key is None or dropped.doubted
                 # Delete the stale object, or let the move overwrite it if it still leads there.
                 etag = artifact.revision.etag if sure else None
-                self._journal.add_delete(artifact.revision.object_key, etag, uid=artifact.uid)
-                self._journal.add_move(artifact.uid)
+                self._journal.add_delete(artifact.revision.object_key, etag, now=now, uid=artifact.uid)
+                self._journal.add_move(artifact.uid, now=now)
         self._artifacts.update(artifact.uid, ino=ino)
         description = self._tree.take_xattr(ino, DESCRIPTION_XATTR)
         if description and artifact.description is None:
@@ -143,15 +143,15 @@ class Identity:
             if old is not None:
                 self._journal.drop_move(old.uid)
                 self._artifacts.update(old.uid, uid=copy_uid, description=None, created_at=now, updated_at=now)
-                self._journal.add_move(copy_uid)
+                self._journal.add_move(copy_uid, now=now)
         if isinstance(ended, ArtifactRecord):
-            self._go_on(ended, heir, old)
+            self._go_on(ended, heir, old, now)
         self._db.execute("UPDATE journal SET uid=? WHERE op='put' AND ino=?", (_uid(ended), heir))
         self._changes.record(backup)
         self._changes.record(heir)
         return True
 
-    def _go_on(self, ended: ArtifactRecord, heir: int, old: ArtifactRecord | None) -> None:
+    def _go_on(self, ended: ArtifactRecord, heir: int, old: ArtifactRecord | None, now: int) -> None:
         """Give ``heir`` the identity of an artifact whose row is gone. ``old`` has the stored bytes of that
         artifact."""
         source = self._artifacts.by_ino(heir)
@@ -166,8 +166,8 @@ class Identity:
             self._artifacts.insert(dataclasses.replace(ended, id=None, ino=heir, key=None, revision=revision))
         record = self._artifacts.by_uid(ended.uid)
         assert record is not None
-        self.follow_name(record)
-        self._journal.add_move(ended.uid)
+        self.follow_name(record, now)
+        self._journal.add_move(ended.uid, now=now)
 
     def drop_copy(self, parent: int, name: str, inode: Inode, now: int) -> Removed:
         """Remove a backup whose artifact went on with another file. Its content was replaced, so it goes for good."""
@@ -176,11 +176,11 @@ class Identity:
             return removed
         copy = self._artifacts.by_uid(removed.trashed)
         assert copy is not None
-        dropped = self.drop_put(inode.ino)
+        dropped = self.drop_put(inode.ino, now)
         self._journal.drop_move(copy.uid)
         self._artifacts.remove(copy.uid)
         xattrs = self._tree.remove_inode(inode.ino)
-        self._journal.add_delete(copy.revision.object_key, dropped.meant(copy.revision), uid=copy.uid)
+        self._journal.add_delete(copy.revision.object_key, dropped.meant(copy.revision), now=now, uid=copy.uid)
         return Removed(inode, spool=dropped.src, row_gone=True, xattrs=xattrs)
 
     def is_scratch(self, ino: int) -> bool:
@@ -195,7 +195,7 @@ class Identity:
         if self.scratch is not nothing and self._journal.put_of(inode.ino) is not None:
             self._journal.set_scratch(inode.ino, self.is_scratch(inode.ino))
 
-    def follow_name(self, artifact: ArtifactRecord) -> None:
+    def follow_name(self, artifact: ArtifactRecord, now: int) -> None:
         """Set key and suffix of an artifact from the first name of its inode."""
         assert artifact.ino is not None
         first = self._tree.first_name(artifact.ino)
@@ -208,7 +208,7 @@ class Identity:
             return
         self._artifacts.update(artifact.uid, key=key, suffix=suffix)
         if not is_in_place(artifact.revision.object_key, artifact.uid, suffix, key, artifact.key_is_virtual):
-            self._journal.add_move(artifact.uid)
+            self._journal.add_move(artifact.uid, now=now)
 
 
 def _uid(known: ArtifactRecord | str | None) -> str | None:

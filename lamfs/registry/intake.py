@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lamfs.config import machine_mark
-from lamfs.model import STORAGE_UID_LEN, new_uid, now_ns, storage_id
+from lamfs.model import storage_id
 from lamfs.registry import schema
 from lamfs.registry.db import WORK_SPLIT, Database, translated
 from lamfs.registry.lostfound import Finding, reattach
@@ -60,8 +60,11 @@ def check(path: Path, name: str) -> Origin:
         return origin
 
 
-def take(path: Path, name: str, fresh: Path, place: Place) -> Taken:
+def take(path: Path, name: str, fresh: Path, place: Place, *, now: int, spare_uid: str) -> Taken:
     """Make ``fresh``, a new file of mode 0600, with the rows of the untrusted registry at ``path``.
+
+    ``now``: for what has no time of its own, in nanoseconds since the epoch; ``spare_uid``: of the storage, if no row
+    of it is right.
 
     Raises RegistryError when the file is damaged, newer than this program, or cannot be a registry.
     """
@@ -77,7 +80,7 @@ def take(path: Path, name: str, fresh: Path, place: Place) -> Taken:
         made.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('schema_version', ?)", (origin.version,))
         made.execute("COMMIT")
     with Received(path, name, into=fresh) as received:
-        intake = _Intake(received, origin, place)
+        intake = _Intake(received, origin, place, now, spare_uid)
         for other in others:
             intake.found("registry", other, "it is not of lamfs, and was left out")
         intake.run()
@@ -89,7 +92,7 @@ def take(path: Path, name: str, fresh: Path, place: Place) -> Taken:
                 " SELECT 'root', root FROM storage"
             )
             db.execute("DELETE FROM owed WHERE op='delete' AND coalesce(json_type(payload, '$.etag'), '')<>'text'")
-            for finding in reattach(db, intake.unnamed, intake.unread):
+            for finding in reattach(db, now, intake.unnamed, intake.unread):
                 intake.add(finding)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
@@ -101,10 +104,12 @@ class _Intake:
     """Copies the rows of one received registry. ``unnamed``: inodes whose entry was left out; ``unread``: those whose
     artifact was."""
 
-    def __init__(self, received: Received, origin: Origin, place: Place) -> None:
+    def __init__(self, received: Received, origin: Origin, place: Place, now: int, spare_uid: str) -> None:
         self._src = received
         self._origin = origin
         self._place = place
+        self._now = now
+        self._spare_uid = spare_uid
         self._tables = tables(place.kind, origin.version)
         self.findings: list[Finding] = []
         self.count = 0
@@ -252,7 +257,7 @@ class _Intake:
             self.found("storage", "the storage", "no row of it is right, so it has a new one")
             change(
                 "INSERT INTO main.storage(id, uid, uuid, root, type, created_at) VALUES(1, ?, '', '', '', ?)",
-                (new_uid(STORAGE_UID_LEN), now_ns()),
+                (self._spare_uid, self._now),
             )
         change(
             "UPDATE main.storage SET root=?, uuid=?, type=? WHERE id=(SELECT min(id) FROM main.storage)",

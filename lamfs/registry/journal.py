@@ -38,6 +38,8 @@ living one, when its bytes are acknowledged and another process begins to write 
 A spool file of a row that goes is *spent*: in the same transaction a trigger notes its name, and whoever comes next
 removes the file if a crash has left it. A spool file that is neither owed nor spent is somebody's bytes of which the
 registry knows nothing: the registry is older than it is. So a name that is spent is never owed again.
+
+``now``: the present time, in nanoseconds since the epoch.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from lamfs.errors import FsError
-from lamfs.model import ArtifactRecord, Revision, new_uid, now_ns
-from lamfs.processes import is_alive, process_id
+from lamfs.model import ArtifactRecord, Revision
+from lamfs.processes import is_alive
 from lamfs.registry.db import Database
 from lamfs.registry.entries import COLUMNS, Drop, Owed, Put, entry
 from lamfs.registry.workdb import FIRST_OWED
@@ -78,9 +80,9 @@ class Dropped(NamedTuple):
 class Journal:
     """Reads and writes the journal of one Database. ``owner`` names the process that writes through this object."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, owner: str) -> None:
         self._db = db
-        self.owner = process_id() or new_uid()
+        self.owner = owner
 
     def disown(self) -> None:
         """Leave what this process owes to whoever comes next."""
@@ -93,35 +95,33 @@ class Journal:
         ino: int,
         src: str,
         *,
+        now: int,
+        artifact_uid: str,
         key_is_virtual: bool = True,
-        artifact_uid: str | None = None,
     ) -> None:
-        """As begin_put, of an inode that was made in the same transaction: nobody knows anything of it.
-        ``artifact_uid``: the uid of the artifact that comes of it (None: a new one).
-        """
+        """As begin_put, of an inode that was made in the same transaction: nobody knows anything of it."""
         self._db.execute(
             "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, payload)"
             " VALUES('put','open',?,?,?,?,?,?)",
-            (
-                ino, artifact_uid or new_uid(), src, now_ns(), self.owner,
-                json.dumps({"key_is_virtual": key_is_virtual}),
-            ),
-        )  # fmt: skip
+            (ino, artifact_uid, src, now, self.owner, json.dumps({"key_is_virtual": key_is_virtual})),
+        )
 
     def begin_put(
         self,
         ino: int,
         src: str,
         *,
+        now: int,
+        artifact_uid: str,
         key_is_virtual: bool = True,
         base: str | None = None,
         seen: int | None = None,
         mine: str | None = None,
     ) -> str | None:
         """Note that ``ino`` is being written into spool file ``src``. An earlier row keeps its uid and generation, but
-        opens again, so that an upload under way does not strike it off. ``base``: the revision over which ``src`` is a
-        partial spool (partial_spools.py). Returns the name of the earlier spool file, when it is this process's to
-        remove.
+        opens again, so that an upload under way does not strike it off. ``artifact_uid``: of the artifact that comes of
+        it, if there is neither that nor an earlier row. ``base``: the revision over which ``src`` is a partial spool
+        (partial_spools.py). Returns the name of the earlier spool file, when it is this process's to remove.
 
         ``seen``: the revision of the inode from which what is written goes on (None: whatever there is); ``mine``: the
         spool file of this process that holds it, if it is not stored. Raises FsError(ESTALE), and nothing has changed,
@@ -132,8 +132,8 @@ class Journal:
             if seen is not None and not self._goes_on(ino, before, seen, mine):
                 raise FsError(errno.ESTALE, "the file was replaced by somebody else while it was open")
             payload: dict[str, object] = {"key_is_virtual": key_is_virtual}
-            uid, gen, free = new_uid(), 0, None
-            if before is not None and self._leave_to_owner(before):
+            uid, gen, free = artifact_uid, 0, None
+            if before is not None and self._leave_to_owner(before, now):
                 uid, gen, payload = before.uid or uid, before.gen, {"key_is_virtual": before.key_is_virtual}
             elif before is not None and before.src != src:
                 free = before.src
@@ -142,7 +142,7 @@ class Journal:
                 " VALUES('put','open',?,?,?,?,?,?,?)"
                 " ON CONFLICT(ino) WHERE op='put' DO UPDATE SET state='open', src=excluded.src, owner=excluded.owner,"
                 " payload=json_remove(payload, '$.damaged')",
-                (ino, uid, src, gen, now_ns(), self.owner, json.dumps(payload)),
+                (ino, uid, src, gen, now, self.owner, json.dumps(payload)),
             )
             self.set_base(ino, base)
             return free
@@ -240,7 +240,7 @@ class Journal:
             for owner in self._owners()
         )
 
-    def _leave_to_owner(self, put: Put) -> bool:
+    def _leave_to_owner(self, put: Put, now: int) -> bool:
         """A put of another living process is taken from it. What that has begun with it ends by itself: the row becomes
         the removal of its spool file, and of the object that it may be writing a ``held`` deletion. Whether that was
         so."""
@@ -253,7 +253,7 @@ class Journal:
         if put.src is not None:
             self._db.execute(
                 "INSERT INTO journal(op, state, src, created_at, owner) VALUES('drop','ready',?,?,?)",
-                (put.src, now_ns(), put.owner),
+                (put.src, now, put.owner),
             )
         return True
 
@@ -265,16 +265,18 @@ class Journal:
             if entry_id not in under_way:
                 self._db.execute("UPDATE journal SET state='ready', next_at=0 WHERE id=?", (entry_id,))
 
-    def ready_put(self, ino: int, *, settle: float = 0.0, scratch: bool = False, src: str | None = None) -> int:
+    def ready_put(
+        self, ino: int, *, now: int, settle: float = 0.0, scratch: bool = False, src: str | None = None
+    ) -> int:
         """The bytes of ``ino`` are acknowledged: count one more generation and return it (0: there is no such row).
 
-        Its upload may start ``settle`` seconds from now; never, as long as it is ``scratch``. ``src``: only if they are
-        in this spool file, and this process's to store.
+        Its upload may start ``settle`` seconds after ``now``; never, as long as it is ``scratch``. ``src``: only if
+        they are in this spool file, and this process's to store.
         """
         row = self._db.one(
             "UPDATE journal SET state=?1, gen=gen+1, next_at=?2 WHERE op='put' AND ino=?3"
             " AND (?4 IS NULL OR src=?4 AND owner=?5) RETURNING gen",
-            ("scratch" if scratch else "ready", now_ns() + int(settle * 1e9), ino, src, self.owner),
+            ("scratch" if scratch else "ready", now + int(settle * 1e9), ino, src, self.owner),
         )
         return int(row[0]) if row else 0
 
@@ -294,9 +296,9 @@ class Journal:
             (object_key, entry_id),
         )
 
-    def start_over(self, entry_id: int) -> None:
-        """What a put owes becomes an artifact of another uid, in another object than an earlier try may have made."""
-        self._db.execute("UPDATE journal SET uid=?, object_key=NULL WHERE id=?", (new_uid(), entry_id))
+    def start_over(self, entry_id: int, uid: str) -> None:
+        """What a put owes becomes the artifact ``uid`` instead, in another object than an earlier try may have made."""
+        self._db.execute("UPDATE journal SET uid=?, object_key=NULL WHERE id=?", (uid, entry_id))
 
     def claim_target(self, entry_id: int, object_key: str) -> bool:
         """As set_target, of a put of this process; False, and nothing noted, when another one has taken it over."""
@@ -341,7 +343,13 @@ class Journal:
         return found if isinstance(found, Put) else None
 
     def add_delete(
-        self, object_key: str, etag: str | None = None, *, copy_of: str | None = None, uid: str | None = None
+        self,
+        object_key: str,
+        etag: str | None = None,
+        *,
+        now: int,
+        copy_of: str | None = None,
+        uid: str | None = None,
     ) -> None:
         """Owe the deletion of an object that no artifact has any more.
 
@@ -356,38 +364,28 @@ class Journal:
         payload = {name: value for name, value in known.items() if value is not None}
         self._db.execute(
             "INSERT INTO owed(op, object_key, created_at, owner, payload) VALUES('delete',?,?,?,?)",
-            (object_key, now_ns(), self.owner, json.dumps(payload)),
+            (object_key, now, self.owner, json.dumps(payload)),
         )
 
-    def add_move(self, uid: str) -> None:
+    def add_move(self, uid: str, *, now: int) -> None:
         """Owe the relocation of an artifact's object; at most one row per artifact."""
         self._db.execute(
             "INSERT INTO owed(op, uid, created_at, owner) VALUES('move',?,?,?)"
             " ON CONFLICT(uid) WHERE op='move' DO NOTHING",
-            (uid, now_ns(), self.owner),
+            (uid, now, self.owner),
         )
 
     def drop_move(self, uid: str) -> None:
         """The object of an artifact has to go nowhere any more."""
         self._db.execute("DELETE FROM owed WHERE op='move' AND uid=?", (uid,))
 
-    def add_save(self, uid: str, object_key: str, payload: dict[str, Any]) -> int:
+    def add_save(self, uid: str, object_key: str, payload: dict[str, Any], *, now: int) -> int:
         """Announce that the bytes described by ``payload`` are about to be stored under ``object_key``."""
         self.announced(object_key)
-        return self._add("save", "open", uid=uid, object_key=object_key, payload=payload)
-
-    def _add(
-        self,
-        op: str,
-        state: str,
-        *,
-        uid: str | None = None,
-        object_key: str | None = None,
-        payload: dict[str, Any] | None = None,
-    ) -> int:
         cursor = self._db.execute(
-            "INSERT INTO journal(op, state, uid, object_key, created_at, owner, payload) VALUES(?,?,?,?,?,?,?)",
-            (op, state, uid, object_key, now_ns(), self.owner, json.dumps(payload or {})),
+            "INSERT INTO journal(op, state, uid, object_key, created_at, owner, payload)"
+            " VALUES('save','open',?,?,?,?,?)",
+            (uid, object_key, now, self.owner, json.dumps(payload)),
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
@@ -396,12 +394,12 @@ class Journal:
         """Strike a row off."""
         self._db.execute(f"DELETE FROM {_table(entry_id)} WHERE id=?", (entry_id,))
 
-    def drop_put(self, ino: int) -> Dropped:
+    def drop_put(self, ino: int, *, now: int) -> Dropped:
         """Strike the put of an inode off."""
         found = self.put_of(ino)
         if found is None:
             return Dropped()
-        if self._leave_to_owner(found):
+        if self._leave_to_owner(found, now):
             return Dropped()
         self.done(found.id)
         return Dropped(found.src, found.object_key, found.doubted)
@@ -427,25 +425,22 @@ class Journal:
         )
         return [_as(Put, entry(row)) for row in rows]
 
-    def postpone(self, entry_id: int, seconds: float) -> None:
-        """Do not try a row before ``seconds`` from now (0: at once)."""
-        self._db.execute(
-            f"UPDATE {_table(entry_id)} SET next_at=? WHERE id=?",
-            (now_ns() + int(seconds * 1e9) if seconds else 0, entry_id),
-        )
+    def postpone(self, entry_id: int, until: int) -> None:
+        """Do not try a row before ``until``, in nanoseconds since the epoch (0: at once)."""
+        self._db.execute(f"UPDATE {_table(entry_id)} SET next_at=? WHERE id=?", (until, entry_id))
 
     def went_on(self, entry_id: int, count: int) -> None:
         """A put that takes long has gone on, for whoever waits for it in another process: ``beat`` in its payload is
         another number than before."""
         self._db.execute("UPDATE journal SET payload=json_set(payload, '$.beat', ?) WHERE id=?", (count, entry_id))
 
-    def ready(self, limit: int = 256, *, skip: Iterable[int] = ()) -> list[Owed]:
-        """Work of this process that may start now, longest due first; ``skip`` are ids under way already."""
+    def ready(self, limit: int = 256, *, now: int, skip: Iterable[int] = ()) -> list[Owed]:
+        """Work of this process that may start by ``now``, longest due first; ``skip`` are ids under way already."""
         busy = set(skip)
         rows = self._db.all(
             f"SELECT {COLUMNS} FROM all_work WHERE owner=? AND state='ready' AND next_at<=?"
             " ORDER BY next_at, id LIMIT ?",
-            (self.owner, now_ns(), limit + len(busy)),
+            (self.owner, now, limit + len(busy)),
         )
         return [entry(row) for row in rows if row[0] not in busy][:limit]
 

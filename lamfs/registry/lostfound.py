@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from lamfs.keys import suffix_of
-from lamfs.model import AUTO_INO, ROOT_INO, now_ns
+from lamfs.model import AUTO_INO, ROOT_INO
 from lamfs.registry.artifacts import NOW
 from lamfs.registry.db import Database
 
@@ -40,17 +40,17 @@ class Finding(NamedTuple):
         return f"{self.table}: {self.row}: {self.what}{where}"
 
 
-def reattach(db: Database, unnamed: Iterable[int] = (), unread: Iterable[int] = ()) -> Iterator[Finding]:
+def reattach(db: Database, now: int, unnamed: Iterable[int] = (), unread: Iterable[int] = ()) -> Iterator[Finding]:
     """Make a tree of the given inodes and entries, whatever they say.
 
     Afterwards each directory is reached by one path from the root, no entry names a missing inode, and each living
     artifact and each inode of ``unnamed`` has a place. Files of ``unread``, whose bytes are not known any more, give
-    their names up to others.
+    their names up to others. ``now``: of directories and files that are new, in nanoseconds since the epoch.
 
     Yields what was found and done. The tree is right only after the last one. Link counts and the keys of artifacts
     follow.
     """
-    tree = _Tree(db)
+    tree = _Tree(db, now)
     tree.fix_roots()
     yield from tree.drop_dangling()
     yield from tree.one_name_for_directories()
@@ -77,21 +77,21 @@ def find_folder(db: Database) -> tuple[str, int | None]:
 class _Tree:
     """The tree of one Database during repair."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, now: int) -> None:
         self._db = db
+        self._now = now
         self._folder: int | None = None
 
     # -- inodes and entries -------------------------------------------------------------------------------------
 
     def fix_roots(self) -> None:
         """Make the two directories that always exist."""
-        now = now_ns()
         for ino in (ROOT_INO, AUTO_INO):
             if self._db.one(f"SELECT 1 FROM inode WHERE ino=? AND {_DIRECTORY}", (ino,)) is None:
                 self._db.execute(
                     "INSERT OR REPLACE INTO inode(ino, mode, uid, gid, nlink, atime_ns, mtime_ns, ctime_ns)"
                     " VALUES(?,?,?,?,2,?,?,?)",
-                    (ino, stat.S_IFDIR | 0o755, os.getuid(), os.getgid(), now, now, now),
+                    (ino, stat.S_IFDIR | 0o755, os.getuid(), os.getgid(), self._now, self._now, self._now),
                 )
         # Other entries with their names, or that place them elsewhere, are dropped below.
         self._db.execute("DELETE FROM dentry WHERE ino=? AND NOT (parent=? AND name='.lamindb')", (AUTO_INO, ROOT_INO))
@@ -124,11 +124,10 @@ class _Tree:
             f"SELECT a.id, a.uid, r.size FROM {NOW} WHERE NOT EXISTS"
             f" (SELECT 1 FROM inode i WHERE i.ino=a.ino AND i.{_REGULAR})"
         )
-        now = now_ns()
         for id_, _, size in missing:
             self._db.execute(
                 "INSERT INTO inode(mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns) VALUES(?,?,?,0,?,?,?,?)",
-                (stat.S_IFREG | 0o600, os.getuid(), os.getgid(), size, now, now, now),
+                (stat.S_IFREG | 0o600, os.getuid(), os.getgid(), size, self._now, self._now, self._now),
             )
             self._db.execute("UPDATE artifact SET ino=last_insert_rowid() WHERE id=?", (id_,))
 
@@ -222,10 +221,9 @@ class _Tree:
         self._folder_name, self._folder = find_folder(self._db)
         if self._folder is not None:
             return self._folder
-        now = now_ns()
         cursor = self._db.execute(
             "INSERT INTO inode(mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns) VALUES(?,?,?,2,0,?,?,?)",
-            (stat.S_IFDIR | 0o700, os.getuid(), os.getgid(), now, now, now),
+            (stat.S_IFDIR | 0o700, os.getuid(), os.getgid(), self._now, self._now, self._now),
         )
         assert cursor.lastrowid is not None
         self._folder = cursor.lastrowid

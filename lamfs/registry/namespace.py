@@ -119,7 +119,9 @@ class Namespace:
         with self._db.transaction():
             inode = self._create(parent, name, mode, uid, gid, 0, None, now)
             src = spool_name(inode.ino, token)
-            self._journal.begin_first_put(inode.ino, src, key_is_virtual=key_is_virtual, artifact_uid=artifact_uid)
+            self._journal.begin_first_put(
+                inode.ino, src, now=now, artifact_uid=artifact_uid, key_is_virtual=key_is_virtual
+            )
             if backup is not None:
                 self._identity.keep_backup(backup.ino, inode.ino, backup.ended, copy_uid=artifact_uid, now=now)
             return inode, src
@@ -236,7 +238,7 @@ class Namespace:
                 removed, _ = self._identity.replace_file(parent, name, inode, heir, now)
                 artifact = self._artifacts.by_ino(heir.ino)
                 if artifact is not None:
-                    self._identity.follow_name(artifact)
+                    self._identity.follow_name(artifact, now)
             self._changes.entry(parent, name, inode.ino)
             return removed
 
@@ -316,11 +318,11 @@ class Namespace:
                 assert new_key is not None
                 if not self._artifacts.rekey_later(old_key, new_key):
                     for uid in self._artifacts.rekey(old_key, new_key):
-                        self._journal.add_move(uid)
+                        self._journal.add_move(uid, now=now)
             else:
                 artifact = self._artifacts.by_ino(inode.ino)
                 if artifact is not None:
-                    self._identity.follow_name(artifact)
+                    self._identity.follow_name(artifact, now)
                 free = target is None or (backup is not None and target.ino == backup.ino)
                 if backup is not None and free and stat.S_ISREG(inode.mode):
                     assert copy_uid is not None
@@ -351,7 +353,7 @@ class Namespace:
             first, second = self._tree.path_at(parent, name), self._tree.path_at(other_parent, other_name)
             self._tree.exchange_entries(parent, name, one, other_parent, other_name, two, now)
             if first is not None and second is not None:
-                self._exchange_keys((one, first), (two, second))
+                self._exchange_keys((one, first), (two, second), now)
             for inode in (one, two):
                 self._identity.follow_scratch(inode)
             self._changes.entry(parent, name, two.ino)
@@ -360,7 +362,7 @@ class Namespace:
             self._changes.attr(two.ino)
             return one, two
 
-    def _exchange_keys(self, one: tuple[Inode, str], two: tuple[Inode, str]) -> None:
+    def _exchange_keys(self, one: tuple[Inode, str], two: tuple[Inode, str], now: int) -> None:
         """Update the keys after an exchange. No key begins with ``//``, so keys can wait there during the swap."""
         for (inode, old), spare in ((one, "//1"), (two, "//2")):
             artifact = self._artifacts.by_ino(inode.ino)
@@ -371,17 +373,17 @@ class Namespace:
         for (inode, _), spare, new in ((one, "//1", two[1]), (two, "//2", one[1])):
             if stat.S_ISDIR(inode.mode):
                 for uid in self._artifacts.rekey(spare, new):
-                    self._journal.add_move(uid)
+                    self._journal.add_move(uid, now=now)
             else:
                 artifact = self._artifacts.by_ino(inode.ino)
                 if artifact is not None:
-                    self._identity.follow_name(artifact)
+                    self._identity.follow_name(artifact, now)
 
-    def follow(self, ino: int) -> None:
+    def follow(self, ino: int, *, now: int) -> None:
         """The name of a file has changed: update its artifact and its pending put."""
         artifact, inode = self._artifacts.by_ino(ino), self._tree.get(ino)
         if artifact is not None:
-            self._identity.follow_name(artifact)
+            self._identity.follow_name(artifact, now)
         if inode is not None:
             self._identity.follow_scratch(inode)
 
@@ -497,7 +499,7 @@ class Namespace:
             self.place(inode, key, artifact.uid, suffix, now=now)
             self._artifacts.update(uid, visibility=SHOWN, key=key, suffix=suffix, updated_at=now)
             if not is_in_place(artifact.revision.object_key, uid, suffix, key, artifact.key_is_virtual):
-                self._journal.add_move(uid)
+                self._journal.add_move(uid, now=now)
             return self._artifact(uid)
 
     def purge(self, uid: str, *, now: int, storage: bool = True) -> ArtifactRecord:
@@ -510,13 +512,13 @@ class Namespace:
             self.trash(uid, now=now)
             artifact = self._artifact(uid)
             assert artifact.ino is not None
-            dropped = self._identity.drop_put(artifact.ino)
+            dropped = self._identity.drop_put(artifact.ino, now)
             self._journal.drop_move(uid)
             self._artifacts.remove(uid)
             self._tree.remove_inode(artifact.ino)
             object_key = artifact.revision.object_key
             if storage:
-                self._journal.add_delete(object_key, dropped.meant(artifact.revision), uid=uid)
+                self._journal.add_delete(object_key, dropped.meant(artifact.revision), now=now, uid=uid)
             else:
                 self._db.set_meta(f"{RETAINED}{object_key}", 1)
             self._changes.record(artifact.ino)

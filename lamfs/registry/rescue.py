@@ -151,12 +151,33 @@ class Rescue:
             self._tree.update(inode.ino, size=size, mtime_ns=mtime_ns)
             if artifact_uid is None or self._artifacts.by_uid(artifact_uid) is not None:
                 artifact_uid = spare_uid
-            self._journal.begin_first_put(inode.ino, src, artifact_uid=artifact_uid)
-            self._journal.ready_put(inode.ino)
+            self._journal.begin_first_put(inode.ino, src, now=now, artifact_uid=artifact_uid)
+            self._journal.ready_put(inode.ino, now=now)
             if description is not None:
                 self._tree.set_xattr(inode.ino, DESCRIPTION_XATTR, description.encode())
             self._changes.entry(folder, name, inode.ino)
             return self._tree.path(inode.ino) or name
+
+    def keep_put(
+        self,
+        row: int,
+        name: str,
+        *,
+        src: str,
+        size: int,
+        mtime_ns: int,
+        now: int,
+        spare_uid: str,
+        description: str,
+    ) -> str:
+        """Make a file in ``lost+found`` with the last bytes of a put, which are in the spool file ``src`` now, and give
+        the put up. Returns the file's key. As keep_file, and give_up without a note."""
+        with self._db.transaction():
+            key = self.keep_file(
+                name, src=src, size=size, mtime_ns=mtime_ns, now=now, spare_uid=spare_uid, description=description
+            )
+            self.give_up(row, now=now, note=False)
+            return key
 
     def keep_object(
         self,
@@ -215,8 +236,8 @@ class Rescue:
                 (ino,),
             )
             for (file,) in below:
-                self._names.follow(file)
-            self._names.follow(ino)
+                self._names.follow(file, now=now)
+            self._names.follow(ino, now=now)
             return self._tree.path(ino) or name
 
     def name_nameless(self, *, now: int) -> list[tuple[int, str]]:
@@ -282,13 +303,13 @@ class Rescue:
                 found.add(entry.object_key)
         return found
 
-    def give_up_object(self, object_key: str, etag: str) -> bool:
+    def give_up_object(self, object_key: str, etag: str, *, now: int) -> bool:
         """Journal the deletion of an object, if neither an artifact nor the journal names it. Returns whether it
         did."""
         with self._db.transaction():
             unknown = self._is_unknown(object_key)
             if unknown:
-                self._journal.add_delete(object_key, etag)
+                self._journal.add_delete(object_key, etag, now=now)
             return unknown
 
     def _is_unknown(self, object_key: str) -> bool:
@@ -345,15 +366,7 @@ class Rescue:
 
     def lost(self) -> list[Lost]:
         """Files whose last bytes were lost with their spool file, oldest first, until ``forget_lost``."""
-        found: list[Lost] = []
-        with contextlib.suppress(TypeError, ValueError):
-            found += map(_lost, json.loads(self._db.get_meta(_LOST_LIST, "[]")))
-        for (row,) in self._db.all(
-            "SELECT value FROM meta WHERE key>=? AND key<? ORDER BY key", (LOST_META, _LOST_END)
-        ):
-            with contextlib.suppress(TypeError, ValueError):
-                found.append(_lost(json.loads(row)))
-        return found
+        return lost_in(self._db)
 
     def forget_lost(self) -> None:
         """Forget the losses: they were reported."""
@@ -364,6 +377,17 @@ class Rescue:
         name, ino = find_folder(self._db)
         row = None if ino is None else self._db.one("SELECT count(*) FROM dentry WHERE parent=?", (ino,))
         return name, int(row[0]) if row is not None else 0
+
+
+def lost_in(db: Database) -> list[Lost]:
+    """Files whose last bytes were lost, oldest first, as a registry says."""
+    found: list[Lost] = []
+    with contextlib.suppress(TypeError, ValueError):
+        found += map(_lost, json.loads(db.get_meta(_LOST_LIST, "[]")))
+    for (row,) in db.all("SELECT value FROM meta WHERE key>=? AND key<? ORDER BY key", (LOST_META, _LOST_END)):
+        with contextlib.suppress(TypeError, ValueError):
+            found.append(_lost(json.loads(row)))
+    return found
 
 
 def _lost_key(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Puts of processes that are gone, and artifacts that only another registry knows. The Database's thread.
+"""Puts of processes that are gone, and what only another registry knows. The Database's thread.
 
 Each public method is one transaction, with its change-log rows.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from lamfs.model import BLOCK_SIZE, ArtifactRecord
 from lamfs.registry.artifacts import Artifacts
+from lamfs.registry.aside import Told
+from lamfs.registry.carry import carry_over
 from lamfs.registry.changes import ChangeLog
 from lamfs.registry.commits import Commits
 from lamfs.registry.db import Database
@@ -20,7 +22,7 @@ from lamfs.registry.entries import Put
 from lamfs.registry.journal import Journal
 from lamfs.registry.partial_spools import PartialSpools
 from lamfs.registry.people import People, User
-from lamfs.registry.rescue import Lost, Rescue
+from lamfs.registry.rescue import Lost, Rescue, lost_in
 from lamfs.registry.seals import Seals
 from lamfs.registry.tree import Tree
 
@@ -136,6 +138,23 @@ class Upkeep:
         return not any(start <= end and stop == BLOCK_SIZE for start, stop in ranges)
 
     # -- another machine's registry -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def succeeding(self, old: Database, *, apart: bool) -> Iterator[Mapping[str, Told]]:
+        """Owe here what is owed in ``old``, this machine's working copy so far, and remember what is lost there: the
+        block is one transaction with that and with what it writes. Afterwards no process owns the work.
+
+        Yields the spool files of puts that are left behind, and whose they are. ``apart``: see carry_over. An exception
+        undoes everything. Raises RegistryError.
+        """
+        with self._db.transaction():
+            left = carry_over(old, self._db, apart=apart)
+            known = set(self._rescue.lost())
+            for lost in lost_in(old):
+                if lost not in known:
+                    self._rescue.note_lost(lost)
+            yield left
+            self._journal.disown()  # whoever comes next does it, and this process may live on for other reasons
 
     def bring_back(
         self,

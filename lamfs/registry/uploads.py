@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lamfs.model import now_ns
 from lamfs.registry.db import Database
 
 
@@ -79,14 +78,14 @@ class Uploads:
         """Storage has no such upload."""
         self._db.execute("DELETE FROM upload WHERE journal_id=?", (journal_id,))
 
-    def abandon(self, journal_id: int, owner: str) -> None:
-        """The row needs another upload: owe the abortion of this one."""
+    def abandon(self, journal_id: int, owner: str, *, now: int) -> None:
+        """The row needs another upload: owe the abortion of this one, since ``now`` (ns since the epoch)."""
         with self._db.transaction():
             self._db.execute(
                 "INSERT INTO journal(op, state, object_key, created_at, owner, payload)"
                 " SELECT 'abort', 'ready', object_key, ?, ?, json_object('upload_id', upload_id)"
                 " FROM upload WHERE journal_id=? AND NOT completed",
-                (now_ns(), owner, journal_id),
+                (now, owner, journal_id),
             )
             self.forget(journal_id)
 

@@ -14,26 +14,37 @@ Errors: FsError with the errno of the system call; NotFound, AlreadyExists, Inva
 for a person; RegistryError from any verb when the registry itself fails.
 
 The journal, the spool files and the multipart uploads are this machine's own work (``Registry.journal``,
-``partial_spools``, ``uploads``, ``seals``), and no part of this.
+``partial_spools``, ``uploads``, ``seals``, ``replay``), and no part of this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+from lamfs.errors import DamagedRegistry
 from lamfs.model import ArtifactRecord, ContentHash, Dentry, Inode, ObjectMeta, Revision
 from lamfs.registry.artifacts import Provenance
+from lamfs.registry.aside import Told
 from lamfs.registry.changes import Change
 from lamfs.registry.commits import Announced, Committed, Conflict, NewObject, Stored
+from lamfs.registry.consistency import FileFlaws, Flaw
+from lamfs.registry.db import Database
 from lamfs.registry.entries import Owed, Put
 from lamfs.registry.identity import Removed
 from lamfs.registry.namespace import Backup, Renamed
+from lamfs.registry.origins import About
 from lamfs.registry.partial_spools import Ranges
 from lamfs.registry.people import Run, Storage, Transform, User
 from lamfs.registry.rescue import Lost
 from lamfs.registry.tree import NEWEST
+from lamfs.registry.upkeep import Displaced
 from lamfs.registry.writes import Acknowledged, Begun, SpoolInfo, Taken
+
+if TYPE_CHECKING:
+    from lamfs.config import UserSettings
 
 
 class NameVerbs(Protocol):
@@ -148,6 +159,35 @@ class NameVerbs(Protocol):
         """Delete an artifact for good, from the trash or not; the record as it was. The object is owed its deletion,
         unless ``storage`` is False. LaminDB: Artifact.delete(permanent=True, storage=…). Raises NotFound."""
 
+    def rename_artifact(self, uid: str, key: str, *, now: int) -> None:
+        """Give an artifact another key, as ``mv`` of its first name does; directories of the key are made.
+
+        Raises NotFound, AlreadyExists (something has the key), InvalidName (a part of the key is a file),
+        InvalidArgument (it is in the trash).
+        """
+
+    def edit_artifact(
+        self,
+        uid: str,
+        *,
+        now: int,
+        key: str | None,
+        description: str | None,
+        run_id: int | None,
+        transform_id: int | None,
+    ) -> None:
+        """Set what a person may change of an artifact without new content; ``key`` None: it stays. LaminDB:
+        Artifact.save() of a changed record. Raises as rename_artifact; then nothing has changed."""
+
+    def is_retained(self, object_key: str) -> bool:
+        """Whether the artifact of an object was purged, and its object was to stay."""
+
+    def scratch_files(self) -> list[tuple[str, int]]:
+        """Key, and size in bytes, of each scratch file whose bytes are with this machine alone."""
+
+    def unread_scratch(self) -> list[Inode]:
+        """Scratch files whose bytes are not with this machine."""
+
     def is_scratch(self, ino: int) -> bool:
         """Whether a file is no artifact, and by none of its names becomes one."""
 
@@ -187,6 +227,8 @@ class WriteVerbs(Protocol):
         ino: int,
         src: str,
         *,
+        now: int,
+        artifact_uid: str,
         key_is_virtual: bool,
         seen: int,
         mine: str | None,
@@ -195,6 +237,7 @@ class WriteVerbs(Protocol):
         ranges: Mapping[int, Ranges] | None = None,
     ) -> Begun:
         """Note that a spool file is about to be written, as the next content of a file (Writes.begin_put).
+        ``artifact_uid``: of the artifact that comes of it, if the file is new and not owed yet.
 
         Raises FsError: ESTALE, when the file has another revision than the one it was opened with, or another process
         is writing it.
@@ -204,6 +247,7 @@ class WriteVerbs(Protocol):
         self,
         inode: Inode,
         *,
+        now: int,
         src: str | None = None,
         settle: float = 0.0,
         probe_settle: float | None = None,
@@ -212,11 +256,11 @@ class WriteVerbs(Protocol):
         """What was written so far has to be stored: close() and fsync() rest on this. None: that is not owed any more.
         See Writes.acknowledge."""
 
-    def take_over(self, left: Iterable[Owed], spools: Mapping[int, SpoolInfo]) -> Taken:
+    def take_over(self, left: Iterable[Owed], spools: Mapping[int, SpoolInfo], *, now: int) -> Taken:
         """Take over the work of processes that are gone; what they were writing counts as closed, as the files of a
         process that dies are (POSIX, _exit())."""
 
-    def close_left(self, entry: Put, found: SpoolInfo) -> None:
+    def close_left(self, entry: Put, found: SpoolInfo, *, now: int) -> None:
         """The same of one file whose put was taken over before."""
 
 
@@ -258,10 +302,13 @@ class CommitVerbs(Protocol):
     def put_many(self, files: Iterable[Stored], origin: Provenance, *, now: int) -> dict[int, Committed]:
         """As put, of many files in one transaction; the outcomes by journal row."""
 
-    def put_unneeded(self, ino: int, gen: int, *, row: int | None = None) -> Committed:
+    def put_unneeded(self, ino: int, gen: int, *, now: int, row: int | None = None) -> Committed:
         """Generation ``gen`` of an inode has the content that its artifact has already: only the put goes."""
 
-    def give_up_target(self, entry_id: int, object_key: str, etag: str) -> None:
+    def abandon_put(self, entry: Put, *, now: int) -> None:
+        """The file of a put is gone: strike it off; the object that it may have made is owed its deletion."""
+
+    def give_up_target(self, entry_id: int, object_key: str, etag: str, *, now: int) -> None:
         """An earlier try of a put has made an object with other bytes: that is owed its deletion."""
 
     def conflict(
@@ -284,7 +331,9 @@ class CommitVerbs(Protocol):
     def save_meta(self, record: ArtifactRecord) -> ObjectMeta:
         """What the object of a save is to say of itself."""
 
-    def announce_save(self, record: ArtifactRecord, *, foreign: str | None = None, mode: int = 0o644) -> Announced:
+    def announce_save(
+        self, record: ArtifactRecord, *, now: int, foreign: str | None = None, mode: int = 0o644
+    ) -> Announced:
         """Note that a user's file is about to be stored as this artifact, so that whoever finds its process dead can
         finish or undo that. Raises AlreadyExists (a mount has changes that need the bytes which are replaced)."""
 
@@ -296,22 +345,22 @@ class CommitVerbs(Protocol):
         Raises AlreadyExists (the key was taken meanwhile), NotFound (the artifact was deleted for good), InvalidName.
         """
 
-    def abandon_save(self, entry_id: int, object_key: str, *, delete: bool) -> None:
+    def abandon_save(self, entry_id: int, object_key: str, *, now: int, delete: bool) -> None:
         """A save has failed: strike it off; ``delete``: its object is owed its deletion, unless it is an artifact's."""
 
-    def move_plan(self, uid: str) -> tuple[ArtifactRecord, str] | None:
+    def move_plan(self, uid: str, *, now: int) -> tuple[ArtifactRecord, str] | None:
         """Where the object of an artifact has to go: the record, and the object key to copy to; None: nowhere now."""
 
     def is_home(self, uid: str) -> bool:
         """Whether the object of an artifact is where its key says, or there is no such artifact."""
 
-    def begin_move(self, uid: str, object_key: str) -> None:
+    def begin_move(self, uid: str, object_key: str, *, now: int) -> None:
         """The object of an artifact is about to be copied: until ``moved``, the copy is owed its deletion."""
 
     def give_up_move(self, entry_id: int, object_key: str) -> None:
         """What was to be copied is gone, or is something else: nothing is owed there."""
 
-    def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str) -> bool:
+    def moved(self, entry_id: int, before: ArtifactRecord, object_key: str, etag: str, *, now: int) -> bool:
         """The object was copied: the artifact has the copy, and the original is owed its deletion. False, and nothing
         has changed: the artifact has other bytes by now."""
 
@@ -346,6 +395,21 @@ class RescueVerbs(Protocol):
     ) -> str:
         """Make a spool file that nobody owes a file of ``lost+found``, and owe its put; its key."""
 
+    def keep_put(
+        self,
+        row: int,
+        name: str,
+        *,
+        src: str,
+        size: int,
+        mtime_ns: int,
+        now: int,
+        spare_uid: str,
+        description: str,
+    ) -> str:
+        """Make the last bytes of a put, which are in another spool file now, a file of ``lost+found``; its key. The
+        put's own file is as it was stored last, or gone."""
+
     def keep_object(
         self,
         names: Sequence[str],
@@ -362,11 +426,22 @@ class RescueVerbs(Protocol):
     def name_again(self, ino: int, *, now: int) -> str:
         """Give what has lost its name one in ``lost+found``; its key."""
 
+    def name_nameless(self, *, now: int) -> list[tuple[int, str]]:
+        """The same of all that have lost their name and lead to bytes or to entries, while no mount lives; inode
+        numbers and keys."""
+
+    def give_back(self, name: str, scratch: Inode, *, now: int) -> bool:
+        """Let a file of ``lost+found``, which has the bytes of a scratch file, take the place of that. False, and
+        neither has changed: one of the two is gone, or the scratch file has bytes."""
+
+    def named_objects(self) -> set[str]:
+        """Object keys that a revision names, or something that is owed."""
+
     def give_up(self, row: int, *, now: int, note: bool = True) -> Lost | None:
         """The bytes of a put are lost: its file is as it was stored last, or gone, and that is remembered (``note``).
         None: there is no such file."""
 
-    def give_up_object(self, object_key: str, etag: str) -> bool:
+    def give_up_object(self, object_key: str, etag: str, *, now: int) -> bool:
         """Owe the deletion of an object that nobody names; whether that is so."""
 
     def note_lost(self, lost: Lost) -> None:
@@ -454,6 +529,9 @@ class TreeReads(Protocol):
     def resolve(self, key: str) -> Inode | None:
         """The inode at a key. Symlinks are not followed."""
 
+    def is_below(self, ino: int, ancestor: int) -> bool:
+        """Whether an inode is ``ancestor``, or is inside of it by its first name."""
+
     def symlink_target(self, ino: int) -> bytes:
         """What a symlink says. POSIX: readlink(). Raises FsError: EINVAL."""
 
@@ -491,6 +569,19 @@ class ArtifactReads(Protocol):
     def leaves(self, revision: Revision, block: int) -> bytes | None:
         """The leaf hashes of one block of a revision; None: not known."""
 
+    def home(self, record: ArtifactRecord, at: str | None = None) -> str:
+        """The object key where an artifact's bytes belong. ``at``: where they are (None: where the record says)."""
+
+    def has_large(self, size: int) -> bool:
+        """Whether there is a revision of ``size`` bytes, which are more than 64 MiB."""
+
+    def sizes(self) -> set[int]:
+        """The sizes of all revisions, in bytes. Reads all rows."""
+
+    def settle(self, limit: int | None = None) -> bool:
+        """Let keys follow the directories that were renamed, at most ``limit`` of them; whether any are left. Reads by
+        key wait for all of them."""
+
     def filter(self, **conditions: Any) -> Iterator[ArtifactRecord]:
         """Artifacts that meet all conditions, oldest first (registry/conditions.py). LaminDB: Artifact.filter().
         Raises InvalidArgument."""
@@ -514,6 +605,114 @@ class ChangeReads(Protocol):
 
     def since(self, seq: int, limit: int = 10_000) -> tuple[list[Change], bool]:
         """Rows after ``seq`` in order, and whether rows between were trimmed already."""
+
+    def trim(self) -> None:
+        """Drop rows that nobody can need any more."""
+
+
+class FileVerbs(Protocol):
+    """A registry as one file: which instance it is of, what it comes from, and copies of it."""
+
+    def set_up(
+        self,
+        slug: str,
+        *,
+        now: int,
+        storage_uid: str,
+        root: str,
+        kind: str,
+        region: str | None,
+        user: UserSettings,
+    ) -> None:
+        """Write the first rows of a new one: the instance, its storage, and its first user. LaminDB: lamin init."""
+
+    def about(self) -> About:
+        """The instance of this registry."""
+
+    def move_to(self, root: str) -> None:
+        """The default storage is at another root."""
+
+    def fence(self) -> int | None:
+        """The number of the lease under which it was changed last; None: it says none."""
+
+    def begin_lease(self, fence: int) -> None:
+        """This machine changes it under the lease ``fence`` from now on; what another one may have written is
+        doubted."""
+
+    def source(self) -> str | None:
+        """ETag of the copy in storage that it was made of; None: of none, or it does not say."""
+
+    def made_of(self, etag: str) -> None:
+        """It was made of the copy in storage that has this ETag."""
+
+    def pushes(self) -> tuple[str, ...]:
+        """Names of the pushes that it comes from, or replaces, the newest first."""
+
+    def add_pushes(self, names: Iterable[str]) -> None:
+        """It comes from these pushes, too."""
+
+    def supersede(self, pushes: Iterable[str], changes: int) -> None:
+        """It takes the place of these pushes, and counts on from ``changes`` changes, or more."""
+
+    def mark(self) -> str:
+        """A text that differs after every change that is worth a push."""
+
+    def is_changed(self) -> bool:
+        """Whether anything was changed through this object."""
+
+    def copy_to(self, target: Path, *, push: str) -> None:
+        """Write a consistent copy to ``target``, a new file of mode 0600, as the push of that name."""
+
+    def fold_log(self) -> None:
+        """Let the file alone be the registry, without a log beside it."""
+
+    def check_values(self) -> None:
+        """Raise DamagedRegistry when a value cannot be what was written. Reads everything."""
+
+    def damaged(self, what: str) -> DamagedRegistry:
+        """The error that says what is wrong with this registry, in the words ``what``, and names the way back."""
+
+
+class CheckVerbs(Protocol):
+    """Whether the rows of a registry agree with each other."""
+
+    def check_file(self) -> FileFlaws:
+        """What the database itself finds wrong. Raises DamagedRegistry."""
+
+    def check_tree(self, *, now: int, repair: bool, is_mounted: Callable[[], bool]) -> list[Flaw]:
+        """What is wrong with inodes, entries and artifacts; ``repair``: mend what can be (Consistency.check_tree)."""
+
+
+class UpkeepVerbs(Protocol):
+    """Puts of processes that are gone, and what only another registry knows."""
+
+    def deciding(self, entry: Put) -> AbstractContextManager[bool]:
+        """A transaction in which something is decided about a put of a process that is gone; whether the put is as
+        ``entry`` says. An exception undoes all of it."""
+
+    def strike_off(self, entry: Put, *, now: int) -> bool:
+        """Strike off a put that cannot be lamfs's own, and give its file up. False, and nothing happens: another
+        process has taken or changed it."""
+
+    def keep_durable(self, entry: Put, *, now: int, cut: Callable[[int], None]) -> list[Lost]:
+        """The machine went down: believe only what was durable of a put's spool file; what is lost, which is
+        remembered. ``cut``: shortens the spool file, before the commit."""
+
+    def succeeding(self, old: Database, *, apart: bool) -> AbstractContextManager[Mapping[str, Told]]:
+        """A transaction in which this registry takes over what ``old``, this machine's working copy so far, owes; the
+        spool files that are left behind. ``apart``: another machine has gone on with this one."""
+
+    def bring_back(
+        self,
+        record: ArtifactRecord,
+        *,
+        now: int,
+        author: User | None,
+        displaced: Displaced | None,
+        uid: int,
+        gid: int,
+    ) -> None:
+        """Add an artifact that another registry knows, with the object that it has there (Upkeep.bring_back)."""
 
 
 class Verbs(Protocol):
@@ -554,6 +753,18 @@ class Verbs(Protocol):
     @property
     def changes(self) -> ChangeReads:
         """What others have changed."""
+
+    @property
+    def file(self) -> FileVerbs:
+        """The registry as one file."""
+
+    @property
+    def consistency(self) -> CheckVerbs:
+        """Checks of it."""
+
+    @property
+    def upkeep(self) -> UpkeepVerbs:
+        """What others have left behind."""
 
     def describe(self, record: ArtifactRecord) -> dict[str, Any]:
         """An artifact's record with its references resolved, ready for JSON."""

@@ -3,6 +3,7 @@ thread.
 
 Each method is one transaction that keeps journal, tree and change log in step. What a spool file is like on the disk
 comes in as an argument: nothing here opens one.
+``now``: the present time, in nanoseconds since the epoch.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class Writes:
         ino: int,
         src: str,
         *,
+        now: int,
+        artifact_uid: str,
         key_is_virtual: bool,
         seen: int,
         mine: str | None,
@@ -99,7 +102,10 @@ class Writes:
             before = self._journal.put_of(ino)
             if (before is None or before.src != src) and self._journal.is_spent(src):
                 return Begun(is_spent=True)
-            replaced = self._journal.begin_put(ino, src, key_is_virtual=key_is_virtual, base=base, seen=seen, mine=mine)
+            replaced = self._journal.begin_put(
+                ino, src, now=now, artifact_uid=artifact_uid, key_is_virtual=key_is_virtual,
+                base=base, seen=seen, mine=mine,
+            )  # fmt: skip
             if base is not None:
                 self._partial_spools.add(src, blocks)
                 self._partial_spools.add_ranges(src, ranges or {})
@@ -109,6 +115,7 @@ class Writes:
         self,
         inode: Inode,
         *,
+        now: int,
         src: str | None = None,
         settle: float = 0.0,
         probe_settle: float | None = None,
@@ -117,9 +124,9 @@ class Writes:
         """The bytes that were written so far have to be stored: count one more generation, with size, blocks and times
         of ``inode``. None, and nothing has changed: there is no such put.
 
-        ``src``: only if they are in this spool file, and this process's to store. ``settle``: seconds until its upload
-        may start. ``probe_settle``: the same of an empty file whose name is a probe's; given when the file was never
-        stored: then it may be scratch, too. ``columns``: of the inode, to be set with it.
+        ``src``: only if they are in this spool file, and this process's to store. ``settle``: seconds after ``now``
+        until its upload may start. ``probe_settle``: the same of an empty file whose name is a probe's; given when the
+        file was never stored: then it may be scratch, too. ``columns``: of the inode, to be set with it.
         """
         ino = inode.ino
         with self._db.transaction():
@@ -128,7 +135,7 @@ class Writes:
                 scratch = self._names.is_scratch(ino)
                 if not inode.size and self._names.is_probe(ino):
                     settle = probe_settle
-            gen = self._journal.ready_put(ino, settle=settle, scratch=scratch, src=src)
+            gen = self._journal.ready_put(ino, now=now, settle=settle, scratch=scratch, src=src)
             if not gen:
                 return None
             revision = self._tree.rewritten(inode)  # for other mounts it is a new one
@@ -137,7 +144,7 @@ class Writes:
                 self._tree.update(ino, **columns)
             return Acknowledged(gen, revision)
 
-    def take_over(self, left: Iterable[Owed], spools: Mapping[int, SpoolInfo]) -> Taken:
+    def take_over(self, left: Iterable[Owed], spools: Mapping[int, SpoolInfo], *, now: int) -> Taken:
         """Take over rows that processes left which are gone (Journal.left), but for those that somebody else has taken
         or changed since. A file that was being written counts as closed where it was.
 
@@ -155,13 +162,13 @@ class Writes:
                 if found is not None:
                     inode.size, inode.mtime_ns = found.size, found.mtime_ns
                     inode.blocks = None if entry.base is not None else found.blocks
-                self._journal.ready_put(inode.ino, scratch=self._names.is_scratch(inode.ino))
+                self._journal.ready_put(inode.ino, now=now, scratch=self._names.is_scratch(inode.ino))
                 self._tree.rewritten(inode)
                 self._changes.content(inode.ino)
                 closed.append(inode.ino)
             return Taken(taken, closed)
 
-    def close_left(self, entry: Put, found: SpoolInfo) -> None:
+    def close_left(self, entry: Put, found: SpoolInfo, *, now: int) -> None:
         """The file of a put that was taken over counts as closed, with what its spool file has."""
         with self._db.transaction():
             inode = self._tree.get(entry.ino)
@@ -170,7 +177,7 @@ class Writes:
                 self._tree.update(entry.ino, size=found.size, mtime_ns=found.mtime_ns, blocks=blocks)
             scratch = self._names.is_scratch(entry.ino)
             if entry.state == "open":
-                self._journal.ready_put(entry.ino, scratch=scratch)
+                self._journal.ready_put(entry.ino, now=now, scratch=scratch)
             else:
                 # The list of scratch names may have changed.
                 self._journal.set_scratch(entry.ino, scratch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from lamfs.errors import ObjectChanged, ObjectMissing
+from lamfs.model import now_ns
 from lamfs.registry import Registry
 from lamfs.registry.entries import Abort, Delete, Move
 from lamfs.storage.base import ObjectStore, Over
@@ -68,18 +69,18 @@ class Moves:
         owed = None if artifact is None or artifact.ino is None else registry.journal.put_of(artifact.ino)
         if owed is not None and owed.state == "ready":
             # New bytes are being uploaded, and will be stored at the right place.
-            registry.journal.postpone(entry.id, 0.2)
+            registry.journal.postpone(entry.id, _after(0.2))
             return
-        plan = registry.commits.move_plan(entry.uid)
+        plan = registry.commits.move_plan(entry.uid, now=now_ns())
         if plan is None:
             if registry.commits.is_home(entry.uid):
                 registry.journal.done(entry.id)
             else:
-                registry.journal.postpone(entry.id, 0.2)  # its place is taken for now
+                registry.journal.postpone(entry.id, _after(0.2))  # its place is taken for now
             return
         before, target = plan
         if target in self._busy or before.revision.object_key in self._busy:
-            registry.journal.postpone(entry.id, 0.05)
+            registry.journal.postpone(entry.id, _after(0.05))
             return
         objects = {target, before.revision.object_key}
         self._busy.update(objects)
@@ -90,13 +91,13 @@ class Moves:
             if over is None:
                 give_up_move(registry, entry, self._store.url(target))
                 return
-            registry.commits.begin_move(entry.uid, target)
+            registry.commits.begin_move(entry.uid, target, now=now_ns())
             await self._waits.durable()
             await self._permit(True)  # pinning may have taken long
             stat = await self._worker.copy(
                 before.revision.object_key, target, etag=before.revision.etag, meta=before.meta, over=over
             )
-            registry.commits.moved(entry.id, before, target, stat.etag)
+            registry.commits.moved(entry.id, before, target, stat.etag, now=now_ns())
         except (ObjectMissing, ObjectChanged):
             now = registry.artifacts.by_uid(entry.uid)
             if now is not None and now.revision == before.revision:
@@ -125,7 +126,7 @@ class Moves:
         entries = [entry for entry in entries if registry.journal.get(entry.id) is not None]
         for entry in entries:
             if entry.object_key in self._busy or registry.journal.holds(entry.object_key):
-                registry.journal.postpone(entry.id, 0.1)
+                registry.journal.postpone(entry.id, _after(0.1))
             elif registry.artifacts.with_object(entry.object_key) is not None:
                 registry.journal.done(entry.id)
             else:
@@ -174,4 +175,9 @@ class Moves:
         if await self._multipart.abort(entry):
             self._registry.journal.done(entry.id)
         else:
-            self._registry.journal.postpone(entry.id, 0.2)
+            self._registry.journal.postpone(entry.id, _after(0.2))
+
+
+def _after(seconds: float) -> int:
+    """The time after so many seconds, in nanoseconds since the epoch."""
+    return now_ns() + int(seconds * 1e9)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lamfs.errors import InvalidArgument, LamfsError, StorageError, StorageUnavailable, UploadGone
 from lamfs.hashing import join_ranges
-from lamfs.model import BLOCK_SIZE, ContentHash
+from lamfs.model import BLOCK_SIZE, ContentHash, now_ns
 from lamfs.registry import PartRecord, Registry, UploadRecord
 from lamfs.registry.entries import Abort, Put
 from lamfs.registry.seals import UNKNOWN
@@ -272,7 +272,7 @@ class Multipart:
         """The record of the row's upload to ``target``, a new one if it has none."""
         record = self._uploads.of(entry.id)
         if record is not None and record.object_key != target:
-            self._uploads.abandon(entry.id, self._registry.journal.owner)
+            self._uploads.abandon(entry.id, self._registry.journal.owner, now=now_ns())
             record = None
         if record is None:
             if not self._uploads.announce(entry.id, target):

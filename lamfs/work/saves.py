@@ -111,7 +111,9 @@ class Saves:
         looked_at, looked = await self._keep_both(record, overtaken)
         foreign = await self._foreign(record)
         with self._announcing:
-            entry_id, object_key, before, was_claimed = commits.announce_save(record, foreign=foreign, mode=mode)
+            entry_id, object_key, before, was_claimed = commits.announce_save(
+                record, now=now_ns(), foreign=foreign, mode=mode
+            )
             self._active.add(entry_id)
         seen = None if before is None or before.revision != looked_at else looked
         guard = Guard(
@@ -254,7 +256,7 @@ class Saves:
             except (AlreadyExists, NotFound, InvalidName) as error:
                 log.warning("the interrupted save of '%s' is undone: %s", record.key or record.uid, error)
         delete = not refused and await self._is_left_over(entry, entry.object_key)
-        registry.commits.abandon_save(entry.id, entry.object_key, delete=delete)
+        registry.commits.abandon_save(entry.id, entry.object_key, now=now_ns(), delete=delete)
         return None
 
     async def _is_left_over(self, entry: Save, object_key: str) -> bool:

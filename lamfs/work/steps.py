@@ -200,7 +200,7 @@ class Steps:
                 earlier = None  # it may be another machine's by now, or an artifact has it
             if earlier is not None:
                 # An earlier try may have written elsewhere, before the file was renamed.
-                registry.journal.add_delete(earlier)
+                registry.journal.add_delete(earlier, now=now_ns())
             if artifact is not None:
                 await self._permit(True)
             looked = uptime()
@@ -284,7 +284,7 @@ class Steps:
         if not ours:
             await self._keep_both(entry, upload, base, found)
             return None
-        self._registry.commits.give_up_target(entry.id, target, found.etag)
+        self._registry.commits.give_up_target(entry.id, target, found.etag, now=now_ns())
         entry.object_key = None
         return None
 
@@ -405,7 +405,7 @@ class Steps:
             now = self._registry.artifacts.by_ino(entry.ino)
             if stat.etag != revision.etag or now is None or now.revision != revision:
                 return None
-            return self._registry.commits.put_unneeded(entry.ino, entry.gen, row=entry.id)
+            return self._registry.commits.put_unneeded(entry.ino, entry.gen, now=now_ns(), row=entry.id)
         except ObjectMissing:
             return None
         finally:
@@ -468,7 +468,7 @@ class Steps:
             local = self._store.open_local(key) if key is not None else None
         if key is None or local is None:
             if self._registry.artifacts.by_ino(entry.ino) is None and self._registry.tree.get(entry.ino) is None:
-                return self._registry.commits.put_unneeded(entry.ino, entry.gen)
+                return self._registry.commits.put_unneeded(entry.ino, entry.gen, now=now_ns())
             return await self._miss(entry)
         etag = etag_of(os.fstat(local))
         artifact = self._registry.artifacts.by_ino(entry.ino)

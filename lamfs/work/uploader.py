@@ -370,7 +370,7 @@ class Uploader:
                     break
                 refilled = True
                 skip = self._busy.union(self._being_written.values(), self._parked)
-                self._queue.extend(journal.ready(BATCH, skip=skip))
+                self._queue.extend(journal.ready(BATCH, now=now_ns(), skip=skip))
                 continue
             entry = self._next()
             if entry is None or (burst and not self._is_wanted(entry)):

@@ -20,6 +20,7 @@ from lamfs.model import BLOCK_SIZE, ROOT_INO, ContentHash
 from lamfs.registry import Provenance
 from lamfs.storage.local import etag_of
 from tests.support.mounts import MountedInstance, children, wait_until
+from tests.support.timed import timed
 
 ENTRIES = 20_000
 SOAK = int(os.environ.get("LAMFS_SOAK", "0"))
@@ -59,7 +60,7 @@ def test_memory_comes_back_after_many_lookups(local_instance: MountedInstance) -
     """Five rounds of 20,000 lookups each; with LAMFS_SOAK=10, a million."""
     with local_instance.registry() as registry, registry.db.transaction():
         for number in range(ENTRIES):
-            registry.names.create(ROOT_INO, f"directory {number}", stat.S_IFDIR | 0o755, 0, 0)
+            timed(registry).names.create(ROOT_INO, f"directory {number}", stat.S_IFDIR | 0o755, 0, 0)
     local_instance.mount()
     local_instance.extend(100.0 * max(SOAK, 1))
     sizes = []
@@ -90,8 +91,8 @@ def fill(instance: MountedInstance, *, files: int, entries: int) -> None:
     with instance.registry() as registry, registry.db.transaction():
 
         def make(parent: int, name: str, size: int) -> None:
-            inode, _ = registry.names.create_file(parent, name, stat.S_IFREG | 0o644, 0, 0)
-            gen = registry.journal.ready_put(inode.ino)
+            inode, _ = timed(registry).names.create_file(parent, name, stat.S_IFREG | 0o644, 0, 0)
+            gen = timed(registry).journal.ready_put(inode.ino)
             entry = registry.journal.put_of(inode.ino)
             assert entry is not None
             key = registry.commits.put_target(entry)
@@ -100,12 +101,12 @@ def fill(instance: MountedInstance, *, files: int, entries: int) -> None:
             with path.open("wb") as file:
                 file.truncate(size)
             content = ContentHash(size, "0" * 22, "md5", zeros * (size // BLOCK_SIZE))
-            registry.commits.put(inode.ino, gen, content, key, etag_of(path.stat()), Provenance())
+            timed(registry).commits.put(inode.ino, gen, content, key, etag_of(path.stat()), Provenance())
 
-        many = registry.names.create(ROOT_INO, "many", stat.S_IFDIR | 0o755, 0, 0)
-        opened = registry.names.create(ROOT_INO, "open", stat.S_IFDIR | 0o755, 0, 0)
+        many = timed(registry).names.create(ROOT_INO, "many", stat.S_IFDIR | 0o755, 0, 0)
+        opened = timed(registry).names.create(ROOT_INO, "open", stat.S_IFDIR | 0o755, 0, 0)
         for number in range(entries):
-            registry.names.create(many.ino, f"{number:06}", stat.S_IFLNK | 0o777, 0, 0, target=b"x")
+            timed(registry).names.create(many.ino, f"{number:06}", stat.S_IFLNK | 0o777, 0, 0, target=b"x")
         for number in range(files):
             make(opened.ino, str(number), 0)
         make(ROOT_INO, "huge", HUGE)

@@ -11,6 +11,7 @@ import pytest
 
 from lamfs.model import ROOT_INO
 from tests.support.mounts import MountedInstance, wait_until
+from tests.support.timed import timed
 
 
 def test_what_the_kernel_forgets_does_not_come_back_old(local_mount: MountedInstance, tmp_path: Path) -> None:
@@ -79,12 +80,12 @@ def test_opening_a_name_that_somebody_else_has_just_made_or_deleted(local_mount:
     kept.write_bytes(b"there")
     local_mount.sync()
     with local_mount.registry() as registry:
-        registry.names.rename(ROOT_INO, "kept", ROOT_INO, "made")
+        timed(registry).names.rename(ROOT_INO, "kept", ROOT_INO, "made")
         fd = os.open(top / "made", os.O_RDWR | os.O_CREAT, 0o644)
         assert os.read(fd, 10) == b"there"
         os.close(fd)
         ino = (top / "made").stat().st_ino
-        registry.names.link(ino, ROOT_INO, "linked")
+        timed(registry).names.link(ino, ROOT_INO, "linked")
         with pytest.raises(FileExistsError):
             os.open(top / "linked", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
 
@@ -94,7 +95,7 @@ def test_opening_a_name_that_somebody_else_has_just_made_or_deleted(local_mount:
         assert gone.stat().st_size == 5
         record = registry.artifacts.by_key("gone")
         assert record is not None
-        registry.names.trash(record.uid)
+        timed(registry).names.trash(record.uid)
         gone.write_bytes(b"second")
         wait_until(gone.exists, "the file is there")
         assert gone.read_bytes() == b"second"

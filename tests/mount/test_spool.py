@@ -13,6 +13,7 @@ import pytest
 from lamfs.keys import spool_name
 from lamfs.ops.instance import Instance
 from tests.support.mounts import MountedInstance
+from tests.support.timed import timed
 
 SECRET = "the private key of somebody else"
 GONE = "00000000-0000-0000-0000-000000000000:4711:1"
@@ -53,7 +54,7 @@ class Crafted:
         for name, src in rows.items():
             self.owe(name, src)
         with instance.registry() as registry:
-            made, _ = registry.names.create_file(1, "never stored", 0o100644, 0, 0)
+            made, _ = timed(registry).names.create_file(1, "never stored", 0o100644, 0, 0)
         self.owe("never stored", self.new, ino=made.ino)
 
     def secret(self, path: Path) -> Path:
@@ -67,7 +68,7 @@ class Crafted:
         with self.instance.registry() as registry:
             inode = registry.tree.resolve(name)
             assert inode is not None
-            journal = registry.journal
+            journal = timed(registry).journal
             journal.begin_put(inode.ino, "")
             registry.db.execute(
                 "UPDATE journal SET state=?, src=?, owner=? WHERE op='put' AND ino=?",

@@ -189,7 +189,7 @@ def test_a_deletion_that_is_refused_holds_up_no_other(local_instance: MountedIns
         "from lamfs.registry import Registry\n"
         "registry = Registry(Path(sys.argv[1]))\n"
         "for key in ['good/0', 'bad/1', 'good/2', 'bad/3', 'good/4']:\n"
-        "    registry.journal.add_delete(key)\n"
+        "    registry.journal.add_delete(key, now=1)\n"
         "registry.close()\n",
         str(instance.directory / "registry.lndb"),
     )

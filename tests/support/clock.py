@@ -12,8 +12,8 @@ import trio
 import trio.testing
 
 from lamfs import model
-from lamfs.registry import journal
-from lamfs.work import uploader
+from lamfs.fs import context, follow
+from lamfs.work import moves, uploader
 
 
 async def _run_sync(work: Callable[..., Any], *args: Any, **_: Any) -> Any:
@@ -38,7 +38,7 @@ def jumping(clock: trio.testing.MockClock) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trio.to_thread, "run_sync", _run_sync)
-        for module in (journal, uploader):
+        for module in (context, follow, moves, uploader):
             patch.setattr(module, "now_ns", now_ns)
         yield
 

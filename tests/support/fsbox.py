@@ -59,6 +59,7 @@ from lamfs.work.direct import DirectWorker
 from lamfs.work.guard import Permit, anybody
 from lamfs.work.uploader import Uploader
 from tests.support.clock import jumping
+from tests.support.timed import timed
 from tests.support.tree import check_tree
 
 T = TypeVar("T")
@@ -429,7 +430,7 @@ class Box:
         """Time advances when no task can run, in one life after the other."""
         self.boot = (process_id() or "").split(":")[0]
         registry = Registry(base / "registry.lndb", create=True)
-        registry.people.ensure_storage(self.store.config.root, kind)
+        timed(registry).people.ensure_storage(self.store.config.root, kind)
         registry.close()
 
     def step(self, name: str) -> None:
@@ -885,15 +886,15 @@ class User:
                 if path == old or path.startswith(old + "/")
             }
         with self._changing(tree):
-            self.fs.names.rename(*self._at(old), *self._at(new), 0)
+            timed(self.fs).names.rename(*self._at(old), *self._at(new), 0)
 
     async def link(self, old: str, new: str) -> None:
         with self._changing({**self.tree, new: self.tree[old]}):
-            self.fs.names.link(self.find(old), *self._at(new))
+            timed(self.fs).names.link(self.find(old), *self._at(new))
 
     async def unlink(self, path: str) -> None:
         with self._changing({name: node for name, node in self.tree.items() if name != path}):
-            self.fs.names.unlink(*self._at(path))
+            timed(self.fs).names.unlink(*self._at(path))
 
     async def mkdir(self, path: str) -> None:
         with self._changing({**self.tree, path: None}):
@@ -901,7 +902,7 @@ class User:
 
     async def rmdir(self, path: str) -> None:
         with self._changing({name: node for name, node in self.tree.items() if name != path}):
-            self.fs.names.rmdir(*self._at(path))
+            timed(self.fs).names.rmdir(*self._at(path))
 
     def revision(self, path: str) -> Revision:
         """The stored revision of the artifact at a path."""

@@ -15,6 +15,7 @@ from lamfs.registry import Registry
 from lamfs.registry.rules import RETAINED
 from lamfs.spool import SpoolFolder
 from lamfs.storage import ObjectStore
+from tests.support.timed import timed
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ def write_spool(instance: Instance, name: str, text: str) -> Path:
 
 def make_orphan(registry: Registry, uid: str) -> ArtifactRecord:
     """Take an artifact out of the registry as if it had never known it; its object stays. The record as it was."""
-    record = registry.names.purge(uid, storage=False)
+    record = timed(registry).names.purge(uid, storage=False)
     registry.db.execute("DELETE FROM meta WHERE key=?", (f"{RETAINED}{record.revision.object_key}",))
     return record
 

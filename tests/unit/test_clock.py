@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from lamfs.registry import journal
+from lamfs.work import uploader
 from tests.support.clock import run_jumping
 
 
@@ -35,7 +35,7 @@ def test_what_is_to_be_tried_again_is_due_when_the_clock_has_jumped_that_far() -
 
     async def main() -> None:
         for _ in range(2):
-            seen.append(journal.now_ns())
+            seen.append(uploader.now_ns())
             await trio.sleep(3600)
 
     run_jumping(main)

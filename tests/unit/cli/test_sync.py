@@ -22,6 +22,7 @@ from lamfs.ops import mounts, setup
 from lamfs.ops.instance import Instance
 from lamfs.registry import Lost, Registry, process_id
 from tests.support.ops import write_spool
+from tests.support.timed import timed
 
 Answer = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
 
@@ -200,8 +201,8 @@ def test_status_shows_what_the_daemon_says(daemon, monkeypatch: pytest.MonkeyPat
 
 def owe(slug: str) -> None:
     with Instance.open(slug) as opened:
-        inode, src = opened.registry.names.create_file(1, "a.txt", 0o100644, 0, 0)
-        opened.registry.journal.ready_put(inode.ino)
+        inode, src = timed(opened.registry).names.create_file(1, "a.txt", 0o100644, 0, 0)
+        timed(opened.registry).journal.ready_put(inode.ino)
         opened.registry.db.execute("UPDATE journal SET owner='x:1:1'")
         write_spool(opened, src, "only here")
 

@@ -14,6 +14,7 @@ from lamfs.model import ObjectMeta
 from lamfs.registry.entries import Delete
 from lamfs.work import guard
 from tests.support.fsbox import Box, User
+from tests.support.timed import timed
 from tests.unit.fs.conftest import MakeBox
 
 FOREIGN = b"by somebody else"
@@ -218,7 +219,7 @@ def test_the_cache_lets_go_of_a_revision_whose_object_is_deleted(make_box: MakeB
         first = user.revision("a.csv").object_key
         opened = await user.open("a.csv", os.O_RDONLY)
         assert (box.cache_dir / box.store.cache_name / first).exists()
-        user.fs.context.registry.names.purge(user.uid("a.csv"))
+        timed(user.fs.context.registry).names.purge(user.uid("a.csv"))
         await user.sync()
         assert first not in box.store.objects
         assert not (box.cache_dir / box.store.cache_name / first).exists()
@@ -285,7 +286,7 @@ def test_nothing_is_replaced_or_deleted_once_the_lease_is_lost(make_box: MakeBox
         if what == "replaced":
             await user.write_file("a.csv", b"second")
         else:
-            context.registry.names.purge(record.uid)
+            timed(context.registry).names.purge(record.uid)
             context.uploader.notify()
         with trio.fail_after(20):
             while not context.uploader.failures:
@@ -421,7 +422,7 @@ def test_a_claim_of_a_real_key_does_not_make_what_is_there_ours(make_box: MakeBo
         assert not user.fs.context.registry.journal.is_claimed("a.csv")
         assert box.problems(user.fs.context.registry) == []
         # And whoever deletes the file deletes what it shows.
-        user.fs.context.registry.names.purge(user.uid("a.csv"))
+        timed(user.fs.context.registry).names.purge(user.uid("a.csv"))
         await user.sync()
         assert "a.csv" not in objects(box)
 
@@ -569,7 +570,7 @@ def test_a_delete_does_not_hit_another_object(make_box: MakeBox, kind: str) -> N
             keys[name] = record.revision.object_key
             if name == "b.csv":
                 overwrite(box, record.revision.object_key)
-            registry.names.purge(record.uid)
+            timed(registry).names.purge(record.uid)
         user.fs.context.uploader.notify()
         await user.sync()
         assert registry.journal.entries() == []
@@ -609,11 +610,11 @@ def test_the_copy_that_a_forgotten_move_has_made_is_kept(make_box: MakeBox, kind
         assert now.revision.object_key != before.revision.object_key
         registry.artifacts.set_object(before.uid, before.revision.object_key, before.revision.etag)
         if first == "move":
-            registry.journal.add_move(before.uid)
-        registry.commits.begin_move(before.uid, now.revision.object_key)
+            timed(registry).journal.add_move(before.uid)
+        timed(registry).commits.begin_move(before.uid, now.revision.object_key)
         await user.sync()
         assert box.store.get(now.revision.object_key) == b"first"
-        registry.journal.add_move(before.uid)
+        timed(registry).journal.add_move(before.uid)
         await user.sync()
         assert box.store.get(now.revision.object_key) == b"first"
         assert registry.journal.entries() == []
@@ -658,7 +659,7 @@ def test_a_delete_that_another_machine_may_have_overtaken(make_box: MakeBox, the
         await user.write_file("a.csv", b"first")
         await user.sync()
         context = user.fs.context
-        context.registry.names.purge(user.uid("a.csv"))
+        timed(context.registry).names.purge(user.uid("a.csv"))
         context.registry.journal.doubt_claims()
         if theirs:
             box.store.metas["a.csv"] = ObjectMeta("0123456789abcdefABCD", "a.csv", 1, None)

@@ -23,6 +23,7 @@ from lamfs.registry import Committed, Registry
 from lamfs.registry.entries import Put
 from lamfs.storage import base
 from tests.support.fsbox import Box, User
+from tests.support.timed import timed
 from tests.unit.fs.conftest import MakeBox
 
 Scenario = Callable[[User], Awaitable[None]]
@@ -487,7 +488,7 @@ def test_a_new_file_whose_maker_died_at_once_is_empty(box: Box) -> None:
     """The name is in the registry, and the spool file was not made any more."""
 
     async def scenario(user: User) -> None:
-        user.fs.context.registry.names.create_file(1, "a", 0o100644, 0, 0)
+        timed(user.fs.context.registry).names.create_file(1, "a", 0o100644, 0, 0)
 
     user = User()
     box.run(scenario, user)
@@ -613,7 +614,7 @@ def test_a_file_that_only_another_machine_has(box: Box) -> None:
         fs = user.fs
         registry = fs.context.registry
         for name in ("a", "b"):
-            inode = registry.names.create(ROOT_INO, name, stat.S_IFREG | 0o644, 0, 0)
+            inode = timed(registry).names.create(ROOT_INO, name, stat.S_IFREG | 0o644, 0, 0)
             registry.tree.update(inode.ino, size=100)
         found = fs.lookup(ROOT_INO, b"a")
         assert found is not None
@@ -628,7 +629,7 @@ def test_a_file_that_only_another_machine_has(box: Box) -> None:
         fs.release(handle)
         await fs.sync_all()
         assert await user.read("a") == b"new"
-        fs.names.unlink(ROOT_INO, b"b")
+        timed(fs).names.unlink(ROOT_INO, b"b")
         assert fs.lookup(ROOT_INO, b"b") is None
 
     assert not box.run(scenario, User())

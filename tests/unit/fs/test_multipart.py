@@ -12,6 +12,7 @@ from lamfs.model import BLOCK_SIZE
 from lamfs.work import multipart
 from lamfs.work.multipart import Segment, plan
 from tests.support.fsbox import Box, User
+from tests.support.timed import timed
 from tests.support.transfer import make_bytes
 from tests.unit.fs.conftest import MakeBox
 
@@ -203,7 +204,7 @@ async def _pieces(box: Box, user: User) -> None:
     changed.write_bytes(CHANGED)
     registry = user.fs.context.registry
     store = multipart.Multipart(registry, user.mover, user.fs.context.uploader._waits)  # type: ignore[arg-type]
-    registry.journal.begin_put(record.ino, spool_name(record.ino))
+    timed(registry).journal.begin_put(record.ino, spool_name(record.ino))
     entry = registry.journal.put_of(record.ino)
     assert entry is not None
     content = await user.mover.hash(str(changed))

@@ -21,6 +21,7 @@ from lamfs.storage import base
 from lamfs.work import refused
 from tests.support.clock import run_jumping
 from tests.support.fsbox import User
+from tests.support.timed import timed
 from tests.unit.fs.conftest import MakeBox
 
 
@@ -38,8 +39,8 @@ from tests.unit.fs.conftest import MakeBox
 def test_a_sentence_about_files_that_are_too_large(tmp_path: Any, others: int, more: str) -> None:
     registry = Registry(tmp_path / "r.lndb", create=True)
     for name in "abcdef"[: others + 1]:
-        inode, _ = registry.names.create_file(ROOT_INO, name, 0o100644, 0, 0)
-        registry.journal.ready_put(inode.ino)
+        inode, _ = timed(registry).names.create_file(ROOT_INO, name, 0o100644, 0, 0)
+        timed(registry).journal.ready_put(inode.ino)
         entry = registry.journal.put_of(inode.ino)
         assert entry is not None
         registry.journal.refuse(entry.id, f"'{name}' is too large; cut it.")

@@ -19,6 +19,7 @@ from lamfs.keys import DRAFT, spool_name
 from lamfs.model import BLOCK_SIZE, ROOT_INO, Inode
 from lamfs.registry import Registry
 from tests.support.clock import run_jumping
+from tests.support.timed import timed
 from tests.unit.fs.conftest import MakeBox
 
 
@@ -44,7 +45,7 @@ def test_writing_after_the_artifact_was_deleted_for_good_ends(make_box: MakeBox,
             other = Registry(box.base / "registry.lndb")
             record = other.artifacts.by_ino(fino)
             assert record is not None
-            other.names.purge(record.uid, storage=False)
+            timed(other).names.purge(record.uid, storage=False)
             other.close()
             await fs.files.write(handle, 0, b"two")
             await fs.flush(handle)
@@ -75,8 +76,8 @@ def test_a_queued_put_that_another_mount_took_over_is_left_to_it(make_box: MakeB
             me, registry.journal.owner = registry.journal.owner, "boot:1:1"
             theirs = spool_name(fino)
             (box.spool / theirs).write_bytes(b"half of what th")
-            registry.journal.begin_put(fino, theirs)
-            registry.journal.ready_put(fino)
+            timed(registry).journal.begin_put(fino, theirs)
+            timed(registry).journal.ready_put(fino)
             registry.journal.owner = me
             uploader.notify()
             await trio.sleep(60)
@@ -190,8 +191,8 @@ def test_who_was_overtaken_by_another_mount_is_told_so(make_box: MakeBox, stored
             await fs.files.write(handle, 0, b"mine, and longer")
             registry = fs.context.registry
             me, registry.journal.owner = registry.journal.owner, "boot:1:1"
-            registry.journal.begin_put(fino, "theirs")
-            registry.journal.ready_put(fino)
+            timed(registry).journal.begin_put(fino, "theirs")
+            timed(registry).journal.ready_put(fino)
             registry.tree.update(fino, size=6)
             theirs = registry.journal.put_of(fino)
             assert theirs is not None
@@ -240,7 +241,7 @@ def test_a_read_only_mount_takes_over_no_work(make_box: MakeBox) -> None:
         async with box.living() as fs:
             registry = fs.context.registry
             me, registry.journal.owner = registry.journal.owner, "boot:1:1"
-            registry.journal.add_delete(".lamindb/gone")
+            timed(registry).journal.add_delete(".lamindb/gone")
             registry.journal.owner = me
             follower = Follower(fs.context)
             fs.context.policy.read_only = True

@@ -19,6 +19,7 @@ from lamfs.registry import Registry, Seal
 from lamfs.registry.seals import UNKNOWN
 from lamfs.work import multipart, patches, sealing, steps
 from tests.support.fsbox import Box, User
+from tests.support.timed import timed
 from tests.support.transfer import make_bytes, until
 from tests.unit.fs.conftest import MakeBox
 
@@ -191,7 +192,7 @@ async def twice(user: User) -> None:
     await user.write_file("a.bin", WHOLE)
     await until(lambda: user.fs.context.uploader.failed_tries > 0)
     await user.write_file("a.bin", WHOLE[::-1])
-    user.fs.context.registry.people.ensure_storage("s3://other", "s3")  # a commit: where the power goes
+    timed(user.fs.context.registry).people.ensure_storage("s3://other", "s3")  # a commit: where the power goes
 
 
 def test_an_object_of_older_bytes_is_better_than_none_and_said(make_box: MakeBox) -> None:

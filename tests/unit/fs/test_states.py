@@ -41,6 +41,7 @@ from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE, ROOT_INO
 from lamfs.registry.entries import Put
 from tests.support.fsbox import Box
+from tests.support.timed import timed
 from tests.unit.fs.conftest import MakeBox
 
 Situation = tuple[object, ...]
@@ -170,7 +171,7 @@ class File:
             return False
         self.named = False
         self.fs.lookup(ROOT_INO, self.name.encode())  # the kernel does that before
-        self.fs.names.unlink(ROOT_INO, self.name.encode())
+        timed(self.fs).names.unlink(ROOT_INO, self.name.encode())
         return True
 
     async def unlink_elsewhere(self) -> bool:
@@ -182,14 +183,14 @@ class File:
     def _unlink_elsewhere(self) -> None:
         if self.named:
             self.named = False
-            self.context.registry.names.unlink(ROOT_INO, self.name, left=lambda _: None, is_copy=lambda _: False)
+            timed(self.context.registry).names.unlink(ROOT_INO, self.name, left=lambda _: None, is_copy=lambda _: False)
 
     async def restore(self) -> bool:
         """Another program takes it out of the trash."""
         artifact = self.context.registry.artifacts.by_ino(self.ino)
         if self.named or artifact is None:
             return False
-        self.context.registry.names.restore(artifact.uid)
+        timed(self.context.registry).names.restore(artifact.uid)
         self.named = True
         return True
 
@@ -200,8 +201,8 @@ class File:
         if inode is None or not self.named:
             return False
         me, registry.journal.owner = registry.journal.owner, "another"
-        registry.journal.begin_put(self.ino, spool_name(self.ino))
-        registry.journal.drop_put(self.ino)
+        timed(registry).journal.begin_put(self.ino, spool_name(self.ino))
+        timed(registry).journal.drop_put(self.ino)
         registry.journal.owner = me
         inode.size = 0
         registry.tree.rewritten(inode)
@@ -340,12 +341,12 @@ def test_a_file_that_is_back_from_the_trash_is_not_the_deleted_one(make_box: Mak
 
     async def main() -> None:
         async with make_box("s3").living() as fs:
-            artifacts, names = fs.context.registry.artifacts, fs.context.registry.names
+            artifacts, names = fs.context.registry.artifacts, timed(fs.context.registry).names
             old, fino, _ = fs.files.create(ROOT_INO, b"f", 0o644, os.O_RDWR, 0, 0)
             await fs.files.write(old, 0, b"first")
             await fs.flush(old)
             await fs.sync_all()
-            fs.names.unlink(ROOT_INO, b"f")
+            timed(fs).names.unlink(ROOT_INO, b"f")
             await fs.files.write(old, 0, b"FIRST")
             artifact = artifacts.by_ino(fino)
             assert artifact is not None
@@ -384,7 +385,7 @@ def test_what_the_trash_is_owed_is_not_written_any_more(make_box: MakeBox) -> No
             await file.finish()
             await file.write()
             await file.release()
-            fs.names.unlink(ROOT_INO, b"f")
+            timed(fs).names.unlink(ROOT_INO, b"f")
             owed = fs.context.registry.journal.put_of(file.ino)
             assert owed is not None
             handle = await fs.open(file.fino, os.O_RDWR)

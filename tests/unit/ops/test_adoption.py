@@ -19,6 +19,7 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.local import LocalStore
 from lamfs.work import direct
+from tests.support.timed import timed
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def read(opened: Instance) -> str:
 def begin(opened: Instance, *, here: bool = True) -> Put:
     """A new file ``a.txt`` as the registry has it before its first close. ``here``: by a process of this boot."""
     registry = opened.registry
-    inode, src = registry.names.create_file(1, "a.txt", 0o100644, 0, 0)
+    inode, src = timed(registry).names.create_file(1, "a.txt", 0o100644, 0, 0)
     boot = (registry.journal.owner or "").partition(":")[0] if here else "another"
     registry.db.execute("UPDATE journal SET owner=? WHERE src=?", (f"{boot}:1:1", src))
     entry = registry.journal.put_of(inode.ino)

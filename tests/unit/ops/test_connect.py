@@ -29,6 +29,7 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage.local import LocalStore
 from lamfs.work import steps
 from tests.support.ops import machine, write_spool
+from tests.support.timed import timed
 
 
 @pytest.fixture(autouse=True)
@@ -245,11 +246,11 @@ def owe(slug: str, key: str, name: str, text: str) -> str:
         registry = opened.registry
         inode = registry.tree.resolve(key)
         if inode is None:
-            inode, src = registry.names.create_file(1, key, 0o100644, 0, 0)
+            inode, src = timed(registry).names.create_file(1, key, 0o100644, 0, 0)
         else:
             src = name
-            registry.journal.begin_put(inode.ino, src)
-        registry.journal.ready_put(inode.ino)
+            timed(registry).journal.begin_put(inode.ino, src)
+        timed(registry).journal.ready_put(inode.ino)
         registry.db.execute("UPDATE journal SET owner='x:1:1' WHERE src=?", (src,))
         registry.tree.update(inode.ino, size=len(text))
         write_spool(opened, src, text)
@@ -440,8 +441,8 @@ def test_missing_spool_files_are_named_by_a_restore(tmp_path: Path, caplog: pyte
     with Instance.open("ada/default") as opened:
         b = opened.registry.tree.resolve("b.txt")
         assert b is not None
-        opened.registry.journal.begin_put(b.ino, "6-bbbbbbbbbbbb", base="5:other")
-        opened.registry.journal.ready_put(b.ino)
+        timed(opened.registry).journal.begin_put(b.ino, "6-bbbbbbbbbbbb", base="5:other")
+        timed(opened.registry).journal.ready_put(b.ino)
         opened.registry.db.execute("UPDATE journal SET owner='x:1:1'")
     for src in spooled:
         (found,) = tmp_path.joinpath("store").rglob(src)
@@ -506,10 +507,12 @@ def test_owed_deletes_and_saves_are_carried_over(tmp_path: Path) -> None:
         (needed,) = [record.revision.object_key for record in opened.registry.artifacts.filter()]
         opened.store.put_bytes(".lamindb/" + "x" * 20, b"stale")
         opened.store.put_bytes(".lamindb/" + "y" * 20, b"used anew since")
-        opened.registry.journal.add_delete(needed)
-        opened.registry.journal.add_delete(".lamindb/" + "x" * 20, opened.store.head(".lamindb/" + "x" * 20).etag)
-        opened.registry.journal.add_delete(".lamindb/" + "y" * 20, "another")
-        opened.registry.journal.add_delete(".lamindb/" + "y" * 20)  # which nobody can prove any more
+        timed(opened.registry).journal.add_delete(needed)
+        timed(opened.registry).journal.add_delete(
+            ".lamindb/" + "x" * 20, opened.store.head(".lamindb/" + "x" * 20).etag
+        )
+        timed(opened.registry).journal.add_delete(".lamindb/" + "y" * 20, "another")
+        timed(opened.registry).journal.add_delete(".lamindb/" + "y" * 20)  # which nobody can prove any more
         opened.registry.db.execute("UPDATE journal SET owner='gone'")
     setup.connect("ada/default", restore=True)
     with Instance.open("ada/default") as opened:

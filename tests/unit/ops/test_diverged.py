@@ -18,6 +18,7 @@ from lamfs.registry import Registry
 from lamfs.storage import StorageConfig, open_store
 from lamfs.work import direct
 from tests.support.ops import machine, write_spool
+from tests.support.timed import timed
 
 SLUG = "ada/shared"
 
@@ -120,8 +121,8 @@ def test_what_another_machine_has_stored_and_did_not_live_to_tell_is_kept(tmp_pa
         snapshot.push(opened)
         registry, record = opened.registry, artifacts.find(opened, "a.txt")
         assert record.ino is not None
-        registry.journal.begin_put(record.ino, "5-aaaaaaaaaaaa")
-        registry.journal.ready_put(record.ino)
+        timed(registry).journal.begin_put(record.ino, "5-aaaaaaaaaaaa")
+        timed(registry).journal.ready_put(record.ino)
         entry = registry.journal.put_of(record.ino)
         assert entry is not None
         assert registry.journal.claim_target(entry.id, record.revision.object_key)
@@ -156,13 +157,13 @@ def test_an_object_of_another_machine_is_not_deleted_for_what_a_put_may_have_lef
         snapshot.push(opened)
         registry = opened.registry
         if deleted:
-            inode, _ = registry.names.create_file(ROOT_INO, "x.txt", 0o100644, 0, 0, key_is_virtual=False)
-            registry.journal.ready_put(inode.ino)
+            inode, _ = timed(registry).names.create_file(ROOT_INO, "x.txt", 0o100644, 0, 0, key_is_virtual=False)
+            timed(registry).journal.ready_put(inode.ino)
             entry = registry.journal.put_of(inode.ino)
             assert entry is not None
             assert registry.journal.claim_target(entry.id, "x.txt")
         else:
-            registry.journal.add_delete("x.txt")
+            timed(registry).journal.add_delete("x.txt")
         registry.db.execute("UPDATE journal SET owner='x:1:1'")
     run_out(root)
     with machine(tmp_path / "two"):
@@ -177,7 +178,7 @@ def test_an_object_of_another_machine_is_not_deleted_for_what_a_put_may_have_lef
     with Instance.open(SLUG) as opened:
         if deleted:
             opened.registry.db.execute("UPDATE journal SET owner=?", (opened.registry.journal.owner,))
-            opened.registry.names.unlink(ROOT_INO, "x.txt")
+            timed(opened.registry).names.unlink(ROOT_INO, "x.txt")
         for _ in range(4):
             recover.finish_all(opened)
         assert not opened.registry.journal.owed()
@@ -210,7 +211,7 @@ def test_what_this_machine_wrote_into_an_object_that_another_one_names_is_kept(
         mine = ArtifactRecord(
             uid=new_uid(), key="x.txt", suffix=".txt", revision=Revision(content, "x.txt", etag), key_is_virtual=False
         )
-        opened.registry.commits.save(0, mine, etag, mode=0o644, uid=os.getuid(), gid=os.getgid())
+        timed(opened.registry).commits.save(0, mine, etag, mode=0o644, uid=os.getuid(), gid=os.getgid())
     setup.connect(SLUG)
     (kept,) = diverged.known(config.load_instance(SLUG))
     if theirs == "mine":

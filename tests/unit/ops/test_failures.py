@@ -21,6 +21,7 @@ from lamfs.storage.local import LocalStore
 from lamfs.work import saves
 from lamfs.work.conflicts import Conflicts
 from tests.support.ops import BadStore, make_spool, write_spool
+from tests.support.timed import timed
 
 SLUG = "tester/store"
 
@@ -279,16 +280,16 @@ def dead_mount_writes(key: str, text: str, *, ready: bool, spool: bool = True) -
             inode = registry.tree.resolve(key)
             if inode is None:
                 parent, _, name = key.rpartition("/")
-                directory = registry.names.ensure_directory(parent, os.getuid(), os.getgid())
-                inode, src = registry.names.create_file(directory, name, 0o100644, os.getuid(), os.getgid())
+                directory = timed(registry).names.ensure_directory(parent, os.getuid(), os.getgid())
+                inode, src = timed(registry).names.create_file(directory, name, 0o100644, os.getuid(), os.getgid())
             else:
                 src = spool_name(inode.ino)
-                registry.journal.begin_put(inode.ino, src)
+                timed(registry).journal.begin_put(inode.ino, src)
             make_spool(opened)
             if spool:
                 write_spool(opened, src, text)
             if ready:
-                registry.journal.ready_put(inode.ino)
+                timed(registry).journal.ready_put(inode.ino)
             os._exit(9)
 
     assert in_child(work) == 9
@@ -343,8 +344,8 @@ def test_cache_asks_a_live_mount(instance: Instance, tmp_path: Path, monkeypatch
     record = artifacts.save(instance, write(tmp_path / "a.txt", "old"), key="a.txt")
     assert record.ino is not None
     src = spool_name(record.ino)
-    instance.registry.journal.begin_put(record.ino, src)
-    instance.registry.journal.ready_put(record.ino)
+    timed(instance.registry).journal.begin_put(record.ino, src)
+    timed(instance.registry).journal.ready_put(record.ino)
     write_spool(instance, src, "new")
     owner = process_id()
     assert owner is not None

@@ -27,6 +27,7 @@ from lamfs.storage.base import ObjectStat, ObjectStore, UnfinishedUpload
 from lamfs.storage.local import LocalStore
 from lamfs.storage.root import check_object_key
 from tests.support.ops import machine, make_spool, write_spool
+from tests.support.timed import timed
 
 
 @pytest.fixture
@@ -158,12 +159,12 @@ def test_bytes_that_are_owed_outlive_the_name_of_their_file(
 ) -> None:
     """A damaged registry has lost the entry of a file that was closed and not stored; storage may be out of reach."""
     registry = instance.registry
-    ino = registry.names.create(1, "a.csv", 0o100644, 0, 0).ino
+    ino = timed(registry).names.create(1, "a.csv", 0o100644, 0, 0).ino
     src = spool_name(ino)
     path = write_spool(instance, src, "mine")
-    registry.journal.begin_put(ino, src)
+    timed(registry).journal.begin_put(ino, src)
     registry.tree.update(ino, size=4)
-    registry.journal.ready_put(ino)
+    timed(registry).journal.ready_put(ino)
     registry.db.execute("DELETE FROM dentry WHERE ino=?", (ino,))
     assert any(f"inode {ino} has no name" in text for text in fsck.check(instance).problems)
     with monkeypatch.context() as patch:
@@ -199,12 +200,12 @@ def test_a_directory_that_has_lost_its_name_keeps_what_is_in_it(instance: Instan
 
 def test_a_new_file_that_a_power_cut_has_shortened_is_named(instance: Instance) -> None:
     registry = instance.registry
-    ino = registry.names.create(1, "a.csv", 0o100644, 0, 0).ino
+    ino = timed(registry).names.create(1, "a.csv", 0o100644, 0, 0).ino
     src = spool_name(ino)
     write_spool(instance, src, "half")
-    registry.journal.begin_put(ino, src)
+    timed(registry).journal.begin_put(ino, src)
     registry.tree.update(ino, size=8)
-    registry.journal.ready_put(ino)
+    timed(registry).journal.ready_put(ino)
     registry.db.execute("UPDATE journal SET owner='another-boot:1:1'")
     report = fsck.check(instance, repair=True)
     assert report.clean, report.problems
@@ -219,8 +220,8 @@ def test_damaged_bytes_that_are_kept_are_not_called_lost(instance: Instance, rec
     assert record.ino is not None
     src = spool_name(record.ino)
     path = write_spool(instance, src, "newer")
-    registry.journal.begin_put(record.ino, src)
-    registry.journal.ready_put(record.ino)
+    timed(registry).journal.begin_put(record.ino, src)
+    timed(registry).journal.ready_put(record.ino)
     entry = registry.journal.put_of(record.ino)
     assert entry is not None
     registry.seals.add(entry, 5, hash_block(b"newer"))
@@ -385,7 +386,7 @@ def test_stray_spool_files_look_through_all_artifacts_once(
 def test_a_scratch_name_whose_bytes_are_in_the_spool(instance: Instance) -> None:
     """The registry was restored, and has the name alone."""
     registry = instance.registry
-    inode, src = registry.names.create_file(ROOT_INO, ".z.swp", 0o100640, os.getuid(), os.getgid())
+    inode, src = timed(registry).names.create_file(ROOT_INO, ".z.swp", 0o100640, os.getuid(), os.getgid())
     registry.tree.update(inode.ino, size=3)
     registry.db.execute("DELETE FROM journal WHERE ino=?", (inode.ino,))
     registry.db.execute("DELETE FROM spent")
@@ -451,7 +452,7 @@ def test_what_is_said_of_work_that_was_left_can_be_done(
     instance: Instance, record: ArtifactRecord, tmp_path: Path
 ) -> None:
     """By the mount that lives, by the next mount, or not before the machine that has the lock lets it go."""
-    instance.registry.journal.add_move(record.uid)
+    timed(instance.registry).journal.add_move(record.uid)
     instance.registry.db.execute("UPDATE owed SET owner='x:1:1'")
     left = f"journal: the move of {record.uid} was left "
     assert fsck.check(instance).problems == [f"{left}by a process that is gone; mount, or 'lamfs fsck --repair'"]

@@ -20,6 +20,7 @@ from lamfs.storage.base import ObjectStat
 from lamfs.work import guard, unknown
 from lamfs.work.conflicts import Conflicts
 from tests.support.ops import make_spool, write_spool
+from tests.support.timed import timed
 
 UID = "0123456789abcdefABCD"
 
@@ -254,7 +255,7 @@ def test_recovery_does_not_write_over_what_is_unknown(instance: Instance, past: 
     record = past.save("one", "a.csv")
     past.forget(record, lambda: past.save("two", "a.csv"))
     assert record.ino is not None
-    journal = instance.registry.journal
+    journal = timed(instance.registry).journal
     src = f"{record.ino:x}-0123456789ab"
     write_spool(instance, src, "three")
     journal.begin_put(record.ino, src)
@@ -269,15 +270,15 @@ def owe(instance: Instance, ino: int, text: str, *, virtual: bool = True, base: 
     registry = instance.registry
     src = f"{ino:x}-0123456789ab"
     write_spool(instance, src, text)
-    registry.journal.begin_put(ino, src, key_is_virtual=virtual, base=base)
+    timed(registry).journal.begin_put(ino, src, key_is_virtual=virtual, base=base)
     registry.tree.update(ino, size=len(text))
-    registry.journal.ready_put(ino)
+    timed(registry).journal.ready_put(ino)
 
 
 def test_recovery_does_not_write_a_new_file_over_what_somebody_else_has_stored(instance: Instance, past: Past) -> None:
     """A real key: the object may be any program's."""
     past.put("somebody's", "a.csv", None)
-    inode = instance.registry.names.create(1, "a.csv", 0o100644, 0, 0)
+    inode = timed(instance.registry).names.create(1, "a.csv", 0o100644, 0, 0)
     owe(instance, inode.ino, "mine", virtual=False)
     assert recover.finish_puts(instance, strict=True) == 1
     recover.run_owed(instance, strict=True)
@@ -289,7 +290,7 @@ def test_recovery_does_not_write_a_new_file_over_what_somebody_else_has_stored(i
 def test_a_claim_of_a_dead_process_does_not_make_what_is_there_its_own(instance: Instance, past: Past) -> None:
     """It died between the note that it writes the object and the object; then another program stored something."""
     registry = instance.registry
-    inode = registry.names.create(1, "a.csv", 0o100644, 0, 0)
+    inode = timed(registry).names.create(1, "a.csv", 0o100644, 0, 0)
     owe(instance, inode.ino, "mine", virtual=False)
     entry = registry.journal.put_of(inode.ino)
     assert entry is not None
@@ -303,7 +304,7 @@ def test_a_spool_file_that_is_gone_is_not_what_somebody_else_has_stored(instance
     """The put was about to be renamed to its key. What is there says of nothing that it is that."""
     registry = instance.registry
     for name, meta in (("a.csv", None), ("b.csv", ObjectMeta(UID, "b.csv", 1, None))):
-        inode = registry.names.create(1, name, 0o100644, 0, 0)
+        inode = timed(registry).names.create(1, name, 0o100644, 0, 0)
         owe(instance, inode.ino, "mine", virtual=False)
         entry = registry.journal.put_of(inode.ino)
         assert entry is not None
@@ -320,8 +321,8 @@ def test_a_spool_file_that_is_gone_is_not_what_somebody_else_has_stored(instance
 
 def test_a_claim_of_a_dead_move_does_not_make_what_is_there_its_own(instance: Instance, past: Past) -> None:
     record = past.save("mine", "a.csv", virtual=False)
-    instance.registry.names.rename(1, "a.csv", 1, "b.csv")
-    instance.registry.commits.begin_move(record.uid, "b.csv")  # and the process died
+    timed(instance.registry).names.rename(1, "a.csv", 1, "b.csv")
+    timed(instance.registry).commits.begin_move(record.uid, "b.csv")  # and the process died
     past.put("somebody's", "b.csv", None)
     recover.run_owed(instance, strict=True)
     assert instance.store.get("b.csv") == b"somebody's"
@@ -368,7 +369,7 @@ def test_what_is_being_written_is_left_alone(instance: Instance, past: Past) -> 
     record = past.save("one", "a.csv")
     past.put("two", record.revision.object_key, ObjectMeta(record.uid, "a.csv", 2, None))
     assert record.ino is not None
-    journal = instance.registry.journal
+    journal = timed(instance.registry).journal
     journal.begin_put(record.ino, f"{record.ino:x}-0123456789ab", base="the revision over which it lies")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recover, "finish_all", lambda *args, **kwargs: None)
@@ -383,7 +384,7 @@ def test_what_is_being_written_is_left_alone(instance: Instance, past: Past) -> 
 def test_an_old_delete_does_not_hit_what_was_stored_since(instance: Instance, past: Past) -> None:
     """Deletions that an old registry owes: the object under that key is another one by now."""
     old = past.save("old", "old.csv")
-    instance.registry.names.purge(old.uid)
+    timed(instance.registry).names.purge(old.uid)
     key = old.revision.object_key
     (owed,) = instance.registry.journal.mine(Delete)
     assert (owed.etag, owed.uid) == (old.revision.etag, old.uid)
@@ -400,7 +401,7 @@ def test_an_object_that_storage_shows_to_nobody_keeps_no_other_one(
 ) -> None:
     """Each is looked at before it is deleted: one of which that is forbidden stays owed by itself."""
     records = [past.save(name, f"{name}.csv") for name in ("one", "two", "three")]
-    journal = instance.registry.journal
+    journal = timed(instance.registry).journal
     for record in records:
         instance.registry.db.execute("DELETE FROM artifact WHERE uid=?", (record.uid,))
         journal.add_delete(record.revision.object_key, record.revision.etag)
@@ -427,7 +428,7 @@ def test_an_object_that_storage_shows_to_nobody_keeps_no_other_one(
 def test_a_delete_of_what_is_there_is_done(instance: Instance, past: Past) -> None:
     records = [past.save(f"{number}", f"{number}.csv") for number in range(3)]
     for record in records:
-        instance.registry.names.purge(record.uid)
+        timed(instance.registry).names.purge(record.uid)
     recover.run_owed(instance, strict=True)
     assert past.objects() == []
     assert instance.registry.journal.entries() == []
@@ -437,13 +438,13 @@ def test_a_delete_of_what_is_there_is_done(instance: Instance, past: Past) -> No
 def test_an_old_move_does_not_hit_what_was_stored_since(instance: Instance, past: Past, source_is_there: bool) -> None:
     """A move that an old registry owes was done, and the object went on at its new place."""
     record = past.save("one", "a.csv", virtual=False)
-    instance.registry.names.rename_artifact(record.uid, "b.csv")
+    timed(instance.registry).names.rename_artifact(record.uid, "b.csv")
     later = ObjectMeta(record.uid, "b.csv", 2, None)
     past.put("two", "b.csv", later)
     if not source_is_there:
         (Path(instance.settings.storage.root) / "a.csv").unlink()
     instance.registry.db.execute("DELETE FROM claim")
-    instance.registry.journal.add_move(record.uid)
+    timed(instance.registry).journal.add_move(record.uid)
     recover.run_owed(instance)
     assert instance.store.get("b.csv") == b"two"
     assert instance.registry.journal.entries() == []
@@ -459,7 +460,7 @@ def test_a_move_that_was_done_before_the_registry_lost_its_last_changes(
     """Its copy is all that is left: the deletion that was owed until the move was noted does not hit it, and what is to
     be moved is not looked for for ever."""
     record = past.save("one", "a.csv")
-    instance.registry.names.rename_artifact(record.uid, "a.txt")
+    timed(instance.registry).names.rename_artifact(record.uid, "a.txt")
     recover.run_owed(instance, strict=True)
     now = instance.registry.artifacts.by_uid(record.uid)
     assert now is not None
@@ -469,8 +470,8 @@ def test_a_move_that_was_done_before_the_registry_lost_its_last_changes(
         "UPDATE revision SET object_key=?, etag=? WHERE id=(SELECT revision_id FROM artifact WHERE uid=?)",
         (record.revision.object_key, record.revision.etag, record.uid),
     )
-    instance.registry.journal.add_move(record.uid)
-    instance.registry.commits.begin_move(record.uid, now.revision.object_key)
+    timed(instance.registry).journal.add_move(record.uid)
+    timed(instance.registry).commits.begin_move(record.uid, now.revision.object_key)
     recover.run_owed(instance, ops=ops, strict=True)
     assert instance.store.get(now.revision.object_key) == b"one"
     recover.run_owed(instance, strict=True)
@@ -493,7 +494,7 @@ def test_a_save_at_a_real_key_keeps_what_somebody_else_has_stored_there(
     past.put("somebody's", "a.csv", None)
     if changed:  # a move gave up, for something unknown was at its place
         record = past.save("mine", "b.csv", virtual=False)
-        instance.registry.names.rename(1, "b.csv", 1, "a.csv")
+        timed(instance.registry).names.rename(1, "b.csv", 1, "a.csv")
         recover.run_owed(instance)
         assert instance.registry.artifacts.by_uid(record.uid).revision.object_key == "b.csv"  # type: ignore[union-attr]
     past.save("mine, newer", "a.csv", virtual=False)
@@ -505,7 +506,7 @@ def test_a_save_at_a_real_key_keeps_what_somebody_else_has_stored_there(
 
 def _inode(instance: Instance, key: str) -> int:
     found = instance.registry.tree.resolve(key)
-    return (found or instance.registry.names.create(1, key, 0o100644, 0, 0)).ino
+    return (found or timed(instance.registry).names.create(1, key, 0o100644, 0, 0)).ino
 
 
 class Late:
@@ -594,7 +595,7 @@ def test_an_old_delete_does_not_hit_the_same_bytes_that_came_back(
     record = past.save("one", "a.csv", virtual)
     at = record.revision.object_key
     if what == "renamed and back":
-        instance.registry.names.rename_artifact(record.uid, "a.txt")
+        timed(instance.registry).names.rename_artifact(record.uid, "a.txt")
         recover.run_owed(instance, ops=("move",), strict=True)
         past.put("one", at, ObjectMeta(record.uid, "a.csv", 1, None))
         now = registry.artifacts.by_uid(record.uid)
@@ -602,10 +603,10 @@ def test_an_old_delete_does_not_hit_the_same_bytes_that_came_back(
         assert now.revision.object_key != at
         Path(instance.store.url(now.revision.object_key)).unlink()
     else:
-        registry.names.purge(record.uid)
+        timed(registry).names.purge(record.uid)
         at = "a.csv"
         if virtual:
-            registry.journal.add_delete(at, record.revision.etag, uid=record.uid)
+            timed(registry).journal.add_delete(at, record.revision.etag, uid=record.uid)
         past.put("one", at, ObjectMeta(UID, "a.csv", 1, None))
     registry.journal.doubt_claims()  # another machine has taken over
     recover.run_owed(instance, strict=True)
@@ -619,10 +620,10 @@ def test_an_old_delete_does_not_hit_the_same_bytes_that_came_back(
 def test_an_old_delete_of_what_nothing_needs_is_done(instance: Instance, past: Past) -> None:
     one, two = past.save("one", "a.csv"), past.save("two", "b.csv", virtual=False)
     three = past.save("three", "c.csv")
-    instance.registry.names.rename_artifact(three.uid, "c.txt")
+    timed(instance.registry).names.rename_artifact(three.uid, "c.txt")
     recover.run_owed(instance, ops=("move",), strict=True)
     for record in (one, two):
-        instance.registry.names.purge(record.uid)
+        timed(instance.registry).names.purge(record.uid)
     instance.registry.journal.doubt_claims()
     recover.run_owed(instance, strict=True)
     assert past.objects() == [b"three"]
@@ -630,7 +631,7 @@ def test_an_old_delete_of_what_nothing_needs_is_done(instance: Instance, past: P
 
 def test_a_move_of_recovery_does_not_replace_what_comes_to_its_place(instance: Instance, past: Past) -> None:
     past.save("mine", "a.csv", virtual=False)
-    instance.registry.names.rename(1, "a.csv", 1, "b.csv")
+    timed(instance.registry).names.rename(1, "a.csv", 1, "b.csv")
     late = Late(past, "copy")
     late.armed = True
     recover.run_owed(Instance(instance.settings, store=late))  # type: ignore[arg-type]
@@ -666,7 +667,7 @@ def test_what_a_put_that_was_given_up_may_have_stored_is_not_replaced(instance: 
     assert entry.uid is not None
     registry.journal.set_target(entry.id, "a.csv")
     past.put("stored, and not noted", "a.csv", ObjectMeta(entry.uid, "a.csv", 1, None))
-    assert registry.rescue.give_up(entry.id) is not None
+    assert timed(registry).rescue.give_up(entry.id) is not None
     past.save("new", "a.csv", virtual=False)
     assert past.read("a.csv") == "new"
     _kept(instance, past, "stored, and not noted")

@@ -17,6 +17,7 @@ from lamfs.ops.instance import Instance
 from lamfs.processes import state_of
 from lamfs.storage.base import ObjectStat
 from tests.support.ops import BadStore, make_orphan
+from tests.support.timed import timed
 
 DAY = 24 * 3600
 UID = "0123456789abcdefABCD"
@@ -72,7 +73,7 @@ def test_every_save_says_what_it_is(instance: Instance, tmp_path: Path) -> None:
 
 def test_a_moved_object_says_its_new_key(instance: Instance, tmp_path: Path) -> None:
     record = save(instance, tmp_path, "real", "real/x.csv", virtual=False)
-    instance.registry.names.rename_artifact(record.uid, "other/y.csv")
+    timed(instance.registry).names.rename_artifact(record.uid, "other/y.csv")
     artifacts.recover.run_owed(instance, strict=True)
     said = instance.store.meta("other/y.csv")
     assert said == ObjectMeta(record.uid, "other/y.csv", 1, f"md5:{record.hash}")
@@ -222,7 +223,7 @@ def test_an_interrupted_save_deletes_no_object_of_others(instance: Instance, tmp
     path = tmp_path / "source"
     path.write_text("ours")
     draft = drafts.draft_new(instance, path, key="real/x.csv", virtual=False)
-    instance.registry.commits.announce_save(draft.record)
+    timed(instance.registry).commits.announce_save(draft.record)
     instance.registry.db.execute("UPDATE journal SET owner='boot:0:1'")
     instance.store.put_bytes("real/x.csv", b"theirs")
     artifacts.recover.finish_all(instance)

@@ -18,6 +18,7 @@ from lamfs.ops.instance import Instance
 from lamfs.storage import open_store
 from lamfs.storage.base import UnfinishedUpload
 from tests.support.ops import BadStore
+from tests.support.timed import timed
 from tests.support.transfer import make_bytes
 
 BLOCKS = 5
@@ -185,7 +186,7 @@ def test_damage_is_known_until_it_is_repaired(instance: Instance, tmp_path: Path
         assert fsck.check(other).problems == report.problems
     artifacts.replace(instance, one.uid, _file(tmp_path, b"new"))
     artifacts.purge(instance, two)
-    instance.registry.names.rename(1, "d", 1, "moved")
+    timed(instance.registry).names.rename(1, "d", 1, "moved")
     rot(instance, three, 2)
     assert [entry.key for entry in damage.known(instance)] == ["moved/3", "moved/4"]
     artifacts.purge(instance, four)
@@ -244,7 +245,7 @@ def test_uploads_that_nobody_will_finish(instance: Instance, tmp_path: Path) -> 
         UnfinishedUpload("young.bin", "2", now_ns() - 10**9),
         UnfinishedUpload("owed.bin", "3", old),
     ]
-    instance.registry.journal.add_delete("owed.bin")
+    timed(instance.registry).journal.add_delete("owed.bin")
     problems = fsck.check(instance).problems
     assert [text for text in problems if "upload" in text] == [
         f"storage: the upload to {store.url('a.bin')} of {_day(old)} was never finished, and its parts take room"

@@ -36,6 +36,7 @@ from lamfs.registry import process_id
 from lamfs.storage import StorageConfig, open_store
 from lamfs.work.steps import Steps
 from tests.support.ops import machine, write_spool
+from tests.support.timed import timed
 
 
 @pytest.fixture
@@ -466,8 +467,8 @@ def test_a_folder_in_the_place_of_the_storage_is_not_written_to(root: Path, tmp_
 def owe(slug: str, key: str, text: str, *, scratch: bool = False) -> Path:
     """A new file that a mount which was killed has left in this machine's spool: its path there."""
     with Instance.open(slug) as opened:
-        inode, src = opened.registry.names.create_file(1, key, 0o100644, 0, 0)
-        opened.registry.journal.ready_put(inode.ino, scratch=scratch)
+        inode, src = timed(opened.registry).names.create_file(1, key, 0o100644, 0, 0)
+        timed(opened.registry).journal.ready_put(inode.ino, scratch=scratch)
         opened.registry.db.execute("UPDATE journal SET owner='x:1:1' WHERE src=?", (src,))
         opened.registry.tree.update(inode.ino, size=len(text))
         return write_spool(opened, src, text)

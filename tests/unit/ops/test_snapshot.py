@@ -17,6 +17,7 @@ from lamfs.registry.origins import Origin, pushes_of
 from lamfs.storage import open_store
 from lamfs.storage.base import ObjectStat
 from tests.support.ops import machine
+from tests.support.timed import timed
 
 UID, OTHER = "a" * 12, "b" * 12
 ONE, TWO, THREE = "1" * 16, "2" * 16, "3" * 16
@@ -73,7 +74,7 @@ def test_pushes_that_are_not_as_lamfs_writes_them_are_none(value: object) -> Non
 
 
 def change(instance: Instance, name: str) -> None:
-    instance.registry.names.ensure_directory(name, 0, 0)
+    timed(instance.registry).names.ensure_directory(name, 0, 0)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from lamfs.ops.mounts import MountRecord
 from lamfs.registry import process_id
 from lamfs.spool import SpoolFolder
 from tests.support.ops import machine, write_spool
+from tests.support.timed import timed
 
 SLUG = "ada/default"
 
@@ -59,8 +60,8 @@ def give_up_lease() -> None:
 def owe(key: str, text: str, *, folder: Path | None = None) -> str:
     """A new file that a mount which was killed has left in this machine's spool, or in ``folder``; its spool name."""
     with Instance.open(SLUG) as opened:
-        inode, src = opened.registry.names.create_file(1, key, 0o100644, 0, 0)
-        opened.registry.journal.ready_put(inode.ino)
+        inode, src = timed(opened.registry).names.create_file(1, key, 0o100644, 0, 0)
+        timed(opened.registry).journal.ready_put(inode.ino)
         opened.registry.db.execute("UPDATE journal SET owner='x:1:1' WHERE src=?", (src,))
         opened.registry.tree.update(inode.ino, size=len(text))
         path = write_spool(opened, src, text)

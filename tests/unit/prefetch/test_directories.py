@@ -21,6 +21,7 @@ from lamfs.prefetch import settings
 from lamfs.prefetch.directories import DirectoryPrefetch
 from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Provenance, Registry
+from tests.support.timed import timed
 from tests.support.transfer import FakeMover, FakeStore
 from tests.unit.registry.conftest import Hands
 
@@ -37,7 +38,7 @@ class Rig:
         self.store = FakeStore()
         self.mover = FakeMover(self.store)
         self.registry = Registry(base / "registry.lndb", create=True)
-        self.registry.people.ensure_storage("s3://bucket/prefix", "s3")
+        timed(self.registry).people.ensure_storage("s3://bucket/prefix", "s3")
         self.hands = Hands(self.registry)
         self.counted = Counters()
         self.missed: list[str] = []
@@ -54,7 +55,7 @@ class Rig:
             target = self.registry.commits.put_target(entry)
             self.registry.journal.set_target(entry.id, target)
             stored = self.store.put(target, self.data[path])
-            self.registry.commits.put(ino, entry.gen, stored.content, target, stored.etag, Provenance())
+            timed(self.registry).commits.put(ino, entry.gen, stored.content, target, stored.etag, Provenance())
         return made
 
     @contextlib.asynccontextmanager

@@ -11,7 +11,8 @@ import pytest
 from lamfs.hashing import encode_digest, hash_block
 from lamfs.keys import spool_name
 from lamfs.model import ROOT_INO, ArtifactRecord, ContentHash
-from lamfs.registry import Provenance, Registry
+from lamfs.registry import Provenance
+from tests.support.timed import Registry, timed
 
 
 def content_of(data: bytes) -> ContentHash:
@@ -23,7 +24,7 @@ class Hands:
     """Does to a registry what a mount does, step by step, without any storage."""
 
     def __init__(self, registry: Registry) -> None:
-        self.registry = registry
+        self.registry = timed(registry)
 
     def at(self, path: str) -> tuple[int, str]:
         """Directory inode and name of a path."""

@@ -12,8 +12,9 @@ import pytest
 
 from lamfs.errors import FsError, NotSetUp
 from lamfs.keys import root_path
-from lamfs.registry import Provenance, Registry, is_alive, process_id
+from lamfs.registry import Provenance, is_alive, process_id
 from lamfs.registry.changes import KEEP
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands, content_of
 
 

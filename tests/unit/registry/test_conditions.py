@@ -9,8 +9,8 @@ import pytest
 
 from lamfs.errors import InvalidArgument
 from lamfs.model import ArtifactRecord, ContentHash, Revision
-from lamfs.registry import Registry
 from lamfs.registry.conditions import clause
+from tests.support.timed import Registry
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lamfs.registry import Flaw, Registry
+from lamfs.registry import Flaw
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands
 
 

@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 
 from lamfs.config import UserSettings
-from lamfs.registry import Registry
 from lamfs.registry.origins import About
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands
 
 ROOT = "s3://bucket/prefix"

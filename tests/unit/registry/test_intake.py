@@ -15,14 +15,17 @@ import pytest
 from lamfs.config import machine_mark
 from lamfs.errors import RegistryError
 from lamfs.model import AUTO_INO, DESCRIPTION_XATTR, ROOT_INO, ArtifactRecord, ContentHash, Revision
-from lamfs.registry import Registry, intake, schema
+from lamfs.registry import intake, schema
 from lamfs.registry.artifacts import NOW
 from lamfs.registry.db import SCHEMA_VERSION, WORK_SPLIT
 from lamfs.registry.entries import Delete, Move
 from lamfs.registry.rules import REVISIONS, TABLES
+from tests.support.timed import Registry
 
 Change = Callable[[sqlite3.Connection], object]
 PLACE = intake.Place("local", "/the/storage")
+AT = 1_750_000_000_000_000_000
+SPARE = "s" * 12
 
 
 class Box:
@@ -82,7 +85,7 @@ class Box:
         """What comes of taking the changed registry over."""
         path = self.changed(change)
         fresh = self.folder / f"fresh-{self.count}.lndb"
-        taken = intake.take(path, "the registry", fresh, PLACE)
+        taken = intake.take(path, "the registry", fresh, PLACE, now=AT, spare_uid=SPARE)
         assert stat.S_IMODE(fresh.stat().st_mode) == 0o600
         return taken, Registry(fresh)
 
@@ -196,7 +199,7 @@ def test_registries_of_every_version_are_taken(tmp_path: Path, version: int) -> 
                 " ino, created_at, updated_at) VALUES(?,1,'x','',0,'h','md5',x'','.lamindb/y','e',3,1,1)",
                 ("u" * 20,),
             )
-    result = intake.take(old, "old", tmp_path / "fresh.lndb", PLACE)
+    result = intake.take(old, "old", tmp_path / "fresh.lndb", PLACE, now=AT, spare_uid=SPARE)
     assert result.findings == []
     fresh = Registry(tmp_path / "fresh.lndb")
     record = fresh.artifacts.by_key("x")
@@ -243,7 +246,7 @@ def test_a_table_that_lamfs_has_not_made_is_refused_at_once(box: Box, table: str
     path = box.changed(f"DROP TABLE {table}; {sql.format(table) if sql else ''}")
     began = time.monotonic()
     with pytest.raises(RegistryError, match=r"the registry is damaged \(its table '\w+' is not as lamfs makes it\)"):
-        intake.take(path, "the registry", box.folder / f"never-{os.urandom(4).hex()}", PLACE)
+        intake.take(path, "the registry", box.folder / f"never-{os.urandom(4).hex()}", PLACE, now=AT, spare_uid=SPARE)
     assert time.monotonic() - began < 15
 
 
@@ -406,7 +409,7 @@ def test_work_of_another_machine_is_not_done_here(tmp_path: Path, version: int) 
                 ("move", "u" * 20, None, "{}"),
             ],
         )
-    result = intake.take(old, "old", tmp_path / "fresh.lndb", PLACE)
+    result = intake.take(old, "old", tmp_path / "fresh.lndb", PLACE, now=AT, spare_uid=SPARE)
     fresh = Registry(tmp_path / "fresh.lndb")
     assert [(type(entry), entry.about) for entry in fresh.journal.entries()] == [
         (Delete, ".lamindb/z"),
@@ -557,7 +560,8 @@ def test_keys_that_no_folder_can_have(box: Box, taken: Callable[..., tuple[intak
     assert result.total == 3
     assert len(rows(fresh, "owed")) == 2
     path = box.changed(change)
-    in_bucket = intake.take(path, "x", box.folder / "bucket.lndb", intake.Place("s3", "s3://bucket"))
+    place = intake.Place("s3", "s3://bucket")
+    in_bucket = intake.take(path, "x", box.folder / "bucket.lndb", place, now=AT, spare_uid=SPARE)
     assert in_bucket.total == 0
 
 
@@ -600,7 +604,7 @@ def test_a_deep_tree_with_a_file_at_each_level_takes_no_longer_than_its_rows(
 
     path = box.changed(change)
     began = time.monotonic()
-    intake.take(path, "the registry", box.folder / "deep.lndb", PLACE)
+    intake.take(path, "the registry", box.folder / "deep.lndb", PLACE, now=AT, spare_uid=SPARE)
     assert time.monotonic() - began < 25
 
 
@@ -625,3 +629,10 @@ def test_a_deep_tree_of_wrong_keys_is_bounded(box: Box, taken: Callable[..., tup
     assert record is not None
     assert record.key is not None
     assert len(record.key) == 256 * depth + 5
+
+
+def test_a_storage_without_a_right_row_gets_the_uid_and_the_time_that_were_said(box: Box) -> None:
+    taken, fresh = box.take("UPDATE storage SET uid='no uid'")
+    with contextlib.closing(fresh):
+        assert fresh.db.all("SELECT uid, created_at FROM storage") == [(SPARE, AT)]
+    assert any("it has a new one" in finding.sentence for finding in taken.findings)

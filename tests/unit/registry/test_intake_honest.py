@@ -13,8 +13,9 @@ import pytest
 
 from lamfs.errors import LamfsError
 from lamfs.model import ArtifactRecord, Revision, new_uid
-from lamfs.registry import Registry, intake, process_id
+from lamfs.registry import intake, process_id
 from lamfs.registry.rules import RETAINED, TABLES
+from tests.support.timed import Registry
 from tests.support.tree import check_tree
 from tests.unit.registry.conftest import Hands, content_of
 
@@ -186,7 +187,9 @@ def test_nothing_of_an_honest_registry_is_lost(tmp_path: Path, seed: int) -> Non
                 getattr(life, call)()
         registry.db.snapshot(folder / "pushed.lndb")
         place = intake.Place("s3", "s3://bucket/prefix")
-        taken = intake.take(folder / "pushed.lndb", "the registry", folder / "fresh.lndb", place)
+        taken = intake.take(
+            folder / "pushed.lndb", "the registry", folder / "fresh.lndb", place, now=1, spare_uid="s" * 12
+        )
         assert taken.findings == []
         fresh = Registry(folder / "fresh.lndb")
         stack.callback(fresh.close)

@@ -8,8 +8,9 @@ import pytest
 
 from lamfs.errors import RegistryError
 from lamfs.model import ArtifactRecord, ContentHash, Revision
-from lamfs.registry import Registry, process_id
+from lamfs.registry import process_id
 from lamfs.registry.entries import Delete, Move, Put, Save, save_payload
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands
 
 RECORD = ArtifactRecord(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lamfs.hashing import hash_block, hash_leaves, zero_leaves
 from lamfs.model import BLOCK_SIZE, LEAF_SIZE, ArtifactRecord, ContentHash, Revision
-from lamfs.registry import Provenance, Registry, schema
+from lamfs.registry import Provenance, schema
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands, content_of
 
 ONE, TWO, THREE = (os.urandom(2 * LEAF_SIZE) for _ in range(3))

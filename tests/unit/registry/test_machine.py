@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lamfs.errors import AlreadyExists, FsError, InvalidName
 from lamfs.model import ROOT_INO, TRASH
-from lamfs.registry import Registry, artifacts
+from lamfs.registry import artifacts
+from tests.support.timed import Registry
 from tests.support.tree import check_tree
 from tests.unit.registry.conftest import Hands, content_of
 

@@ -10,7 +10,8 @@ import pytest
 
 from lamfs.errors import AlreadyExists, FsError, InvalidArgument, InvalidName, NotFound
 from lamfs.model import AUTO_INO, ROOT_INO, SHOWN, TRASH
-from lamfs.registry import Backup, Provenance, Registry, artifacts
+from lamfs.registry import Backup, Provenance, artifacts
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands, content_of
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lamfs.registry import Registry
 from lamfs.registry.db import Database
+from tests.support.timed import Registry
 from tests.support.tree import check_tree
 from tests.unit.registry.conftest import Hands
 
@@ -18,7 +18,8 @@ WRITER = """
 import random, sys, time
 from pathlib import Path
 from lamfs.errors import FsError
-from lamfs.registry import Registry, sync_log
+from lamfs.registry import sync_log
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands
 
 name, count = sys.argv[2], int(sys.argv[3])
@@ -151,7 +152,7 @@ def test_killed_in_a_transaction(tmp_path: Path) -> None:
     registry = Registry(path, create=True)
     registry.people.ensure_storage("s3://bucket/prefix", "s3")
     code = (
-        "import os, sys; from pathlib import Path; from lamfs.registry import Registry\n"
+        "import os, sys; from pathlib import Path; from tests.support.timed import Registry\n"
         "from tests.unit.registry.conftest import Hands\n"
         "registry = Registry(Path(sys.argv[1])); hands = Hands(registry)\n"
         "hands.save('whole', b'1')\n"

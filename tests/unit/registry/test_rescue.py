@@ -10,8 +10,9 @@ import pytest
 
 from lamfs.keys import spool_name
 from lamfs.model import ROOT_INO
-from lamfs.registry import Lost, Registry, rescue
+from lamfs.registry import Lost, rescue
 from lamfs.scratch import DEFAULT, matcher
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands
 
 

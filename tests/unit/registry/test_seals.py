@@ -6,9 +6,9 @@ import pytest
 
 from lamfs.keys import spool_name
 from lamfs.model import BLOCK_SIZE
-from lamfs.registry import Registry
 from lamfs.registry.entries import Put
 from lamfs.registry.seals import UNKNOWN
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands
 
 SIZE = 3 * BLOCK_SIZE - 5

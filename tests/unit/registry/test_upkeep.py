@@ -7,8 +7,9 @@ import dataclasses
 
 from lamfs.keys import spool_name
 from lamfs.model import new_uid
-from lamfs.registry import Displaced, Registry, User, base_id
+from lamfs.registry import Displaced, User, base_id
 from lamfs.registry.entries import Put
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands, content_of
 
 GONE = "gone:1"

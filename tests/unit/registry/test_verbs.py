@@ -10,11 +10,12 @@ import pytest
 
 from lamfs.errors import FsError
 from lamfs.model import DESCRIPTION_XATTR, ROOT_INO, Revision
-from lamfs.registry import Backup, Provenance, Registry, Stored
+from lamfs.registry import Backup, Provenance, Stored
 from lamfs.registry import attributes as attributes_module
 from lamfs.registry.entries import Put
 from lamfs.registry.verbs import Verbs
 from lamfs.registry.writes import SpoolInfo
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands, content_of
 
 GONE = "00000000-0000-0000-0000-000000000000:1:1"

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from lamfs.errors import RegistryError
-from lamfs.registry import Registry, schema, workdb
+from lamfs.registry import schema, workdb
 from lamfs.registry.db import SCHEMA_VERSION, WORK_SPLIT
 from lamfs.registry.entries import Abort, Delete, Move, Put
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands
 
 

@@ -13,6 +13,7 @@ from lamfs.errors import RegistryError
 from lamfs.registry import Registry
 from lamfs.work import durable
 from lamfs.work.durable import LogSync, beside
+from tests.support.timed import timed
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_sync_only_when_something_was_committed(tmp_path: Path, syncs: list[Pa
             await wait()
             assert len(syncs) == 1
             for number, registry in enumerate((ours, others, ours), 2):
-                registry.journal.add_delete(f"k{number}")
+                timed(registry).journal.add_delete(f"k{number}")
                 await wait()
                 assert len(syncs) == number
                 await wait()
@@ -54,7 +55,7 @@ def test_what_is_committed_after_a_sync_within_its_transaction(tmp_path: Path, s
         async def main() -> None:
             wait = LogSync(registry.db)
             with registry.db.transaction():
-                registry.journal.add_delete("k")
+                timed(registry).journal.add_delete("k")
                 await wait()
             assert len(syncs) == 1
             await wait()
@@ -72,7 +73,7 @@ def test_one_sync_for_all_who_wait(tmp_path: Path, syncs: list[Path]) -> None:
             wait = LogSync(registry.db)
             async with trio.open_nursery() as nursery:
                 for _ in range(10):
-                    registry.journal.add_delete("k")
+                    timed(registry).journal.add_delete("k")
                     nursery.start_soon(wait)
             assert len(syncs) == 1
 
