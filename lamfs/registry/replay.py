@@ -105,7 +105,7 @@ class Replay:
                     "INSERT INTO journal(op, state, ino, uid, src, created_at, owner) VALUES('put','open',?,?,?,?,?)",
                     (ino, uid, src, now, NOBODY),
                 )
-                log.warning("the spool file %s of inode %d is owed again", src, ino)
+                log.info("the spool file %s of inode %d is owed again", src, ino)
             both = f"max(({_COUNT.format('main')}), ({_COUNT.format('work')}))"
             for schema in ("main", "work"):
                 self._db.execute(f"UPDATE {schema}.sqlite_sequence SET seq={both} WHERE name='puts'")
@@ -128,29 +128,29 @@ class Replay:
         if other is not None and registry_first:
             self._db.execute("UPDATE journal SET ino=NULL WHERE op='put' AND ino=? AND id<>?", (other[0], row))
             self._db.execute("UPDATE journal SET ino=?, uid=? WHERE id=?", (other[0], other[1].uid, row))
-            log.warning("the spool file %s is of inode %d, not of %s", src, other[0], ino)
+            log.info("the spool file %s is of inode %d, not of %s", src, other[0], ino)
             return
         there = None if ino is None else self._db.one("SELECT pending FROM inode WHERE ino=?", (ino,))
         said = None if there is None else pending(there[0])
         if said is not None and said.machine == self._db.machine and said.src == src:
             self._db.execute("UPDATE journal SET uid=? WHERE id=?", (said.uid, row))
-            log.warning("the spool file %s of inode %s is to become artifact %s", src, ino, said.uid)
+            log.info("the spool file %s of inode %s is to become artifact %s", src, ino, said.uid)
             return
         if said is not None and said.machine == self._db.machine:
             # It was about to go on in another spool file. Nothing of that was acknowledged, if the process was killed.
             if registry_first and not killed and (size(said.src) or 0) >= (size(src) or 0):
                 self._db.execute("UPDATE journal SET src=?, state='open' WHERE id=?", (said.src, row))
                 self._db.execute("DELETE FROM spent WHERE src IN (?, ?)", (src, said.src))
-                log.warning("inode %s goes on in the spool file %s, and not in %s", ino, said.src, src)
+                log.info("inode %s goes on in the spool file %s, and not in %s", ino, said.src, src)
                 return
             if killed:
                 self._db.execute("INSERT OR IGNORE INTO spent VALUES(?)", (said.src,))
             self._own_uid(row, ino, spare_uid())  # the inode follows
-            log.warning("inode %s goes on in the spool file %s, and not in %s", ino, src, said.src)
+            log.info("inode %s goes on in the spool file %s, and not in %s", ino, src, said.src)
             return
         if there is not None and not registry_first:
             self._own_uid(row, ino, spare_uid())
-            log.warning("inode %s has bytes in the spool file %s", ino, src)
+            log.info("inode %s has bytes in the spool file %s", ino, src)
             return
         # What a try of it may have left in storage goes, as when a put is struck off.
         self._db.execute(
@@ -165,7 +165,7 @@ class Replay:
             self._db.execute("UPDATE inode SET pending=? WHERE ino=?", (there[0], ino))  # perhaps another machine's
         if not (registry_first and killed):
             self._db.execute("DELETE FROM spent WHERE src=?", (src,))
-        log.warning("the spool file %s of inode %s is owed no more", src, ino)
+        log.info("the spool file %s of inode %s is owed no more", src, ino)
 
     def _own_uid(self, row: int, ino: int | None, spare_uid: str) -> None:
         """A put counts whose registry is older: it is for the artifact that its file has there. A uid that another file
