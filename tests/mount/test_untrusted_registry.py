@@ -46,7 +46,7 @@ TURNS = st.integers(0, 1000)
 OWED = st.builds(
     Owed,
     op=st.sampled_from(crafted.OPS),
-    state=st.sampled_from(crafted.STATES),
+    machine=st.sampled_from(crafted.MACHINES),
     src=VALUES,
     object_key=VALUES,
     payload=VALUES,

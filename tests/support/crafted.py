@@ -202,10 +202,10 @@ HOWS = ("deleted", "twice", "swapped")
 
 @dataclasses.dataclass(frozen=True)
 class Owed:
-    """A row of the journal, with its rows in other tables."""
+    """A row of what is owed, and an inode that says where its bytes are."""
 
     op: Any
-    state: Any
+    machine: Any
     src: Any
     object_key: Any
     payload: Any
@@ -221,22 +221,22 @@ class Owed:
         ).fetchall()
         ino, uid = found[self.turn % len(found)] if found else (3, "u" * 20)
         owner = (None, "x:1:1", "nobody", "\x1b[31m")[self.turn % 4]
-        row = (self.op, self.state, whole(self.src), whole(self.object_key))
-        src, key = row[2:]
+        row = (self.op, whole(self.object_key))
         marks = ", ".join("CAST(? AS TEXT)" if isinstance(value, Utf8) else "?" for value in row)
-        cursor = conn.execute(
-            "INSERT INTO journal(ino, uid, owner, payload, gen, attempts, next_at, created_at, op, state, src,"
-            f" object_key) VALUES(?, ?, ?, ?, 0, 0, 0, 1, {marks})",
-            (ino, uid, owner, whole(self.payload), *row),
+        conn.execute(
+            "INSERT INTO owed(uid, owner, payload, attempts, next_at, created_at, op, object_key)"
+            f" VALUES(?, ?, ?, 0, 0, 1, {marks})",
+            (uid, owner, whole(self.payload), *row),
         )
-        with contextlib.suppress(sqlite3.IntegrityError):
-            conn.execute("INSERT INTO overlay VALUES(?, 0, NULL, NULL)", (src,))
-            conn.execute("INSERT INTO upload VALUES(?, ?, 'u', 0)", (cursor.lastrowid, key))
-            conn.execute("INSERT INTO part VALUES(?, 1, 0, 9, x'', 'e')", (cursor.lastrowid,))
+        mark = "CAST(? AS TEXT)" if isinstance(self.src, Utf8) else "?"
+        conn.execute(
+            f"UPDATE inode SET pending=? || ':' || {mark} || ':' || ? WHERE ino=?",
+            (self.machine, whole(self.src), uid, ino),
+        )
 
 
 OPS = ("put", "save", "move", "delete", "abort", "evil", None)
-STATES = ("ready", "held", "open", "busy", "scratch", "failed", "evil", None)
+MACHINES = ("0" * 12, "a" * 12, "evil", "../..", "", None)
 
 
 def mutate_rows(path: Path, mutations: Sequence[Cell | Row | Owed], *, stale: bool) -> None:
@@ -254,14 +254,14 @@ def mutate_rows(path: Path, mutations: Sequence[Cell | Row | Owed], *, stale: bo
 # -- mutations of what SQLite runs ------------------------------------------------------------------------------------
 
 _ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM n)"
-_PUT = "INSERT INTO journal(op, state, ino, src, created_at) VALUES('put', 'ready', 3, '{secret}', 1)"
-_EVENTS = [(table, event) for table in ("journal", "inode", "dentry", "artifact") for event in ("INSERT", "DELETE")]
+_PUT = "INSERT INTO owed(op, object_key, created_at) VALUES('delete', '{secret}', 1)"
+_EVENTS = [(table, event) for table in ("owed", "inode", "dentry", "artifact") for event in ("INSERT", "DELETE")]
 
 BESIDE = {
     "triggers that put rows back": ";".join(
         f"CREATE TRIGGER evil_{table}_{event} AFTER {event} ON {table} BEGIN {_PUT}; END" for table, event in _EVENTS
     ),
-    "a trigger that takes for ever": "CREATE TRIGGER evil AFTER UPDATE ON inode BEGIN DELETE FROM journal WHERE id IN"
+    "a trigger that takes for ever": "CREATE TRIGGER evil AFTER UPDATE ON inode BEGIN DELETE FROM owed WHERE id IN"
     " (SELECT count(*) FROM inode a, inode b, inode c, inode d, inode e, inode f, inode g); END",
     "trigger in place of a view": f"CREATE VIEW evil AS {_ENDLESS} SELECT x FROM n;"
     f"CREATE TRIGGER evil_t INSTEAD OF INSERT ON evil BEGIN {_PUT}; END",
@@ -272,10 +272,12 @@ BESIDE = {
     "generated columns": "CREATE TABLE evil(a, b AS (abs(-9223372036854775808)), c GENERATED ALWAYS AS (a||b) STORED)",
     "names of lamfs's own temporary tables": "CREATE TABLE me(uid, gid); INSERT INTO me VALUES(0, 0);"
     'CREATE TABLE main_artifact(x); CREATE TABLE "temp.me"(x); CREATE VIEW src AS SELECT 1;'
-    "CREATE TRIGGER overlay_done2 AFTER DELETE ON journal BEGIN DELETE FROM artifact; END",
-    "a trigger of lamfs's name": "DROP TRIGGER overlay_done; CREATE TRIGGER overlay_done AFTER DELETE ON journal"
-    " BEGIN DELETE FROM artifact; INSERT INTO journal(op, state, src, created_at) VALUES('put', 'ready', '{secret}',"
-    " 1); END",
+    "CREATE TRIGGER spool_done2 AFTER DELETE ON owed BEGIN DELETE FROM artifact; END",
+    "a trigger of lamfs's name": "CREATE TRIGGER spool_done AFTER DELETE ON owed BEGIN DELETE FROM artifact; "
+    "INSERT INTO owed(op, object_key, created_at) VALUES('delete', '{secret}', 1); END",
+    "tables of a work database": "CREATE TABLE journal(id INTEGER PRIMARY KEY, op, state, ino, uid, object_key, src,"
+    " gen, attempts, error, next_at, created_at, owner, payload); INSERT INTO journal VALUES(1, 'put', 'ready', 3, 'u',"
+    " NULL, '{secret}', 0, 0, NULL, 0, 1, NULL, '{}'); CREATE TABLE claim(object_key); CREATE TABLE spent(src)",
     "an index of lamfs's name": "DROP INDEX dentry_name; CREATE INDEX dentry_name ON artifact(lower(key));"
     "DROP INDEX artifact_hash; CREATE INDEX artifact_hash ON dentry(name)",
     "statistics": "ANALYZE; UPDATE sqlite_stat1 SET stat='999999999999 99999999999 unordered sz=1 noskipscan'",
