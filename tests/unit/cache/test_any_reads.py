@@ -86,6 +86,10 @@ async def mounted(rig: Rig, steps: list[tuple[str, int, int, int]]) -> None:
                 whole = row is not None and row.complete
                 assert cache.stats()["cached_bytes"] <= number * BLOCK_SIZE or file.kept or whole
             elif what == "damage":
+                # A file is sealed when it is complete: what somebody changes between that and the last look at a block
+                # is sealed too.
+                await trio.testing.wait_all_tasks_blocked()
+                cache._flush()
                 if rig.path("k").exists():
                     with rig.path("k").open("r+b") as stream:
                         stream.seek(number)
