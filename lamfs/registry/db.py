@@ -102,9 +102,10 @@ class Database:
             before = self._version()
             # Of a registry that came from storage there is no work of this machine.
             has_work = work and 0 < before < WORK_SPLIT
-            pending = workdb.split(self.path) if has_work else []
+            left = workdb.split(self.path) if has_work else None
             self._bring_to(SCHEMA_VERSION)
-            self.conn.executemany("UPDATE inode SET pending=? WHERE ino=?", pending)
+            if left is not None:
+                left.note(self.conn)
 
     def _bring_to(self, version: int) -> None:
         """Run the migrations up to a version that are still to run."""

@@ -23,6 +23,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from lamfs import config
@@ -307,9 +308,23 @@ def _pair_of(path: Path) -> str | None:
 # -- registries of older versions -----------------------------------------------------------------------------------
 
 
-def split(registry: Path) -> list[tuple[str, int]]:
-    """Copy this machine's work out of a registry of version 13 into a new work database, durably. Returns what
-    ``inode.pending`` is to be, with the inode.
+class Split(NamedTuple):
+    """What a registry is to say of the work that has left it: ``pair``, the id of its work database; ``puts``, how many
+    changes of puts that has counted; ``pending``, what ``inode.pending`` is to be, with the inode."""
+
+    pair: str
+    puts: int
+    pending: list[tuple[str, int]]
+
+    def note(self, conn: sqlite3.Connection) -> None:
+        """Write it into the registry, in the transaction that drops the old tables: a power cut keeps both or none."""
+        conn.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?, ?)", (PAIR, self.pair))
+        conn.execute("UPDATE sqlite_sequence SET seq=? WHERE name='puts'", (self.puts,))
+        conn.executemany("UPDATE inode SET pending=? WHERE ino=?", self.pending)
+
+
+def split(registry: Path) -> Split:
+    """Copy this machine's work out of a registry of version 13 into a new work database, durably.
 
     The caller holds the registry's write lock, and drops the old tables afterwards: after a crash between the two
     it is done once more.
@@ -332,11 +347,18 @@ def split(registry: Path) -> list[tuple[str, int]]:
             "SELECT ?||':'||src||':'||coalesce(uid, ''), ino FROM main.journal WHERE op='put' AND src IS NOT NULL",
             (machine,),
         ).fetchall()
+        pair = secrets.token_hex(8)
+        conn.execute("INSERT INTO main.meta VALUES('registry', ?)", (pair,))
+        count = conn.execute("SELECT seq FROM main.sqlite_sequence WHERE name='puts'").fetchone()[0]
         conn.execute("COMMIT")
         conn.execute("PRAGMA main.wal_checkpoint(TRUNCATE)")
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return found
+    for each in (path, path.parent):
+        fd = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    return Split(pair, count, found)
 
 
 @contextlib.contextmanager

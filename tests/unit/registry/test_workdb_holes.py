@@ -1,0 +1,91 @@
+"""Ways in which the two files may come apart that look harmless."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from lamfs.registry import Registry, intake, schema, workdb
+from lamfs.registry.db import WORK_SPLIT
+from tests.unit.registry.conftest import Hands
+from tests.unit.registry.test_workdb import make, opened, puts
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "registry.lndb"
+
+
+def old_registry(path: Path) -> None:
+    """A registry of version 13 with a put."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        schema.apply(conn, WORK_SPLIT - 1)
+        conn.execute("INSERT INTO meta VALUES('schema_version', ?), ('slug', 'ada/one')", (WORK_SPLIT - 1,))
+        conn.execute(
+            "INSERT INTO inode(ino, mode, uid, gid, nlink, size, atime_ns, mtime_ns, ctime_ns)"
+            " VALUES(3,33188,0,0,1,3,1,1,1)"
+        )
+        conn.execute("INSERT INTO dentry(parent, name, ino) VALUES(1, 'a', 3)")
+        conn.execute(
+            "INSERT INTO journal(op, state, ino, uid, src, created_at) VALUES('put','ready',3,?,'3-aaaaaaaaaaaa',1)",
+            ("u" * 20,),
+        )
+
+
+def test_a_registry_that_was_just_split_needs_no_replay(path: Path) -> None:
+    old_registry(path)
+    with opened(path) as registry:
+        assert not registry.replay.is_needed()
+
+
+def test_a_registry_that_was_just_split_and_loses_its_work_database_owes_it_again(path: Path) -> None:
+    old_registry(path)
+    with opened(path):
+        pass
+    for side in ("", "-wal", "-shm"):
+        Path(f"{workdb.work_path(path)}{side}").unlink(missing_ok=True)
+    with opened(path) as registry:
+        assert registry.replay.is_needed()
+        registry.replay.run(lambda src: 3, lambda src: False, 1)
+    assert puts(path) == ["a"]
+
+
+def test_a_power_cut_between_the_split_and_the_first_transaction_leaves_a_pair(path: Path) -> None:
+    """The split is on disk in both files. Of what came next, only the work database's part is."""
+    old_registry(path)
+    with opened(path, work=True):
+        pass
+    # As it was after the split: what the connection did next with it is gone.
+    first = path.with_name("first")
+    first.mkdir()
+    old_registry(first / path.name)
+    attach = workdb.attach
+    workdb.attach = lambda conn, registry: ""  # type: ignore[assignment]
+    try:
+        with opened(first / path.name):
+            pass
+    finally:
+        workdb.attach = attach
+    shutil.copy(first / path.name, first / "kept.lndb")
+    with opened(first / path.name):
+        pass
+    shutil.copy(first / "kept.lndb", first / path.name)
+    assert puts(first / path.name) == ["a"]
+
+
+def test_the_ids_of_what_the_registry_owes_are_high_whoever_it_came_from(path: Path, tmp_path: Path) -> None:
+    with opened(path, create=True) as registry:
+        registry.people.ensure_storage("s3://bucket/prefix", "s3")
+        registry.db.execute("INSERT OR REPLACE INTO meta VALUES('slug', 'ada/one'), ('uid', 'u')")
+        registry.db.execute("DELETE FROM sqlite_sequence WHERE name='owed'")
+        registry.db.snapshot(tmp_path / "copy.lndb")
+    fresh = tmp_path / ".fresh.lndb"
+    intake.take(tmp_path / "copy.lndb", "copy", fresh, intake.Place("s3", "s3://bucket/prefix"))
+    with opened(fresh) as registry:
+        registry.journal.add_delete("object", "etag")
+        (entry,) = registry.journal.entries()
+        assert entry.id > workdb.FIRST_OWED
