@@ -99,6 +99,7 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apa
             if old.db.get_meta("uid") != own:
                 # No lamfs has worked with a registry that is not the one it wrote here: the spool is not of that.
                 return wrote is not None and wrote == own
+            _replay(settings, old, store)
             with new.db.transaction():
                 left = carry_over(old.db, new.db, apart=apart)
                 known = set(new.rescue.lost())
@@ -114,6 +115,14 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apa
             " spool into lost+found"
         )
     return True
+
+
+def _replay(settings: InstanceSettings, registry: Registry, store: ObjectStore) -> None:
+    """Bring a working copy and its work database together, for what is owed is taken from the latter alone."""
+    spool = SpoolFolder.find(*settings.spool_place) if registry.replay.is_needed() else None
+    if spool is not None:
+        with spool:
+            adoption.replay(registry, store, spool)
 
 
 def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: Mapping[str, Told]) -> None:

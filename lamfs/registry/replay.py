@@ -93,10 +93,13 @@ class Replay:
                     self._changes.content(ino)
                     log.warning("of the spool file %s of inode %d nobody knows which blocks it has", src, ino)
                     continue
+                # The object that the spool file was to become, and perhaps is: of a put that the journal knows is done.
+                known = self._db.one("SELECT object_key, payload FROM spent WHERE src=?", (src,)) or (None, None)
                 self._db.execute("DELETE FROM spent WHERE src=?", (src,))
                 self._db.execute(
-                    "INSERT INTO journal(op, state, ino, uid, src, created_at, owner) VALUES('put','open',?,?,?,?,?)",
-                    (ino, uid, src, now, NOBODY),
+                    "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, object_key, payload)"
+                    " VALUES('put','open',?,?,?,?,?,?,coalesce(?, '{}'))",
+                    (ino, uid, src, now, NOBODY, *known),
                 )
                 log.warning("the spool file %s of inode %d is owed again", src, ino)
             both = f"max(({_COUNT.format('main')}), ({_COUNT.format('work')}))"
@@ -132,7 +135,7 @@ class Replay:
                 log.warning("inode %s goes on in the spool file %s, and not in %s", ino, said.src, src)
                 return
             if killed:
-                self._db.execute("INSERT OR IGNORE INTO spent VALUES(?)", (said.src,))
+                self._db.execute("INSERT OR IGNORE INTO spent(src) VALUES(?)", (said.src,))
             self._db.execute("UPDATE journal SET ino=ino WHERE id=?", (row,))  # the inode follows
             log.warning("inode %s goes on in the spool file %s, and not in %s", ino, src, said.src)
             return

@@ -58,7 +58,9 @@ _TABLES = (
     # The blocks that are in a partial spool file; see partial_spools.py.
     """CREATE TABLE partial_spool(src TEXT NOT NULL, block INTEGER NOT NULL, ranges TEXT, durable TEXT,
         PRIMARY KEY(src, block)) WITHOUT ROWID""",
-    "CREATE TABLE spent(src TEXT PRIMARY KEY) WITHOUT ROWID",
+    # ``object_key``, ``payload``: of the row that had it. A power cut may set the registry back to
+    # before it was stored, and then the spool file may be that object by now.
+    "CREATE TABLE spent(src TEXT PRIMARY KEY, object_key TEXT, payload TEXT) WITHOUT ROWID",
     "CREATE TABLE seal(src TEXT PRIMARY KEY, size INTEGER NOT NULL, blocks BLOB NOT NULL) WITHOUT ROWID",
     """CREATE TABLE upload(
         journal_id INTEGER PRIMARY KEY, object_key TEXT NOT NULL, upload_id TEXT, completed INTEGER NOT NULL DEFAULT 0)
@@ -96,13 +98,13 @@ _TABLES = (
     """CREATE TRIGGER spool_done AFTER DELETE ON journal WHEN old.src IS NOT NULL BEGIN
         DELETE FROM partial_spool WHERE src=old.src;
         DELETE FROM seal WHERE src=old.src;
-        INSERT OR IGNORE INTO spent VALUES(old.src);
+        INSERT OR IGNORE INTO spent VALUES(old.src, old.object_key, json_remove(old.payload, '$.base', '$.damaged'));
     END""",
     """CREATE TRIGGER spool_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src
     BEGIN
         DELETE FROM partial_spool WHERE src=old.src;
         DELETE FROM seal WHERE src=old.src;
-        INSERT OR IGNORE INTO spent VALUES(old.src);
+        INSERT OR IGNORE INTO spent VALUES(old.src, old.object_key, json_remove(old.payload, '$.base', '$.damaged'));
     END""",
     """CREATE TRIGGER seal_broken AFTER UPDATE OF state ON journal WHEN new.state='open' AND new.src IS NOT NULL
         BEGIN DELETE FROM seal WHERE src=new.src; END""",
