@@ -16,6 +16,7 @@ from lamfs.registry.clocked import (
     ClockedFile,
     ClockedNames,
     ClockedPeople,
+    ClockedReplay,
     ClockedRescue,
     ClockedUpkeep,
     new_origin,
@@ -37,7 +38,7 @@ from lamfs.registry.partial_spools import (
     unwritten,
 )
 from lamfs.registry.people import Run, Storage, Transform, User
-from lamfs.registry.replay import Pending, Replay
+from lamfs.registry.replay import Pending
 from lamfs.registry.rescue import Lost
 from lamfs.registry.seals import Seal, Seals
 from lamfs.registry.tree import Tree
@@ -73,7 +74,9 @@ class Registry:
         self.uploads = Uploads(self.db)
         self.seals = Seals(self.db)
         self.changes = ChangeLog(self.db, self.origin)
-        self.replay = Replay(self.db, self.changes)
+        self.replay = ClockedReplay(self.db, self.changes)
+        if work:
+            self.db.mend = self.replay.undo
         self.people = ClockedPeople(self.db)
         self.names = ClockedNames(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
         self.rescue = ClockedRescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)

@@ -29,6 +29,7 @@ from lamfs.registry.file import RegistryFile
 from lamfs.registry.identity import Removed
 from lamfs.registry.namespace import Backup, Namespace, Renamed
 from lamfs.registry.people import People, Run, Storage, Transform, User
+from lamfs.registry.replay import Replay
 from lamfs.registry.rescue import Lost, Rescue
 from lamfs.registry.upkeep import Displaced, Upkeep
 
@@ -337,3 +338,11 @@ class ClockedPeople(People):
     def finish_run(self, run_id: int, *, now: int | None = None) -> None:
         """People.finish_run."""
         super().finish_run(run_id, now=_at(now))
+
+
+class ClockedReplay(Replay):
+    """Replay with the time that a caller leaves out."""
+
+    def undo(self, now: int | None = None) -> None:
+        """Replay.undo."""
+        super().undo(_at(now))

@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -56,6 +56,10 @@ class Database:
             # Created by us first, so that it is never readable by others for a moment.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         self._depth = 0
+        self._is_apart = False
+        self.mend: Callable[[], None] | None = None
+        """Called before the next transaction when a commit has failed, for it may have got into one of the two files:
+        to bring them together."""
         with self._translated():
             self.conn = sqlite3.connect(
                 f"file:{quote(os.fsencode(path))}?mode=rw",
@@ -143,6 +147,13 @@ class Database:
             finally:
                 self._depth -= 1
             return
+        if self._is_apart and self.mend is not None:
+            self._is_apart = False
+            try:
+                self.mend()
+            except BaseException:
+                self._is_apart = True
+                raise
         with self._translated():
             self.conn.execute("BEGIN IMMEDIATE")
         self._depth = 1
@@ -161,6 +172,7 @@ class Database:
             try:
                 self.conn.execute("COMMIT")
             except sqlite3.Error:
+                self._is_apart = True
                 if self.conn.in_transaction:
                     self.conn.execute("ROLLBACK")
                 raise
@@ -170,6 +182,7 @@ class Database:
         try:
             return self.conn.execute(sql, params)
         except (sqlite3.Error, UnicodeDecodeError) as error:
+            self._is_apart |= not self.conn.in_transaction  # it was perhaps the commit that failed
             raise registry_error(self.path, error, self.name) from error
 
     def one(self, sql: str, params: Params = ()) -> tuple[Any, ...] | None:

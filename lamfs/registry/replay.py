@@ -66,6 +66,13 @@ class Replay:
         assert row is not None
         return int(row[0]) - int(row[1])
 
+    def undo(self, now: int) -> None:
+        """This process's last commit has got into the registry, and not into the work database: the disk was full. It
+        has failed, so nothing of it was acknowledged. ``now``: ns since the epoch."""
+        if self._lead() > 0:
+            # What is begun over a stored revision ends: nobody has written into it.
+            self.run(lambda src: 1, lambda src: True, now)
+
     def run(self, size: Callable[[str], int | None], may_lack: Callable[[str], bool], now: int) -> int:
         """Make the two halves agree, in one transaction; how many rows have changed.
 

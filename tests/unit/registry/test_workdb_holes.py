@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lamfs.errors import RegistryError
 from lamfs.registry import Registry, intake, schema, workdb
 from lamfs.registry.db import WORK_SPLIT
 from tests.unit.registry.conftest import Hands
-from tests.unit.registry.test_workdb import make, opened, puts
+from tests.unit.registry.test_workdb import opened, puts
 
 
 @pytest.fixture
@@ -89,3 +92,50 @@ def test_the_ids_of_what_the_registry_owes_are_high_whoever_it_came_from(path: P
         registry.journal.add_delete("object", "etag")
         (entry,) = registry.journal.entries()
         assert entry.id > workdb.FIRST_OWED
+
+
+@contextlib.contextmanager
+def full(registry: Registry) -> Iterator[None]:
+    """The disk has room for the registry's log, which is short, and not for the work database's."""
+    registry.db.log_pages(0)
+    for at in range(200):
+        registry.journal.spend(f"{at:x}-aaaaaaaaaaaa")
+    registry.db.execute("PRAGMA main.wal_checkpoint(TRUNCATE)")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = Path(f"{workdb.work_path(registry.path)}-wal").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_commit_that_fails_in_the_second_file_is_mended_by_the_next_transaction(path: Path) -> None:
+    with opened(path, create=True) as registry:
+        registry.people.ensure_storage("s3://bucket/prefix", "s3")
+        hands = Hands(registry)
+        stored = hands.save("stored", b"abc")
+        assert stored.ino is not None
+        waits = hands.create("waits")
+        (put,) = registry.journal.puts()
+        with full(registry):
+            with pytest.raises(RegistryError):
+                hands.rewrite("waits")
+            assert registry.replay.is_needed()
+            with pytest.raises(RegistryError):
+                hands.mkdir("folder")  # it cannot be mended yet, so nothing goes on
+            assert registry.tree.resolve("folder") is None
+        hands.mkdir("folder")
+        assert not registry.replay.is_needed()
+        assert registry.journal.puts() == [put]
+        assert registry.replay.of(waits) == (registry.db.machine, put.src, put.uid)
+        with full(registry), pytest.raises(RegistryError):
+            hands.rewrite("stored")
+        hands.mkdir("another")
+        assert registry.journal.puts() == [put]
+        assert registry.replay.of(stored.ino) is None
+        with full(registry), pytest.raises(RegistryError):
+            hands.store(waits, b"abcd")
+        hands.store(waits, b"abcd")
+        assert not registry.replay.is_needed()
+        assert registry.journal.puts() == []
