@@ -39,6 +39,8 @@ VERSION = 1
 FIRST_OWED = 1 << 40
 """Ids of rows that the registry itself owes (moves, deletes) are higher, so that no two rows have one id."""
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_RENAMED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
+"""What SQLite says of a file that is renamed while it opens it."""
 _SIDES = ("", "-wal", "-shm", "-journal")
 _MACHINE = re.compile("[0-9a-z-]{12}")
 
@@ -186,13 +188,17 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
     Raises sqlite3.Error, RegistryError (a newer lamfs made it), and OSError.
     """
     path = work_path(registry)
-    if not path.exists():
-        _replace(registry, path)
     for last in (False, False, True):
-        if _is_attached(conn, path):
-            if _belongs(conn):
-                break
-            conn.execute("DETACH work")
+        try:
+            if _is_attached(conn, path):
+                if _belongs(conn):
+                    break
+                conn.execute("DETACH work")
+        except sqlite3.OperationalError as error:  # another process may be putting it aside just now
+            with contextlib.suppress(sqlite3.Error):
+                conn.execute("DETACH work")
+            if last or getattr(error, "sqlite_errorcode", 0) & 0xFF not in _RENAMED:
+                raise
         if last:
             raise RegistryError(
                 f"The work database {path} belongs to another registry than {registry}, and cannot be put aside; move"
@@ -209,22 +215,21 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
 
 
 def _is_attached(conn: sqlite3.Connection, path: Path) -> bool:
-    """Attach the file at ``path``, with its tables; False when it is damaged, and nothing is attached."""
-    if not path.exists():
-        _make(path)
+    """Attach the file at ``path``, with its tables; False when it is missing, empty or damaged, and nothing is
+    attached."""
+    if not path.exists() or not path.stat().st_size:
+        return False
     try:
         conn.execute("ATTACH ? AS work", (f"file:{quote(os.fsencode(path))}?mode=rw",))
         version = int(conn.execute("PRAGMA work.user_version").fetchone()[0])
-        if not version:  # another process makes it just now, or it is empty
+        if not version:  # another process makes it just now, or it is none
             conn.execute("DETACH work")
-            _make(path)
-            conn.execute("ATTACH ? AS work", (f"file:{quote(os.fsencode(path))}?mode=rw",))
-            version = VERSION
+            return False
         conn.execute("SELECT count(*) FROM work.meta").fetchone()
     except sqlite3.DatabaseError as error:
         with contextlib.suppress(sqlite3.Error):
             conn.execute("DETACH work")
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE or "no such table" in str(error):
+        if _is_damage(error):
             log.error("the work database %s is damaged (%s)", path, error)
             return False
         raise
@@ -236,8 +241,13 @@ def _is_attached(conn: sqlite3.Connection, path: Path) -> bool:
     return True
 
 
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE or "no such table" in str(error)
+
+
 def _make(path: Path) -> None:
-    """Make a work database with its tables, unless another process does it first."""
+    """Make a work database with its tables, unless it has them. The caller holds the registry's write lock: nobody
+    renames it meanwhile."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     with contextlib.closing(sqlite3.connect(path, timeout=30.0, isolation_level=None)) as conn:
         conn.execute("PRAGMA journal_mode=WAL")
@@ -278,33 +288,42 @@ def _belongs(conn: sqlite3.Connection) -> bool:
 
 
 def _replace(registry: Path, path: Path) -> None:
-    """Put the work database at ``path`` aside, which is damaged or another registry's, and bring the one back that
-    belongs to this registry, if it is beside it: a crash while a working copy was replaced leaves them like that."""
+    """See that there is a work database at ``path`` which is this registry's, or nobody's yet. One that is damaged or
+    another registry's is put aside. The one that belongs to this registry comes back, if it is beside it: a crash while
+    a working copy was replaced leaves them like that. Else a new one is made."""
     with contextlib.closing(sqlite3.connect(registry, timeout=30.0, isolation_level=None)) as lock:
         lock.execute("BEGIN IMMEDIATE")  # of two processes that come here one does it
         row = lock.execute("SELECT value FROM meta WHERE key=?", (PAIR,)).fetchone()
         wanted = None if row is None else row[0]
-        if wanted is not None and _pair_of(path) == wanted:
-            return
-        if path.exists() and _pair_of(path) != "":
+        if path.exists() and path.stat().st_size:
+            found = _pair_of(path)
+            if found == "" or (found is not None and found == wanted):
+                return
             word = path.name.removesuffix(".db")
             kept = path.with_name(time.strftime(f"{word}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.work.db"))
             _rename(path, kept)
             log.warning("the work database %s was put aside as %s, for it is not this registry's", path, kept.name)
         for other in sorted(path.parent.glob("*.work.db")) if wanted is not None else ():
-            if _pair_of(other) == wanted:
-                _rename(other, path)
-                return
+            with contextlib.suppress(sqlite3.Error):
+                if _pair_of(other) == wanted:
+                    _rename(other, path)
+                    return
+        _make(path)
 
 
 def _pair_of(path: Path) -> str | None:
-    """Id of the registry that a work database belongs to; ``""``: of none yet; None: it cannot be read."""
+    """Id of the registry that a work database belongs to; ``""``: of none yet; None: it is damaged.
+
+    Raises sqlite3.Error when that cannot be told.
+    """
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as conn:
             row = conn.execute("SELECT value FROM meta WHERE key='registry'").fetchone()
             return "" if row is None else str(row[0])
-    except sqlite3.Error:
-        return None
+    except sqlite3.Error as error:
+        if _is_damage(error):
+            return None
+        raise
 
 
 # -- registries of older versions -----------------------------------------------------------------------------------

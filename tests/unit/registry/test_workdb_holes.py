@@ -6,6 +6,7 @@ import contextlib
 import resource
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lamfs.errors import RegistryError
 from lamfs.registry import Registry, intake, schema, workdb
 from lamfs.registry.db import WORK_SPLIT
 from tests.unit.registry.conftest import Hands
-from tests.unit.registry.test_workdb import opened, puts
+from tests.unit.registry.test_workdb import make, opened, puts
 
 
 @pytest.fixture
@@ -139,3 +140,57 @@ def test_a_commit_that_fails_in_the_second_file_is_mended_by_the_next_transactio
         hands.store(waits, b"abcd")
         assert not registry.replay.is_needed()
         assert registry.journal.puts() == []
+
+
+def test_a_work_database_that_another_process_is_just_making_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(path, "a")
+    work = workdb.work_path(path)
+    work.unlink()
+    came = threading.Event()
+    replace = workdb._replace
+
+    def coming(registry: Path, at: Path) -> None:
+        came.set()
+        replace(registry, at)
+
+    monkeypatch.setattr(workdb, "_replace", coming)
+    failed: list[BaseException] = []
+
+    def open_it() -> None:
+        try:
+            Registry(path).close()
+        except BaseException as error:
+            failed.append(error)
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        with contextlib.closing(sqlite3.connect(work)) as conn:
+            conn.execute("PRAGMA journal_mode=WAL")
+        thread = threading.Thread(target=open_it)
+        thread.start()
+        assert came.wait(30)
+        workdb._make(work)
+    thread.join(30)
+    assert failed == []
+    assert [file.name for file in path.parent.glob("*.work.db")] == []
+    with opened(path) as registry:
+        assert registry.replay.is_needed()
+
+
+def test_a_work_database_that_cannot_be_read_now_is_not_put_aside(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(path, "a")
+    connect = sqlite3.connect
+
+    def busy(database: object, *args: object, **options: object) -> sqlite3.Connection:
+        if "work.db" in str(database):
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(database, *args, **options)  # type: ignore[call-overload, no-any-return]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workdb.sqlite3, "connect", busy)
+        with pytest.raises(sqlite3.OperationalError):
+            workdb._replace(path, workdb.work_path(path))
+    assert puts(path) == ["a"]
+    assert not list(path.parent.glob("*.work.db"))
