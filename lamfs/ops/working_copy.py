@@ -33,7 +33,7 @@ KEPT = 3
 
 def uid(settings: InstanceSettings) -> str | None:
     """The random name of the instance that the working copy is of; None without one, or when it cannot be read."""
-    with contextlib.suppress(LamfsError), contextlib.closing(Registry(settings.registry_path, work=False)) as registry:
+    with contextlib.suppress(LamfsError), contextlib.closing(Registry(settings.registry_path)) as registry:
         found = registry.db.get_meta("uid")
         return None if found is None else str(found)
     return None

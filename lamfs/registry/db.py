@@ -76,6 +76,12 @@ class Database:
                 self._migrate(create, work)
                 self.machine = workdb.attach(self.conn, path) if work else ""
                 self._before = self.conn.total_changes
+            except OSError as error:
+                self.conn.close()
+                raise RegistryError(
+                    f"The work database {workdb.work_path(path)} of the registry could not be used: {error.strerror}.",
+                    errno=error.errno,
+                ) from error
             except BaseException:
                 self.conn.close()
                 raise

@@ -13,7 +13,8 @@ from lamfs.config import InstanceSettings
 from lamfs.keys import spool_name
 from lamfs.ops import adoption, alone, artifacts, recover, setup, strays, working_copy, written
 from lamfs.ops.instance import Instance
-from lamfs.registry import Provenance, workdb
+from lamfs.registry import Provenance, Registry, schema, workdb
+from lamfs.registry.db import WORK_SPLIT
 from lamfs.spool import SpoolFolder
 from lamfs.storage import open_store
 from lamfs.work.direct import finish
@@ -98,3 +99,18 @@ def test_what_is_still_in_the_spool_is_not_deleted_when_the_registry_is_replaced
         strays.settle(opened.registry, opened.store, spool, settings.directory)
         (put,) = opened.registry.journal.puts()
         assert Path(spool.path(put.src)).read_bytes() == b"text"
+
+
+def test_asking_whose_a_working_copy_is_keeps_what_an_older_lamfs_left_in_it(settings: InstanceSettings) -> None:
+    path = settings.registry_path
+    workdb.remove(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        schema.apply(conn, WORK_SPLIT - 1)
+        conn.execute("INSERT INTO meta VALUES('schema_version', ?), ('uid', 'abc')", (WORK_SPLIT - 1,))
+        conn.execute(
+            "INSERT INTO journal(op, state, ino, uid, src, created_at) VALUES('put','ready',3,?,'3-aaaaaaaaaaaa',1)",
+            ("u" * 20,),
+        )
+    assert working_copy.uid(settings) == "abc"
+    with contextlib.closing(Registry(path)) as registry:
+        assert [put.src for put in registry.journal.puts()] == ["3-aaaaaaaaaaaa"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import resource
 import shutil
 import sqlite3
@@ -194,3 +195,17 @@ def test_a_work_database_that_cannot_be_read_now_is_not_put_aside(path: Path, mo
             workdb._replace(path, workdb.work_path(path))
     assert puts(path) == ["a"]
     assert not list(path.parent.glob("*.work.db"))
+
+
+def test_a_work_database_that_cannot_be_renamed_is_a_sentence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old_registry(path)
+    workdb.work_path(path).write_bytes(b"of an earlier try")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workdb, "_rename", refuse)
+        with pytest.raises(RegistryError, match="work database .* could not be used: Permission denied"):
+            Registry(path)
+    assert puts(path) == ["a"]
