@@ -90,6 +90,9 @@ class Replay:
                 self._agree(row, ino, src, size, registry_first=lead > 0, killed=not of_another_boot(owner))
             for ino, src, uid, stored in self._unowed():
                 count += 1
+                # The object that the spool file was to become, and perhaps is: of a put that the journal knows is done.
+                known = self._db.one("SELECT object_key, payload FROM spent WHERE src=?", (src,)) or (None, None)
+                self._db.execute("DELETE FROM spent WHERE src=?", (src,))
                 if stored and size(src) and may_lack(src):
                     # Which blocks it has, nobody knows any more: the file is as it was stored.
                     self._db.execute(
@@ -100,9 +103,6 @@ class Replay:
                     self._changes.content(ino)
                     log.warning("of the spool file %s of inode %d nobody knows which blocks it has", src, ino)
                     continue
-                # The object that the spool file was to become, and perhaps is: of a put that the journal knows is done.
-                known = self._db.one("SELECT object_key, payload FROM spent WHERE src=?", (src,)) or (None, None)
-                self._db.execute("DELETE FROM spent WHERE src=?", (src,))
                 self._db.execute(
                     "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, object_key, payload)"
                     " VALUES('put','open',?,?,?,?,?,?,coalesce(?, '{}'))",

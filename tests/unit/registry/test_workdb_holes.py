@@ -206,6 +206,25 @@ def test_a_work_database_that_cannot_be_renamed_is_a_sentence(path: Path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(workdb, "_rename", refuse)
-        with pytest.raises(RegistryError, match="work database .* could not be used: Permission denied"):
+        with pytest.raises(RegistryError, match=r"work database .* could not be used: Permission denied"):
             Registry(path)
     assert puts(path) == ["a"]
+
+
+def test_a_partial_spool_file_that_was_stored_is_not_deleted_when_the_registry_was_set_back(path: Path) -> None:
+    with opened(path, create=True) as registry:
+        registry.people.ensure_storage("s3://bucket/prefix", "s3")
+        hands = Hands(registry)
+        hands.save("a", b"old")
+        hands.rewrite("a")
+        (put,) = registry.journal.puts()
+        registry.db.execute("PRAGMA main.wal_checkpoint(TRUNCATE)")
+        shutil.copy(path, path.with_name("before"))
+        hands.store(put.ino, b"new")
+        assert registry.journal.is_spent(put.src)
+    shutil.move(path.with_name("before"), path)
+    with opened(path) as registry:
+        registry.replay.run(lambda src: 3, lambda src: True, 1)
+        assert not registry.replay.is_needed()
+        assert registry.journal.puts() == []
+        assert not registry.journal.is_spent(put.src)  # so it comes to lost+found
