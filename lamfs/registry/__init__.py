@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
+from lamfs.errors import LamfsError
 from lamfs.model import ArtifactRecord, iso
 from lamfs.processes import is_alive, of_another_boot, process_id
 from lamfs.registry.artifacts import Artifacts, Provenance
@@ -76,6 +78,8 @@ class Registry:
         self.changes = ChangeLog(self.db, self.origin)
         self.replay = ClockedReplay(self.db, self.changes)
         if work:
+            with contextlib.suppress(LamfsError, TypeError):  # of a damaged one whoever reads it says more
+                self.replay.watch()
             self.db.mend = self.replay.undo
         self.people = ClockedPeople(self.db)
         self.names = ClockedNames(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)

@@ -31,6 +31,8 @@ LOG_PAGES = 1000
 BUSY_TIMEOUT = 30.0
 """Seconds a writer waits for another process's transaction."""
 
+_OF_COMMITS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+"""What SQLite says of a statement outside of a transaction when perhaps its commit has failed."""
 _LACKS = re.compile("no such (table|column|function|index)|malformed ")
 """What SQLite says of a file that lacks what every registry has."""
 
@@ -188,7 +190,8 @@ class Database:
         try:
             return self.conn.execute(sql, params)
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            self._is_apart |= not self.conn.in_transaction  # it was perhaps the commit that failed
+            if not self.conn.in_transaction and getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_COMMITS:
+                self._is_apart = True
             raise registry_error(self.path, error, self.name) from error
 
     def one(self, sql: str, params: Params = ()) -> tuple[Any, ...] | None:

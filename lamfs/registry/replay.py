@@ -50,6 +50,7 @@ class Replay:
     def __init__(self, db: Database, changes: ChangeLog) -> None:
         self._db = db
         self._changes = changes
+        self._is_watching = False
 
     def of(self, ino: int) -> Pending | None:
         """Which machine has bytes of an inode that are not stored."""
@@ -66,10 +67,14 @@ class Replay:
         assert row is not None
         return int(row[0]) - int(row[1])
 
+    def watch(self) -> None:
+        """From now on ``undo`` is of use, if nothing is apart that somebody else has left: run settles that better."""
+        self._is_watching = self._lead() == 0
+
     def undo(self, now: int) -> None:
         """This process's last commit has got into the registry, and not into the work database: the disk was full. It
         has failed, so nothing of it was acknowledged. ``now``: ns since the epoch."""
-        if self._lead() > 0:
+        if self._is_watching and self._lead() > 0:
             # What is begun over a stored revision ends: nobody has written into it.
             self.run(lambda src: 1, lambda src: True, now)
 
@@ -112,6 +117,7 @@ class Replay:
             both = f"max(({_COUNT.format('main')}), ({_COUNT.format('work')}))"
             for schema in ("main", "work"):
                 self._db.execute(f"UPDATE {schema}.sqlite_sequence SET seq={both} WHERE name='puts'")
+        self._is_watching = True
         return count
 
     def _agree(

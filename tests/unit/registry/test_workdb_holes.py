@@ -228,3 +228,20 @@ def test_a_partial_spool_file_that_was_stored_is_not_deleted_when_the_registry_w
         assert not registry.replay.is_needed()
         assert registry.journal.puts() == []
         assert not registry.journal.is_spent(put.src)  # so it comes to lost+found
+
+
+def test_what_somebody_else_has_left_apart_is_not_mended_on_the_way(path: Path) -> None:
+    """Which of it was acknowledged, and what is in the spool, only the next mount knows."""
+    with opened(path, create=True) as registry:
+        registry.people.ensure_storage("s3://bucket/prefix", "s3")
+        hands = Hands(registry)
+        ino = hands.save("stored", b"abc").ino
+        assert ino is not None
+        hands.rewrite("stored")
+        (put,) = registry.journal.puts()
+    workdb.work_path(path).unlink()
+    with opened(path) as registry:
+        with full(registry), pytest.raises(RegistryError):
+            Hands(registry).create("new")
+        Hands(registry).mkdir("folder")
+        assert registry.replay.of(ino) == (registry.db.machine, put.src, put.uid)
