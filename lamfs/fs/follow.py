@@ -100,13 +100,16 @@ class Follower:
                     self._c.registry.changes.trim()
                 if trio.current_time() >= forget_at and not self._c.policy.read_only:
                     forget_at = trio.current_time() + FORGET_INTERVAL
-                    self._forget_spent()
+                    await self._forget_spent()
             except Exception:
                 log.exception("could not follow the registry's changes; trying again")
 
-    def _forget_spent(self) -> None:
-        """Forget spent spool files that are gone: their records are not needed any more."""
-        self._c.registry.journal.forget_spent(self._c.spool.names())
+    async def _forget_spent(self) -> None:
+        """Forget spent spool files that are gone: their records are not needed any more, once no power cut can set the
+        registry back to before they were."""
+        names = self._c.spool.names()
+        await self._c.uploader.durable()
+        self._c.registry.journal.forget_spent(names)
 
     def look(self) -> bool:
         """Handle what others committed since the last look. Returns whether there was anything."""

@@ -21,7 +21,7 @@ from lamfs.errors import LamfsError, ObjectChanged, ObjectMissing, StorageError
 from lamfs.keys import root_path, spool_inode, spool_name, suffix_of
 from lamfs.model import TRASH, ContentHash, new_uid, now_ns
 from lamfs.printable import count_of
-from lamfs.registry import Registry, aside
+from lamfs.registry import Registry, aside, sync_log
 from lamfs.registry.entries import Drop, Put
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
@@ -94,6 +94,8 @@ def settle(registry: Registry, store: ObjectStore, spool: SpoolFolder, directory
             spool.unlink(stray.src)
     for name in spool.drafts():
         spool.drop_draft(name)
+    if registry.journal.spent():
+        sync_log(registry.path)  # a power cut that sets the registry back needs them
     registry.journal.forget_spent(spool.names())
     count = sum(stray.key is not None for stray in found)
     if count:

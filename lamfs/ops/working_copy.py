@@ -32,7 +32,7 @@ KEPT = 3
 
 def uid(settings: InstanceSettings) -> str | None:
     """The random name of the instance that the working copy is of; None without one, or when it cannot be read."""
-    with contextlib.suppress(LamfsError), contextlib.closing(Registry(settings.registry_path, work=False)) as registry:
+    with contextlib.suppress(LamfsError), contextlib.closing(Registry(settings.registry_path)) as registry:
         return registry.file.about().uid
     return None
 
@@ -97,6 +97,7 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apa
             if old.file.about().uid != own:
                 # No lamfs has worked with a registry that is not the one it wrote here: the spool is not of that.
                 return wrote is not None and wrote == own
+            _replay(settings, old, store)
             with new.upkeep.succeeding(old.db, apart=apart) as left:
                 _keep(settings, new, store, left)
             new.file.fold_log()
@@ -106,6 +107,14 @@ def _carry_over(settings: InstanceSettings, fresh: Path, store: ObjectStore, apa
             " spool into lost+found"
         )
     return True
+
+
+def _replay(settings: InstanceSettings, registry: Registry, store: ObjectStore) -> None:
+    """Bring a working copy and its work database together, for what is owed is taken from the latter alone."""
+    spool = SpoolFolder.find(*settings.spool_place) if registry.replay.is_needed() else None
+    if spool is not None:
+        with spool:
+            adoption.replay(registry, store, spool)
 
 
 def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: Mapping[str, Told]) -> None:

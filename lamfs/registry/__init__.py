@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
+from lamfs.errors import LamfsError
 from lamfs.model import ArtifactRecord, iso, new_uid
 from lamfs.processes import is_alive, of_another_boot, process_id
 from lamfs.registry.artifacts import Artifacts, Provenance
@@ -66,6 +68,10 @@ class Registry:
         self.seals = Seals(self.db)
         self.changes = ChangeLog(self.db, self.origin)
         self.replay = Replay(self.db, self.changes)
+        if work:
+            with contextlib.suppress(LamfsError, TypeError):  # whoever reads a damaged one is told more
+                self.replay.watch()
+            self.db.mend = self.replay.undo
         self.people = People(self.db)
         self.names = Namespace(self.db, self.tree, self.artifacts, self.journal, self.changes, scratch)
         self.rescue = Rescue(self.db, self.tree, self.artifacts, self.journal, self.changes, self.names)

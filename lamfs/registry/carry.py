@@ -61,7 +61,7 @@ def carry_over(old: Database, new: Database, *, apart: bool = False) -> dict[str
         _carry_deletes(old, new)
         for (src,) in old.all("SELECT src FROM spent"):
             if src not in left and new.one("SELECT 1 FROM journal WHERE op='put' AND src=?", (src,)) is None:
-                new.execute("INSERT OR IGNORE INTO spent VALUES(?)", (src,))
+                new.execute("INSERT OR IGNORE INTO spent(src) VALUES(?)", (src,))
         # What the new one has of earlier work of this machine is behind: the journal above is all that there is.
         new.execute(
             "UPDATE inode SET pending=NULL WHERE pending IS NOT NULL AND substr(pending, 1, ?)=?"

@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +31,8 @@ LOG_PAGES = 1000
 BUSY_TIMEOUT = 30.0
 """Seconds a writer waits for another process's transaction."""
 
+_OF_COMMITS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+"""What SQLite says of a statement outside of a transaction when perhaps its commit has failed."""
 _LACKS = re.compile("no such (table|column|function|index)|malformed ")
 """What SQLite says of a file that lacks what every registry has."""
 
@@ -56,6 +58,10 @@ class Database:
             # Created by us first, so that it is never readable by others for a moment.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         self._depth = 0
+        self._is_apart = False
+        self.mend: Callable[[], None] | None = None
+        """Called before the next transaction when a commit has failed, for it may have got into one of the two files:
+        to bring them together."""
         with self._translated():
             self.conn = sqlite3.connect(
                 f"file:{quote(os.fsencode(path))}?mode=rw",
@@ -72,6 +78,12 @@ class Database:
                 self._migrate(create, work)
                 self.machine = workdb.attach(self.conn, path) if work else ""
                 self._before = self.conn.total_changes
+            except OSError as error:
+                self.conn.close()
+                raise RegistryError(
+                    f"The work database {workdb.work_path(path)} of the registry could not be used: {error.strerror}.",
+                    errno=error.errno,
+                ) from error
             except BaseException:
                 self.conn.close()
                 raise
@@ -102,9 +114,10 @@ class Database:
             before = self._version()
             # Of a registry that came from storage there is no work of this machine.
             has_work = work and 0 < before < WORK_SPLIT
-            pending = workdb.split(self.path) if has_work else []
+            left = workdb.split(self.path) if has_work else None
             self._bring_to(SCHEMA_VERSION)
-            self.conn.executemany("UPDATE inode SET pending=? WHERE ino=?", pending)
+            if left is not None:
+                left.note(self.conn)
 
     def _bring_to(self, version: int) -> None:
         """Run the migrations up to a version that are still to run."""
@@ -142,6 +155,13 @@ class Database:
             finally:
                 self._depth -= 1
             return
+        if self._is_apart and self.mend is not None:
+            self._is_apart = False
+            try:
+                self.mend()
+            except BaseException:
+                self._is_apart = True
+                raise
         with self._translated():
             self.conn.execute("BEGIN IMMEDIATE")
         self._depth = 1
@@ -160,6 +180,7 @@ class Database:
             try:
                 self.conn.execute("COMMIT")
             except sqlite3.Error:
+                self._is_apart = True
                 if self.conn.in_transaction:
                     self.conn.execute("ROLLBACK")
                 raise
@@ -169,6 +190,8 @@ class Database:
         try:
             return self.conn.execute(sql, params)
         except (sqlite3.Error, UnicodeDecodeError) as error:
+            if not self.conn.in_transaction and getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_COMMITS:
+                self._is_apart = True
             raise registry_error(self.path, error, self.name) from error
 
     def one(self, sql: str, params: Params = ()) -> tuple[Any, ...] | None:

@@ -26,6 +26,7 @@ from lamfs.registry.lostfound import Finding, reattach
 from lamfs.registry.origins import PUSHES, Origin
 from lamfs.registry.received import Received
 from lamfs.registry.rules import INO_GIVEN, RETAINED_KEY, REVISIONS, ROW_MAX, Column, rule, tables
+from lamfs.registry.workdb import FIRST_OWED
 
 SHOWN = 1000
 """Most findings that are kept; of more only their number."""
@@ -347,10 +348,9 @@ class _Intake:
                 " AND seq BETWEEN 0 AND ?",
                 (table, INO_GIVEN if table == "inode" else ROW_MAX),
             )
+            given = max(most, rows[0][0] or 0, FIRST_OWED if table == "owed" else 0)
             self._src.change("DELETE FROM main.sqlite_sequence WHERE name=?", (table,))
-            self._src.change(
-                "INSERT INTO main.sqlite_sequence(name, seq) VALUES(?, ?)", (table, max(most, rows[0][0] or 0))
-            )
+            self._src.change("INSERT INTO main.sqlite_sequence(name, seq) VALUES(?, ?)", (table, given))
 
 
 def _value(name: str, column: Column) -> str:

@@ -214,7 +214,7 @@ class Journal:
 
     def spend(self, src: str) -> None:
         """Spool file ``src`` is owed to nobody, and never will be."""
-        self._db.execute("INSERT OR IGNORE INTO spent VALUES(?)", (src,))
+        self._db.execute("INSERT OR IGNORE INTO spent(src) VALUES(?)", (src,))
 
     def spent(self) -> set[str]:
         """Spool files that were owed once and are not any more, as far as nobody has seen that they are gone."""

@@ -50,6 +50,7 @@ class Replay:
     def __init__(self, db: Database, changes: ChangeLog) -> None:
         self._db = db
         self._changes = changes
+        self._is_watching = False
 
     def of(self, ino: int) -> Pending | None:
         """Which machine has bytes of an inode that are not stored."""
@@ -65,6 +66,19 @@ class Replay:
         row = self._db.one(f"SELECT ({_COUNT.format('main')}), ({_COUNT.format('work')})")
         assert row is not None
         return int(row[0]) - int(row[1])
+
+    def watch(self) -> None:
+        """From now on ``undo`` is of use, unless something is apart that another process has left: ``run`` knows more
+        about that."""
+        self._is_watching = self._lead() == 0
+
+    def undo(self) -> None:
+        """This process's last commit has reached the registry, and not the work database: the disk was full. It has
+        failed, so nothing of it was acknowledged. A put that comes of it is as old as the epoch."""
+        if self._is_watching and self._lead() > 0:
+            # A put over a stored revision ends: nobody has written into its spool file. And no uid is taken: the
+            # registry is ahead.
+            self.run(lambda src: 1, lambda src: True, spare_uid=lambda: "", now=0)
 
     def run(
         self,
@@ -90,6 +104,9 @@ class Replay:
                 self._agree(row, ino, src, size, spare_uid, registry_first=lead > 0, killed=not of_another_boot(owner))
             for ino, src, uid, stored in self._unowed():
                 count += 1
+                # The object that the spool file was to become, and perhaps is: of a put that the journal knows is done.
+                known = self._db.one("SELECT object_key, payload FROM spent WHERE src=?", (src,)) or (None, None)
+                self._db.execute("DELETE FROM spent WHERE src=?", (src,))
                 if stored and size(src) and may_lack(src):
                     # Which blocks it has, nobody knows any more: the file is as it was stored.
                     self._db.execute(
@@ -100,15 +117,16 @@ class Replay:
                     self._changes.content(ino)
                     log.warning("of the spool file %s of inode %d nobody knows which blocks it has", src, ino)
                     continue
-                self._db.execute("DELETE FROM spent WHERE src=?", (src,))
                 self._db.execute(
-                    "INSERT INTO journal(op, state, ino, uid, src, created_at, owner) VALUES('put','open',?,?,?,?,?)",
-                    (ino, uid, src, now, NOBODY),
+                    "INSERT INTO journal(op, state, ino, uid, src, created_at, owner, object_key, payload)"
+                    " VALUES('put','open',?,?,?,?,?,?,coalesce(?, '{}'))",
+                    (ino, uid, src, now, NOBODY, *known),
                 )
                 log.info("the spool file %s of inode %d is owed again", src, ino)
             both = f"max(({_COUNT.format('main')}), ({_COUNT.format('work')}))"
             for schema in ("main", "work"):
                 self._db.execute(f"UPDATE {schema}.sqlite_sequence SET seq={both} WHERE name='puts'")
+        self._is_watching = True
         return count
 
     def _agree(
@@ -144,7 +162,7 @@ class Replay:
                 log.info("inode %s goes on in the spool file %s, and not in %s", ino, said.src, src)
                 return
             if killed:
-                self._db.execute("INSERT OR IGNORE INTO spent VALUES(?)", (said.src,))
+                self._db.execute("INSERT OR IGNORE INTO spent(src) VALUES(?)", (said.src,))
             self._own_uid(row, ino, spare_uid())  # the inode follows
             log.info("inode %s goes on in the spool file %s, and not in %s", ino, src, said.src)
             return

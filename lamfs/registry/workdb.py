@@ -23,6 +23,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from lamfs import config
@@ -38,6 +39,8 @@ VERSION = 1
 FIRST_OWED = 1 << 40
 """Ids of rows that the registry itself owes (moves, deletes) are higher, so that no two rows have one id."""
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_RENAMED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
+"""What SQLite says of a file that is renamed while it opens it."""
 _SIDES = ("", "-wal", "-shm", "-journal")
 _MACHINE = re.compile("[0-9a-z-]{12}")
 
@@ -57,7 +60,9 @@ _TABLES = (
     # The blocks that are in a partial spool file; see partial_spools.py.
     """CREATE TABLE partial_spool(src TEXT NOT NULL, block INTEGER NOT NULL, ranges TEXT, durable TEXT,
         PRIMARY KEY(src, block)) WITHOUT ROWID""",
-    "CREATE TABLE spent(src TEXT PRIMARY KEY) WITHOUT ROWID",
+    # ``object_key``, ``payload``: of the row that had it. A power cut may set the registry back to
+    # before it was stored, and then the spool file may be that object by now.
+    "CREATE TABLE spent(src TEXT PRIMARY KEY, object_key TEXT, payload TEXT) WITHOUT ROWID",
     "CREATE TABLE seal(src TEXT PRIMARY KEY, size INTEGER NOT NULL, blocks BLOB NOT NULL) WITHOUT ROWID",
     """CREATE TABLE upload(
         journal_id INTEGER PRIMARY KEY, object_key TEXT NOT NULL, upload_id TEXT, completed INTEGER NOT NULL DEFAULT 0)
@@ -95,13 +100,13 @@ _TABLES = (
     """CREATE TRIGGER spool_done AFTER DELETE ON journal WHEN old.src IS NOT NULL BEGIN
         DELETE FROM partial_spool WHERE src=old.src;
         DELETE FROM seal WHERE src=old.src;
-        INSERT OR IGNORE INTO spent VALUES(old.src);
+        INSERT OR IGNORE INTO spent VALUES(old.src, old.object_key, json_remove(old.payload, '$.base', '$.damaged'));
     END""",
     """CREATE TRIGGER spool_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src
     BEGIN
         DELETE FROM partial_spool WHERE src=old.src;
         DELETE FROM seal WHERE src=old.src;
-        INSERT OR IGNORE INTO spent VALUES(old.src);
+        INSERT OR IGNORE INTO spent VALUES(old.src, old.object_key, json_remove(old.payload, '$.base', '$.damaged'));
     END""",
     """CREATE TRIGGER seal_broken AFTER UPDATE OF state ON journal WHEN new.state='open' AND new.src IS NOT NULL
         BEGIN DELETE FROM seal WHERE src=new.src; END""",
@@ -183,13 +188,17 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
     Raises sqlite3.Error, RegistryError (a newer lamfs made it), and OSError.
     """
     path = work_path(registry)
-    if not path.exists():
-        _replace(registry, path)
     for last in (False, False, True):
-        if _is_attached(conn, path):
-            if _belongs(conn):
-                break
-            conn.execute("DETACH work")
+        try:
+            if _is_attached(conn, path):
+                if _belongs(conn):
+                    break
+                conn.execute("DETACH work")
+        except sqlite3.OperationalError as error:  # another process may be putting it aside just now
+            with contextlib.suppress(sqlite3.Error):
+                conn.execute("DETACH work")
+            if last or getattr(error, "sqlite_errorcode", 0) & 0xFF not in _RENAMED:
+                raise
         if last:
             raise RegistryError(
                 f"The work database {path} belongs to another registry than {registry}, and cannot be put aside; move"
@@ -206,22 +215,21 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
 
 
 def _is_attached(conn: sqlite3.Connection, path: Path) -> bool:
-    """Attach the file at ``path``, with its tables; False when it is damaged, and nothing is attached."""
-    if not path.exists():
-        _make(path)
+    """Attach the file at ``path``, with its tables; False when it is missing, empty or damaged, and nothing is
+    attached."""
+    if not path.exists() or not path.stat().st_size:
+        return False
     try:
         conn.execute("ATTACH ? AS work", (f"file:{quote(os.fsencode(path))}?mode=rw",))
         version = int(conn.execute("PRAGMA work.user_version").fetchone()[0])
-        if not version:  # another process makes it just now, or it is empty
+        if not version:  # another process makes it just now, or it is none
             conn.execute("DETACH work")
-            _make(path)
-            conn.execute("ATTACH ? AS work", (f"file:{quote(os.fsencode(path))}?mode=rw",))
-            version = VERSION
+            return False
         conn.execute("SELECT count(*) FROM work.meta").fetchone()
     except sqlite3.DatabaseError as error:
         with contextlib.suppress(sqlite3.Error):
             conn.execute("DETACH work")
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE or "no such table" in str(error):
+        if _is_damage(error):
             log.error("the work database %s is damaged (%s)", path, error)
             return False
         raise
@@ -233,8 +241,13 @@ def _is_attached(conn: sqlite3.Connection, path: Path) -> bool:
     return True
 
 
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE or "no such table" in str(error)
+
+
 def _make(path: Path) -> None:
-    """Make a work database with its tables, unless another process does it first."""
+    """Make a work database with its tables, unless it has them. The caller holds the registry's write lock: nobody
+    renames it meanwhile."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     with contextlib.closing(sqlite3.connect(path, timeout=30.0, isolation_level=None)) as conn:
         conn.execute("PRAGMA journal_mode=WAL")
@@ -275,41 +288,64 @@ def _belongs(conn: sqlite3.Connection) -> bool:
 
 
 def _replace(registry: Path, path: Path) -> None:
-    """Put the work database at ``path`` aside, which is damaged or another registry's, and bring the one back that
-    belongs to this registry, if it is beside it: a crash while a working copy was replaced leaves them like that."""
+    """See that there is a work database at ``path`` which is this registry's, or nobody's yet. One that is damaged or
+    another registry's is put aside. The one that belongs to this registry comes back, if it is beside it: a crash while
+    a working copy was replaced leaves them like that. Else a new one is made."""
     with contextlib.closing(sqlite3.connect(registry, timeout=30.0, isolation_level=None)) as lock:
         lock.execute("BEGIN IMMEDIATE")  # of two processes that come here one does it
         row = lock.execute("SELECT value FROM meta WHERE key=?", (PAIR,)).fetchone()
         wanted = None if row is None else row[0]
-        if wanted is not None and _pair_of(path) == wanted:
-            return
-        if path.exists() and _pair_of(path) != "":
+        if path.exists() and path.stat().st_size:
+            found = _pair_of(path)
+            if found == "" or (found is not None and found == wanted):
+                return
             word = path.name.removesuffix(".db")
             kept = path.with_name(time.strftime(f"{word}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.work.db"))
             _rename(path, kept)
             log.warning("the work database %s was put aside as %s, for it is not this registry's", path, kept.name)
         for other in sorted(path.parent.glob("*.work.db")) if wanted is not None else ():
-            if _pair_of(other) == wanted:
-                _rename(other, path)
-                return
+            with contextlib.suppress(sqlite3.Error):
+                if _pair_of(other) == wanted:
+                    _rename(other, path)
+                    return
+        _make(path)
 
 
 def _pair_of(path: Path) -> str | None:
-    """Id of the registry that a work database belongs to; ``""``: of none yet; None: it cannot be read."""
+    """Id of the registry that a work database belongs to; ``""``: of none yet; None: it is damaged.
+
+    Raises sqlite3.Error when that cannot be told.
+    """
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as conn:
             row = conn.execute("SELECT value FROM meta WHERE key='registry'").fetchone()
             return "" if row is None else str(row[0])
-    except sqlite3.Error:
-        return None
+    except sqlite3.Error as error:
+        if _is_damage(error):
+            return None
+        raise
 
 
 # -- registries of older versions -----------------------------------------------------------------------------------
 
 
-def split(registry: Path) -> list[tuple[str, int]]:
-    """Copy this machine's work out of a registry of version 13 into a new work database, durably. Returns what
-    ``inode.pending`` is to be, with the inode.
+class Split(NamedTuple):
+    """What a registry is to say of the work that has left it: ``pair``, the id of its work database; ``puts``, how many
+    changes of puts that has counted; ``pending``, what ``inode.pending`` is to be, with the inode."""
+
+    pair: str
+    puts: int
+    pending: list[tuple[str, int]]
+
+    def note(self, conn: sqlite3.Connection) -> None:
+        """Write it into the registry, in the transaction that drops the old tables: a power cut keeps both or none."""
+        conn.execute("INSERT OR REPLACE INTO meta(key, value) VALUES(?, ?)", (PAIR, self.pair))
+        conn.execute("UPDATE sqlite_sequence SET seq=? WHERE name='puts'", (self.puts,))
+        conn.executemany("UPDATE inode SET pending=? WHERE ino=?", self.pending)
+
+
+def split(registry: Path) -> Split:
+    """Copy this machine's work out of a registry of version 13 into a new work database, durably.
 
     The caller holds the registry's write lock, and drops the old tables afterwards: after a crash between the two
     it is done once more.
@@ -332,11 +368,18 @@ def split(registry: Path) -> list[tuple[str, int]]:
             "SELECT ?||':'||src||':'||coalesce(uid, ''), ino FROM main.journal WHERE op='put' AND src IS NOT NULL",
             (machine,),
         ).fetchall()
+        pair = secrets.token_hex(8)
+        conn.execute("INSERT INTO main.meta VALUES('registry', ?)", (pair,))
+        count = conn.execute("SELECT seq FROM main.sqlite_sequence WHERE name='puts'").fetchone()[0]
         conn.execute("COMMIT")
         conn.execute("PRAGMA main.wal_checkpoint(TRUNCATE)")
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return found
+    for each in (path, path.parent):
+        fd = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    return Split(pair, count, found)
 
 
 @contextlib.contextmanager
