@@ -19,6 +19,7 @@ from lamfs.spool import SpoolFolder
 from lamfs.storage import open_store
 from lamfs.work.direct import finish
 from lamfs.work.steps import Upload
+from tests.support.timed import timed
 from tests.unit.registry.conftest import content_of
 
 
@@ -29,7 +30,7 @@ def settings(tmp_path: Path) -> InstanceSettings:
 
 def write(opened: Instance, spool: SpoolFolder, name: str, data: bytes, *, virtual: bool) -> int:
     """A file is written and closed; its inode."""
-    registry = opened.registry
+    registry = timed(opened.registry)
     inode = registry.tree.resolve(name)
     if inode is None:
         made, src = registry.names.create_file(1, name, 0o100644, 0, 0, key_is_virtual=virtual)
@@ -46,7 +47,7 @@ def write(opened: Instance, spool: SpoolFolder, name: str, data: bytes, *, virtu
 
 def store(opened: Instance, spool: SpoolFolder) -> bool:
     """Store the one put there is; whether its spool file was renamed into the folder."""
-    opened.registry.journal.adopt(("put",))
+    timed(opened.registry).journal.adopt(("put",))
     (entry,) = opened.registry.journal.puts()
     steps, _ = alone.puts(opened, spool)
     _, consumed = finish(steps.put(entry, Upload(entry)))
@@ -91,7 +92,7 @@ def test_what_is_still_in_the_spool_is_not_deleted_when_the_registry_is_replaced
         shutil.copy(path, f"{path}.before")
         (entry,) = opened.registry.journal.puts()
         content = content_of(b"text")
-        opened.registry.commits.put(ino, entry.gen, content, "elsewhere", "etag", Provenance())
+        timed(opened.registry).commits.put(ino, entry.gen, content, "elsewhere", "etag", Provenance())
     written.forget(settings)
     shutil.move(f"{path}.before", path)
     working_copy.replace(settings, fresh, open_store(settings.storage), word="registry")

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from lamfs.errors import RegistryError
-from lamfs.registry import Registry, intake, schema, workdb
+from lamfs.registry import intake, schema, workdb
 from lamfs.registry.db import WORK_SPLIT
+from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands
 from tests.unit.registry.test_workdb import make, opened, puts
 
@@ -55,7 +56,7 @@ def test_a_registry_that_was_just_split_and_loses_its_work_database_owes_it_agai
         Path(f"{workdb.work_path(path)}{side}").unlink(missing_ok=True)
     with opened(path) as registry:
         assert registry.replay.is_needed()
-        registry.replay.run(lambda src: 3, lambda src: False, 1)
+        registry.replay.run(lambda src: 3, lambda src: False, spare_uid=lambda: "s" * 20, now=1)
     assert puts(path) == ["a"]
 
 
@@ -89,7 +90,9 @@ def test_the_ids_of_what_the_registry_owes_are_high_whoever_it_came_from(path: P
         registry.db.execute("DELETE FROM sqlite_sequence WHERE name='owed'")
         registry.db.snapshot(tmp_path / "copy.lndb")
     fresh = tmp_path / ".fresh.lndb"
-    intake.take(tmp_path / "copy.lndb", "copy", fresh, intake.Place("s3", "s3://bucket/prefix"))
+    intake.take(
+        tmp_path / "copy.lndb", "copy", fresh, intake.Place("s3", "s3://bucket/prefix"), now=1, spare_uid="s" * 20
+    )
     with opened(fresh) as registry:
         registry.journal.add_delete("object", "etag")
         (entry,) = registry.journal.entries()
@@ -224,7 +227,7 @@ def test_a_partial_spool_file_that_was_stored_is_not_deleted_when_the_registry_w
         assert registry.journal.is_spent(put.src)
     shutil.move(path.with_name("before"), path)
     with opened(path) as registry:
-        registry.replay.run(lambda src: 3, lambda src: True, 1)
+        registry.replay.run(lambda src: 3, lambda src: True, spare_uid=lambda: "s" * 20, now=1)
         assert not registry.replay.is_needed()
         assert registry.journal.puts() == []
         assert not registry.journal.is_spent(put.src)  # so it comes to lost+found
