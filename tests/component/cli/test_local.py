@@ -222,7 +222,7 @@ def test_status_of_what_a_dead_process_has_left(root: Path) -> None:
         "from lamfs.ops.instance import Instance\n"
         "with Instance.open() as instance:\n"
         "    journal = instance.registry.journal\n"
-        "    journal.add_delete('.lamindb/nothing.csv')\n"
+        "    journal.add_delete('.lamindb/nothing.csv', now=1)\n"
         "    journal.failed(journal.entries()[0].id, 'The storage was away.', 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
