@@ -19,6 +19,7 @@ from lamfs.model import now_ns
 from lamfs.registry import Change
 from lamfs.registry.entries import Put
 from lamfs.registry.writes import SpoolInfo
+from lamfs.work.replaying import replay
 
 log = logging.getLogger("lamfs.fs")
 
@@ -44,6 +45,7 @@ def adopt(context: Context) -> bool:
     If another mount's daemon died while it was writing a file, the file counts as closed with what was written.
     """
     registry = context.registry
+    replay(registry, context.store, context.spool)
     left = registry.journal.left(OPS)
     if not left:
         return False

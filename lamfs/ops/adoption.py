@@ -15,12 +15,13 @@ from typing import NamedTuple
 from lamfs.errors import InvalidName, NotFound, ObjectMissing, StorageError
 from lamfs.keys import check_spool_name
 from lamfs.model import ArtifactRecord, ContentHash, new_uid, now_ns
-from lamfs.ops import partial_spools, strays
+from lamfs.ops import partial_spools
 from lamfs.registry import Lost, Provenance, Registry, of_another_boot
 from lamfs.registry.entries import Owed, Put
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.work import direct
+from lamfs.work.replaying import replay
 
 log = logging.getLogger("lamfs.recover")
 
@@ -80,19 +81,6 @@ def adopt_puts(registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: 
     taken += registry.journal.take(entry for entry in left if entry.id in plain)
     taken += [entry for entry in left if entry.id not in plain and _decide(registry, store, spool, entry)]
     return sorted(taken, key=lambda entry: entry.id)
-
-
-def replay(registry: Registry, store: ObjectStore, spool: SpoolFolder) -> None:
-    """Bring together what a crash between the commits of registry and work database has left apart."""
-
-    def size(src: str) -> int | None:
-        return spool.stat(src).st_size if spool.exists(src) else None
-
-    def may_lack(src: str) -> bool:
-        return strays.may_be_partial(registry, store, spool, src)
-
-    if registry.replay.is_needed():
-        registry.replay.run(size, may_lack, spare_uid=new_uid, now=now_ns())
 
 
 def _is_there(registry: Registry, spool: SpoolFolder, entry: Put) -> bool:

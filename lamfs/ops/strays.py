@@ -25,6 +25,7 @@ from lamfs.registry import Registry, aside, sync_log
 from lamfs.registry.entries import Drop, Put
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
+from lamfs.work.replaying import may_be_partial
 
 log = logging.getLogger("lamfs.recover")
 
@@ -219,14 +220,3 @@ def _same(spool: SpoolFolder, other: str, fd: int, size: int) -> bool:
             )
     except (LamfsError, OSError, EOFError):
         return False
-
-
-def may_be_partial(registry: Registry, store: ObjectStore, spool: SpoolFolder, src: str) -> bool:
-    """Whether a spool file may lack bytes that a stored revision has: it has holes, and its file is a large one."""
-    if registry.partial_spools.present(src) or registry.partial_spools.ranges(src):
-        return True
-    artifact = registry.artifacts.by_ino(spool_inode(src))
-    if store.parts is None or artifact is None or artifact.size <= hashing.MD5_MAX:
-        return False
-    with spool.opened(src, os.O_RDONLY) as fd:
-        return os.lseek(fd, 0, os.SEEK_HOLE) < os.fstat(fd).st_size

@@ -23,6 +23,7 @@ from lamfs.registry.aside import Told
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.storage.osfiles import fsync_folder
+from lamfs.work.replaying import replay
 
 SAID = 10
 """Files that are said one by one."""
@@ -114,7 +115,7 @@ def _replay(settings: InstanceSettings, registry: Registry, store: ObjectStore) 
     spool = SpoolFolder.find(*settings.spool_place) if registry.replay.is_needed() else None
     if spool is not None:
         with spool:
-            adoption.replay(registry, store, spool)
+            replay(registry, store, spool)
 
 
 def _keep(settings: InstanceSettings, new: Registry, store: ObjectStore, left: Mapping[str, Told]) -> None:

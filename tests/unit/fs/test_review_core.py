@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sqlite3
 from typing import Any, cast
 
 import pytest
@@ -250,6 +252,31 @@ def test_a_read_only_mount_takes_over_no_work(make_box: MakeBox) -> None:
             fs.context.policy.read_only = False
             follower._adopt()
             assert [entry.owner for entry in registry.journal.entries()] == [me]
+
+    run_jumping(main)
+
+
+def test_a_mount_mends_what_another_one_left_between_two_commits(make_box: MakeBox) -> None:
+    """The other one was killed when it had named a new file in the registry, and not yet journaled its put."""
+    box = make_box("s3")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            registry = fs.context.registry
+            other = Registry(box.base / "registry.lndb")
+            other.journal.owner = "boot:1:1"
+            made, src = timed(other).names.create_file(1, "half", 0o100644, 0, 0)
+            other.close()
+            with contextlib.closing(sqlite3.connect(box.base / "work.db")) as conn, conn:
+                for table in ("journal", "spent"):
+                    conn.execute(f"DELETE FROM {table} WHERE src=?", (src,))
+                conn.execute("UPDATE sqlite_sequence SET seq=seq-2 WHERE name='puts'")
+            assert registry.journal.put_of(made.ino) is None
+            Follower(fs.context)._adopt()
+            with trio.fail_after(10):
+                await fs.sync_all()
+            assert registry.artifacts.by_key("half") is not None
+            assert registry.journal.entries() == []
 
     run_jumping(main)
 
