@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Caller(NamedTuple):
-    """Who waits: the thread ``pid`` that made the call, or that opened the file (0: not known).
+    """The caller that waits: the thread ``pid`` that made the call, or that opened the file (0: not known).
 
     In the second case ``fino`` is the file: other processes may have inherited its descriptor. ``rivals``: threads that
     have opened the same file themselves.

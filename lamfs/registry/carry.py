@@ -14,11 +14,12 @@ from lamfs.model import ContentHash
 from lamfs.registry.artifacts import NOW
 from lamfs.registry.aside import Told
 from lamfs.registry.db import Database
+from lamfs.registry.entries import COLUMNS
 from lamfs.registry.partial_spools import base_id
 from lamfs.registry.tree import Tree
 
 _OWED_COLUMNS = "op, uid, object_key, attempts, error, next_at, created_at, owner, payload"
-_COLUMNS = "op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload"
+_COLUMNS = COLUMNS.removeprefix("id, ")
 
 
 def carry_over(old: Database, new: Database, *, apart: bool = False) -> dict[str, Told]:

@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 from lamfs import config
 from lamfs.errors import RegistryError
+from lamfs.registry.entries import COLUMNS
 
 log = logging.getLogger("lamfs.registry")
 
@@ -43,6 +44,16 @@ _RENAMED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 """What SQLite says of a file that is renamed while it opens it."""
 _SIDES = ("", "-wal", "-shm", "-journal")
 _MACHINE = re.compile("[0-9a-z-]{12}")
+
+# What several triggers do. A row that goes, or becomes scratch, needs its upload no more.
+_ABANDON = """INSERT INTO journal(op, state, object_key, created_at, owner, payload)
+            SELECT 'abort', 'ready', object_key, {0}.created_at, {0}.owner, json_object('upload_id', upload_id)
+            FROM upload WHERE journal_id={0}.id AND NOT completed;
+        DELETE FROM upload WHERE journal_id={0}.id;"""
+_SPEND = """DELETE FROM partial_spool WHERE src=old.src;
+        DELETE FROM seal WHERE src=old.src;
+        INSERT OR IGNORE INTO spent VALUES(old.src, old.object_key, json_remove(old.payload, '$.base', '$.damaged'));"""
+_COUNT = "UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';"
 
 _TABLES = (
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
@@ -60,8 +71,8 @@ _TABLES = (
     # The blocks that are in a partial spool file; see partial_spools.py.
     """CREATE TABLE partial_spool(src TEXT NOT NULL, block INTEGER NOT NULL, ranges TEXT, durable TEXT,
         PRIMARY KEY(src, block)) WITHOUT ROWID""",
-    # ``object_key``, ``payload``: of the row that had it. A power cut may set the registry back to
-    # before it was stored, and then the spool file may be that object by now.
+    # ``object_key``, ``payload``: of the row that had it. A power cut may set the registry back to before it was
+    # stored. Then the spool file may be that object by now.
     "CREATE TABLE spent(src TEXT PRIMARY KEY, object_key TEXT, payload TEXT) WITHOUT ROWID",
     "CREATE TABLE seal(src TEXT PRIMARY KEY, size INTEGER NOT NULL, blocks BLOB NOT NULL) WITHOUT ROWID",
     """CREATE TABLE upload(
@@ -72,41 +83,31 @@ _TABLES = (
         journal_id INTEGER NOT NULL, number INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
         blocks BLOB NOT NULL, etag TEXT NOT NULL, PRIMARY KEY(journal_id, number)) WITHOUT ROWID""",
     "CREATE TRIGGER upload_parts AFTER DELETE ON upload BEGIN DELETE FROM part WHERE journal_id=OLD.journal_id; END",
-    """CREATE TRIGGER upload_abandoned AFTER DELETE ON journal BEGIN
-        INSERT INTO journal(op, state, object_key, created_at, owner, payload)
-            SELECT 'abort', 'ready', object_key, OLD.created_at, OLD.owner, json_object('upload_id', upload_id)
-            FROM upload WHERE journal_id=OLD.id AND NOT completed;
-        DELETE FROM upload WHERE journal_id=OLD.id;
+    f"""CREATE TRIGGER upload_abandoned AFTER DELETE ON journal BEGIN
+        {_ABANDON.format("OLD")}
     END""",
-    """CREATE TRIGGER upload_scratch AFTER UPDATE OF state ON journal WHEN NEW.state='scratch' BEGIN
-        INSERT INTO journal(op, state, object_key, created_at, owner, payload)
-            SELECT 'abort', 'ready', object_key, NEW.created_at, NEW.owner, json_object('upload_id', upload_id)
-            FROM upload WHERE journal_id=NEW.id AND NOT completed;
-        DELETE FROM upload WHERE journal_id=NEW.id;
+    f"""CREATE TRIGGER upload_scratch AFTER UPDATE OF state ON journal WHEN NEW.state='scratch' BEGIN
+        {_ABANDON.format("NEW")}
     END""",
     # How often a put has come, changed or gone. The registry counts too (_HERE), so it is known which file is ahead.
     # The count is in a page that an insert writes anyway.
     "INSERT INTO sqlite_sequence(name, seq) VALUES('puts', 0)",
-    """CREATE TRIGGER put_new AFTER INSERT ON journal WHEN new.op='put' BEGIN
-        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
+    f"""CREATE TRIGGER put_new AFTER INSERT ON journal WHEN new.op='put' BEGIN
+        {_COUNT}
     END""",
-    """CREATE TRIGGER put_changed AFTER UPDATE OF op, ino, uid, src ON journal WHEN old.op='put' BEGIN
-        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
+    f"""CREATE TRIGGER put_changed AFTER UPDATE OF op, ino, uid, src ON journal WHEN old.op='put' BEGIN
+        {_COUNT}
     END""",
-    """CREATE TRIGGER put_done AFTER DELETE ON journal WHEN old.op='put' BEGIN
-        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
+    f"""CREATE TRIGGER put_done AFTER DELETE ON journal WHEN old.op='put' BEGIN
+        {_COUNT}
     END""",
     # What is known of a spool file ends with the row that names it, whoever strikes that off and why.
-    """CREATE TRIGGER spool_done AFTER DELETE ON journal WHEN old.src IS NOT NULL BEGIN
-        DELETE FROM partial_spool WHERE src=old.src;
-        DELETE FROM seal WHERE src=old.src;
-        INSERT OR IGNORE INTO spent VALUES(old.src, old.object_key, json_remove(old.payload, '$.base', '$.damaged'));
+    f"""CREATE TRIGGER spool_done AFTER DELETE ON journal WHEN old.src IS NOT NULL BEGIN
+        {_SPEND}
     END""",
-    """CREATE TRIGGER spool_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src
+    f"""CREATE TRIGGER spool_left AFTER UPDATE OF src ON journal WHEN old.src IS NOT NULL AND new.src IS NOT old.src
     BEGIN
-        DELETE FROM partial_spool WHERE src=old.src;
-        DELETE FROM seal WHERE src=old.src;
-        INSERT OR IGNORE INTO spent VALUES(old.src, old.object_key, json_remove(old.payload, '$.base', '$.damaged'));
+        {_SPEND}
     END""",
     """CREATE TRIGGER seal_broken AFTER UPDATE OF state ON journal WHEN new.state='open' AND new.src IS NOT NULL
         BEGIN DELETE FROM seal WHERE src=new.src; END""",
@@ -114,32 +115,30 @@ _TABLES = (
 
 _HERE = (
     # Everything that is owed, whichever of the two files has it.
-    """CREATE TEMP VIEW all_work AS
-        SELECT id, op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner, payload
-            FROM work.journal
+    f"""CREATE TEMP VIEW all_work AS
+        SELECT {COLUMNS} FROM work.journal
         UNION ALL
         SELECT id, op, 'ready', NULL, uid, object_key, NULL, 0, attempts, error, next_at, created_at, owner, payload
             FROM main.owed""",
     # Which machine has the bytes of an inode, and where (replay.Pending). Both files count these changes.
-    """CREATE TEMP TRIGGER pending_new AFTER INSERT ON work.journal WHEN new.op='put' BEGIN
-        UPDATE inode SET pending='{0}:'||new.src||':'||coalesce(new.uid, '') WHERE ino=new.ino;
-        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
+    f"""CREATE TEMP TRIGGER pending_new AFTER INSERT ON work.journal WHEN new.op='put' BEGIN
+        UPDATE inode SET pending='{{0}}:'||new.src||':'||coalesce(new.uid, '') WHERE ino=new.ino;
+        {_COUNT}
     END""",
-    """CREATE TEMP TRIGGER pending_changed AFTER UPDATE OF op, ino, uid, src ON work.journal WHEN old.op='put' BEGIN
+    f"""CREATE TEMP TRIGGER pending_changed AFTER UPDATE OF op, ino, uid, src ON work.journal WHEN old.op='put' BEGIN
         UPDATE inode SET pending=NULL WHERE ino=old.ino AND (new.op<>'put' OR new.ino IS NOT old.ino);
-        UPDATE inode SET pending='{0}:'||new.src||':'||coalesce(new.uid, '') WHERE new.op='put' AND ino=new.ino;
-        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
+        UPDATE inode SET pending='{{0}}:'||new.src||':'||coalesce(new.uid, '') WHERE new.op='put' AND ino=new.ino;
+        {_COUNT}
     END""",
-    """CREATE TEMP TRIGGER pending_done AFTER DELETE ON work.journal WHEN old.op='put' BEGIN
+    f"""CREATE TEMP TRIGGER pending_done AFTER DELETE ON work.journal WHEN old.op='put' BEGIN
         UPDATE inode SET pending=NULL WHERE ino=old.ino;
-        UPDATE sqlite_sequence SET seq=seq+1 WHERE name='puts';
+        {_COUNT}
     END""",
 )
 
 # Table in the registry up to version 13, table here, columns.
 _MOVED = (
-    ("journal", "journal", "id, op, state, ino, uid, object_key, src, gen, attempts, error, next_at, created_at, owner,"
-     " payload"),
+    ("journal", "journal", COLUMNS),
     ("unsaid", "claim", "object_key"),
     ("overlay", "partial_spool", "src, block, ranges, durable"),
     ("spent", "spent", "src"),

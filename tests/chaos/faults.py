@@ -255,16 +255,7 @@ def damaged_registry(round: Round) -> None:
     if how != "page" and round.rng.random() < 0.7:
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
-    size = path.stat().st_size
-    if how == "empty":
-        os.truncate(path, 0)
-    elif how == "cut":
-        os.truncate(path, round.rng.randrange(1, size))
-    elif how == "page":
-        overwrite(path, round.rng.randrange(0, max(size // PAGE, 1)) * PAGE, round.rng.randbytes(PAGE))
-    elif how == "gone":
-        path.unlink()
-    else:
+    if not ruin(round, path, how):
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         shutil.copyfile(older, path)
@@ -290,16 +281,7 @@ def damaged_work(round: Round) -> None:
     if how == "older" or round.rng.random() < 0.7:
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
-    size = path.stat().st_size
-    if how == "empty":
-        os.truncate(path, 0)
-    elif how == "cut":
-        os.truncate(path, round.rng.randrange(1, size))
-    elif how == "page":
-        overwrite(path, round.rng.randrange(0, max(size // PAGE, 1)) * PAGE, round.rng.randbytes(PAGE))
-    elif how == "gone":
-        path.unlink()
-    else:
+    if not ruin(round, path, how):
         shutil.copyfile(older, path)
     damage(round, f"work database {how}")
     after_damage(round, excuse_doubts(round, doubts))
@@ -321,6 +303,22 @@ def damaged_log(round: Round) -> None:
             path.unlink()
         damage(round, f"log {how}")
     after_damage(round, excuse_doubts(round, doubts))
+
+
+def ruin(round: Round, path: Path, how: str) -> bool:
+    """Empty a file, cut it, overwrite a page of it, or remove it. False: ``how`` is none of these."""
+    size = path.stat().st_size
+    if how == "empty":
+        os.truncate(path, 0)
+    elif how == "cut":
+        os.truncate(path, round.rng.randrange(1, size))
+    elif how == "page":
+        overwrite(path, round.rng.randrange(0, max(size // PAGE, 1)) * PAGE, round.rng.randbytes(PAGE))
+    elif how == "gone":
+        path.unlink()
+    else:
+        return False
+    return True
 
 
 def damage(round: Round, what: str) -> None:
