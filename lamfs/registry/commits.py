@@ -182,8 +182,7 @@ class Commits:
         known = self._seals.of(entry.src)
         if entry.damaged if known is None else known.broken(content):
             return False
-        if known is None or not known.is_whole:
-            self._seals.add(entry, content.size, content.blocks)
+        self._seals.complete(entry, content, known)
         return True
 
     def save_meta(self, record: ArtifactRecord) -> ObjectMeta:

@@ -80,6 +80,11 @@ class Seals:
                     (old.blocks[:start] + more + old.blocks[end:], entry.src, *which),
                 )
 
+    def complete(self, entry: Put, content: ContentHash, known: Seal | None) -> None:
+        """The spool file of a put has ``content``: add the hashes that ``known``, its seal, lacks."""
+        if known is None or not known.is_whole:
+            self.add(entry, content.size, content.blocks)
+
     def forget(self, src: str) -> None:
         """What is in spool file ``src`` now is what there is, whatever was written."""
         self._db.execute("DELETE FROM seal WHERE src=?", (src,))

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from lamfs.errors import StorageError
 from lamfs.model import ContentHash
-from lamfs.registry import Registry, Seal
+from lamfs.registry import Registry
 from lamfs.registry.entries import Put
 
 
@@ -22,15 +22,10 @@ def compare(registry: Registry, entry: Put, content: ContentHash) -> list[int] |
         return sorted(known)
     blocks = [] if seal is None else seal.broken(content)
     if not blocks:
-        _seal(registry, entry, content, seal)
+        registry.seals.complete(entry, content, seal)
     if set(blocks) != known:
         registry.seals.set_damaged(entry.id, blocks)
     return blocks if blocks or known else None
-
-
-def _seal(registry: Registry, entry: Put, content: ContentHash, known: Seal | None) -> None:
-    if known is None or not known.is_whole:
-        registry.seals.add(entry, content.size, content.blocks)
 
 
 def error(name: str, path: str, blocks: Collection[int]) -> StorageError:
