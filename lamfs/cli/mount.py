@@ -160,7 +160,6 @@ def choose_instance(slug: str | None) -> str:
     Raises NotSetUp when there are several and none is current.
     """
     from lamfs import config
-    from lamfs.ops import setup
 
     if slug is not None or config.current_slug() is not None:
         return config.load_instance(slug).slug
@@ -171,6 +170,8 @@ def choose_instance(slug: str | None) -> str:
             f"No instance is the current one; choose with --instance: {', '.join(known)}. Or make one current with"
             " 'lamfs connect'."
         )
+    from lamfs.ops import setup
+
     # What init says of locks and cloud copies would only puzzle a user who asked for nothing but a mount.
     settings = setup.ensure_default(say=lambda _: None)
     if default not in known:

@@ -40,6 +40,10 @@ class FirstMover:
         """Start it. It ends when our end of its socket is closed. Raises NotSetUp, OSError."""
         looks = is_s3(config.load_instance(self._options.slug).storage.root)
         # Import before the fork: both need these modules.
+        import lamfs.mover.jobs
+        import lamfs.mover.storing
+        import lamfs.ops.instance
+        import lamfs.registry  # noqa: F401
 
         self.sock, theirs = socket.socketpair()
         reading, writing = os.pipe()

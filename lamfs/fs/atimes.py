@@ -7,8 +7,13 @@ the registry now and then. So no read waits for a transaction, and a crash loses
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lamfs.model import Inode, now_ns
-from lamfs.registry.verbs import Verbs
+
+if TYPE_CHECKING:
+    from lamfs.registry.verbs import Verbs
+
 
 DAY_NS = 86_400 * 10**9
 FLUSH = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lamfs.cache.blocks import BlockCache
 from lamfs.errors import FsError
@@ -20,10 +20,13 @@ from lamfs.mover.client import Mover
 from lamfs.prefetch.scheduler import Prefetcher
 from lamfs.registry import Registry
 from lamfs.registry.entries import Put
-from lamfs.registry.verbs import Verbs
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStore
 from lamfs.work.uploader import Uploader
+
+if TYPE_CHECKING:
+    from lamfs.registry.verbs import Verbs
+
 
 S_IFMT = 0o170000
 """The bits of a mode for the kind of node: inode(7)."""

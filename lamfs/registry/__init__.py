@@ -15,7 +15,7 @@ from lamfs.registry.attributes import Attributes
 from lamfs.registry.changes import Change, ChangeLog
 from lamfs.registry.commits import Commits, Committed, Conflict, NewObject, Stored
 from lamfs.registry.consistency import Consistency, Flaw
-from lamfs.registry.db import LOG_PAGES, Database, fold_log, sync_log
+from lamfs.registry.db import LOG_PAGES, Database, begin_log, fold_log, sync_log
 from lamfs.registry.file import RegistryFile
 from lamfs.registry.identity import Removed
 from lamfs.registry.journal import Journal
@@ -119,7 +119,7 @@ class Registry:
 __all__ = [
     "LOG_PAGES", "Backup", "Change", "Commits", "Committed", "Conflict", "Displaced", "Flaw", "Lost", "NewObject",
     "PartRecord", "Pending", "Provenance", "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage",
-    "Stored", "Transform", "UploadRecord", "Uploads", "User", "add_range", "base_id", "fold_log", "is_alive",
-    "is_based_on", "lacks_some", "missing_blocks",
+    "Stored", "Transform", "UploadRecord", "Uploads", "User", "add_range", "base_id", "begin_log", "fold_log",
+    "is_alive", "is_based_on", "lacks_some", "missing_blocks",
     "of_another_boot", "process_id", "sync_log", "unwritten",
 ]  # fmt: skip

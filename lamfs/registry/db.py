@@ -348,6 +348,30 @@ def fold_log(path: Path) -> None:
                 conn.close()
 
 
+def begin_log(path: Path) -> None:
+    """See that the logs of the registry at ``path`` and of its work database are begun. Any thread.
+
+    SQLite syncs the first page of a new log in the commit that begins it (SQLite source, walFrames: ``syncHeader``). A
+    commit that changes nothing does that here, so that the first program that writes does not wait for it. Raises
+    RegistryError.
+    """
+    _check_file(path, None)
+    for each in filter(Path.exists, (path, workdb.work_path(path))):
+        with translated(each):
+            conn = sqlite3.connect(
+                f"file:{quote(os.fsencode(each))}?mode=rw", uri=True, timeout=1, isolation_level=None
+            )
+            try:
+                conn.execute("PRAGMA synchronous=NORMAL")
+                # Writing what is there already would change no page.
+                conn.execute("BEGIN IMMEDIATE")
+                conn.execute("INSERT INTO meta(key, value) VALUES('', NULL)")
+                conn.execute("DELETE FROM meta WHERE key=''")
+                conn.execute("COMMIT")
+            finally:
+                conn.close()
+
+
 def sync_log(path: Path) -> None:
     """Return when all commits to the registry at ``path`` so far survive a power cut. Any thread, takes no lock.
 

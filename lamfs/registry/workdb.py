@@ -37,6 +37,8 @@ REGISTRY_NAME = "registry.lndb"
 PAIR = "work"
 """Key of the registry's meta table: the id of the work database that belongs to it."""
 VERSION = 1
+CACHE_KIB = 512
+"""Most memory for its pages: what is pending is looked at in order of its rows, the newest or the oldest ones."""
 FIRST_OWED = 1 << 40
 """Ids of rows that the registry itself owes (moves, deletes) are higher, so that no two rows have one id."""
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -206,6 +208,7 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
         _replace(registry, path)
     conn.execute("PRAGMA work.journal_mode=WAL")
     conn.execute("PRAGMA work.synchronous=NORMAL")
+    conn.execute(f"PRAGMA work.cache_size=-{CACHE_KIB}")
     row = conn.execute("SELECT value FROM work.meta WHERE key='machine'").fetchone()
     machine = str(row[0]) if row is not None and _MACHINE.fullmatch(str(row[0])) else config.machine_mark()
     for statement in _HERE:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from lamfs.errors import InvalidName, LamfsError, PreconditionFailed, StorageError
 from lamfs.hashing import hash_fd
 from lamfs.model import ContentHash, now_ns
 from lamfs.registry import Committed, NewObject, Provenance, Registry, Stored
 from lamfs.registry.entries import Put
-from lamfs.registry.verbs import CommitVerbs
 from lamfs.spool import SpoolFolder
 from lamfs.work.worker import Worker
+
+if TYPE_CHECKING:
+    from lamfs.registry.verbs import CommitVerbs
+
 
 SMALL = 64 << 10
 """Bytes up to which a file is hashed in the loop: a tenth of a millisecond."""

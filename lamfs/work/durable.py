@@ -16,7 +16,7 @@ import trio
 
 from lamfs.errors import LamfsError, RegistryError
 from lamfs.mover import beats
-from lamfs.registry import LOG_PAGES, Registry, fold_log, sync_log
+from lamfs.registry import LOG_PAGES, Registry, begin_log, fold_log, sync_log
 from lamfs.registry.db import Database
 from lamfs.spool import SpoolFolder
 
@@ -73,7 +73,11 @@ class Folding:
         self._db = db
 
     async def run(self) -> None:
-        """Fold the log when it has grown, until cancelled."""
+        """Begin the log, and fold it when it has grown, until cancelled."""
+        try:
+            await trio.to_thread.run_sync(begin_log, self._db.path)
+        except RegistryError as error:
+            log.info("the registry's log is not begun: %s", error)
         seen, roomy = self._db.changes(), False
         while True:
             if roomy != self._is_roomy():

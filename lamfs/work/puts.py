@@ -14,6 +14,7 @@ from lamfs.registry import Committed, Registry
 from lamfs.registry.entries import Put
 from lamfs.spool import SpoolFolder
 from lamfs.work.steps import Steps, Upload
+from lamfs.work.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -25,9 +26,10 @@ class Puts:
     them. (A later row has a larger number, and its generations start again.)
     """
 
-    def __init__(self, registry: Registry, steps: Steps, spool: SpoolFolder) -> None:
+    def __init__(self, registry: Registry, steps: Steps, streams: Streams, spool: SpoolFolder) -> None:
         self._registry = registry
         self._steps = steps
+        self._streams = streams
         self._spool = spool
         self.wanted: dict[int, int] = {}
         self.committed: dict[int, tuple[int, int]] = {}
@@ -52,7 +54,7 @@ class Puts:
         upload = self.uploads[entry.id]
         current = False
         try:
-            upload.known = await self._steps.streams.finish(entry.ino, entry.src)
+            upload.known = await self._streams.finish(entry.ino, entry.src)
             committed, consumed = await self._steps.put(entry, upload)
             current = self._stored(upload, committed, consumed)
             self.alone.discard(entry.id)
@@ -112,7 +114,7 @@ class Puts:
     def _leave(self, entry: Put, current: bool) -> None:
         """A put has ended."""
         assert self._steps.hooks is not None
-        self._steps.streams.finished(entry.ino)
+        self._streams.finished(entry.ino)
         if self.uploading.get(entry.ino) == entry.src:  # the file's next put may have begun
             del self.uploading[entry.ino]
         self.uploads.pop(entry.id, None)

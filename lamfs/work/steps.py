@@ -38,7 +38,6 @@ from lamfs.work.conflicts import Conflicts, object_at
 from lamfs.work.guard import Guard, Permit, anybody
 from lamfs.work.multipart import Multipart, Segment
 from lamfs.work.reading import hash_opened
-from lamfs.work.streaming import Streams
 from lamfs.work.worker import Waits, Worker
 
 log = logging.getLogger("lamfs.uploader")
@@ -136,7 +135,6 @@ class Steps:
         self._worker = worker
         self._waits = waits
         self._multipart = parts
-        self.streams = Streams(registry, self._multipart, spool)
         self._spool = spool
         self._origin = origin
         self._busy_objects = busy

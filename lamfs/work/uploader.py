@@ -37,6 +37,7 @@ from lamfs.work.multipart import Multipart
 from lamfs.work.puts import Puts
 from lamfs.work.sealing import Sealing
 from lamfs.work.steps import FileHooks, Steps, what
+from lamfs.work.streaming import Streams
 
 log = logging.getLogger("lamfs.uploader")
 
@@ -122,7 +123,8 @@ class Uploader:
         parts = Multipart(registry, mover, self._waits)
         self._steps = Steps(registry, store, mover, self._waits, spool, origin, parts, busy, permit)
         self._moves = Moves(registry, store, mover, self._waits, permit, parts, busy)
-        self.puts = Puts(registry, self._steps, spool)
+        self._streams = Streams(registry, parts, spool)
+        self.puts = Puts(registry, self._steps, self._streams, spool)
         self.range_sync = RangeSync(registry, spool)
         self.sealing = Sealing(registry, mover, spool, self.is_uploading, self._waits.may_abandon)
         self._wanted = self.puts.wanted
@@ -178,11 +180,11 @@ class Uploader:
 
     def written(self, ino: int, src: str, offset: int, length: int, size: int) -> None:
         """Bytes were written into a spool file, which has ``size`` bytes now. A large file is sent while it grows."""
-        self._steps.streams.written(ino, src, offset, length, size)
+        self._streams.written(ino, src, offset, length, size)
 
     def cut(self, ino: int, size: int) -> None:
         """A spool file was truncated, or extended by a hole."""
-        self._steps.streams.cut(ino, size)
+        self._streams.cut(ino, size)
 
     def stop(self, error: LamfsError) -> None:
         """This process must not store anything any more. Calls that wait for it, now or later, raise ``error``."""
@@ -199,7 +201,7 @@ class Uploader:
     def abandon(self, ino: int) -> None:
         """The inode is gone, and its put with it."""
         self._waits.abandon(ino)
-        self._steps.streams.forget(ino)
+        self._streams.forget(ino)
         self._look_again(ino)
 
     def _look_again(self, ino: int | None) -> None:
@@ -330,7 +332,7 @@ class Uploader:
         """Work until cancelled. The next mount finishes what is under way then."""
         async with trio.open_nursery() as nursery:
             if self._store.parts is not None:
-                self._steps.streams.start(nursery)
+                self._streams.start(nursery)
             nursery.start_soon(Folding(self._registry.db).run)
             nursery.start_soon(self.range_sync.run)
             nursery.start_soon(self.sealing.run)
@@ -427,7 +429,7 @@ class Uploader:
         """Whether a put may be done in a batch: it must be of a small new file."""
         if size > batches.SMALL or self._store.imports_files or entry.id in self.puts.alone:
             return False
-        return not (self._steps.streams.sends(entry.ino) or self._registry.artifacts.has_ino(entry.ino))
+        return not (self._streams.sends(entry.ino) or self._registry.artifacts.has_ino(entry.ino))
 
     def _gather(self, entry: Put) -> list[Put]:
         """A batch of small files from the queue, with ``entry``. Each job that may begin gets its share of the queue.

@@ -100,3 +100,12 @@ def test_quick_commands_load_nothing_heavy(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["ops.setup", "ops.artifacts", "ops.fsck", "ops.snapshot", "api.artifact", "work.steps"]
+)
+def test_what_is_synchronous_loads_no_event_loop(module: str) -> None:
+    code = f"import sys, lamfs.{module}\nsys.exit(', '.join({{'trio', 'pyfuse3'}} & set(sys.modules)) or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
