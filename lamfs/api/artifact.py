@@ -171,6 +171,8 @@ class Artifact(ArtifactFields):
                 raise NotFound(f"There is no artifact with key '{key}'; Artifact.filter(key__startswith=…) finds more.")
             return cls._of(found)
         assert uid is not None
+        if not (uid.isascii() and uid.isalnum()):
+            raise NotFound(f"'{uid}' is no uid (letters and digits); with a key, write Artifact.get(key={uid!r}).")
         return cls._of(artifacts.by_uid_prefix(here, uid))
 
     @classmethod

@@ -8,16 +8,25 @@ from lamfs.errors import InvalidArgument
 
 
 class Strict:
-    """Only attributes of the class can be set."""
+    """Only attributes of the class can be set, and of its properties those with a setter."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):
-            kind = type(self).__name__
-            known = [one for one in dir(type(self)) if isinstance(getattr(type(self), one), property)]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(known))}."
-            raise AttributeError(f"{kind} has no '{name}' that could be set; {hint}")
+            near = difflib.get_close_matches(name, self._settable(), n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(self._settable())}."
+            raise AttributeError(f"{type(self).__name__} has no '{name}' that could be set; {hint}")
+        found = getattr(type(self), name, None)
+        if isinstance(found, property) and found.fset is None:
+            raise AttributeError(
+                f"'{name}' of {type(self).__name__} can be read only; what can be set is {', '.join(self._settable())}."
+            )
         super().__setattr__(name, value)
+
+    @classmethod
+    def _settable(cls) -> list[str]:
+        kinds = ((name, getattr(cls, name)) for name in dir(cls))
+        settable = [name for name, kind in kinds if isinstance(kind, property) and kind.fset is not None]
+        return [name for name in settable if not name.startswith("_")]
 
 
 def check_text(name: str, value: object) -> None:

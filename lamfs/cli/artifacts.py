@@ -18,6 +18,7 @@ from lamfs.printable import count_of
 if TYPE_CHECKING:
     from lamfs.model import ArtifactRecord
     from lamfs.ops.drafts import Draft
+    from lamfs.ops.instance import Instance
 
 
 @click.command(
@@ -186,27 +187,37 @@ def confirm(records: list[ArtifactRecord]) -> None:
 @click.command(
     cls=Command,
     examples="""
-    lamfs restore flowers/iris.csv
+    lamfs restore flowers/iris.csv flowers/six.csv
     lamfs restore 7hJ2kPq9 --key flowers/iris-again.csv
     """,
 )
-@click.argument("artifact")
+@click.argument("names", metavar="ARTIFACT…", nargs=-1, required=True)
 @click.option("--key", metavar="KEY", help="Bring it back under this key.  [default: the one it had]")
 @instance_option
-def restore(artifact: str, key: str | None, instance: str | None) -> None:
-    """Bring an artifact back from the trash.
+def restore(names: tuple[str, ...], key: str | None, instance: str | None) -> None:
+    """Bring artifacts back from the trash.
 
-    It comes back to where it was. ARTIFACT is a uid, the key it had, or the path it had in a mount. 'lamfs ls --trash'
-    lists what can be restored.
+    They come back to where they were. ARTIFACT is a uid, the key it had, or the path it had in a mount. 'lamfs ls
+    --trash' lists what can be restored.
     """
+    if key is not None and len(names) > 1:
+        raise InvalidArgument("--key is the place of one artifact; restore them one by one.")
     from lamfs.ops import artifacts
 
-    with open_instance(instance, [artifact]) as opened:
-        found = artifacts.find(opened, artifact, trash=True)
-        if found.key is not None and not artifacts.in_trash(found):
-            # Another artifact has this place now. The one in the trash is still the one that is meant.
-            found = opened.registry.artifacts.trashed(found.key) or found
-        if not artifacts.in_trash(found):
-            raise NotFound(f"'{title(found)}' is not in the trash; 'lamfs ls --trash' lists what is.")
-        record = artifacts.restore(opened, found, key)
-        say(f"restored: {record.uid}  {title(record)}")
+    with open_instance(instance, names) as opened:
+        for found in [_trashed(opened, name) for name in names]:
+            record = artifacts.restore(opened, found, key)
+            say(f"restored: {record.uid}  {title(record)}")
+
+
+def _trashed(opened: Instance, name: str) -> ArtifactRecord:
+    """The artifact in the trash that ``name`` means. Raises NotFound."""
+    from lamfs.ops import artifacts
+
+    found = artifacts.find(opened, name, trash=True)
+    if found.key is not None and not artifacts.in_trash(found):
+        # Another artifact has this place now. The one in the trash is still the one that is meant.
+        found = opened.registry.artifacts.trashed(found.key) or found
+    if not artifacts.in_trash(found):
+        raise NotFound(f"'{title(found)}' is not in the trash; 'lamfs ls --trash' lists what is.")
+    return found

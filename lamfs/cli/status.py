@@ -315,7 +315,7 @@ def dead_lines(dead: dict[str, Any]) -> Iterator[str]:
     """A mount whose daemon died, for users."""
     place = shown(dead["mountpoint"])
     since, seen = when(dead["started_at"]), when(dead["last_seen"])
-    yield f"{dead['slug']} at {place}: its daemon (pid {dead['pid']}, since {since}) DIED; it lived last at {seen}"
+    yield f"{dead['slug']} at {place}: its daemon (pid {dead['pid']}, since {since}) DIED; it was last alive at {seen}"
     again = f"'lamfs mount --instance {dead['slug']}{' --read-only' if dead['read_only'] else ''}"
     does = ""
     if dead["in_tree"]:

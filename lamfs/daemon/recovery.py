@@ -8,6 +8,7 @@ from lamfs.errors import LamfsError
 from lamfs.model import now_ns
 from lamfs.ops import adoption, mounts, strays, temporaries
 from lamfs.ops.instance import Instance
+from lamfs.printable import count_of
 from lamfs.registry import Registry
 from lamfs.registry.entries import Put
 from lamfs.registry.writes import SpoolInfo
@@ -32,7 +33,7 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
         except (LamfsError, OSError) as error:
             log.error("could not take over the put of %s: %s", entry.about, error)
     if taken:
-        log.info("taking over %d pieces of storage work from a mount that ended early", len(taken))
+        log.info("taking over %s of storage work from a mount that ended early", count_of(len(taken), "step"))
     if not mounts.live(instance.settings):
         strays.settle(instance.registry, instance.store, spool, instance.settings.directory)
     return len(taken)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,26 @@ def find(instance: Instance, name: str, *, trash: bool = False) -> ArtifactRecor
         return found
     with contextlib.suppress(NotFound):
         return by_uid_prefix(instance, name)
-    raise NotFound(f"There is no artifact '{name}': no path in a mount, key or uid; 'lamfs ls' shows what there is.")
+    raise NotFound(_why_not(instance, name, trash))
+
+
+def _why_not(instance: Instance, name: str, trash: bool) -> str:
+    """Why ``name`` is no artifact, and what to do, in words."""
+    dead = mounts.find_dead_by_path(name)
+    if dead is not None:
+        return (
+            f"The mount at {dead.mountpoint}, in which '{name}' lies, has lost its daemon; 'lamfs mount"
+            f" --instance {dead.slug} {dead.mountpoint}' mounts it again, or give the key instead of the path."
+        )
+    key = name.strip("/")
+    inode = instance.registry.tree.resolve(key) if key else None
+    if inode is not None and stat.S_ISDIR(inode.mode):
+        return (
+            f"'{name}' is a directory, not an artifact; give the artifacts in it: 'lamfs ls {key}/' lists them, and"
+            " with --trash those in the trash."
+        )
+    listing = "lamfs ls --trash" if trash else "lamfs ls"
+    return f"There is no artifact '{name}': no path in a mount, key or uid; '{listing}' shows what there is."
 
 
 def by_uid_prefix(instance: Instance, name: str) -> ArtifactRecord:
@@ -248,10 +268,15 @@ def cache(
                 progress=progress,
                 pool=pool,
             )
-        except (ObjectChanged, ObjectMissing):
+        except (ObjectChanged, ObjectMissing) as error:
             if by_uid(instance, record.uid).revision == current.revision:
                 if not _is_idle(instance, current):
                     continue
+                if isinstance(error, ObjectChanged):
+                    raise ObjectChanged(
+                        f"The object {instance.store.url(current.revision.object_key)} is not the revision that was"
+                        " saved; 'lamfs fsck' says what is there, and what helps."
+                    ) from error
                 raise
     return cache_files.cache_file(
         instance.store, instance.cache_index, instance.cache_dir, current.revision, progress=progress, pool=pool

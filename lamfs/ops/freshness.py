@@ -1,7 +1,8 @@
 """Finds out whether storage has a newer registry than this machine, where another machine holds the lease. Synchronous.
 
 ``freshness.json`` of ``settings.directory`` remembers the answer for LOOK_SECONDS, so ``ls`` asks storage once a minute
-at most. It waits ANSWER_SECONDS at most. A storage that does not answer is not mentioned.
+at most. An answer that is older than the registry that this machine has stored or taken since says nothing. It waits
+ANSWER_SECONDS at most. A storage that does not answer is not mentioned.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def warn(instance: Instance) -> None:
         note = held.read(instance.settings.directory)
         if note is not None and note.holds:
             return  # only this machine can have written it
-        etag, written = _look(instance)
         known = snapshot.known_etag(instance)
+        etag, written = _look(instance, known)
         if etag is not None and etag != known:
             slug = instance.settings.slug
             messages.warn(
@@ -64,19 +65,23 @@ def _of(instance: Instance) -> str:
     return "an older one" if at is None else f"of {iso(at)}"
 
 
-def _look(instance: Instance) -> tuple[str | None, int]:
-    """ETag of the copy in storage, and when it was written, if this is known now."""
+def _look(instance: Instance, known_etag: str | None) -> tuple[str | None, int]:
+    """ETag of the copy in storage, and when it was written, if this is known now.
+
+    ``known_etag``: of the copy that this machine has. An answer that was remembered with another one is not used.
+    """
     path = instance.settings.directory / NAME
     try:
         known = config.read_json(path) or {}
     except LamfsError:
         known = {}
     at, etag, written = (known.get(name) for name in ("at", "etag", "written"))
-    if isinstance(at, int) and 0 <= now_ns() - at < LOOK_SECONDS * 1e9 and isinstance(written, int):
+    is_new = isinstance(at, int) and 0 <= now_ns() - at < LOOK_SECONDS * 1e9
+    if is_new and isinstance(written, int) and known.get("known") == known_etag:
         return (etag if isinstance(etag, str) else None), written
     found = _head(instance)
     etag, written = (None, 0) if found is None else (found.etag, found.mtime_ns)
-    config.write_json(path, {"at": now_ns(), "etag": etag, "written": written}, durable=False)
+    config.write_json(path, {"at": now_ns(), "known": known_etag, "etag": etag, "written": written}, durable=False)
     return etag, written
 
 

@@ -179,6 +179,13 @@ def find_by_path(path: str | os.PathLike[str]) -> tuple[MountRecord, str] | None
     return by_point[point], key
 
 
+def find_dead_by_path(path: str | os.PathLike[str]) -> MountRecord | None:
+    """The mount of a path whose daemon died and that nobody has unmounted since; None: the path is in no such mount."""
+    by_point = {dead.record.mountpoint: dead.record for dead in all_dead()}
+    found = _walk(os.path.abspath(os.fspath(path)), set(by_point)) if by_point else None
+    return None if found is None else by_point[found[0]]
+
+
 def _walk(path: str, points: set[str]) -> tuple[str, str] | None:
     """Resolve a path component by component until it enters a mountpoint. Returns the mountpoint, and the rest of the
     path."""

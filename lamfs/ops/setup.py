@@ -274,17 +274,22 @@ def _settings_for(stored: str, where: StorageConfig, name: str | None, *, typed:
     """The settings under which this machine knows, or will know, the instance ``stored`` of a storage.
 
     A slug that comes from a bucket (not ``typed``) never changes how a known instance is reached. Raises
-    InvalidArgument when another instance has the name.
+    InvalidArgument when another instance has the name, and when this machine knows the instance by another name.
     """
     known = config.list_instances()
-    if name is None:
-        for one in known:
-            place = one.storage.root, one.storage.endpoint_url
-            if one.registry_slug == stored and place == (where.root, where.endpoint_url):
-                return InstanceSettings(one.slug, where, one.stored_slug)
     slug = stored
     if name is not None:
         slug = config.parse_slug(name if "/" in name else f"{stored.partition('/')[0]}/{name}")
+    for one in known:
+        place = one.storage.root, one.storage.endpoint_url
+        if one.registry_slug == stored and place == (where.root, where.endpoint_url):
+            if name is not None and slug != one.slug:
+                # A machine has one lease: two working copies of an instance would both write under it.
+                raise InvalidArgument(
+                    f"This machine knows the instance in {where.root} already, by the name '{one.slug}'; use that:"
+                    f" 'lamfs connect {one.slug}'."
+                )
+            return InstanceSettings(one.slug, where, one.stored_slug)
     settings = InstanceSettings(slug, where, None if slug == stored else stored)
     other = next((one for one in known if one.slug == slug), None)
     if other is None:

@@ -111,13 +111,18 @@ def test_status_says_that_a_daemon_died_and_when_and_what_is_next(local_mount: M
     assert dead["in_tree"] is True
     said = local_mount.cli("status").stdout
     assert f"its daemon (pid {pid}, " in said
-    assert "DIED; it lived last at" in said
+    assert "DIED; it was last alive at" in said
     assert f"'lamfs mount --instance {local_mount.slug} {local_mount.path}' mounts it again" in said
     assert "1 put; the next mount does it" in said
+    told = local_mount.cli("info", str(local_mount.path / "open.csv"), check=False)
+    assert told.returncode == 1
+    assert f"The mount at {local_mount.path}, in which" in told.stderr
+    assert f"has lost its daemon; 'lamfs mount --instance {local_mount.slug} {local_mount.path}'" in told.stderr
     local_mount.cli("umount", str(local_mount.path))
     assert status(local_mount)["dead"] == []
     local_mount.mount()
     assert (local_mount.path / "open.csv").stat().st_size == 2048
+    assert "taking over 1 step of storage work" in (local_mount.directory / "mount.log").read_text()
 
 
 def test_a_dead_mount_that_is_not_in_the_tree_any_more_is_said_and_cleared(local_mount: MountedInstance) -> None:

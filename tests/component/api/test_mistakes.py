@@ -12,7 +12,7 @@ import pytest
 import lamfs as ln
 from lamfs import config
 from lamfs.api import state
-from lamfs.errors import InvalidArgument, InvalidName
+from lamfs.errors import InvalidArgument, InvalidName, NotFound
 from tests.component.api.conftest import Place
 
 
@@ -30,8 +30,16 @@ def test_names_that_do_not_exist_cannot_be_set(store: Place, files: Path) -> Non
     artifact = ln.Artifact(files / "iris.csv", key="a.csv").save()
     with pytest.raises(AttributeError, match="did you mean 'key'"):
         artifact.keyy = "b.csv"  # type: ignore[attr-defined]
-    with pytest.raises(AttributeError):
+    with pytest.raises(
+        AttributeError, match="'size' of Artifact can be read only; what can be set is description, key"
+    ):
         artifact.size = 3  # type: ignore[misc]
+
+
+def test_a_key_is_not_asked_for_as_a_uid(store: Place, files: Path) -> None:
+    ln.Artifact(files / "iris.csv", key="raw/a.csv").save()
+    with pytest.raises(NotFound, match=r"'raw/a\.csv' is no uid .*Artifact\.get\(key='raw/a\.csv'\)"):
+        ln.Artifact.get("raw/a.csv")
 
 
 def test_a_key_with_a_slash_at_its_end_is_a_directory(store: Place, files: Path) -> None:

@@ -73,6 +73,41 @@ def test_what_save_and_replace_do_is_said_in_words_of_the_command_line(root: Pat
         assert "Artifact(" not in said.output
 
 
+def test_a_directory_is_not_an_artifact(root: Path) -> None:
+    quick("save", FILES / "iris.csv", "--key", "raw/iris.csv")
+    for words in (("info", "raw"), ("delete", "raw/"), ("restore", "raw"), ("replace", "raw", FILES / "iris.csv")):
+        refused = run(*words)
+        assert refused.exit_code == 1
+        assert "is a directory, not an artifact; give the artifacts in it: 'lamfs ls raw/' lists them" in refused.stderr
+    assert quick("ls").split() == ["raw/iris.csv"]
+
+
+def test_an_object_that_was_changed_outside_is_named_with_the_next_step(root: Path) -> None:
+    quick("save", FILES / "iris.csv", "--key", "a.csv", "--real-key")
+    (root / "a.csv").chmod(0o600)
+    (root / "a.csv").write_text("by hand")
+    refused = run("cache", "a.csv")
+    assert refused.exit_code == 1
+    assert f"{root}/a.csv is not the revision that was saved; 'lamfs fsck' says what is there" in refused.stderr
+    assert (root / "a.csv").read_text() == "by hand"
+
+
+def test_several_are_restored_and_none_when_one_is_not_in_the_trash(root: Path) -> None:
+    for key in ("a.csv", "d/b.csv", "d/c.csv"):
+        quick("save", FILES / "iris.csv", "--key", key)
+    quick("delete", "d/b.csv", "d/c.csv")
+    refused = run("restore", "d/b.csv", "a.csv")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "'a.csv' is not in the trash" in refused.stderr
+    assert "'lamfs ls --trash' shows" in run("restore", "d/nothing").stderr
+    refused = run("restore", "--key", "e.csv", "d/b.csv", "d/c.csv")
+    assert refused.exit_code == 2
+    assert "--key is the place of one artifact" in refused.stderr
+    assert quick("ls").split() == ["a.csv"]
+    assert quick("restore", "d/b.csv", "d/c.csv").count("restored: ") == 2
+    assert sorted(quick("ls").split()) == ["a.csv", "d/b.csv", "d/c.csv"]
+
+
 @pytest.mark.parametrize("command", ["umount", "sync"])
 def test_a_time_that_is_none(root: Path, command: str) -> None:
     for given in ("x", "-1", "nan"):

@@ -95,7 +95,7 @@ def test_both_are_used_under_two_names(two: tuple[Path, Path], tmp_path: Path) -
     # By its storage it is found again under the name that it has here.
     assert setup.connect(str(other)).slug == "ada/theirs"
     assert setup.connect(str(one)).slug == "ada/default"
-    with pytest.raises(InvalidArgument, match="--name NAME"):
+    with pytest.raises(InvalidArgument, match="by the name 'ada/default'"):
         setup.connect(str(one), name="theirs")
     setup.close("ada/theirs")
     setup.close("ada/default")
@@ -104,12 +104,23 @@ def test_both_are_used_under_two_names(two: tuple[Path, Path], tmp_path: Path) -
         setup.connect("ada/default")
         assert read("ada/default", "d.txt") == "from here"
         setup.close("ada/default")
-    setup.connect(str(other), name="bob/own")
-    assert keys("bob/own") == ["b.txt", "d.txt"]
     setup.delete("ada/theirs", force=True)
     assert keys("ada/default") == ["a.txt", "e.txt"]
     with pytest.raises(InvalidArgument, match="give that too"):
         setup.connect("ada/default", name="x")
+
+
+def test_an_instance_has_one_name_on_a_machine(two: tuple[Path, Path]) -> None:
+    """With two names it would have two working copies under one lease: the later one to be stored would be refused."""
+    one, other = two
+    with pytest.raises(InvalidArgument, match="already, by the name 'ada/default'; use that: 'lamfs connect ada/def"):
+        setup.connect(str(one), name="theirs")
+    assert setup.connect(str(one), name="default").slug == "ada/default"
+    setup.connect(str(other), name="theirs")
+    with pytest.raises(InvalidArgument, match="already, by the name 'ada/theirs'"):
+        setup.connect("ada/default", storage=str(other), name="bob/own")
+    assert setup.connect(str(other), name="theirs").slug == "ada/theirs"
+    assert [known.slug for known in config.list_instances()] == ["ada/default", "ada/theirs"]
 
 
 def test_a_folder_that_was_moved_is_the_same_instance(tmp_path: Path) -> None:
