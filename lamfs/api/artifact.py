@@ -20,7 +20,7 @@ from lamfs.api.fields import ArtifactFields
 from lamfs.api.paths import object_path
 from lamfs.api.queryset import QuerySet
 from lamfs.api.settings import settings
-from lamfs.api.strict import check_text
+from lamfs.api.strict import check_flag, check_text
 from lamfs.errors import InvalidArgument, LamfsError, NotFound
 from lamfs.keys import check_key, key_with_suffix, object_key_for, suffix_of
 from lamfs.model import ArtifactRecord
@@ -296,9 +296,11 @@ class Artifact(ArtifactFields):
         """Move the artifact to the trash. From there, or with ``permanent=True``, delete it for good.
 
         The object is deleted with the row, unless ``storage=False``. For a real key without ``storage`` a person at a
-        terminal is asked; without a terminal the object stays. Raises NotFound, and InvalidArgument when the artifact
-        is in the trash and nobody can be asked.
+        terminal is asked; without a terminal the object stays. Raises NotFound, and InvalidArgument for other values,
+        and when the artifact is in the trash and nobody can be asked.
         """
+        check_flag("permanent", permanent)
+        check_flag("storage", storage)
         here = state.instance()
         current = here.registry.artifacts.by_uid(self.uid)
         if current is None:

@@ -33,3 +33,9 @@ def check_text(name: str, value: object) -> None:
     """Raise InvalidArgument unless ``value`` is a str or None."""
     if not isinstance(value, str | None):
         raise InvalidArgument(f"{name} is a text, not {type(value).__name__}; {value!r} cannot be used.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise InvalidArgument unless ``value`` is True, False or None: ``"no"`` is true, and 0 is not False."""
+    if not isinstance(value, bool | None):
+        raise InvalidArgument(f"{name} is True, False or None, not {value!r}.")

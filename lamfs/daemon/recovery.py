@@ -32,8 +32,9 @@ def take_over(instance: Instance, spool: SpoolFolder) -> int:
             _close(instance.registry, spool, entry)
         except (LamfsError, OSError) as error:
             log.error("could not take over the put of %s: %s", entry.about, error)
-    if taken:
-        log.info("taking over %s of storage work from a mount that ended early", count_of(len(taken), "step"))
+    owed = [entry for entry in taken if not (isinstance(entry, Put) and entry.state == "scratch")]
+    if owed:
+        log.info("taking over %s of storage work from a mount that ended early", count_of(len(owed), "step"))
     if not mounts.live(instance.settings):
         strays.settle(instance.registry, instance.store, spool, instance.settings.directory)
     return len(taken)

@@ -64,9 +64,12 @@ def save(
     ``commit`` raise.
     """
     origin = Provenance(alone.user_id(instance), run, transform)
-    if key is None and description is None and run is None:
+    nameless = key is None and description is None and run is None
+    if nameless:
         description = Path(path).name
     draft = drafts.draft_new(instance, path, key=key, description=description, origin=origin, virtual=virtual)
+    if nameless and draft.replaces is not None:
+        draft.record.description = draft.replaces.description  # nobody asked for another one
     if tell is not None:
         tell(draft)
     return commit(instance, draft, progress=progress)

@@ -159,6 +159,10 @@ def test_scratch_files_with_bytes_are_named(local_mount: MountedInstance) -> Non
     assert "'.x.swp' is on this machine only, with 5 bytes" in left.stderr
     assert "._empty" not in left.stderr
     assert "on this machine only, 5 B: .x.swp" in local_mount.cli("status").stdout
+    local_mount.mount()  # which takes over a file, but no work: the mount before has ended in good order
+    assert (local_mount.path / ".x.swp").read_bytes() == b"12345"
+    assert "taking over" not in (local_mount.directory / "mount.log").read_text()
+    local_mount.cli("umount", local_mount.path)
     assert "'.x.swp' is on this machine only, with 5 bytes" in local_mount.cli("close").stdout
 
 

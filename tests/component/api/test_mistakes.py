@@ -36,6 +36,19 @@ def test_names_that_do_not_exist_cannot_be_set(store: Place, files: Path) -> Non
         artifact.size = 3  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("value", [0, 1, "no"])
+def test_what_is_neither_true_nor_false_deletes_nothing(store: Place, files: Path, value: Any) -> None:
+    artifact = ln.Artifact(files / "iris.csv", key="a.csv").save()
+    for trashed in (False, True):
+        with pytest.raises(InvalidArgument, match="permanent is True, False or None"):
+            artifact.delete(permanent=value)
+        with pytest.raises(InvalidArgument, match="storage is True, False or None"):
+            artifact.delete(permanent=True, storage=value)
+        if not trashed:
+            artifact.delete()
+    assert artifact.restore().cache().read_bytes() == (files / "iris.csv").read_bytes()
+
+
 def test_a_key_is_not_asked_for_as_a_uid(store: Place, files: Path) -> None:
     ln.Artifact(files / "iris.csv", key="raw/a.csv").save()
     with pytest.raises(NotFound, match=r"'raw/a\.csv' is no uid .*Artifact\.get\(key='raw/a\.csv'\)"):

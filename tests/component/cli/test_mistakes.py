@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lamfs.cli import main
-from tests.support.commands import ROOT, quick
+from tests.support.commands import ROOT, quick, quick_json
 
 FILES = ROOT / "test-files"
 
@@ -71,6 +71,15 @@ def test_what_save_and_replace_do_is_said_in_words_of_the_command_line(root: Pat
         assert said.exit_code == 0
         assert "save()" not in said.output
         assert "Artifact(" not in said.output
+
+
+def test_saved_again_without_a_description_it_keeps_the_one_it_has(root: Path) -> None:
+    uid = quick("save", FILES / "iris.csv", "--description", "six flowers").split()[0]
+    again = run("save", FILES / "iris.csv")
+    assert again.stdout.split()[0] == uid
+    assert "nothing is changed" in again.stderr
+    assert quick_json("info", uid)["description"] == "six flowers"
+    assert quick_json("info", quick("save", FILES / "iris.data").split()[0])["description"] == "iris.data"
 
 
 def test_a_directory_is_not_an_artifact(root: Path) -> None:
