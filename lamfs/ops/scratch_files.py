@@ -17,6 +17,7 @@ from lamfs.errors import LamfsError
 from lamfs.keys import is_spool_name, spool_inode
 from lamfs.model import Inode, now_ns
 from lamfs.ops import written
+from lamfs.printable import count_of
 from lamfs.registry import Registry
 
 NAMED = 3
@@ -39,10 +40,10 @@ def sentence(files: Sequence[tuple[str, int]]) -> str:
     """A sentence for a person who leaves this machine. ``files``: at least one, as ``known`` returns them."""
     named = ", ".join(f"'{key}'" for key, _ in files[:NAMED])
     more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
-    verb, total = "is" if len(files) == 1 else "are", sum(size for _, size in files)
+    verb, total = "is" if len(files) == 1 else "are", count_of(sum(size for _, size in files), "byte")
     return (
-        f"{named}{more} {verb} on this machine only, with {total} bytes: these are scratch names, which 'lamfs scratch'"
-        " lists; rename what you want to keep."
+        f"{named}{more} {verb} on this machine only, with {total}: 'lamfs scratch' lists such names; rename what you"
+        " want to keep."
     )
 
 

@@ -71,10 +71,11 @@ class Waiting(NamedTuple):
             return f"{self.folder}, which was put aside, has {what}; look at them, and move or delete them"
         if self.kind == "machine":
             owner = f"another machine ({self.whose})" if self.whose else "another machine"
+            them = "it" if self.files == 1 else "them"
             return (
-                f"the spool of {owner}, {self.folder}, has {what} that are not stored yet; that machine stores them"
-                " when it mounts or connects to the instance again, and if it never does, each is a whole file that"
-                " 'lamfs save' takes"
+                f"the spool of {owner}, {self.folder}, has {what}, not stored yet; that machine stores"
+                f" {them} when it mounts or connects to the instance again, and if it never does, each is a whole file"
+                " that 'lamfs save' takes"
             )
         return (
             f"the spool that machines had in common, {self.folder}, has {what} that this machine does not owe; the one"

@@ -546,7 +546,9 @@ def test_a_delete_while_storage_is_away_changes_nothing(root: Path, monkeypatch:
 def test_scratch_files_with_bytes_are_not_deleted_silently(root: Path) -> None:
     settings = setup.init(str(root), "a")
     path = owe(settings.slug, ".b.swp", "x", scratch=True)
-    with pytest.raises(NotEmpty, match=r"'\.b\.swp' is on this machine only, with 1 bytes.*--force"):
+    with pytest.raises(
+        NotEmpty, match=r"'\.b\.swp' is on this machine only, with 1 byte: 'lamfs scratch' lists such names.*--force"
+    ):
         setup.delete(settings.slug)
     told: list[str] = []
     setup.delete(settings.slug, force=True, say=told.append)

@@ -180,6 +180,7 @@ def test_a_take_over_says_what_waits_elsewhere(store: Path, tmp_path: Path) -> N
         (notice,) = opened.notices
         assert "1 file (12 bytes, the oldest of" in notice
         assert f"another machine, {first}, has 1 file" in notice
+        assert "not stored yet; that machine stores it when" in notice
 
 
 def test_a_copied_home_folder_is_another_machine(store: Path, tmp_path: Path) -> None:
