@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from lamfs.errors import DamagedRegistry, LamfsError, NotSetUp, RegistryError
 from lamfs.registry import workdb
+from lamfs.registry.workdb import BUSY_TIMEOUT
 
 SCHEMA_VERSION = 14
 WORK_SPLIT = 14
@@ -28,8 +29,6 @@ do too."""
 
 LOG_PAGES = 1000
 """Pages (of 4 KiB) in the write-ahead log from which on a commit folds it into the file itself: SQLite's default."""
-BUSY_TIMEOUT = 30.0
-"""Seconds a writer waits for another process's transaction."""
 
 _OF_COMMITS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 """What SQLite says of a statement outside of a transaction when perhaps its commit has failed."""
@@ -71,7 +70,7 @@ class Database:
                 cached_statements=512,
             )
             try:
-                self.conn.execute("PRAGMA journal_mode=WAL")
+                workdb.begin_wal(self.conn)
                 self.conn.execute("PRAGMA synchronous=NORMAL")
                 self.conn.execute("PRAGMA temp_store=MEMORY")
                 self.conn.execute("PRAGMA cache_size=-32768")

@@ -37,6 +37,8 @@ REGISTRY_NAME = "registry.lndb"
 PAIR = "work"
 """Key of the registry's meta table: the id of the work database that belongs to it."""
 VERSION = 1
+BUSY_TIMEOUT = 30.0
+"""Seconds a writer waits for another process's transaction."""
 CACHE_KIB = 512
 """Most memory for its pages: what is pending is looked at in order of its rows, the newest or the oldest ones."""
 FIRST_OWED = 1 << 40
@@ -206,7 +208,7 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
                 " it away, and try again: the next mount looks into the spool for what is not stored yet."
             )
         _replace(registry, path)
-    conn.execute("PRAGMA work.journal_mode=WAL")
+    begin_wal(conn, "work")
     conn.execute("PRAGMA work.synchronous=NORMAL")
     conn.execute(f"PRAGMA work.cache_size=-{CACHE_KIB}")
     row = conn.execute("SELECT value FROM work.meta WHERE key='machine'").fetchone()
@@ -214,6 +216,23 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
     for statement in _HERE:
         conn.execute(statement.format(machine))
     return machine
+
+
+def begin_wal(conn: sqlite3.Connection, schema: str = "main") -> None:
+    """Let a database have a write-ahead log. It waits for others like every statement does, up to BUSY_TIMEOUT.
+
+    SQLite does not wait here: to give a new file a log it makes a read lock a write lock, and two connections that do
+    so would wait for each other (https://www.sqlite.org/c3ref/busy_handler.html). Raises sqlite3.Error.
+    """
+    until = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            conn.execute(f"PRAGMA {schema}.journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+        time.sleep((1 + secrets.randbelow(10)) / 1000)  # two that collide do not meet again
 
 
 def _is_attached(conn: sqlite3.Connection, path: Path) -> bool:
@@ -251,8 +270,8 @@ def _make(path: Path) -> None:
     """Make a work database with its tables, unless it has them. The caller holds the registry's write lock: nobody
     renames it meanwhile."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    with contextlib.closing(sqlite3.connect(path, timeout=30.0, isolation_level=None)) as conn:
-        conn.execute("PRAGMA journal_mode=WAL")
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)) as conn:
+        begin_wal(conn)
         conn.execute("BEGIN IMMEDIATE")
         if not conn.execute("PRAGMA user_version").fetchone()[0]:
             for statement in _TABLES:
@@ -293,7 +312,7 @@ def _replace(registry: Path, path: Path) -> None:
     """See that there is a work database at ``path`` which is this registry's, or nobody's yet. One that is damaged or
     another registry's is put aside. The one that belongs to this registry comes back, if it is beside it: a crash while
     a working copy was replaced leaves them like that. Else a new one is made."""
-    with contextlib.closing(sqlite3.connect(registry, timeout=30.0, isolation_level=None)) as lock:
+    with contextlib.closing(sqlite3.connect(registry, timeout=BUSY_TIMEOUT, isolation_level=None)) as lock:
         lock.execute("BEGIN IMMEDIATE")  # of two processes that come here one does it
         row = lock.execute("SELECT value FROM meta WHERE key=?", (PAIR,)).fetchone()
         wanted = None if row is None else row[0]
@@ -356,7 +375,7 @@ def split(registry: Path) -> Split:
     if path.exists():  # an earlier try's, or of a registry that is gone
         _rename(path, path.with_name(f"{path.name.removesuffix('.db')}.{secrets.token_hex(4)}.work.db"))
     _make(path)
-    with contextlib.closing(sqlite3.connect(path, timeout=30.0, isolation_level=None)) as conn:
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)) as conn:
         conn.execute("ATTACH ? AS old", (f"file:{quote(os.fsencode(registry))}?mode=ro",))
         conn.execute("BEGIN IMMEDIATE")
         for table, now, columns in _MOVED:
