@@ -320,8 +320,7 @@ def _replace(registry: Path, path: Path) -> None:
             found = _pair_of(path)
             if found == "" or (found is not None and found == wanted):
                 return
-            word = path.name.removesuffix(".db")
-            kept = path.with_name(time.strftime(f"{word}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.work.db"))
+            kept = _aside(path)
             _rename(path, kept)
             log.warning("the work database %s was put aside as %s, for it is not this registry's", path, kept.name)
         for other in sorted(path.parent.glob("*.work.db")) if wanted is not None else ():
@@ -330,6 +329,12 @@ def _replace(registry: Path, path: Path) -> None:
                     _rename(other, path)
                     return
         _make(path)
+
+
+def _aside(path: Path) -> Path:
+    """A new name for a work database that is put aside."""
+    word = path.name.removesuffix(".db")
+    return path.with_name(time.strftime(f"{word}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.work.db"))
 
 
 def _pair_of(path: Path) -> str | None:
@@ -345,6 +350,51 @@ def _pair_of(path: Path) -> str | None:
         if _is_damage(error):
             return None
         raise
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------
+
+
+def flaw(registry: Path, *, thorough: bool = False) -> str | None:
+    """What is damaged in the work database of a registry, in SQLite's words; None: nothing that is found, or it is not
+    there, or cannot be read now. It reads the whole file. ``thorough``: the indices too.
+
+    For who has met damage: SQLite does not say in which of the two files that was.
+    """
+    path = work_path(registry)
+    if not path.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as conn:
+            conn.execute("BEGIN")  # all is of one moment
+            text = str(conn.execute(f"PRAGMA {'integrity' if thorough else 'quick'}_check(1)").fetchone()[0])
+            if text != "ok":
+                return text.splitlines()[-1]
+            for _, table, _ in _MOVED:
+                conn.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()
+            if conn.execute("SELECT 1 FROM journal WHERE NOT json_valid(payload) LIMIT 1").fetchone() is not None:
+                return "a row of its journal is not as it was written"
+    except sqlite3.Error as error:
+        return str(error) if _is_damage(error) else None
+    return None
+
+
+def make_anew(registry: Path) -> Path:
+    """Put the work database of a registry aside, and make a new one, while nobody has the registry open. Returns where
+    the old one is.
+
+    What is not stored is owed again by Replay.run. The registry gets another pair id, so that the old one is never
+    taken back. Raises sqlite3.Error and OSError.
+    """
+    path = work_path(registry)
+    kept = _aside(path)
+    with contextlib.closing(sqlite3.connect(registry, timeout=BUSY_TIMEOUT, isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        lock.execute("DELETE FROM meta WHERE key=?", (PAIR,))
+        _rename(path, kept)
+        _make(path)
+        lock.execute("COMMIT")
+    return kept
 
 
 # -- registries of older versions -----------------------------------------------------------------------------------
