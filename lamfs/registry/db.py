@@ -328,8 +328,8 @@ def registry_error(path: Path, error: sqlite3.Error | UnicodeDecodeError, name: 
     if code == sqlite3.SQLITE_FULL:
         return RegistryError(f"The disk that holds the registry {path} is full; free some space.", errno=errno.ENOSPC)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or _LACKS.match(str(error)):
-        what = workdb.flaw(path)
-        if what is not None and is_whole(path):  # else that comes first: from it the other one is made anew
+        what = _work_flaw(path)
+        if what is not None:
             return damaged_work(path, what, name)
         return damaged(path, str(error), name)
     if code == sqlite3.SQLITE_BUSY:
@@ -338,6 +338,25 @@ def registry_error(path: Path, error: sqlite3.Error | UnicodeDecodeError, name: 
             errno=errno.EBUSY,
         )
     return RegistryError(f"The registry {path} could not be used: {error}.")
+
+
+_flaws: dict[tuple[Path, int], str] = {}
+"""What ``_work_flaw`` has found, by registry and inode of its work database: a daemon may meet it again and again."""
+
+
+def _work_flaw(path: Path) -> str | None:
+    """What is damaged in the work database, if the registry itself is whole. If that is not, it comes first: from it
+    the other one is made anew."""
+    try:
+        key = path, os.stat(workdb.work_path(path)).st_ino
+    except OSError:
+        return None
+    if key not in _flaws:
+        what = workdb.flaw(path)
+        if what is None or not is_whole(path):
+            return None
+        _flaws[key] = what
+    return _flaws[key]
 
 
 def is_whole(path: Path) -> bool:

@@ -292,3 +292,18 @@ def test_a_work_database_is_not_made_anew_from_what_is_no_registry(path: Path) -
         workdb.make_anew(path)
     assert workdb.flaw(path) is None
     assert list(path.parent.glob("work.*.work.db")) == []
+
+
+def test_a_damaged_work_database_is_looked_for_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon meets it again and again, and others wait meanwhile."""
+    make(path, "a.csv")
+    looks: list[Path] = []
+    flaw = workdb.flaw
+    monkeypatch.setattr(workdb, "flaw", lambda registry: looks.append(registry) or flaw(registry))
+    with opened(path) as registry:
+        with contextlib.closing(sqlite3.connect(workdb.work_path(path))) as conn:
+            conn.execute("DROP TABLE journal")
+        for _ in range(3):
+            with pytest.raises(DamagedRegistry, match=r"The work database .* is damaged \(no such table: journal"):
+                registry.journal.entries()
+        assert looks == [path]
