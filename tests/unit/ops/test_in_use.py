@@ -149,6 +149,9 @@ LOOKING = """
 import sys
 from lamfs import config
 from lamfs.cli import status
+from lamfs.ops import in_use
+
+in_use.LOOK_SECONDS = 60.0
 settings = config.load_instance(sys.argv[1])
 print("ready", flush=True)
 while not sys.stdin.closed and sys.stdin.readline():
@@ -157,7 +160,10 @@ while not sys.stdin.closed and sys.stdin.readline():
 """
 
 
-def test_looks_of_another_process_while_the_registry_is_restored(settings: InstanceSettings) -> None:
+def test_looks_of_another_process_while_the_registry_is_restored(
+    settings: InstanceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_use, "ALONE_SECONDS", 60.0)
     quick("close")
     quick("connect", SLUG)
     root = Path(__file__).resolve().parents[3]
