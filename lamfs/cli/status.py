@@ -173,21 +173,23 @@ def look_into(settings: InstanceSettings, *, mounted: bool) -> dict[str, Any]:
 
     Also its pending work, if it is not ``mounted``.
     """
-    from lamfs.ops import damage, written
+    from lamfs.ops import damage, in_use, spools
 
     harmed = (settings.directory / "damage.json").exists()
     try:
-        with contextlib.closing(written.open_registry(settings)) as registry:
+        with in_use.looking(settings) as registry:
             scratch = [{"key": key, "size": size} for key, size in registry.names.scratch_files()]
-            others = other_spools(settings, registry)
-            return {
+            owed = spools.owed(registry)
+            found = {
                 **({"scratch": scratch} if scratch else {}),
-                **({"spools": others} if others else {}),
                 **({} if mounted else left_over(registry)),
                 **rescued(registry),
                 # A sentence for each object that the last 'lamfs fsck --data' found damaged, and that still is.
                 **({"damage": [one.sentence for one in damage.known_in(settings, registry)]} if harmed else {}),
             }
+        # Storage may take its time: nobody waits for the registry meanwhile.
+        others = other_spools(settings, owed)
+        return {**found, **({"spools": others} if others else {})}
     except LamfsError as error:
         said = str(error)
         return ({} if mounted else {"error": said}) | ({"damage": [said]} if harmed else {})
@@ -209,7 +211,7 @@ def known_diverged(settings: InstanceSettings) -> list[dict[str, Any]]:
     return diverged.known(settings)
 
 
-def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
+def other_spools(settings: InstanceSettings, owed: set[str]) -> list[str]:
     """A sentence for each spool folder in storage that has files and belongs to another machine."""
     from lamfs.ops import spools
 
@@ -220,7 +222,6 @@ def other_spools(settings: InstanceSettings, registry: Registry) -> list[str]:
             found.extend(spools.sentences(settings, owed))
 
     # The folder may be on a server that does not answer, which is just when users ask for the status.
-    owed = spools.owed(registry)
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(SPOOL_SECONDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
@@ -91,7 +90,7 @@ def left_behind(mounted: Collection[str]) -> list[str]:
     ``mounted``: instances that a mount stores.
     """
     from lamfs import config
-    from lamfs.ops import mounts, written
+    from lamfs.ops import in_use, mounts
 
     found = []
     places = {dead.record.slug: dead.record.mountpoint for dead in mounts.all_dead() if not dead.record.read_only}
@@ -100,7 +99,7 @@ def left_behind(mounted: Collection[str]) -> list[str]:
         if slug in mounted or not settings.registry_path.exists():
             continue
         try:
-            with contextlib.closing(written.open_registry(settings)) as registry:
+            with in_use.looking(settings) as registry:
                 owed, owed_bytes = registry.journal.owed(), registry.journal.owed_bytes()
         except LamfsError as error:
             found.append(str(error))

@@ -103,6 +103,8 @@ class Follower:
                 if trio.current_time() >= forget_at and not self._c.policy.read_only:
                     forget_at = trio.current_time() + FORGET_INTERVAL
                     await self._forget_spent()
+            except LamfsError as error:
+                log.error("could not follow the registry's changes: %s Trying again", error)
             except Exception:
                 log.exception("could not follow the registry's changes; trying again")
 

@@ -39,7 +39,8 @@ from lamfs.ops import (
 from lamfs.ops.instance import Instance
 from lamfs.ops.orphans import Orphan
 from lamfs.printable import count_of
-from lamfs.registry import is_alive
+from lamfs.registry import is_alive, workdb
+from lamfs.registry.db import is_whole, mends_work, translated
 from lamfs.registry.entries import Abort, Delete, Move, Put, Save
 from lamfs.spool import SpoolFolder
 from lamfs.storage.base import ObjectStat, ObjectStore
@@ -108,6 +109,9 @@ def _check(
     jobs: int,
     watcher: scrub.Watcher | None,
 ) -> None:
+    # First: a newer registry of another machine takes over what this one still has to store.
+    if not _work(instance, report, repair):
+        return
     if (repair or purge) and _registry(instance, Report()):
         instance.hold()
         if repair:
@@ -154,6 +158,33 @@ def _registry(instance: Instance, report: Report) -> bool:
             " storage)"
         )
     return not found.errors
+
+
+def _work(instance: Instance, report: Report, repair: bool) -> bool:
+    """Check the work database. Returns False when it cannot be trusted.
+
+    A repair puts it aside, and makes it anew from the registry, while no other program uses the instance. If that is
+    damaged as well, it comes first.
+    """
+    settings = instance.settings
+    path = settings.registry_path
+    with contextlib.suppress(DamagedRegistry):
+        _ = instance.registry  # one that cannot be opened is made anew by that
+    what = workdb.flaw(path, thorough=True)
+    if what is None or not is_whole(path):
+        return True
+    text = f"work database: {workdb.work_path(path)} is damaged ({what})"
+    if not repair:
+        report.add(f"{text}; {mends_work(settings.slug)}")
+        return False
+    try:
+        with instance.alone("mended"), translated(path):
+            kept = workdb.make_anew(path)
+    except (LamfsError, OSError) as error:
+        report.add(f"{text}: {error}")
+        return False
+    report.add(f"{text}; it was made anew, and the old one is {kept}", True)
+    return True
 
 
 def _stored_registry(instance: Instance, report: Report, repair: bool) -> None:

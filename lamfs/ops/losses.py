@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lamfs import config
 from lamfs.errors import LamfsError
-from lamfs.ops import written
+from lamfs.ops import in_use
 
 if TYPE_CHECKING:
     from lamfs.registry import Lost
@@ -19,9 +19,8 @@ NAMED = 3
 
 def known(slug: str) -> list[Lost]:
     """The losses of an instance, oldest first, until a repair forgets them; empty when its registry cannot be read."""
-    with contextlib.suppress(LamfsError):
-        with contextlib.closing(written.open_registry(config.load_instance(slug))) as registry:
-            return registry.rescue.lost()
+    with contextlib.suppress(LamfsError), in_use.looking(config.load_instance(slug), work=False) as registry:
+        return registry.rescue.lost()
     return []
 
 

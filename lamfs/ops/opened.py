@@ -1,8 +1,8 @@
 """The open parts of one instance in a process: registry, store and cache. Synchronous.
 
 Threads may share it: each gets its own registry connection and cache index. After fork(2) the child opens everything
-anew. What processes of this machine share is in files of ``settings.directory``: ``in-use`` (flock(2): shared by each
-process with an open registry, exclusive for one that replaces or removes it), and held.py's notes of the lease.
+anew. What processes of this machine share is in files of ``settings.directory``: the lock of in_use.py, and held.py's
+notes of the lease.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lamfs import config, scratch
 from lamfs.config import InstanceSettings
 from lamfs.errors import DamagedRegistry, LamfsError, LeaseLost, Locked, RegistryError
 from lamfs.model import now_ns
-from lamfs.ops import held, lock, written
+from lamfs.ops import held, in_use, lock, written
 from lamfs.ops.lock import Holder, Lease, LockStore
 from lamfs.processes import uptime
 from lamfs.storage import ObjectStore, open_store
@@ -103,7 +103,7 @@ class Opened:
         with self._guard:
             if self._in_use is None:
                 written.refuse_missing(self.settings)
-                self._in_use = _flock(self.settings, fcntl.LOCK_SH)
+                self._in_use = in_use.take(self.settings, fcntl.LOCK_SH)
 
     @property
     def store(self) -> ObjectStore:
@@ -218,7 +218,7 @@ class Opened:
         """Make sure that no process of this machine has the registry open inside the block. This thread's connection is
         closed. Other threads of this process open theirs anew when they use it next.
 
-        Raises Locked when another process, or another Opened, has it open.
+        Raises Locked when another process, or another Opened, has it open, and does not only look into it for a moment.
         """
         self.close_thread()
         with self._guard:
@@ -227,7 +227,7 @@ class Opened:
                 os.close(self._in_use)
                 self._in_use = None
         try:
-            fd = _flock(self.settings, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fd = in_use.take(self.settings, fcntl.LOCK_EX, in_use.ALONE_SECONDS)
         except BlockingIOError:
             raise Locked(
                 f"The instance '{self.settings.slug}' is in use by another program on this machine, so it cannot be"
@@ -289,15 +289,3 @@ class Opened:
         if getattr(self, "_in_use", None) is not None and self._pid == os.getpid():
             with contextlib.suppress(OSError):
                 os.close(self._in_use)  # type: ignore[arg-type]
-
-
-def _flock(settings: InstanceSettings, how: int) -> int:
-    """Open and flock the file ``in-use`` of an instance. Raises BlockingIOError with LOCK_NB."""
-    config.make_directory(settings.directory)
-    fd = os.open(settings.directory / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, how)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

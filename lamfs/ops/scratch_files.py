@@ -16,7 +16,7 @@ from lamfs.config import InstanceSettings
 from lamfs.errors import LamfsError
 from lamfs.keys import is_spool_name, spool_inode
 from lamfs.model import Inode, now_ns
-from lamfs.ops import written
+from lamfs.ops import in_use
 from lamfs.printable import count_of
 from lamfs.registry import Registry
 
@@ -31,7 +31,7 @@ _SPOOL = re.compile(r"\(spool ([^()]+)\)")
 
 def known(settings: InstanceSettings) -> list[tuple[str, int]]:
     """Key, and size in bytes, of each scratch file that has bytes; empty when the registry cannot be read."""
-    with contextlib.suppress(LamfsError), contextlib.closing(written.open_registry(settings)) as registry:
+    with contextlib.suppress(LamfsError), in_use.looking(settings) as registry:
         return registry.names.scratch_files()
     return []
 

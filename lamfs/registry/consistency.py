@@ -63,11 +63,11 @@ class Consistency:
         self._changes = changes
 
     def check_file(self) -> FileFlaws:
-        """SQLite's own checks of the whole file. Raises DamagedRegistry."""
-        rows = self._db.all(f"PRAGMA integrity_check({MOST_ERRORS})")
+        """SQLite's own checks of the whole file, which is not the work database's. Raises DamagedRegistry."""
+        rows = self._db.all(f"PRAGMA main.integrity_check({MOST_ERRORS})")
         dangling = [
             Flaw(f"a row of table {table} (rowid {rowid}) refers to a row of {parent} that is gone")
-            for table, rowid, parent, _ in self._db.all("PRAGMA foreign_key_check")
+            for table, rowid, parent, _ in self._db.all("PRAGMA main.foreign_key_check")
         ]
         return FileFlaws([str(text) for (text,) in rows if text != "ok"], dangling)
 

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from lamfs.errors import DamagedRegistry, LamfsError, NotSetUp, RegistryError
 from lamfs.registry import workdb
+from lamfs.registry.workdb import BUSY_TIMEOUT
 
 SCHEMA_VERSION = 14
 WORK_SPLIT = 14
@@ -28,8 +29,6 @@ do too."""
 
 LOG_PAGES = 1000
 """Pages (of 4 KiB) in the write-ahead log from which on a commit folds it into the file itself: SQLite's default."""
-BUSY_TIMEOUT = 30.0
-"""Seconds a writer waits for another process's transaction."""
 
 _OF_COMMITS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 """What SQLite says of a statement outside of a transaction when perhaps its commit has failed."""
@@ -71,7 +70,7 @@ class Database:
                 cached_statements=512,
             )
             try:
-                self.conn.execute("PRAGMA journal_mode=WAL")
+                workdb.begin_wal(self.conn)
                 self.conn.execute("PRAGMA synchronous=NORMAL")
                 self.conn.execute("PRAGMA temp_store=MEMORY")
                 self.conn.execute("PRAGMA cache_size=-32768")
@@ -225,11 +224,14 @@ class Database:
 
         For who met something that cannot be; it reads the whole file.
         """
-        for (text,) in self.all("PRAGMA quick_check(1)"):
+        what = workdb.flaw(self.path)
+        if what is not None:
+            raise damaged_work(self.path, what, self.name)
+        for (text,) in self.all("PRAGMA main.quick_check(1)"):
             if text != "ok":
                 raise self.damaged(str(text))
-        if self.one("SELECT 1 FROM all_work WHERE NOT json_valid(payload) LIMIT 1") is not None:
-            raise self.damaged("a row of its journal is not as it was written")
+        if self.one("SELECT 1 FROM owed WHERE NOT json_valid(payload) LIMIT 1") is not None:
+            raise self.damaged("a row of what it owes is not as it was written")
 
     def data_version(self) -> int:
         """A number that changes when another connection has changed the registry (SQLite documentation, PRAGMA
@@ -303,6 +305,20 @@ def damaged(path: Path, what: str, name: str | None = None) -> DamagedRegistry:
     )
 
 
+def damaged_work(path: Path, what: str, name: str | None = None) -> DamagedRegistry:
+    """As ``damaged``, of the work database of the registry at ``path``."""
+    text = f"The work database {workdb.work_path(path)} is damaged ({what})"
+    return DamagedRegistry(f"{text}{'' if name is None else '; ' + mends_work(name)}.")
+
+
+def mends_work(name: str) -> str:
+    """What a person can do about the damaged work database of the instance ``name``, in words."""
+    return (
+        f"'lamfs fsck --repair --instance {name}' puts it aside, and makes it anew from the registry, which says what"
+        " is not stored yet"
+    )
+
+
 def registry_error(path: Path, error: sqlite3.Error | UnicodeDecodeError, name: str | None = None) -> LamfsError:
     """The one seam at which sqlite3's exceptions become lamfs's. A message of SQLite's that quotes a damaged file is
     not always text, which is UnicodeDecodeError."""
@@ -312,6 +328,9 @@ def registry_error(path: Path, error: sqlite3.Error | UnicodeDecodeError, name: 
     if code == sqlite3.SQLITE_FULL:
         return RegistryError(f"The disk that holds the registry {path} is full; free some space.", errno=errno.ENOSPC)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or _LACKS.match(str(error)):
+        what = _work_flaw(path)
+        if what is not None:
+            return damaged_work(path, what, name)
         return damaged(path, str(error), name)
     if code == sqlite3.SQLITE_BUSY:
         return RegistryError(
@@ -319,6 +338,36 @@ def registry_error(path: Path, error: sqlite3.Error | UnicodeDecodeError, name: 
             errno=errno.EBUSY,
         )
     return RegistryError(f"The registry {path} could not be used: {error}.")
+
+
+_flaws: dict[tuple[Path, int], str] = {}
+"""What ``_work_flaw`` has found, by registry and inode of its work database: a daemon may meet it again and again."""
+
+
+def _work_flaw(path: Path) -> str | None:
+    """What is damaged in the work database, if the registry itself is whole. If that is not, it comes first: from it
+    the other one is made anew."""
+    try:
+        key = path, os.stat(workdb.work_path(path)).st_ino
+    except OSError:
+        return None
+    if key not in _flaws:
+        what = workdb.flaw(path)
+        if what is None or not is_whole(path):
+            return None
+        _flaws[key] = what
+    return _flaws[key]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether SQLite finds no damage in the registry itself, whatever its work database is like. It reads the whole
+    file."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as conn:
+            conn.execute("SELECT 1 FROM meta").fetchone()  # an empty file is whole to SQLite
+            return bool(conn.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+    except sqlite3.Error:
+        return False
 
 
 @contextlib.contextmanager
@@ -337,7 +386,7 @@ def fold_log(path: Path) -> None:
     """
     _check_file(path, None)
     for each in filter(Path.exists, (path, workdb.work_path(path))):
-        with translated(each):
+        with translated(path):
             conn = sqlite3.connect(
                 f"file:{quote(os.fsencode(each))}?mode=rw", uri=True, timeout=0, isolation_level=None
             )
@@ -357,7 +406,7 @@ def begin_log(path: Path) -> None:
     """
     _check_file(path, None)
     for each in filter(Path.exists, (path, workdb.work_path(path))):
-        with translated(each):
+        with translated(path):
             conn = sqlite3.connect(
                 f"file:{quote(os.fsencode(each))}?mode=rw", uri=True, timeout=1, isolation_level=None
             )

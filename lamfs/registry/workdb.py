@@ -37,6 +37,8 @@ REGISTRY_NAME = "registry.lndb"
 PAIR = "work"
 """Key of the registry's meta table: the id of the work database that belongs to it."""
 VERSION = 1
+BUSY_TIMEOUT = 30.0
+"""Seconds a writer waits for another process's transaction."""
 CACHE_KIB = 512
 """Most memory for its pages: what is pending is looked at in order of its rows, the newest or the oldest ones."""
 FIRST_OWED = 1 << 40
@@ -206,7 +208,7 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
                 " it away, and try again: the next mount looks into the spool for what is not stored yet."
             )
         _replace(registry, path)
-    conn.execute("PRAGMA work.journal_mode=WAL")
+    begin_wal(conn, "work")
     conn.execute("PRAGMA work.synchronous=NORMAL")
     conn.execute(f"PRAGMA work.cache_size=-{CACHE_KIB}")
     row = conn.execute("SELECT value FROM work.meta WHERE key='machine'").fetchone()
@@ -214,6 +216,23 @@ def attach(conn: sqlite3.Connection, registry: Path) -> str:
     for statement in _HERE:
         conn.execute(statement.format(machine))
     return machine
+
+
+def begin_wal(conn: sqlite3.Connection, schema: str = "main") -> None:
+    """Let a database have a write-ahead log. It waits for others like every statement does, up to BUSY_TIMEOUT.
+
+    SQLite does not wait here: to give a new file a log it makes a read lock a write lock, and two connections that do
+    so would wait for each other (https://www.sqlite.org/c3ref/busy_handler.html). Raises sqlite3.Error.
+    """
+    until = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            conn.execute(f"PRAGMA {schema}.journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+        time.sleep((1 + secrets.randbelow(10)) / 1000)  # two that collide do not meet again
 
 
 def _is_attached(conn: sqlite3.Connection, path: Path) -> bool:
@@ -251,8 +270,8 @@ def _make(path: Path) -> None:
     """Make a work database with its tables, unless it has them. The caller holds the registry's write lock: nobody
     renames it meanwhile."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    with contextlib.closing(sqlite3.connect(path, timeout=30.0, isolation_level=None)) as conn:
-        conn.execute("PRAGMA journal_mode=WAL")
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)) as conn:
+        begin_wal(conn)
         conn.execute("BEGIN IMMEDIATE")
         if not conn.execute("PRAGMA user_version").fetchone()[0]:
             for statement in _TABLES:
@@ -293,7 +312,7 @@ def _replace(registry: Path, path: Path) -> None:
     """See that there is a work database at ``path`` which is this registry's, or nobody's yet. One that is damaged or
     another registry's is put aside. The one that belongs to this registry comes back, if it is beside it: a crash while
     a working copy was replaced leaves them like that. Else a new one is made."""
-    with contextlib.closing(sqlite3.connect(registry, timeout=30.0, isolation_level=None)) as lock:
+    with contextlib.closing(sqlite3.connect(registry, timeout=BUSY_TIMEOUT, isolation_level=None)) as lock:
         lock.execute("BEGIN IMMEDIATE")  # of two processes that come here one does it
         row = lock.execute("SELECT value FROM meta WHERE key=?", (PAIR,)).fetchone()
         wanted = None if row is None else row[0]
@@ -301,8 +320,7 @@ def _replace(registry: Path, path: Path) -> None:
             found = _pair_of(path)
             if found == "" or (found is not None and found == wanted):
                 return
-            word = path.name.removesuffix(".db")
-            kept = path.with_name(time.strftime(f"{word}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.work.db"))
+            kept = _aside(path)
             _rename(path, kept)
             log.warning("the work database %s was put aside as %s, for it is not this registry's", path, kept.name)
         for other in sorted(path.parent.glob("*.work.db")) if wanted is not None else ():
@@ -311,6 +329,12 @@ def _replace(registry: Path, path: Path) -> None:
                     _rename(other, path)
                     return
         _make(path)
+
+
+def _aside(path: Path) -> Path:
+    """A new name for a work database that is put aside."""
+    word = path.name.removesuffix(".db")
+    return path.with_name(time.strftime(f"{word}.%Y%m%dT%H%M%S.{secrets.token_hex(2)}.work.db"))
 
 
 def _pair_of(path: Path) -> str | None:
@@ -326,6 +350,51 @@ def _pair_of(path: Path) -> str | None:
         if _is_damage(error):
             return None
         raise
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------
+
+
+def flaw(registry: Path, *, thorough: bool = False) -> str | None:
+    """What is damaged in the work database of a registry, in SQLite's words; None: nothing that is found, or it is not
+    there, or cannot be read now. It reads the whole file. ``thorough``: the indices too.
+
+    For who has met damage: SQLite does not say in which of the two files that was.
+    """
+    path = work_path(registry)
+    if not path.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as conn:
+            conn.execute("BEGIN")  # all is of one moment
+            text = str(conn.execute(f"PRAGMA {'integrity' if thorough else 'quick'}_check(1)").fetchone()[0])
+            if text != "ok":
+                return text.splitlines()[-1]
+            for _, table, _ in _MOVED:
+                conn.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()
+            if conn.execute("SELECT 1 FROM journal WHERE NOT json_valid(payload) LIMIT 1").fetchone() is not None:
+                return "a row of its journal is not as it was written"
+    except sqlite3.Error as error:
+        return str(error) if _is_damage(error) else None
+    return None
+
+
+def make_anew(registry: Path) -> Path:
+    """Put the work database of a registry aside, and make a new one, while nobody has the registry open. Returns where
+    the old one is.
+
+    What is not stored is owed again by Replay.run. The registry gets another pair id, so that the old one is never
+    taken back. Raises sqlite3.Error and OSError.
+    """
+    path = work_path(registry)
+    kept = _aside(path)
+    with contextlib.closing(sqlite3.connect(registry, timeout=BUSY_TIMEOUT, isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        lock.execute("DELETE FROM meta WHERE key=?", (PAIR,))
+        _rename(path, kept)
+        _make(path)
+        lock.execute("COMMIT")
+    return kept
 
 
 # -- registries of older versions -----------------------------------------------------------------------------------
@@ -356,7 +425,7 @@ def split(registry: Path) -> Split:
     if path.exists():  # an earlier try's, or of a registry that is gone
         _rename(path, path.with_name(f"{path.name.removesuffix('.db')}.{secrets.token_hex(4)}.work.db"))
     _make(path)
-    with contextlib.closing(sqlite3.connect(path, timeout=30.0, isolation_level=None)) as conn:
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)) as conn:
         conn.execute("ATTACH ? AS old", (f"file:{quote(os.fsencode(registry))}?mode=ro",))
         conn.execute("BEGIN IMMEDIATE")
         for table, now, columns in _MOVED:

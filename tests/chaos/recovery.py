@@ -12,7 +12,11 @@ from tests.support import watchdog
 
 _DELETE = re.compile(r"delete (/\S+/(?:snapshot|lease)\.json)")
 _GONE = re.compile(r"^problem: storage: the object .* is gone \(artifact", re.MULTILINE)
-_NOT_STORED = re.compile(r"is unmounted, but the registry was not stored: .* is damaged .*--restore", re.DOTALL)
+_NOT_STORED = re.compile(
+    r"is unmounted, but the registry was not stored: .* is damaged .*(--restore|fsck --repair)", re.DOTALL
+)
+_WORK = "'lamfs fsck --repair --instance "
+"""The advice for a damaged work database."""
 END_SECONDS = 120.0
 """How long an unmount may take when storage answers."""
 STUCK_SECONDS = 15.0
@@ -64,17 +68,22 @@ def recover(machine: Machine, rng: random.Random, *, restore: bool = True, stuck
     stored = machine.cli("sync", str(mount.path), "--timeout", str(limit))
     if not stored.good and world.storage.stalled():
         stored = machine.cli("sync", str(mount.path), "--timeout", str(limit))
-    # A bad page of the registry may be met only now, and nothing more is stored then: what is said is the way back.
-    late = restore and not stored.good and "--restore" in stored.output
+    # A bad page may be met only now, and nothing more is stored then: what is said is the way back.
+    late = not stored.good and (_WORK in stored.output or (restore and "--restore" in stored.output))
     if not stored.good and not stuck and not late:
         world.complain("hang", f"everything answers, and {stored}")
     ended = unmount(machine, mount, stuck=stuck or late, damaged=restore)
-    if late or "--restore" in ended.output:
+    if (late and "--restore" in stored.output) or "--restore" in ended.output:
         machine.connect("--restore")
     machine.cli("fsck", "--repair", "--instance", SLUG)
     _mount(machine, restore=restore)
     machine.json("status")
     checked = machine.cli("fsck", "--instance", SLUG)
+    if _WORK in checked.output:
+        unmount(machine, mount, stuck=True, damaged=True)
+        machine.cli("fsck", "--repair", "--instance", SLUG)
+        _mount(machine, restore=restore)
+        checked = machine.cli("fsck", "--instance", SLUG)
     if "--restore" in checked.output and restore:
         # What is wrong with the registry may be seen late; this is what it says to do.
         unmount(machine, mount, stuck=True, damaged=True)

@@ -11,6 +11,7 @@ import pytest
 
 from lamfs.ops import kept
 from lamfs.storage import open_store
+from tests.mount.test_lost_spool import hold_uploads
 from tests.support.mounts import MountedInstance
 
 
@@ -99,3 +100,39 @@ def test_umount_says_that_the_registry_could_not_be_stored(instance: MountedInst
     assert "is of another instance than" in done.stderr
     assert not instance.mounted
     store.close()
+
+
+def ruin_page(work: Path, name: str) -> None:
+    """Overwrite the first page of a table of a work database."""
+    with contextlib.closing(sqlite3.connect(work)) as conn:
+        (number,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name=?", (name,)).fetchone()
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with open(work, "r+b") as file:
+        file.seek((number - 1) * 4096)
+        file.write(b"\xa5" * 4096)
+
+
+def test_what_a_damaged_work_database_owed_is_stored_after_the_repair(instance: MountedInstance) -> None:
+    filled(instance)
+    instance.mount()
+    hold_uploads(instance)
+    (instance.path / "a.csv").write_bytes(b"second")
+    (instance.path / "b.csv").write_bytes(b"only here")
+    (instance.path / ".notes.swp").write_bytes(b"scratch")
+    instance.kill9()
+    work = instance.directory / "work.db"
+    ruin_page(work, "journal")
+    instance.expect_log("work.db is damaged")
+    done = instance.cli("mount", str(instance.path), check=False)
+    assert done.returncode == 1, done.stdout
+    assert f"The work database {work} is damaged (" in done.stderr
+    assert f"'lamfs fsck --repair --instance {instance.slug}'" in done.stderr
+    assert "--restore" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not instance.mounted
+    instance.cli("fsck", "--repair", "--instance", instance.slug)
+    instance.mount()
+    found = {path.name: path.read_bytes() for path in instance.path.iterdir() if path.is_file()}
+    assert found == {"a.csv": b"second", "b.csv": b"only here", ".notes.swp": b"scratch"}
+    instance.umount()
+    assert instance.fsck() == []

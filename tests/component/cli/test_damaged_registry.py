@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from click.testing import CliRunner
 
 from lamfs import config
+from lamfs.cli import main
 from lamfs.config import InstanceSettings
 from lamfs.model import StorageConfig
-from lamfs.ops import kept
+from lamfs.ops import in_use, kept
 from lamfs.ops.instance import Instance
+from lamfs.registry import workdb
 from lamfs.storage import open_store
-from tests.support.commands import quick
-from tests.support.ops import machine
+from tests.support.commands import quick, quick_json
+from tests.support.ops import machine, write_spool
+from tests.support.timed import timed
 
 SLUG = "ada/one"
 
@@ -214,10 +218,6 @@ def test_the_way_back_after_a_delete_is_the_one_that_works(place: Place, tmp_pat
 
 def quick_json_failing(*words: str) -> str:
     """What is said by a command that reports problems on stdout, and ends with 1."""
-    from click.testing import CliRunner
-
-    from lamfs.cli import main
-
     done = CliRunner().invoke(main, list(words))
     assert done.exit_code == 1, done.output
     assert "problem: registry: " in done.stdout, done.output
@@ -448,10 +448,6 @@ def spoiled(data: bytes, chance: random.Random) -> bytes:
 
 def anyhow(*words: str) -> str:
     """Run a command that may find out or not. No other exception comes out than those that are sentences."""
-    from click.testing import CliRunner
-
-    from lamfs.cli import main
-
     done = CliRunner().invoke(main, list(words))
     text = done.stdout + done.stderr
     assert done.exit_code in (0, 1, 2), (words, text)
@@ -497,3 +493,111 @@ def test_any_damage_to_the_copy_in_storage_is_a_sentence(place: Place, tmp_path:
                 with Instance(config.load_instance(SLUG)) as instance:
                     instance.release_lease()
         assert place.objects() == before
+
+
+# -- the work database ------------------------------------------------------------------------------------------------
+
+
+def owe(*names: str) -> None:
+    """A mount has died before it could store these files."""
+    with Instance.open(SLUG) as opened:
+        verbs = timed(opened.registry)
+        for name in names:
+            inode, src = verbs.names.create_file(1, name, 0o100644, 0, 0)
+            write_spool(opened, src, f"only here: {name}")
+            verbs.journal.ready_put(inode.ino)
+        opened.registry.db.execute("UPDATE journal SET owner='x:1:1'")
+
+
+def work_page(name: str) -> Callable[[Path], None]:
+    """Ruins the first page of a table, or of an index, of the work database."""
+
+    def ruin(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as conn:
+            (number,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name=?", (name,)).fetchone()
+            conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with open(path, "r+b") as file:
+            file.seek((number - 1) * 4096)
+            file.write(b"\xa5" * 4096)
+
+    return ruin
+
+
+WORK_DATABASES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "the page of the journal": (work_page("journal"), r"malformed|returns error code 11"),
+    "the page of an index": (work_page("journal_put"), r"malformed|returns error code 11"),
+    "no journal": (sql("DROP TABLE journal"), "no such table"),
+}
+
+
+@pytest.mark.parametrize("damage", WORK_DATABASES)
+@pytest.mark.parametrize("place", ["folder"], indirect=True)
+def test_a_damaged_work_database_is_named_and_made_anew_from_the_registry(
+    place: Place, tmp_path: Path, damage: str
+) -> None:
+    """It was called damage of the registry. The copy in storage, which was advised, has not what is still to store."""
+    settings = begin(place, tmp_path)
+    owe("c.txt", "d.txt")
+    work = workdb.work_path(settings.registry_path)
+    WORK_DATABASES[damage][0](work)
+    way = f"'lamfs fsck --repair --instance {SLUG}'"
+    for words in (("sync",), ("close",), ("replace", "a.txt", str(tmp_path / "file"))):
+        said = quick(*words, code=1)
+        assert re.search(rf"The work database {work} is damaged \(.*({WORK_DATABASES[damage][1]})", said), said
+        assert way in said, words
+        assert "--restore" not in said, words
+        assert len(said.splitlines()) == 1, words
+    said = quick("status")
+    assert str(work) in said
+    assert way in said
+    done = CliRunner().invoke(main, ["fsck"])
+    assert done.exit_code == 1
+    assert f"problem: work database: {work} is damaged (" in done.stdout
+    assert way in done.stdout
+    assert "--restore" not in done.stdout
+    said = quick(*shlex.split(way.strip("'"))[1:])
+    (kept_at,) = re.findall(r"repaired: work database: .* the old one is (\S+)", said)
+    assert Path(kept_at).exists()
+    assert keys() == ["a.txt", "b.txt", "c.txt", "d.txt"]
+    assert [read(key) for key in keys()] == ["first", "second", "only here: c.txt", "only here: d.txt"]
+    assert quick_json("info", "c.txt")["pending"] is False
+    assert quick("sync") == "No mount is alive, and nothing waits to be stored.\n"
+    # The old one never comes back.
+    for side in ("", "-wal", "-shm"):
+        Path(f"{work}{side}").unlink(missing_ok=True)
+    assert "clean" in quick("fsck")
+    assert Path(kept_at).exists()
+
+
+@pytest.mark.parametrize("place", ["folder"], indirect=True)
+def test_a_damaged_work_database_that_is_in_use_stays(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_use, "ALONE_SECONDS", 0.0)
+    settings = begin(place, tmp_path)
+    owe("c.txt")
+    work = workdb.work_path(settings.registry_path)
+    with Instance.open(SLUG) as other:
+        work_page("journal")(work)
+        done = CliRunner().invoke(main, ["fsck", "--repair"])
+        assert done.exit_code == 1
+        assert f"problem: work database: {work} is damaged (" in done.stdout
+        assert "is in use by another program on this machine, so it cannot be mended" in done.stdout
+        assert work.exists()
+        _ = other.registry
+    quick("fsck", "--repair")
+    assert read("c.txt") == "only here: c.txt"
+
+
+@pytest.mark.parametrize("place", ["folder"], indirect=True)
+def test_a_registry_that_is_damaged_as_well_is_seen_to_first(place: Place, tmp_path: Path) -> None:
+    settings = begin(place, tmp_path)
+    work = workdb.work_path(settings.registry_path)
+    work_page("journal")(work)
+    page(settings.registry_path)
+    done = CliRunner().invoke(main, ["fsck", "--repair"])
+    assert done.exit_code == 1
+    assert f"'lamfs connect {SLUG} --restore'" in done.stdout
+    assert list(work.parent.glob("work.*.work.db")) == []
+    quick("connect", SLUG, "--restore")
+    assert keys() == ["a.txt"]

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from lamfs.errors import FsError, LamfsError, TransferDied
+from lamfs.errors import DamagedRegistry, FsError, LamfsError, TransferDied
 from lamfs.fs.filesystem import FileSystem
 from lamfs.fs.follow import Follower
 from lamfs.fs.nodes import NodeTable
@@ -254,6 +254,27 @@ def test_a_read_only_mount_takes_over_no_work(make_box: MakeBox) -> None:
             assert [entry.owner for entry in registry.journal.entries()] == [me]
 
     run_jumping(main)
+
+
+def test_damage_of_the_registry_is_a_sentence_in_the_log(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was a traceback, ten times a second."""
+    box = make_box("local")
+
+    def trim() -> None:
+        raise DamagedRegistry("The work database is damaged; here is what helps.")
+
+    async def main() -> None:
+        async with box.living() as fs:
+            monkeypatch.setattr(fs.context.registry.changes, "trim", trim)
+            with trio.move_on_after(1):
+                await Follower(fs.context).run()
+
+    run_jumping(main)
+    said = [record for record in caplog.records if "could not follow" in record.getMessage()]
+    assert said
+    assert all("here is what helps" in record.getMessage() and not record.exc_info for record in said)
 
 
 def test_a_mount_mends_what_another_one_left_between_two_commits(make_box: MakeBox) -> None:

@@ -30,7 +30,7 @@ from lamfs.errors import (
     TooLarge,
 )
 from lamfs.model import instance_id
-from lamfs.ops import artifacts, fsck, lock, mounts, recover, setup, snapshot, spools
+from lamfs.ops import artifacts, fsck, in_use, lock, mounts, recover, setup, snapshot, spools
 from lamfs.ops.instance import Instance
 from lamfs.registry import process_id
 from lamfs.storage import StorageConfig, open_store
@@ -383,7 +383,8 @@ def test_a_mounted_instance_is_neither_closed_nor_deleted(root: Path) -> None:
     assert config.current_slug() is None
 
 
-def test_what_is_in_use_is_not_deleted(root: Path) -> None:
+def test_what_is_in_use_is_not_deleted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_use, "ALONE_SECONDS", 0.0)
     slug = setup.init(str(root), "a").slug
     with Instance.open(slug):
         with pytest.raises(Locked, match="in use by another program"):

@@ -14,6 +14,9 @@ from tests.support.timed import Registry
 from tests.support.tree import check_tree
 from tests.unit.registry.conftest import Hands
 
+ROUNDS = 30
+"""Registries that are created, each by two processes together."""
+
 WRITER = """
 import random, sys, time
 from pathlib import Path
@@ -176,3 +179,50 @@ def test_a_damaged_file_is_said_so(size: int, tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * size)
     with pytest.raises(RegistryError, match="damaged"):
         Registry(path)
+
+
+CREATOR = """
+import sys
+from pathlib import Path
+from lamfs.registry import Registry
+
+for line in sys.stdin:
+    try:
+        registry = Registry(Path(line.strip()), create=True)
+        registry.db.set_meta(sys.argv[1], 1)
+        registry.close()
+        print("made", flush=True)
+    except Exception as error:
+        print(repr(error), flush=True)
+"""
+
+
+def test_processes_that_create_one_registry_at_once(tmp_path: Path) -> None:
+    """One of them got "database is locked" at once, when it gave the new file its write-ahead log."""
+    root = Path(__file__).resolve().parents[3]
+    names = ("one", "two")
+    creators = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATOR, name], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    try:
+        for number in range(ROUNDS):
+            path = tmp_path / str(number) / "registry.lndb"
+            path.parent.mkdir()
+            for creator in creators:
+                assert creator.stdin is not None
+                creator.stdin.write(f"{path}\n")
+                creator.stdin.flush()
+            for creator in creators:
+                assert creator.stdout is not None
+                assert creator.stdout.readline() == "made\n", f"round {number}"
+            registry = Registry(path)
+            assert [registry.db.get_meta(name) for name in names] == [1, 1]
+            assert not registry.replay.is_needed()
+            registry.close()
+            assert sorted(each.name for each in path.parent.iterdir()) == ["registry.lndb", "work.db"]
+    finally:
+        for creator in creators:
+            creator.communicate(timeout=60)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lamfs.errors import RegistryError
+from lamfs.errors import DamagedRegistry, RegistryError
 from lamfs.registry import schema, workdb
-from lamfs.registry.db import SCHEMA_VERSION, WORK_SPLIT
+from lamfs.registry.db import SCHEMA_VERSION, WORK_SPLIT, is_whole
 from lamfs.registry.entries import Abort, Delete, Move, Put
 from tests.support.timed import Registry
 from tests.unit.registry.conftest import Hands
@@ -240,3 +240,70 @@ def test_payloads_stay_as_they_are(path: Path) -> None:
         row = registry.db.one("SELECT payload FROM journal")
         assert row is not None
         assert json.loads(row[0])["base"] == "3:abc"
+
+
+def test_a_file_gets_its_log_when_its_reader_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SQLite does not wait for by itself."""
+    path = tmp_path / "new.db"
+    with (
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader,
+        contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as conn,
+    ):
+        conn.execute("CREATE TABLE x(y)")
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM x").fetchone()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            conn.execute("PRAGMA journal_mode=WAL")
+        monkeypatch.setattr(workdb.time, "sleep", lambda seconds: reader.in_transaction and reader.execute("COMMIT"))
+        workdb.begin_wal(conn)
+        assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_value_that_nobody_wrote_is_damage_of_the_file_that_has_it(path: Path) -> None:
+    make(path, "a")
+    with opened(path) as registry:
+        registry.file.check_values()
+        registry.db.execute("UPDATE journal SET payload='{'")
+        with pytest.raises(DamagedRegistry, match=r"The work database .*work\.db is damaged \(a row of its journal"):
+            registry.file.check_values()
+        registry.db.execute("UPDATE journal SET payload='{}'")
+        registry.db.execute("INSERT INTO owed(op, object_key, created_at, payload) VALUES('delete', 'o', 1, '{')")
+        with pytest.raises(DamagedRegistry, match=r"The registry .*registry\.lndb is damaged \(a row of what it owes"):
+            registry.file.check_values()
+
+
+def test_a_work_database_made_anew_never_gives_way_to_the_damaged_one(path: Path) -> None:
+    make(path, "a.csv", "b.csv")
+    kept = workdb.make_anew(path)
+    with opened(path) as registry:
+        assert registry.journal.puts() == []
+        assert registry.replay.run(lambda src: 3, lambda src: False, spare_uid=lambda: "s" * 20, now=1) == 2
+    workdb.work_path(path).unlink()
+    with opened(path) as registry:
+        assert registry.journal.puts() == []
+    assert kept.exists()
+
+
+def test_a_work_database_is_not_made_anew_from_what_is_no_registry(path: Path) -> None:
+    make(path, "a.csv")
+    path.write_bytes(b"")
+    assert not is_whole(path)
+    with pytest.raises(sqlite3.Error):
+        workdb.make_anew(path)
+    assert workdb.flaw(path) is None
+    assert list(path.parent.glob("work.*.work.db")) == []
+
+
+def test_a_damaged_work_database_is_looked_for_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon meets it again and again, and others wait meanwhile."""
+    make(path, "a.csv")
+    looks: list[Path] = []
+    flaw = workdb.flaw
+    monkeypatch.setattr(workdb, "flaw", lambda registry: looks.append(registry) or flaw(registry))
+    with opened(path) as registry:
+        with contextlib.closing(sqlite3.connect(workdb.work_path(path))) as conn:
+            conn.execute("DROP TABLE journal")
+        for _ in range(3):
+            with pytest.raises(DamagedRegistry, match=r"The work database .* is damaged \(no such table: journal"):
+                registry.journal.entries()
+        assert looks == [path]
