@@ -71,12 +71,17 @@ def adopt_puts(registry: Registry, store: ObjectStore, spool: SpoolFolder, ops: 
     storage, even when the registry does not know of the object. A file that was never stored keeps the bytes that are
     left.
 
+    Of a partial spool, bytes that nobody has noted count when only the process was killed (partial_spools.py).
+
     A put is also given up when it names something that is not a spool file: lamfs has not written such a row.
     """
     replay(registry, store, spool)
     wanted = set(ops)
     taken = registry.journal.adopt(wanted - {"put"})
     left = registry.journal.left_puts() if "put" in wanted else []
+    for entry in left:
+        if not of_another_boot(entry.owner) and _foreign(spool, entry) is None:
+            partial_spools.count_unnoted(registry, entry, spool)
     plain = {entry.id for entry in left if _is_there(registry, spool, entry)}
     taken += registry.journal.take(entry for entry in left if entry.id in plain)
     taken += [entry for entry in left if entry.id not in plain and _decide(registry, store, spool, entry)]

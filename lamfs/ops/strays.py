@@ -213,9 +213,11 @@ def _is_stored(registry: Registry, store: ObjectStore, content: ContentHash) -> 
 
 
 def _same(spool: SpoolFolder, other: str, fd: int, size: int) -> bool:
+    """Whether the ``size`` bytes of a spool file are those with which another one begins: where a file that is cut was
+    to go on in a new one, that has no more."""
     try:
         with spool.opened(other, os.O_RDONLY) as beside:
-            return os.fstat(beside).st_size == size and hashing.hash_fd(fd, size).same_bytes(
+            return os.fstat(beside).st_size >= size and hashing.hash_fd(fd, size).same_bytes(
                 hashing.hash_fd(beside, size)
             )
     except (LamfsError, OSError, EOFError):

@@ -29,6 +29,7 @@ from lamfs.registry.partial_spools import (
     lacks_some,
     missing_blocks,
     unwritten,
+    without,
 )
 from lamfs.registry.people import People, Run, Storage, Transform, User
 from lamfs.registry.replay import Pending, Replay
@@ -121,5 +122,5 @@ __all__ = [
     "PartRecord", "Pending", "Provenance", "Ranges", "Registry", "Removed", "Renamed", "Run", "Seal", "Storage",
     "Stored", "Transform", "UploadRecord", "Uploads", "User", "add_range", "base_id", "begin_log", "fold_log",
     "is_alive", "is_based_on", "lacks_some", "missing_blocks",
-    "of_another_boot", "process_id", "sync_log", "unwritten",
+    "of_another_boot", "process_id", "sync_log", "unwritten", "without",
 ]  # fmt: skip

@@ -70,7 +70,7 @@ def unwritten(offset: int, data: bytes, ranges: Ranges) -> Iterator[tuple[int, m
         yield offset + start, view[start:end]
 
 
-def _without(ranges: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def without(ranges: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """What of ``ranges`` is not in ``taken``; both are in order."""
     out = tuple(taken)
     for start, end in ranges:
@@ -133,7 +133,7 @@ class PartialSpools:
                 (src,),
             ).fetchall()
             for block, written, durable in rows:
-                for start, end in _without(json.loads(written), json.loads(durable or "[]")):
+                for start, end in without(json.loads(written), json.loads(durable or "[]")):
                     start, end = start + block * BLOCK_SIZE, end + block * BLOCK_SIZE
                     if lost and lost[-1][1] == start:
                         lost[-1] = lost[-1][0], end

@@ -8,7 +8,8 @@ may set either of them back (workdb.py). Each half says enough to redo the other
   the registry is, its decision counts: what was put is stored, or deleted, or is another file's. If the work database
   is, its put counts as long as there is the inode.
 
-A spool file that loses its row is looked at as any that nothing owes (ops/strays.py), unless the registry is ahead.
+A spool file that loses its row is looked at as any that nothing owes (ops/strays.py), unless the registry is ahead, and
+does not wait for it.
 """
 
 from __future__ import annotations
@@ -155,14 +156,15 @@ class Replay:
             log.info("the spool file %s of inode %s is to become artifact %s", src, ino, said.uid)
             return
         if said is not None and said.machine == self._db.machine:
-            # It was about to go on in another spool file. Nothing of that was acknowledged, if the process was killed.
+            # It was about to go on in another spool file. If the process was killed, nothing of that was acknowledged,
+            # as far as the disk has kept the work database's log.
             if registry_first and not killed and (size(said.src) or 0) >= (size(src) or 0):
                 self._db.execute("UPDATE journal SET src=?, state='open' WHERE id=?", (said.src, row))
                 self._db.execute("DELETE FROM spent WHERE src IN (?, ?)", (src, said.src))
                 log.info("inode %s goes on in the spool file %s, and not in %s", ino, said.src, src)
                 return
-            if killed:
-                self._db.execute("INSERT OR IGNORE INTO spent(src) VALUES(?)", (said.src,))
+            # The other spool file is not spent all the same: a log that has lost more than one transaction looks the
+            # same, and then it has bytes that were acknowledged. What is in it tells (ops/strays.py).
             self._own_uid(row, ino, spare_uid())  # the inode follows
             log.info("inode %s goes on in the spool file %s, and not in %s", ino, src, said.src)
             return

@@ -20,7 +20,7 @@ from lamfs.registry.commits import Commits
 from lamfs.registry.db import Database
 from lamfs.registry.entries import Put
 from lamfs.registry.journal import Journal
-from lamfs.registry.partial_spools import PartialSpools
+from lamfs.registry.partial_spools import PartialSpools, Ranges
 from lamfs.registry.people import People, User
 from lamfs.registry.rescue import Lost, Rescue, lost_in
 from lamfs.registry.seals import Seals
@@ -127,6 +127,24 @@ class Upkeep:
             for each in noted:
                 self._rescue.note_lost(each)
             return noted
+
+    def add_unnoted(self, entry: Put, known: Mapping[int, Ranges], found: Mapping[int, Ranges]) -> bool:
+        """Bytes that are in the spool file of a put of a process that is gone, and that nobody has noted, count as
+        written. ``known``: the ranges of these blocks as they were noted; ``found``: as they are.
+
+        False, and nothing has changed: the row, or what is noted of these blocks, is not as it was found.
+        """
+        with self._db.transaction():
+            inode = self._tree.get(entry.ino)
+            noted, present = self._partial_spools.ranges(entry.src), self._partial_spools.present(entry.src)
+            same = all(block not in present and noted.get(block, ()) == known.get(block, ()) for block in found)
+            if inode is None or not same or not self._is_as_found(entry):
+                return False
+            self._partial_spools.add_ranges(entry.src, found)
+            self._seals.forget(entry.src)
+            self._tree.bump_revision(inode.ino)
+            self._changes.content(inode.ino)
+            return True
 
     def _ends_at(self, src: str, size: int, base: int) -> bool:
         """Whether a partial spool of ``size`` bytes lacks what follows the ``base`` bytes of its revision, within a

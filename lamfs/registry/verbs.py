@@ -698,6 +698,10 @@ class UpkeepVerbs(Protocol):
         """The machine went down: believe only what was durable of a put's spool file; what is lost, which is
         remembered. ``cut``: shortens the spool file, before the commit."""
 
+    def add_unnoted(self, entry: Put, known: Mapping[int, Ranges], found: Mapping[int, Ranges]) -> bool:
+        """Bytes of a put's spool file that nobody has noted count as written (Upkeep.add_unnoted). False, and nothing
+        happens: what is noted is not ``known`` any more."""
+
     def succeeding(self, old: Database, *, apart: bool) -> AbstractContextManager[Mapping[str, Told]]:
         """A transaction in which this registry takes over what ``old``, this machine's working copy so far, owes; the
         spool files that are left behind. ``apart``: another machine has gone on with this one."""

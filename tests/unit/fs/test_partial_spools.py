@@ -353,6 +353,37 @@ def test_a_cut_that_fails_has_cut_nothing(make_box: MakeBox) -> None:
     box.check(user)
 
 
+def test_what_was_written_counts_when_the_disk_has_lost_the_notes_of_it(
+    make_box: MakeBox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The mount was killed, and the end of the work database's log is gone: the bytes are in the spool all the same."""
+
+    async def change_and_die(user: User) -> None:
+        await store_big(user)
+        user.mover.failing = lambda op, key: StorageUnavailable("away")
+        opened = await user.open("big.bin")
+        for offset in (9 * MIB + 5, 2 * BLOCK_SIZE - 50, 3 * BLOCK_SIZE + 100):
+            await user.pwrite(opened, b"patched\0with zeros" * 400, offset)
+        await user.close(opened)
+        raise Crash("killed")
+
+    async def store(user: User) -> None:
+        await user.sync()
+
+    box, user = make_box("s3"), User()
+    box.run(change_and_die, user)
+    registry = Registry(box.base / "registry.lndb")
+    (put,) = registry.journal.puts()
+    kept = list(registry.partial_spools.ranges(put.src).items())[:1]
+    registry.db.execute("DELETE FROM partial_spool")
+    registry.partial_spools.add_ranges(put.src, dict(kept))
+    registry.close()
+    box.run(store, user)
+    box.check(user)
+    assert "'big.bin'" in caplog.text
+    assert "count as written" in caplog.text
+
+
 def test_finished_without_a_mount(make_box: MakeBox) -> None:
     """The mount died when storage had the change and before the registry knew of it, and a notebook finishes it."""
 

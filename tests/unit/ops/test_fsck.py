@@ -383,6 +383,19 @@ def test_stray_spool_files_look_through_all_artifacts_once(
     assert looked == 1
 
 
+def test_a_copy_that_a_kill_has_left_is_not_kept(instance: Instance) -> None:
+    """A file that was being stored was to go on in a copy of what was to stay of it. A copy with other bytes is one in
+    which it went on."""
+    inode, src = timed(instance.registry).names.create_file(ROOT_INO, "b.txt", 0o100644, os.getuid(), os.getgid())
+    write_spool(instance, src, "some bytes")
+    cut, changed, longer = (spool_name(inode.ino) for _ in range(3))
+    for name, text in ((cut, "some"), (changed, "same"), (longer, "some bytes more")):
+        write_spool(instance, name, text)
+    with make_spool(instance) as spool:
+        kinds = {stray.src: stray.kind for stray in strays.look(instance.registry, instance.store, spool)}
+    assert kinds == {cut: strays.Kind.DOUBLE, changed: strays.Kind.STRAY, longer: strays.Kind.STRAY}
+
+
 def test_a_scratch_name_whose_bytes_are_in_the_spool(instance: Instance) -> None:
     """The registry was restored, and has the name alone."""
     registry = instance.registry

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from lamfs.errors import RegistryError
+from lamfs.keys import spool_name
+from lamfs.processes import boot_id
 from lamfs.registry import intake, schema, workdb
 from lamfs.registry.db import WORK_SPLIT
 from tests.support.timed import Registry
@@ -231,6 +233,31 @@ def test_a_partial_spool_file_that_was_stored_is_not_deleted_when_the_registry_w
         assert not registry.replay.is_needed()
         assert registry.journal.puts() == []
         assert not registry.journal.is_spent(put.src)  # so it comes to lost+found
+
+
+def test_a_spool_file_that_only_the_registry_knows_is_not_spent(path: Path) -> None:
+    """A kill between the two commits leaves a copy without new bytes in it. So does the disk that loses the end of the
+    work database's log, and then later writes are in the copy: what is in it has to tell."""
+    with opened(path, create=True) as registry:
+        registry.people.ensure_storage("s3://bucket/prefix", "s3")
+        hands = Hands(registry)
+        ino = hands.save("a", b"old").ino
+        assert ino is not None
+        hands.rewrite("a")
+        (put,) = registry.journal.puts()
+        registry.db.execute("UPDATE journal SET owner=?", (f"{boot_id()}:1:1",))
+        registry.db.execute("PRAGMA work.wal_checkpoint(TRUNCATE)")
+        shutil.copy(workdb.work_path(path), path.with_name("before"))
+        src = spool_name(ino)
+        registry.journal.begin_put(ino, src)
+    for side in ("-wal", "-shm"):
+        Path(f"{workdb.work_path(path)}{side}").unlink(missing_ok=True)
+    shutil.move(path.with_name("before"), workdb.work_path(path))
+    with opened(path) as registry:
+        assert registry.replay.is_needed()
+        registry.replay.run(lambda src: 3, lambda src: True, spare_uid=lambda: "s" * 20, now=1)
+        assert [each.src for each in registry.journal.puts()] == [put.src]
+        assert not registry.journal.is_spent(src)
 
 
 def test_what_somebody_else_has_left_apart_is_not_mended_on_the_way(path: Path) -> None:
