@@ -182,7 +182,9 @@ def _kind(
         if stored is not False:
             return Kind.DOUBLE if stored else Kind.UNTOLD
     owed = registry.journal.put_of(spool_inode(name))
-    if owed is not None and owed.src is not None and owed.src != name and _same(spool, owed.src, fd, size):
+    if owed is None or owed.src is None or owed.src == name:
+        return Kind.STRAY
+    if _same(spool, owed.src, fd, size) or _is_object(store, owed, fd, size):
         return Kind.DOUBLE
     return Kind.STRAY
 
@@ -219,6 +221,23 @@ def _same(spool: SpoolFolder, other: str, fd: int, size: int) -> bool:
         with spool.opened(other, os.O_RDONLY) as beside:
             return os.fstat(beside).st_size >= size and hashing.hash_fd(fd, size).same_bytes(
                 hashing.hash_fd(beside, size)
+            )
+    except (LamfsError, OSError, EOFError):
+        return False
+
+
+def _is_object(store: ObjectStore, owed: Put, fd: int, size: int) -> bool:
+    """As ``_same``, of an owed spool file that was renamed into a storage folder, which the registry does not say
+    yet."""
+    if owed.object_key is None or not store.imports_files:
+        return False
+    try:
+        found = store.open_local(owed.object_key)
+        if found is None:
+            return False
+        with open(found, "rb") as beside:
+            return os.fstat(found).st_size >= size and hashing.hash_fd(fd, size).same_bytes(
+                hashing.hash_fd(beside.fileno(), size)
             )
     except (LamfsError, OSError, EOFError):
         return False
