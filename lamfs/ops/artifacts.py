@@ -202,7 +202,7 @@ def find(instance: Instance, name: str, *, trash: bool = False) -> ArtifactRecor
 
 
 def _why_not(instance: Instance, name: str, trash: bool) -> str:
-    """A sentence that says why ``name`` is no artifact, and what to do."""
+    """A sentence that says why nothing is found by ``name``, and what to do."""
     dead = mounts.find_dead_by_path(name)
     if dead is not None:
         return (
