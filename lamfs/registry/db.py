@@ -379,22 +379,26 @@ def translated(path: Path, name: str | None = None) -> Iterator[None]:
         raise registry_error(path, error, name) from error
 
 
+def _files(path: Path, *, timeout: float) -> Iterator[sqlite3.Connection]:
+    """A connection to the registry's file alone, then one to its work database's alone, each for one step of a loop.
+    ``timeout``: seconds that they wait for others. Raises RegistryError."""
+    _check_file(path, None)
+    for each in filter(Path.exists, (path, workdb.work_path(path))):
+        with translated(path):
+            uri = f"file:{quote(os.fsencode(each))}?mode=rw"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)) as conn:
+                conn.execute("PRAGMA synchronous=NORMAL")
+                yield conn
+
+
 def fold_log(path: Path) -> None:
     """Write what is in the log at ``path`` into the registry's file, as far as no reader is in the way. Any thread.
 
     Writers go on meanwhile; once all is folded the next one begins the log anew. Raises RegistryError.
     """
-    _check_file(path, None)
-    for each in filter(Path.exists, (path, workdb.work_path(path))):
+    for conn in _files(path, timeout=0):
         with translated(path):
-            conn = sqlite3.connect(
-                f"file:{quote(os.fsencode(each))}?mode=rw", uri=True, timeout=0, isolation_level=None
-            )
-            try:
-                conn.execute("PRAGMA synchronous=NORMAL")
-                conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            finally:
-                conn.close()
+            conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
 def begin_log(path: Path) -> None:
@@ -404,21 +408,13 @@ def begin_log(path: Path) -> None:
     commit that changes nothing does that here, so that the first program that writes does not wait for it. Raises
     RegistryError.
     """
-    _check_file(path, None)
-    for each in filter(Path.exists, (path, workdb.work_path(path))):
+    for conn in _files(path, timeout=1):
         with translated(path):
-            conn = sqlite3.connect(
-                f"file:{quote(os.fsencode(each))}?mode=rw", uri=True, timeout=1, isolation_level=None
-            )
-            try:
-                conn.execute("PRAGMA synchronous=NORMAL")
-                # Writing what is there already would change no page.
-                conn.execute("BEGIN IMMEDIATE")
-                conn.execute("INSERT INTO meta(key, value) VALUES('', NULL)")
-                conn.execute("DELETE FROM meta WHERE key=''")
-                conn.execute("COMMIT")
-            finally:
-                conn.close()
+            # Writing what is there already would change no page.
+            conn.execute("BEGIN IMMEDIATE")
+            conn.execute("INSERT INTO meta(key, value) VALUES('', NULL)")
+            conn.execute("DELETE FROM meta WHERE key=''")
+            conn.execute("COMMIT")
 
 
 def sync_log(path: Path) -> None:

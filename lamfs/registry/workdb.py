@@ -359,7 +359,7 @@ def flaw(registry: Path, *, thorough: bool = False) -> str | None:
     """What is damaged in the work database of a registry, in SQLite's words; None: nothing that is found, or it is not
     there, or cannot be read now. It reads the whole file. ``thorough``: the indices too.
 
-    For who has met damage: SQLite does not say in which of the two files that was.
+    SQLite reports damage without saying which of the two files has it.
     """
     path = work_path(registry)
     if not path.exists():
