@@ -219,9 +219,7 @@ def _same(spool: SpoolFolder, other: str, fd: int, size: int) -> bool:
     to go on in a new one, that has no more."""
     try:
         with spool.opened(other, os.O_RDONLY) as beside:
-            return os.fstat(beside).st_size >= size and hashing.hash_fd(fd, size).same_bytes(
-                hashing.hash_fd(beside, size)
-            )
+            return _begins_with(beside, fd, size)
     except (LamfsError, OSError, EOFError):
         return False
 
@@ -236,8 +234,11 @@ def _is_object(store: ObjectStore, owed: Put, fd: int, size: int) -> bool:
         if found is None:
             return False
         with open(found, "rb") as beside:
-            return os.fstat(found).st_size >= size and hashing.hash_fd(fd, size).same_bytes(
-                hashing.hash_fd(beside.fileno(), size)
-            )
+            return _begins_with(beside.fileno(), fd, size)
     except (LamfsError, OSError, EOFError):
         return False
+
+
+def _begins_with(beside: int, fd: int, size: int) -> bool:
+    """Whether the file ``beside`` begins with the ``size`` bytes of the file ``fd``."""
+    return os.fstat(beside).st_size >= size and hashing.hash_fd(fd, size).same_bytes(hashing.hash_fd(beside, size))
